@@ -1,0 +1,59 @@
+"""Diagnose memory in trained sequence models.
+
+    import ssmdiag
+    checkpoint = ssmdiag.read_checkpoint("model.safetensors")
+    for recurrence in ssmdiag.extract_recurrences(checkpoint):
+        print(recurrence.layer, recurrence.half_life.median())
+    ssmdiag.diagnose(checkpoint)
+
+Names are imported on first use, so that `import ssmdiag` does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Checkpoint": "ssmdiag.checkpoint",
+    "Diagnosis": "ssmdiag.diagnosis",
+    "Family": "ssmdiag.families",
+    "Option": "ssmdiag.families",
+    "Recurrence": "ssmdiag.recurrence",
+    "Spelling": "ssmdiag.families",
+    "SsmdiagError": "ssmdiag.errors",
+    "diagnose": "ssmdiag.diagnosis",
+    "extract_recurrences": "ssmdiag.diagnosis",
+    "known_families": "ssmdiag.families",
+    "read_checkpoint": "ssmdiag.checkpoint",
+    "recognise": "ssmdiag.families.recognition",
+}
+
+__all__ = sorted(_WHERE)
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint as Checkpoint
+    from ssmdiag.checkpoint import read_checkpoint as read_checkpoint
+    from ssmdiag.diagnosis import Diagnosis as Diagnosis
+    from ssmdiag.diagnosis import diagnose as diagnose
+    from ssmdiag.diagnosis import extract_recurrences as extract_recurrences
+    from ssmdiag.errors import SsmdiagError as SsmdiagError
+    from ssmdiag.families import Family as Family
+    from ssmdiag.families import Option as Option
+    from ssmdiag.families import Spelling as Spelling
+    from ssmdiag.families import known_families as known_families
+    from ssmdiag.families.recognition import recognise as recognise
+    from ssmdiag.recurrence import Recurrence as Recurrence
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'ssmdiag' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,9 @@
+"""Path → named tensors, read lazily. Knows no state space model.
+
+One module per container; `read_checkpoint` picks it from the file itself, not from its suffix.
+"""
+
+from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, StoredTensor
+from ssmdiag.checkpoint.reading import read_checkpoint
+
+__all__ = ["Checkpoint", "Container", "StoredTensor", "read_checkpoint"]

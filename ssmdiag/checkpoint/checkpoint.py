@@ -1,0 +1,144 @@
+"""The records that reading a checkpoint returns: `Checkpoint` and `StoredTensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ssmdiag.checkpoint.names import clean_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Container(Protocol):
+    """One opened file: names now, shapes cheaply, values on request. One module per file type."""
+
+    path: Path
+
+    def names(self) -> list[str]:
+        """Return every stored tensor name, as stored."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor, without reading its values."""
+
+    def dtype(self, name: str) -> str:
+        """Return the stored dtype by its torch name, such as `bfloat16`."""
+
+    def load(self, name: str) -> Tensor:
+        """Read one tensor in its stored dtype."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """One tensor on disk. Nothing of its values is in memory until `load`."""
+
+    name: str
+    """Cleaned, dotted name."""
+    stored_name: str
+    """Name as it stands in the file."""
+    container: Container
+    loaded: set[str]
+    """Names already counted in `Checkpoint.bytes_read`; shared by all tensors of a checkpoint."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.container.shape(self.stored_name)
+
+    @property
+    def dtype(self) -> str:
+        return self.container.dtype(self.stored_name)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values on disk, in bytes."""
+        bits = DTYPE_BITS.get(self.dtype, 32)
+        count = 1
+        for size in self.shape:
+            count *= size
+        return (count * bits + 7) // 8
+
+    def load(self) -> Tensor:
+        """Return the values in their stored dtype."""
+        self.loaded.add(self.name)
+        return self.container.load(self.stored_name)
+
+
+DTYPE_BITS = {
+    "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16,
+    "complex128": 128, "complex64": 64, "complex32": 32,
+    "int64": 64, "int32": 32, "int16": 16, "int8": 8, "bool": 8,
+    "uint64": 64, "uint32": 32, "uint16": 16, "uint8": 8,
+    "float8_e4m3fn": 8, "float8_e5m2": 8, "float8_e4m3fnuz": 8, "float8_e5m2fnuz": 8,
+    "float8_e8m0fnu": 8, "float4_e2m1fn_x2": 4,
+}  # fmt: skip
+"""Bits per element of every stored dtype, by torch name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(Mapping[str, StoredTensor]):
+    """Named tensors of one checkpoint, read lazily: `checkpoint[name].load()`.
+
+    Names are cleaned and dotted (wrappers of torch.compile, DDP and FSDP removed, JAX separators
+    turned into dots); `StoredTensor.stored_name` keeps the original.
+    """
+
+    path: Path
+    format: str
+    """Container in words: `safetensors`, `safetensors, 4 shards`, `torch zip`, `npz` …"""
+    tensors: Mapping[str, StoredTensor]
+    size: int
+    """Bytes on disk of all files read from."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json beside the weights, or empty."""
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Settings stored in the file itself (Lightning's `hyper_parameters`), flat and dotted."""
+    train_step: int | None = None
+    """Optimiser step at which the file was saved, if it says."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user: what was skipped while opening and why."""
+    problems: tuple[str, ...] = ()
+    """What is missing or broken: an absent shard, an index that lies."""
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensor values read so far."""
+        first = next(iter(self.tensors.values()), None)
+        return sum(self.tensors[name].nbytes for name in first.loaded) if first else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """config.json and in-file hyper-parameters, flat and dotted; the file itself wins."""
+        return {**flatten(self.config), **self.hyper_parameters}
+
+
+def collect(containers: list[Container]) -> dict[str, StoredTensor]:
+    """Return the tensors of several containers under their cleaned names."""
+    loaded: set[str] = set()
+    stored = [(name, container) for container in containers for name in container.names()]
+    cleaned = clean_names([name for name, _ in stored])
+    return {
+        clean: StoredTensor(clean, name, container, loaded)
+        for clean, (name, container) in zip(cleaned, stored, strict=True)
+    }
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings under dotted names; everything else is a leaf."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -1,0 +1,28 @@
+"""The command line: parse, one library call, render, exit code. One small file per command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line. Known problems and crashes alike exit 2; 1 is kept for findings."""
+    from ssmdiag.cli.app import app
+    from ssmdiag.errors import SsmdiagError
+
+    try:
+        app()
+    except SsmdiagError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("ssmdiag crashed: this is a bug in ssmdiag, not in your checkpoint.", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,73 @@
+"""The contract of a family: which tensors it is known by, and how they become a `Recurrence`.
+
+A family is one module in this package (or in another, under the entry point `ssmdiag.families`)
+with a module-level `FAMILY`. It must not import torch: `read` gets tensors and uses their methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """One way in which a family's tensors are named on disk.
+
+    `tensors` maps a name local to the module to its axes: `"channel mode"` binds two axis names that
+    must agree between siblings, a number must match exactly, `_` is any size, `complex: …` a complex
+    dtype, `float64: …` that dtype. The first tensor is the telltale: where it stands without its
+    siblings, the report says which one is missing.
+    """
+
+    name: str
+    """Whose files are spelled like this."""
+    tensors: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    """Local names whose presence makes it another family."""
+    path: str | None = None
+    """Regular expression the module path must contain, where names alone are ambiguous."""
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Settings of config.json that must have one of these values, such as {"model_type": ("jamba",)}."""
+
+    @property
+    def telltale(self) -> str:
+        return next(iter(self.tensors))
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that tensors cannot tell: a map, a discretisation, a code version."""
+
+    name: str
+    choices: tuple[str, ...]
+    usual: str
+    """What is assumed where nothing says otherwise."""
+    meaning: str
+    """What it decides, for the report."""
+    settings: tuple[str, ...] = ()
+    """Names under which config.json or the file's hyper-parameters give it; the last path element."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: its name, its paper, its spellings, and how a layer of it is read."""
+
+    name: str
+    """Short and stable: used in JSON and in `--assume family=…`."""
+    title: str
+    """As the field writes it."""
+    paper: str
+    memory: Literal["exact", "nominal"]
+    """`nominal`: the decay depends on the input and is read at the gates' bias."""
+    spellings: tuple[Spelling, ...]
+    read: Callable[[Layer], Iterable[Recurrence]]
+    options: tuple[Option, ...] = ()
+    caveat: str = ""
+    """What the modal form leaves out, in one sentence for the report."""

@@ -1,0 +1,221 @@
+"""`Layer`: one recognised module of a checkpoint, as a family's `read` sees it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ssmdiag.checkpoint.names import layer_numbers, parametrized
+from ssmdiag.errors import LayerError
+from ssmdiag.maps import MAPS
+from ssmdiag.recurrence import Assumption, Recurrence, RecurrentWeight, as_complex
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.checkpoint import Checkpoint, StoredTensor
+    from ssmdiag.families.interface import Family, Spelling
+
+
+@dataclass
+class _Record:
+    """What a reading used, for the report."""
+
+    tensors: dict[str, None] = field(default_factory=dict)
+    weights: list[RecurrentWeight] = field(default_factory=list)
+    assumptions: dict[str, Assumption] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Tensors of one module under their local names, its settings, and the bench to read them on."""
+
+    path: str
+    """Dotted path of the module; empty at the top of the file."""
+    family: Family
+    spelling: Spelling
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+    """Local name → full cleaned name, of required and present optional tensors."""
+    axes: Mapping[str, int]
+    """Sizes of the axes named in the spelling."""
+    defect: str | None = None
+    """Why the siblings do not fit together, if they do not."""
+    assume: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    _record: _Record = field(default_factory=_Record)
+
+    @property
+    def number(self) -> int | None:
+        """The layer's index in its model, from the first number of its path."""
+        return next(iter(layer_numbers(self.path)), None)
+
+    def read(self, **assume: str) -> list[Recurrence]:
+        """Return the layer's recurrences (one per branch), on a fresh record.
+
+        Raises LayerError where its tensors do not fit together or cannot be read as numbers.
+        """
+        if self.defect:
+            raise LayerError(self.defect)
+        bench = replace(self, assume={**self.assume, **assume}, _record=_Record())
+        found = list(self.family.read(bench))
+        if not found:
+            raise LayerError(f"{self.path}: {self.family.name} found no recurrence in it.")
+        return found
+
+    def __contains__(self, local: str) -> bool:
+        return local in self.names
+
+    def shape(self, local: str) -> tuple[int, ...]:
+        return self.stored(local).shape
+
+    def stored(self, local: str) -> StoredTensor:
+        """Return the tensor on disk behind a local name."""
+        return self.checkpoint[self.names[local]]
+
+    def __getitem__(self, local: str) -> Tensor:
+        """Return the values in float64 or complex128. Raises LayerError for packed or scaled ones."""
+        return self._load(self.stored(local))
+
+    def complex(self, local: str) -> Tensor:
+        """Return complex128 values stored as a complex dtype or as a last axis of (re, im)."""
+        values = self[local]
+        if values.is_complex():
+            return values
+        if values.shape[-1:] != (2,):
+            raise LayerError(
+                f"{self.names[local]} has shape {tuple(values.shape)}; expected a last axis of 2 (re, im)."
+            )
+        return as_complex(values[..., 0]) + 1j * values[..., 1]
+
+    def integer(self, local: str) -> int:
+        """Return a stored integer scalar."""
+        self._record.tensors[self.names[local]] = None
+        return int(self.stored(local).load().reshape(-1)[0])
+
+    def weight(self, local: str, map: str, role: Literal["rate", "frequency", "step"] = "rate") -> Tensor:
+        """Return f(w) in float64 for a stored weight, and remember w and f for the report."""
+        values = self[local]
+        stored = self.stored(local)
+        self._record.weights.append(RecurrentWeight(stored.name, role, map, values, stored.dtype))
+        return MAPS[map](values)
+
+    def elsewhere(self, suffix: str) -> Tensor | None:
+        """Return a model-level tensor whose name ends with `suffix`, or None."""
+        name = next((n for n in self.checkpoint if n == suffix or n.endswith(f".{suffix}")), None)
+        return self._load(self.checkpoint[name]) if name else None
+
+    def setting(self, *leaves: str, default: Any = None) -> Any:
+        """Return the first setting of config.json or of the file whose last path element is one of these."""
+        found = _find(self.checkpoint.settings, leaves)
+        return default if found is None else found
+
+    def option(self, name: str) -> str:
+        """Return the value of one of the family's options, and remember where it came from."""
+        option = next(option for option in self.family.options if option.name == name)
+        if name in self.assume:
+            value, source = self.assume[name], "--assume"
+        else:
+            found = _find(self.checkpoint.settings, (name, *option.settings))
+            text = str(found).lower() if found is not None else None
+            value, source = (text, "file") if text in option.choices else (option.usual, "usual")
+        self._record.assumptions[name] = Assumption(name, value, source, option.meaning, option.choices)  # type: ignore[arg-type]
+        return value
+
+    def note(self, text: str) -> None:
+        """Leave a remark for the report."""
+        self._record.notes[text] = None
+
+    def recurrence(self, log_eigenvalues: Tensor, *, branch: str = "", **fields: Any) -> Recurrence:
+        """Return the `Recurrence` with everything this layer knows of itself filled in.
+
+        `branch` distinguishes several recurrences of one module ("backward").
+        """
+        record = self._record
+        rate = next((w for w in record.weights if w.role == "rate"), None)
+        nominal = self.family.memory == "nominal"
+        fields.setdefault("operating_point", "gates at their bias (nominal)" if nominal else None)
+        return Recurrence(
+            layer=f"{self.path} ({branch})" if branch else self.path,
+            family=self.family.name,
+            spelling=self.spelling.name,
+            log_eigenvalues=as_complex(log_eigenvalues),
+            time_invariant=fields.pop("time_invariant", not nominal),
+            weights=tuple(record.weights),
+            tensors=tuple(record.tensors),
+            dtype=rate.dtype if rate else self.stored(self.spelling.telltale).dtype,
+            assumptions=tuple(record.assumptions.values()),
+            notes=tuple(record.notes),
+            **fields,
+        )
+
+    def _load(self, stored: StoredTensor) -> Tensor:
+        import torch
+
+        dtype = stored.dtype
+        if dtype.startswith("float8") or dtype.startswith("float4"):
+            scale = next(
+                (n for n in (f"{stored.name}_scale_inv", f"{stored.name}_scale") if n in self.checkpoint), None
+            )
+            if scale or dtype.startswith("float4"):
+                raise LayerError(
+                    f"{stored.name} is {dtype} with scales beside it: quantised.",
+                    advice="inspect the unquantised checkpoint; ssmdiag does not undo quantisation.",
+                )
+        elif not dtype.startswith(("float", "bfloat", "complex")):
+            raise LayerError(
+                f"{stored.name} is stored as {dtype}: packed, quantised or not a weight.",
+                expected="a floating point or complex tensor",
+                advice="inspect the unquantised checkpoint.",
+            )
+        if parametrized(stored.stored_name):
+            self.note(
+                f"{stored.stored_name} is the raw weight of a torch parametrisation; "
+                "its map is not in the file, so it is read as it is"
+            )
+        self._record.tensors[stored.name] = None
+        values = stored.load()
+        return values.to(self.device).to(torch.complex128 if values.is_complex() else torch.float64)
+
+
+def _find(settings: Mapping[str, Any], leaves: tuple[str, ...]) -> Any:
+    """Return the value under the first leaf that all its occurrences agree on."""
+    for leaf in leaves:
+        values = [v for k, v in settings.items() if k == leaf or k.endswith(f".{leaf}")]
+        if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
+            return values[0]
+    return None
+
+
+def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, int] | None, str | None]:
+    """Return the axis sizes of a spelling on these tensors, and a sentence if siblings disagree.
+
+    The axes are None where number of axes, fixed sizes or dtypes rule the spelling out.
+    """
+    axes: dict[str, int] = {}
+    first: dict[str, str] = {}
+    defect = None
+    for local, pattern in {**spelling.tensors, **spelling.optional}.items():
+        if local not in stored:
+            continue
+        tensor = stored[local]
+        kind, _, dims = pattern.rpartition(":")
+        tokens, shape = dims.split(), tensor.shape
+        if len(tokens) != len(shape) or not tensor.dtype.startswith(kind):
+            if local in spelling.tensors:
+                return None, None
+            continue
+        for token, size in zip(tokens, shape, strict=True):
+            if re.fullmatch(r"\d+", token):
+                if int(token) != size and local in spelling.tensors:
+                    return None, None
+            elif token != "_" and axes.setdefault(token, size) != size:
+                defect = defect or (
+                    f"{tensor.name} has shape {shape}, but {first[token]} says {token} = {axes[token]}: "
+                    f"the tensors of this layer do not belong together."
+                )
+            first.setdefault(token, f"{stored[local].name} {shape}")
+    return axes, defect

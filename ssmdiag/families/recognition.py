@@ -1,0 +1,230 @@
+"""Checkpoint → its recurrent layers, by tensor names and shapes alone. Reads no values."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ssmdiag.checkpoint.names import layer_numbers
+from ssmdiag.errors import AssumptionError, UnknownFamilyError
+from ssmdiag.families import known_families
+from ssmdiag.families.layer import Layer, bind_axes
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint
+    from ssmdiag.families.interface import Family, Spelling
+
+LOOKS_RECURRENT = re.compile(
+    r"(?:^|[._])(?:A_log|log_A|log_a|A_real|A_diag|Lambda|lambda_|nu_log|theta_log|params_log|time_decay|dt_bias|"
+    r"log_dt|inv_dt|log_step|a_param|recurrent_param|log_decay|decay_log|ssm_a|slope_rate)(?:[._].*)?$"
+)
+"""Names that almost always belong to a recurrence; what no family used is reported."""
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A module that has some tensors of a spelling and lacks others."""
+
+    family: Family
+    spelling: Spelling
+    path: str
+    present: tuple[str, ...]
+    missing: tuple[str, ...]
+    reason: str
+    """What keeps it from being that family, in words."""
+
+    @property
+    def share(self) -> float:
+        """Share of the spelling's tensors that are there."""
+        return len(self.present) / (len(self.present) + len(self.missing))
+
+
+@dataclass(frozen=True, eq=False)
+class Recognition:
+    """What a checkpoint turned out to hold."""
+
+    layers: tuple[Layer, ...]
+    problems: tuple[str, ...]
+    """Modules that could not be given to one family."""
+    near_misses: tuple[NearMiss, ...]
+    """Best first; only modules that no family claimed."""
+    unrecognised: tuple[str, ...]
+    """Tensors that look recurrent and that no layer uses."""
+
+    def require_layers(self, checkpoint: Checkpoint) -> None:
+        """Raise UnknownFamilyError if nothing was recognised."""
+        if not self.layers:
+            raise unknown_family(checkpoint, self)
+
+
+def recognise(
+    checkpoint: Checkpoint,
+    *,
+    assume: Mapping[str, str] | None = None,
+    families: Sequence[Family] | None = None,
+    device: str = "cpu",
+) -> Recognition:
+    """Return the recurrent layers of a checkpoint, in the order of their numbers.
+
+    `assume` sets options that tensors cannot tell, and `family` to choose one where several fit.
+    Raises AssumptionError where `assume` names what none of the families knows.
+    """
+    families = tuple(families) if families is not None else known_families()
+    assume = dict(assume or {})
+    _check_assumptions(assume, families)
+    index = _Index(checkpoint, families)
+    claims = [claim for family in families for spelling in family.spellings for claim in index.claims(family, spelling)]
+    if chosen := assume.get("family"):
+        contested = {name for layer in claims if layer.family.name == chosen for name in layer.names.values()}
+        claims = [c for c in claims if c.family.name == chosen or not contested & set(c.names.values())]
+    layers, problems = _settle(claims)
+    used = {name for layer in layers for name in layer.names.values()}
+    near = sorted((miss for miss in index.near_misses() if not _covered(miss, used)), key=lambda miss: -miss.share)
+    options = {key: value for key, value in assume.items() if key != "family"}
+    ready = [
+        Layer(c.path, c.family, c.spelling, checkpoint, c.names, c.axes, c.defect, options, device)
+        for c in sorted(layers, key=lambda c: (layer_numbers(c.path), c.path))
+    ]
+    return Recognition(
+        layers=tuple(ready),
+        problems=tuple(problems),
+        near_misses=tuple(near),
+        unrecognised=tuple(n for n in checkpoint if n not in used and LOOKS_RECURRENT.search(n)),
+    )
+
+
+class _Index:
+    """Where each local name that any spelling asks for stands in the checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, families: Sequence[Family]) -> None:
+        self.checkpoint = checkpoint
+        self.families = families
+        self.settings = checkpoint.settings
+        locals_ = {local for f in families for s in f.spellings for local in s.tensors}
+        depths = {local.count(".") for local in locals_}
+        self.paths: dict[str, list[str]] = defaultdict(list)
+        for name in checkpoint:
+            elements = name.split(".")
+            for depth in depths:
+                local = ".".join(elements[-depth - 1 :])
+                if local in locals_ and len(elements) > depth:
+                    self.paths[local].append(".".join(elements[: -depth - 1]))
+
+    def claims(self, family: Family, spelling: Spelling) -> Iterator[Layer]:
+        """Yield every module that has all tensors of a spelling, in the right number of axes."""
+        rarest = min(spelling.tensors, key=lambda local: len(self.paths.get(local, ())))
+        for path in self.paths.get(rarest, ()):
+            names = {local: _join(path, local) for local in spelling.tensors}
+            if not all(name in self.checkpoint for name in names.values()) or self._ruled_out(spelling, path):
+                continue
+            names |= {local: _join(path, local) for local in spelling.optional if _join(path, local) in self.checkpoint}
+            axes, defect = bind_axes(spelling, {local: self.checkpoint[name] for local, name in names.items()})
+            if axes is not None:
+                yield Layer(path, family, spelling, self.checkpoint, names, axes, defect)
+
+    def near_misses(self) -> Iterator[NearMiss]:
+        """Yield modules that hold a telltale, or two thirds, of a spelling and are not it."""
+        for family in self.families:
+            for spelling in family.spellings:
+                count: dict[str, set[str]] = defaultdict(set)
+                for local in spelling.tensors:
+                    for path in self.paths.get(local, ()):
+                        count[path].add(local)
+                for path, present in count.items():
+                    missing = [local for local in spelling.tensors if local not in present]
+                    enough = 3 * len(present) >= 2 * len(spelling.tensors) and len(present) > 1
+                    if self._ruled_out(spelling, path) or not (spelling.telltale in present or enough):
+                        continue
+                    reason = f"{', '.join(_join(path, local) for local in missing)} missing" if missing else ""
+                    for local, pattern in spelling.tensors.items():
+                        if not missing and local in present:
+                            stored = self.checkpoint[_join(path, local)]
+                            axes, _ = bind_axes(spelling, {local: stored})
+                            if axes is None:
+                                reason = f"{stored.name} is {stored.dtype} {stored.shape}, expected ({pattern})"
+                    yield NearMiss(family, spelling, path, tuple(present), tuple(missing), reason)
+
+    def _ruled_out(self, spelling: Spelling, path: str) -> bool:
+        if spelling.path and not re.search(spelling.path, path):
+            return True
+        if any(_join(path, local) in self.checkpoint for local in spelling.absent):
+            return True
+        for leaf, values in spelling.settings.items():
+            found = [str(v).lower() for k, v in self.settings.items() if k == leaf or k.endswith(f".{leaf}")]
+            if not any(value in values for value in found):
+                return True
+        return False
+
+
+def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
+    """Give every tensor to one claim: the one that explains more tensors, else to nobody."""
+    owner: dict[str, Layer] = {}
+    contested: dict[int, list[Layer]] = {}
+    problems = []
+    for claim in sorted(claims, key=lambda c: (-len(c.spelling.settings), -len(c.names), c.path, c.family.name)):
+        tensors = set(claim.names.values())
+        rivals = {id(owner[name]): owner[name] for name in tensors if name in owner}
+        if not rivals:
+            owner.update(dict.fromkeys(tensors, claim))
+            continue
+        for rival in rivals.values():
+            same = rival.family is claim.family or bool(rival.spelling.settings) > bool(claim.spelling.settings)
+            if same or tensors < set(rival.names.values()):
+                continue
+            contested.setdefault(id(rival), [rival]).append(claim)
+    for group in contested.values():
+        names = sorted({layer.family.name for layer in group})
+        problems.append(
+            f"{group[0].path}: claimed by {' and '.join(names)} alike; choose with "
+            + " or ".join(f"--assume family={name}" for name in names)
+        )
+    settled = {id(layer): layer for layer in owner.values() if id(layer) not in contested}
+    return list(settled.values()), problems
+
+
+def _covered(miss: NearMiss, used: set[str]) -> bool:
+    return any(_join(miss.path, local) in used for local in miss.present)
+
+
+def _join(path: str, local: str) -> str:
+    return f"{path}.{local}" if path else local
+
+
+def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) -> None:
+    options = [option for family in families for option in family.options]
+    for name, value in assume.items():
+        if name == "family":
+            if value not in {family.name for family in families}:
+                known = ", ".join(family.name for family in families)
+                raise AssumptionError(f"--assume family={value}: no such family.", expected=f"one of {known}")
+            continue
+        choices = {choice: None for option in options if option.name == name for choice in option.choices}
+        if not choices:
+            known = ", ".join(sorted({option.name for option in options} | {"family"}))
+            raise AssumptionError(
+                f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"
+            )
+        if value not in choices:
+            raise AssumptionError(f"--assume {name}={value}: no such value.", expected=f"one of {', '.join(choices)}")
+
+
+def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:
+    """Return the error for a file without a known layer: what came closest, and a map to start from."""
+    lines = [f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors)."]
+    lines += [f"  {problem}" for problem in recognition.problems]
+    shown: set[str] = set()
+    for miss in recognition.near_misses:
+        if miss.family.name not in shown and len(shown) < 3:
+            present = f"{', '.join(miss.present[:4])} at {miss.path or 'the top'}"
+            lines.append(f"  closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
+            shown.add(miss.family.name)
+    from ssmdiag.families.mapfile import starting_map
+
+    template = starting_map(checkpoint, recognition.unrecognised)
+    advice = '`ssmdiag families` lists what is known; README, "Adding a family".'
+    if template:
+        advice += f"\n\nOr save this as map.toml, correct it, and use --map map.toml:\n\n{template}"
+    return UnknownFamilyError("\n".join(lines), advice=advice)

@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests. Nothing downloads, sleeps or writes outside tmp_path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ssmdiag.diagnosis import extract_recurrences
+from ssmdiag.recurrence import Recurrence
+
+
+@pytest.fixture
+def write_model(tmp_path: Path) -> Callable[..., Path]:
+    """Write a state dict (and a config.json) as a model directory; return the directory."""
+
+    def write(state: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None, name: str = "model") -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        save_file({key: value.contiguous() for key, value in state.items()}, directory / "model.safetensors")
+        if config is not None:
+            (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def read_model(write_model: Callable[..., Path]) -> Callable[..., list[Recurrence]]:
+    """Write a state dict and read its recurrences back; keywords other than `config` are assumptions."""
+
+    def read(
+        state: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None, **assume: str
+    ) -> list[Recurrence]:
+        return extract_recurrences(write_model(state, config), assume=assume)
+
+    return read
