@@ -84,8 +84,9 @@ def _read_directory(path: Path) -> Checkpoint:
         if any(re.fullmatch(sign, name) for name in present):
             raise CheckpointError(f"{path} is {kind}, which holds shards of tensors.", advice=advice)
     if candidates:
+        some = ", ".join([*candidates[:6], *["…"][: len(candidates) - 6]])
         raise CheckpointError(
-            f"{path} holds {len(candidates)} checkpoints: {', '.join([*candidates[:6], *['…'][: len(candidates) - 6]])}",
+            f"{path} holds {len(candidates)} checkpoints: {some}",
             advice=f"name the files: ssmdiag inspect {path}/*{Path(candidates[0]).suffix}",
         )
     listing = ", ".join(sorted(present)[:6]) or "nothing"
