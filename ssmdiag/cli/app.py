@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(name="ssmdiag", no_args_is_help=True, pretty_exceptions_enable=False)
+from ssmdiag import __version__
+from ssmdiag.cli import families, inspect
+
+app = typer.Typer(
+    name="ssmdiag",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect")(inspect.inspect)
+app.command("families")(families.families)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ssmdiag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Diagnose memory in trained sequence models: any checkpoint in, verdict on memory out, exit code."""

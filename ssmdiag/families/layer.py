@@ -113,16 +113,30 @@ class Layer:
         found = _find(self.checkpoint.settings, leaves)
         return default if found is None else found
 
-    def option(self, name: str) -> str:
-        """Return the value of one of the family's options, and remember where it came from."""
+    def option(self, name: str, *, among: tuple[str, ...] | None = None, usual: str | None = None) -> str:
+        """Return the value of one of the family's options, and remember where it came from.
+
+        `among` narrows the choices to those this spelling leaves open, `usual` replaces the usual one.
+        Raises LayerError where `--assume` gives a value that this spelling rules out.
+        """
         option = next(option for option in self.family.options if option.name == name)
+        choices = among or option.choices
+        usual = usual or (option.usual if option.usual in choices else choices[0])
+        source: Literal["--assume", "file", "usual"] = "usual"
+        value = usual
         if name in self.assume:
             value, source = self.assume[name], "--assume"
+            if option.allows(value) and among and value not in among:
+                raise LayerError(
+                    f"{self.path}: --assume {name}={value} does not fit its tensors ({self.spelling.name}).",
+                    expected=f"one of {', '.join(among)}",
+                )
         else:
             found = _find(self.checkpoint.settings, (name, *option.settings))
-            text = str(found).lower() if found is not None else None
-            value, source = (text, "file") if text in option.choices else (option.usual, "usual")
-        self._record.assumptions[name] = Assumption(name, value, source, option.meaning, option.choices)  # type: ignore[arg-type]
+            text = str(found).lower()
+            if found is not None and (text in choices if among else option.allows(text)):
+                value, source = text, "file"
+        self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
 
     def note(self, text: str) -> None:
@@ -137,7 +151,7 @@ class Layer:
         record = self._record
         rate = next((w for w in record.weights if w.role == "rate"), None)
         nominal = self.family.memory == "nominal"
-        fields.setdefault("operating_point", "gates at their bias (nominal)" if nominal else None)
+        fields.setdefault("operating_point", "the gates at their bias" if nominal else None)
         return Recurrence(
             layer=f"{self.path} ({branch})" if branch else self.path,
             family=self.family.name,

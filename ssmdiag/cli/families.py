@@ -1,0 +1,92 @@
+"""`ssmdiag families`: what is recognised, without importing torch."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.errors import AssumptionError
+
+if TYPE_CHECKING:
+    from ssmdiag.families import Family
+
+
+class Format(StrEnum):
+    """Values of --format."""
+
+    text = "text"
+    json = "json"
+
+
+def families(
+    name: Annotated[
+        str | None, typer.Argument(help="One family: its tensors and settings.", show_default=False)
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
+) -> None:
+    """List the model families ssmdiag reads, or one of them with its tensors and settings."""
+    from ssmdiag.families import known_families
+
+    known = known_families()
+    if name is not None:
+        known = tuple(family for family in known if family.name == name)
+        if not known:
+            raise AssumptionError(
+                f"no family is called {name}.", expected=", ".join(family.name for family in known_families())
+            )
+    if format is Format.json:
+        terminal.emit(json.dumps([_document(family) for family in known], indent=2, ensure_ascii=False) + "\n", None)
+    else:
+        terminal.emit(_detail(known[0]) if name else _list(known), None)
+
+
+def _list(known: tuple[Family, ...]) -> str:
+    lines = [f"{len(known)} families. exact: the decay is in the weights. nominal: it depends on the input and is", ""]
+    lines[0] = f"{len(known)} families; `ssmdiag families NAME` shows tensors and settings."
+    wide = max(len(family.name) for family in known)
+    title = max(len(family.title) for family in known)
+    for family in known:
+        lines.append(f"  {family.name:<{wide}}  {family.title:<{title}}  {family.memory:<7}  {family.paper}")
+    lines += [
+        "",
+        "exact: the decay is in the weights. nominal: it depends on the input and is read",
+        "with the gates at their bias.",
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _detail(family: Family) -> str:
+    lines = [f"{family.name}: {family.title} ({family.paper}), {family.memory}"]
+    lines += [f"  {family.caveat}"] if family.caveat else []
+    for spelling in family.spellings:
+        lines += ["", f"  {spelling.name}"]
+        rows = [(local, axes, "") for local, axes in spelling.tensors.items()]
+        rows += [(local, axes, "  optional") for local, axes in spelling.optional.items()]
+        wide = max(len(local) for local, _, _ in rows)
+        lines += [f"    {local:<{wide}}  ({', '.join(axes.split())}){optional}" for local, axes, optional in rows]
+    if family.options:
+        lines += ["", "  settings that tensors cannot tell (--assume NAME=VALUE):"]
+        for option in family.options:
+            lines.append(f"    {option.name} = {' | '.join(option.choices)}   usually {option.usual}")
+            lines.append(f"        {option.meaning}")
+    return "\n".join(lines) + "\n"
+
+
+def _document(family: Family) -> dict[str, object]:
+    return {
+        "name": family.name,
+        "title": family.title,
+        "paper": family.paper,
+        "memory": family.memory,
+        "caveat": family.caveat or None,
+        "spellings": [
+            {"name": s.name, "tensors": dict(s.tensors), "optional": dict(s.optional)} for s in family.spellings
+        ],
+        "options": [
+            {"name": o.name, "choices": o.choices, "usual": o.usual, "meaning": o.meaning} for o in family.options
+        ],
+    }

@@ -1,0 +1,59 @@
+"""What the terminal can show: width, colour, characters. Data goes to stdout, remarks to stderr."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TextIO
+
+
+class Colour(StrEnum):
+    """Values of --color."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+def width() -> int:
+    """Return COLUMNS, else the terminal's width, else 80; never under 40."""
+    return max(shutil.get_terminal_size((80, 24)).columns if _sized() else 80, 40)
+
+
+def colour(choice: Colour, stream: TextIO = sys.stdout) -> bool:
+    """Return whether to colour, by the option, NO_COLOR, FORCE_COLOR, TERM and the stream."""
+    if choice is not Colour.auto:
+        return choice is Colour.always
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE")) or stream.isatty()
+
+
+def unicode(stream: TextIO = sys.stdout) -> bool:
+    """Return whether the stream's encoding carries block and Greek characters."""
+    try:
+        "▁█⢕τ×".encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def emit(text: str, output: Path | None) -> None:
+    """Write to stdout, or to a file by way of a temporary name."""
+    if output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sized() -> bool:
+    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()

@@ -1,0 +1,34 @@
+"""Diagnosis → text, one file per format. `FORMATS` is found by looking: a module here with `render_all`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.reports.interface import Failure, Settings
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis
+
+__all__ = ["Failure", "Settings", "formats", "render"]
+
+MACHINERY = frozenset({"interface", "words", "folding", "pictures"})
+"""Modules of this package that are not formats."""
+
+
+def formats() -> tuple[str, ...]:
+    """Return the names of all formats."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in MACHINERY))
+
+
+def render(results: Sequence[Diagnosis | Failure], format: str, settings: Settings) -> str:
+    """Return one text for all results, ending in a newline.
+
+    Raises ValueError for a format that does not exist.
+    """
+    if format not in formats():
+        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(formats())}")
+    text = importlib.import_module(f"{__name__}.{format}").render_all(results, settings)
+    return text if text.endswith("\n") else text + "\n"

@@ -1,0 +1,159 @@
+"""Layers → rows: short labels, and layers that repeat folded into one row that says which they are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import LayerDiagnosis
+
+ALIKE = math.log(1.25)
+"""Layers whose median and longest half-lives agree within 25 % are one row."""
+MOST_ROWS = 8
+"""Rows that fit on one screen with the pictures below them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One or several layers of one kind, shown as one."""
+
+    label: str
+    layers: tuple[LayerDiagnosis, ...]
+
+    @property
+    def first(self) -> LayerDiagnosis:
+        return self.layers[0]
+
+    @property
+    def median_half_life(self) -> float | None:
+        """Median over the layers of their median half-life, in steps."""
+        values = sorted(layer.half_life.median for layer in self.layers if layer.half_life)
+        return values[len(values) // 2] if values else None
+
+    @property
+    def longest_half_life(self) -> float | None:
+        """Longest half-life of any layer, in steps."""
+        return max((layer.half_life.max for layer in self.layers if layer.half_life), default=None)
+
+    @property
+    def longest_time_constant(self) -> float | None:
+        """Longest time constant of any layer, in steps."""
+        return max((layer.time_constant.max for layer in self.layers if layer.time_constant), default=None)
+
+    @property
+    def margin(self) -> float | None:
+        """Smallest margin of any layer."""
+        return min((layer.margin for layer in self.layers if layer.margin is not None), default=None)
+
+    @property
+    def histogram(self) -> tuple[int, ...]:
+        return tuple(sum(counts) for counts in zip(*(layer.histogram for layer in self.layers), strict=True))
+
+
+def label_layers(names: Sequence[str]) -> list[str]:
+    """Return the part of each path that tells the layers apart, numbers bare.
+
+    >>> label_layers(["backbone.layers.0.mixer", "backbone.layers.11.mixer"])
+    ['0', '11']
+    >>> label_layers(["enc.layers_0.seq (forward)", "enc.layers_0.seq (backward)", "dec.layers_0.seq (forward)"])
+    ['enc (forward)', 'enc (backward)', 'dec (forward)']
+    """
+    split = [re.fullmatch(r"(.*?)(?: \((.*)\))?", name) for name in names]
+    paths = [match.group(1).split(".") if match else [name] for match, name in zip(split, names, strict=True)]
+    head = 0
+    while all(len(path) > head + 1 for path in paths) and len({path[head] for path in paths}) == 1:
+        head += 1
+    tail = 0
+    while all(len(path) > head + tail + 1 for path in paths) and len({path[-1 - tail] for path in paths}) == 1:
+        tail += 1
+    middles = [path[head : len(path) - tail] for path in paths]
+    if len({tuple(path) for path in paths}) == 1:
+        numbers = [element for element in paths[0] if element.isdigit()]
+        middles = [[numbers[0] if numbers else paths[0][-1]]] * len(paths)
+    stems = {re.sub(r"\d+$", "", middle[0]) for middle in middles if len(middle) == 1}
+    labels = []
+    for middle, match in zip(middles, split, strict=True):
+        text = ".".join(middle)
+        if len(stems) == 1 and len(middle) == 1 and re.search(r"\d$", text):
+            text = text[len(next(iter(stems))) :]
+        branch = match.group(2) if match else None
+        labels.append(f"{text} ({branch})" if branch else text)
+    return labels
+
+
+def fold(layers: Sequence[LayerDiagnosis], labels: Sequence[str], *, all_layers: bool) -> list[Row]:
+    """Return the rows of the table, in layer order. Only neighbours of one kind are folded."""
+    rows = [Row(label, (layer,)) for layer, label in zip(layers, labels, strict=True)]
+    if all_layers:
+        return rows
+    kinds: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(_kind(row), []).append(row)
+    groups = [_merge_alike(group) for group in kinds.values()]
+    while sum(map(len, groups)) > MOST_ROWS and any(len(group) > 1 for group in groups):
+        position, at = min(
+            ((g, i) for g, group in enumerate(groups) for i in range(len(group) - 1)),
+            key=lambda where: _distance(groups[where[0]][where[1]], groups[where[0]][where[1] + 1]),
+        )
+        group = groups[position]
+        groups[position] = [*group[:at], _join(group[at], group[at + 1]), *group[at + 2 :]]
+    return [row for group in groups for row in group]
+
+
+def _merge_alike(rows: list[Row]) -> list[Row]:
+    merged = [rows[0]]
+    for row in rows[1:]:
+        if _distance(merged[-1], row) <= ALIKE:
+            merged[-1] = _join(merged[-1], row)
+        else:
+            merged.append(row)
+    return merged
+
+
+def _join(a: Row, b: Row) -> Row:
+    return Row(_range([*a.label.split(", "), *b.label.split(", ")]), a.layers + b.layers)
+
+
+def _range(labels: list[str]) -> str:
+    """Return `0-5, 7` for consecutive numbers, `0…14` for any others."""
+    branch = re.search(r" \(.*\)$", labels[0])
+    suffix = branch.group(0) if branch else ""
+    bare = [label.removesuffix(suffix) for label in labels]
+    numbers: list[int] = []
+    for label in bare:
+        match = re.fullmatch(r"(\d+)(?:[-…](\d+))?", label)
+        if not match:
+            return f"{bare[0].split('…')[0]}…{bare[-1].split('…')[-1]}{suffix}"
+        first, last = int(match[1]), int(match[2] or match[1])
+        numbers += [first, last] if "…" in label else range(first, last + 1)
+    numbers = sorted(set(numbers))
+    if numbers == list(range(numbers[0], numbers[-1] + 1)) and not any("…" in label for label in bare):
+        return f"{numbers[0]}-{numbers[-1]}{suffix}"
+    return f"{numbers[0]}…{numbers[-1]}{suffix}"
+
+
+def _distance(a: Row, b: Row) -> float:
+    """Return how far two rows are apart, in nats of half-life; broken layers are far from all others."""
+    if a.median_half_life is None or b.median_half_life is None:
+        return 0.0 if a.median_half_life is b.median_half_life else math.inf
+    pairs = ((a.median_half_life, b.median_half_life), (a.longest_half_life, b.longest_half_life))
+    gaps = []
+    for x, y in pairs:
+        if x is None or y is None:
+            continue
+        if math.isinf(x) or math.isinf(y):
+            gaps.append(0.0 if x == y else 1e3)
+        else:
+            gaps.append(abs(math.log(max(x, 1e-3)) - math.log(max(y, 1e-3))))
+    unlike = any(bool(getattr(a.first, field)) != bool(getattr(b.first, field)) for field in ("nonfinite", "unstable"))
+    return max(gaps) + 1e3 * unlike
+
+
+def _kind(row: Row) -> tuple[object, ...]:
+    layer = row.first
+    branch = re.search(r" \(.*\)$", layer.name)
+    return (layer.family, layer.channels, layer.modes, layer.dtype, layer.time_invariant, branch and branch.group(0))

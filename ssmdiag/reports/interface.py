@@ -1,0 +1,35 @@
+"""The contract of a report format: a module with `render_all(results, settings) -> str`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a report is to look. Formats take what applies to them."""
+
+    width: int = 80
+    """Columns."""
+    colour: bool = False
+    unicode: bool = True
+    """False: only ASCII leaves the renderer."""
+    plots: bool = True
+    all_layers: bool = False
+    """True: layers that repeat are not folded."""
+    quiet: bool = False
+    """True: the answer alone."""
+    verbose: bool = False
+    """True: also full names and the tensors read."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A path that could not be diagnosed, beside others that could."""
+
+    path: str
+    kind: str
+    """Name of the exception."""
+    seen: str
+    expected: str | None
+    advice: str | None

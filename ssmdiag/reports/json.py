@@ -1,0 +1,99 @@
+"""JSON by the output contract: one object for one checkpoint, an array for several."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.reports.interface import Failure, Settings
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis, LayerDiagnosis
+
+SCHEMA_VERSION = 1
+
+
+def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
+    """Return the results as indented JSON."""
+    documents = [document(result) for result in results]
+    return json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=not settings.unicode)
+
+
+def document(result: Diagnosis | Failure) -> dict[str, Any]:
+    """Return one result as plain data: unknown is None, infinity the string "inf"."""
+    if isinstance(result, Failure):
+        error = {"kind": result.kind, "seen": result.seen, "expected": result.expected, "advice": result.advice}
+        return {"schema_version": SCHEMA_VERSION, "checkpoint": {"path": result.path}, "error": error}
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "ssmdiag_version": result.ssmdiag_version,
+        "torch_version": result.torch_version,
+        "device": result.device,
+        "seed": None,
+        "checkpoint": {
+            "path": result.path,
+            "format": result.format,
+            "bytes": result.size,
+            "bytes_read": result.bytes_read,
+            "train_step": result.train_step,
+        },
+        "context_length": result.context_length,
+        "layers": [_layer(layer) for layer in result.layers],
+        "assumptions": [
+            {
+                "option": a.assumption.option,
+                "value": a.assumption.value,
+                "choices": a.assumption.choices,
+                "layers": a.layers,
+                "slowest_half_life": a.slowest,
+                "otherwise": dict(a.others),
+            }
+            for a in result.alternatives
+        ],
+        "findings": [asdict(finding) for finding in result.findings],
+        "problems": result.problems,
+        "notes": result.notes,
+        "unrecognised": result.unrecognised,
+        "seconds": result.seconds,
+    }
+    return _plain(data)
+
+
+def _layer(layer: LayerDiagnosis) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "family": layer.family,
+        "spelling": layer.spelling,
+        "time_invariant": layer.time_invariant,
+        "operating_point": layer.operating_point,
+        "channels": layer.channels,
+        "modes": layer.modes,
+        "dtype": layer.dtype,
+        "rate": layer.rate and asdict(layer.rate),
+        "half_life": layer.half_life and asdict(layer.half_life),
+        "time_constant": layer.time_constant and asdict(layer.time_constant),
+        "spectral_radius": layer.spectral_radius,
+        "margin": layer.margin,
+        "nonfinite_modes": layer.nonfinite,
+        "unstable_modes": layer.unstable,
+        "marginal_modes": layer.marginal,
+        "assumptions": {a.option: {"value": a.value, "source": a.source} for a in layer.assumptions},
+        "tensors": layer.tensors,
+        "notes": layer.notes,
+        "horizon": None,
+        "decay": None,
+        "capacity": None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value

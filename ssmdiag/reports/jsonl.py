@@ -1,0 +1,18 @@
+"""JSON lines: one compact object per checkpoint, for streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.json import document
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis
+
+
+def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
+    """Return one line per result."""
+    return "".join(json.dumps(document(result), ensure_ascii=not settings.unicode) + "\n" for result in results)

@@ -1,0 +1,116 @@
+"""Pictures made of characters. The only module that imports plotext."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.reports.folding import Row
+from ssmdiag.reports.words import decade
+
+if TYPE_CHECKING:
+    from ssmdiag.reports.interface import Settings
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = " .:-=+*#@"
+MOST_POINTS = 600
+"""Eigenvalues drawn in one disc; more only blacken it."""
+
+
+def time_constant_strip(
+    rows: Sequence[Row], context: int | None, first_decade: int, bins_per_decade: int, settings: Settings
+) -> list[str]:
+    """Return one line per row: share of its modes per bin of log time constant, under a ruler in steps."""
+    ramp = BLOCKS if settings.unicode else ASCII_BLOCKS
+    total = [sum(counts) for counts in zip(*(row.histogram for row in rows), strict=True)]
+    if not any(total):
+        return []
+    used = [position for position, count in enumerate(total) if count]
+    start = used[0] // bins_per_decade
+    stop = max(used[-1] // bins_per_decade + 1, start + 2)
+    if context:
+        stop = max(stop, min(math.ceil(math.log10(context)) - first_decade, len(total) // bins_per_decade))
+    gutter = max([len(row.label) for row in rows] + [5]) + 3
+    decades = stop - start
+    cell = next((w for w in (3, 2) if gutter + decades * bins_per_decade * w + 5 <= settings.width), 1)
+    wide = bins_per_decade * cell
+    ruler = [" "] * (decades * wide + 6)
+    for tick in range(decades + 1):
+        text = decade(first_decade + start + tick) if wide >= 5 or tick % 2 == 0 else ""
+        ruler[tick * wide : tick * wide + len(text)] = text
+    lines = [f" {'layer':<{gutter - 1}}{''.join(ruler).rstrip()}"]
+    for row in rows:
+        counts = row.histogram[start * bins_per_decade : stop * bins_per_decade]
+        top = max(counts) or 1
+        bar = "".join(_block(count, top, ramp) * cell for count in counts)
+        lines.append(f" {row.label:<{gutter - 1}}{bar.rstrip()}")
+    if context:
+        at = (math.log10(context) - first_decade) * bins_per_decade - start * bins_per_decade
+        column = gutter + min(max(int(at * cell), 0), decades * wide)
+        text = f"▲ context {context:,}"
+        lines.append(
+            " " * column + text
+            if column + len(text) <= settings.width
+            else " " * (column - len(text) + 1) + text[2:] + " ▲"
+        )
+    return lines
+
+
+def _block(count: int, top: int, ramp: str) -> str:
+    return ramp[0] if count == 0 else ramp[max(1, round(count / top * (len(ramp) - 1)))]
+
+
+def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
+    """Return the complex disc unrolled and zoomed to its edge: depth below |λ̄| = 1 against angle, with a caption.
+
+    Empty where all eigenvalues are real and positive: there the strip of time constants says it all.
+    """
+    import plotext
+
+    points = [
+        (rate, abs(math.remainder(frequency, 2 * math.pi)), position)
+        for position, row in enumerate(rows)
+        for layer in row.layers
+        for rate, frequency in _thinned(layer.eigenvalues, 1 + MOST_POINTS // sum(len(r.layers) for r in rows))
+        if 0 < rate < math.inf
+    ]
+    if not any(angle > 1e-9 for _, angle, _ in points):
+        return []
+    slowest = min(points)[2]
+    figure = plotext.figure
+    plotext.terminal.limit(False, False)
+    figure.clear()
+    figure.theme("simple" if settings.colour else "colorless")
+    figure.plot_size(min(settings.width - 1, 100), 12)
+    depths = [_depth(rate) for rate, _, _ in points]
+    for chosen, marker, plain in ((False, "braille", "."), (True, "dot", "*")):
+        mine = [(angle / math.pi, _depth(rate)) for rate, angle, at in points if (at == slowest) is chosen]
+        if mine:
+            marker = marker if settings.unicode else plain
+            figure.draw(figure.signal([x for x, _ in mine], [y for _, y in mine], marker=marker))
+    low, high = math.floor(min(depths)), math.ceil(max(depths) + 0.01)
+    pi = "π" if settings.unicode else "pi"
+    every = 1 + (high - low) // 6
+    figure.ruler("y").lim(low, high)
+    figure.ruler("y").ticks(list(range(low, high + 1, every)), [_power(-d) for d in range(low, high + 1, every)])
+    figure.ruler("x").lim(0, 1)
+    figure.ruler("x").ticks([0, 0.25, 0.5, 0.75, 1], ["0", f"{pi}/4", f"{pi}/2", f"3{pi}/4", pi])
+    text = str(figure.build())
+    caption = " eigenvalues: 1 − |λ̄| against angle, |λ̄| = 1 at the top"
+    if len(rows) > 1:
+        caption += f"; • layer {rows[slowest].label}, ⢕ the others"
+    return [caption, *(text if settings.colour else plotext.uncolorize(text)).splitlines()]
+
+
+def _thinned(modes: Sequence[tuple[float, float]], most: int) -> Sequence[tuple[float, float]]:
+    return modes[:: max(1, math.ceil(len(modes) / most))]
+
+
+def _depth(rate: float) -> float:
+    """Return how many decades a mode lies inside the unit circle: −log₁₀(1 − |λ̄|)."""
+    return -math.log10(-math.expm1(-rate))
+
+
+def _power(exponent: int) -> str:
+    return {0: "1", -1: "0.1", -2: "0.01"}.get(exponent, f"1e{exponent}")

@@ -1,0 +1,197 @@
+"""The screen: answer first, then the table, pictures, assumptions and what is missing."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssmdiag.reports import words
+from ssmdiag.reports.folding import Row, fold, label_layers
+from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.pictures import disc, time_constant_strip
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Alternative, Diagnosis
+
+SHORT_DTYPES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "complex64": "c64"}
+
+
+def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
+    """Return the reports one after another."""
+    return "\n".join(_failure(r, settings) if isinstance(r, Failure) else report(r, settings) for r in results)
+
+
+def report(diagnosis: Diagnosis, settings: Settings) -> str:
+    """Return the report of one checkpoint."""
+    labels = label_layers([layer.name for layer in diagnosis.layers])
+    out = Console(
+        file=io.StringIO(),
+        width=settings.width,
+        force_terminal=settings.colour,
+        color_system="standard" if settings.colour else None,
+        highlight=False,
+        legacy_windows=False,
+        emoji=False,
+    )
+    broken = any(layer.unstable or layer.nonfinite or layer.marginal for layer in diagnosis.layers)
+    _line(out, _header(diagnosis), "bold")
+    _line(out, words.answer(diagnosis, labels), "bold red" if broken or diagnosis.problems else "bold green")
+    for problem in diagnosis.problems:
+        _line(out, f"not read: {problem}", "red", indent=2)
+    if not settings.quiet and diagnosis.layers:
+        rows = fold(diagnosis.layers, labels, all_layers=settings.all_layers)
+        out.print()
+        out.print(_table(diagnosis, rows, settings))
+        if settings.plots:
+            _pictures(out, diagnosis, rows, settings)
+        remarks = list(_remarks(diagnosis, labels, settings))
+        if remarks:
+            out.print()
+        for remark in remarks:
+            _line(out, remark, "", indent=2)
+    assert isinstance(out.file, io.StringIO)
+    text = "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
+    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+
+def _header(diagnosis: Diagnosis) -> str:
+    titles: dict[str, list[bool]] = {}
+    for layer in diagnosis.layers:
+        titles.setdefault(layer.title, []).append(True)
+    families = " + ".join(f"{title}, {words.plural(len(count), 'layer')}" for title, count in titles.items())
+    step = f"   step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
+    read = f"reads {words.megabytes(diagnosis.bytes_read)} of {words.megabytes(diagnosis.size)}"
+    name = Path(diagnosis.path).name or diagnosis.path
+    return f"{name}{step}   {families or 'no layer read'}   {read}   {diagnosis.device} {diagnosis.seconds:.1f} s"
+
+
+def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Table:
+    several = len({row.first.title for row in rows}) > 1
+    # At 80 columns the family column costs the time constant its place; the strip below still shows it.
+    wide = settings.width >= 100 or not several
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
+    table.add_column("layer", no_wrap=True, overflow="fold")
+    if several:
+        table.add_column("family", no_wrap=True)
+    table.add_column("channels\n× modes", justify="right", no_wrap=True)
+    table.add_column("half-life\nmedian", justify="right", no_wrap=True)
+    table.add_column("\nslowest", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("τ steps\nslowest", justify="right", no_wrap=True)
+    table.add_column("margin\n1−|λ̄|", justify="right", no_wrap=True)
+    table.add_column("stored", no_wrap=True)
+    table.add_column("decay", no_wrap=True)
+    if settings.verbose:
+        table.add_column("module", overflow="fold")
+    for row in rows:
+        first = row.first
+        cells = [row.label]
+        if several:
+            cells.append(first.title)
+        cells += [
+            f"{first.channels:,} × {first.modes}",
+            words.steps(row.median_half_life),
+            words.steps(row.longest_half_life),
+        ]
+        if wide:
+            cells.append(words.steps(row.longest_time_constant))
+        cells += [words.margin(row.margin), SHORT_DTYPES.get(first.dtype, first.dtype)]
+        cells.append(("exact" if first.time_invariant else "nominal") + _broken(row))
+        if settings.verbose:
+            cells.append(first.name)
+        table.add_row(*(Text(cell) for cell in cells), style="red" if _broken(row) else "")
+    return table
+
+
+def _broken(row: Row) -> str:
+    """Say what is wrong with a row's modes, if anything is."""
+    counts = {
+        "grow": sum(layer.unstable for layer in row.layers),
+        "flat": sum(layer.marginal for layer in row.layers),
+        "NaN": sum(layer.nonfinite for layer in row.layers),
+    }
+    return "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+
+
+def _pictures(out: Console, diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> None:
+    from ssmdiag.diagnosis import BINS_PER_DECADE, FIRST_DECADE
+
+    strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, settings)
+    if strip:
+        out.print()
+        _line(out, "time constants τ in steps: share of a layer's modes per quarter decade", "", indent=1)
+        for line in strip:
+            out.print(Text(line), no_wrap=True, overflow="crop")
+    picture = disc(rows, settings)
+    if picture:
+        out.print()
+        for line in picture:
+            out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+
+
+def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
+    points = dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant)
+    for point in points:
+        yield f"nominal: the decay depends on the input; this is its value with {point}. Weights alone say no more."
+    for alternative in diagnosis.alternatives:
+        yield _assumption(alternative)
+    noted: dict[str, list[str]] = {}
+    for layer, label in zip(diagnosis.layers, labels, strict=True):
+        for note in layer.notes:
+            noted.setdefault(note, []).append(label)
+    for note, where in noted.items():
+        everywhere = len(where) == len(diagnosis.layers)
+        some = ", ".join(where[:4]) + (" …" if len(where) > 4 else "")
+        yield note if everywhere else f"layer{'s' * (len(where) > 1)} {some}: {note}"
+    yield from diagnosis.notes
+    if diagnosis.unrecognised:
+        some = ", ".join(diagnosis.unrecognised[:3]) + (" …" if len(diagnosis.unrecognised) > 3 else "")
+        yield f"{words.plural(len(diagnosis.unrecognised), 'tensor')} that look recurrent and were not used: {some}"
+    if settings.verbose:
+        for layer in diagnosis.layers:
+            yield f"{layer.name}: {layer.spelling}; read {', '.join(layer.tensors)}"
+
+
+def _assumption(alternative: Alternative) -> str:
+    assumed = alternative.assumption
+    others = [
+        f"{value} {words.steps(longest)}"
+        for value, longest in alternative.others
+        if longest is not None and words.steps(longest) != words.steps(alternative.slowest)
+    ]
+    text = f"assumed: {assumed.option} = {assumed.value} ({assumed.meaning}; the file does not say)."
+    if others:
+        text += f" Slowest half-life {words.steps(alternative.slowest)} steps; otherwise {', '.join(others)}."
+    else:
+        text += " No other value changes the half-lives shown."
+    return f"{text} Set it with --assume {assumed.option}=…"
+
+
+def _failure(failure: Failure, settings: Settings) -> str:
+    lines = [f"{failure.path}: {failure.seen}"]
+    lines += [f"  expected: {failure.expected}"] if failure.expected else []
+    lines += [f"  next: {failure.advice}"] if failure.advice else []
+    text = "\n".join(lines) + "\n"
+    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+
+def _line(out: Console, text: str, style: str, indent: int = 0) -> None:
+    """Print a paragraph with a hanging indent; paths and brackets are taken literally."""
+    margin = " " * indent
+    wrapped = textwrap.wrap(
+        text,
+        out.width - 1,
+        initial_indent=margin,
+        subsequent_indent=margin + ("  " if indent else ""),
+        break_long_words=True,
+        break_on_hyphens=False,
+    )
+    for line in wrapped or [""]:
+        out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)

@@ -1,0 +1,138 @@
+"""Numbers and sentences as a tired engineer reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis, LayerDiagnosis
+
+ASCII = str.maketrans({
+    "×": "x", "τ": "tau", "λ": "lambda", "\u0304": "", "Δ": "dt", "π": "pi", "α": "alpha", "β": "beta", "σ": "sigma",
+    "κ": "kappa", "ℓ": "l", "∞": "inf", "≥": ">=", "≤": "<=", "·": ".", "…": "...", "–": "-", "−": "-", "—": "-",
+    "│": "|", "┤": "|", "├": "|", "└": "+", "┘": "+", "┌": "+", "┐": "+", "─": "-", "┬": "+", "┴": "+", "┼": "+",
+    "▲": "^", "•": "*", "⢕": ".",
+})  # fmt: skip
+"""What stands in for the characters the reports use where the output cannot carry them."""
+
+
+def steps(value: float | None) -> str:
+    """Return a number of steps in at most five characters.
+
+    >>> [steps(v) for v in (0.034, 1.66, 85.2, 1234.0, 85_200.0, 3.4e7, float("inf"))]
+    ['0.03', '1.7', '85', '1.2k', '85k', '34M', '∞']
+    """
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    if value < 9.95:
+        return f"{value:.1f}" if value >= 0.095 else f"{value:.1g}"
+    if value < 999.5:
+        return f"{value:.0f}"
+    for size, unit in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if value < 999.5 * size:
+            scaled = value / size
+            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return f"{value:.0e}"
+
+
+def decade(exponent: int) -> str:
+    """Return a power of ten as a tick on an axis in steps.
+
+    >>> [decade(e) for e in (-1, 0, 2, 4, 6)]
+    ['0.1', '1', '100', '10k', '1M']
+    """
+    if exponent < 0:
+        return f"{10.0**exponent:g}"
+    return f"{10 ** (exponent % 3)}{('', 'k', 'M', 'G', 'T')[exponent // 3]}"
+
+
+def margin(value: float | None) -> str:
+    """Return 1 − |λ̄| with two digits.
+
+    >>> margin(0.3345), margin(8.3e-4), margin(-0.02), margin(0.0)
+    ('0.33', '8.3e-4', '−0.02', '0')
+    """
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    text = f"{size:.2g}" if size >= 0.0095 else f"{size:.1e}".replace("e-0", "e-")
+    return ("−" if value < 0 else "") + text
+
+
+def megabytes(size: int) -> str:
+    """Return a size in MB or GB with two digits, without a unit above."""
+    if size < 95_000:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size < 995_000_000 else f"{size / 1e9:.1f} GB"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 layer`, `2,000 layers`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
+    """Return the verdict of a checkpoint in one or two sentences: what is broken first, else how far it remembers."""
+    layers = diagnosis.layers
+    read = [layer for layer in layers if layer.half_life is not None]
+    if not read:
+        return "No mode could be read: every recurrent layer is broken or not finite."
+    parts = []
+    grow = [layer for layer in layers if layer.unstable]
+    if grow:
+        worst = min(grow, key=lambda layer: layer.margin or 0.0)
+        count = sum(layer.unstable for layer in grow)
+        parts.append(
+            f"Unstable: {plural(count, 'mode')} in {_where(grow, layers, labels)} grow{'s' * (count == 1)} with every "
+            f"step, {'the fastest ' if count > 1 else ''}by a factor of {worst.spectral_radius:.4g} "
+            f"(layer {labels[layers.index(worst)]})."
+        )
+    flat = [layer for layer in layers if layer.marginal]
+    if flat:
+        count = sum(layer.marginal for layer in flat)
+        parts.append(
+            f"{plural(count, 'mode')} in {_where(flat, layers, labels)} never decay{'s' * (count == 1)}: |λ̄| = 1."
+        )
+    nan = [layer for layer in layers if layer.nonfinite]
+    if nan:
+        parts.append(
+            f"{plural(sum(layer.nonfinite for layer in nan), 'mode')} in {_where(nan, layers, labels)} not finite."
+        )
+    parts.append(_memory(diagnosis, read, labels))
+    return " ".join(parts)
+
+
+def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
+    finite = [layer for layer in read if layer.half_life and math.isfinite(layer.half_life.max)] or list(read)
+    slowest = max(finite, key=lambda layer: layer.half_life.max if layer.half_life else 0.0)
+    assert slowest.half_life is not None
+    medians = sorted(layer.half_life.median for layer in read if layer.half_life)
+    longest, median = slowest.half_life.max, medians[len(medians) // 2]
+    nominal = any(not layer.time_invariant for layer in read)
+    where = f" (layer {labels[diagnosis.layers.index(slowest)]})" if len(diagnosis.layers) > 1 else ""
+    subject = ("At its nominal point the" if nominal else "The") + " slowest mode"
+    if len(finite) < len(read):
+        subject += " that decays"
+    text = f"{subject} loses half in {steps(longest)} steps{where}, the median mode in {steps(median)}"
+    context = diagnosis.context_length
+    if context is None:
+        return f"{text}; the context is unknown."
+    if longest > context:
+        return f"{text}: longer than the context of {context:,}."
+    # After ten half-lives a thousandth is left.
+    if 10 * longest < context:
+        return f"{text}: a thousandth is left after {steps(10 * longest)} of the {context:,} steps of context."
+    return f"{text}; the context is {context:,}."
+
+
+def _where(some: Sequence[LayerDiagnosis], all_: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
+    if len(some) == len(all_):
+        return "every layer" if len(all_) > 1 else "its layer"
+    names = [labels[list(all_).index(layer)] for layer in some]
+    return f"layer{'s' * (len(names) > 1)} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
