@@ -40,3 +40,7 @@ def read_model(write_model: Callable[..., Path]) -> Callable[..., list[Recurrenc
         return extract_recurrences(write_model(state, config), assume=assume)
 
     return read
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="Rewrite the golden reports; read them in review.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
+
+from ssmdiag.errors import SsmdiagError
 
 
 class Colour(StrEnum):
@@ -42,7 +45,7 @@ def unicode(stream: TextIO = sys.stdout) -> bool:
 
 
 def emit(text: str, output: Path | None) -> None:
-    """Write to stdout, or to a file by way of a temporary name."""
+    """Write to stdout, or to a file by way of a temporary name. Raises SsmdiagError where it cannot."""
     if output is None:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -51,8 +54,10 @@ def emit(text: str, output: Path | None) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise SsmdiagError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
 
 
 def _sized() -> bool:

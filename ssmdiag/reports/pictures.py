@@ -97,9 +97,9 @@ def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
     figure.ruler("x").lim(0, 1)
     figure.ruler("x").ticks([0, 0.25, 0.5, 0.75, 1], ["0", f"{pi}/4", f"{pi}/2", f"3{pi}/4", pi])
     text = str(figure.build())
-    caption = " eigenvalues: 1 − |λ̄| against angle, |λ̄| = 1 at the top"
+    caption = " eigenvalues: 1 − |λ̄| against angle, the boundary at the top"
     if len(rows) > 1:
-        caption += f"; • layer {rows[slowest].label}, ⢕ the others"
+        caption += f"; • layer {rows[slowest].label}"
     return [caption, *(text if settings.colour else plotext.uncolorize(text)).splitlines()]
 
 

@@ -117,7 +117,7 @@ def _broken(row: Row) -> str:
         "flat": sum(layer.marginal for layer in row.layers),
         "NaN": sum(layer.nonfinite for layer in row.layers),
     }
-    return "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+    return "".join(f", {words.count(count)} {what}" for what, count in counts.items() if count)
 
 
 def _pictures(out: Console, diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> None:

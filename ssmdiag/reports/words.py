@@ -39,6 +39,15 @@ def steps(value: float | None) -> str:
     return f"{value:.0e}"
 
 
+def count(number: int) -> str:
+    """Return a count in at most four characters.
+
+    >>> count(12), count(81_920)
+    ('12', '82k')
+    """
+    return str(number) if number < 1000 else steps(number)
+
+
 def decade(exponent: int) -> str:
     """Return a power of ten as a tick on an axis in steps.
 
@@ -90,8 +99,8 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
         count = sum(layer.unstable for layer in grow)
         parts.append(
             f"Unstable: {plural(count, 'mode')} in {_where(grow, layers, labels)} grow{'s' * (count == 1)} with every "
-            f"step, {'the fastest ' if count > 1 else ''}by a factor of {worst.spectral_radius:.4g} "
-            f"(layer {labels[layers.index(worst)]})."
+            f"step, {'the fastest ' if count > 1 else ''}by a factor of {worst.spectral_radius:.4g}"
+            + (f" (layer {labels[layers.index(worst)]})." if len(grow) > 1 else ".")
         )
     flat = [layer for layer in layers if layer.marginal]
     if flat:
@@ -109,7 +118,10 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
 
 
 def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
-    finite = [layer for layer in read if layer.half_life and math.isfinite(layer.half_life.max)] or list(read)
+    finite = [layer for layer in read if layer.half_life and math.isfinite(layer.half_life.max)]
+    if not finite:
+        medians = sorted(layer.half_life.median for layer in read if layer.half_life)
+        return f"The median mode loses half in {steps(medians[len(medians) // 2])} steps."
     slowest = max(finite, key=lambda layer: layer.half_life.max if layer.half_life else 0.0)
     assert slowest.half_life is not None
     medians = sorted(layer.half_life.median for layer in read if layer.half_life)

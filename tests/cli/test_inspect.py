@@ -1,0 +1,178 @@
+"""The command as its user runs it: streams, exit codes, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ssmdiag.cli import main, terminal
+from ssmdiag.cli.terminal import Colour
+
+
+@pytest.fixture
+def mamba(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for i in range(3):
+        state |= {
+            f"backbone.layers.{i}.mixer.A_log": torch.arange(1, 17).float().log().repeat(8, 1),
+            f"backbone.layers.{i}.mixer.dt_proj.bias": torch.randn(8, generator=generator) - 4,
+            f"backbone.layers.{i}.mixer.dt_proj.weight": torch.randn(8, 2, generator=generator),
+            f"backbone.layers.{i}.mixer.x_proj.weight": torch.randn(34, 8, generator=generator),
+        }
+    path = tmp_path / "mamba.safetensors"
+    save_file(state, path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `ssmdiag` in this process; return exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ssmdiag", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_inspect_prints_the_answer_and_exits_zero(run, mamba: Path) -> None:
+    code, out, err = run("inspect", mamba)
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].startswith("mamba.safetensors   Mamba-1, 3 layers   reads")
+    assert lines[1].startswith("At its nominal point the slowest mode loses half in")
+
+
+def test_json_on_stdout_is_json_alone(run, mamba: Path) -> None:
+    code, out, _ = run("inspect", mamba, "--format", "json")
+    data = json.loads(out)
+    assert code == 0
+    assert [layer["modes"] for layer in data["layers"]] == [16, 16, 16]
+    assert data["layers"][0]["operating_point"] == "the gates at their bias"
+
+
+def test_length_sets_the_context(run, mamba: Path) -> None:
+    assert "context of 4,096" in run("inspect", mamba, "--length", 4096)[1].replace("\n", " ").replace(
+        "; the context is 4,096", " context of 4,096"
+    ).replace("of the 4,096 steps of context", "context of 4,096")
+
+
+def test_one_bad_path_does_not_hide_the_others(run, mamba: Path, tmp_path: Path) -> None:
+    code, out, err = run("inspect", tmp_path / "mamba.safetensor", mamba)
+    assert code == 2
+    assert "mamba.safetensors   Mamba-1" in out
+    assert "does not exist" in err
+    assert "did you mean mamba.safetensors?" in err
+
+
+def test_jsonl_has_one_line_per_path_failures_included(run, mamba: Path, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", mamba, tmp_path / "nothing.pt", "-f", "jsonl")
+    first, second = map(json.loads, out.splitlines())
+    assert code == 2
+    assert len(first["layers"]) == 3
+    assert second["error"]["kind"] == "CheckpointError"
+
+
+def test_output_goes_to_the_file_and_nowhere_else(run, mamba: Path, tmp_path: Path) -> None:
+    target = tmp_path / "report.txt"
+    code, out, err = run("inspect", mamba, "--output", target)
+    assert (code, out, err) == (0, "", "")
+    assert target.read_text(encoding="utf-8").startswith("mamba.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mamba.safetensors", "report.txt"]
+
+
+def test_output_that_cannot_be_written_is_a_sentence(run, mamba: Path, tmp_path: Path) -> None:
+    code, _, err = run("inspect", mamba, "--output", tmp_path / "no" / "report.txt")
+    assert code == 2
+    assert "cannot be written" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--assume", "real_transform"], "not a pair"),
+        (["--assume", "nonsense=1"], "no family has a setting nonsense"),
+        (["--assume", "family=nonsense"], "no such family"),
+        (["--device", "cuda"], "no CUDA device"),
+    ],
+)
+def test_bad_options_are_sentences_and_exit_two(run, mamba: Path, arguments: list[str], says: str) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        says = ""
+    code, _, err = run("inspect", mamba, *arguments)
+    assert code == 2 or not says
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_unknown_options_exit_two(run, mamba: Path) -> None:
+    assert run("inspect", mamba, "--no-such-option")[0] == 2
+
+
+def test_a_crash_exits_two_and_shows_where(run, mamba: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ssmdiag.diagnosis
+
+    def crash(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(ssmdiag.diagnosis, "diagnose", crash)
+    code, _, err = run("inspect", mamba)
+    assert code == 2
+    assert "ZeroDivisionError: planted" in err
+    assert "a bug in ssmdiag" in err
+
+
+def test_a_closed_pipe_is_no_crash(mamba: Path) -> None:
+    command = f"{sys.executable} -m ssmdiag inspect --all {mamba} | head -n 1"
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("mamba.safetensors")
+    assert "Traceback" not in result.stderr
+
+
+def test_python_dash_m_runs_it() -> None:
+    result = subprocess.run([sys.executable, "-m", "ssmdiag", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("ssmdiag ")
+
+
+def test_families_lists_every_family_and_explains_one(run) -> None:
+    from ssmdiag import known_families
+
+    code, out, _ = run("families")
+    assert code == 0
+    assert all(f"  {family.name} " in out for family in known_families())
+    assert "A_log" in run("families", "mamba")[1]
+    assert json.loads(run("families", "--format", "json")[1])[0]["spellings"]
+    assert run("families", "mambo")[0] == 2
+
+
+def test_colour_follows_the_option_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert terminal.colour(Colour.auto, sys.__stdout__) is sys.__stdout__.isatty()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert terminal.colour(Colour.auto)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not terminal.colour(Colour.auto)
+    assert terminal.colour(Colour.always)
+    assert not terminal.colour(Colour.never)
+
+
+def test_width_is_columns_else_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "132")
+    assert terminal.width() == 132
+    monkeypatch.setenv("COLUMNS", "7")
+    assert terminal.width() == 40
+    monkeypatch.delenv("COLUMNS")
+    assert terminal.width() == 80

@@ -1,0 +1,70 @@
+"""The README runs: its console blocks are what the program prints, its table is what discovery finds."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from ssmdiag import known_families
+from ssmdiag.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BLOCK = re.compile(r"```console\n\$ (?P<command>ssmdiag [^\n]*)\n(?P<output>.*?)```", re.DOTALL)
+COMMANDS = [match["command"] for match in BLOCK.finditer(README.read_text(encoding="utf-8"))]
+
+
+def output_of(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    out = io.StringIO()
+    out.__dict__["encoding"] = "utf-8"
+    with redirect_stdout(out), pytest.raises(SystemExit):
+        main()
+    return steady(out.getvalue())
+
+
+def steady(text: str) -> str:
+    """Return the text with its timing fixed."""
+    return re.sub(r"cpu \d+\.\d s", "cpu 0.1 s", text)
+
+
+def test_the_readme_shows_real_commands() -> None:
+    assert any("inspect examples/" in command for command in COMMANDS)
+    assert "ssmdiag --help" in COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_console_block_is_what_the_program_prints(
+    command: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    text = README.read_text(encoding="utf-8")
+    got = output_of(command, monkeypatch)
+    if request.config.getoption("--update-golden"):
+        block = f"```console\n$ {command}\n{got}```"
+        text = BLOCK.sub(lambda match: block if match["command"] == command else match[0], text)
+        README.write_text(text, encoding="utf-8")
+    (match,) = (match for match in BLOCK.finditer(text) if match["command"] == command)
+    assert steady(match["output"]) == got
+
+
+def test_every_family_stands_in_the_readme(request: pytest.FixtureRequest) -> None:
+    text = README.read_text(encoding="utf-8")
+    rows = [f"| `{family.name}` | {family.title} – {family.paper} | {family.memory} |" for family in known_families()]
+    if request.config.getoption("--update-golden"):
+        text = re.sub(
+            r"(\| family \|[^\n]*\n\|---[^\n]*\n)(?:\|[^\n]*\n|FAMILY_TABLE\n)*",
+            lambda m: m[1] + "\n".join(rows) + "\n",
+            text,
+        )
+        README.write_text(text, encoding="utf-8")
+    missing = [row for row in rows if row not in text]
+    assert not missing
