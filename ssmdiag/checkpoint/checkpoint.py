@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +19,13 @@ class Container(Protocol):
     """One opened file: names now, shapes cheaply, values on request. One module per file type."""
 
     path: Path
+    format: str
+    """In words, for the report."""
+    notes: list[str]
+    """Remarks for the user: what was skipped and why."""
+    settings: Mapping[str, Any]
+    """Settings stored in the file itself, flat and dotted."""
+    train_step: int | None
 
     def names(self) -> list[str]:
         """Return every stored tensor name, as stored."""
@@ -31,7 +40,7 @@ class Container(Protocol):
         """Read one tensor in its stored dtype."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StoredTensor:
     """One tensor on disk. Nothing of its values is in memory until `load`."""
 
@@ -54,11 +63,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Size of the values on disk, in bytes."""
-        bits = DTYPE_BITS.get(self.dtype, 32)
-        count = 1
-        for size in self.shape:
-            count *= size
-        return (count * bits + 7) // 8
+        return (prod(self.shape) * DTYPE_BITS.get(self.dtype, 32) + 7) // 8
 
     def load(self) -> Tensor:
         """Return the values in their stored dtype."""
@@ -117,16 +122,28 @@ class Checkpoint(Mapping[str, StoredTensor]):
         first = next(iter(self.tensors.values()), None)
         return sum(self.tensors[name].nbytes for name in first.loaded) if first else 0
 
-    @property
-    def settings(self) -> dict[str, Any]:
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
         """config.json and in-file hyper-parameters, flat and dotted; the file itself wins."""
         return {**flatten(self.config), **self.hyper_parameters}
 
+    def ending_in(self, suffix: str) -> list[str]:
+        """Return the names that end in a dotted suffix, in the order of the file."""
+        last = suffix.rpartition(".")[2]
+        return [n for n in self._by_last_element.get(last, ()) if n == suffix or n.endswith(f".{suffix}")]
 
-def collect(containers: list[Container]) -> dict[str, StoredTensor]:
-    """Return the tensors of several containers under their cleaned names."""
+    @cached_property
+    def _by_last_element(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.tensors:
+            found.setdefault(name.rpartition(".")[2], []).append(name)
+        return found
+
+
+def collect(containers: Mapping[Container, Iterable[str]]) -> dict[str, StoredTensor]:
+    """Return the tensors of several containers, given with their stored names, under their cleaned names."""
     loaded: set[str] = set()
-    stored = [(name, container) for container in containers for name in container.names()]
+    stored = [(name, container) for container, names in containers.items() for name in names]
     cleaned = clean_names([name for name, _ in stored])
     return {
         clean: StoredTensor(clean, name, container, loaded)

@@ -17,10 +17,12 @@ WRAPPERS = frozenset(
         "_checkpoint_wrapped_module",
         "_forward_module",  # Lightning strategies
         "_fp32_params",  # Automodel's float32 holder around A_log, D, dt_bias
+        "base_layer",  # PEFT: the frozen weight beside its adapter
     }
 )
 """Path elements that wrappers insert; removed wherever they stand as a whole element."""
 
+_BRACKETS = re.compile(r"""\[['"]?([^\]'"]*)['"]?\]""")
 _PARAMETRIZED = re.compile(r"(?P<dot>^|\.)parametrizations\.(?P<name>[^.]+)\.original$")
 
 
@@ -28,18 +30,18 @@ def clean_names(stored: list[str]) -> list[str]:
     """Return one cleaned, dotted name for each stored name, without collisions.
 
     Where two stored names would become one (an average beside the live weights, say), the
-    longer of the two keeps its own.
+    shortest is cleaned and the others keep their own.
     """
     separator = _separator(stored)
-    dotted = [name.replace(separator, ".") for name in stored]
-    cleaned = [_clean(name) for name in dotted]
-    count = Counter(cleaned)
-    taken: set[str] = {name for name, times in count.items() if times == 1}
-    result = list(cleaned)
-    for position in sorted(range(len(stored)), key=lambda i: (len(stored[i]), stored[i])):
-        if count[cleaned[position]] == 1:
-            continue
-        name = cleaned[position] if cleaned[position] not in taken else dotted[position]
+    dotted = [_dotted(name, separator) for name in stored]
+    result = [_clean(name) for name in dotted]
+    count = Counter(result)
+    if len(count) == len(stored):
+        return result
+    taken = {name for name, times in count.items() if times == 1}
+    rivals = [position for position, name in enumerate(result) if count[name] > 1]
+    for position in sorted(rivals, key=lambda i: (len(stored[i]), stored[i])):
+        name = result[position] if result[position] not in taken else dotted[position]
         while name in taken:
             name += "_"
         taken.add(name)
@@ -68,7 +70,7 @@ def layer_numbers(name: str) -> tuple[int, ...]:
 
 
 def _separator(stored: list[str]) -> str:
-    if any("/" in name for name in stored):
+    if any("/" in name for name in stored):  # JAX trees, Orbax
         return "/"
     # npz member names cannot hold a slash on some systems, so exporters write two underscores.
     if stored and not any("." in name for name in stored) and any("__" in name for name in stored):
@@ -76,9 +78,19 @@ def _separator(stored: list[str]) -> str:
     return "."
 
 
+def _dotted(name: str, separator: str) -> str:
+    if "[" in name:  # jax.tree_util.keystr: ['params']['layers'][0].A
+        name = _BRACKETS.sub(r".\1", name)
+    return name.replace(separator, ".").strip(".") or name
+
+
 def _clean(name: str) -> str:
-    name = _PARAMETRIZED.sub(r"\g<dot>\g<name>", name)
-    elements = [element for element in name.split(".") if element not in WRAPPERS]
-    if elements[:2] == ["base_model", "model"]:  # PEFT
-        elements = elements[2:]
-    return ".".join(elements) or name
+    if ".parametrizations." in name or name.startswith("parametrizations."):
+        name = _PARAMETRIZED.sub(r"\g<dot>\g<name>", name)
+    elements = name.split(".")
+    if WRAPPERS.isdisjoint(elements) and elements[0] != "base_model":
+        return name
+    kept = [element for element in elements if element not in WRAPPERS]
+    if kept[:2] == ["base_model", "model"]:  # PEFT
+        kept = kept[2:]
+    return ".".join(kept) or name

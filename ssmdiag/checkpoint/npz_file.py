@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,25 +17,37 @@ from ssmdiag.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError, OSError)
+_WIDEST = {"float128": "float64", "longdouble": "float64", "complex256": "complex128", "clongdouble": "complex128"}
+"""Extended precision, which torch lacks; read in double."""
+
 
 class NpzFile:
     """One .npz file, opened without pickle support."""
 
+    format = "npz"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
+        self.settings: Mapping[str, Any] = {}
+        self.train_step: int | None = None
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        skipped: dict[str, list[str]] = {}
         try:
             self._zip = zipfile.ZipFile(path)
-            for member in self._zip.namelist():
-                if member.endswith(".npy"):
-                    self._read_header(member)
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+            for member in self._zip.infolist():
+                if member.filename.endswith(".npy"):
+                    self._read_header(member, skipped)
+        except _BROKEN as error:
             raise CheckpointError(
                 f"{path.name} is a broken .npz file ({error}).", advice="save or download it again."
             ) from error
         if any(_is_bfloat16(dtype) for _, dtype in self._headers.values()):
             self.notes.append("two-byte arrays without a NumPy type are read as bfloat16, as JAX writes them")
+        for kind, names in skipped.items():
+            some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+            self.notes.append(f"{len(names):,} array{'s' * (len(names) > 1)} of {kind} not read: {some}")
 
     def names(self) -> list[str]:
         return list(self._headers)
@@ -43,7 +57,7 @@ class NpzFile:
 
     def dtype(self, name: str) -> str:
         dtype = self._headers[name][1]
-        return "bfloat16" if _is_bfloat16(dtype) else dtype.name
+        return "bfloat16" if _is_bfloat16(dtype) else _WIDEST.get(dtype.name, dtype.name)
 
     def load(self, name: str) -> Tensor:
         import torch
@@ -51,23 +65,29 @@ class NpzFile:
         try:
             with self._zip.open(name + ".npy") as file:
                 array = npy.read_array(file, allow_pickle=False)
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        except _BROKEN as error:
             raise CheckpointError(
                 f"{self.path.name}: array {name} cannot be read ({error}).", advice="save or download the file again."
             ) from error
         if _is_bfloat16(array.dtype):
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+            return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
 
-    def _read_header(self, member: str) -> None:
+    def _read_header(self, member: zipfile.ZipInfo, skipped: dict[str, list[str]]) -> None:
         with self._zip.open(member) as file:
             version = npy.read_magic(file)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(file)
+            start = file.tell()
+        name = member.filename.removesuffix(".npy")
         if dtype.hasobject:
-            self.notes.append(f"array {member[:-4]} holds Python objects and was not read")
-        elif dtype.kind in "fciub" or _is_bfloat16(dtype):
-            self._headers[member[:-4]] = (tuple(shape), dtype)
+            skipped.setdefault("Python objects", []).append(name)
+        elif dtype.kind not in "fciub" and not _is_bfloat16(dtype):
+            skipped.setdefault("text" if dtype.kind in "US" else f"type {dtype}", []).append(name)
+        elif start + prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"array {name} announces more values than it holds")
+        else:
+            self._headers[name] = (tuple(shape), dtype)
 
 
 def _is_bfloat16(dtype: np.dtype) -> bool:

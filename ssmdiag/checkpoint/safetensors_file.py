@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from ssmdiag.checkpoint.checkpoint import flatten
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,8 +24,14 @@ _DTYPES = {
 }  # fmt: skip
 
 
+STEP_KEYS = ("train_step", "step", "global_step", "iteration")
+"""Metadata that gives the optimiser step."""
+
+
 class SafetensorsFile:
     """One .safetensors file."""
+
+    format = "safetensors"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +39,11 @@ class SafetensorsFile:
             self._file: Any = safe_open(str(path), framework="pt", device="cpu")
         except SafetensorError as error:
             raise _explain(path, error) from error
-        self.metadata: dict[str, str] = dict(self._file.metadata() or {})
+        self.notes: list[str] = []
+        metadata = (self._file.metadata() or {}).items()
+        self.settings: Mapping[str, Any] = {k: v for key, text in metadata for k, v in _settings(key, text).items()}
+        step = next((self.settings[key] for key in STEP_KEYS if str(self.settings.get(key, "")).isdigit()), None)
+        self.train_step = None if step is None else int(step)
 
     def names(self) -> list[str]:
         return list(self._file.keys())
@@ -44,7 +56,20 @@ class SafetensorsFile:
         return _DTYPES.get(code, str(code).lower())
 
     def load(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+        try:
+            return self._file.get_tensor(name)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="save or download the file again."
+            ) from error
+
+
+def _settings(key: str, text: str) -> dict[str, Any]:
+    """Return one entry of the metadata, opened where it is a JSON object."""
+    try:
+        return flatten(json.loads(text), key) if text.lstrip().startswith("{") else {key: text}
+    except ValueError:
+        return {key: text}
 
 
 def _explain(path: Path, error: SafetensorError) -> CheckpointError:
@@ -61,15 +86,11 @@ def _explain(path: Path, error: SafetensorError) -> CheckpointError:
         )
     try:
         entries = json.loads(header)
-        needed = (
-            8
-            + length
-            + max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        needed = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return CheckpointError(
-            f"{path.name}: its safetensors header is not readable ({error}).",
-            advice="download or save it again.",
+            f"{path.name}: its safetensors header is not readable ({error}).", advice="download or save it again."
         )
     if needed != size:
         return CheckpointError(

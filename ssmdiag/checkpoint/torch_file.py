@@ -1,19 +1,18 @@
-"""torch pickles (.pt, .pth, .bin, .ckpt), mapped into memory and read without running their code.
+"""torch files (.pt, .pth, .bin, .ckpt): where trainers put the weights, the settings and the step.
 
-`torch.load(weights_only=True)` refuses every class it does not know, and research checkpoints are
-full of them (omegaconf, Lightning, argparse). Such classes are replaced by inert stand-ins that
-accept anything and do nothing, so their plain contents – hyper-parameters above all – stay readable.
+Pickles are read without running them (`inert_pickle`), so research files full of omegaconf,
+Lightning and argparse objects open, and so do whole pickled modules: classes become inert
+stand-ins, and what they hold stays readable.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.checkpoint.checkpoint import flatten
+from ssmdiag.checkpoint.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
+from ssmdiag.checkpoint.torch_archive import BROKEN, TensorRecord, open_archive
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -22,16 +21,16 @@ if TYPE_CHECKING:
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Where trainers put the weights, in the order they are looked for."""
 
-# fmt: off
-_CODE_RUNNING = frozenset({
-    "os", "nt", "posix", "sys", "subprocess", "socket", "shutil", "importlib", "runpy", "pty", "ctypes", "code",
-    "codeop", "pdb", "timeit", "webbrowser", "asyncio", "multiprocessing", "threading", "signal", "pip",
-    "builtins.eval", "builtins.exec", "builtins.compile", "builtins.open", "builtins.__import__", "builtins.input",
-    "builtins.breakpoint", "__builtin__.eval", "__builtin__.exec", "__builtin__.compile", "__builtin__.open",
-    "__builtin__.execfile", "__builtin__.__import__",
-})
-# fmt: on
-"""Modules and functions that no checkpoint has reason to name."""
+SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
+STEP_KEYS = ("global_step", "step", "iteration")
+TRAINER_KEYS = frozenset({
+    "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "lr_schedulers", "scheduler",
+    "lr_scheduler", "callbacks", "loops", "scaler", "amp", "rng_state", "cuda_rng_state", "random_rng_states",
+})  # fmt: skip
+"""What else trainers save; its tensors are not the model's."""
+
+MOST_SETTINGS = 100_000
+"""Settings read from one file: an object graph can be made to unfold without end."""
 
 
 class TorchFile:
@@ -40,168 +39,135 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
-        content = self._read()
+        try:
+            self._archive = open_archive(path)
+            self.format = self._archive.format
+        except UnsafeName as error:
+            raise UnsafePickleError(
+                f"{path.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
+                expected="tensors and plain settings",
+                advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
+            ) from error
+        content = self._archive.content
         key, state = _state_dict(content)
-        self._tensors = dict(_tensors(state))
+        found = list(_leaves(state))
+        self._tensors = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
         if not self._tensors:
             raise CheckpointError(
-                f"{path.name} holds no tensors"
-                + (
-                    f": its top level has {', '.join(map(str, list(content)[:8]))}."
-                    if isinstance(content, Mapping)
-                    else "."
-                ),
+                f"{path.name} holds no tensors{_top_level(content)}.",
                 expected=f"a state dict, at the top or under one of {', '.join(STATE_DICT_KEYS)}",
                 advice="save model.state_dict().",
             )
-        rest = content if key is not None and isinstance(content, Mapping) else {}
-        others = [name for name in STATE_DICT_KEYS if name != key and any(True for _ in _tensors(rest.get(name)))]
-        if others:
-            self.notes.append(f"read the weights under {key!r}; {', '.join(map(repr, others))} hold others")
-        step = rest.get("global_step", rest.get("step", rest.get("iteration")))
-        self.train_step = step if isinstance(step, int) and not isinstance(step, bool) else None
-        found: Any = next((rest[k] for k in ("hyper_parameters", "hparams", "config", "cfg", "args") if k in rest), {})
-        self.hyper_parameters = flatten(_plain(found))
-        self.optimizer_states = rest.get("optimizer_states", rest.get("optimizer"))
+        rest = {name: value for name, value in content.items() if name != key} if isinstance(content, Mapping) else {}
+        self._remark(key, rest, [name for name, leaf in found if not isinstance(leaf, TensorRecord)])
+        step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
+        self.train_step: int | None = step
+        self.settings: Mapping[str, Any] = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
 
     def names(self) -> list[str]:
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return self._tensors[name].size
 
     def dtype(self, name: str) -> str:
-        return str(self._tensors[name].dtype).removeprefix("torch.")
+        return self._tensors[name].dtype
 
     def load(self, name: str) -> Tensor:
-        return self._tensors[name].detach()
-
-    def _read(self) -> Any:
-        import torch
-
-        is_zip = zipfile.is_zipfile(self.path)
-        self.container = "torch zip" if is_zip else "torch pickle, old format"
         try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(self.path) if is_zip else []
-            self._refuse_code(names)
-            if names:
-                self.notes.append(
-                    f"objects of {_modules(names)} in the file were not loaded, only their plain contents"
-                )
-            stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
-            with torch.serialization.safe_globals(stand_ins):
-                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
-        except pickle.UnpicklingError as error:
-            raise self._refused(error) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, OSError, IndexError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if "TorchScript" in str(error) or "constants.pkl" in str(error):
-                raise CheckpointError(
-                    f"{self.path.name} is a TorchScript archive, which holds code.",
-                    advice="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') and inspect that.",
-                ) from error
+            return self._tensors[name].load(self._archive.read)
+        except BROKEN as error:
             raise CheckpointError(
-                f"{self.path.name} is torn or not a torch checkpoint ({first}).", advice="save or download it again."
+                f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="save or download the file again."
             ) from error
 
-    def _refuse_code(self, names: list[str]) -> None:
-        wanted = [name for name in names if name in _CODE_RUNNING or name.split(".")[0] in _CODE_RUNNING]
-        if wanted:
-            raise UnsafePickleError(
-                f"{self.path.name} is refused: its pickle calls {', '.join(wanted)}. Nothing of it was run.",
-                expected="tensors and plain settings",
-                advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
-            )
-
-    def _refused(self, error: Exception) -> CheckpointError:
-        import re
-
-        blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
-        if blocked:
-            self._refuse_code([blocked.group(1).replace("posix.", "os.")])
-        named = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        what = f"it needs the class {named.group(1)}" if named else str(error).strip().splitlines()[0]
-        return UnsafePickleError(
-            f"{self.path.name} is refused: it cannot be read as weights alone ({what}).",
-            advice="where it was written: safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
-        )
+    def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
+        packages = sorted({name.partition(".")[0] for name in self._archive.names} - PLAIN_MODULES - {"torch"})
+        if packages:
+            self.notes.append(f"objects of {', '.join(packages)} were not built; what they hold was read as plain data")
+        others = [repr(name) for name, value in rest.items() if name not in TRAINER_KEYS and _holds_tensors(value)]
+        if key is not None and others:
+            self.notes.append(f"the weights under {key!r} were read; tensors under {', '.join(others)} were not")
+        if unreadable:
+            self.notes.append(
+                f"{len(unreadable):,} quantised, sparse or otherwise packed tensors were left out: "
+                + ", ".join(unreadable[:3]) + (" …" if len(unreadable) > 3 else "")
+            )  # fmt: skip
 
 
-class _StandIn:
-    """Takes the place of a class the file names; keeps what it is given, runs nothing."""
-
-    def __new__(cls, *arguments: Any, **keywords: Any) -> _StandIn:
-        self = super().__new__(cls)
-        self.__dict__["arguments"] = arguments
-        return self
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__["state"] = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.__dict__.setdefault("items", {})[key] = value
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-def _stand_in(name: str) -> type[_StandIn]:
-    return type(name.rpartition(".")[2] or "StandIn", (_StandIn,), {"__module__": "ssmdiag.stand_in"})
+def settings_of(tree: Any) -> dict[str, Any]:
+    """Return settings flat and dotted, with omegaconf, Namespace and other objects opened."""
+    flat: dict[str, Any] = {}
+    left = [("", tree)]
+    for _ in range(MOST_SETTINGS):
+        if not left:
+            break
+        prefix, value = left.pop()
+        value = _plain(value)
+        if isinstance(value, Mapping):
+            items = [(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
+            left += reversed(items)
+        elif prefix and isinstance(value, (list, tuple)):
+            flat[prefix] = [_plain(item) for item in value]
+        elif prefix and isinstance(value, (str, int, float, bool, type(None))):
+            flat[prefix] = value
+    return flat
 
 
 def _plain(value: Any) -> Any:
-    """Return settings as plain dicts, lists and scalars; omegaconf and Namespace contents included."""
-    if isinstance(value, _StandIn):
-        state = value.__dict__.get("state", value.__dict__.get("items"))
-        if isinstance(state, Mapping):
-            if "_content" in state:  # omegaconf container
-                return _plain(state["_content"])
-            if "_val" in state:  # omegaconf leaf
-                return _plain(state["_val"])
-            return _plain(dict(state))
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+    """Return what an object of an unknown class holds: its attributes, its items or the one value it was made of."""
+    for _ in range(8):  # wrappers within wrappers
+        if not isinstance(value, StandIn):
+            break
+        state = value.state
+        if isinstance(state, tuple) and len(state) == 2:  # attributes, slots
+            state = {key: item for part in state if isinstance(part, Mapping) for key, item in part.items()}
+        if isinstance(state, Mapping) and state:
+            value = state.get("_content", state.get("_val", state))  # omegaconf: container, leaf
+        elif value.items is not None:
+            value = value.items
+        elif len(value.arguments) == 1:  # an enum's value
+            value = value.arguments[0]
+        else:
+            break
     return value
 
 
 def _state_dict(content: Any) -> tuple[str | None, Any]:
-    """Return the mapping that holds the weights and the key it stood under."""
+    """Return the mapping that holds the weights and the key it stood under, None if it is the whole."""
     if not isinstance(content, Mapping):
         return None, content
-    if any(_is_tensor(value) for value in content.values()):
-        return None, content
+    direct = sum(isinstance(value, TensorRecord) and bool(value.size) for value in content.values())
     for key in STATE_DICT_KEYS:
-        if any(True for _ in _tensors(content.get(key))):
+        # {"model": …, "best_loss": tensor}: a stray tensor beside the weights does not make a state dict.
+        if sum(1 for _ in _leaves(content.get(key))) > direct:
             inner = content[key]
-            deeper, state = _state_dict(inner) if isinstance(inner, Mapping) else (None, inner)
-            return (key, state) if deeper in ("state_dict", "params", None) else (key, inner)
-    return None, content
+            deeper, state = _state_dict(inner)
+            return key, state if deeper in ("state_dict", "params") else inner
+    return None, {key: value for key, value in content.items() if key not in TRAINER_KEYS}
 
 
-def _tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every tensor of nested mappings under its dotted name."""
-    if _is_tensor(tree):
+def _leaves(tree: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every tensor of nested mappings, lists and pickled modules, under its dotted name."""
+    if isinstance(tree, TensorRecord):
         yield prefix or "tensor", tree
-    elif isinstance(tree, _StandIn):  # a whole pickled nn.Module
-        state = tree.__dict__.get("state")
-        for part in ("_parameters", "_buffers", "_modules"):
-            yield from _tensors(state.get(part) if isinstance(state, Mapping) else None, prefix)
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _tensors(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, StandIn):
+        if tree.origin.startswith("torch._utils._rebuild"):
+            yield prefix, tree
+        for part in ("_parameters", "_buffers", "_modules") if isinstance(tree.state, Mapping) else ():
+            if id(tree) not in above:
+                yield from _leaves(tree.state.get(part), prefix, (*above, id(tree)))
+    elif isinstance(tree, (Mapping, list, tuple)) and id(tree) not in above and len(above) < 100:
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, value in items:
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), (*above, id(tree)))
 
 
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
+def _holds_tensors(tree: Any) -> bool:
+    return any(True for _ in _leaves(tree))
 
 
-def _modules(names: list[str]) -> str:
-    return ", ".join(sorted({name.split(".")[0] for name in names}))
+def _top_level(content: Any) -> str:
+    if isinstance(content, Mapping) and content:
+        return f": its top level has {', '.join(str(key) for key in list(content)[:8])}"
+    return f": it is one {content.origin}" if isinstance(content, StandIn) and content.origin else ""

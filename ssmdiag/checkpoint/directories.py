@@ -1,0 +1,206 @@
+"""A file with its surroundings: config.json beside it, shards, model directories."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
+from ssmdiag.checkpoint.reading import open_container
+from ssmdiag.errors import CheckpointError, UnsafePickleError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pt", "consolidated.safetensors", "consolidated.00.pth")
+"""File names that hold a directory's weights, in the order they are looked for; `.index.json` after each."""
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
+TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth")
+"""What trainers leave beside the weights."""
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+
+
+def read_single(path: Path) -> Checkpoint:
+    """Return the checkpoint of one file, with the config.json beside it."""
+    container = open_container(path)
+    config, notes = _read_config(path.parent)
+    if shard := SHARD.search(path.name):
+        notes.append(f"this is shard {int(shard[1])} of {int(shard[2])}; give the directory to read all of them")
+    return Checkpoint(
+        path=path,
+        format=container.format,
+        tensors=collect({container: container.names()}),
+        size=path.stat().st_size,
+        config=config,
+        hyper_parameters=container.settings,
+        train_step=container.train_step if container.train_step is not None else _step_in(path.name),
+        notes=(*container.notes, *notes),
+    )
+
+
+def read_directory(path: Path) -> Checkpoint:
+    """Return the checkpoint that a directory holds, whole or in shards."""
+    present = {entry.name for entry in path.iterdir()}
+    for name in WEIGHTS:
+        if name in present:
+            return read_single(path / name)
+        if f"{name}.index.json" in present:
+            return read_index(path / f"{name}.index.json")
+    indexes = sorted(name for name in present if name.endswith(".index.json"))
+    if len(indexes) == 1:
+        return read_index(path / indexes[0])
+    candidates = sorted(name for name in present if name.endswith(SUFFIXES) and not name.startswith("."))
+    candidates = [name for name in candidates if name not in TRAINER_FILES]
+    if len(candidates) == 1:
+        return read_single(path / candidates[0])
+    if candidates and all(SHARD.search(name) for name in candidates):
+        return _read_shards(path, dict.fromkeys(_all_of(candidates)), "the names of the shards")
+    raise _decline(path, present, candidates)
+
+
+def read_index(path: Path) -> Checkpoint:
+    """Return the checkpoint of a shard index, {"weight_map": {tensor: file}}."""
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        promised: dict[str, set[str]] = {}
+        for name, file in weight_map.items():
+            promised.setdefault(str(file), set()).add(name)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path.name} is not a shard index ({type(error).__name__}: {error}).",
+            expected='{"weight_map": {tensor: file, …}}',
+            advice="download it again.",
+        ) from error
+    return _read_shards(path.parent, promised, path.name)
+
+
+def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
+    """Open every shard; what `origin` promises and a shard lacks becomes a problem, not a crash."""
+    opened: dict[Container, Iterable[str]] = {}
+    config, notes = _read_config(directory)
+    problems: list[str] = []
+    home = {name: file for file, names in promised.items() for name in names or ()}
+    size = 0
+    for file, names in sorted(promised.items()):
+        lost = f" ({len(names):,} tensors)" if names is not None else ""
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            problems.append(f"{origin} points outside its directory: {file}; not opened")
+            continue
+        shard = directory / file
+        if not shard.exists():
+            problems.append(f"shard {file} is missing{lost}")
+            continue
+        try:
+            container = open_container(shard)
+        except UnsafePickleError:
+            raise
+        except (CheckpointError, OSError) as error:
+            problems.append(f"shard {file} cannot be read{lost}: {getattr(error, 'seen', error)}")
+            continue
+        held = container.names()
+        absent = sorted((names or set()) - set(held))
+        if absent:
+            problems.append(
+                f"shard {file} lacks {len(absent):,} tensor{'s' * (len(absent) > 1)} the index promises: "
+                + ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+            )  # fmt: skip
+        # A tensor that the index gives to another shard is read from that one.
+        opened[container] = [name for name in held if home.get(name, file) == file]
+        notes.extend(container.notes)
+        size += shard.stat().st_size
+    if not opened:
+        raise CheckpointError(
+            f"{directory}: none of its {len(promised)} shards can be read.\n  " + "\n  ".join(problems[:8]),
+            expected=f"the files that {origin} names",
+            advice="download them again.",
+        )
+    return Checkpoint(
+        path=directory,
+        format=f"{next(iter(opened)).format}, {len(opened)} shards",
+        tensors=collect(opened),
+        size=size,
+        config=config,
+        train_step=_step_in(directory.name),
+        notes=tuple(dict.fromkeys(notes)),
+        problems=tuple(problems),
+    )
+
+
+def _all_of(shards: list[str]) -> list[str]:
+    """Return the names of all shards of a set of which some are there."""
+    names = set(shards)
+    for name in shards:
+        if found := SHARD.search(name):
+            head, tail = name[: found.start()], name[found.end() :]
+            count = min(int(found[2]), 9999)
+            names |= {f"{head}-{number:05d}-of-{found[2]}.{tail}" for number in range(1, count + 1)}
+    return sorted(names)
+
+
+def _decline(path: Path, present: set[str], candidates: list[str]) -> CheckpointError:
+    """Return the error for a directory that is not one checkpoint, with what to do instead."""
+    for sign, kind, advice in _DIRECTORIES:
+        if any(re.fullmatch(sign, name) for name in present):
+            return CheckpointError(f"{path} is {kind}, which holds shards of tensors.", advice=advice)
+    if candidates:
+        some = ", ".join([*candidates[:6], *["…"][: len(candidates) - 6]])
+        return CheckpointError(
+            f"{path} holds {len(candidates)} checkpoints: {some}",
+            advice=f"name the files: ssmdiag inspect {path}/*{Path(candidates[0]).suffix}",
+        )
+    below = sorted({file.parent for file in path.glob("*/*") if file.name.endswith((*SUFFIXES, ".index.json"))})
+    below += sorted(path.glob("snapshots/*/"))  # the Hugging Face cache
+    listing = ", ".join(sorted(present)[:6]) or "nothing"
+    return CheckpointError(
+        f"{path} is a directory without a checkpoint; it holds {listing}.",
+        expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(SUFFIXES)} file",
+        advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else "name the file with the weights.",
+    )
+
+
+_DIRECTORIES = (
+    (
+        r"zero_to_fp32\.py|global_step\d+|.*mp_rank_\d+_model_states\.pt|latest",
+        "a DeepSpeed checkpoint",
+        "run its zero_to_fp32.py and inspect the result.",
+    ),
+    (
+        r"\.metadata|__\d+_\d+\.distcp",
+        "a torch.distributed checkpoint",
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR model.pt",
+    ),
+    (
+        r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|checkpoint",
+        "an orbax or TensorFlow checkpoint",
+        "restore it where it was written and numpy.savez('model.npz', **flat_params).",
+    ),
+)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return config.json, and remarks if it is there and cannot be used."""
+    path = directory / "config.json"
+    try:
+        if not path.is_file() and not path.is_symlink():
+            return {}, []
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"config.json cannot be read ({error}); settings are taken to be the usual ones"]
+    if not isinstance(content, dict):
+        return {}, ["config.json holds no settings; they are taken to be the usual ones"]
+    return content, []
+
+
+def _special_float(content: dict[str, Any]) -> Any:
+    """Return the float behind {"__float__": "Infinity"}, as transformers 5 writes it."""
+    if set(content) == {"__float__"} and content["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(content["__float__"])
+    return content
+
+
+def _step_in(name: str) -> int | None:
+    """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`."""
+    found = re.search(r"(?:^|[^a-z])(?:global_?step|step|checkpoint|ckpt|iter)[-_=]?(\d+)", name, re.IGNORECASE)
+    return int(found[1]) if found else None

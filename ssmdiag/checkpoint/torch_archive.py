@@ -1,0 +1,242 @@
+"""What `torch.save` wrote, zip and old format: the pickled object, with a record for each tensor.
+
+Nothing is unpickled by torch and nothing of the pickle is run (see `inert_pickle`); the bytes of a
+tensor are read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
+from ssmdiag.checkpoint.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
+from ssmdiag.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STORAGE_DTYPES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
+    "ComplexDouble": "complex128", "ComplexFloat": "complex64",
+    "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+    "Untyped": "uint8",
+}  # fmt: skip
+_MAGIC = 0x1950A86A20F9469CFC6C
+_BIG_ENDIAN = "written on a big-endian machine, which is not supported"
+UNREADABLE = stand_in("torch._utils", "_rebuild_qtensor")
+"""Stands for quantised and other tensors that are not one strided run of numbers."""
+
+
+class TornError(Exception):
+    """The file ends before what its pickle promises, or contradicts itself."""
+
+
+class _Record:
+    """What the pickle may not change once it is made: BUILD would write into its attributes."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Storage(_Record):
+    """A run of bytes in the file, of one dtype."""
+
+    dtype: str
+    numel: int
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRecord(_Record):
+    """Where a tensor's values are: a strided view into a storage."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+    flipped: frozenset[str] = frozenset()
+    """`conj` and `neg`: views that torch stores as a bit instead of values."""
+
+    def load(self, read: Callable[[Storage, int, int], bytes]) -> Tensor:
+        """Return the values; `read` gives the bytes of a storage from a start, for a length."""
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        if 0 in self.size:
+            return torch.empty(self.size, dtype=dtype)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        width = DTYPE_BITS[self.dtype] // 8
+        content = bytearray(read(self.storage, self.offset * width, span * width))
+        values = torch.frombuffer(content, dtype=dtype).as_strided(self.size, self.stride)
+        values = values.conj() if "conj" in self.flipped else values
+        return (-values if "neg" in self.flipped else values).resolve_conj()
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
+    """Return the record of one tensor; a stand-in where it is of a kind that cannot be read."""
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, Storage) or dtype not in DTYPE_BITS:
+        return UNREADABLE()
+    if len(size) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
+        raise TornError("a tensor of impossible shape")
+    span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    available = storage.numel * DTYPE_BITS[storage.dtype] // DTYPE_BITS[dtype]
+    if 0 not in size and (offset + span > available or prod(size) > 2**48):
+        raise TornError("a tensor larger than its storage")
+    flipped = frozenset(key for key, value in (metadata or {}).items() if value) if isinstance(metadata, dict) else ()
+    return TensorRecord(storage, offset, tuple(size), tuple(stride), dtype, frozenset(flipped))
+
+
+def _v2(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    metadata = rest[2] if len(rest) > 2 else None
+    return _tensor(storage, offset, size, stride, getattr(storage, "dtype", ""), metadata)
+
+
+def _v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
+    named = getattr(dtype, "origin", "").removeprefix("torch.")
+    return _tensor(storage, offset, size, stride, named, rest[0] if rest else None)
+
+
+def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    return function(*arguments) if function in KNOWN.values() else UNREADABLE()
+
+
+KNOWN: dict[str, type] = {
+    "torch._utils._rebuild_tensor": inert(_v2),
+    "torch._utils._rebuild_tensor_v2": inert(_v2),
+    "torch._utils._rebuild_tensor_v3": inert(_v3),
+    "torch._utils._rebuild_parameter": inert(lambda data, *_: data),
+    "torch._utils._rebuild_parameter_with_state": inert(lambda data, *_: data),
+    "torch.nn.parameter.Parameter": inert(lambda data=None, *_: data),
+    "torch._tensor._rebuild_from_type_v2": inert(_from_type),
+}
+"""How torch pickles tensors; each name becomes a record of where the values are."""
+
+
+class TorchZip:
+    """A file in the zip format of torch.save, the default since 1.6."""
+
+    format = "torch zip"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = zipfile.ZipFile(path)
+        members = self._zip.namelist()
+        pickled = next(name for name in members if name == "data.pkl" or name.endswith("/data.pkl"))
+        self._prefix = pickled.removesuffix("data.pkl")
+        order = f"{self._prefix}byteorder"
+        if order in members and self._zip.read(order) != b"little":
+            raise TornError(_BIG_ENDIAN)
+        with self._zip.open(pickled) as file:
+            unpickler = InertUnpickler(file, KNOWN, self._storage)
+            self.content = unpickler.load()
+        self.names = tuple(unpickler.names)
+
+    def read(self, storage: Storage, start: int, length: int) -> bytes:
+        with self._zip.open(f"{self._prefix}data/{storage.key}") as file:
+            file.seek(start)
+            return _whole(file.read(length), length)
+
+    def _storage(self, pid: Any) -> Any:
+        _, kind, key, _, numel = pid
+        return _storage(kind, numel, str(key))
+
+
+class TorchPickles:
+    """A file in the old format: pickles one after another, then the storages."""
+
+    format = "torch pickle, old format"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start: dict[str, int] = {}
+        storages: dict[str, Storage] = {}
+
+        def load_storage(pid: Any) -> Any:
+            if pid[0] == "module":
+                return pid[1]
+            _, kind, key, _, numel, view = pid
+            whole = storages.setdefault(str(key), _storage(kind, numel, str(key)))
+            return whole if view is None else replace(whole, key=f"{key}@{int(view[1])}", numel=int(view[2]))
+
+        with path.open("rb") as file:
+            if self._unpickle(file, load_storage) != _MAGIC:
+                raise TornError("a pickle, but not one of torch.save")
+            self._unpickle(file, load_storage)
+            if not self._unpickle(file, load_storage).get("little_endian", True):
+                raise TornError(_BIG_ENDIAN)
+            unpickler = InertUnpickler(file, KNOWN, load_storage)
+            self.content = unpickler.load()
+            self._place(file, self._unpickle(file, load_storage), storages)
+        self.names = tuple(unpickler.names)
+
+    def read(self, storage: Storage, start: int, length: int) -> bytes:
+        key, _, view = storage.key.partition("@")
+        with self.path.open("rb") as file:
+            file.seek(self._start[key] + start + int(view or 0) * DTYPE_BITS[storage.dtype] // 8)
+            return _whole(file.read(length), length)
+
+    def _place(self, file: IO[bytes], keys: Iterable[Any], storages: dict[str, Storage]) -> None:
+        """Find where each storage starts: eight bytes of length, then its values."""
+        end = self.path.stat().st_size
+        for key in keys:
+            storage = storages[str(key)]
+            (numel,) = struct.unpack("<q", file.read(8))
+            self._start[str(key)] = file.tell()
+            file.seek(numel * DTYPE_BITS[storage.dtype] // 8, 1)
+            if numel != storage.numel or file.tell() > end:
+                raise TornError(f"ends within the values of storage {key}")
+
+    @staticmethod
+    def _unpickle(file: IO[bytes], load_storage: Callable[[Any], Any]) -> Any:
+        return InertUnpickler(file, KNOWN, load_storage).load()
+
+
+def _storage(kind: Any, numel: Any, key: str) -> Any:
+    name = getattr(kind, "origin", "").rpartition(".")[2].removesuffix("Storage")
+    if name not in _STORAGE_DTYPES:  # quantised
+        return UNREADABLE()
+    if type(numel) is not int or numel < 0:
+        raise TornError("a storage of impossible size")
+    return Storage(_STORAGE_DTYPES[name], numel, key)
+
+
+def _whole(content: bytes, length: int) -> bytes:
+    if len(content) != length:
+        raise TornError(f"ends after {len(content):,} of {length:,} bytes of a tensor")
+    return content
+
+
+BROKEN = (
+    TornError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError,
+    KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, StopIteration, MemoryError, OverflowError,
+)  # fmt: skip
+"""What reading a damaged or forged file can raise."""
+
+
+def open_archive(path: Path) -> TorchZip | TorchPickles:
+    """Return the pickled content of a file of torch.save. Raises UnsafeName, CheckpointError."""
+    try:
+        return TorchZip(path) if zipfile.is_zipfile(path) else TorchPickles(path)
+    except UnsafeName:
+        raise
+    except BROKEN as error:
+        raise _torn(path, error) from error
+
+
+def _torn(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} is torn or not a torch checkpoint ({str(error) or type(error).__name__}).",
+        expected="what torch.save writes",
+        advice="save or download it again.",
+    )
