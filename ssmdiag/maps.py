@@ -29,13 +29,20 @@ def heavy_tail(w: Tensor) -> Tensor:
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda w: w,
     "direct": lambda w: -w,
+    "direct, at least 1e-4": lambda w: (-w).clamp(min=1e-4),
     "exp": lambda w: w.exp(),
     "softplus": softplus,
+    "softplus+1e-4": lambda w: softplus(w) + 1e-4,
     "sigmoid": lambda w: w.sigmoid(),
+    "-logsigmoid": lambda w: softplus(-w),
     "relu": lambda w: w.clamp(min=0),
     "relu+1e-4": lambda w: w.clamp(min=0) + 1e-4,
     "best": lambda w: 1 / (w.square() + 0.5),
     "best(b=0.1)": lambda w: 1 / (w.square() + 0.1),
     "heavy-tail": heavy_tail,
+}
+MAPS |= {
+    f"{name}(sinh)": lambda w, f=MAPS[name]: f(w.sinh())  # type: ignore[misc]
+    for name in ("none", "exp", "softplus", "sigmoid", "relu+1e-4")
 }
 """Every map by name; each takes and returns a float64 tensor of the same shape."""

@@ -6,6 +6,7 @@ with a module-level `FAMILY`. It must not import torch: `read` gets tensors and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -53,6 +54,12 @@ class Option:
     """What it decides, for the report."""
     settings: tuple[str, ...] = ()
     """Names under which config.json or the file's hyper-parameters give it; the last path element."""
+    number: bool = False
+    """True: any number is a value; `choices` are then the common ones."""
+
+    def allows(self, value: str) -> bool:
+        """Whether this is one of the choices, or a number where any number will do."""
+        return value in self.choices or (self.number and _is_number(value))
 
 
 @dataclass(frozen=True)
@@ -71,3 +78,10 @@ class Family:
     options: tuple[Option, ...] = ()
     caveat: str = ""
     """What the modal form leaves out, in one sentence for the report."""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -96,9 +96,14 @@ class Layer:
         self._record.tensors[self.names[local]] = None
         return int(self.stored(local).load().reshape(-1)[0])
 
-    def weight(self, local: str, map: str, role: Literal["rate", "frequency", "step"] = "rate") -> Tensor:
-        """Return f(w) in float64 for a stored weight, and remember w and f for the report."""
-        values = self[local]
+    def weight(
+        self, local: str, map: str, role: Literal["rate", "frequency", "step"] = "rate", part: Tensor | None = None
+    ) -> Tensor:
+        """Return f(w) in float64 for a stored weight, and remember w and f for the report.
+
+        `part` is w where the tensor packs several weights, such as the real half of a complex one.
+        """
+        values = self[local] if part is None else part
         stored = self.stored(local)
         self._record.weights.append(RecurrentWeight(stored.name, role, map, values, stored.dtype))
         return MAPS[map](values)
@@ -113,10 +118,13 @@ class Layer:
         found = _find(self.checkpoint.settings, leaves)
         return default if found is None else found
 
-    def option(self, name: str, *, among: tuple[str, ...] | None = None, usual: str | None = None) -> str:
+    def option(
+        self, name: str, *, among: tuple[str, ...] | None = None, usual: str | None = None, known: str | None = None
+    ) -> str:
         """Return the value of one of the family's options, and remember where it came from.
 
-        `among` narrows the choices to those this spelling leaves open, `usual` replaces the usual one.
+        `among` narrows the choices to those this spelling leaves open, `usual` replaces the usual one,
+        `known` is what the family worked out itself from the file's settings.
         Raises LayerError where `--assume` gives a value that this spelling rules out.
         """
         option = next(option for option in self.family.options if option.name == name)
@@ -124,13 +132,15 @@ class Layer:
         usual = usual or (option.usual if option.usual in choices else choices[0])
         source: Literal["--assume", "file", "usual"] = "usual"
         value = usual
-        if name in self.assume:
+        if option.allows(self.assume.get(name, "")):
             value, source = self.assume[name], "--assume"
-            if option.allows(value) and among and value not in among:
+            if among and value not in among:
                 raise LayerError(
                     f"{self.path}: --assume {name}={value} does not fit its tensors ({self.spelling.name}).",
                     expected=f"one of {', '.join(among)}",
                 )
+        elif known is not None:
+            value, source = known, "file"
         else:
             found = _find(self.checkpoint.settings, (name, *option.settings))
             text = str(found).lower()
@@ -138,6 +148,10 @@ class Layer:
                 value, source = text, "file"
         self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
+
+    def again(self) -> Layer:
+        """Return this layer on an empty record: each branch of a module reports its own tensors."""
+        return replace(self, _record=_Record())
 
     def note(self, text: str) -> None:
         """Leave a remark for the report."""

@@ -75,7 +75,7 @@ def recognise(
     families = tuple(families) if families is not None else known_families()
     assume = dict(assume or {})
     _check_assumptions(assume, families)
-    index = _Index(checkpoint, families)
+    index = _Index(checkpoint, families, assume.get("family"))
     claims = [claim for family in families for spelling in family.spellings for claim in index.claims(family, spelling)]
     if chosen := assume.get("family"):
         contested = {name for layer in claims if layer.family.name == chosen for name in layer.names.values()}
@@ -99,7 +99,8 @@ def recognise(
 class _Index:
     """Where each local name that any spelling asks for stands in the checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, families: Sequence[Family]) -> None:
+    def __init__(self, checkpoint: Checkpoint, families: Sequence[Family], chosen: str | None = None) -> None:
+        self.chosen = chosen
         self.checkpoint = checkpoint
         self.families = families
         self.settings = checkpoint.settings
@@ -118,7 +119,7 @@ class _Index:
         rarest = min(spelling.tensors, key=lambda local: len(self.paths.get(local, ())))
         for path in self.paths.get(rarest, ()):
             names = {local: _join(path, local) for local in spelling.tensors}
-            if not all(name in self.checkpoint for name in names.values()) or self._ruled_out(spelling, path):
+            if not all(name in self.checkpoint for name in names.values()) or self._ruled_out(family, spelling, path):
                 continue
             names |= {local: _join(path, local) for local in spelling.optional if _join(path, local) in self.checkpoint}
             axes, defect = bind_axes(spelling, {local: self.checkpoint[name] for local, name in names.items()})
@@ -136,7 +137,7 @@ class _Index:
                 for path, present in count.items():
                     missing = [local for local in spelling.tensors if local not in present]
                     enough = 3 * len(present) >= 2 * len(spelling.tensors) and len(present) > 1
-                    if self._ruled_out(spelling, path) or not (spelling.telltale in present or enough):
+                    if self._ruled_out(family, spelling, path) or not (spelling.telltale in present or enough):
                         continue
                     reason = f"{', '.join(_join(path, local) for local in missing)} missing" if missing else ""
                     for local, pattern in spelling.tensors.items():
@@ -147,8 +148,9 @@ class _Index:
                                 reason = f"{stored.name} is {stored.dtype} {stored.shape}, expected ({pattern})"
                     yield NearMiss(family, spelling, path, tuple(present), tuple(missing), reason)
 
-    def _ruled_out(self, spelling: Spelling, path: str) -> bool:
-        if spelling.path and not re.search(spelling.path, path):
+    def _ruled_out(self, family: Family, spelling: Spelling, path: str) -> bool:
+        # Where the user names the family, the module may be called anything.
+        if spelling.path and family.name != self.chosen and not re.search(spelling.path, path):
             return True
         if any(_join(path, local) in self.checkpoint for local in spelling.absent):
             return True
@@ -207,7 +209,7 @@ def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) ->
             raise AssumptionError(
                 f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"
             )
-        if value not in choices:
+        if not any(option.allows(value) for option in options if option.name == name):
             raise AssumptionError(f"--assume {name}={value}: no such value.", expected=f"one of {', '.join(choices)}")
 
 
