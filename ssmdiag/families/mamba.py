@@ -4,9 +4,12 @@
 |---|---|---|---|
 | A | `A_log` | channel, mode | A = −exp(A_log), one real rate per state |
 | Δ bias | `dt_proj.bias` | channel | Δ = softplus(W_dt r + bias) |
+| A, Δ bias, backward | `A_b_log`, `dt_proj_b.bias` | the same | Vision Mamba's scan from the end (2401.09417) |
+| A, Δ bias, all scans | `A_logs`, `dt_projs_bias` | (scan·channel, mode), (scan, channel) | VMamba (2401.10166) |
 
 Decay per token: exp(Δ_t A). It is read at the bias of Δ; the discretisation of A is exact (ZOH), that
-of B is Euler's.
+of B is Euler's. Δ is read off the convolution's output, so a bias of the convolution (or of in_proj)
+moves it even where the input is zero: zero input is another operating point.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.recurrence import zoh
 
@@ -21,18 +25,61 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
-_MIXER = {
-    "A_log": "channel mode",
-    "dt_proj.bias": "channel",
-    "dt_proj.weight": "channel rank",
-    "x_proj.weight": "_ channel",
-}
+# Packed (quantised) projections have other shapes, so only what the decay needs is asked for.
+_PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}
+_BACKWARD = {"dt_proj_b.weight": "_ _", "x_proj_b.weight": "_ _", "conv1d_b.bias": "channel"}
+_FLAX = {"Dense_2.bias": "channel", "Dense_2.kernel": "rank channel", "Dense_1.kernel": "channel _"}
+_BEFORE_DELTA = ("conv1d.bias", "conv1d_b.bias", "conv2d.bias", "in_proj.bias", "Conv_0.bias", "Dense_0.bias")
+
+_FLAX_UNNAMED = "Flax, unnamed Dense layers"
+_SHARED_STEP = "hustvl/Vim, bimamba v1"
+
+_SCANS: tuple[tuple[str, str, str], ...] = (
+    ("", "A_log", "dt_proj.bias"),
+    ("", "A_log.0", "dt_proj.0.bias"),
+    ("", "A_log", "Dense_2.bias"),
+    ("", "A_logs", "dt_projs_bias"),
+    ("backward", "A_b_log", "dt_proj_b.bias"),
+    ("backward", "A_log_b", "dt_proj_b.bias"),
+)
+"""Branch, log-rate and step bias; a layer has those scans whose tensors are in its spelling."""
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
-    rate = layer.weight("A_log", "exp")
-    step = layer.weight("dt_proj.bias", "softplus", role="step")[:, None]
-    yield layer.recurrence(zoh(-rate, step), step=step)
+    scans = [scan for scan in _SCANS if scan[1] in layer and scan[2] in layer]
+    if layer.spelling.name == _SHARED_STEP:
+        scans.append(("backward", "A_b_log", "dt_proj.bias"))
+    for branch, log_rate, bias in scans:
+        bench = layer.again()
+        rate = bench.weight(log_rate, "exp")
+        map_ = "softplus+1e-4" if _is_block_1d(layer) else "softplus"
+        step = bench.weight(bias, map_, role="step").reshape(-1)[:, None]
+        if len(step) != len(rate):
+            raise LayerError(
+                f"{bench.names[bias]} has {len(step)} channels, {bench.names[log_rate]} has {len(rate)}: "
+                "the tensors of this layer do not belong together."
+            )
+        _remark(bench)
+        point = "gates at their bias (nominal)"
+        if any(name in bench for name in _BEFORE_DELTA):
+            point += "; zero input differs, as a bias before x_proj reaches Δ"
+        yield bench.recurrence(zoh(-rate, step), step=step, branch=branch, operating_point=point)
+
+
+def _remark(layer: Layer) -> None:
+    if _is_block_1d(layer):
+        layer.note(
+            "MambaBlock1D adds 1e-4 to Δ, and scans both ways with the same weights: memory reaches ahead as far"
+        )
+    elif layer.spelling.name == _FLAX_UNNAMED:
+        layer.note("Dense_2 is taken for the projection of Δ, by its shape, and Δ for its softplus")
+    elif "dt_projs_bias" in layer:
+        layer.note(f"{layer.axes['scan']} scans over the image stand one after the other in the channels")
+
+
+def _is_block_1d(layer: Layer) -> bool:
+    """Whether this is typeseg's Flax class, whose Δ is softplus(·) + 1e-4."""
+    return layer.spelling.name == _FLAX_UNNAMED and "MambaBlock1D" in layer.path
 
 
 FAMILY = Family(
@@ -40,6 +87,46 @@ FAMILY = Family(
     title="Mamba-1",
     paper="arXiv 2312.00752",
     memory="nominal",
-    spellings=(Spelling("state-spaces/mamba, transformers, mambapy, fla", _MIXER),),
+    spellings=(
+        Spelling(
+            "state-spaces/mamba, transformers, mambapy, fla",
+            {"A_log": "channel mode", "dt_proj.bias": "channel"},
+            optional=_PROJECTIONS,
+            absent=("A_b_log", "A_log_b"),
+        ),
+        Spelling(
+            "hustvl/Vim, bimamba v2",
+            {
+                "A_b_log": "channel mode",
+                "A_log": "channel mode",
+                "dt_proj_b.bias": "channel",
+                "dt_proj.bias": "channel",
+            },
+            optional=_PROJECTIONS | _BACKWARD,
+        ),
+        Spelling(
+            _SHARED_STEP,
+            {"A_b_log": "channel mode", "A_log": "channel mode", "dt_proj.bias": "channel"},
+            optional=_PROJECTIONS,
+            absent=("dt_proj_b.bias",),
+        ),
+        Spelling(
+            "mambapy, vim.py",
+            {
+                "A_log_b": "channel mode",
+                "A_log": "channel mode",
+                "dt_proj_b.bias": "channel",
+                "dt_proj.bias": "channel",
+            },
+            optional=_PROJECTIONS | _BACKWARD,
+        ),
+        Spelling("NVlabs/hymba", {"A_log.0": "channel mode", "dt_proj.0.bias": "channel"}, {"conv1d.bias": "channel"}),
+        Spelling("VMamba", {"A_logs": "_ mode", "dt_projs_bias": "scan channel"}, {"conv2d.bias": "channel"}),
+        Spelling(
+            _FLAX_UNNAMED,
+            {"A_log": "channel mode", **_FLAX},
+            optional={"Conv_0.bias": "channel", "Dense_0.bias": "_"},
+        ),
+    ),
     read=read,
 )

@@ -1,0 +1,93 @@
+"""Mamba-2 (Dao & Gu, 2024, arXiv 2405.21060) and the hybrids built on it.
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| A | `A_log` | head | A = −exp(A_log), one real rate per head |
+| Δ bias | `dt_bias` | head | Δ = softplus(W_dt x + dt_bias) |
+| Δ bias | `in_proj.bias` | its last `head` rows | added to dt_bias where in_proj has a bias |
+
+The same names in mamba2, Codestral, Bamba, Zamba2, Nemotron-H, Granite 4 and Falcon-H1. Decay per token:
+exp(Δ_t A), shared by the whole state of a head. Δ bypasses the convolution: the bias is zero input.
+Runtimes clamp Δ differently, so it is read unclamped and the note says what a clamp changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.maps import softplus
+from ssmdiag.recurrence import zoh
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+OTHERS = (
+    *("a_proj.weight", "b_proj.weight", "f_proj.weight", "f_proj.0.weight", "f_a_proj.weight", "decay"),
+    *("in_proj_a.weight", "in_proj_ba.weight", "in_proj_qkvz.weight", "in_proj_qkv.weight", "q_proj.weight"),
+    *("bcdt_proj.weight", "dt_norm_weight", "dt_proj.weight", "x_proj.weight", "forget_gate.A_log"),
+)
+"""Siblings of A_log and dt_bias in delta-rule families and PLaMo-2."""
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    rate = layer.weight("A_log", "exp")[:, None]
+    step = layer.weight("dt_bias", "softplus", role="step")
+    if "in_proj.bias" in layer:
+        bias = layer["in_proj.bias"][-len(step) :]
+        multipliers = layer.setting("ssm_multipliers", default=(1, 1, 1, 1, 1))  # Falcon-H1: z, x, B, C, Δ
+        step = softplus(layer["dt_bias"] + float(multipliers[-1]) * bias)
+    _remark_on_clamp(layer, step)
+    yield layer.recurrence(
+        zoh(-rate, step[:, None]),
+        step=step[:, None],
+        operating_point="gates at their bias (nominal), which is zero input",
+    )
+
+
+def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
+    low, high = _clamp(layer)
+    outside = int(((step < low) | (step > high)).sum())
+    if outside:
+        bounds = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
+        layer.note(
+            f"transformers clamps Δ to {bounds} while it reads a prompt, not while it generates; at their bias "
+            f"{outside} of {len(step)} heads lie outside; shown unclamped"
+        )
+
+
+def _clamp(layer: Layer) -> tuple[float, float]:
+    """Return the limits transformers puts on Δ in prefill."""
+    settings = layer.checkpoint.settings
+    model_types = {value for key, value in settings.items() if key.split(".")[-1] == "model_type"}
+    if model_types & {"zamba2", "nemotron_h"}:  # these two ignore time_step_limit
+        return float(layer.setting("time_step_min", default=0.001)), math.inf
+    limits = layer.setting("time_step_limit", "dt_limit")
+    return (_number(limits[0]), _number(limits[1])) if isinstance(limits, (list, tuple)) else (0.0, math.inf)
+
+
+def _number(value: Any) -> float:
+    """Return a float from JSON, where infinity may be spelled {"__float__": "Infinity"}."""
+    return float(value["__float__"] if isinstance(value, dict) else value)
+
+
+FAMILY = Family(
+    name="mamba2",
+    title="Mamba-2",
+    paper="arXiv 2405.21060",
+    memory="nominal",
+    spellings=(
+        Spelling(
+            "state-spaces/mamba, transformers, mambapy, fla",
+            {"A_log": "head", "dt_bias": "head", "D": "_"},
+            optional={"in_proj.weight": "_ _", "in_proj.bias": "_", "conv1d.weight": "_ _ _", "norm.weight": "_"},
+            absent=OTHERS,
+        ),
+    ),
+    read=read,
+)

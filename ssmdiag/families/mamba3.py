@@ -1,0 +1,66 @@
+"""Mamba-3 (Lahoti et al., 2026, arXiv 2603.15569): no stored A, a step bias per head, rotating states.
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| Δ bias | `dt_bias` | head | Δ = softplus(W_dt x + dt_bias) |
+| B, C biases | `B_bias`, `C_bias` | head, rank, state | what tells Mamba-3 from its kin; not in the decay |
+
+A_t = −f(W_A x_t): at zero input −f(0), the same for all heads, where f depends on the version of the code and
+not on the tensors. Decay per token: exp(Δ_t A_t). The angles by which states rotate come from the input;
+at zero input nothing rotates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.maps import MAPS
+from ssmdiag.recurrence import zoh
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    step = layer.weight("dt_bias", "softplus", role="step")[:, None]
+    # fla's port kept softplus; only its config.json has this model_type.
+    usual = "softplus" if layer.setting("model_type") == "mamba3" else "heavy-tail"
+    rate = MAPS[layer.option("a_activation", usual=usual)](0 * step)
+    layer.note("no A is stored: at zero input all heads share one A, and the half-lives differ by Δ alone")
+    if "in_proj.bias" in layer:
+        layer.note("in_proj has a bias, which is left out here: it moves A, Δ and the rotation")
+    yield layer.recurrence(
+        zoh(-rate, step),
+        step=step,
+        operating_point="Δ at its bias, A and rotation at zero input (nominal)",
+    )
+
+
+FAMILY = Family(
+    name="mamba3",
+    title="Mamba-3",
+    paper="arXiv 2603.15569",
+    memory="nominal",
+    spellings=(
+        Spelling(
+            "state-spaces/mamba, fla",
+            {"B_bias": "head rank state", "C_bias": "head rank state", "dt_bias": "head"},
+            optional={"in_proj.weight": "_ _", "in_proj.bias": "_", "D": "_", "B_norm.weight": "state"},
+            absent=("A_log",),
+        ),
+    ),
+    read=read,
+    options=(
+        Option(
+            "a_activation",
+            ("heavy-tail", "softplus"),
+            usual="heavy-tail",
+            meaning="f in A = −f(W_A x): heavy-tail in mamba_ssm since June 2026, f(0) = 1; "
+            "softplus in mamba_ssm before and in fla, f(0) = ln 2",
+        ),
+    ),
+    caveat="A and the rotation depend on the input entirely; only Δ is stored.",
+)

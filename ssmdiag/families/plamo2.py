@@ -1,0 +1,45 @@
+"""PLaMo-2 (Preferred Networks, 2025, arXiv 2509.04897): Mamba-2's scalar decay, Δ through a low rank.
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| A | `A_log` | head | A = −exp(A_log) |
+| Δ bias | `dt_bias` | head | Δ = softplus(W_dt RMSNorm(r) + dt_bias) |
+| – | `dt_norm_weight` | rank | RMSNorm of r; tells PLaMo-2 from Mamba-2 |
+
+Δ passes through the convolution, which has no bias: the bias of Δ is zero input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.recurrence import zoh
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    rate = layer.weight("A_log", "exp")[:, None]
+    step = layer.weight("dt_bias", "softplus", role="step")[:, None]
+    point = "gates at their bias (nominal), which is zero input"
+    yield layer.recurrence(zoh(-rate, step), step=step, operating_point=point)
+
+
+FAMILY = Family(
+    name="plamo2",
+    title="PLaMo-2",
+    paper="arXiv 2509.04897",
+    memory="nominal",
+    spellings=(
+        Spelling(
+            "pfnet/plamo-2",
+            {"dt_norm_weight": "rank", "A_log": "head", "dt_bias": "head", "D": "_"},
+            optional={"bcdt_proj.weight": "_ _", "dt_proj.weight": "_ _"},
+        ),
+    ),
+    read=read,
+)

@@ -1,0 +1,47 @@
+"""Zamba-1 (Glorioso et al., 2024, arXiv 2405.16712): Mamba-1 in several heads, each with its own B, C and Δ.
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| A | `A_log` | head, channel, mode | A = −exp(A_log) |
+| Δ bias | `dt_proj_bias` | head, channel | Δ = softplus(W_dt r + bias) |
+
+Heads are independent, so they stand one after the other in the channels. Decay per token exp(Δ_t A), as in
+Mamba-1; the bias of the convolution moves Δ even at zero input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.recurrence import zoh
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    rate = layer.weight("A_log", "exp").flatten(0, 1)
+    step = layer.weight("dt_proj_bias", "softplus", role="step").flatten()[:, None]
+    point = "gates at their bias (nominal)"
+    if "conv1d.bias" in layer:
+        point += "; zero input differs, as a bias before x_proj reaches Δ"
+    yield layer.recurrence(zoh(-rate, step), step=step, operating_point=point)
+
+
+FAMILY = Family(
+    name="zamba",
+    title="Zamba-1",
+    paper="arXiv 2405.16712",
+    memory="nominal",
+    spellings=(
+        Spelling(
+            "transformers",
+            {"A_log": "head channel mode", "dt_proj_bias": "head channel"},
+            optional={"dt_proj_weight": "head channel _", "x_proj_weight": "head _ channel", "conv1d.bias": "_"},
+        ),
+    ),
+    read=read,
+)
