@@ -1,0 +1,122 @@
+"""Kimi Delta Attention (Kimi Team, 2025, arXiv 2510.26692): a Gated DeltaNet with a decay per key channel.
+
+    S_t = Diag(e^{g_t}) S_{t−1} (I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ,    z = W_f x + b_f
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| A | `A_log` | head, or 1, 1, head, 1 | A = exp(A_log) |
+| b_f | `dt_bias` | head × key channel | bias of the gate, head by head |
+| – | `f_proj…` or `f_a_proj` | any | W_f, in one or two factors; only its name is used |
+
+Two gates share these tensors: plain g = −A softplus(z), and g = L σ(A z), bounded below by L (−5 in
+most models). Config names the bound, tensors do not. GDN-2 (fla) keeps the plain gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.recurrence import zoh
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+_BOUNDED = "GLM-5-next, Kimi-K3", "Ling, Ring (bailing)"
+"""Spellings whose models are released with a lower bound of −5."""
+_BOUNDS = "gate_lower_bound", "kda_lower_bound", "linear_lower_bound", "lower_bound"
+_SWITCHES = "kda_safe_gate", "safe_gate"
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    prefix = "forget_gate." if "forget_gate.dt_bias" in layer else ""
+    heads = _heads(layer, prefix)
+    bound = _bound(layer)
+    if bound is None:
+        rate = layer.weight(f"{prefix}A_log", "exp").flatten()[:heads, None]
+        step = layer.weight(f"{prefix}dt_bias", "softplus", role="step").reshape(heads, -1)
+        yield layer.recurrence(zoh(-rate, step), step=step, operating_point="the gates at their bias, as at zero input")
+    else:
+        slope = layer[f"{prefix}A_log"].exp().flatten()[:heads, None]
+        gate = (slope * layer[f"{prefix}dt_bias"].reshape(heads, -1)).sigmoid()
+        yield layer.recurrence(bound * gate, operating_point="the gates at their bias, as at zero input")
+
+
+def _heads(layer: Layer, prefix: str) -> int:
+    """Return the number of heads; A_log may be padded beyond it."""
+    (channels,) = layer.shape(f"{prefix}dt_bias")
+    stored = max(layer.shape(f"{prefix}A_log"))
+    # GDN-2 writes channel by channel: its b_proj has as many rows as dt_bias.
+    heads = min(stored, layer.shape("b_proj.weight")[0]) if "b_proj.weight" in layer else stored
+    if channels % heads:
+        raise LayerError(
+            f"{layer.names[f'{prefix}dt_bias']} has {channels} values, A_log says {heads} heads.",
+            expected="a multiple of the number of heads",
+        )
+    return heads
+
+
+def _bound(layer: Layer) -> float | None:
+    """Return the lower bound of the log-decay, or None for the plain gate."""
+    if "w_proj.weight" in layer:  # GDN-2
+        return None
+    usual = "-5" if layer.spelling.name.startswith(_BOUNDED) else "none"
+    text = layer.option("kda_lower_bound", usual=usual, known=_configured_bound(layer))
+    if text != "none" and float(text) >= 0:
+        raise LayerError(f"{layer.path}: its lower bound is given as {text}.", expected="a negative log-decay")
+    return None if text == "none" else float(text)
+
+
+def _configured_bound(layer: Layer) -> str | None:
+    """Return the bound the settings ask for, `none` for a plain gate, None where they are silent."""
+    # fla's safe_gate only picks a faster kernel: False beside a bound keeps the bound.
+    if layer.setting("kda_safe_gate") is False:
+        return "none"
+    bounds = [layer.setting(name) for name in _BOUNDS]
+    bound = next((value for value in bounds if isinstance(value, (int, float))), None)
+    if bound is not None:
+        return f"{bound:g}"
+    if layer.setting(*_SWITCHES) is True:
+        return "-5"
+    mentioned = {name.rpartition(".")[2] for name in layer.checkpoint.settings}
+    plain = layer.setting("model_type") == "kimi_linear" or mentioned & {*_BOUNDS, *_SWITCHES}
+    return "none" if plain else None
+
+
+def _spellings() -> Iterator[Spelling]:
+    # GPTQ and AWQ (qweight) and compressed-tensors (weight_packed) keep the name and lose the shape.
+    for ending in ("weight", "qweight", "weight_packed"):
+        for name, gate, a_log in (
+            ("Kimi-Linear", "f_a_proj", "1 1 head 1"),
+            ("GLM-5-next, Kimi-K3", "f_a_proj", "head"),
+            ("Ling, Ring (bailing)", "f_proj", "head"),
+            ("fla", "f_proj.0", "head"),
+        ):
+            tensors = {"dt_bias": "channel", "A_log": a_log, f"{gate}.{ending}": "_ _"}
+            yield Spelling(name, tensors, {"b_proj.weight": "_ _", "w_proj.weight": "_ _"})
+            if gate != "f_proj.0":
+                inside = {f"forget_gate.{local}": axes for local, axes in tensors.items()}
+                yield Spelling(f"{name}, in memory", inside, {"b_proj.weight": "_ _"})
+
+
+FAMILY = Family(
+    name="kda",
+    title="Kimi Delta Attention",
+    paper="arXiv 2510.26692",
+    memory="nominal",
+    spellings=tuple(_spellings()),
+    read=read,
+    options=(
+        Option(
+            "kda_lower_bound",
+            ("none", "-5"),
+            usual="none",
+            meaning="log-decay −exp(A_log) softplus(z), or L σ(exp(A_log) z) with this lower bound L",
+            number=True,
+        ),
+    ),
+    caveat="Along the key that is written the memory is overwritten too (by β), so the decay bounds it from above.",
+)
