@@ -1,0 +1,44 @@
+"""RWKV-5, Eagle (Peng et al., 2024, arXiv 2404.05892): a matrix memory per head, with a fixed decay.
+
+    S_t = diag(w) S_{t−1} + k_tᵀ v_t
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| w | `time_decay` | head, key (5.2) or head (5.0, 5.1) | λ̄ = exp(−exp(time_decay)), the same at every token |
+| u | `time_faaaa` or `time_first` | as time_decay | bonus of the present token; not part of the memory |
+
+Copies converted by the `rwkv` package hold λ̄ itself, with a third axis of length 1; they are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.interface import Family, Spelling
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+_LATER = ("time_decay_w1",)
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    rate = layer.weight("time_decay", "exp")
+    yield layer.recurrence(-rate.reshape(rate.shape[0], -1))
+
+
+FAMILY = Family(
+    name="rwkv5",
+    title="RWKV-5",
+    paper="arXiv 2404.05892",
+    memory="exact",
+    spellings=(
+        Spelling("RWKV-5.2", {"time_faaaa": "head key", "time_decay": "head key"}, absent=_LATER),
+        Spelling("RWKV-5.1", {"time_faaaa": "head", "time_decay": "head"}, absent=_LATER),
+        Spelling("RWKV-5.0", {"time_first": "head", "time_decay": "head", "ln_x.weight": "_"}, absent=_LATER),
+    ),
+    read=read,
+    caveat="The decay is the same at every token; what is written and read depends on the input.",
+)

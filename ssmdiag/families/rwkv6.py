@@ -1,0 +1,49 @@
+"""RWKV-6, Finch (Peng et al., 2024, arXiv 2404.05892): RWKV-5 with a decay that depends on the token.
+
+    S_t = diag(w_t) S_{t−1} + k_tᵀ v_t,    w_t = exp(−exp(d + tanh(x_t W₁) W₂))
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| d | `time_decay`, fla: `w_proj.linear.lora.2.bias` | head × key | log of the rate where tanh(…) is 0 |
+| W₁ | `time_decay_w1` | any | makes the decay depend on the token; only its name is used |
+| u | `time_faaaa`, fla: `bonus` | head, key | gives the number of heads |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Spelling
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    decay, bonus = ("w_proj.linear.lora.2.bias", "bonus") if "bonus" in layer else ("time_decay", "time_faaaa")
+    rate, heads = layer.weight(decay, "exp"), layer.shape(bonus)
+    if rate.numel() != heads[0] * heads[1]:
+        raise LayerError(
+            f"{layer.names[decay]} has {rate.numel()} values, {layer.names[bonus]} has shape {heads}.",
+            expected="one decay per head and key channel",
+        )
+    yield layer.recurrence(-rate.reshape(heads), operating_point="the gates at their bias, as at zero input")
+
+
+FAMILY = Family(
+    name="rwkv6",
+    title="RWKV-6",
+    paper="arXiv 2404.05892",
+    memory="nominal",
+    spellings=(
+        Spelling(
+            "BlinkDL/RWKV-LM",
+            {"time_decay_w1": "_ _", "time_decay": "1 1 channel", "time_faaaa": "head key"},
+        ),
+        Spelling("fla", {"w_proj.linear.lora.2.bias": "channel", "bonus": "head key"}),
+    ),
+    read=read,
+)
