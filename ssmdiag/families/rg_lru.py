@@ -1,0 +1,60 @@
+"""RG-LRU, the recurrence of Griffin and RecurrentGemma (De et al., 2024, arXiv 2402.19427).
+
+    h_t = a_t ⊙ h_{t−1} + √(1 − a_t²) ⊙ (i_t ⊙ x_t),    a_t = exp(−c softplus(Λ) r_t),  r_t = σ(W_a x_t + b_a)
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| Λ | `recurrent_param`, DeepMind: `a_param` | channel | rate at an open gate is c softplus(Λ); c = 8 |
+| b_a | `recurrent_gate_bias`, `a_gate.b` | block, width | gate r = σ(b_a) at the bias |
+| – | `a_imag_param` | channel | frequency at an open gate, in the complex variant |
+
+The paper writes a = σ(Λ)^{c r}: its Λ is the negative of what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Spelling
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+OPEN_GATE = 8.0
+"""c, which no setting changes."""
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    param, bias = ("a_param", "a_gate.b") if "a_param" in layer else ("recurrent_param", "recurrent_gate_bias")
+    gate = layer[bias].sigmoid().flatten()
+    rate = OPEN_GATE * layer.weight(param, "softplus")
+    if rate.shape != gate.shape:
+        raise LayerError(
+            f"{layer.names[param]} has {rate.numel()} channels, {layer.names[bias]} {gate.numel()}.",
+            expected="one gate per channel",
+        )
+    log_eigenvalues = -rate * gate
+    if is_complex := "a_imag_param" in layer:
+        log_eigenvalues = log_eigenvalues + 1j * layer.weight("a_imag_param", "none", role="frequency") * gate
+    yield layer.recurrence(log_eigenvalues[:, None], conjugate_pairs=is_complex)
+
+
+FAMILY = Family(
+    name="rg_lru",
+    title="RG-LRU",
+    paper="arXiv 2402.19427",
+    memory="nominal",
+    spellings=(
+        Spelling("transformers", {"recurrent_param": "channel", "recurrent_gate_bias": "block width"}),
+        Spelling(
+            "google-deepmind/recurrentgemma",
+            {"a_param": "channel", "a_gate.b": "block width"},
+            {"a_imag_param": "channel"},
+        ),
+    ),
+    read=read,
+    caveat="In its block the gate also sees the biases of the layers before it; they are left out here.",
+)
