@@ -1,0 +1,71 @@
+"""Gated linear attention (Yang et al., 2023, arXiv 2312.06635), with its per-head and slot variants.
+
+    S_t = diag(α_t) S_{t−1} + k_tᵀ v_t,    α_t = σ(W₂ W₁ x_t + b)^{1/τ}
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| b | `gk_proj.1.bias` | key channel | log α = log σ(b) / τ |
+| b | `gk_proj.bias` | head | the same with one gate per head (simple GLA) |
+| – | `f_proj.weight` | head × slot, model | gated slot attention: no bias, so α = 2^{−1/τ} at zero input |
+
+τ and a floor under log α (`clamp_min`) stand in config alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Option, Spelling
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    slots = "f_proj.weight" in layer
+    temperature = float(layer.option("gate_logit_normalizer", usual="8" if slots else "16"))
+    if temperature <= 0:
+        raise LayerError(f"{layer.path}: gate_logit_normalizer is {temperature:g}.", expected="a positive number")
+    if slots:
+        import torch
+
+        slot = -math.log(2) / temperature
+        decay = torch.full(layer.shape("f_proj.weight")[:1], slot, dtype=torch.float64, device=layer.device)
+        layer.note("the gate has no bias: at zero input it is 1/2, whatever the weights")
+    else:
+        bias = "gk_proj.bias" if "gk_proj.bias" in layer else "gk_proj.1.bias"
+        decay = -layer.weight(bias, "-logsigmoid") / temperature
+    floor = layer.setting("clamp_min")
+    if isinstance(floor, (int, float)):
+        decay = decay.clamp(min=float(floor))
+    heads = layer.setting("num_kv_heads", "num_heads", default=0)
+    per_channel = "gk_proj.bias" not in layer and heads and len(decay) % heads == 0
+    decay = decay.reshape(heads, -1) if per_channel else decay[:, None]
+    yield layer.recurrence(decay, operating_point="the gates at their bias, as at zero input")
+
+
+FAMILY = Family(
+    name="gla",
+    title="Gated linear attention",
+    paper="arXiv 2312.06635",
+    memory="nominal",
+    spellings=(
+        Spelling("fla, GLA", {"gk_proj.1.bias": "channel"}),
+        Spelling("fla, simple GLA", {"gk_proj.bias": "head"}, absent=("A_log",)),
+        Spelling("fla, gated slot attention", {"f_proj.weight": "_ _"}, settings={"model_type": ("gsa",)}),
+    ),
+    read=read,
+    options=(
+        Option(
+            "gate_logit_normalizer",
+            ("16", "8", "1"),
+            usual="16",
+            meaning="τ in the decay σ(gate)^{1/τ}",
+            number=True,
+        ),
+    ),
+)

@@ -1,0 +1,51 @@
+"""minGRU and minLSTM (Feng et al., 2024, arXiv 2410.01201), as in lucidrains/minGRU-pytorch.
+
+    h_t = (1 − z_t) ⊙ h_{t−1} + z_t ⊙ g(h̃_t),    z_t = σ(W_z x_t);    minLSTM: f′ = f/(f + i) for 1 − z
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| W_h, W_z | `to_hidden_and_gate.weight` | 2 × channel, model | candidate, then gate |
+| W_h, W_f, W_i | `to_hidden_and_f_i_gate.weight` | 3 × channel, model | candidate, forget and input gate |
+
+There is no bias, so the decay at zero input is 1/2 in every channel. That says nothing about what was
+learnt, which lies wholly in how the gate answers the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Spelling
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    import torch
+
+    name = layer.spelling.telltale
+    parts = 2 if name == "to_hidden_and_gate.weight" else 3
+    rows = layer.shape(name)[0]
+    if rows % parts:
+        raise LayerError(f"{layer.names[name]} has {rows} rows.", expected=f"a multiple of {parts}")
+    layer.note("the gate has no bias: at zero input every decay is 1/2, whatever the weights")
+    decay = torch.full((rows // parts, 1), -math.log(2), dtype=torch.float64, device=layer.device)
+    yield layer.recurrence(decay, operating_point="zero input, where the gate is 1/2")
+
+
+FAMILY = Family(
+    name="min_gru",
+    title="minGRU, minLSTM",
+    paper="arXiv 2410.01201",
+    memory="nominal",
+    spellings=(
+        Spelling("minGRU", {"to_hidden_and_gate.weight": "_ _"}),
+        Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "_ _"}),
+    ),
+    read=read,
+)

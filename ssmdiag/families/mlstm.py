@@ -1,0 +1,66 @@
+"""mLSTM, the matrix memory of xLSTM (Beck et al., 2024, arXiv 2405.04517).
+
+    C_t = f_t C_{t−1} + i_t v_t k_tᵀ,    f_t = σ(f̃_t),   f̃_t = c tanh((w_f x_t + b_f)/c)
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| b_f | `fgate_preact.bias`, `mlstm_cell.fgate.bias` | head | forget gate at its bias |
+| b_i, b_f | `ifgate_preact.bias` | 2 × head | fused: input gates first, forget gates second |
+
+c is the soft cap on gates of xLSTM-large; the original cell has none. The running maximum of the
+implementation rescales numerator and denominator alike and does not change the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.maps import MAPS
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+_CELL = "mlstm_cell.fgate.bias"
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    if _CELL in layer:
+        yield layer.recurrence(-layer.weight(_CELL, "-logsigmoid")[:, None])
+        return
+    bias = layer["fgate_preact.bias"] if "fgate_preact.bias" in layer else layer["ifgate_preact.bias"].chunk(2)[1]
+    named = {name.rpartition(".")[2] for name in layer.checkpoint.settings}
+    uncapped = "gate_soft_cap" in named and layer.setting("gate_soft_cap") is None
+    cap = layer.option("gate_soft_cap", known="none" if uncapped else None)
+    if cap != "none" and float(cap) <= 0:
+        raise LayerError(f"{layer.path}: gate_soft_cap is {cap}.", expected="a positive number, or none")
+    capped = bias if cap == "none" else float(cap) * (bias / float(cap)).tanh()
+    yield layer.recurrence(
+        -MAPS["-logsigmoid"](capped)[:, None], operating_point="the gates at their bias, as at zero input"
+    )
+
+
+FAMILY = Family(
+    name="mlstm",
+    title="mLSTM",
+    paper="arXiv 2405.04517",
+    memory="nominal",
+    spellings=(
+        Spelling("xLSTM-large, transformers", {"fgate_preact.bias": "head", "igate_preact.bias": "head"}),
+        Spelling("xLSTM-large, fused weights", {"ifgate_preact.bias": "_", "qkv_opreact.weight": "_ _"}),
+        Spelling("NX-AI/xlstm", {_CELL: "head", "mlstm_cell.igate.bias": "head"}),
+    ),
+    read=read,
+    options=(
+        Option(
+            "gate_soft_cap",
+            ("15", "none"),
+            usual="15",
+            meaning="gates are squashed to c tanh(x/c) before their sigmoid",
+            number=True,
+        ),
+    ),
+)
