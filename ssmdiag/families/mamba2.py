@@ -56,8 +56,8 @@ def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
     if outside:
         bounds = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
         layer.note(
-            f"transformers clamps Δ to {bounds} while it reads a prompt, not while it generates; at their bias "
-            f"{outside} of {len(step)} heads lie outside; shown unclamped"
+            f"transformers clamps Δ to {bounds} while it reads a prompt (not in single steps), which changes "
+            f"{outside} of {len(step)} heads at their bias; shown unclamped"
         )
 
 
