@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.checkpoint.names import layer_numbers, parametrized
-from ssmdiag.errors import LayerError
+from ssmdiag.errors import CheckpointError, LayerError
 from ssmdiag.maps import MAPS
 from ssmdiag.recurrence import Assumption, Recurrence, RecurrentWeight, as_complex
 
@@ -110,8 +110,8 @@ class Layer:
 
     def elsewhere(self, suffix: str) -> Tensor | None:
         """Return a model-level tensor whose name ends with `suffix`, or None."""
-        name = next((n for n in self.checkpoint if n == suffix or n.endswith(f".{suffix}")), None)
-        return self._load(self.checkpoint[name]) if name else None
+        names = self.checkpoint.ending_in(suffix)
+        return self._load(self.checkpoint[names[0]]) if names else None
 
     def setting(self, *leaves: str, default: Any = None) -> Any:
         """Return the first setting of config.json or of the file whose last path element is one of these."""
@@ -125,27 +125,22 @@ class Layer:
 
         `among` narrows the choices to those this spelling leaves open, `usual` replaces the usual one,
         `known` is what the family worked out itself from the file's settings.
-        Raises LayerError where `--assume` gives a value that this spelling rules out.
         """
         option = next(option for option in self.family.options if option.name == name)
         choices = among or option.choices
-        usual = usual or (option.usual if option.usual in choices else choices[0])
+        value = usual or (option.usual if option.usual in choices else choices[0])
         source: Literal["--assume", "file", "usual"] = "usual"
-        value = usual
-        if option.allows(self.assume.get(name, "")):
-            value, source = self.assume[name], "--assume"
-            if among and value not in among:
-                raise LayerError(
-                    f"{self.path}: --assume {name}={value} does not fit its tensors ({self.spelling.name}).",
-                    expected=f"one of {', '.join(among)}",
-                )
-        elif known is not None:
+        found = _find(self.checkpoint.settings, (name, *option.settings))
+        text = str(found).lower()
+        if known is not None:
             value, source = known, "file"
-        else:
-            found = _find(self.checkpoint.settings, (name, *option.settings))
-            text = str(found).lower()
-            if found is not None and (text in choices if among else option.allows(text)):
-                value, source = text, "file"
+        elif found is not None and (text in choices if among else option.allows(text)):
+            value, source = text, "file"
+        assumed = self.assume.get(name, "")
+        if assumed in choices or (not among and option.allows(assumed)):
+            value, source = assumed, "--assume"
+        elif option.allows(assumed):
+            self.note(f"--assume {name}={assumed} does not fit its tensors; read as {value}")
         self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
 
@@ -205,7 +200,10 @@ class Layer:
                 "its map is not in the file, so it is read as it is"
             )
         self._record.tensors[stored.name] = None
-        values = stored.load()
+        try:
+            values = stored.load()
+        except CheckpointError as error:  # this layer is lost; the others can be read
+            raise LayerError(error.seen, advice=error.advice) from error
         return values.to(self.device).to(torch.complex128 if values.is_complex() else torch.float64)
 
 
