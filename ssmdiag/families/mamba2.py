@@ -51,7 +51,12 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
 
 def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
-    low, high = _clamp(layer)
+    limits = _clamp(layer)
+    try:
+        low, high = (_number(limit) for limit in limits)
+    except (TypeError, ValueError):
+        layer.note(f"the limits on Δ in the settings, {limits!r}, are not two numbers and were left aside")
+        return
     outside = int(((step < low) | (step > high)).sum())
     if outside:
         bounds = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
@@ -61,19 +66,20 @@ def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
         )
 
 
-def _clamp(layer: Layer) -> tuple[float, float]:
-    """Return the limits transformers puts on Δ in prefill."""
+def _clamp(layer: Layer) -> Any:
+    """Return the limits transformers puts on Δ in prefill, as the settings spell them."""
     settings = layer.checkpoint.settings
-    model_types = {value for key, value in settings.items() if key.split(".")[-1] == "model_type"}
+    model_types = {str(value) for key, value in settings.items() if key.split(".")[-1] == "model_type"}
     if model_types & {"zamba2", "nemotron_h"}:  # these two ignore time_step_limit
-        return float(layer.setting("time_step_min", default=0.001)), math.inf
-    limits = layer.setting("time_step_limit", "dt_limit")
-    return (_number(limits[0]), _number(limits[1])) if isinstance(limits, (list, tuple)) else (0.0, math.inf)
+        return layer.setting("time_step_min", default=0.001), math.inf
+    return layer.setting("time_step_limit", "dt_limit", default=(0.0, math.inf))
 
 
 def _number(value: Any) -> float:
-    """Return a float from JSON, where infinity may be spelled {"__float__": "Infinity"}."""
-    return float(value["__float__"] if isinstance(value, dict) else value)
+    """Return a float from JSON, where infinity may be spelled null or {"__float__": "Infinity"}."""
+    if value is None:
+        return math.inf
+    return float(value.get("__float__") if isinstance(value, dict) else value)
 
 
 FAMILY = Family(

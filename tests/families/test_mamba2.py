@@ -111,7 +111,7 @@ def test_a_bias_of_in_proj_adds_to_the_step(
 
 
 STEPS = torch.tensor([1e-4, 5e-4, 0.9e-3, 2e-3, 0.01, 0.02, 0.05, 0.2], dtype=torch.float64)
-INFINITIES: list[Any] = [math.inf, {"__float__": "Infinity"}]
+INFINITIES: list[Any] = [math.inf, {"__float__": "Infinity"}, None]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,16 @@ def test_heads_that_a_clamp_would_change_are_counted_and_shown_unclamped(
     assert len(notes) == (outside > 0)
     assert all(f"{outside} of {HEADS} heads" in note for note in notes)
     torch.testing.assert_close(found.rate[:, 0] / state["m.A_log"].exp(), STEPS, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("limits", [[0.0], "[0, inf)", [0.0, "much"], 0.5])
+def test_limits_that_are_no_pair_of_numbers_are_left_aside_with_a_note(
+    read_model: Callable[..., list[Recurrence]], limits: Any
+) -> None:
+    state = mixer("m.")
+    (found,) = read_model(state, {"model_type": "mamba2", "time_step_limit": limits})
+    assert_read(found, log_eigenvalues(state["m.A_log"], state["m.dt_bias"]))
+    assert any("left aside" in note for note in found.notes)
 
 
 def test_infinity_as_a_bare_json_token_is_read(tmp_path: Path, write_model: Callable[..., Path]) -> None:
