@@ -41,8 +41,9 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         yield layer.recurrence(zoh(-rate, step), step=step, operating_point="the gates at their bias, as at zero input")
     else:
         slope = layer[f"{prefix}A_log"].exp().flatten()[:heads, None]
-        gate = (slope * layer[f"{prefix}dt_bias"].reshape(heads, -1)).sigmoid()
-        yield layer.recurrence(bound * gate, operating_point="the gates at their bias, as at zero input")
+        gate = slope * layer[f"{prefix}dt_bias"].reshape(heads, -1)
+        opening = layer.weight(f"{prefix}dt_bias", "sigmoid", part=gate)
+        yield layer.recurrence(bound * opening, operating_point="the gates at their bias, as at zero input")
 
 
 def _heads(layer: Layer, prefix: str) -> int:
@@ -88,7 +89,7 @@ def _configured_bound(layer: Layer) -> str | None:
 
 def _spellings() -> Iterator[Spelling]:
     # GPTQ and AWQ (qweight) and compressed-tensors (weight_packed) keep the name and lose the shape.
-    for ending in ("weight", "qweight", "weight_packed"):
+    for ending, packed in (("weight", ""), ("qweight", ", GPTQ or AWQ"), ("weight_packed", ", compressed-tensors")):
         for name, gate, a_log in (
             ("Kimi-Linear", "f_a_proj", "1 1 head 1"),
             ("GLM-5-next, Kimi-K3", "f_a_proj", "head"),
@@ -96,10 +97,10 @@ def _spellings() -> Iterator[Spelling]:
             ("fla", "f_proj.0", "head"),
         ):
             tensors = {"dt_bias": "channel", "A_log": a_log, f"{gate}.{ending}": "_ _"}
-            yield Spelling(name, tensors, {"b_proj.weight": "_ _", "w_proj.weight": "_ _"})
+            yield Spelling(f"{name}{packed}", tensors, {"b_proj.weight": "_ _", "w_proj.weight": "_ _"})
             if gate != "f_proj.0":
                 inside = {f"forget_gate.{local}": axes for local, axes in tensors.items()}
-                yield Spelling(f"{name}, in memory", inside, {"b_proj.weight": "_ _"})
+                yield Spelling(f"{name}, in memory{packed}", inside, {"b_proj.weight": "_ _"})
 
 
 FAMILY = Family(

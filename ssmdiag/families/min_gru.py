@@ -30,7 +30,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
     name = layer.spelling.telltale
     parts = 2 if name == "to_hidden_and_gate.weight" else 3
-    rows = layer.shape(name)[0]
+    rows = layer.axes["rows"]
     if rows % parts:
         raise LayerError(f"{layer.names[name]} has {rows} rows.", expected=f"a multiple of {parts}")
     layer.note("the gate has no bias: at zero input every decay is 1/2, whatever the weights")
@@ -44,8 +44,8 @@ FAMILY = Family(
     paper="arXiv 2410.01201",
     memory="nominal",
     spellings=(
-        Spelling("minGRU", {"to_hidden_and_gate.weight": "_ _"}),
-        Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "_ _"}),
+        Spelling("minGRU", {"to_hidden_and_gate.weight": "rows _"}),
+        Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "rows _"}),
     ),
     read=read,
 )

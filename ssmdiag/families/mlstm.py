@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.maps import MAPS
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -31,16 +30,16 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     if _CELL in layer:
         yield layer.recurrence(-layer.weight(_CELL, "-logsigmoid")[:, None])
         return
-    bias = layer["fgate_preact.bias"] if "fgate_preact.bias" in layer else layer["ifgate_preact.bias"].chunk(2)[1]
+    name = "fgate_preact.bias" if "fgate_preact.bias" in layer else "ifgate_preact.bias"
+    bias = layer[name] if name == "fgate_preact.bias" else layer[name].chunk(2)[1]
     named = {name.rpartition(".")[2] for name in layer.checkpoint.settings}
     uncapped = "gate_soft_cap" in named and layer.setting("gate_soft_cap") is None
     cap = layer.option("gate_soft_cap", known="none" if uncapped else None)
     if cap != "none" and float(cap) <= 0:
         raise LayerError(f"{layer.path}: gate_soft_cap is {cap}.", expected="a positive number, or none")
     capped = bias if cap == "none" else float(cap) * (bias / float(cap)).tanh()
-    yield layer.recurrence(
-        -MAPS["-logsigmoid"](capped)[:, None], operating_point="the gates at their bias, as at zero input"
-    )
+    rate = layer.weight(name, "-logsigmoid", part=capped)
+    yield layer.recurrence(-rate[:, None], operating_point="the gates at their bias, as at zero input")
 
 
 FAMILY = Family(
