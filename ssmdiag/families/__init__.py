@@ -11,7 +11,7 @@ from ssmdiag.families.interface import Family, Option, Spelling
 
 __all__ = ["Family", "Option", "Spelling", "known_families"]
 
-MACHINERY = frozenset({"interface", "layer", "recognition", "mapfile"})
+MACHINERY = frozenset({"interface", "layer", "recognition", "mapfile", "map_template"})
 """Modules of this package that are not families."""
 
 

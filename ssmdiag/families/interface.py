@@ -78,6 +78,8 @@ class Family:
     options: tuple[Option, ...] = ()
     caveat: str = ""
     """What the modal form leaves out, in one sentence for the report."""
+    declared: bool = False
+    """True: the user declared it in a map file, and it takes its tensors before any other family."""
 
 
 def _is_number(text: str) -> bool:

@@ -35,11 +35,13 @@ class NearMiss:
     missing: tuple[str, ...]
     reason: str
     """What keeps it from being that family, in words."""
+    evidence: float
+    """From 0 to 1: what is there, over that and what is missing; a name few families use weighs more."""
 
     @property
-    def share(self) -> float:
-        """Share of the spelling's tensors that are there."""
-        return len(self.present) / (len(self.present) + len(self.missing))
+    def rank(self) -> tuple[bool, float]:
+        """Sorts near misses, best first: those with their telltale, then by evidence."""
+        return self.spelling.telltale not in self.present, -self.evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +83,9 @@ def recognise(
         contested = {name for layer in claims if layer.family.name == chosen for name in layer.names.values()}
         claims = [c for c in claims if c.family.name == chosen or not contested & set(c.names.values())]
     layers, problems = _settle(claims)
+    problems += _idle_declarations(families, claims)
     used = {name for layer in layers for name in layer.names.values()}
-    near = sorted((miss for miss in index.near_misses() if not _covered(miss, used)), key=lambda miss: -miss.share)
+    near = sorted((miss for miss in index.near_misses() if not _covered(miss, used)), key=lambda miss: miss.rank)
     options = {key: value for key, value in assume.items() if key != "family"}
     ready = [
         Layer(c.path, c.family, c.spelling, checkpoint, c.names, c.axes, c.defect, options, device)
@@ -96,6 +99,17 @@ def recognise(
     )
 
 
+def _idle_declarations(families: Sequence[Family], claims: Sequence[Layer]) -> list[str]:
+    """Say which families of a map file found no layer."""
+    found = {claim.family.name for claim in claims}
+    return [
+        f"{family.paper}: {family.name} fits no layer; no module{f' at {spelling.path}' if spelling.path else ''} has "
+        + " and ".join(f"{local} ({axes})" for local, axes in spelling.tensors.items())
+        for family in families if family.declared and family.name not in found
+        for spelling in family.spellings
+    ]  # fmt: skip
+
+
 class _Index:
     """Where each local name that any spelling asks for stands in the checkpoint."""
 
@@ -104,7 +118,12 @@ class _Index:
         self.checkpoint = checkpoint
         self.families = families
         self.settings = checkpoint.settings
-        locals_ = {local for f in families for s in f.spellings for local in s.tensors}
+        self.users: dict[str, set[str]] = defaultdict(set)
+        for family in families:
+            for spelling in family.spellings:
+                for local in (*spelling.tensors, *spelling.optional):
+                    self.users[local].add(family.name)
+        locals_ = frozenset(self.users)
         depths = {local.count(".") for local in locals_}
         self.paths: dict[str, list[str]] = defaultdict(list)
         for name in checkpoint:
@@ -130,23 +149,28 @@ class _Index:
         """Yield modules that hold a telltale, or two thirds, of a spelling and are not it."""
         for family in self.families:
             for spelling in family.spellings:
-                count: dict[str, set[str]] = defaultdict(set)
-                for local in spelling.tensors:
+                modules: dict[str, list[str]] = defaultdict(list)
+                for local in (*spelling.tensors, *spelling.optional):
                     for path in self.paths.get(local, ()):
-                        count[path].add(local)
-                for path, present in count.items():
-                    missing = [local for local in spelling.tensors if local not in present]
-                    enough = 3 * len(present) >= 2 * len(spelling.tensors) and len(present) > 1
-                    if self._ruled_out(family, spelling, path) or not (spelling.telltale in present or enough):
-                        continue
-                    reason = f"{', '.join(_join(path, local) for local in missing)} missing" if missing else ""
-                    for local, pattern in spelling.tensors.items():
-                        if not missing and local in present:
-                            stored = self.checkpoint[_join(path, local)]
-                            axes, _ = bind_axes(spelling, {local: stored})
-                            if axes is None:
-                                reason = f"{stored.name} is {stored.dtype} {stored.shape}, expected ({pattern})"
-                    yield NearMiss(family, spelling, path, tuple(present), tuple(missing), reason)
+                        modules[path].append(local)
+                for path, present in modules.items():
+                    required = [local for local in spelling.tensors if local in present]
+                    enough = 3 * len(required) >= 2 * len(spelling.tensors) and len(required) > 1
+                    if (spelling.telltale in present or enough) and not self._ruled_out(family, spelling, path):
+                        yield self._near_miss(family, spelling, path, present)
+
+    def _near_miss(self, family: Family, spelling: Spelling, path: str, present: list[str]) -> NearMiss:
+        missing = tuple(local for local in spelling.tensors if local not in present)
+        reason = f"{', '.join(_join(path, local) for local in missing)} missing" if missing else ""
+        there, lacking = (sum(1 / len(self.users[local]) for local in locals_) for locals_ in (present, missing))
+        for local, pattern in spelling.tensors.items():
+            if local in present:
+                stored = self.checkpoint[_join(path, local)]
+                axes, _ = bind_axes(spelling, {local: stored})
+                if axes is None:
+                    lacking += 1
+                    reason = reason or f"{stored.name} is {stored.dtype} {stored.shape}, expected ({pattern})"
+        return NearMiss(family, spelling, path, tuple(present), missing, reason, there / (there + lacking))
 
     def _ruled_out(self, family: Family, spelling: Spelling, path: str) -> bool:
         # Where the user names the family, the module may be called anything.
@@ -166,25 +190,34 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
     owner: dict[str, Layer] = {}
     contested: dict[int, list[Layer]] = {}
     problems = []
-    for claim in sorted(claims, key=lambda c: (-len(c.spelling.settings), -len(c.names), c.path, c.family.name)):
+    for claim in sorted(claims, key=_precedence):
         tensors = set(claim.names.values())
         rivals = {id(owner[name]): owner[name] for name in tensors if name in owner}
         if not rivals:
             owner.update(dict.fromkeys(tensors, claim))
             continue
         for rival in rivals.values():
-            same = rival.family is claim.family or bool(rival.spelling.settings) > bool(claim.spelling.settings)
-            if same or tensors < set(rival.names.values()):
+            stronger = _precedence(rival)[:2] < _precedence(claim)[:2]
+            if rival.family is claim.family or stronger or tensors < set(rival.names.values()):
                 continue
             contested.setdefault(id(rival), [rival]).append(claim)
+    disputes: dict[tuple[str, ...], list[str]] = {}
     for group in contested.values():
-        names = sorted({layer.family.name for layer in group})
+        disputes.setdefault(tuple(sorted({layer.family.name for layer in group})), []).append(group[0].path)
+    for names, paths in disputes.items():
+        more = f" and {len(paths) - 1} more modules" if len(paths) > 1 else ""
         problems.append(
-            f"{group[0].path}: claimed by {' and '.join(names)} alike; choose with "
+            f"{paths[0]}{more}: claimed by {' and '.join(names)} alike; choose with "
             + " or ".join(f"--assume family={name}" for name in names)
         )
     settled = {id(layer): layer for layer in owner.values() if id(layer) not in contested}
     return list(settled.values()), problems
+
+
+def _precedence(claim: Layer) -> tuple[bool, bool, int, int, str, str]:
+    """Return what sorts claims: the user's own declaration, a setting of the file, then more tensors explained."""
+    settings = len(claim.spelling.settings)
+    return not claim.family.declared, not settings, -settings, -len(claim.names), claim.path, claim.family.name
 
 
 def _covered(miss: NearMiss, used: set[str]) -> bool:
@@ -217,13 +250,15 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
     """Return the error for a file without a known layer: what came closest, and a map to start from."""
     lines = [f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors)."]
     lines += [f"  {problem}" for problem in recognition.problems]
-    shown: set[str] = set()
+    shown: dict[str, NearMiss] = {}
     for miss in recognition.near_misses:
-        if miss.family.name not in shown and len(shown) < 3:
+        shown.setdefault(miss.family.name, miss)
+    best = max((miss.evidence for miss in shown.values()), default=0.0)
+    for miss in list(shown.values())[:3]:
+        if miss.evidence >= best / 2 and (miss.spelling.telltale in miss.present or miss.evidence > 0.4):
             present = f"{', '.join(miss.present[:4])} at {miss.path or 'the top'}"
             lines.append(f"  closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
-            shown.add(miss.family.name)
-    from ssmdiag.families.mapfile import starting_map
+    from ssmdiag.families.map_template import starting_map
 
     template = starting_map(checkpoint, recognition.unrecognised)
     advice = '`ssmdiag families` lists what is known; README, "Adding a family".'
