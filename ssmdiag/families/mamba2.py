@@ -79,7 +79,7 @@ def _number(value: Any) -> float:
     """Return a float from JSON, where infinity may be spelled null or {"__float__": "Infinity"}."""
     if value is None:
         return math.inf
-    return float(value.get("__float__") if isinstance(value, dict) else value)
+    return float(value.get("__float__", "") if isinstance(value, dict) else value)
 
 
 FAMILY = Family(
