@@ -1,0 +1,57 @@
+"""StableSSM (Wang & Li, 2024, arXiv 2311.14495): S4D under a stable reparameterisation of Re A.
+
+| paper | tensor | shape | role |
+|---|---|---|---|
+| w | `kernel.log_A_real` | channel, mode | Re λ = f(w), under this name whatever f is |
+| Im λ | `kernel.A_imag` | channel, mode | +w; one of each conjugate pair |
+| Δ | `kernel.log_dt` | channel | exp(w) |
+| C | `kernel.C` | channel, mode, 2 | output; B ≡ 1 |
+
+f(w) = −eʷ (exp), −log(1 + eʷ) (softplus), −1/(w² + 0.1) (best) or +w (direct): the file does not say which.
+ZOH and the factor 2 of S4D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.s4d import read_minimal
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+# The released code has b = 0.1 where the paper's best map has b = 0.5, and `direct` without a minus.
+_MAPS = {"direct": "direct", "exp": "exp", "softplus": "softplus", "best": "best(b=0.1)"}
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    yield read_minimal(layer, _MAPS[layer.option("parameterization")])
+
+
+FAMILY = Family(
+    name="stablessm",
+    title="StableSSM",
+    paper="arXiv 2311.14495",
+    memory="exact",
+    spellings=(
+        Spelling(
+            "radarFudan/StableSSM",
+            {
+                "kernel.log_A_real": "channel mode",
+                "kernel.A_imag": "channel mode",
+                "kernel.log_dt": "channel",
+                "kernel.C": "channel mode 2",
+            },
+            path="stablessm_layers",
+        ),
+    ),
+    read=read,
+    options=(
+        # `direct` is what every configuration of the repository trains, although the constructor's
+        # default is exp; it is also the one reading that cannot show an unstable model as stable.
+        Option("parameterization", tuple(_MAPS), "direct", "the map f in Re λ = f(w)"),
+    ),
+)
