@@ -218,7 +218,7 @@ def diagnose(
         layers=tuple(layers),
         alternatives=tuple(_alternatives(found)),
         problems=tuple(problems) + tuple(_missing_siblings(found)),
-        notes=checkpoint.notes,
+        notes=checkpoint.notes + _caveats(found),
         unrecognised=found.unrecognised,
         findings=(),
         device=device,
@@ -329,9 +329,15 @@ def _missing_siblings(found: Recognition) -> list[str]:
     return result
 
 
+def _caveats(found: Recognition) -> tuple[str, ...]:
+    """Return what the modal form leaves out, family by family."""
+    families = {layer.family.name: layer.family for layer in found.layers}
+    return tuple(f"{family.title}: {family.caveat}" for family in families.values() if family.caveat)
+
+
 def _context_length(settings: Mapping[str, Any]) -> int | None:
     for leaf in CONTEXT_SETTINGS:
         for key, value in settings.items():
-            if (key == leaf or key.endswith(f".{leaf}")) and isinstance(value, int) and 1 < value < 10**12:
-                return value
+            if (key == leaf or key.endswith(f".{leaf}")) and str(value).isdecimal() and 1 < int(value) < 10**12:
+                return int(value)
     return None

@@ -44,9 +44,12 @@ def inspect(
         ),
     ],
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
+    ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", metavar="STEPS", min=1, help="Context length in steps; by default what config.json says.")
+        int | None,
+        typer.Option("--length", metavar="STEPS", min=1, help="Context length; by default what config.json says."),
     ] = None,
     assume: Annotated[
         list[str] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,7 +222,8 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
     The axes are None where number of axes, fixed sizes or dtypes rule the spelling out.
     """
     axes: dict[str, int] = {}
-    first: dict[str, str] = {}
+    source: dict[str, str] = {}
+    products: list[tuple[str, int, StoredTensor]] = []
     defect = None
     for local, pattern in {**spelling.tensors, **spelling.optional}.items():
         if local not in stored:
@@ -235,13 +236,24 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
                 return None, None
             continue
         for token, size in zip(tokens, shape, strict=True):
-            if re.fullmatch(r"\d+", token):
+            if token.isdigit():
                 if int(token) != size and local in spelling.tensors:
                     return None, None
+            elif "*" in token:
+                products.append((token, size, tensor))
             elif token != "_" and axes.setdefault(token, size) != size:
-                defect = defect or (
-                    f"{tensor.name} has shape {shape}, but {first[token]} says {token} = {axes[token]}: "
-                    f"the tensors of this layer do not belong together."
-                )
-            first.setdefault(token, f"{stored[local].name} {shape}")
+                defect = defect or _disagree(tensor, f"{source[token]} says {token} = {axes[token]}")
+            source.setdefault(token, f"{tensor.name} {shape}")
+    for token, size, tensor in products:
+        factors = token.split("*")
+        known = math.prod(int(f) if f.isdigit() else axes.get(f, 1) for f in factors)
+        unknown = [f for f in factors if not f.isdigit() and f not in axes]
+        if len(unknown) == 1 and known and size % known == 0:
+            axes[unknown[0]] = size // known
+        elif size != known if not unknown else known and size % known:
+            defect = defect or _disagree(tensor, f"its siblings make {token.replace('*', ' × ')} = {known}")
     return axes, defect
+
+
+def _disagree(tensor: StoredTensor, but: str) -> str:
+    return f"{tensor.name} has shape {tensor.shape}, but {but}: the tensors do not belong together."

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.recurrence import zoh
 
@@ -54,16 +53,10 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         rate = bench.weight(log_rate, "exp")
         map_ = "softplus+1e-4" if _is_block_1d(layer) else "softplus"
         step = bench.weight(bias, map_, role="step").reshape(-1)[:, None]
-        if len(step) != len(rate):
-            raise LayerError(
-                f"{bench.names[bias]} has {len(step)} channels, {bench.names[log_rate]} has {len(rate)}: "
-                "the tensors of this layer do not belong together."
-            )
         _remark(bench)
-        point = "gates at their bias (nominal)"
         if any(name in bench for name in _BEFORE_DELTA):
-            point += "; zero input differs, as a bias before x_proj reaches Δ"
-        yield bench.recurrence(zoh(-rate, step), step=step, branch=branch, operating_point=point)
+            bench.note("at zero input Δ differs from its bias: a bias before x_proj reaches it")
+        yield bench.recurrence(zoh(-rate, step), step=step, branch=branch)
 
 
 def _remark(layer: Layer) -> None:
@@ -121,7 +114,9 @@ FAMILY = Family(
             optional=_PROJECTIONS | _BACKWARD,
         ),
         Spelling("NVlabs/hymba", {"A_log.0": "channel mode", "dt_proj.0.bias": "channel"}, {"conv1d.bias": "channel"}),
-        Spelling("VMamba", {"A_logs": "_ mode", "dt_projs_bias": "scan channel"}, {"conv2d.bias": "channel"}),
+        Spelling(
+            "VMamba", {"A_logs": "scan*channel mode", "dt_projs_bias": "scan channel"}, {"conv2d.bias": "channel"}
+        ),
         Spelling(
             _FLAX_UNNAMED,
             {"A_log": "channel mode", **_FLAX},

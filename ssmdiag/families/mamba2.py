@@ -46,7 +46,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(
         zoh(-rate, step[:, None]),
         step=step[:, None],
-        operating_point="gates at their bias (nominal), which is zero input",
+        operating_point="the gates at their bias, as at zero input",
     )
 
 

@@ -35,7 +35,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(
         zoh(-rate, step),
         step=step,
-        operating_point="Δ at its bias, A and rotation at zero input (nominal)",
+        operating_point="Δ at its bias, A and rotation at zero input",
     )
 
 

@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Spelling
 
 if TYPE_CHECKING:
@@ -28,13 +27,8 @@ if TYPE_CHECKING:
 def read(layer: Layer) -> Iterator[Recurrence]:
     import torch
 
-    name = layer.spelling.telltale
-    parts = 2 if name == "to_hidden_and_gate.weight" else 3
-    rows = layer.axes["rows"]
-    if rows % parts:
-        raise LayerError(f"{layer.names[name]} has {rows} rows.", expected=f"a multiple of {parts}")
     layer.note("the gate has no bias: at zero input every decay is 1/2, whatever the weights")
-    decay = torch.full((rows // parts, 1), -math.log(2), dtype=torch.float64, device=layer.device)
+    decay = torch.full((layer.axes["channel"], 1), -math.log(2), dtype=torch.float64, device=layer.device)
     yield layer.recurrence(decay, operating_point="zero input, where the gate is 1/2")
 
 
@@ -44,8 +38,8 @@ FAMILY = Family(
     paper="arXiv 2410.01201",
     memory="nominal",
     spellings=(
-        Spelling("minGRU", {"to_hidden_and_gate.weight": "rows _"}),
-        Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "rows _"}),
+        Spelling("minGRU", {"to_hidden_and_gate.weight": "2*channel _"}),
+        Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "3*channel _"}),
     ),
     read=read,
 )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def read(layer: Layer) -> Iterator[Recurrence]:
     rate = layer.weight("A_log", "exp")[:, None]
     step = layer.weight("dt_bias", "softplus", role="step")[:, None]
-    point = "gates at their bias (nominal), which is zero input"
+    point = "the gates at their bias, as at zero input"
     yield layer.recurrence(zoh(-rate, step), step=step, operating_point=point)
 
 

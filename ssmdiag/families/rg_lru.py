@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Spelling
 
 if TYPE_CHECKING:
@@ -30,13 +29,7 @@ OPEN_GATE = 8.0
 def read(layer: Layer) -> Iterator[Recurrence]:
     param, bias = ("a_param", "a_gate.b") if "a_param" in layer else ("recurrent_param", "recurrent_gate_bias")
     gate = layer[bias].sigmoid().flatten()
-    rate = OPEN_GATE * layer.weight(param, "softplus")
-    if rate.shape != gate.shape:
-        raise LayerError(
-            f"{layer.names[param]} has {rate.numel()} channels, {layer.names[bias]} {gate.numel()}.",
-            expected="one gate per channel",
-        )
-    log_eigenvalues = -rate * gate
+    log_eigenvalues = -OPEN_GATE * layer.weight(param, "softplus") * gate
     if is_complex := "a_imag_param" in layer:
         log_eigenvalues = log_eigenvalues + 1j * layer.weight("a_imag_param", "none", role="frequency") * gate
     yield layer.recurrence(log_eigenvalues[:, None], conjugate_pairs=is_complex)
@@ -48,11 +41,11 @@ FAMILY = Family(
     paper="arXiv 2402.19427",
     memory="nominal",
     spellings=(
-        Spelling("transformers", {"recurrent_param": "channel", "recurrent_gate_bias": "block width"}),
+        Spelling("transformers", {"recurrent_param": "block*width", "recurrent_gate_bias": "block width"}),
         Spelling(
             "google-deepmind/recurrentgemma",
-            {"a_param": "channel", "a_gate.b": "block width"},
-            {"a_imag_param": "channel"},
+            {"a_param": "block*width", "a_gate.b": "block width"},
+            {"a_imag_param": "block*width"},
         ),
     ),
     read=read,

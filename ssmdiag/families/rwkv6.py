@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Spelling
 
 if TYPE_CHECKING:
@@ -24,13 +23,8 @@ if TYPE_CHECKING:
 
 def read(layer: Layer) -> Iterator[Recurrence]:
     decay, bonus = ("w_proj.linear.lora.2.bias", "bonus") if "bonus" in layer else ("time_decay", "time_faaaa")
-    rate, heads = layer.weight(decay, "exp"), layer.shape(bonus)
-    if rate.numel() != heads[0] * heads[1]:
-        raise LayerError(
-            f"{layer.names[decay]} has {rate.numel()} values, {layer.names[bonus]} has shape {heads}.",
-            expected="one decay per head and key channel",
-        )
-    yield layer.recurrence(-rate.reshape(heads), operating_point="the gates at their bias, as at zero input")
+    rate = layer.weight(decay, "exp").reshape(layer.shape(bonus))
+    yield layer.recurrence(-rate, operating_point="the gates at their bias, as at zero input")
 
 
 FAMILY = Family(
@@ -41,9 +35,9 @@ FAMILY = Family(
     spellings=(
         Spelling(
             "BlinkDL/RWKV-LM",
-            {"time_decay_w1": "_ _", "time_decay": "1 1 channel", "time_faaaa": "head key"},
+            {"time_decay_w1": "_ _", "time_decay": "1 1 head*key", "time_faaaa": "head key"},
         ),
-        Spelling("fla", {"w_proj.linear.lora.2.bias": "channel", "bonus": "head key"}),
+        Spelling("fla", {"w_proj.linear.lora.2.bias": "head*key", "bonus": "head key"}),
     ),
     read=read,
 )

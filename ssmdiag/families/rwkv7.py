@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Spelling
 
 if TYPE_CHECKING:
@@ -29,13 +28,8 @@ FASTEST = math.exp(-0.5)
 
 def read(layer: Layer) -> Iterator[Recurrence]:
     decay = "w0" if "w0" in layer else "w_lora.lora.2.bias"
-    gate, heads = layer.weight(decay, "sigmoid"), layer.shape("r_k")
-    if gate.numel() != heads[0] * heads[1]:
-        raise LayerError(
-            f"{layer.names[decay]} has {gate.numel()} values, {layer.names['r_k']} has shape {heads}.",
-            expected="one decay per head and key channel",
-        )
-    yield layer.recurrence(-FASTEST * gate.reshape(heads), operating_point="the gates at their bias, as at zero input")
+    gate = layer.weight(decay, "sigmoid").reshape(layer.shape("r_k"))
+    yield layer.recurrence(-FASTEST * gate, operating_point="the gates at their bias, as at zero input")
 
 
 FAMILY = Family(
@@ -44,8 +38,8 @@ FAMILY = Family(
     paper="arXiv 2503.14456",
     memory="nominal",
     spellings=(
-        Spelling("BlinkDL/RWKV-LM", {"w0": "1 1 channel", "r_k": "head key", "k_k": "1 1 channel"}),
-        Spelling("fla", {"w_lora.lora.2.bias": "channel", "r_k": "head key"}),
+        Spelling("BlinkDL/RWKV-LM", {"w0": "1 1 head*key", "r_k": "head key", "k_k": "1 1 head*key"}),
+        Spelling("fla", {"w_lora.lora.2.bias": "head*key", "r_k": "head key"}),
     ),
     read=read,
     caveat="Along the key that is removed (κ) the memory is overwritten too, so the decay bounds it from above.",

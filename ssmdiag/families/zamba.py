@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 def read(layer: Layer) -> Iterator[Recurrence]:
     rate = layer.weight("A_log", "exp").flatten(0, 1)
     step = layer.weight("dt_proj_bias", "softplus", role="step").flatten()[:, None]
-    point = "gates at their bias (nominal)"
     if "conv1d.bias" in layer:
-        point += "; zero input differs, as a bias before x_proj reaches Δ"
-    yield layer.recurrence(zoh(-rate, step), step=step, operating_point=point)
+        layer.note("at zero input Δ differs from its bias: a bias before x_proj reaches it")
+    yield layer.recurrence(zoh(-rate, step), step=step)
 
 
 FAMILY = Family(

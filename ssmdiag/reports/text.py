@@ -67,7 +67,7 @@ def _header(diagnosis: Diagnosis) -> str:
         titles.setdefault(layer.title, []).append(True)
     families = " + ".join(f"{title}, {words.plural(len(count), 'layer')}" for title, count in titles.items())
     step = f"   step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
-    read = f"reads {words.megabytes(diagnosis.bytes_read)} of {words.megabytes(diagnosis.size)}"
+    read = f"reads {words.share_read(diagnosis.bytes_read, diagnosis.size)}"
     name = Path(diagnosis.path).name or diagnosis.path
     return f"{name}{step}   {families or 'no layer read'}   {read}   {diagnosis.device} {diagnosis.seconds:.1f} s"
 

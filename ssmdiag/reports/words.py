@@ -74,11 +74,15 @@ def margin(value: float | None) -> str:
     return ("−" if value < 0 else "") + text
 
 
-def megabytes(size: int) -> str:
-    """Return a size in MB or GB with two digits, without a unit above."""
-    if size < 95_000:
-        return f"{size / 1e3:.1f} kB"
-    return f"{size / 1e6:.1f} MB" if size < 995_000_000 else f"{size / 1e9:.1f} GB"
+def share_read(read: int, size: int) -> str:
+    """Return how much of a file was read, both in the unit that suits the whole.
+
+    >>> share_read(31_400, 62_720), share_read(22_400_000, 5_536_000_000)
+    ('31 of 63 kB', '0.022 of 5.5 GB')
+    """
+    scale, unit = (1e9, "GB") if size >= 1e9 else (1e6, "MB") if size >= 1e6 else (1e3, "kB")
+    digits = [f"{value / scale:.0f}" if value >= 9.95 * scale else f"{value / scale:.2g}" for value in (read, size)]
+    return f"{digits[0]} of {digits[1]} {unit}"
 
 
 def plural(count: int, noun: str) -> str:

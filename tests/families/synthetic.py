@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -39,7 +40,7 @@ def state_dict(spelling: Spelling, *, seed: int = 0, path: str | None = None) ->
     state = {}
     for local, pattern in spelling.tensors.items():
         kind, _, dims = pattern.rpartition(":")
-        shape = [int(token) if token.isdigit() else SIZES.get(token, OTHER) for token in dims.split()]
+        shape = [math.prod(_size(factor) for factor in token.split("*")) for token in dims.split()]
         values = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) - 0.5
         if kind.startswith("int"):
             tensor = torch.zeros(shape, dtype=torch.int64)
@@ -51,6 +52,11 @@ def state_dict(spelling: Spelling, *, seed: int = 0, path: str | None = None) ->
     return state
 
 
+def _size(factor: str) -> int:
+    return int(factor) if factor.isdigit() else SIZES.get(factor, OTHER)
+
+
 def config(family: Family, spelling: Spelling) -> dict[str, object]:
     """Return settings that select this spelling."""
-    return {leaf: values[0] for leaf, values in spelling.settings.items()}
+    sizes = {"num_attention_heads": 4, "num_hidden_layers": 12}  # for decays computed from the model's size
+    return {leaf: values[0] for leaf, values in spelling.settings.items()} | sizes

@@ -227,5 +227,5 @@ class TestMinGRU:
         assert not recurrence.time_invariant
 
     def test_rows_that_do_not_split_are_named(self, read_model: Read) -> None:
-        with pytest.raises(LayerError, match=r"to_hidden_and_f_i_gate\.weight has 7 rows"):
+        with pytest.raises(LayerError, match=r"to_hidden_and_f_i_gate\.weight has shape \(7, 4\)"):
             read_model({"layers.0.to_hidden_and_f_i_gate.weight": random(7, 4)})

@@ -69,7 +69,7 @@ def test_one_real_mode_per_head_is_read_at_the_bias(read_model: Callable[..., li
     assert found.family == "mamba2"
     assert not found.time_invariant
     assert found.operating_point is not None
-    assert "which is zero input" in found.operating_point
+    assert "as at zero input" in found.operating_point
 
 
 @pytest.mark.parametrize(

@@ -69,5 +69,5 @@ def test_complex_variant_turns_by_its_imaginary_parameter_times_the_gate(read_mo
 def test_a_gate_of_another_width_is_named(read_model: Read) -> None:
     state, _, _ = model("transformers")
     state["model.layers.0.temporal_block.rg_lru.recurrent_gate_bias"] = torch.randn(BLOCKS, WIDTH + 1)
-    with pytest.raises(LayerError, match=r"recurrent_param has 8 channels, .*recurrent_gate_bias 10"):
+    with pytest.raises(LayerError, match=r"recurrent_param has shape .*make block × width = 10"):
         read_model(state)

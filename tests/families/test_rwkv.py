@@ -116,5 +116,5 @@ def test_a_decay_that_does_not_fit_the_heads_is_named(version: str, name: str, r
     state, weight = model(version)
     path = FILES[version][1]
     state[f"{path}.{name}"] = torch.randn(*weight.shape[:-1], CHANNELS + 1)
-    with pytest.raises(LayerError, match=f"{CHANNELS + 1} values"):
+    with pytest.raises(LayerError, match=f"head × key = {CHANNELS}"):
         read_model(state)
