@@ -1,0 +1,91 @@
+"""LRU, linear recurrent unit (Orvieto et al., 2023, arXiv 2303.06349) and its ports.
+
+| paper | tensor | LRURec | shape | role |
+|---|---|---|---|---|
+| ν | `nu_log` | `params_log[0]` | mode | abs λ = exp(−exp(w)) < 1 |
+| θ | `theta_log` | `params_log[1]` | mode | arg λ = exp(w) |
+| γ | `gamma_log` | `params_log[2]` | mode | input gain exp(w); trained, no longer √(1 − abs λ²) |
+| B | `B_re`, `B_im`, or `B` | `in_proj.weight` | mode, input | input; complex, or a last axis of 2 |
+| C | `C_re`, `C_im`, or `C` | `out_proj.weight` | output, mode | output, the same |
+
+ℓ = −exp(ν) + i exp(θ) directly: there is no step. K_t = Re(C λ^t γB), without a factor 2. LRURec's
+`in_proj.bias` adds a constant input, which is no part of the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.s5 import directions
+from ssmdiag.recurrence import as_complex
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+
+def read(layer: Layer) -> Iterator[Recurrence]:
+    if "params_log" in layer:
+        rows = layer["params_log"]
+        nu = layer.weight("params_log", "exp", part=rows[0])
+        theta = layer.weight("params_log", "exp", role="frequency", part=rows[1])
+        gain = rows[2].exp()
+        B, C = layer["in_proj.weight"], layer["out_proj.weight"]
+    else:
+        nu = layer.weight("nu_log", "exp")
+        theta = layer.weight("theta_log", "exp", role="frequency")
+        gain = _gain(layer, nu)
+        B, C = _matrix(layer, "B"), _matrix(layer, "C")
+    for branch, output in directions(layer, C, len(nu)):
+        yield layer.recurrence(
+            (-nu + 1j * theta)[None],
+            branch=branch,
+            input_matrix=gain[:, None] * B,
+            output_matrix=output,
+        )
+
+
+def _gain(layer: Layer, nu: Tensor) -> Tensor:
+    if "gamma_log" in layer:
+        return layer["gamma_log"].exp()
+    layer.note("gamma_log is not stored: the input gain is taken as √(1 − |λ|²)")
+    return (-(-2 * nu).expm1()).sqrt()
+
+
+def _matrix(layer: Layer, name: str) -> Tensor:
+    if f"{name}_re" in layer:
+        return as_complex(layer[f"{name}_re"]) + 1j * layer[f"{name}_im"]
+    return layer.complex(name)
+
+
+_RING = {"nu_log": "mode", "theta_log": "mode"}
+_GAIN = {"gamma_log": "mode"}
+
+FAMILY = Family(
+    name="lru",
+    title="LRU",
+    paper="arXiv 2303.06349",
+    memory="exact",
+    spellings=(
+        Spelling(
+            "minimal-LRU, lrnnx",
+            {**_RING, "B_re": "mode input", "B_im": "mode input", "C_re": "output _", "C_im": "output _"},
+            _GAIN,
+        ),
+        Spelling("LRU-pytorch", {**_RING, "B": "complex: mode input", "C": "complex: output _"}, _GAIN),
+        Spelling("B and C as (re, im)", {**_RING, "B": "mode input 2", "C": "output _ 2"}, _GAIN),
+        Spelling(
+            "LRURec",
+            {
+                "params_log": "3 mode",
+                "in_proj.weight": "complex: mode input",
+                "out_proj.weight": "complex: output mode",
+            },
+        ),
+    ),
+    read=read,
+)
