@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Spelling
-from ssmdiag.families.s4d import TRANSFORM_OPTIONS, band, read_eigenvalues, read_step, tile
+from ssmdiag.families.s4d import TRANSFORM_OPTIONS, band, note_direction, read_eigenvalues, read_step, tile
 from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear, log_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
+    note_direction(layer)
     if "A" in layer:
         companion = len(layer.shape("A")) == 3
         yield (_read_companion if companion else _read_dense)(layer)
@@ -223,5 +224,5 @@ FAMILY = Family(
     ),
     read=read,
     options=TRANSFORM_OPTIONS,
-    caveat="Eigenvalues of these matrices are sensitive to rounding; the kernel is computed without them.",
+    caveat="Eigenvalues of HiPPO matrices move when weights are rounded; the kernel is computed without them.",
 )

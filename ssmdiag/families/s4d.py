@@ -102,6 +102,12 @@ def band(layer: Layer, frequency: Tensor) -> Tensor:
     return inside.double()
 
 
+def note_direction(layer: Layer) -> None:
+    """Say it where the settings say that the layer reads the sequence backwards too."""
+    if layer.setting("bidirectional") is True:
+        layer.note("bidirectional: the second half of the copies of C reads the reversed sequence")
+
+
 def _read_v3(layer: Layer, prefix: str) -> Recurrence:
     rate = layer.weight(f"{prefix}inv_A_real", _transform(layer, "real_transform"))
     frequency = layer.weight(f"{prefix}A_imag", "none", role="frequency")
@@ -118,6 +124,7 @@ def _read_v3(layer: Layer, prefix: str) -> Recurrence:
 
 def _diagonal(layer: Layer, eigenvalues: Tensor, step: Tensor, *, disc: str, prefix: str = "") -> Recurrence:
     """Return the discretised recurrence of a diagonal A (ssm, mode); `disc` is the version's default."""
+    note_direction(layer)
     channels = step.shape[0]
     is_complex = eigenvalues.is_complex()
     b, c = (layer.complex(f"{prefix}{x}") if is_complex else layer[f"{prefix}{x}"] for x in "BC")

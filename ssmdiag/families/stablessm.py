@@ -52,6 +52,11 @@ FAMILY = Family(
     options=(
         # `direct` is what every configuration of the repository trains, although the constructor's
         # default is exp; it is also the one reading that cannot show an unstable model as stable.
-        Option("parameterization", tuple(_MAPS), "direct", "the map f in Re λ = f(w)"),
+        Option(
+            "parameterization",
+            tuple(_MAPS),
+            "direct",
+            "f in Re λ = f(w): direct in every shipped configuration, exp in the constructor",
+        ),
     ),
 )

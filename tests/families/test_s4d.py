@@ -267,6 +267,11 @@ def test_h3_is_read_through_its_diagonal_ssm_and_says_that_it_gates(read_model: 
     assert any("shift" in note for note in found.notes)
 
 
+def test_a_bidirectional_layer_says_which_outputs_run_backwards(read_model: Read) -> None:
+    (found,) = read_model(v4(), {"model": {"layer": {"bidirectional": True}}})
+    assert any("reversed" in note for note in found.notes)
+
+
 def test_h3_can_be_forced_to_real_modes(read_model: Read) -> None:
     (found,) = read_model(h3("mixer."), {"force_real": True})
     assert bool((found.frequency == 0).all())
