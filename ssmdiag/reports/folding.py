@@ -59,6 +59,8 @@ def label_layers(names: Sequence[str]) -> list[str]:
 
     >>> label_layers(["backbone.layers.0.mixer", "backbone.layers.11.mixer"])
     ['0', '11']
+    >>> label_layers(["layers.0.mamba", "layers.1.mamba_decoder.mamba"])
+    ['0', '1']
     >>> label_layers(["enc.layers_0.seq (forward)", "enc.layers_0.seq (backward)", "dec.layers_0.seq (forward)"])
     ['enc (forward)', 'enc (backward)', 'dec (forward)']
     """
@@ -71,9 +73,12 @@ def label_layers(names: Sequence[str]) -> list[str]:
     while all(len(path) > head + tail + 1 for path in paths) and len({path[-1 - tail] for path in paths}) == 1:
         tail += 1
     middles = [path[head : len(path) - tail] for path in paths]
+    numbers = [[element for element in middle if element.isdigit()] for middle in middles]
+    if len({(*n, match and match.group(2)) for n, match in zip(numbers, split, strict=True)}) == len(names) > 1:
+        middles = numbers
     if len({tuple(path) for path in paths}) == 1:
-        numbers = [element for element in paths[0] if element.isdigit()]
-        middles = [[numbers[0] if numbers else paths[0][-1]]] * len(paths)
+        digits = [element for element in paths[0] if element.isdigit()]
+        middles = [[digits[0] if digits else paths[0][-1]]] * len(paths)
     stems = {re.sub(r"\d+$", "", middle[0]) for middle in middles if len(middle) == 1}
     labels = []
     for middle, match in zip(middles, split, strict=True):

@@ -133,18 +133,17 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequen
     nominal = any(not layer.time_invariant for layer in read)
     where = f" (layer {labels[diagnosis.layers.index(slowest)]})" if len(diagnosis.layers) > 1 else ""
     subject = ("At its nominal point the" if nominal else "The") + " slowest mode"
-    if len(finite) < len(read):
-        subject += " that decays"
-    text = f"{subject} loses half in {steps(longest)} steps{where}, the median mode in {steps(median)}"
+    subject += " that decays" if len(finite) < len(read) else ""
+    slow, middle = f"{subject}{where} loses half in {steps(longest)} steps", f"the median mode in {steps(median)}"
     context = diagnosis.context_length
     if context is None:
-        return f"{text}; the context is unknown."
+        return f"{slow}, {middle}; the context is unknown."
     if longest > context:
-        return f"{text}: longer than the context of {context:,}."
+        return f"{slow}, more than the context of {context:,}; {middle}."
     # After ten half-lives a thousandth is left.
     if 10 * longest < context:
-        return f"{text}: a thousandth is left after {steps(10 * longest)} of the {context:,} steps of context."
-    return f"{text}; the context is {context:,}."
+        return f"{slow}, so a thousandth is left after {steps(10 * longest)} of the {context:,} of context; {middle}."
+    return f"{slow}, {middle}; the context is {context:,}."
 
 
 def _where(some: Sequence[LayerDiagnosis], all_: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def test_inspect_prints_the_answer_and_exits_zero(run, mamba: Path) -> None:
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert lines[0].startswith("mamba.safetensors   Mamba-1, 3 layers   reads")
-    assert lines[1].startswith("At its nominal point the slowest mode loses half in")
+    assert lines[1].startswith("At its nominal point the slowest mode (layer 0) loses half in")
 
 
 def test_json_on_stdout_is_json_alone(run, mamba: Path) -> None:
@@ -63,9 +63,8 @@ def test_json_on_stdout_is_json_alone(run, mamba: Path) -> None:
 
 
 def test_length_sets_the_context(run, mamba: Path) -> None:
-    assert "context of 4,096" in run("inspect", mamba, "--length", 4096)[1].replace("\n", " ").replace(
-        "; the context is 4,096", " context of 4,096"
-    ).replace("of the 4,096 steps of context", "context of 4,096")
+    assert "of the 4,096 of context" in run("inspect", mamba, "--length", 4096)[1].replace("\n", " ")
+    assert "the context is unknown" in run("inspect", mamba)[1].replace("\n", " ")
 
 
 def test_one_bad_path_does_not_hide_the_others(run, mamba: Path, tmp_path: Path) -> None:
