@@ -41,8 +41,4 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "best(b=0.1)": lambda w: 1 / (w.square() + 0.1),
     "heavy-tail": heavy_tail,
 }
-MAPS |= {
-    f"{name}(sinh)": lambda w, f=MAPS[name]: f(w.sinh())  # type: ignore[misc]
-    for name in ("none", "exp", "softplus", "sigmoid", "relu+1e-4")
-}
 """Every map by name; each takes and returns a float64 tensor of the same shape."""

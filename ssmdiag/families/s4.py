@@ -45,8 +45,8 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     channels, length = step.shape[0], _length(layer)
     C = C * band(layer, tile(layer, diagonal, channels).imag * step)
     A = _real_form(diagonal, P, Q)
-    B = tile(layer, _stack(B, B.imag), channels)
-    C = 2 * _stack(C, -C.imag)
+    B = tile(layer, _stack(B.real, B.imag), channels)
+    C = 2 * _stack(C.real, -C.imag)
     yield _recurrence(layer, A, B, C, step.repeat(1, 2) if step.shape[1] > 1 else step, length)
 
 
@@ -55,7 +55,7 @@ def _read_parts(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if "A_real" in layer:
         diagonal = read_eigenvalues(layer)
     elif "w" in layer:
-        diagonal = layer.complex("w")
+        diagonal = _read_packed(layer, "w")
     else:
         if "inv_w_real" in layer:
             rate = layer.weight("inv_w_real", layer.option("real_transform"))
@@ -68,10 +68,18 @@ def _read_parts(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _read_krylov(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the same of v1, which stacks B with P, and C̄ with Q̄, in rows."""
-    diagonal = layer.complex("krylov.w")
+    diagonal = _read_packed(layer, "krylov.w")
     B, C = layer.complex("krylov.B").movedim(-2, 0), layer.complex("krylov.C").movedim(-2, 0).conj()
     diagonal = diagonal.expand(B.shape[1:])
     return diagonal, B[1:], C[1:], B[0], C[:1]
+
+
+def _read_packed(layer: Layer, local: str) -> Tensor:
+    """Return eigenvalues stored as they are, (re, im) on the last axis, and remember them as weights."""
+    values = layer.complex(local)
+    layer.weight(local, "direct", part=values.real)
+    layer.weight(local, "none", role="frequency", part=values.imag)
+    return values
 
 
 def _length(layer: Layer) -> int | None:
@@ -99,13 +107,13 @@ def _real_form(diagonal: Tensor, P: Tensor, Q: Tensor) -> Tensor:
 
     decay, turn = diagonal.real.diag_embed(), diagonal.imag.diag_embed()
     rotation = torch.cat([torch.cat([decay, -turn], -1), torch.cat([turn, decay], -1)], -2)
-    return rotation - 2 * torch.einsum("rsm,rsn->smn", _stack(P, P.imag), _stack(Q, -Q.imag))
+    return rotation - 2 * torch.einsum("rsm,rsn->smn", _stack(P.real, P.imag), _stack(Q.real, -Q.imag))
 
 
 def _stack(first: Tensor, second: Tensor) -> Tensor:
     import torch
 
-    return torch.cat([first.real, second], -1)
+    return torch.cat([first, second], -1)
 
 
 def _eigenvalues(matrices: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ def read_step(layer: Layer) -> Tensor:
         raise LayerError(
             f"{layer.names['inv_dt']} has shape {layer.shape('inv_dt')}.", expected=f"a last axis of 1 or {modes} modes"
         )
-    name = _transform(layer, "dt_transform")
-    return layer.weight("inv_dt", f"{name}(sinh)" if layer.option("dt_fast") == "true" else name, role="step")
+    map, fast = _transform(layer, "dt_transform"), layer.option("dt_fast") == "true"
+    return layer.weight("inv_dt", map, role="step", part=layer["inv_dt"].sinh() if fast else None)
 
 
 def tile(layer: Layer, values: Tensor, channels: int) -> Tensor:
