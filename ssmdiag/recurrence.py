@@ -23,8 +23,8 @@ class Assumption:
 
     option: str
     value: str
-    source: Literal["--assume", "file", "usual"]
-    """`usual`: nothing said so; the family's usual reading was used."""
+    source: Literal["--assume", "file", "inferred", "usual"]
+    """`inferred`: the tensors' values suggest it. `usual`: nothing does; the family's usual reading was used."""
     meaning: str
     """What the setting decides, in words."""
     choices: tuple[str, ...]

@@ -119,17 +119,26 @@ class Layer:
         return default if found is None else found
 
     def option(
-        self, name: str, *, among: tuple[str, ...] | None = None, usual: str | None = None, known: str | None = None
+        self,
+        name: str,
+        *,
+        among: tuple[str, ...] | None = None,
+        usual: str | None = None,
+        known: str | None = None,
+        inferred: str | None = None,
     ) -> str:
         """Return the value of one of the family's options, and remember where it came from.
 
         `among` narrows the choices to those this spelling leaves open, `usual` replaces the usual one,
-        `known` is what the family worked out itself from the file's settings.
+        `known` is what the family worked out itself from the file's settings, `inferred` what the values
+        of the tensors suggest where no setting speaks.
         """
         option = next(option for option in self.family.options if option.name == name)
         choices = among or option.choices
         value = usual or (option.usual if option.usual in choices else choices[0])
-        source: Literal["--assume", "file", "usual"] = "usual"
+        source: Literal["--assume", "file", "inferred", "usual"] = "usual"
+        if inferred is not None:
+            value, source = inferred, "inferred"
         found = _find(self.checkpoint.settings, (name, *option.settings))
         text = str(found).lower()
         if known is not None:

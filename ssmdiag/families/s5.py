@@ -113,7 +113,7 @@ def _stores_half(layer: Layer, frequency: Tensor) -> bool:
             + ("as S5 is initialised" if sure else "uncertain, training moved some")
             + "; it decides a factor of 2 in the kernel"
         )
-    return layer.option("conj_sym", usual=guess) == "true"
+    return layer.option("conj_sym", inferred=guess) == "true"
 
 
 def _rescale(layer: Layer) -> float:

@@ -124,6 +124,7 @@ def test_signs_of_the_imaginary_parts_decide_conj_sym(
     assert found.conjugate_pairs is pairs
     assert found.kernel_factor == (2.0 if pairs else 1.0)
     assert any("conj_sym" in note and said in note for note in found.notes)
+    assert {a.option: a.source for a in found.assumptions}["conj_sym"] == "inferred"
 
 
 def test_settings_beat_the_signs(read_model: Read) -> None:
