@@ -6,7 +6,6 @@ the depth of the model.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,11 @@ from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.errors import LayerError
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.recurrence import Assumption, Recurrence
+from ssmdiag.spectrum import LayerDiagnosis, summarise
 
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family
     from ssmdiag.families.layer import Layer
-
-BINS_PER_DECADE = 4
-FIRST_DECADE, LAST_DECADE = -1, 8
-SAMPLED_EIGENVALUES = 512
 
 CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",
@@ -37,72 +33,16 @@ CONTEXT_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Quantiles:
-    """Five numbers of a distribution over the finite modes of a layer."""
-
-    min: float
-    p05: float
-    median: float
-    p95: float
-    max: float
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> Quantiles | None:
-        """Return the quantiles of a float64 tensor (nearest rank), or None if it is empty."""
-        if values.numel() == 0:
-            return None
-        ordered = values.flatten().sort().values
-        ranks = (torch.tensor([0.0, 0.05, 0.5, 0.95, 1.0], dtype=torch.float64) * (ordered.numel() - 1)).round().long()
-        return cls(*(float(value) for value in ordered[ranks.to(ordered.device)]))
-
-
-@dataclass(frozen=True)
-class LayerDiagnosis:
-    """One layer's spectrum in numbers. Steps are time steps (tokens) of the model."""
-
-    name: str
-    """Dotted path in the checkpoint, with the branch if the layer has several."""
-    family: str
-    title: str
-    spelling: str
-    time_invariant: bool
-    operating_point: str | None
-    channels: int
-    modes: int
-    dtype: str
-    rate: Quantiles | None
-    """Nats per step."""
-    half_life: Quantiles | None
-    """Steps."""
-    time_constant: Quantiles | None
-    """Steps."""
-    spectral_radius: float | None
-    margin: float | None
-    """Smallest 1 − |λ̄|; negative where a mode grows."""
-    nonfinite: int
-    """Modes that are NaN or infinite, left out of everything else."""
-    unstable: int
-    """Modes with |λ̄| > 1."""
-    marginal: int
-    """Modes with |λ̄| = 1 exactly."""
-    histogram: tuple[int, ...]
-    """Modes per quarter decade of the time constant from 0.1 to 10⁸ steps; the ends take what lies beyond."""
-    eigenvalues: tuple[tuple[float, float], ...]
-    """(rate, frequency) of a sample of modes, slowest first, for the picture."""
-    assumptions: tuple[Assumption, ...]
-    notes: tuple[str, ...]
-    tensors: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Alternative:
     """What a layer would be under another reading of something its tensors cannot tell."""
 
     assumption: Assumption
     layers: int
     """How many layers rest on it."""
+    layer: str | None
+    """The slowest of them, to which the half-lives belong; None where none has a finite mode."""
     slowest: float | None
-    """Longest half-life of those layers as read, in steps."""
+    """Its longest half-life as read, in steps."""
     others: tuple[tuple[str, float | None], ...]
     """(other value, longest half-life under it); None where it cannot be computed."""
 
@@ -201,11 +141,15 @@ def diagnose(
     found.require_layers(checkpoint)
     layers: list[LayerDiagnosis] = []
     problems = [*checkpoint.problems, *found.problems]
+    assumed: dict[tuple[str, ...], _Assumed] = {}
     for position, layer in enumerate(found.layers, 1):
         try:
-            layers += [summarise(recurrence, layer.family.title) for recurrence in layer.read()]
+            recurrences = layer.read()
         except LayerError as error:
             problems.append(str(error))
+        else:
+            layers += [summarise(recurrence, layer.family.title) for recurrence in recurrences]
+            _collect_assumptions(assumed, layer, recurrences)
         if on_layer:
             on_layer(position, len(found.layers))
     return Diagnosis(
@@ -216,7 +160,7 @@ def diagnose(
         train_step=checkpoint.train_step,
         context_length=context_length or _context_length(checkpoint.settings),
         layers=tuple(layers),
-        alternatives=tuple(_alternatives(found)),
+        alternatives=tuple(_alternative(entry) for entry in assumed.values()),
         problems=tuple(problems) + tuple(_missing_siblings(found)),
         notes=checkpoint.notes + _caveats(found),
         unrecognised=found.unrecognised,
@@ -226,90 +170,45 @@ def diagnose(
     )
 
 
-def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
-    """Return the numbers of one recurrence; modes that are not finite are counted and left out."""
-    ell = recurrence.log_eigenvalues.flatten()
-    rate, frequency = -ell.real, ell.imag
-    # λ̄ = 0 is a rate of +inf: a mode that forgets at once, not a broken one.
-    finite = ~(rate.isnan() | frequency.isnan() | (rate == -math.inf))
-    rate, frequency = rate[finite], frequency[finite]
-    time_constant = (1 / rate).where(rate > 0, math.inf)
-    order = rate.argsort()
-    slowest = float(rate[order[0]]) if rate.numel() else None
-    return LayerDiagnosis(
-        name=recurrence.layer,
-        family=recurrence.family,
-        title=title,
-        spelling=recurrence.spelling,
-        time_invariant=recurrence.time_invariant,
-        operating_point=recurrence.operating_point,
-        channels=recurrence.channels,
-        modes=recurrence.modes,
-        dtype=recurrence.dtype,
-        rate=Quantiles.of(rate),
-        half_life=Quantiles.of(math.log(2) * time_constant),
-        time_constant=Quantiles.of(time_constant),
-        spectral_radius=None if slowest is None else math.exp(min(-slowest, 700.0)),
-        margin=None if slowest is None else -math.expm1(min(-slowest, 700.0)),
-        nonfinite=int((~finite).sum()),
-        unstable=int((rate < 0).sum()),
-        marginal=int((rate == 0).sum()),
-        histogram=_histogram(time_constant),
-        eigenvalues=_sample(rate[order], frequency[order]),
-        assumptions=recurrence.assumptions,
-        notes=recurrence.notes,
-        tensors=recurrence.tensors,
-    )
+@dataclass
+class _Assumed:
+    """An assumption nothing decided, the layers that rest on it, and the slowest of them."""
+
+    assumption: Assumption
+    layers: int = 0
+    slowest: Layer | None = None
+    half_life: float = -1.0
 
 
-def _histogram(time_constant: torch.Tensor) -> tuple[int, ...]:
-    bins = (LAST_DECADE - FIRST_DECADE) * BINS_PER_DECADE
-    position = ((time_constant.log10() - FIRST_DECADE) * BINS_PER_DECADE).floor().clamp(0, bins - 1)
-    return tuple(torch.bincount(position.long(), minlength=bins).tolist())
+def _collect_assumptions(into: dict[tuple[str, ...], _Assumed], layer: Layer, recurrences: list[Recurrence]) -> None:
+    longest = _longest_half_life(recurrences)
+    for assumption in {a.option: a for r in recurrences for a in r.assumptions if a.source == "usual"}.values():
+        key = (layer.family.name, assumption.option, assumption.value)
+        assumed = into.setdefault(key, _Assumed(assumption))
+        assumed.layers += 1
+        if longest is not None and longest > assumed.half_life:
+            assumed.slowest, assumed.half_life = layer, longest
 
 
-def _sample(rate: torch.Tensor, frequency: torch.Tensor) -> tuple[tuple[float, float], ...]:
-    """Return at most `SAMPLED_EIGENVALUES` modes spread evenly over the order of their rates."""
-    count = min(rate.numel(), SAMPLED_EIGENVALUES)
-    picks = torch.linspace(0, max(rate.numel() - 1, 0), count, dtype=torch.float64).round().long().to(rate.device)
-    return tuple(zip(rate[picks].tolist(), frequency[picks].tolist(), strict=True))
+def _alternative(assumed: _Assumed) -> Alternative:
+    """Return what the slowest of the layers would be under each other value of the option."""
+    layer, assumption = assumed.slowest, assumed.assumption
+    if layer is None:
+        return Alternative(assumption, assumed.layers, None, None, ())
+    others = []
+    for choice in assumption.choices:
+        if choice != assumption.value:
+            try:
+                others.append((choice, _longest_half_life(layer.read(**{assumption.option: choice}))))
+            except LayerError:
+                others.append((choice, None))
+    return Alternative(assumption, assumed.layers, layer.path, assumed.half_life, tuple(others))
 
 
-def _alternatives(found: Recognition) -> list[Alternative]:
-    """Return, for every option nothing decided, the longest half-life under each of its values."""
-    groups: dict[tuple[str, str, str], tuple[Assumption, list[Layer], list[float]]] = {}
-    for layer in found.layers:
-        for recurrence in _readable(layer):
-            for assumption in recurrence.assumptions:
-                if assumption.source == "usual":
-                    key = (layer.family.name, assumption.option, assumption.value)
-                    group = groups.setdefault(key, (assumption, [], []))
-                    group[1].append(layer)
-                    group[2].append(_longest_half_life([recurrence]))
-    result = []
-    for assumption, layers, longest in groups.values():
-        unique = list(dict.fromkeys(layers))
-        others = []
-        for choice in assumption.choices:
-            if choice != assumption.value:
-                read = [_longest_half_life(_readable(layer, **{assumption.option: choice})) for layer in unique]
-                known = [value for value in read if not math.isnan(value)]
-                others.append((choice, max(known) if known else None))
-        known = [value for value in longest if not math.isnan(value)]
-        result.append(Alternative(assumption, len(unique), max(known) if known else None, tuple(others)))
-    return result
-
-
-def _readable(layer: Layer, **assume: str) -> list[Recurrence]:
-    try:
-        return layer.read(**assume) if layer.family.options else []
-    except LayerError:
-        return []
-
-
-def _longest_half_life(recurrences: list[Recurrence]) -> float:
-    values = [r.half_life[~r.half_life.isnan()].max() for r in recurrences if not r.half_life.isnan().all()]
-    return float(max(values)) if values else math.nan
+def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
+    values = torch.cat([recurrence.half_life.flatten() for recurrence in recurrences])
+    values = values[~values.isnan()]
+    return float(values.max()) if values.numel() else None
 
 
 def _missing_siblings(found: Recognition) -> list[str]:

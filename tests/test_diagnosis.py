@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ssmdiag import diagnose
-from ssmdiag.diagnosis import BINS_PER_DECADE, FIRST_DECADE, Quantiles, summarise
 from ssmdiag.recurrence import Recurrence
+from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, Quantiles, summarise
 
 
 def recurrence(rates: list[float], **fields: object) -> Recurrence:

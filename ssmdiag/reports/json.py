@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
-    from ssmdiag.diagnosis import Diagnosis, LayerDiagnosis
+    from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.spectrum import LayerDiagnosis
 
 SCHEMA_VERSION = 1
 
@@ -48,6 +49,7 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
                 "value": a.assumption.value,
                 "choices": a.assumption.choices,
                 "layers": a.layers,
+                "slowest_layer": a.layer,
                 "slowest_half_life": a.slowest,
                 "otherwise": dict(a.others),
             }

@@ -121,7 +121,7 @@ def _broken(row: Row) -> str:
 
 
 def _pictures(out: Console, diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> None:
-    from ssmdiag.diagnosis import BINS_PER_DECADE, FIRST_DECADE
+    from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
     strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, settings)
     if strip:
@@ -140,8 +140,7 @@ def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) ->
     points = dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant)
     for point in points:
         yield f"nominal: the decay depends on the input; this is its value with {point}. Weights alone say no more."
-    for alternative in diagnosis.alternatives:
-        yield _assumption(alternative)
+    yield from _assumptions(diagnosis.alternatives)
     noted: dict[str, list[str]] = {}
     for layer, label in zip(diagnosis.layers, labels, strict=True):
         for note in layer.notes:
@@ -159,19 +158,23 @@ def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) ->
             yield f"{layer.name}: {layer.spelling}; read {', '.join(layer.tensors)}"
 
 
-def _assumption(alternative: Alternative) -> str:
-    assumed = alternative.assumption
-    others = [
-        f"{value} {words.steps(longest)}"
-        for value, longest in alternative.others
-        if longest is not None and words.steps(longest) != words.steps(alternative.slowest)
-    ]
-    text = f"assumed: {assumed.option} = {assumed.value} ({assumed.meaning}; the file does not say)."
-    if others:
-        text += f" Slowest half-life {words.steps(alternative.slowest)} steps; otherwise {', '.join(others)}."
-    else:
-        text += " No other value changes the half-lives shown."
-    return f"{text} Set it with --assume {assumed.option}=…"
+def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:
+    """Say what was assumed, and what the slowest mode would be under the other readings."""
+    silent = []
+    for alternative in alternatives:
+        assumed = alternative.assumption
+        as_read = words.steps(alternative.slowest)
+        others = [(value, words.steps(longest)) for value, longest in alternative.others if longest is not None]
+        if all(longest == as_read for _, longest in others):
+            silent.append(f"{assumed.option} = {assumed.value}")
+            continue
+        readings = ", ".join(f"{value} {longest}" for value, longest in others)
+        yield (
+            f"assumed: {assumed.option} = {assumed.value} ({assumed.meaning}); nothing in the file says. "
+            f"Slowest half-life {as_read} steps; otherwise {readings}. Set it with --assume {assumed.option}=…"
+        )
+    if silent:
+        yield f"assumed, with no effect on the slowest half-life: {', '.join(silent)}"
 
 
 def _failure(failure: Failure, settings: Settings) -> str:

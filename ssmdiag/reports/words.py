@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssmdiag.diagnosis import Diagnosis, LayerDiagnosis
+    from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.spectrum import LayerDiagnosis
 
 ASCII = str.maketrans({
     "×": "x", "τ": "tau", "λ": "lambda", "\u0304": "", "Δ": "dt", "π": "pi", "α": "alpha", "β": "beta", "σ": "sigma",

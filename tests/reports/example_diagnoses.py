@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ssmdiag.diagnosis import Alternative, Diagnosis, LayerDiagnosis, Quantiles
+from ssmdiag.diagnosis import Alternative, Diagnosis
 from ssmdiag.recurrence import Assumption
 from ssmdiag.reports import Failure
+from ssmdiag.spectrum import LayerDiagnosis, Quantiles
 
 BINS = 36
 
@@ -109,7 +110,8 @@ CASES: dict[str, Diagnosis | Failure] = {
         unrecognised=("encoder.blöck.A_log", "decoder.[red]log_dt[/red]"),
     ),
     "assumed": diagnosis(
-        layer(0, complex_=True), alternatives=(Alternative(_MAP, 1, 693.0, (("best", 1200.0), ("direct", None))),)
+        layer(0, complex_=True),
+        alternatives=(Alternative(_MAP, 1, "backbone.layers.0.mixer", 693.0, (("best", 1200.0), ("direct", None))),),
     ),
     "failed": Failure("runs/gone.pt", "CheckpointError", "runs/gone.pt does not exist.", None, "did you mean done.pt?"),
 }

@@ -1,0 +1,121 @@
+"""One layer's spectrum in numbers: quantiles, margin, histogram, a sample for the picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ssmdiag.recurrence import Assumption, Recurrence
+
+BINS_PER_DECADE = 4
+FIRST_DECADE, LAST_DECADE = -1, 8
+SAMPLED_EIGENVALUES = 512
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Five numbers of a distribution over the finite modes of a layer."""
+
+    min: float
+    p05: float
+    median: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Quantiles | None:
+        """Return the quantiles of a float64 tensor (nearest rank), or None if it is empty."""
+        if values.numel() == 0:
+            return None
+        ordered = values.flatten().sort().values
+        ranks = (torch.tensor([0.0, 0.05, 0.5, 0.95, 1.0], dtype=torch.float64) * (ordered.numel() - 1)).round().long()
+        return cls(*(float(value) for value in ordered[ranks.to(ordered.device)]))
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One layer's spectrum in numbers. Steps are time steps (tokens) of the model."""
+
+    name: str
+    """Dotted path in the checkpoint, with the branch if the layer has several."""
+    family: str
+    title: str
+    spelling: str
+    time_invariant: bool
+    operating_point: str | None
+    channels: int
+    modes: int
+    dtype: str
+    rate: Quantiles | None
+    """Nats per step."""
+    half_life: Quantiles | None
+    """Steps."""
+    time_constant: Quantiles | None
+    """Steps."""
+    spectral_radius: float | None
+    margin: float | None
+    """Smallest 1 − |λ̄|; negative where a mode grows."""
+    nonfinite: int
+    """Modes that are NaN or infinite, left out of everything else."""
+    unstable: int
+    """Modes with |λ̄| > 1."""
+    marginal: int
+    """Modes with |λ̄| = 1 exactly."""
+    histogram: tuple[int, ...]
+    """Modes per quarter decade of the time constant from 0.1 to 10⁸ steps; the ends take what lies beyond."""
+    eigenvalues: tuple[tuple[float, float], ...]
+    """(rate, frequency) of a sample of modes, slowest first, for the picture."""
+    assumptions: tuple[Assumption, ...]
+    notes: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
+    """Return the numbers of one recurrence; modes that are not finite are counted and left out."""
+    ell = recurrence.log_eigenvalues.flatten()
+    rate, frequency = -ell.real, ell.imag
+    # λ̄ = 0 is a rate of +inf: a mode that forgets at once, not a broken one.
+    finite = ~(rate.isnan() | frequency.isnan() | (rate == -math.inf))
+    rate, frequency = rate[finite], frequency[finite]
+    time_constant = (1 / rate).where(rate > 0, math.inf)
+    order = rate.argsort()
+    slowest = float(rate[order[0]]) if rate.numel() else None
+    return LayerDiagnosis(
+        name=recurrence.layer,
+        family=recurrence.family,
+        title=title,
+        spelling=recurrence.spelling,
+        time_invariant=recurrence.time_invariant,
+        operating_point=recurrence.operating_point,
+        channels=recurrence.channels,
+        modes=recurrence.modes,
+        dtype=recurrence.dtype,
+        rate=Quantiles.of(rate),
+        half_life=Quantiles.of(math.log(2) * time_constant),
+        time_constant=Quantiles.of(time_constant),
+        spectral_radius=None if slowest is None else math.exp(min(-slowest, 700.0)),
+        margin=None if slowest is None else -math.expm1(min(-slowest, 700.0)),
+        nonfinite=int((~finite).sum()),
+        unstable=int((rate < 0).sum()),
+        marginal=int((rate == 0).sum()),
+        histogram=_histogram(time_constant),
+        eigenvalues=_sample(rate[order], frequency[order]),
+        assumptions=recurrence.assumptions,
+        notes=recurrence.notes,
+        tensors=recurrence.tensors,
+    )
+
+
+def _histogram(time_constant: torch.Tensor) -> tuple[int, ...]:
+    bins = (LAST_DECADE - FIRST_DECADE) * BINS_PER_DECADE
+    position = ((time_constant.log10() - FIRST_DECADE) * BINS_PER_DECADE).floor().clamp(0, bins - 1)
+    return tuple(torch.bincount(position.long(), minlength=bins).tolist())
+
+
+def _sample(rate: torch.Tensor, frequency: torch.Tensor) -> tuple[tuple[float, float], ...]:
+    """Return at most `SAMPLED_EIGENVALUES` modes spread evenly over the order of their rates."""
+    count = min(rate.numel(), SAMPLED_EIGENVALUES)
+    picks = torch.linspace(0, max(rate.numel() - 1, 0), count, dtype=torch.float64).round().long().to(rate.device)
+    return tuple(zip(rate[picks].tolist(), frequency[picks].tolist(), strict=True))
