@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import shlex
+import subprocess
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from ssmdiag import known_families
-from ssmdiag.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -20,16 +19,15 @@ BLOCK = re.compile(r"```console\n\$ (?P<command>ssmdiag [^\n]*)\n(?P<output>.*?)
 COMMANDS = [match["command"] for match in BLOCK.finditer(README.read_text(encoding="utf-8"))]
 
 
-def output_of(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(sys, "argv", shlex.split(command))
-    out = io.StringIO()
-    out.__dict__["encoding"] = "utf-8"
-    with redirect_stdout(out), pytest.raises(SystemExit):
-        main()
-    return steady(out.getvalue())
+def output_of(command: str) -> str:
+    """Run the installed program as a reader would, at 80 columns, and return what it prints."""
+    script, *arguments = shlex.split(command)
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
+    program = [str(Path(sys.executable).with_name(script)), *arguments]
+    run = subprocess.run(
+        program, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    return steady(run.stdout)
 
 
 def steady(text: str) -> str:
@@ -43,11 +41,9 @@ def test_the_readme_shows_real_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_console_block_is_what_the_program_prints(
-    command: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_console_block_is_what_the_program_prints(command: str, request: pytest.FixtureRequest) -> None:
     text = README.read_text(encoding="utf-8")
-    got = output_of(command, monkeypatch)
+    got = output_of(command)
     if request.config.getoption("--update-golden"):
         block = f"```console\n$ {command}\n{got}```"
         text = BLOCK.sub(lambda match: block if match["command"] == command else match[0], text)

@@ -28,7 +28,10 @@ def families(
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
 ) -> None:
-    """List the model families ssmdiag reads, or one of them with its tensors and settings."""
+    """List the model families ssmdiag reads.
+
+    With NAME: the tensors it is known by, and the settings they cannot tell.
+    """
     from ssmdiag.families import known_families
 
     known = known_families()

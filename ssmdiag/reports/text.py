@@ -66,10 +66,10 @@ def _header(diagnosis: Diagnosis) -> str:
     for layer in diagnosis.layers:
         titles.setdefault(layer.title, []).append(True)
     families = " + ".join(f"{title}, {words.plural(len(count), 'layer')}" for title, count in titles.items())
-    step = f"   step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
+    step = f"  step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
     read = f"reads {words.share_read(diagnosis.bytes_read, diagnosis.size)}"
     name = Path(diagnosis.path).name or diagnosis.path
-    return f"{name}{step}   {families or 'no layer read'}   {read}   {diagnosis.device} {diagnosis.seconds:.1f} s"
+    return f"{name}{step}  {families or 'no layer read'}  {read}  {diagnosis.device} {diagnosis.seconds:.1f} s"
 
 
 def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Table:
@@ -84,8 +84,8 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
     table.add_column("half-life\nmedian", justify="right", no_wrap=True)
     table.add_column("\nslowest", justify="right", no_wrap=True)
     if wide:
-        table.add_column("τ steps\nslowest", justify="right", no_wrap=True)
-    table.add_column("margin\n1−|λ̄|", justify="right", no_wrap=True)
+        table.add_column(f"{'τ' if settings.unicode else 'tau'} steps\nslowest", justify="right", no_wrap=True)
+    table.add_column("margin\n1−|λ̄|" if settings.unicode else "margin\n1-|l|", justify="right", no_wrap=True)
     table.add_column("stored", no_wrap=True)
     table.add_column("decay", no_wrap=True)
     if settings.verbose:

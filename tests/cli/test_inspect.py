@@ -50,7 +50,7 @@ def test_inspect_prints_the_answer_and_exits_zero(run, mamba: Path) -> None:
     code, out, err = run("inspect", mamba)
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0].startswith("mamba.safetensors   Mamba-1, 3 layers   reads")
+    assert lines[0].startswith("mamba.safetensors  Mamba-1, 3 layers  reads")
     assert lines[1].startswith("At its nominal point the slowest mode (layer 0) loses half in")
 
 
@@ -70,7 +70,7 @@ def test_length_sets_the_context(run, mamba: Path) -> None:
 def test_one_bad_path_does_not_hide_the_others(run, mamba: Path, tmp_path: Path) -> None:
     code, out, err = run("inspect", tmp_path / "mamba.safetensor", mamba)
     assert code == 2
-    assert "mamba.safetensors   Mamba-1" in out
+    assert "mamba.safetensors  Mamba-1" in out
     assert "does not exist" in err
     assert "did you mean mamba.safetensors?" in err
 
