@@ -28,6 +28,9 @@ def read_single(path: Path) -> Checkpoint:
     config, notes = _read_config(path.parent)
     if shard := SHARD.search(path.name):
         notes.append(f"this is shard {int(shard[1])} of {int(shard[2])}; give the directory to read all of them")
+    step = container.train_step
+    if step is None:
+        step = _step_in(path.absolute().parent.name if path.name in WEIGHTS else path.name)
     return Checkpoint(
         path=path,
         format=container.format,
@@ -35,7 +38,7 @@ def read_single(path: Path) -> Checkpoint:
         size=path.stat().st_size,
         config=config,
         hyper_parameters=container.settings,
-        train_step=container.train_step if container.train_step is not None else _step_in(path.name),
+        train_step=step,
         notes=(*container.notes, *notes),
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -22,7 +23,6 @@ PLAIN_MODULES = frozenset({
     "abc", "argparse", "builtins", "calendar", "collections", "copyreg", "dataclasses", "datetime", "decimal",
     "enum", "fractions", "functools", "inspect", "itertools", "logging", "numbers", "operator", "pathlib",
     "random", "re", "statistics", "string", "time", "types", "typing", "uuid", "weakref", "zoneinfo", "_codecs",
-    "__builtin__", "copy_reg", "UserDict", "UserList", "UserString",
 })  # fmt: skip
 """Modules of the standard library that plain settings are made of; its others run code or touch the system."""
 
@@ -149,7 +149,7 @@ def refuse_code(module: str, name: str) -> None:
     """Raise UnsafeName if a name leads to what runs other code or touches the system."""
     package, elements = module.partition(".")[0], name.split(".")
     standard = package in sys.stdlib_module_names and package not in PLAIN_MODULES
-    builtin = package in ("builtins", "__builtin__") and not CODE_RUNNING_BUILTINS.isdisjoint(elements)
+    builtin = package == "builtins" and not CODE_RUNNING_BUILTINS.isdisjoint(elements)
     if standard or builtin or not CODE_RUNNING.isdisjoint(elements):
         raise UnsafeName(f"{module}.{name}".strip("."))
 
@@ -160,8 +160,11 @@ def stand_in(module: str, name: str) -> type[StandIn]:
     return type("StandIn", (StandIn,), {"__slots__": (), "origin": f"{module}.{name}".strip(".")})
 
 
-class InertUnpickler(pickle.Unpickler):
+class InertUnpickler(pickle._Unpickler):
     """Reads one pickle from a file; calls nothing but this module and what `known` gives.
+
+    It is Python's own unpickler in Python: the one in C makes room for any memo number it meets, so
+    that nine bytes of a forged or damaged file take all memory.
 
     Parameters
     ----------
@@ -179,7 +182,9 @@ class InertUnpickler(pickle.Unpickler):
         self._load_storage = load_storage
 
     def find_class(self, module: str, name: str) -> type:
-        dotted = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
+        # Protocols below 3 write the names of Python 2: `commands` for `subprocess`.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        dotted = f"{module}.{name}"
         if dotted not in self.names:
             refuse_code(module, name)
             self.names[dotted] = self._known.get(dotted) or PLAIN.get(dotted) or stand_in(module, name)

@@ -6,6 +6,7 @@ tensor are read when it is asked for.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zipfile
@@ -137,9 +138,8 @@ class TorchZip:
         order = f"{self._prefix}byteorder"
         if order in members and self._zip.read(order) != b"little":
             raise TornError(_BIG_ENDIAN)
-        with self._zip.open(pickled) as file:
-            unpickler = InertUnpickler(file, KNOWN, self._storage)
-            self.content = unpickler.load()
+        unpickler = InertUnpickler(io.BytesIO(self._zip.read(pickled)), KNOWN, self._storage)
+        self.content = unpickler.load()
         self.names = tuple(unpickler.names)
 
     def read(self, storage: Storage, start: int, length: int) -> bytes:

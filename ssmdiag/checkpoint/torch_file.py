@@ -29,8 +29,8 @@ TRAINER_KEYS = frozenset({
 })  # fmt: skip
 """What else trainers save; its tensors are not the model's."""
 
-MOST_SETTINGS = 100_000
-"""Settings read from one file: an object graph can be made to unfold without end."""
+MOST_SETTINGS, DEEPEST_SETTING = 100_000, 32
+"""Settings read from one file, and how deep: an object graph can be made to unfold without end."""
 
 
 class TorchFile:
@@ -98,19 +98,18 @@ class TorchFile:
 def settings_of(tree: Any) -> dict[str, Any]:
     """Return settings flat and dotted, with omegaconf, Namespace and other objects opened."""
     flat: dict[str, Any] = {}
-    left = [("", tree)]
+    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     for _ in range(MOST_SETTINGS):
         if not left:
             break
-        prefix, value = left.pop()
+        path, value = left.pop()
         value = _plain(value)
-        if isinstance(value, Mapping):
-            items = [(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
-            left += reversed(items)
-        elif prefix and isinstance(value, (list, tuple)):
-            flat[prefix] = [_plain(item) for item in value]
-        elif prefix and isinstance(value, (str, int, float, bool, type(None))):
-            flat[prefix] = value
+        if isinstance(value, Mapping) and len(path) < DEEPEST_SETTING:
+            left += reversed([((*path, str(key)), item) for key, item in value.items()])
+        elif path and isinstance(value, (list, tuple)):
+            flat[".".join(path)] = [_plain(item) for item in value]
+        elif path and isinstance(value, (str, int, float, bool, type(None))):
+            flat[".".join(path)] = value
     return flat
 
 
