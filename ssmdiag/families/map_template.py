@@ -136,9 +136,9 @@ def _fits(step: _Repeated, weight: _Repeated) -> bool:
 
 
 def _names(weight: _Repeated) -> list[str]:
-    if weight.shape[1:] == (1,) * (len(weight.shape) - 1) or len(weight.shape) == 1:
-        return ["channel"] + ["1"] * (len(weight.shape) - 1)
-    named = iter(["head", "channel", "mode"][-sum(size != 1 for size in weight.shape) :])
+    """Return a name for each axis: the last of several is the mode, a single one the channel."""
+    several = sum(size != 1 for size in weight.shape)
+    named = iter(["channel"] if several == 1 else ["head", "channel", "mode"][-several:])
     return [next(named) if size != 1 else "1" for size in weight.shape]
 
 

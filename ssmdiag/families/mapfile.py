@@ -105,12 +105,13 @@ def read_map(path: str | Path) -> tuple[Family, ...]:
     except ValueError as error:
         raise MapFileError(f"{path} is not TOML: {error}", advice="quote strings; one `key = value` a line.") from error
     layers = content.get("layer")
-    if set(content) != {"layer"} or not isinstance(layers, list) or not all(isinstance(x, dict) for x in layers):
+    valid = isinstance(layers, list) and layers and all(isinstance(layer, dict) for layer in layers)
+    if set(content) != {"layer"} or not valid:
         seen = ", ".join(content) or "nothing"
         raise MapFileError(
             f"{path} has {seen} at its top level.", expected="one or more tables [[layer]], nothing else"
         )
-    families = tuple(_family(layer, f"{path}, [[layer]] {number}") for number, layer in enumerate(layers, 1))
+    families = tuple(_family(layer, f"{path}, [[layer]] {number}") for number, layer in enumerate(content["layer"], 1))
     names = [family.name for family in families]
     for name in names:
         if names.count(name) > 1 or name in _known_names():
