@@ -212,17 +212,18 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
 
 
 def _missing_siblings(found: Recognition) -> list[str]:
-    """Say which module looks like a family and lacks a tensor, in a file where others are complete."""
-    known = {layer.spelling.name for layer in found.layers}
+    """Say which module looks like the complete layers of its file, and what keeps it from being one."""
+    complete: dict[str, list[set[str]]] = {}
+    for layer in found.layers:
+        if set(layer.names) not in complete.setdefault(layer.spelling.name, []):
+            complete[layer.spelling.name].append(set(layer.names))
     seen: set[str] = set()
     result = []
     for miss in found.near_misses:
-        if (
-            miss.missing
-            and miss.spelling.name in known
-            and miss.spelling.telltale in miss.present
-            and miss.path not in seen
-        ):
+        alike = complete.get(miss.spelling.name, [])
+        # Without its telltale a module is a layer only if it has all else that the complete ones have.
+        found_out = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
+        if miss.reason and alike and found_out and miss.path not in seen:
             seen.add(miss.path)
             result.append(f"{miss.path}: looks like {miss.family.title}, but {miss.reason}.")
     return result

@@ -197,7 +197,7 @@ class Layer:
                     f"{stored.name} is {dtype} with scales beside it: quantised.",
                     advice="inspect the unquantised checkpoint; ssmdiag does not undo quantisation.",
                 )
-        elif not dtype.startswith(("float", "bfloat", "complex")):
+        elif not is_number(dtype):
             raise LayerError(
                 f"{stored.name} is stored as {dtype}: packed, quantised or not a weight.",
                 expected="a floating point or complex tensor",
@@ -233,6 +233,7 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
     axes: dict[str, int] = {}
     source: dict[str, str] = {}
     products: list[tuple[str, int, StoredTensor]] = []
+    folded: list[tuple[str, int]] = []
     defect = None
     for local, pattern in {**spelling.tensors, **spelling.optional}.items():
         if local not in stored:
@@ -240,6 +241,10 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
         tensor = stored[local]
         kind, _, dims = pattern.rpartition(":")
         tokens, shape = dims.split(), tensor.shape
+        if not kind and not is_number(tensor.dtype):
+            # Quantised formats fold several weights into one integer: its shape says nothing of the siblings.
+            folded += zip(tokens, shape, strict=False)
+            continue
         if len(tokens) != len(shape) or not tensor.dtype.startswith(kind):
             if local in spelling.tensors:
                 return None, None
@@ -261,7 +266,14 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
             axes[unknown[0]] = size // known
         elif size != known if not unknown else known and size % known:
             defect = defect or _disagree(tensor, f"its siblings make {token.replace('*', ' × ')} = {known}")
+    for token, size in folded:
+        axes.setdefault(token, size)
     return axes, defect
+
+
+def is_number(dtype: str) -> bool:
+    """Whether values of this dtype are weights as they stand, and not codes or indexes."""
+    return dtype.startswith(("float", "bfloat", "complex"))
 
 
 def _disagree(tensor: StoredTensor, but: str) -> str:

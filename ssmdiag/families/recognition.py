@@ -146,7 +146,7 @@ class _Index:
                 yield Layer(path, family, spelling, self.checkpoint, names, axes, defect)
 
     def near_misses(self) -> Iterator[NearMiss]:
-        """Yield modules that hold a telltale, or two thirds, of a spelling and are not it."""
+        """Yield modules that hold the telltale, or most, of a spelling and are not it."""
         for family in self.families:
             for spelling in family.spellings:
                 modules: dict[str, list[str]] = defaultdict(list)
@@ -155,9 +155,12 @@ class _Index:
                         modules[path].append(local)
                 for path, present in modules.items():
                     required = [local for local in spelling.tensors if local in present]
+                    if not required or self._ruled_out(family, spelling, path):
+                        continue
+                    miss = self._near_miss(family, spelling, path, present)
                     enough = 3 * len(required) >= 2 * len(spelling.tensors) and len(required) > 1
-                    if (spelling.telltale in present or enough) and not self._ruled_out(family, spelling, path):
-                        yield self._near_miss(family, spelling, path, present)
+                    if spelling.telltale in present or enough or miss.evidence > 0.5:
+                        yield miss
 
     def _near_miss(self, family: Family, spelling: Spelling, path: str, present: list[str]) -> NearMiss:
         missing = tuple(local for local in spelling.tensors if local not in present)
