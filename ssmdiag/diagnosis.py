@@ -181,8 +181,9 @@ class _Assumed:
 
 
 def _collect_assumptions(into: dict[tuple[str, ...], _Assumed], layer: Layer, recurrences: list[Recurrence]) -> None:
-    longest = _longest_half_life(recurrences)
-    for assumption in {a.option: a for r in recurrences for a in r.assumptions if a.source == "usual"}.values():
+    undecided = {a.option: a for r in recurrences for a in r.assumptions if a.source == "usual"}
+    longest = _longest_half_life(recurrences) if undecided else None
+    for assumption in undecided.values():
         key = (layer.family.name, assumption.option, assumption.value)
         assumed = into.setdefault(key, _Assumed(assumption))
         assumed.layers += 1

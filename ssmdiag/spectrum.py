@@ -25,11 +25,10 @@ class Quantiles:
     max: float
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> Quantiles | None:
-        """Return the quantiles of a float64 tensor (nearest rank), or None if it is empty."""
-        if values.numel() == 0:
+    def of_sorted(cls, ordered: torch.Tensor) -> Quantiles | None:
+        """Return the quantiles (nearest rank) of ascending float64 values, or None if there are none."""
+        if ordered.numel() == 0:
             return None
-        ordered = values.flatten().sort().values
         ranks = (torch.tensor([0.0, 0.05, 0.5, 0.95, 1.0], dtype=torch.float64) * (ordered.numel() - 1)).round().long()
         return cls(*(float(value) for value in ordered[ranks.to(ordered.device)]))
 
@@ -79,9 +78,11 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
     # λ̄ = 0 is a rate of +inf: a mode that forgets at once, not a broken one.
     finite = ~(rate.isnan() | frequency.isnan() | (rate == -math.inf))
     rate, frequency = rate[finite], frequency[finite]
-    time_constant = (1 / rate).where(rate > 0, math.inf)
+    # One sort serves all: the slowest mode has the smallest rate and the longest time constant.
     order = rate.argsort()
-    slowest = float(rate[order[0]]) if rate.numel() else None
+    rate, frequency = rate[order], frequency[order]
+    time_constant = (1 / rate).where(rate > 0, math.inf)
+    slowest = float(rate[0]) if rate.numel() else None
     return LayerDiagnosis(
         name=recurrence.layer,
         family=recurrence.family,
@@ -92,16 +93,16 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
         channels=recurrence.channels,
         modes=recurrence.modes,
         dtype=recurrence.dtype,
-        rate=Quantiles.of(rate),
-        half_life=Quantiles.of(math.log(2) * time_constant),
-        time_constant=Quantiles.of(time_constant),
+        rate=Quantiles.of_sorted(rate),
+        half_life=Quantiles.of_sorted(math.log(2) * time_constant.flip(0)),
+        time_constant=Quantiles.of_sorted(time_constant.flip(0)),
         spectral_radius=None if slowest is None else math.exp(min(-slowest, 700.0)),
         margin=None if slowest is None else -math.expm1(min(-slowest, 700.0)),
         nonfinite=int((~finite).sum()),
         unstable=int((rate < 0).sum()),
         marginal=int((rate == 0).sum()),
         histogram=_histogram(time_constant),
-        eigenvalues=_sample(rate[order], frequency[order]),
+        eigenvalues=_sample(rate, frequency),
         assumptions=recurrence.assumptions,
         notes=recurrence.notes,
         tensors=recurrence.tensors,
