@@ -7,6 +7,7 @@ stand-ins, and what they hold stays readable.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ TRAINER_KEYS = frozenset({
 })  # fmt: skip
 """What else trainers save; its tensors are not the model's."""
 
+_SETTING = (str, int, float, bool, list, tuple, Mapping, type(None))
+_REFERENCE = re.compile(r"\$\{(.*)\}")
 MOST_SETTINGS, DEEPEST_SETTING = 100_000, 32
 """Settings read from one file, and how deep: an object graph can be made to unfold without end."""
 
@@ -104,13 +107,24 @@ def settings_of(tree: Any) -> dict[str, Any]:
             break
         path, value = left.pop()
         value = _plain(value)
+        if isinstance(value, (list, tuple)):
+            value = [item if isinstance(item, _SETTING) else None for item in map(_plain, value)]
+            if any(isinstance(item, Mapping) for item in value):
+                value = dict(enumerate(value))
         if isinstance(value, Mapping) and len(path) < DEEPEST_SETTING:
             left += reversed([((*path, str(key)), item) for key, item in value.items()])
-        elif path and isinstance(value, (list, tuple)):
-            flat[".".join(path)] = [_plain(item) for item in value]
-        elif path and isinstance(value, (str, int, float, bool, type(None))):
+        elif path and isinstance(value, _SETTING):
             flat[".".join(path)] = value
-    return flat
+    return {key: value for key, value in _followed(flat) if not _REFERENCE.fullmatch(str(value))}
+
+
+def _followed(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield settings with omegaconf's absolute references, ${model.d_model}, replaced by what they name."""
+    for key, value in flat.items():
+        for _ in range(8):
+            found = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            value = flat.get(found[1], value) if found else value
+        yield key, value
 
 
 def _plain(value: Any) -> Any:

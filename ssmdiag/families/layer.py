@@ -94,7 +94,7 @@ class Layer:
     def integer(self, local: str) -> int:
         """Return a stored integer scalar."""
         self._record.tensors[self.names[local]] = None
-        return int(self.stored(local).load().reshape(-1)[0])
+        return int(_values_of(self.stored(local)).reshape(-1)[0])
 
     def weight(
         self, local: str, map: str, role: Literal["rate", "frequency", "step"] = "rate", part: Tensor | None = None
@@ -209,11 +209,15 @@ class Layer:
                 "its map is not in the file, so it is read as it is"
             )
         self._record.tensors[stored.name] = None
-        try:
-            values = stored.load()
-        except CheckpointError as error:  # this layer is lost; the others can be read
-            raise LayerError(error.seen, advice=error.advice) from error
+        values = _values_of(stored)
         return values.to(self.device).to(torch.complex128 if values.is_complex() else torch.float64)
+
+
+def _values_of(stored: StoredTensor) -> Tensor:
+    try:
+        return stored.load()
+    except CheckpointError as error:  # this layer is lost; the others can be read
+        raise LayerError(error.seen, advice=error.advice) from error
 
 
 def _find(settings: Mapping[str, Any], leaves: tuple[str, ...]) -> Any:

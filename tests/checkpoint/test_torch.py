@@ -179,6 +179,9 @@ def test_settings_of_objects_are_read_without_their_classes(zipped: bool, protoc
         settings=Settings(),
         nothing=None,
         betas=(0.9, 0.999),
+        blocks=[{"kind": "mamba"}, {"kind": AnyNode("attention")}],
+        reference="${settings.disc}",
+        unknown="${oc.env:HOME}",
     )
     content = {"state_dict": WEIGHTS, "hyper_parameters": hyper_parameters, "global_step": 300, "epoch": 2}
     checkpoint = read_checkpoint(save(content, tmp_path / "m.ckpt", zipped, protocol))
@@ -196,6 +199,9 @@ def test_settings_of_objects_are_read_without_their_classes(zipped: bool, protoc
         "settings.nested.parts": [1, 2],
         "nothing": None,
         "betas": [0.9, 0.999],
+        "blocks.0.kind": "mamba",
+        "blocks.1.kind": "attention",
+        "reference": "zoh",
     }
     assert checkpoint.notes == ("objects of tests were not built; what they hold was read as plain data",)
 
