@@ -31,18 +31,24 @@ MIXER = {
 }
 WIDTHS = {"F32": 4, "BF16": 2}
 
-_DIAGNOSE = """
-import json, resource, sys, time
+_DIAGNOSE = r"""
+import json, pathlib, re, resource, sys, time
 start = time.perf_counter()
 import torch
 imported = time.perf_counter()
 from ssmdiag import diagnose
 result = diagnose(sys.argv[1])
 end = time.perf_counter()
+# On Linux ru_maxrss is carried over from the process that started this one; VmHWM is not.
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({
     "import_torch_s": imported - start, "diagnose_s": end - imported, "layers": len(result.layers),
     "bytes_read": result.bytes_read, "size": result.size,
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "peak_mb": peak,
 }))
 """
 
