@@ -164,7 +164,8 @@ class InertUnpickler(pickle._Unpickler):
     """Reads one pickle from a file; calls nothing but this module and what `known` gives.
 
     It is Python's own unpickler in Python: the one in C makes room for any memo number it meets, so
-    that nine bytes of a forged or damaged file take all memory.
+    that nine bytes of a forged or damaged file take all memory. Byte arrays are read as bytes, for
+    room would be made for those too before they are seen to be cut short.
 
     Parameters
     ----------
@@ -173,6 +174,11 @@ class InertUnpickler(pickle._Unpickler):
     load_storage
         Called with the persistent ids of the pickle.
     """
+
+    dispatch = {  # noqa: RUF012
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+    }
 
     def __init__(self, file: IO[bytes], known: Mapping[str, type], load_storage: Callable[[Any], Any]) -> None:
         super().__init__(file, encoding="latin1")

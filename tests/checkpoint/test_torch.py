@@ -435,6 +435,7 @@ UNLISTED = {
     "a memo number that would take 34 GB": b"\x80\x02}r\0\0\0\x7f.",
     "a memo number that would take more": b"}p99999999999999\n.",
     "bytes that would take 4 GB": b"\x80\x03B\xff\xff\xff\xff.",
+    "a byte array that would take 64 GB": b"\x80\x05\x96\0\0\0\0\x10\0\0\0.",
     "nested without end": b"\x80\x02" + b"}K\x01" * 20_000 + b"}" + b"s" * 20_000 + b".",
 }
 
