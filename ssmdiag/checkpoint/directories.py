@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def read_directory(path: Path) -> Checkpoint:
     present = {entry.name for entry in path.iterdir()}
     for name in WEIGHTS:
         if name in present:
-            return read_single(path / name)
+            return replace(read_single(path / name), path=path)
         if f"{name}.index.json" in present:
             return read_index(path / f"{name}.index.json")
     indexes = sorted(name for name in present if name.endswith(".index.json"))
@@ -57,7 +58,7 @@ def read_directory(path: Path) -> Checkpoint:
     candidates = sorted(name for name in present if name.endswith(SUFFIXES) and not name.startswith("."))
     candidates = [name for name in candidates if name not in TRAINER_FILES]
     if len(candidates) == 1:
-        return read_single(path / candidates[0])
+        return replace(read_single(path / candidates[0]), path=path)
     if candidates and all(SHARD.search(name) for name in candidates):
         return _read_shards(path, dict.fromkeys(_all_of(candidates)), "the names of the shards")
     raise _decline(path, present, candidates)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -68,7 +67,7 @@ def _header(diagnosis: Diagnosis) -> str:
     families = " + ".join(f"{title}, {words.plural(len(count), 'layer')}" for title, count in titles.items())
     step = f"  step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
     read = f"reads {words.share_read(diagnosis.bytes_read, diagnosis.size)}"
-    name = Path(diagnosis.path).name or diagnosis.path
+    name = words.checkpoint_name(diagnosis.path)
     return f"{name}{step}  {families or 'no layer read'}  {read}  {diagnosis.device} {diagnosis.seconds:.1f} s"
 
 

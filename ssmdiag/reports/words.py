@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ ASCII = str.maketrans({
     "▲": "^", "•": "*", "⢕": ".",
 })  # fmt: skip
 """What stands in for the characters the reports use where the output cannot carry them."""
+
+
+def checkpoint_name(path: str) -> str:
+    """Return what a user calls the checkpoint: its file, its directory, or its name on the hub.
+
+    >>> checkpoint_name("runs/step-100.ckpt"), checkpoint_name("hub/models--tiiuae--falcon-mamba-7b/snapshots/5337fd")
+    ('step-100.ckpt', 'tiiuae/falcon-mamba-7b')
+    """
+    whole = Path(path).absolute()
+    hub = next((part for part in whole.parts if part.startswith("models--")), None)
+    return hub.removeprefix("models--").replace("--", "/") if hub else Path(path).name or whole.resolve().name
 
 
 def steps(value: float | None) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssmdiag import diagnose, read_checkpoint
+from ssmdiag import Checkpoint, diagnose, read_checkpoint
 from ssmdiag.errors import CheckpointError
 
 STATE = {"layers.0.A_log": torch.zeros(4, 2), "layers.0.dt_proj.bias": torch.zeros(4)}
@@ -32,6 +32,12 @@ def write(directory: Path, name: str = "model.safetensors", state: dict[str, tor
     return directory / name
 
 
+def opened_file(checkpoint: Checkpoint) -> str:
+    """Return the name of the one file that a directory's checkpoint was read from."""
+    (path,) = {stored.container.path for stored in checkpoint.values()}
+    return path.name
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "pytorch_model.bin", "model.pt", "weights.npz", "last.ckpt", "consolidated.00.pth"]
 )
@@ -39,17 +45,18 @@ def test_a_directory_with_one_checkpoint_opens(name: str, tmp_path: Path) -> Non
     path = write(tmp_path / "m", name)
     checkpoint = read_checkpoint(tmp_path / "m")
     assert set(checkpoint) == set(STATE)
-    assert (checkpoint.path, checkpoint.size) == (path, path.stat().st_size)
+    assert (checkpoint.path, opened_file(checkpoint)) == (tmp_path / "m", path.name)
+    assert checkpoint.size == path.stat().st_size
 
 
 def test_safetensors_are_preferred_and_trainer_files_ignored(tmp_path: Path) -> None:
     for name in ("model.safetensors", "pytorch_model.bin", "optimizer.pt", "training_args.bin"):
         write(tmp_path, name)
-    assert read_checkpoint(tmp_path).path.name == "model.safetensors"
+    assert opened_file(read_checkpoint(tmp_path)) == "model.safetensors"
     for name in ("model.safetensors", "pytorch_model.bin"):
         (tmp_path / name).unlink()
     write(tmp_path, "adapter.npz")
-    assert read_checkpoint(tmp_path).path.name == "adapter.npz"
+    assert opened_file(read_checkpoint(tmp_path)) == "adapter.npz"
 
 
 def test_several_checkpoints_are_listed(tmp_path: Path) -> None:
