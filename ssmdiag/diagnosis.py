@@ -146,7 +146,7 @@ def diagnose(
         try:
             recurrences = layer.read()
         except LayerError as error:
-            problems.append(str(error))
+            problems.append(error.sentence)
         else:
             layers += [summarise(recurrence, layer.family.title) for recurrence in recurrences]
             _collect_assumptions(assumed, layer, recurrences)

@@ -20,6 +20,16 @@ class SsmdiagError(Exception):
             lines.append(f"  next: {advice}")
         super().__init__("\n".join(lines))
 
+    @property
+    def sentence(self) -> str:
+        """The message as one paragraph, for lists."""
+        parts = [
+            self.seen,
+            f"Expected {self.expected}." if self.expected else "",
+            self.advice[:1].upper() + self.advice[1:] if self.advice else "",
+        ]
+        return " ".join(part for part in parts if part)
+
 
 class CheckpointError(SsmdiagError):
     """The path cannot be read as a checkpoint."""

@@ -75,8 +75,11 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
     """Return the numbers of one recurrence; modes that are not finite are counted and left out."""
     ell = recurrence.log_eigenvalues.flatten()
     rate, frequency = -ell.real, ell.imag
-    # λ̄ = 0 is a rate of +inf: a mode that forgets at once, not a broken one.
     finite = ~(rate.isnan() | frequency.isnan() | (rate == -math.inf))
+    defects = _defects(recurrence)
+    if defects:
+        # λ̄ = 0 is a rate of +inf, a mode that forgets at once; from an infinite weight it is a broken one.
+        finite &= rate != math.inf
     rate, frequency = rate[finite], frequency[finite]
     # One sort serves all: the slowest mode has the smallest rate and the longest time constant.
     order = rate.argsort()
@@ -104,8 +107,19 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
         histogram=_histogram(time_constant),
         eigenvalues=_sample(rate, frequency),
         assumptions=recurrence.assumptions,
-        notes=recurrence.notes,
+        notes=recurrence.notes + defects,
         tensors=recurrence.tensors,
+    )
+
+
+def _defects(recurrence: Recurrence) -> tuple[str, ...]:
+    """Return a sentence for every weight, and for B̄ and C, that holds NaN or infinity."""
+    parts: list[tuple[str, torch.Tensor | None]] = [(weight.name, weight.values) for weight in recurrence.weights]
+    parts += [("the input matrix B", recurrence.input_matrix), ("the output matrix C", recurrence.output_matrix)]
+    broken = [(name, values) for name, values in parts if values is not None and not values.isfinite().all()]
+    return tuple(
+        f"{name}: {int((~values.isfinite()).sum()):,} of {values.numel():,} values are NaN or infinite"
+        for name, values in dict(broken).items()
     )
 
 

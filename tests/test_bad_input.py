@@ -51,8 +51,9 @@ def test_modes_that_are_not_finite_are_counted_and_the_rest_is_diagnosed(bad: fl
     result = diagnose(write_model(state, name="bad"))
     first, middle, last = result.layers
     assert result.problems == ()
-    # Δ = ∞ forgets at once: a mode with λ̄ = 0, not a broken one.
-    assert middle.nonfinite == (4 if math.isnan(bad) else 0)
+    # Δ = ∞ would forget at once, but an infinite weight is a broken mode, not a fast one.
+    assert middle.nonfinite == 4
+    assert any("dt_proj.bias: 1 of 8 values" in note for note in middle.notes)
     assert middle.channels * middle.modes == sum(middle.histogram) + middle.nonfinite
     assert (first, last) == (clean.layers[0], clean.layers[2])
     json.dumps(middle.eigenvalues)

@@ -398,4 +398,4 @@ def test_maps_come_from_the_error_even_if_nan_or_inf_is_stored(tmp_path: Path, w
     model = write_model(repeat(1, "cell", log_decay=torch.tensor([math.nan, math.inf, 0.0])))
     (tmp_path / "map.toml").write_text(offered(model), encoding="utf-8")
     (layer,) = diagnose(model, families=read_map(tmp_path / "map.toml")).layers
-    assert layer.nonfinite == 1
+    assert layer.nonfinite == 2

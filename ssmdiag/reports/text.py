@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -116,7 +117,7 @@ def _broken(row: Row) -> str:
         "flat": sum(layer.marginal for layer in row.layers),
         "NaN": sum(layer.nonfinite for layer in row.layers),
     }
-    return "".join(f", {words.count(count)} {what}" for what, count in counts.items() if count)
+    return "".join(f", {words.brief(count)} {what}" for what, count in counts.items() if count)
 
 
 def _pictures(out: Console, diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> None:
@@ -177,7 +178,8 @@ def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:
 
 
 def _failure(failure: Failure, settings: Settings) -> str:
-    lines = [f"{failure.path}: {failure.seen}"]
+    named = Path(failure.path).name in failure.seen
+    lines = [failure.seen if named else f"{failure.path}: {failure.seen}"]
     lines += [f"  expected: {failure.expected}"] if failure.expected else []
     lines += [f"  next: {failure.advice}"] if failure.advice else []
     text = "\n".join(lines) + "\n"

@@ -52,10 +52,10 @@ def steps(value: float | None) -> str:
     return f"{value:.0e}"
 
 
-def count(number: int) -> str:
+def brief(number: int) -> str:
     """Return a count in at most four characters.
 
-    >>> count(12), count(81_920)
+    >>> brief(12), brief(81_920)
     ('12', '82k')
     """
     return str(number) if number < 1000 else steps(number)
@@ -127,8 +127,9 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
         )
     nan = [layer for layer in layers if layer.nonfinite]
     if nan:
+        count = sum(layer.nonfinite for layer in nan)
         parts.append(
-            f"{plural(sum(layer.nonfinite for layer in nan), 'mode')} in {_where(nan, layers, labels)} not finite."
+            f"{plural(count, 'mode')} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
         )
     parts.append(_memory(diagnosis, read, labels))
     return " ".join(parts)
