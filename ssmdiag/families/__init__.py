@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
+from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.interface import Family, Option, Spelling
 
 __all__ = ["Family", "Option", "Spelling", "known_families"]
@@ -19,7 +20,8 @@ MACHINERY = frozenset({"interface", "layer", "recognition", "mapfile", "map_temp
 def known_families() -> tuple[Family, ...]:
     """Return all families, by name. Imports no torch.
 
-    Raises TypeError where an entry point does not lead to a `Family`.
+    Raises SsmdiagError where another package's entry point cannot be loaded, is no `Family` or takes
+    a name that is in use.
     """
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
@@ -27,10 +29,26 @@ def known_families() -> tuple[Family, ...]:
             family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
             found[family.name] = family
     for entry in entry_points(group="ssmdiag.families"):
-        family = entry.load()
-        if not isinstance(family, Family):
-            raise TypeError(
-                f"entry point {entry.name} = {entry.value} is not a ssmdiag Family but {type(family).__name__}"
+        family = _load(entry)
+        if family.name in found:
+            raise SsmdiagError(
+                f"entry point {entry.name} ({entry.value}) brings a family {family.name}, and there is one already.",
+                advice="give it another name, or uninstall the package.",
             )
         found[family.name] = family
     return tuple(found[name] for name in sorted(found))
+
+
+def _load(entry: EntryPoint) -> Family:
+    try:
+        family = entry.load()
+    except Exception as error:  # whatever another package does wrong at import
+        raise SsmdiagError(
+            f"entry point {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}.",
+            advice="mend or uninstall the package that brings it.",
+        ) from error
+    if not isinstance(family, Family):
+        raise SsmdiagError(
+            f"entry point {entry.name} ({entry.value}) is a {type(family).__name__}.", expected="a ssmdiag.Family"
+        )
+    return family
