@@ -108,6 +108,15 @@ class Recurrence:
         return self.log_eigenvalues.shape[1]
 
     @property
+    def layout(self) -> Literal["channels", "many inputs", "dense", "none"]:
+        """How B̄ and C are held: per channel, as matrices on one state, in `dense`, or not at all."""
+        if self.dense is not None:
+            return "dense"
+        if self.input_matrix is None or self.output_matrix is None:
+            return "none"
+        return "channels" if self.output_matrix.ndim == 3 else "many inputs"
+
+    @property
     def rate(self) -> Tensor:
         """r = −Re ℓ in nats per step, (channel, mode); r ≤ 0 is on or past the stability boundary."""
         return -self.log_eigenvalues.real

@@ -1,0 +1,190 @@
+"""Energy of a memory kernel in closed form, at any lag, and the horizon it gives.
+
+    E(τ) = Σ_{t≥τ} K_t² = ‖F x_τ‖²,     H_q = min{τ : E(τ) ≤ (1 − q) E(0)}
+
+x_τ is the state τ steps after an impulse, (w_n λ̄_n^τ) or Ā^τ B̄, and F the factor of `orthonormal`, or one
+of the Gramian Σ (CĀ^t)ᵀ(CĀ^t). Nothing is summed over lags: lag 10 and lag 10⁹ cost the same.
+Energies sum over copies, and over outputs and inputs where there are many (the Frobenius norm of K_t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.powers import MAX_LAG, lags_of, powers_minus_one
+from ssmdiag.response import Response, responses
+from ssmdiag.status import Status, channel_status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+SUMMED_LAGS = 16
+"""Bins of up to this many lags are summed lag by lag."""
+UNSURE = 0.1
+"""Share of an energy that rounding may make up before it is called unknown."""
+
+
+@dataclass(frozen=True, eq=False)
+class Energy:
+    """Energies of every channel, and what rounding may have added to them."""
+
+    values: Tensor
+    """(channel, lag) or (channel, bin) float64; inf where it is infinite, NaN where the status says why."""
+    noise: Tensor
+    """Bound on the rounding error of each value, given ℓ, B̄ and C; an energy not above it is unknown."""
+    status: Tensor
+    """`Status` of each channel, (channel,) uint8."""
+
+    @property
+    def known(self) -> Tensor:
+        """Whether each value is a number of which at least one digit is sure, (channel, lag)."""
+        return (self.values.isfinite() & (self.noise <= UNSURE * self.values)) | (self.values == self.noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Horizon:
+    """Lags after which a share of each kernel's energy has passed."""
+
+    lags: Tensor
+    """(channel,) float64 whole numbers; inf for a mode on the boundary, NaN where the status says why."""
+    status: Tensor
+    """`Status` of each channel, (channel,) uint8."""
+    share: float
+
+
+def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
+    """Return E(τ), (channel, lag), at whole lags up to 2⁴⁰. Raises ValueError where B or C is absent."""
+    at = lags_of(lags, recurrence.log_eigenvalues.device)
+    status = channel_status(recurrence)
+    values, noise = _empty(status, len(at)), _empty(status, len(at))
+    for chunk, response in responses(recurrence, status, len(at)):
+        values[chunk], noise[chunk] = _energy(response, response.states(at))
+    return _finish(values, noise, status, growing=torch.inf, marginal=torch.inf)
+
+
+def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy:
+    """Return the mean of K_t² over each bin edges[k] ≤ t < edges[k + 1], (channel, bin).
+
+    A difference of tail energies E(a) − E(b) = ⟨F(x_a − x_b), F(x_a + x_b)⟩, with x_a − x_b formed without
+    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series.
+    Raises ValueError where edges do not increase, or B or C is absent.
+    """
+    at = lags_of(edges, recurrence.log_eigenvalues.device)
+    if len(at) < 2 or not bool((at.diff() > 0).all()):
+        raise ValueError("edges must be at least two lags that increase")
+    status = channel_status(recurrence)
+    first, width = at[:-1], at.diff()
+    values, noise = _empty(status, len(first)), _empty(status, len(first))
+    short = width <= SUMMED_LAGS
+    for chunk, response in responses(recurrence, status, len(first)):
+        values[chunk], noise[chunk] = _difference(response, first, width)
+        if bool(short.any()):
+            values[chunk][:, short], noise[chunk][:, short] = _sum(response, first[short], width[short])
+    marginal = (status == Status.BOUNDARY).nonzero()[:, 0]
+    for one in marginal.tolist():
+        values[one], noise[one] = _geometric(recurrence, one, first, width)
+    return _finish(values / width, noise / width, status, growing=torch.inf, marginal=None)
+
+
+def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
+    """Return H_q, (channel,), exact to the step, by deciding the binary digits of τ from the highest down.
+
+    Raises ValueError where B or C is absent, or `share` is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    if not 1 <= max_lag <= MAX_LAG:
+        raise ValueError(f"max_lag must lie between 1 and {MAX_LAG:,}, got {max_lag:,}")
+    status = channel_status(recurrence)
+    lags = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
+    bits = max_lag.bit_length()
+    for chunk, response in responses(recurrence, status, 1):
+        state = response.start()
+        total, unsure = _energy(response, state)
+        unknown = unsure > UNSURE * total
+        target = (1 - share) * total
+        passed = torch.zeros_like(total)
+        for bit in reversed(range(bits)):
+            further = response.advance(state, bit)
+            above = response.energy(further) > target
+            state = torch.where(above[:, None], further, state)
+            passed = passed + above * 2.0**bit
+        _, unsure = _energy(response, state)
+        unknown = (unknown | (unsure > UNSURE * target))[:, 0]
+        lags[chunk] = passed[:, 0] + 1
+        usable = status[chunk] == Status.KNOWN
+        status[chunk] = torch.where(usable & (lags[chunk] > max_lag), Status.BEYOND, status[chunk])
+        status[chunk] = torch.where(usable & unknown, Status.CANCELLED, status[chunk])
+    lags = lags.where(status == Status.KNOWN, torch.nan).where(status != Status.BOUNDARY, torch.inf)
+    return Horizon(lags, status, share)
+
+
+def _energy(response: Response, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ‖F x‖² and its noise, (channel, lag), of states (channel, mode, copy · lag)."""
+    norm = response.split(response.coordinates(states).abs().square().sum(1))
+    floor = response.split(response.floor(states).square())
+    values = norm.sum(1)
+    return values, (2 * (norm * floor).sqrt() + floor).sum(1)
+
+
+def _difference(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ K_t² over bins as a difference of tails, and its noise."""
+    change, total = response.change(first, width)
+    a, b = response.coordinates(change), response.coordinates(total)
+    values = response.split((a * b.conj()).real.sum(1)).sum(1)
+    a_norm, b_norm = a.abs().square().sum(1).sqrt(), b.abs().square().sum(1).sqrt()
+    a_floor, b_floor = response.floor(change), response.floor(total)
+    return values, response.split(a_floor * b_norm + a_norm * b_floor + a_floor * b_floor).sum(1)
+
+
+def _sum(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ K_t² over short bins, lag by lag, and its noise."""
+    bins = torch.arange(len(first), device=first.device).repeat_interleave(width.long())
+    offset = torch.arange(len(bins), device=first.device) - (width.cumsum(0) - width).long()[bins]
+    K, floor = response.outputs(first[bins] + offset)
+    square = response.split(K.square()).sum(1)
+    noise = response.split(2 * K.abs() * floor + floor.square()).sum(1)
+    into = square.new_zeros(len(square), len(first))
+    return into.index_add(1, bins, square), into.index_add(1, bins, noise)
+
+
+def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ K_t² over bins, and its noise, of one channel with modes on the boundary.
+
+    Σ_ij x_i x_j* Σ_{t<n} (λ̄_i λ̄_j*)^t over pairs of modes: finite sums, which cancel more than tails do.
+    """
+    from ssmdiag.response import modal_terms
+
+    ell, weights = modal_terms(recurrence, slice(channel, channel + 1))
+    pair = (ell[0, :, None] + ell[0, None].conj()).to(torch.complex128)
+    one = powers_minus_one(pair, first.new_ones(()))
+    states = Response.modal_states(ell, weights, first)[0].unflatten(-1, (-1, len(first)))
+    values, noise = [], []
+    for bin, count in enumerate(width):
+        series = powers_minus_one(pair, count) / one.where(one.abs() > 0, 1.0)
+        series = series.where(one.abs() > 0, count.to(torch.complex128))
+        x = states[..., bin].to(torch.complex128)
+        terms = torch.einsum("ic,ij,jc->ij", x, series, x.conj())
+        values.append(terms.real.sum())
+        noise.append(terms.abs().sum() * (4 * torch.finfo(torch.float64).eps))
+    return torch.stack(values), torch.stack(noise)
+
+
+def _empty(status: Tensor, count: int) -> Tensor:
+    return torch.zeros(len(status), count, dtype=torch.float64, device=status.device)
+
+
+def _finish(values: Tensor, noise: Tensor, status: Tensor, *, growing: float, marginal: float | None) -> Energy:
+    """Put the answer that a status gives in place of what was computed."""
+    for which, value in ((Status.NOT_FINITE, torch.nan), (Status.GROWS, growing), (Status.BOUNDARY, marginal)):
+        if value is not None:
+            values = torch.where((status == which)[:, None], value, values)
+            noise = torch.where((status == which)[:, None], 0.0, noise)
+    cancelled = (status == Status.KNOWN) & (noise > UNSURE * values).all(1) & (noise > 0).any(1)
+    return Energy(values, noise, torch.where(cancelled, int(Status.CANCELLED), status).to(torch.uint8))

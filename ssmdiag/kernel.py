@@ -1,0 +1,315 @@
+"""The memory kernel of a recurrence: K_t, the response of the output to an impulse t steps ago.
+
+Write t = qS + s with S ≈ √L. Then K is one real matrix product per channel,
+
+    K[qS + s] = Re Σ_n (w_n λ̄_n^{qS}) λ̄_n^s          modal
+    K[qS + s] = Re (C Ā^{qS}) (Ā^s B̄)                 dense: by repeated squaring, without eigenvectors
+
+of powers made in complex128, so that the error does not grow with t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.errors import SsmdiagError
+from ssmdiag.powers import lags_of, modal_weights, powers
+from ssmdiag.recurrence import DenseRealisation
+from ssmdiag.status import channel_status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+MEMORY_LIMIT = 2 * 2**30
+"""Bytes a kernel and the work on it may take, by default."""
+WORKING_SET = 8 * 2**20
+"""Bytes of tables made at a time: what stays in a processor's cache is twice as fast as what does not."""
+CANCELLATION = 16.0
+"""Σ|w| over the largest |K| above which the product of a channel is taken in float64."""
+
+
+class KernelSizeError(SsmdiagError):
+    """The kernel asked for does not fit into the memory allowed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """Kernels of a layer, or of some of its channels, at consecutive lags."""
+
+    values: Tensor
+    """K: (copy, channel, lag), or (output, input, lag) of a layer with many inputs on one state."""
+    noise: Tensor
+    """What rounding may add to any value besides its own last bit, (copy, channel) or (output, input) float64."""
+    status: Tensor
+    """`Status` of each channel, (channel,) uint8; of the one state of a layer with many inputs, (1,)."""
+    layer: str
+    family: str
+    first: int = 0
+    """Channel (output, where inputs are many) of the layer that is the first one here."""
+    units: str = field(default="output per unit of input; lags in steps")
+
+    @property
+    def lags(self) -> Tensor:
+        return torch.arange(self.values.shape[-1], device=self.values.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+
+def compute_kernel(
+    recurrence: Recurrence,
+    length: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    product: torch.dtype | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Kernel:
+    """Return K_t for t = 0 … length − 1, on the device of the recurrence.
+
+    `dtype` is that of the values, `product` that of the matrix product: by default float64 on a CPU, where it
+    takes no longer because nothing is subnormal in it, and `dtype` on any other device.
+    Raises ValueError where B or C is absent, KernelSizeError where the values alone exceed `memory_limit` bytes.
+    """
+    part = _open(recurrence, length, dtype, product)
+    values = part.allocate(part.size, memory_limit)
+    noise = []
+    for start, stop in part.spans(memory_limit - values.numel() * values.element_size()):
+        noise.append(part.fill(start, stop, values[start:stop]))
+    return part.kernel(values, torch.cat(noise), 0, channel_status(recurrence))
+
+
+def iter_kernel(
+    recurrence: Recurrence,
+    length: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    product: torch.dtype | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Iterator[Kernel]:
+    """Yield the same kernel in parts of as many channels (or outputs) as fit into `memory_limit` bytes each."""
+    part = _open(recurrence, length, dtype, product)
+    status = channel_status(recurrence)
+    for start, stop in part.spans(memory_limit, output=True):
+        values = part.allocate(stop - start, memory_limit)
+        noise = part.fill(start, stop, values)
+        yield part.kernel(values, noise, start, status if len(status) != part.size else status[start:stop])
+
+
+def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tensor:
+    """Return K at any lags up to 2⁴⁰ in float64: (copy, channel, lag) or (output, input, lag)."""
+    at = lags_of(lags, recurrence.log_eigenvalues.device)
+    if recurrence.dense is not None:
+        states = dense_states(recurrence.dense(), at)
+        return torch.einsum("chn,hnt->cht", recurrence.dense().output_matrix, states).real
+    weights, ell = modal_weights(recurrence), recurrence.log_eigenvalues
+    values = weights.real.new_empty(*weights.shape[:2], len(at))
+    span = max(1, 2 * WORKING_SET // (16 * ell.shape[1] * max(1, len(at))))
+    for start in range(0, len(ell), span):
+        chunk = slice(start, start + span)
+        # Real and imaginary parts beside each other turn Re Σ w λ̄^t into one real product.
+        table = torch.view_as_real(powers(ell[chunk, None], at[:, None]).conj().resolve_conj()).flatten(-2)
+        rows = torch.view_as_real(weights[:, chunk].resolve_conj()).flatten(-2)
+        values[:, chunk] = torch.einsum("cht,hlt->chl", rows, table)
+    if recurrence.layout == "many inputs":
+        return values.reshape(*_matrix_shape(recurrence), len(at))
+    return values
+
+
+def dense_states(dense: DenseRealisation, lags: Tensor) -> Tensor:
+    """Return Ā^t B̄, (channel, state, lag) complex128, by the binary digits of t."""
+    square = dense.state_matrix
+    states = dense.input_matrix[..., None].expand(*dense.input_matrix.shape, len(lags)).clone()
+    digits = lags.long()
+    while bool(digits.any()):
+        states = torch.where(digits % 2 == 1, square @ states, states)
+        digits = digits // 2
+        square = square @ square
+    return states
+
+
+def _matrix_shape(recurrence: Recurrence) -> tuple[int, int]:
+    assert recurrence.input_matrix is not None
+    assert recurrence.output_matrix is not None
+    return recurrence.output_matrix.shape[0], recurrence.input_matrix.shape[1]
+
+
+def _open(recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype | None) -> _Part:
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    if recurrence.layout == "none":
+        raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
+    kinds = {"dense": _DensePart, "many inputs": _MatrixPart, "channels": _ModalPart}
+    if product is None:
+        product = torch.float64 if recurrence.log_eigenvalues.device.type == "cpu" else dtype
+    return kinds[recurrence.layout](recurrence, length, dtype, product)
+
+
+class _Part:
+    """Fills rows of a kernel held as (channel, copy, lag), or (output, input, lag)."""
+
+    size: int
+    """Channels, or outputs."""
+    width: int
+    """Copies, or inputs."""
+    states: int
+    """Real numbers per power."""
+
+    def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
+        self.recurrence, self.length, self.dtype, self.product = recurrence, length, dtype, product
+        self.device = recurrence.log_eigenvalues.device
+        self.columns = 2 ** round(math.log2(length) / 2)
+        self.rows = -(-length // self.columns)
+
+    def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
+        """Write K of channels start … stop, and return the noise (channel, copy)."""
+        raise NotImplementedError
+
+    def row_bytes(self, output: bool) -> int:
+        """Return the bytes that one channel takes: the tables in both precisions, and the values."""
+        tables = (self.rows * self.width + self.columns) * self.states * 12
+        values = self.width * self.rows * self.columns
+        # A channel that is taken again in float64 needs its values a second time.
+        return tables + values * (8 + (self.dtype.itemsize if output else 0))
+
+    def allocate(self, size: int, memory_limit: int) -> Tensor:
+        count = size * self.width * self.rows * self.columns
+        if count * self.dtype.itemsize > memory_limit:
+            raise KernelSizeError(
+                f"{self.recurrence.layer}: the kernel of {size:,} × {self.width:,} × {self.length:,} lags takes "
+                f"{count * self.dtype.itemsize / 2**30:,.1f} GiB, {memory_limit / 2**30:,.1f} are allowed.",
+                advice="ask for fewer lags or channels, or take it in parts (iter_kernel) or at some lags "
+                "(sample_kernel).",
+            )
+        return torch.empty(size, self.width, self.rows * self.columns, dtype=self.dtype, device=self.device)
+
+    def spans(self, memory: int, output: bool = False) -> Iterator[tuple[int, int]]:
+        """Yield ranges of channels: as many as the memory allows, and no more than the cache holds."""
+        tables = (self.rows * self.width + self.columns) * self.states * 12
+        span = min(memory // self.row_bytes(output), self.size if output else WORKING_SET // tables)
+        span = max(1, span)
+        yield from ((start, min(start + span, self.size)) for start in range(0, self.size, span))
+
+    def kernel(self, values: Tensor, noise: Tensor, first: int, status: Tensor) -> Kernel:
+        values = values[..., : self.length]
+        if self.recurrence.layout != "many inputs":
+            values, noise = values.transpose(0, 1), noise.T
+        return Kernel(values, noise, status, self.recurrence.layer, self.recurrence.family, first)
+
+
+class _ModalPart(_Part):
+    def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
+        super().__init__(recurrence, length, dtype, product)
+        self.weights = modal_weights(recurrence).transpose(0, 1)
+        self.size, self.width, self.states = self.weights.shape[0], self.weights.shape[1], 2 * recurrence.modes
+
+    def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
+        return self._fill(self.recurrence.log_eigenvalues[start:stop], self.weights[start:stop], out)
+
+    def _fill(self, ell: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+        """Write Re Σ w λ̄^t, for weights (channel, copy, mode), into (channel, copy, lag)."""
+        columns = _power_table(ell.conj().resolve_conj(), self.columns, 1)
+        rows = _power_table(ell, self.rows, self.columns, weights)
+        _product(rows, columns, self.product, out)
+        total = weights.abs().sum(-1)
+        largest = out[..., : self.columns].abs().amax(-1).double()
+        noise = total * (math.sqrt(self.states) * torch.finfo(self.product).eps)
+        # Where the modes cancel, the product of float32 tables is all noise: these channels are taken again.
+        hard = (total > CANCELLATION * largest).any(-1)
+        if self.product == torch.float32 and bool(hard.any()):
+            for channel in hard.nonzero()[:, 0].tolist():
+                one = slice(channel, channel + 1)
+                _product(rows[one], columns[one], torch.float64, out[one])
+            noise[hard] *= torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        return noise
+
+
+class _MatrixPart(_ModalPart):
+    """A kernel matrix on one state: outputs are chunked where others chunk channels."""
+
+    def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
+        _Part.__init__(self, recurrence, length, dtype, product)
+        self.size, self.width = _matrix_shape(recurrence)
+        self.states = 2 * recurrence.modes
+
+    def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
+        B, C = self.recurrence.input_matrix, self.recurrence.output_matrix
+        assert B is not None
+        assert C is not None
+        weights = self.recurrence.kernel_factor * (C[start:stop, None] * B.T).flatten(0, 1)
+        noise = self._fill(self.recurrence.log_eigenvalues, weights[None], out.flatten(0, 1)[None])
+        return noise.reshape(stop - start, self.width)
+
+
+class _DensePart(_Part):
+    """Powers of a non-normal matrix may be large where K is small, so all is float64."""
+
+    def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
+        super().__init__(recurrence, length, dtype, product)
+        assert recurrence.dense is not None
+        self.dense = recurrence.dense()
+        self.width, self.size, self.states = self.dense.output_matrix.shape
+
+    def row_bytes(self, output: bool) -> int:
+        return super().row_bytes(output) + 3 * 16 * self.states**2
+
+    def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
+        A = self.dense.state_matrix[start:stop]
+        B = self.dense.input_matrix[start:stop, :, None]
+        C = self.dense.output_matrix[:, start:stop].movedim(0, 1)
+        if not bool(A.imag.any() or B.imag.any()):
+            A, B, C = A.real, B.real, C.real
+        states = B
+        while states.shape[-1] < self.columns:
+            states = torch.cat([states, A @ states], -1)
+            A = A @ A
+        readers = C[:, :, None]
+        while readers.shape[2] < self.rows:
+            readers = torch.cat([readers, readers @ A[:, None]], 2)[:, :, : self.rows]
+            A = A @ A
+        rows, columns = readers.flatten(1, 2), states.mT
+        if rows.is_complex():
+            rows = torch.view_as_real(rows.conj().resolve_conj()).flatten(-2)
+            columns = torch.view_as_real(columns.contiguous()).flatten(-2)
+        _product(rows, columns, torch.float64, out)
+        size = rows.norm(dim=-1).reshape(len(A), self.width, -1).amax(-1) * columns.norm(dim=-1).amax(-1)[:, None]
+        return size * (math.sqrt(self.states) * torch.finfo(torch.float64).eps)
+
+
+def _power_table(ell: Tensor, count: int, stride: int, weights: Tensor | None = None) -> Tensor:
+    """Return λ̄^{stride·k} for k < count, times weights (channel, copy, mode), as (channel, copy · k, (mode, re/im)).
+
+    Two short tables of exact powers and one product of them: no error builds up, and few exponentials are taken.
+    """
+    fine = 2 ** round(math.log2(count) / 2)
+    coarse = -(-count // fine)
+    steps = torch.arange(max(fine, coarse), dtype=torch.float64, device=ell.device)[:, None]
+    ones = powers(ell[:, None], steps[:fine] * stride)
+    jumps = powers(ell[:, None], steps[:coarse] * (stride * fine))[:, None]
+    if weights is not None:
+        jumps = jumps * weights[:, :, None]
+    table = (jumps[..., None, :] * ones[:, None, None]).flatten(2, 3)[:, :, :count]
+    return torch.view_as_real(table).flatten(-2).flatten(1, 2)
+
+
+def _product(rows: Tensor, columns: Tensor, dtype: torch.dtype, out: Tensor) -> None:
+    """Write rows · columnsᵀ, (channel, copy · q, s), into (channel, copy, lag)."""
+    rows, columns = rows.to(dtype), columns.to(dtype)
+    shape = (out.shape[0], rows.shape[1], columns.shape[1])
+    if out.dtype == dtype and out.is_contiguous():
+        torch.bmm(rows, columns.mT, out=out.view(shape))
+    else:
+        out.copy_(torch.bmm(rows, columns.mT).view(out.shape))

@@ -1,0 +1,213 @@
+"""The state after an impulse, and the factor that turns it into energy: modal or dense alike.
+
+`Response` holds some channels of a recurrence. States are (channel, mode, copy · lag), float64 where all
+modes are real and positive, else complex128 over the spectrum and its conjugate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.kernel import dense_states
+from ssmdiag.orthonormal import orthonormal_factor
+from ssmdiag.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
+from ssmdiag.recurrence import DenseRealisation
+from ssmdiag.status import Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+WORKING_SET = 8 * 2**20
+EPSILON = 2.0**-53
+
+
+def responses(recurrence: Recurrence, status: Tensor, lags: int) -> Iterator[tuple[slice, Response]]:
+    """Yield the response of so many channels at a time as stay in cache; channels without a finite energy as zero."""
+    usable = status == Status.KNOWN
+    if recurrence.dense is not None:
+        dense = recurrence.dense()
+        states = dense.input_matrix.shape[1]
+        span = max(1, 16 * WORKING_SET // (8 * states**2 * 40))
+        for start in range(0, recurrence.channels, span):
+            chunk = slice(start, start + span)
+            yield chunk, DenseResponse(dense, chunk, usable[chunk], recurrence.time_constant[chunk].amax(1))
+        return
+    modes = recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
+    copies = 1 if recurrence.output_matrix is None else len(recurrence.output_matrix)
+    span = max(1, WORKING_SET // (8 * modes * (modes + 4 * min(copies, modes) * lags)))
+    for start in range(0, recurrence.channels, span):
+        chunk = slice(start, start + span)
+        yield chunk, Response(*modal_terms(recurrence, chunk, usable[chunk]))
+
+
+def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return ℓ (channel, mode) and weights (channel, copy, mode) of a sum K_t = Σ w λ̄^t that is real by itself.
+
+    Either all is real, or modes come with their conjugates. Modes without weight are put where they do no harm.
+    """
+    ell = recurrence.log_eigenvalues[chunk]
+    weights = _compress(recurrence) if recurrence.layout == "many inputs" else _channel_weights(recurrence, chunk)
+    idle = ~(weights.abs() > 0).any(1)
+    if usable is not None:
+        idle = idle | ~usable[:, None]
+    weights = weights.where(~idle[:, None], 0.0)
+    rate = (-ell.real).clamp(max=UNDERFLOW).where(~idle, UNDERFLOW)
+    if is_real(ell):
+        ell, weights = -rate, weights.real
+    else:
+        frequency = _angle(ell.imag, ell.imag.new_ones(())).where(~idle, 0.0)
+        # π and −π are one angle: a real mode must not seem to differ from its conjugate.
+        frequency = frequency.where(ell.imag.abs() != math.pi, math.pi)
+        mirrored = torch.where(frequency == math.pi, frequency, -frequency)
+        ell = torch.complex(-rate.repeat(1, 2), torch.cat([frequency, mirrored], 1))
+        weights = torch.cat([weights, weights.conj()], -1) / 2
+    order = (-ell.real).argsort(dim=1, stable=True)
+    return ell.gather(1, order), weights.gather(2, order[:, None].expand(weights.shape))
+
+
+def _channel_weights(recurrence: Recurrence, chunk: slice) -> Tensor:
+    assert recurrence.input_matrix is not None
+    assert recurrence.output_matrix is not None
+    return recurrence.kernel_factor * (recurrence.output_matrix[:, chunk] * recurrence.input_matrix[chunk]).transpose(
+        0, 1
+    )
+
+
+def _compress(recurrence: Recurrence) -> Tensor:
+    """Return weights (1, copy, mode) of at most 2·modes copies with the same Frobenius norm as C diag(λ̄^t) B̄.
+
+    Rotations of the outputs, the inputs and then of their pairs change no norm: three QR factors, and no
+    outputs × inputs array.
+    """
+    B, C = recurrence.input_matrix, recurrence.output_matrix
+    assert B is not None
+    assert C is not None
+    B = B.where(B.isfinite(), 0.0)
+    C = C.where(C.isfinite(), 0.0)
+    outputs, inputs = _triangle(C), _triangle(B.T)
+    rows = None
+    block = max(1, 4 * WORKING_SET // (16 * inputs.numel()))
+    for start in range(0, len(outputs), block):
+        more = (outputs[start : start + block, None] * inputs).flatten(0, 1)
+        rows = _triangle(more if rows is None else torch.cat([rows, more]))
+    assert rows is not None
+    return recurrence.kernel_factor * rows[None]
+
+
+def _triangle(rows: Tensor) -> Tensor:
+    """Return R of the QR factors of (Re, Im) rows, packed as complex again."""
+    modes = rows.shape[1]
+    triangle = torch.linalg.qr(torch.cat([rows.real, rows.imag], 1), mode="r").R
+    return torch.complex(triangle[:, :modes].contiguous(), triangle[:, modes:].contiguous())
+
+
+class Response:
+    """States w λ̄^t of a modal recurrence."""
+
+    def __init__(self, ell: Tensor, weights: Tensor) -> None:
+        self.ell, self.weights = ell, weights
+        self.copies = weights.shape[1]
+        self.factor = orthonormal_factor(ell)
+        self.roots = (-(2 * ell.real).expm1()).rsqrt()
+        self.epsilon = EPSILON * (8 + ell.shape[1])
+
+    @staticmethod
+    def modal_states(ell: Tensor, weights: Tensor, lags: Tensor) -> Tensor:
+        table = powers(ell[..., None], lags) if ell.is_complex() else (ell[..., None] * lags).exp()
+        return (weights.mT[..., None] * table[:, :, None]).flatten(2)
+
+    def start(self) -> Tensor:
+        """Return the states at lag 0."""
+        return self.weights.mT
+
+    def states(self, lags: Tensor) -> Tensor:
+        return self.modal_states(self.ell, self.weights, lags)
+
+    def advance(self, states: Tensor, bit: int) -> Tensor:
+        """Return the states 2^bit steps later."""
+        step = torch.tensor(2.0**bit, dtype=torch.float64, device=self.ell.device)
+        return states * (powers(self.ell, step) if self.ell.is_complex() else (self.ell * step).exp())[..., None]
+
+    def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the differences and the sums of the states at `lags` and `width` later."""
+        states = self.states(lags).unflatten(-1, (self.copies, -1))
+        if self.ell.is_complex():
+            less = powers_minus_one(self.ell[..., None], width)
+        else:
+            less = (self.ell[..., None] * width).expm1()
+        return (states * -less[:, :, None]).flatten(2), (states * (2 + less)[:, :, None]).flatten(2)
+
+    def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
+        """Return K and its noise, (channel, copy · lag)."""
+        states = self.states(lags)
+        return states.sum(1).real, states.abs().sum(1) * self.epsilon
+
+    def coordinates(self, states: Tensor) -> Tensor:
+        """Return F x, whose squares sum to the energy."""
+        return self.factor @ states
+
+    def energy(self, states: Tensor) -> Tensor:
+        return self.split(self.coordinates(states).abs().square().sum(1)).sum(1)
+
+    def floor(self, states: Tensor) -> Tensor:
+        """Return what rounding may add to ‖F x‖: it cannot exceed the sum over modes, each by itself."""
+        return (states.abs() * self.roots[..., None]).sum(1) * self.epsilon
+
+    def split(self, values: Tensor) -> Tensor:
+        """Return (channel, copy, lag) from (channel, copy · lag)."""
+        return values.unflatten(-1, (self.copies, -1))
+
+
+class DenseResponse(Response):
+    """States Ā^t B̄ on a real state, and a factor of their Gramian by doubling: no eigenvectors."""
+
+    def __init__(self, dense: DenseRealisation, chunk: slice, usable: Tensor, time_constant: Tensor) -> None:
+        A, B, C = dense.state_matrix[chunk], dense.input_matrix[chunk], dense.output_matrix[:, chunk].movedim(0, 1)
+        if bool(A.imag.any() or B.imag.any()):
+            A = torch.cat([torch.cat([A.real, -A.imag], -1), torch.cat([A.imag, A.real], -1)], -2)
+            B, C = torch.cat([B.real, B.imag], -1), torch.cat([C.real, -C.imag], -1)
+        keep = usable[:, None, None]
+        self.A, self.B, self.C = A.real.where(keep, 0.0), B.real.where(usable[:, None], 0.0), C.real.where(keep, 0.0)
+        self.copies = 1
+        self.squares = [self.A]
+        gramian = self.C.mT @ self.C
+        power = self.A
+        # 2⁴⁰ steps and more pass before the state of a mode at 1e-12 of the boundary is gone.
+        for _ in range(64):
+            gramian = gramian + power.mT @ gramian @ power
+            power = power @ power
+            if not bool((power.abs().amax((1, 2)) > 1e-18).any()):
+                break
+        values, vectors = torch.linalg.eigh((gramian + gramian.mT) / 2)
+        self.factor = values.clamp(min=0).sqrt()[..., None] * vectors.mT
+        self.roots = self.factor.square().sum(1).sqrt()
+        steps = time_constant.clamp(max=2.0**60).where(usable, 1.0)
+        self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])
+
+    def start(self) -> Tensor:
+        return self.B[..., None]
+
+    def states(self, lags: Tensor) -> Tensor:
+        return dense_states(DenseRealisation(self.A, self.B, self.C), lags)
+
+    def advance(self, states: Tensor, bit: int) -> Tensor:
+        while len(self.squares) <= bit:
+            self.squares.append(self.squares[-1] @ self.squares[-1])
+        return self.squares[bit] @ states
+
+    def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        both = self.states(torch.cat([lags, lags + width]))
+        before, after = both.chunk(2, -1)
+        return before - after, before + after
+
+    def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.states(lags)
+        noise = torch.einsum("hcn,hnt->hct", self.C.abs(), states.abs()) * self.epsilon[..., None]
+        self.copies = self.C.shape[1]
+        return (self.C @ states).flatten(1), noise.flatten(1)
