@@ -158,7 +158,7 @@ def diagnose(
         size=checkpoint.size,
         bytes_read=checkpoint.bytes_read,
         train_step=checkpoint.train_step,
-        context_length=context_length or _context_length(checkpoint.settings),
+        context_length=context_length or context_length_of(checkpoint.settings),
         layers=tuple(layers),
         alternatives=tuple(_alternative(entry) for entry in assumed.values()),
         problems=tuple(problems) + tuple(_missing_siblings(found)),
@@ -236,7 +236,8 @@ def _caveats(found: Recognition) -> tuple[str, ...]:
     return tuple(f"{family.title}: {family.caveat}" for family in families.values() if family.caveat)
 
 
-def _context_length(settings: Mapping[str, Any]) -> int | None:
+def context_length_of(settings: Mapping[str, Any]) -> int | None:
+    """Return the context length that settings give, in steps, or None."""
     for leaf in CONTEXT_SETTINGS:
         for key, value in settings.items():
             if (key == leaf or key.endswith(f".{leaf}")) and str(value).isdecimal() and 1 < int(value) < 10**12:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import families, inspect
+from ssmdiag.cli import families, inspect, kernel
 
 app = typer.Typer(
     name="ssmdiag",
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("inspect")(inspect.inspect)
+app.command("kernel")(kernel.kernel)
 app.command("families")(families.families)
 
 

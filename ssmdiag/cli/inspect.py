@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
@@ -26,14 +27,6 @@ class Format(StrEnum):
     text = "text"
     json = "json"
     jsonl = "jsonl"
-
-
-class Device(StrEnum):
-    """Values of --device."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def inspect(
@@ -98,39 +91,21 @@ def inspect(
     raise typer.Exit(max(_exit_code(result) for result in results))
 
 
-def parse_assumptions(pairs: list[str]) -> dict[str, str]:
-    """Return --assume's pairs as a mapping. Raises AssumptionError for anything but KEY=VALUE."""
-    parsed: dict[str, str] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not (separator and key and value):
-            raise AssumptionError(
-                f"--assume {pair}: not a pair.", expected="KEY=VALUE, such as real_transform=softplus"
-            )
-        parsed[key.strip()] = value.strip()
-    return parsed
-
-
 def _diagnose(
     path: Path, assume: dict[str, str], map_file: Path | None, length: int | None, device: Device, quiet: bool
 ) -> Diagnosis | Failure:
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import diagnose
-    from ssmdiag.families import known_families
     from ssmdiag.reports import Failure
 
-    families = list(known_families())
-    if map_file:
-        from ssmdiag.families.mapfile import read_map
-
-        families += read_map(map_file)
+    families = load_families(map_file)
     progress = _Progress(path.name, quiet)
     try:
         return diagnose(
             read_checkpoint(path),
             assume=assume,
             families=families,
-            device=_device(device),
+            device=choose_device(device),
             context_length=length,
             on_layer=progress.update,
         )
@@ -140,14 +115,6 @@ def _diagnose(
         return Failure(str(path), type(error).__name__, error.seen, error.expected, error.advice)
     finally:
         progress.close()
-
-
-def _device(choice: Device) -> str:
-    import torch
-
-    if choice is Device.cuda and not torch.cuda.is_available():
-        raise SsmdiagError("--device cuda: torch sees no CUDA device.", advice="--device cpu")
-    return "cpu" if choice is Device.auto else choice.value
 
 
 def _failed(result: object) -> bool:

@@ -26,19 +26,19 @@ def width() -> int:
     return max(shutil.get_terminal_size((80, 24)).columns if _sized() else 80, 40)
 
 
-def colour(choice: Colour, stream: TextIO = sys.stdout) -> bool:
+def colour(choice: Colour, stream: TextIO | None = None) -> bool:
     """Return whether to colour, by the option, NO_COLOR, FORCE_COLOR, TERM and the stream."""
     if choice is not Colour.auto:
         return choice is Colour.always
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    return bool(os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE")) or stream.isatty()
+    return bool(os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE")) or (stream or sys.stdout).isatty()
 
 
-def unicode(stream: TextIO = sys.stdout) -> bool:
-    """Return whether the stream's encoding carries block and Greek characters."""
+def unicode() -> bool:
+    """Return whether stdout's encoding carries block and Greek characters."""
     try:
-        "▁█⢕τ×".encode(stream.encoding or "ascii")
+        "▁█⢕τ×".encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         return False
     return True

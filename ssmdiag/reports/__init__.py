@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Settings", "formats", "render"]
 
-MACHINERY = frozenset({"interface", "words", "folding", "pictures"})
+MACHINERY = frozenset({"interface", "words", "folding", "pictures", "kernel_text"})
 """Modules of this package that are not formats."""
 
 

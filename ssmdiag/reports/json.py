@@ -61,7 +61,7 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
         "unrecognised": result.unrecognised,
         "seconds": result.seconds,
     }
-    return _plain(data)
+    return plain(data)
 
 
 def _layer(layer: LayerDiagnosis) -> dict[str, Any]:
@@ -91,11 +91,12 @@ def _layer(layer: LayerDiagnosis) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return nested data with NaN as None and infinity as the string "inf"."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports.folding import Row
-from ssmdiag.reports.words import decade
+from ssmdiag.reports.words import decade, steps
 
 if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
@@ -114,3 +114,40 @@ def _depth(rate: float) -> float:
 
 def _power(exponent: int) -> str:
     return {0: "1", -1: "0.1", -2: "0.01"}.get(exponent, f"1e{exponent}")
+
+
+def decay_panels(
+    points: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[tuple[float, float]]], settings: Settings
+) -> list[str]:
+    """Return (lag, dB) points against log lag and against lag side by side, with curves drawn by their letters."""
+    import plotext
+
+    figure = plotext.figure
+    plotext.terminal.limit(False, False)
+    figure.clear()
+    figure.theme("simple" if settings.colour else "colorless")
+    figure.plot_size(min(settings.width - 1, 120), 14)
+    figure.subplots(1, 2)
+    low = 10 * math.floor(min(level for _, level in points) / 10) - 5
+    last = max(lag for lag, _ in points)
+    for column, scale in ((1, lambda lag: math.log10(1 + lag)), (2, lambda lag: lag)):
+        panel = figure.subplot(1, column)
+        for marker, curve in (*curves.items(), ("dot" if settings.unicode else "*", points)):
+            shown = [(scale(lag), level) for lag, level in curve if low <= level <= 5]
+            if shown:
+                panel.draw(panel.signal([x for x, _ in shown], [y for _, y in shown], marker=marker))
+        panel.ruler("y").lim(low, 5)
+        every = 10 * max(1, math.ceil(-low / 60))
+        levels = list(range(0, int(low), -every))
+        panel.ruler("y").ticks(levels, [str(level) for level in levels])
+        if column == 1:
+            ticks = [10.0**d for d in range(math.ceil(math.log10(last + 1)) + 1) if 10**d <= last + 1]
+            panel.ruler("x").ticks([scale(t) for t in ticks], [decade(round(math.log10(t))) for t in ticks])
+            panel.title("lag, log")
+        else:
+            ticks = [last * k / 4 for k in range(5)]
+            panel.ruler("x").ticks(ticks, [steps(t) if t else "0" for t in ticks])
+            panel.title("lag")
+        panel.ruler("x").lim(scale(0.0), scale(last))
+    text = str(figure.build())
+    return (text if settings.colour else plotext.uncolorize(text)).splitlines()

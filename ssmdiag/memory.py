@@ -1,0 +1,119 @@
+"""What one layer remembers within a context: its kernel in bins of lags, its horizon, its decay law.
+
+The kernel of a time-invariant layer is exact. A selective layer has none; there the retention stands for
+it, the mean over modes of |λ̄|^t at the operating point of the reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.decay import DecayComparison, compare_decay
+from ssmdiag.energy import Horizon, band_energy, horizon
+from ssmdiag.powers import retention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import DenseRealisation, Recurrence
+
+DEFAULT_CONTEXT = 4096
+"""Steps looked over where neither the user nor the checkpoint gives a context."""
+BINS_PER_OCTAVE = 4
+FLOAT32_FLOOR = 2.0**-48
+"""Mean square, relative to the largest bin's, below which a kernel drowns in a model's own float32 arithmetic.
+
+float64 sees the ends of kernels at −3,000 dB, where the slowest mode alone is left; no model does.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMemory:
+    """Memory of some channels of one layer, and of their sum."""
+
+    layer: str
+    family: str
+    is_kernel: bool
+    """False: it is the retention, because B or C is not in the weights."""
+    context: int
+    edges: Tensor
+    """(bin + 1,) lags; bin b holds edges[b] ≤ t < edges[b + 1]."""
+    mean_square: Tensor
+    """Mean of K² over the lags of each bin, (channel, bin) float64."""
+    noise: Tensor
+    """What drowns it: its own rounding and that of a model in float32, (channel, bin)."""
+    horizon: Horizon
+    """Lags to 99 % of the energy, per channel."""
+    channels: DecayComparison
+    whole: DecayComparison
+    """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
+
+
+def profile(recurrence: Recurrence) -> Recurrence:
+    """Return the recurrence itself where it has B̄ and C, else its retention."""
+    return retention(recurrence) if recurrence.layout == "none" else recurrence
+
+
+def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:
+    """Return one channel of a recurrence. Raises IndexError where there is none of that number."""
+    if not 0 <= channel < recurrence.channels:
+        raise IndexError(f"{recurrence.layer} has channels 0 to {recurrence.channels - 1}, not {channel}")
+    at = slice(channel, channel + 1)
+    dense = recurrence.dense
+    parts: dict[str, object] = {"log_eigenvalues": recurrence.log_eigenvalues[at]}
+    if recurrence.layout == "channels":
+        assert recurrence.input_matrix is not None
+        assert recurrence.output_matrix is not None
+        parts["input_matrix"] = recurrence.input_matrix.expand(recurrence.channels, -1)[at]
+        parts["output_matrix"] = recurrence.output_matrix.expand(-1, recurrence.channels, -1)[:, at]
+    if dense is not None:
+        parts["dense"] = lambda: _slice_dense(dense(), at)
+    return replace(recurrence, **parts)  # type: ignore[arg-type]
+
+
+def lag_edges(context: int) -> Tensor:
+    """Return edges from lag 0 to the context, every lag at first, then four bins an octave; (bin + 1,) int64."""
+    octaves = torch.arange(int(BINS_PER_OCTAVE * 41), dtype=torch.float64) / BINS_PER_OCTAVE
+    edges = torch.cat([torch.zeros(1), 2**octaves]).round().long().unique()
+    return torch.cat([edges[edges < context], torch.tensor([context])])
+
+
+def assess_memory(recurrence: Recurrence, context: int) -> LayerMemory:
+    """Return horizon and decay laws of a layer's channels and of the layer, down to float32's noise.
+
+    Raises ValueError for a context under 1.
+    """
+    if context < 1:
+        raise ValueError(f"the context must be at least one step, got {context}")
+    edges = lag_edges(context)
+    source = profile(recurrence)
+    energy = band_energy(source, edges)
+    sound = energy.values.isfinite().all(1)
+    counted = sound if bool(sound.any()) else ~sound  # a sum of nothing would pass for a kernel that is zero
+    summed = energy.values[counted].sum(0, keepdim=True)
+    peak = energy.values.where(sound[:, None], 0.0).amax(1, keepdim=True)
+    noise = energy.noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak
+    return LayerMemory(
+        layer=recurrence.layer,
+        family=recurrence.family,
+        is_kernel=recurrence.layout != "none",
+        context=context,
+        edges=edges,
+        mean_square=energy.values,
+        noise=noise,
+        horizon=horizon(source),
+        channels=compare_decay(edges, energy.values, noise, context=context),
+        whole=compare_decay(edges, summed, noise[counted].sum(0, keepdim=True), context=context),
+    )
+
+
+def _slice_dense(dense: DenseRealisation, at: slice) -> DenseRealisation:
+    return replace(
+        dense,
+        state_matrix=dense.state_matrix[at],
+        input_matrix=dense.input_matrix[at],
+        output_matrix=dense.output_matrix[:, at],
+    )

@@ -1,0 +1,122 @@
+"""One layer's memory on the screen: the answer, its decay law, the kernel with its laws through it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.decay import LAWS, Law
+from ssmdiag.reports import words
+from ssmdiag.reports.json import SCHEMA_VERSION, plain
+from ssmdiag.reports.pictures import decay_panels
+from ssmdiag.status import Status
+
+if TYPE_CHECKING:
+    from ssmdiag.memory import LayerMemory
+    from ssmdiag.reports.interface import Settings
+
+LETTERS = {Law.EXPONENTIAL: "e", Law.POLYNOMIAL: "p", Law.TRUNCATED: "t"}
+"""What draws each law; the envelope itself is drawn in dots."""
+
+
+def report(
+    memory: LayerMemory, settings: Settings, *, path: str, channel: int | None, stated_context: int | None
+) -> str:
+    """Return the report of one layer; `stated_context` is None where nothing gave a context."""
+    what = "kernel" if memory.is_kernel else "retention at the nominal point"
+    where = memory.layer + (f", channel {channel}" if channel is not None else "")
+    context = f"{memory.context:,} lags" + ("" if stated_context else " (no context is given: --length sets it)")
+    paragraphs = [
+        f"{words.checkpoint_name(path)}  {where}  {what}, {context}",
+        memory.whole.describe(0),
+        horizons(memory),
+    ]
+    lines = [line for text in paragraphs for line in textwrap.wrap(text, settings.width - 1, break_on_hyphens=False)]
+    if not settings.quiet:
+        if settings.plots and bool(memory.whole.fitted[0]):
+            lines += ["", *_panels(memory, settings)]
+        if memory.channels.channels > 1:
+            counts = ", ".join(f"{count:,} {law.value}" for law, count in memory.channels.counts().items() if count)
+            lines += ["", f"  channels by themselves: {counts}"]
+    text = "\n".join(line.rstrip() for line in lines) + "\n"
+    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+
+def horizons(memory: LayerMemory) -> str:
+    """Return one sentence on the horizon, or on why there is none."""
+    lags, status = memory.horizon.lags, memory.horizon.status
+    known = lags[status == Status.KNOWN].sort().values
+    parts = []
+    if known.numel() == 1:
+        parts.append(f"99 % of its energy has passed after {words.steps(float(known[0]))} steps.")
+    elif known.numel():
+        median, longest = float(known[known.numel() // 2]), float(known[-1])
+        parts.append(
+            f"99 % of a channel's energy has passed after {words.steps(median)} steps (median), "
+            f"{words.steps(longest)} at most."
+        )
+    for code in Status:
+        count = int((status == code).sum())
+        if code is not Status.KNOWN and count:
+            parts.append(f"{words.plural(count, 'channel')}: {code.sentence}.")
+    return " ".join(parts)
+
+
+def document(memory: LayerMemory, *, path: str, channel: int | None) -> dict[str, Any]:
+    """Return the same as plain data."""
+    whole = memory.whole.channel(0)
+    lags = memory.horizon.lags
+    return plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "checkpoint": {"path": path},
+            "layer": memory.layer,
+            "channel": channel,
+            "family": memory.family,
+            "profile": "kernel" if memory.is_kernel else "retention",
+            "context_length": memory.context,
+            "horizon": [None if math.isnan(value) else value for value in lags.tolist()],
+            "decay": {
+                "channels": {law.value: count for law, count in memory.channels.counts().items()},
+                "layer": {
+                    "law": whole.law.value,
+                    "status": whole.status.value,
+                    "exponent": whole.exponent,
+                    "exponent_error": whole.exponent_error,
+                    "rate": whole.rate,
+                    "rate_error": whole.rate_error,
+                    "offset": whole.offset,
+                    "residual_db": whole.residual_db and {law.value: dB for law, dB in whole.residual_db.items()},
+                    "window": whole.window,
+                },
+            },
+            "lags": memory.edges.tolist(),
+            "mean_square": memory.mean_square.nansum(0).tolist(),
+        }
+    )
+
+
+def _panels(memory: LayerMemory, settings: Settings) -> list[str]:
+    """Return the envelope in dB against log lag and against lag, with the laws that were compared."""
+    first, last = int(memory.whole.first[0]), int(memory.whole.last[0])
+    energy = memory.mean_square.nansum(0)
+    lag = ((memory.edges[:-1] + memory.edges[1:] - 1) / 2).double()
+    inside = (energy > 0) & (memory.edges[:-1] >= first) & (memory.edges[:-1] <= last)
+    envelope = [(t, 10 * math.log10(e)) for t, e in zip(lag[inside].tolist(), energy[inside].tolist(), strict=True)]
+    peak = max(level for _, level in envelope)
+    curves = {}
+    for law, letter in LETTERS.items():
+        fit = memory.whole.fits[law]
+        a, p, beta, t0 = (float(getattr(fit, name)[0]) for name in ("amplitude", "exponent", "rate", "offset"))
+        curves[letter] = [
+            (t, 20 / math.log(10) * (a - p * math.log1p(t / max(t0, 1e-12)) - beta * t) - peak) for t, _ in envelope
+        ]
+    chosen = LAWS[int(memory.whole.law[0])]
+    names = ", ".join(f"{letter} {law.value}" for law, letter in LETTERS.items())
+    caption = f"rms envelope in dB below its peak: • as read, {names}; taken: {chosen.value}"
+    points = [(t, level - peak) for t, level in envelope]
+    return [
+        *textwrap.wrap(caption, settings.width - 1, initial_indent=" ", subsequent_indent=" "),
+        *decay_panels(points, curves, settings),
+    ]
