@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.powers import MAX_LAG, lags_of, powers_minus_one
-from ssmdiag.response import Response, responses
+from ssmdiag.powers import MAX_LAG, lags_of, powers, powers_minus_one
+from ssmdiag.response import Response, modal_terms, responses, square_of
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence import Recurrence
 
 SUMMED_LAGS = 16
-"""Bins of up to this many lags are summed lag by lag."""
+"""Bins of up to this many lags can be summed lag by lag, where the difference of tails is not ..."""
+PRECISE = 1e-10
+"""... known to this."""
 UNSURE = 0.1
 """Share of an energy that rounding may make up before it is called unknown."""
 
@@ -81,11 +83,11 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
     status = channel_status(recurrence)
     first, width = at[:-1], at.diff()
     values, noise = _empty(status, len(first)), _empty(status, len(first))
-    short = width <= SUMMED_LAGS
     for chunk, response in responses(recurrence, status, len(first)):
         values[chunk], noise[chunk] = _difference(response, first, width)
-        if bool(short.any()):
-            values[chunk][:, short], noise[chunk][:, short] = _sum(response, first[short], width[short])
+        poor = (width <= SUMMED_LAGS) & (noise[chunk] > PRECISE * values[chunk]).any(0)
+        if bool(poor.any()):
+            values[chunk][:, poor], noise[chunk][:, poor] = _sum(response, first[poor], width[poor])
     marginal = (status == Status.BOUNDARY).nonzero()[:, 0]
     for one in marginal.tolist():
         values[one], noise[one] = _geometric(recurrence, one, first, width)
@@ -93,7 +95,7 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
 
 
 def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
-    """Return H_q, (channel,), exact to the step, by deciding the binary digits of τ from the highest down.
+    """Return H_q, (channel,), exact to the step, by deciding the digits of τ in base 4 from the highest down.
 
     Raises ValueError where B or C is absent, or `share` is not between 0 and 1.
     """
@@ -103,18 +105,17 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
         raise ValueError(f"max_lag must lie between 1 and {MAX_LAG:,}, got {max_lag:,}")
     status = channel_status(recurrence)
     lags = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
-    bits = max_lag.bit_length()
     for chunk, response in responses(recurrence, status, 1):
         state = response.start()
         total, unsure = _energy(response, state)
         unknown = unsure > UNSURE * total
         target = (1 - share) * total
         passed = torch.zeros_like(total)
-        for bit in reversed(range(bits)):
-            further = response.advance(state, bit)
-            above = response.energy(further) > target
-            state = torch.where(above[:, None], further, state)
-            passed = passed + above * 2.0**bit
+        for exponent in reversed(range(0, max_lag.bit_length(), 2)):
+            further = response.ladder(state, exponent, 3)
+            count = (response.energy(further) > target).sum(1, keepdim=True)
+            state = torch.cat([state, further], -1).gather(2, count[:, None].expand(-1, state.shape[1], 1))
+            passed += count * 2.0**exponent
         _, unsure = _energy(response, state)
         unknown = (unknown | (unsure > UNSURE * target))[:, 0]
         lags[chunk] = passed[:, 0] + 1
@@ -126,21 +127,19 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
 
 
 def _energy(response: Response, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ‖F x‖² and its noise, (channel, lag), of states (channel, mode, copy · lag)."""
-    norm = response.split(response.coordinates(states).abs().square().sum(1))
-    floor = response.split(response.floor(states).square())
-    values = norm.sum(1)
-    return values, (2 * (norm * floor).sqrt() + floor).sum(1)
+    """Return ‖F x‖² and its noise, (channel, lag)."""
+    values, floor = response.energy(states), response.floor(states)
+    return values, 2 * values.sqrt() * floor + floor.square()
 
 
 def _difference(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Return Σ K_t² over bins as a difference of tails, and its noise."""
     change, total = response.change(first, width)
     a, b = response.coordinates(change), response.coordinates(total)
-    values = response.split((a * b.conj()).real.sum(1)).sum(1)
-    a_norm, b_norm = a.abs().square().sum(1).sqrt(), b.abs().square().sum(1).sqrt()
+    values = (a * b.conj()).real.sum(1)
+    a_norm, b_norm = square_of(a).sum(1).sqrt(), square_of(b).sum(1).sqrt()
     a_floor, b_floor = response.floor(change), response.floor(total)
-    return values, response.split(a_floor * b_norm + a_norm * b_floor + a_floor * b_floor).sum(1)
+    return values, a_floor * b_norm + a_norm * b_floor + a_floor * b_floor
 
 
 def _sum(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,8 +147,7 @@ def _sum(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tens
     bins = torch.arange(len(first), device=first.device).repeat_interleave(width.long())
     offset = torch.arange(len(bins), device=first.device) - (width.cumsum(0) - width).long()[bins]
     K, floor = response.outputs(first[bins] + offset)
-    square = response.split(K.square()).sum(1)
-    noise = response.split(2 * K.abs() * floor + floor.square()).sum(1)
+    square, noise = K.square().sum(1), (2 * K.abs() * floor + floor.square()).sum(1)
     into = square.new_zeros(len(square), len(first))
     return into.index_add(1, bins, square), into.index_add(1, bins, noise)
 
@@ -159,18 +157,17 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
 
     Σ_ij x_i x_j* Σ_{t<n} (λ̄_i λ̄_j*)^t over pairs of modes: finite sums, which cancel more than tails do.
     """
-    from ssmdiag.response import modal_terms
-
     ell, weights = modal_terms(recurrence, slice(channel, channel + 1))
-    pair = (ell[0, :, None] + ell[0, None].conj()).to(torch.complex128)
+    ell, weights = ell[0].to(torch.complex128), weights[0].to(torch.complex128)
+    pair = ell[:, None] + ell.conj()
     one = powers_minus_one(pair, first.new_ones(()))
-    states = Response.modal_states(ell, weights, first)[0].unflatten(-1, (-1, len(first)))
+    weight = weights.T @ weights.conj()
+    states = powers(ell[:, None], first)
     values, noise = [], []
     for bin, count in enumerate(width):
         series = powers_minus_one(pair, count) / one.where(one.abs() > 0, 1.0)
         series = series.where(one.abs() > 0, count.to(torch.complex128))
-        x = states[..., bin].to(torch.complex128)
-        terms = torch.einsum("ic,ij,jc->ij", x, series, x.conj())
+        terms = weight * series * states[:, bin : bin + 1] * states[:, bin].conj()
         values.append(terms.real.sum())
         noise.append(terms.abs().sum() * (4 * torch.finfo(torch.float64).eps))
     return torch.stack(values), torch.stack(noise)

@@ -1,6 +1,6 @@
 """The state after an impulse, and the factor that turns it into energy: modal or dense alike.
 
-`Response` holds some channels of a recurrence. States are (channel, mode, copy · lag), float64 where all
+`Response` holds some channels of a recurrence. States are (channel, mode, lag), float64 where all
 modes are real and positive, else complex128 over the spectrum and its conjugate.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import Recurrence
 
-WORKING_SET = 8 * 2**20
+WORKING_SET = 2 * 2**20
 EPSILON = 2.0**-53
 
 
@@ -39,8 +39,7 @@ def responses(recurrence: Recurrence, status: Tensor, lags: int) -> Iterator[tup
             yield chunk, DenseResponse(dense, chunk, usable[chunk], recurrence.time_constant[chunk].amax(1))
         return
     modes = recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
-    copies = 1 if recurrence.output_matrix is None else len(recurrence.output_matrix)
-    span = max(1, WORKING_SET // (8 * modes * (modes + 4 * min(copies, modes) * lags)))
+    span = max(1, WORKING_SET // (8 * modes * max(modes, lags)))
     for start in range(0, recurrence.channels, span):
         chunk = slice(start, start + span)
         yield chunk, Response(*modal_terms(recurrence, chunk, usable[chunk]))
@@ -53,7 +52,7 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
     """
     ell = recurrence.log_eigenvalues[chunk]
     weights = _compress(recurrence) if recurrence.layout == "many inputs" else _channel_weights(recurrence, chunk)
-    idle = ~(weights.abs() > 0).any(1)
+    idle = (weights == 0).all(1)
     if usable is not None:
         idle = idle | ~usable[:, None]
     weights = weights.where(~idle[:, None], 0.0)
@@ -67,6 +66,8 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
         mirrored = torch.where(frequency == math.pi, frequency, -frequency)
         ell = torch.complex(-rate.repeat(1, 2), torch.cat([frequency, mirrored], 1))
         weights = torch.cat([weights, weights.conj()], -1) / 2
+    if bool((ell.real.diff(dim=1) <= 0).all()):
+        return ell, weights
     order = (-ell.real).argsort(dim=1, stable=True)
     return ell.gather(1, order), weights.gather(2, order[:, None].expand(weights.shape))
 
@@ -108,60 +109,67 @@ def _triangle(rows: Tensor) -> Tensor:
 
 
 class Response:
-    """States w λ̄^t of a modal recurrence."""
+    """States λ̄^t of a modal recurrence; what the modes weigh is part of the factor."""
 
     def __init__(self, ell: Tensor, weights: Tensor) -> None:
-        self.ell, self.weights = ell, weights
-        self.copies = weights.shape[1]
-        self.factor = orthonormal_factor(ell)
-        self.roots = (-(2 * ell.real).expm1()).rsqrt()
-        self.epsilon = EPSILON * (8 + ell.shape[1])
-
-    @staticmethod
-    def modal_states(ell: Tensor, weights: Tensor, lags: Tensor) -> Tensor:
-        table = powers(ell[..., None], lags) if ell.is_complex() else (ell[..., None] * lags).exp()
-        return (weights.mT[..., None] * table[:, :, None]).flatten(2)
+        self.ell, self.readers = ell, weights
+        modes = ell.shape[1]
+        factor = orthonormal_factor(ell)
+        if weights.shape[1] == 1:
+            self.factor = factor * weights
+        else:
+            self.factor = factor[:, :0]
+            block = max(1, 4 * WORKING_SET // (16 * modes**2))
+            for some in weights.split(block, 1):  # ‖F x‖² over all copies is that of one triangle
+                rows = (factor[:, None] * some[:, :, None]).flatten(1, 2)
+                self.factor = torch.linalg.qr(torch.cat([self.factor, rows], 1), mode="r").R
+        self.roots = square_of(weights).sum(1).sqrt() * (-(2 * ell.real).expm1()).rsqrt()
+        self.epsilon = EPSILON * (8 + modes) * torch.ones_like(ell.real[:, :1])
 
     def start(self) -> Tensor:
-        """Return the states at lag 0."""
-        return self.weights.mT
+        """Return the states at lag 0, (channel, mode, 1)."""
+        return torch.ones_like(self.ell)[..., None]
 
     def states(self, lags: Tensor) -> Tensor:
-        return self.modal_states(self.ell, self.weights, lags)
+        """Return the states at any lags, (channel, mode, lag)."""
+        if self.ell.is_complex():
+            return powers(self.ell[..., None], lags)
+        return (self.ell[..., None] * lags).exp_()
 
-    def advance(self, states: Tensor, bit: int) -> Tensor:
-        """Return the states 2^bit steps later."""
-        step = torch.tensor(2.0**bit, dtype=torch.float64, device=self.ell.device)
-        return states * (powers(self.ell, step) if self.ell.is_complex() else (self.ell * step).exp())[..., None]
+    def ladder(self, state: Tensor, exponent: int, count: int) -> Tensor:
+        """Return the states 1, 2, … count times 2^exponent steps later, (channel, mode, count)."""
+        step = self.states(self.ell.real.new_full((1,), 2.0**exponent))
+        rungs = [state * step]
+        while len(rungs) < count:
+            rungs.append(rungs[-1] * step)
+        return torch.cat(rungs, -1)
 
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Return the differences and the sums of the states at `lags` and `width` later."""
-        states = self.states(lags).unflatten(-1, (self.copies, -1))
+        states = self.states(lags)
         if self.ell.is_complex():
             less = powers_minus_one(self.ell[..., None], width)
         else:
-            less = (self.ell[..., None] * width).expm1()
-        return (states * -less[:, :, None]).flatten(2), (states * (2 + less)[:, :, None]).flatten(2)
+            less = (self.ell[..., None] * width).expm1_()
+        change = states * less.neg_()
+        return change, states.mul_(2).sub_(change)
 
     def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
-        """Return K and its noise, (channel, copy · lag)."""
+        """Return K and its noise, (channel, copy, lag)."""
         states = self.states(lags)
-        return states.sum(1).real, states.abs().sum(1) * self.epsilon
+        return (self.readers @ states).real, (self.readers.abs() @ states.abs()) * self.epsilon[..., None]
 
     def coordinates(self, states: Tensor) -> Tensor:
         """Return F x, whose squares sum to the energy."""
         return self.factor @ states
 
     def energy(self, states: Tensor) -> Tensor:
-        return self.split(self.coordinates(states).abs().square().sum(1)).sum(1)
+        """Return E, (channel, lag)."""
+        return square_of(self.factor @ states).sum(1)
 
     def floor(self, states: Tensor) -> Tensor:
         """Return what rounding may add to ‖F x‖: it cannot exceed the sum over modes, each by itself."""
-        return (states.abs() * self.roots[..., None]).sum(1) * self.epsilon
-
-    def split(self, values: Tensor) -> Tensor:
-        """Return (channel, copy, lag) from (channel, copy · lag)."""
-        return values.unflatten(-1, (self.copies, -1))
+        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
 
 
 class DenseResponse(Response):
@@ -173,10 +181,12 @@ class DenseResponse(Response):
             A = torch.cat([torch.cat([A.real, -A.imag], -1), torch.cat([A.imag, A.real], -1)], -2)
             B, C = torch.cat([B.real, B.imag], -1), torch.cat([C.real, -C.imag], -1)
         keep = usable[:, None, None]
-        self.A, self.B, self.C = A.real.where(keep, 0.0), B.real.where(usable[:, None], 0.0), C.real.where(keep, 0.0)
-        self.copies = 1
-        self.squares = [self.A]
-        gramian = self.C.mT @ self.C
+        self.A, self.B, self.readers = (
+            A.real.where(keep, 0.0),
+            B.real.where(keep[:, 0], 0.0),
+            C.real.where(keep, 0.0),
+        )
+        gramian = self.readers.mT @ self.readers
         power = self.A
         # 2⁴⁰ steps and more pass before the state of a mode at 1e-12 of the boundary is gone.
         for _ in range(64):
@@ -189,25 +199,27 @@ class DenseResponse(Response):
         self.roots = self.factor.square().sum(1).sqrt()
         steps = time_constant.clamp(max=2.0**60).where(usable, 1.0)
         self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])
+        self._squares = [self.A]
 
     def start(self) -> Tensor:
         return self.B[..., None]
 
     def states(self, lags: Tensor) -> Tensor:
-        return dense_states(DenseRealisation(self.A, self.B, self.C), lags)
+        return dense_states(DenseRealisation(self.A, self.B, self.readers), lags)
 
-    def advance(self, states: Tensor, bit: int) -> Tensor:
-        while len(self.squares) <= bit:
-            self.squares.append(self.squares[-1] @ self.squares[-1])
-        return self.squares[bit] @ states
+    def ladder(self, state: Tensor, exponent: int, count: int) -> Tensor:
+        while len(self._squares) <= exponent:
+            self._squares.append(self._squares[-1] @ self._squares[-1])
+        rungs = [self._squares[exponent] @ state]
+        while len(rungs) < count:
+            rungs.append(self._squares[exponent] @ rungs[-1])
+        return torch.cat(rungs, -1)
 
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        both = self.states(torch.cat([lags, lags + width]))
-        before, after = both.chunk(2, -1)
+        before, after = self.states(torch.cat([lags, lags + width])).chunk(2, -1)
         return before - after, before + after
 
-    def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
-        states = self.states(lags)
-        noise = torch.einsum("hcn,hnt->hct", self.C.abs(), states.abs()) * self.epsilon[..., None]
-        self.copies = self.C.shape[1]
-        return (self.C @ states).flatten(1), noise.flatten(1)
+
+def square_of(values: Tensor) -> Tensor:
+    """Return |z|²."""
+    return values.real.square() + values.imag.square() if values.is_complex() else values.square()

@@ -50,19 +50,19 @@ def channel_status(recurrence: Recurrence) -> Tensor:
     if layout == "dense":
         assert recurrence.dense is not None
         dense = recurrence.dense()
-        B, C = dense.input_matrix, dense.output_matrix
-        finite = dense.state_matrix.isfinite().flatten(1).all(1) & B.isfinite().all(1) & C.isfinite().all(-1).all(0)
-        strength = (B.abs().amax(1) * C.abs().amax(-1).amax(0))[:, None].expand(ell.shape)
+        A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
+        finite = A.isfinite().flatten(1).all(1) & B.isfinite().all(1) & C.isfinite().all(-1).all(0)
+        reaches = (B != 0).any(1, keepdim=True) & (C != 0).any(-1).any(0)[:, None]
     elif B is None or C is None:
         raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
     else:
-        strength = C.abs().amax(0) * (B.abs() if layout == "channels" else B.abs().amax(1))
-        strength = strength.expand(ell.shape)
-        finite = strength.isfinite().all(1)
+        if layout == "many inputs":
+            B = B.abs().amax(1)
+        reaches = ((C != 0).any(0) & (B != 0)).expand(ell.shape)
+        finite = (C.isfinite().all(0) & B.isfinite()).expand(ell.shape).all(1)
     # λ̄ = 0 is a rate of +inf: a mode that forgets at once.
     broken = ell.real.isnan() | ell.imag.isnan() | (ell.real == torch.inf)
     rate = -ell.real
-    reaches = strength > 0
     result = torch.zeros(len(ell), dtype=torch.uint8, device=ell.device)
     result[~reaches.any(1)] = Status.ZERO
     result[(reaches & (rate == 0)).any(1)] = Status.BOUNDARY
