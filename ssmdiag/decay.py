@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from enum import Enum
 
@@ -28,17 +29,28 @@ FEWEST_BINS = 6
 MODEL_ERROR_DB = 0.05
 """Residuals below this are the binned law's own error and the arithmetic's, not a difference between laws."""
 FLAT_DB = 0.1
-EXPONENTIAL_DB = 3.0
+EXPONENTIAL_DB = 1.5
 """Largest rms residual of an exponential: kernels oscillate, and the rms over a bin ripples with them."""
 EXPONENTIAL_DROP_DB = 10.0
+RATE_ERROR = 0.03
+"""Largest standard error of an exponential's rate, relative to it."""
+SAME_RATE = 0.05
+"""A truncated law whose rate is this near the exponential's differs by what an oscillation does to the first lags."""
+RIPPLED_BLOCKS = 10
+"""Fewest blocks from which an envelope that ripples by more than `POWER_DB` is read."""
 POWER_DB = 0.3
 """Largest rms residual of a power law: the best four exponentials over four decades leave more."""
+TRUNCATED_DB = 0.6
+"""Largest rms residual of a truncated power law, which claims less: layers of many channels come near it."""
 POWER_DECADES = 1.5
 """Decades of t + t₀ in the window."""
-SMALLEST_EXPONENT = 0.1
+SMALLEST_EXPONENT = 0.2
 CONTRAST = 2.0
 """How many times the residual of a law a rival of another kind must leave."""
-CHUNK = 8192
+CHUNK = 65536
+"""Channels at once on an accelerator."""
+CACHED = 32_000
+"""Numbers in an array at once on the CPU."""
 _SMALLEST = 1e-290
 
 
@@ -200,9 +212,16 @@ def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, 
         raise ValueError("edges must be two or more ascending lags, none negative")
     floor = torch.as_tensor(floor, dtype=torch.float64, device=mean_square.device).expand(mean_square.shape)
     comparison = _blank(edges, mean_square.shape[0], context)
-    for start in range(0, mean_square.shape[0], CHUNK):
-        chunk = slice(start, start + CHUNK)
+
+    def compare(start: int) -> None:
+        chunk = slice(start, start + size)
         _compare_chunk(edges, mean_square[chunk].double(), floor[chunk], comparison, start)
+
+    # Pieces that stay in a core's cache, each too small for torch to split: the pieces go to the cores instead.
+    size = CHUNK if mean_square.is_cuda else max(CACHED // (edges.numel() - 1), 1)
+    with ThreadPoolExecutor(1 if mean_square.is_cuda else torch.get_num_threads()) as pool:
+        for _ in pool.map(compare, range(0, mean_square.shape[0], size)):
+            pass
     return comparison
 
 
@@ -345,8 +364,11 @@ def _judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) -
     drop = NEPER_DB * rate.rate * span
     # A memory that stops at once is level up to there, but does not stay.
     is_flat = (profile.last == end) & (flat <= FLAT_DB) & (drop <= 4 * FLAT_DB)
+    same = (truncated.rate - rate.rate).abs() <= SAME_RATE * rate.rate
     exponential_wins = (
-        holds(exponential, 2)
+        (holds(exponential, 2) | (same & (cut > POWER_DB)))
+        & (rate.rate_error <= RATE_ERROR * rate.rate)
+        & ((blocks >= RIPPLED_BLOCKS) | (exponential <= POWER_DB))
         & (exponential <= EXPONENTIAL_DB)
         & (drop >= torch.clamp(8 * exponential, min=EXPONENTIAL_DROP_DB))
         & (power >= torch.clamp(CONTRAST * exponential, min=0.5))
@@ -365,18 +387,18 @@ def _judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) -
     power_drop = NEPER_DB * truncated.exponent * math.log(10) * decades(truncated)
     cut_drop = NEPER_DB * truncated.rate * span
     truncated_wins = (
-        (cut <= POWER_DB)
+        (cut <= TRUNCATED_DB)
         & ~holds(exponential, 2)
         & ~holds(power, 1)
         & (truncated.exponent >= SMALLEST_EXPONENT)
         & (decades(truncated) >= 1.0)
         & (power_drop >= 3.0)
         & (cut_drop >= 3.0)
-        & (torch.minimum(exponential, power) >= torch.clamp(CONTRAST * cut, min=0.3))
+        & (torch.minimum(exponential, power) >= torch.clamp(4 * cut, min=0.3))
     )
     law = torch.full_like(blocks, LAWS.index(Law.UNDETERMINED))
     status = torch.full_like(blocks, STATUSES.index(DecayStatus.INDISTINCT))
-    status[torch.minimum(exponential - EXPONENTIAL_DB, cut - POWER_DB) > 0] = STATUSES.index(DecayStatus.NO_LAW)
+    status[torch.minimum(exponential - EXPONENTIAL_DB, cut - TRUNCATED_DB) > 0] = STATUSES.index(DecayStatus.NO_LAW)
     for name, wins in (
         (Law.TRUNCATED, truncated_wins),
         (Law.POLYNOMIAL, polynomial_wins),
