@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,7 @@ def diagnose(
     families: Sequence[Family] | None = None,
     device: str = "cpu",
     context_length: int | None = None,
+    memory: bool = False,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Return the diagnosis of a checkpoint.
@@ -128,6 +129,9 @@ def diagnose(
         Families to look for; all known ones by default.
     context_length
         Steps of context; by default what config.json says.
+    memory
+        Also find each layer's horizon and decay law over the context, or over `memory.DEFAULT_CONTEXT`
+        steps where none is known. Seconds for thousands of channels.
     on_layer
         Called with (layers read, layers in all) after each layer.
 
@@ -139,6 +143,7 @@ def diagnose(
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
+    context = context_length or context_length_of(checkpoint.settings)
     layers: list[LayerDiagnosis] = []
     problems = [*checkpoint.problems, *found.problems]
     assumed: dict[tuple[str, ...], _Assumed] = {}
@@ -148,7 +153,9 @@ def diagnose(
         except LayerError as error:
             problems.append(error.sentence)
         else:
-            layers += [summarise(recurrence, layer.family.title) for recurrence in recurrences]
+            for recurrence in recurrences:
+                summary = summarise(recurrence, layer.family.title)
+                layers.append(_with_memory(summary, recurrence, context) if memory else summary)
             _collect_assumptions(assumed, layer, recurrences)
         if on_layer:
             on_layer(position, len(found.layers))
@@ -158,7 +165,7 @@ def diagnose(
         size=checkpoint.size,
         bytes_read=checkpoint.bytes_read,
         train_step=checkpoint.train_step,
-        context_length=context_length or context_length_of(checkpoint.settings),
+        context_length=context,
         layers=tuple(layers),
         alternatives=tuple(_alternative(entry) for entry in assumed.values()),
         problems=tuple(problems) + tuple(_missing_siblings(found)),
@@ -210,6 +217,13 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
     values = torch.cat([recurrence.half_life.flatten() for recurrence in recurrences])
     values = values[~values.isnan()]
     return float(values.max()) if values.numel() else None
+
+
+def _with_memory(summary: LayerDiagnosis, recurrence: Recurrence, context: int | None) -> LayerDiagnosis:
+    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory, summarise_memory
+
+    horizon, decay = summarise_memory(assess_memory(recurrence, context or DEFAULT_CONTEXT))
+    return replace(summary, horizon=horizon, decay=decay)
 
 
 def _missing_siblings(found: Recognition) -> list[str]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.decay import DecayComparison, compare_decay
+from ssmdiag.decay import ChannelDecay, DecayComparison, compare_decay
 from ssmdiag.energy import Horizon, band_energy, horizon
 from ssmdiag.powers import retention
+from ssmdiag.spectrum import Quantiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,28 @@ class LayerMemory:
     channels: DecayComparison
     whole: DecayComparison
     """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
+
+
+@dataclass(frozen=True)
+class LayerDecay:
+    """A layer's decay in plain numbers, for reports."""
+
+    counts: dict[str, int]
+    """Channels by law."""
+    whole: ChannelDecay
+    """The layer as one: its channels' summed energy."""
+    sentence: str
+
+
+def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]:
+    """Return the horizon over channels, in steps, and the decay of a layer.
+
+    A channel whose energy never runs out has an infinite horizon; channels without one are left out.
+    """
+    lags = memory.horizon.lags
+    counts = {law.value: count for law, count in memory.channels.counts().items()}
+    decay = LayerDecay(counts, memory.whole.channel(0), memory.whole.describe(0))
+    return Quantiles.of_sorted(lags[~lags.isnan()].sort().values), decay
 
 
 def profile(recurrence: Recurrence) -> Recurrence:

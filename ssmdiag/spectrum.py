@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ssmdiag.recurrence import Assumption, Recurrence
+
+if TYPE_CHECKING:
+    from ssmdiag.memory import LayerDecay
 
 BINS_PER_DECADE = 4
 FIRST_DECADE, LAST_DECADE = -1, 8
@@ -69,6 +73,10 @@ class LayerDiagnosis:
     assumptions: tuple[Assumption, ...]
     notes: tuple[str, ...]
     tensors: tuple[str, ...]
+    horizon: Quantiles | None = None
+    """Steps to 99 % of the energy, over channels; None where it was not asked for."""
+    decay: LayerDecay | None = None
+    """Laws of the channels and of the layer; None where they were not asked for."""
 
 
 def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:

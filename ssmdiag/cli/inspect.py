@@ -54,6 +54,9 @@ def inspect(
         Path | None,
         typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of a model ssmdiag does not know."),
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also horizon and decay law of every layer over the context; takes longer.")
+    ] = False,
     all_layers: Annotated[
         bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")
     ] = False,
@@ -81,7 +84,7 @@ def inspect(
         quiet=quiet,
         verbose=verbose,
     )
-    results = [_diagnose(path, assumptions, map_file, length, device, quiet) for path in paths]
+    results = [_diagnose(path, assumptions, map_file, length, memory, device, quiet) for path in paths]
     shown = [result for result in results if format is not Format.text or not _failed(result)]
     if shown:
         terminal.emit(render(shown, format, settings), output)
@@ -92,7 +95,13 @@ def inspect(
 
 
 def _diagnose(
-    path: Path, assume: dict[str, str], map_file: Path | None, length: int | None, device: Device, quiet: bool
+    path: Path,
+    assume: dict[str, str],
+    map_file: Path | None,
+    length: int | None,
+    memory: bool,
+    device: Device,
+    quiet: bool,
 ) -> Diagnosis | Failure:
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import diagnose
@@ -107,6 +116,7 @@ def _diagnose(
             families=families,
             device=choose_device(device),
             context_length=length,
+            memory=memory,
             on_layer=progress.update,
         )
     except AssumptionError:

@@ -50,6 +50,17 @@ class Row:
         return min((layer.margin for layer in self.layers if layer.margin is not None), default=None)
 
     @property
+    def longest_horizon(self) -> float | None:
+        """Longest horizon of any channel, in steps."""
+        return max((layer.horizon.max for layer in self.layers if layer.horizon), default=None)
+
+    @property
+    def law(self) -> str:
+        """Decay law of the layers, `mixed` where they differ."""
+        laws = {layer.decay.whole.law.value for layer in self.layers if layer.decay}
+        return laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
+
+    @property
     def histogram(self) -> tuple[int, ...]:
         return tuple(sum(counts) for counts in zip(*(layer.histogram for layer in self.layers), strict=True))
 

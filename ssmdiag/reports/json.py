@@ -12,6 +12,7 @@ from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.memory import LayerDecay
     from ssmdiag.spectrum import LayerDiagnosis
 
 SCHEMA_VERSION = 1
@@ -85,9 +86,28 @@ def _layer(layer: LayerDiagnosis) -> dict[str, Any]:
         "assumptions": {a.option: {"value": a.value, "source": a.source} for a in layer.assumptions},
         "tensors": layer.tensors,
         "notes": layer.notes,
-        "horizon": None,
-        "decay": None,
+        "horizon": layer.horizon and asdict(layer.horizon),
+        "decay": layer.decay and decay_document(layer.decay),
         "capacity": None,
+    }
+
+
+def decay_document(decay: LayerDecay) -> dict[str, Any]:
+    """Return the laws of a layer's channels and of the layer as one."""
+    whole = decay.whole
+    return {
+        "channels": decay.counts,
+        "layer": {
+            "law": whole.law.value,
+            "status": whole.status.value,
+            "exponent": whole.exponent,
+            "exponent_error": whole.exponent_error,
+            "rate": whole.rate,
+            "rate_error": whole.rate_error,
+            "offset": whole.offset,
+            "residual_db": whole.residual_db and {law.value: dB for law, dB in whole.residual_db.items()},
+            "window": whole.window,
+        },
     }
 
 

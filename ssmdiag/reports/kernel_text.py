@@ -7,8 +7,9 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.decay import LAWS, Law
+from ssmdiag.memory import summarise_memory
 from ssmdiag.reports import words
-from ssmdiag.reports.json import SCHEMA_VERSION, plain
+from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
 from ssmdiag.reports.pictures import decay_panels
 from ssmdiag.status import Status
 
@@ -65,7 +66,6 @@ def horizons(memory: LayerMemory) -> str:
 
 def document(memory: LayerMemory, *, path: str, channel: int | None) -> dict[str, Any]:
     """Return the same as plain data."""
-    whole = memory.whole.channel(0)
     lags = memory.horizon.lags
     return plain(
         {
@@ -77,20 +77,7 @@ def document(memory: LayerMemory, *, path: str, channel: int | None) -> dict[str
             "profile": "kernel" if memory.is_kernel else "retention",
             "context_length": memory.context,
             "horizon": [None if math.isnan(value) else value for value in lags.tolist()],
-            "decay": {
-                "channels": {law.value: count for law, count in memory.channels.counts().items()},
-                "layer": {
-                    "law": whole.law.value,
-                    "status": whole.status.value,
-                    "exponent": whole.exponent,
-                    "exponent_error": whole.exponent_error,
-                    "rate": whole.rate,
-                    "rate_error": whole.rate_error,
-                    "offset": whole.offset,
-                    "residual_db": whole.residual_db and {law.value: dB for law, dB in whole.residual_db.items()},
-                    "window": whole.window,
-                },
-            },
+            "decay": decay_document(summarise_memory(memory)[1]),
             "lags": memory.edges.tolist(),
             "mean_square": memory.mean_square.nansum(0).tolist(),
         }

@@ -51,7 +51,7 @@ def report(diagnosis: Diagnosis, settings: Settings) -> str:
         out.print(_table(diagnosis, rows, settings))
         if settings.plots:
             _pictures(out, diagnosis, rows, settings)
-        remarks = list(_remarks(diagnosis, labels, settings))
+        remarks = [*_laws(diagnosis, rows), *_remarks(diagnosis, labels, settings)]
         if remarks:
             out.print()
         for remark in remarks:
@@ -74,8 +74,9 @@ def _header(diagnosis: Diagnosis) -> str:
 
 def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Table:
     several = len({row.first.title for row in rows}) > 1
-    # At 80 columns the family column costs the time constant its place; the strip below still shows it.
-    wide = settings.width >= 100 or not several
+    # At 80 columns the family and the law cost others their place; the strip below still shows the time constants.
+    memory = any(row.first.decay for row in rows)
+    wide = settings.width >= 100 or not (several or memory)
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
     table.add_column("layer", no_wrap=True, overflow="fold")
     if several:
@@ -86,7 +87,11 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
     if wide:
         table.add_column(f"{'τ' if settings.unicode else 'tau'} steps\nslowest", justify="right", no_wrap=True)
     table.add_column("margin\n1−|λ̄|" if settings.unicode else "margin\n1-|l|", justify="right", no_wrap=True)
-    table.add_column("stored", no_wrap=True)
+    if memory:
+        table.add_column("horizon\nlongest", justify="right", no_wrap=True)
+        table.add_column("law", no_wrap=True)
+    if wide or not memory:
+        table.add_column("stored", no_wrap=True)
     table.add_column("decay", no_wrap=True)
     if settings.verbose:
         table.add_column("module", overflow="fold")
@@ -102,12 +107,29 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
         ]
         if wide:
             cells.append(words.steps(row.longest_time_constant))
-        cells += [words.margin(row.margin), SHORT_DTYPES.get(first.dtype, first.dtype)]
+        cells.append(words.margin(row.margin))
+        cells += [words.steps(row.longest_horizon), row.law] if memory else []
+        cells += [SHORT_DTYPES.get(first.dtype, first.dtype)] if wide or not memory else []
         cells.append(("exact" if first.time_invariant else "nominal") + _broken(row))
         if settings.verbose:
             cells.append(first.name)
         table.add_row(*(Text(cell) for cell in cells), style="red" if _broken(row) else "")
     return table
+
+
+def _laws(diagnosis: Diagnosis, rows: Sequence[Row]) -> Iterable[str]:
+    """Say how each row's slowest layer forgets, and over which lags."""
+    from ssmdiag.memory import DEFAULT_CONTEXT
+
+    if any(row.first.decay for row in rows) and diagnosis.context_length is None:
+        yield f"laws are looked for over {DEFAULT_CONTEXT:,} steps, as the context is unknown: --length sets it"
+    for row in rows:
+        known = [layer for layer in row.layers if layer.decay]
+        if known:
+            slowest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
+            assert slowest.decay is not None
+            one = "" if len(row.layers) == 1 else ", its slowest"
+            yield f"layer {row.label}{one}: {slowest.decay.sentence}"
 
 
 def _broken(row: Row) -> str:

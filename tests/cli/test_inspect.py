@@ -67,6 +67,20 @@ def test_length_sets_the_context(run, mamba: Path) -> None:
     assert "the context is unknown" in run("inspect", mamba)[1].replace("\n", " ")
 
 
+def test_memory_adds_horizon_and_law_to_the_table_and_to_json(run, mamba: Path) -> None:
+    code, out, _ = run("inspect", mamba, "--memory", "--length", 512, "--no-plots")
+    assert code == 0
+    assert "horizon" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "over lags 0 to 511" in out.replace("\n", " ").replace("   ", "")
+    (first, *_) = json.loads(run("inspect", mamba, "--memory", "--length", 512, "-f", "json")[1])["layers"]
+    assert first["horizon"]["min"] >= 1
+    assert sum(first["decay"]["channels"].values()) == first["channels"]
+    assert first["decay"]["layer"]["window"] == [0, 511]
+    (plain, *_) = json.loads(run("inspect", mamba, "-f", "json")[1])["layers"]
+    assert (plain["horizon"], plain["decay"]) == (None, None)
+
+
 def test_one_bad_path_does_not_hide_the_others(run, mamba: Path, tmp_path: Path) -> None:
     code, out, err = run("inspect", tmp_path / "mamba.safetensor", mamba)
     assert code == 2
