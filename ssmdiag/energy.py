@@ -95,7 +95,7 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
 
 
 def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
-    """Return H_q, (channel,), exact to the step, by deciding the digits of τ in base 4 from the highest down.
+    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it.
 
     Raises ValueError where B or C is absent, or `share` is not between 0 and 1.
     """
@@ -106,19 +106,13 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
     status = channel_status(recurrence)
     lags = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
     for chunk, response in responses(recurrence, status, 1):
-        state = response.start()
-        total, unsure = _energy(response, state)
+        total, unsure = _energy(response, response.start())
         unknown = unsure > UNSURE * total
         target = (1 - share) * total
-        passed = torch.zeros_like(total)
-        for exponent in reversed(range(0, max_lag.bit_length(), 2)):
-            further = response.ladder(state, exponent, 3)
-            count = (response.energy(further) > target).sum(1, keepdim=True)
-            state = torch.cat([state, further], -1).gather(2, count[:, None].expand(-1, state.shape[1], 1))
-            passed += count * 2.0**exponent
+        last, state = response.last_above(target, max_lag)
         _, unsure = _energy(response, state)
         unknown = (unknown | (unsure > UNSURE * target))[:, 0]
-        lags[chunk] = passed[:, 0] + 1
+        lags[chunk] = last[:, 0] + 1
         usable = status[chunk] == Status.KNOWN
         status[chunk] = torch.where(usable & (lags[chunk] > max_lag), Status.BEYOND, status[chunk])
         status[chunk] = torch.where(usable & unknown, Status.CANCELLED, status[chunk])

@@ -22,19 +22,19 @@ def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
 
     Real ℓ (a real dtype) stands for real positive λ̄ and gives a real factor.
     """
-    ell = log_eigenvalues
-    channels, modes = ell.shape
-    factor = ell.new_zeros(channels, modes, modes)
+    # Modes first: slices of them are then contiguous.
+    ell = log_eigenvalues.T.contiguous()
+    factor = ell.new_zeros(len(ell), *ell.shape)
     gain = (-(2 * ell.real).expm1()).sqrt()
     decay = ell.exp()
     product = torch.ones_like(ell)
-    for k in range(modes):
-        pivot = ell[:, k : k + 1]
-        distance = -_expm1(ell[:, k:] + pivot.conj())
-        factor[:, k, k:] = gain[:, k : k + 1] * product / distance
+    for k in range(len(ell)):
+        distance = -_expm1(ell[k:] + ell[k].conj())
+        product = product / distance
+        torch.mul(product, gain[k], out=factor[k, k:])
         # Slowest first keeps the exponent from overflowing where λ̄_n is zero.
-        product = product[:, 1:] * (decay[:, k : k + 1] * _expm1(ell[:, k + 1 :] - pivot)) / distance[:, 1:]
-    return factor
+        product = product[1:] * (_expm1(ell[k + 1 :] - ell[k]) * decay[k])
+    return factor.permute(2, 0, 1).contiguous()
 
 
 def _expm1(z: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import Recurrence
 
-WORKING_SET = 2 * 2**20
+WORKING_SET = 4 * 2**20
 EPSILON = 2.0**-53
+LEAST = -350.0
+"""Logarithm of the amplitude below which a mode counts as gone."""
 
 
 def responses(recurrence: Recurrence, status: Tensor, lags: int) -> Iterator[tuple[slice, Response]]:
@@ -131,18 +133,43 @@ class Response:
         return torch.ones_like(self.ell)[..., None]
 
     def states(self, lags: Tensor) -> Tensor:
-        """Return the states at any lags, (channel, mode, lag)."""
+        """Return the states at any lags, (channel, mode, lag); lags may differ between channels."""
         if self.ell.is_complex():
             return powers(self.ell[..., None], lags)
-        return (self.ell[..., None] * lags).exp_()
+        # Exponentials that underflow take twenty times as long, so they are not taken; their squares are zero anyway.
+        return torch.threshold_((self.ell[..., None] * lags).clamp_(min=LEAST).exp_(), math.exp(LEAST), 0.0)
 
-    def ladder(self, state: Tensor, exponent: int, count: int) -> Tensor:
-        """Return the states 1, 2, … count times 2^exponent steps later, (channel, mode, count)."""
-        step = self.states(self.ell.real.new_full((1,), 2.0**exponent))
-        rungs = [state * step]
-        while len(rungs) < count:
-            rungs.append(rungs[-1] * step)
-        return torch.cat(rungs, -1)
+    def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
+        """Return the last lag up to `max_lag` with more energy than `target`, both (channel, 1), and the states there.
+
+        A bracket that each round cuts at three lags: at its quarters at first, then where log E, nearly straight
+        by then, passes the target. Eight rounds settle a horizon of 10³ or of 10⁹.
+        """
+        start = self.start()
+        # No energy decays slower than the slowest mode: E(τ) ≤ (Σ_n |F_n|)² e^{−2rτ}.
+        bound = (self.roots.sum(1, keepdim=True).square() / target).log() / (-2 * self.ell.real[:, :1])
+        lags = torch.cat([torch.zeros_like(target), (bound.ceil() + 1).clamp(1, max_lag + 1)], 1)
+        level = (self.energy(start) / target).log()
+        levels = torch.cat([level, -level], 1)
+        quarters = torch.tensor([[0.25, 0.5, 0.75]], dtype=target.dtype, device=target.device)
+        for turn in range(200):
+            low, high = lags[:, :1], lags[:, 1:]
+            width = high - low
+            if bool((width <= 1).all()):
+                break
+            if turn < 3 or turn % 3 == 2:
+                ahead = low + width * quarters
+            else:
+                middle = low + width * levels[:, :1] / (levels[:, :1] - levels[:, 1:])
+                reach = (width.square() / (2 * high)).clamp(min=1)
+                ahead = torch.cat([middle - reach, middle, middle + reach + 1], 1)
+            ahead = torch.minimum(torch.maximum(ahead.floor(), low + 1), high - 1)
+            found = (self.energy(self.states(ahead[:, None])) / target).log().clamp(min=-700)
+            above = (found > 0).sum(1, keepdim=True)
+            pick = torch.cat([above, above + 1], 1)
+            lags = torch.cat([low, ahead, high], 1).gather(1, pick)
+            levels = torch.cat([levels[:, :1], found, levels[:, 1:]], 1).gather(1, pick)
+        return lags[:, :1], self.states(lags[:, None, :1])
 
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Return the differences and the sums of the states at `lags` and `width` later."""
@@ -199,7 +226,6 @@ class DenseResponse(Response):
         self.roots = self.factor.square().sum(1).sqrt()
         steps = time_constant.clamp(max=2.0**60).where(usable, 1.0)
         self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])
-        self._squares = [self.A]
 
     def start(self) -> Tensor:
         return self.B[..., None]
@@ -207,13 +233,17 @@ class DenseResponse(Response):
     def states(self, lags: Tensor) -> Tensor:
         return dense_states(DenseRealisation(self.A, self.B, self.readers), lags)
 
-    def ladder(self, state: Tensor, exponent: int, count: int) -> Tensor:
-        while len(self._squares) <= exponent:
-            self._squares.append(self._squares[-1] @ self._squares[-1])
-        rungs = [self._squares[exponent] @ state]
-        while len(rungs) < count:
-            rungs.append(self._squares[exponent] @ rungs[-1])
-        return torch.cat(rungs, -1)
+    def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
+        squares = [self.A]
+        while len(squares) < max_lag.bit_length():
+            squares.append(squares[-1] @ squares[-1])
+        lags, state = torch.zeros_like(target), self.start()
+        for bit in reversed(range(len(squares))):
+            further = squares[bit] @ state
+            above = self.energy(further) > target
+            state = torch.where(above[:, None], further, state)
+            lags += above * 2.0**bit
+        return lags, state
 
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         before, after = self.states(torch.cat([lags, lags + width])).chunk(2, -1)
