@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from enum import Enum
 
@@ -47,10 +46,7 @@ POWER_DECADES = 1.5
 SMALLEST_EXPONENT = 0.2
 CONTRAST = 2.0
 """How many times the residual of a law a rival of another kind must leave."""
-CHUNK = 65536
-"""Channels at once on an accelerator."""
-CACHED = 32_000
-"""Numbers in an array at once on the CPU."""
+CHUNK = 16384
 _SMALLEST = 1e-290
 
 
@@ -212,16 +208,9 @@ def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, 
         raise ValueError("edges must be two or more ascending lags, none negative")
     floor = torch.as_tensor(floor, dtype=torch.float64, device=mean_square.device).expand(mean_square.shape)
     comparison = _blank(edges, mean_square.shape[0], context)
-
-    def compare(start: int) -> None:
-        chunk = slice(start, start + size)
+    for start in range(0, mean_square.shape[0], CHUNK):
+        chunk = slice(start, start + CHUNK)
         _compare_chunk(edges, mean_square[chunk].double(), floor[chunk], comparison, start)
-
-    # Pieces that stay in a core's cache, each too small for torch to split: the pieces go to the cores instead.
-    size = CHUNK if mean_square.is_cuda else max(CACHED // (edges.numel() - 1), 1)
-    with ThreadPoolExecutor(1 if mean_square.is_cuda else torch.get_num_threads()) as pool:
-        for _ in pool.map(compare, range(0, mean_square.shape[0], size)):
-            pass
     return comparison
 
 

@@ -14,7 +14,8 @@ Exact for an exponential whatever the width of the bin; for a power law the erro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -26,8 +27,12 @@ SHORTEST_OFFSET = 0.25
 OFFSET_SHARE = 10.0
 """t₀ is at most a tenth of the last lag: a power law whose bend lies beyond is any smooth curve."""
 ROUNDS = 4
+SLICE = 2048
+"""Channels fitted together."""
 CONVERGED = 0.05
 """A step that lowers the mean squared residual by less than this share was the last."""
+EXPLAINED = 1e-3
+"""Rms residual, nats, at which a law is all there is: 0.01 dB."""
 NEGLIGIBLE = 1e-11
 """Mean squared residual, nats², below which no step is taken: 0.00003 dB."""
 PARAMETERS = {
@@ -38,7 +43,6 @@ PARAMETERS = {
 }
 """What each law leaves free, beside its amplitude."""
 _NAMES = ("exponent", "rate", "offset")
-_ONE = torch.ones((), dtype=torch.float64)
 _TINY = 1e-300
 
 
@@ -80,8 +84,22 @@ class Profile:
             pooled=own,
         )
         # Dividing and taking roots again would cost as much as a step saves.
-        vars(part).update(share=self.share[channels], root_share=self.root_share[channels])
+        if "share" in vars(self):
+            vars(part).update(share=self.share[channels], root_share=self.root_share[channels])
         return part
+
+    def cut(self, blocks: int) -> Profile:
+        """Return the profile without the blocks from `blocks` on, in float32 for the steps.
+
+        Laws are taken in logarithms, where float32 is good to a millionth of a neper; a thousandth is asked for.
+        """
+        return replace(
+            self,
+            lag=self.lag[:, :blocks].float().contiguous(),
+            width=self.width[:, :blocks].float().contiguous(),
+            log_rms=self.log_rms[:, :blocks].float().contiguous(),
+            weight=self.weight[:, :blocks].float().contiguous(),
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,9 @@ class LawFit:
     """Standard errors from the residual and the curvature in all free parameters at once; 0 where not free."""
 
 
+_FIELDS = tuple(field.name for field in fields(LawFit))
+
+
 def fit_laws(profile: Profile, edges: Tensor) -> dict[str, LawFit]:
     """Return the flat, exponential, polynomial and truncated fit of every channel.
 
@@ -110,13 +131,33 @@ def fit_laws(profile: Profile, edges: Tensor) -> dict[str, LawFit]:
     matrix products. Gauss–Newton steps on the binned law start from its best point.
     """
     starts = _grid(profile, edges)
-    fits = {law: _refine(profile, starts[law], free) for law, free in PARAMETERS.items()}
-    # The family is nested: where a smaller law ended lower, it is the truncated law's best as well.
-    best = fits["truncated"]
-    for smaller in (fits["exponential"], fits["polynomial"]):
-        lower = smaller.residual < best.residual
-        best = LawFit(**{name: torch.where(lower, getattr(smaller, name), value) for name, value in vars(best).items()})
-    return fits | {"truncated": best}
+    # Channels with windows of one length together: what is outside all of them is not computed.
+    used = (profile.weight > 0).sum(1)
+    order = used.argsort()
+    parts = []
+    for rows in order.split(SLICE):
+        part = profile.at(rows).cut(max(int(used[rows[-1]]), 1))
+        fits = {law: _refine(part, starts[law][rows], free) for law, free in PARAMETERS.items() if law != "truncated"}
+        parts.append(fits | {"truncated": _largest(part, starts["truncated"][rows], fits)})
+    back = order.argsort()
+    return {
+        law: LawFit(**{name: torch.cat([vars(part[law])[name] for part in parts])[back] for name in _FIELDS})
+        for law in PARAMETERS
+    }
+
+
+def _largest(profile: Profile, start: Tensor, fits: Mapping[str, LawFit]) -> LawFit:
+    """Return the truncated fit, never worse than the exponential or polynomial one nested in it."""
+    names = {name: vars(fits["polynomial"])[name].clone() for name in _FIELDS}
+    lower = fits["exponential"].residual < names["residual"]
+    names = {name: torch.where(lower, vars(fits["exponential"])[name], value) for name, value in names.items()}
+    # Where one of them leaves nothing to explain, a further parameter has nothing to do.
+    left = (names["residual"] > EXPLAINED).nonzero()[:, 0]
+    fit = _refine(profile.at(left), start[left], PARAMETERS["truncated"])
+    better = fit.residual < names["residual"][left]
+    for name, value in names.items():
+        value[left[better]] = vars(fit)[name][better]
+    return LawFit(**names)
 
 
 def _grid(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
@@ -208,7 +249,8 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...]) -> LawFit:
         go = (new[:, 0] < now[:, 0] * (1 - CONVERGED)) & (new[:, 0] > NEGLIGIBLE) | ~better & (damp < 0.5)
         if not bool(go.any()):
             break
-        active, part = active[go], part.at(go)
+        if not bool(go.all()):
+            active, part = active[go], part.at(go)
     errors = _errors(profile, moments, order) if free else torch.zeros_like(kept)
     offset = kept[:, 2].exp()
     return LawFit(
@@ -250,18 +292,22 @@ def _moments(profile: Profile, state: Tensor, free: tuple[str, ...]) -> Tensor:
     Mean squared residual, amplitude, mean product of neighbouring residuals, Jᵀr and JᵀJ by rows.
     """
     scale = profile.last.clamp(min=1)[:, None]
-    law, columns = binned_law(profile.lag, profile.width, state[:, :1], state[:, 1:2] / scale, state[:, 2:].exp(), free)
+    exponent, rate, offset = (state[:, :1], state[:, 1:2] / scale, state[:, 2:].exp())
+    law, columns = binned_law(profile.lag, profile.width, exponent.float(), rate.float(), offset.float(), free)
     rows = torch.stack([profile.log_rms - law, *columns], 1)
     shared = rows * profile.share[:, None]
     means = shared.sum(2)
-    products = shared @ rows.mT - means[:, :, None] * means[:, None]
-    centred = (rows[:, 0] - means[:, :1]) * profile.root_share
-    neighbours = (centred[:, 1:] * centred[:, :-1]).sum(1)
+    products = (shared @ rows.mT).double()
+    centred = (rows[:, 0] - means[:, :1]).mul_(profile.root_share)
+    neighbours = (centred[:, 1:] * centred[:, :-1]).sum(1).double()
+    squares = (centred * centred).sum(1).double()
+    means = means.double()
+    products -= means[:, :, None] * means[:, None]
     if "rate" in free:
         row = 1 + free.index("rate")
         products[:, row] /= scale
         products[:, :, row] /= scale
-    head = torch.stack([products[:, 0, 0].clamp(min=0), means[:, 0], neighbours], 1)
+    head = torch.stack([squares, means[:, 0], neighbours], 1)
     return torch.cat([head, products[:, 1:].flatten(1)], 1)
 
 
@@ -279,18 +325,20 @@ def binned_law(
     All broadcast, the parameters as (channel, 1) against (channel, block). Derivatives are by p, β and log t₀,
     those in `free`; without p among them the law is taken as exponential.
     """
+    # A slope of nothing over the whole window; 0 itself would divide by 0.
+    least = 1e-3 / (lag[:, -1:] + 1)
     if "exponent" not in free:
-        bend, by_slope = _bin_average(rate.clamp(min=1e-9), width)
+        bend, by_slope = _bin_average(torch.maximum(rate, least), width)
         return bend - rate * lag, [by_slope - lag] if free else []
     # Two points one standard deviation either side of the mean average any cubic over the block exactly.
     spread = ((width * width - 1) / 12).sqrt()
     half = 0.5 / spread.clamp(min=0.1)
     inverse = 1 / offset
-    above, below = torch.addcmul(_ONE, lag + spread, inverse), torch.addcmul(_ONE, (lag - spread).clamp(min=0), inverse)
+    above, below = (lag + spread).mul(inverse).add_(1), (lag - spread).clamp(min=0).mul(inverse).add_(1)
     log_above, log_below = above.log(), below.log()
     mean, line = (log_above + log_below).mul_(0.5), (log_above - log_below).mul_(half)
     if "rate" in free or width.shape[0] > 1:
-        slope = torch.addcmul(rate, exponent, line).clamp_(min=1e-9)
+        slope = torch.maximum(torch.addcmul(rate, exponent, line), least)
         bend, by_slope = _bin_average(slope, width)
     else:
         bend, by_slope = _gentle_average(exponent * line, width)
@@ -315,10 +363,12 @@ def _bin_average(slope: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gentle_average(slope: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same by the series of log(sinh x / x), enough for γw up to 1.5: a power law over a log-spaced bin."""
-    squared = slope.minimum(1.5 / width).square_()
-    second, fourth, sixth = (width**2 - 1) / 12, (1 - width**4) / 360, (width**6 - 1) / 5670
+    inverse = width**-2
+    product = (slope * width).clamp_(max=1.5)
+    squared = product * product
+    second, fourth, sixth = (1 - inverse) / 12, (inverse**2 - 1) / 360, (1 - inverse**3) / 5670
     bend = torch.addcmul(fourth, squared, sixth).mul_(squared).add_(second).mul_(squared)
-    by_slope = torch.addcmul(4 * fourth, squared, 6 * sixth).mul_(squared).add_(2 * second).mul_(slope)
+    by_slope = torch.addcmul(4 * fourth, squared, 6 * sixth).mul_(squared).add_(2 * second).mul_(product).mul_(width)
     return bend, by_slope
 
 
