@@ -292,17 +292,16 @@ class _DensePart(_Part):
 def _power_table(ell: Tensor, count: int, stride: int, weights: Tensor | None = None) -> Tensor:
     """Return λ̄^{stride·k} for k < count, times weights (channel, copy, mode), as (channel, copy · k, (mode, re/im)).
 
-    Two short tables of exact powers and one product of them: no error builds up, and few exponentials are taken.
+    A table is doubled by the power that its length stands for. Those powers are exact, each by itself, so that
+    an entry is a product of as many as k has binary digits, and few exponentials are taken.
     """
-    fine = 2 ** round(math.log2(count) / 2)
-    coarse = -(-count // fine)
-    steps = torch.arange(max(fine, coarse), dtype=torch.float64, device=ell.device)[:, None]
-    ones = powers(ell[:, None], steps[:fine] * stride)
-    jumps = powers(ell[:, None], steps[:coarse] * (stride * fine))[:, None]
-    if weights is not None:
-        jumps = jumps * weights[:, :, None]
-    table = (jumps[..., None, :] * ones[:, None, None]).flatten(2, 3)[:, :, :count]
-    return torch.view_as_real(table).flatten(-2).flatten(1, 2)
+    lengths = [0, *(2**digit for digit in range((count - 1).bit_length()))]
+    lags = torch.tensor(lengths, dtype=torch.float64, device=ell.device) * stride
+    start, *jumps = powers(ell[:, None], lags[:, None])[:, None].split(1, 2)  # lag 0 shows where ℓ is NaN
+    table = start if weights is None else start * weights[:, :, None]
+    for jump in jumps:
+        table = torch.cat([table, table * jump], 2)
+    return torch.view_as_real(table[:, :, :count]).flatten(-2).flatten(1, 2)
 
 
 def _product(rows: Tensor, columns: Tensor, dtype: torch.dtype, out: Tensor) -> None:
