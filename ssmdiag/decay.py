@@ -11,7 +11,8 @@ leave a residual small enough that no handful of exponentials is behind it, over
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from enum import Enum
 
@@ -46,7 +47,7 @@ POWER_DECADES = 1.5
 SMALLEST_EXPONENT = 0.2
 CONTRAST = 2.0
 """How many times the residual of a law a rival of another kind must leave."""
-CHUNK = 16384
+CHUNK = 8192
 _SMALLEST = 1e-290
 
 
@@ -208,10 +209,31 @@ def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, 
         raise ValueError("edges must be two or more ascending lags, none negative")
     floor = torch.as_tensor(floor, dtype=torch.float64, device=mean_square.device).expand(mean_square.shape)
     comparison = _blank(edges, mean_square.shape[0], context)
-    for start in range(0, mean_square.shape[0], CHUNK):
+
+    def compare(start: int) -> None:
         chunk = slice(start, start + CHUNK)
         _compare_chunk(edges, mean_square[chunk].double(), floor[chunk], comparison, start)
+
+    _share_out(compare, range(0, mean_square.shape[0], CHUNK), 1 if mean_square.is_cuda else torch.get_num_threads())
     return comparison
+
+
+def _share_out(work: Callable[[int], None], pieces: Sequence[int], threads: int) -> None:
+    """Do the pieces on as many cores as torch uses: a piece to a core, which torch then does not split.
+
+    Split between cores, operations as small as these spend half their time waiting for each other.
+    """
+    if threads == 1 or len(pieces) < 2:
+        for piece in pieces:
+            work(piece)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, pieces):
+                pass
+    finally:
+        # The number is each thread's own, but new threads start with the one set last.
+        torch.set_num_threads(threads)
 
 
 def _blank(edges: Tensor, channels: int, context: int) -> DecayComparison:
@@ -231,9 +253,12 @@ def _blank(edges: Tensor, channels: int, context: int) -> DecayComparison:
 def _compare_chunk(edges: Tensor, mean_square: Tensor, floor: Tensor, comparison: DecayComparison, start: int) -> None:
     """Write the laws of channels `start` onwards into the comparison."""
     status = comparison.status[start : start + mean_square.shape[0]]
-    broken = ~(mean_square.isfinite() & floor.isfinite()).all(1)
+    # One sum tells whether anything in a row is not finite.
+    broken = ~(mean_square.sum(1) + floor.sum(1)).isfinite()
     # An infinity with nothing undefined beside it is a kernel that outgrew the numbers.
-    overflow = broken & ~(mean_square.isnan() | ~floor.isfinite()).any(1) & mean_square[:, 0].isfinite()
+    overflow = broken.clone()
+    overflow[broken] &= ~(mean_square[broken].isnan() | ~floor[broken].isfinite()).any(1)
+    overflow[broken] &= mean_square[broken, 0].isfinite()
     zero = ~broken & (mean_square <= NOISE_MARGIN * floor).all(1)
     rising = _grows(edges, mean_square)
     for mark, where in (

@@ -209,6 +209,23 @@ def test_one_broken_channel_among_thousands_leaves_the_others_as_they_were() -> 
     assert torch.allclose(found[keep], rate[keep, 0], rtol=1e-5)
 
 
+def test_channels_shared_between_cores_are_the_channels_done_in_one_and_torch_keeps_its_threads() -> None:
+    edges = torch.from_numpy(log_spaced_edges(500)).long()
+    rate = torch.linspace(0.01, 0.1, 9000, dtype=torch.float64)[:, None]
+    profile = torch.exp(-2 * rate * edges[:-1])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = compare_decay(edges, profile, 0.0, context=500)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        one = compare_decay(edges, profile, 0.0, context=500)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one.law, two.law)
+    assert torch.allclose(one.fits[Law.EXPONENTIAL].rate, two.fits[Law.EXPONENTIAL].rate, rtol=1e-5)
+
+
 def test_context_of_one_lag_says_so() -> None:
     comparison = compare_decay(torch.tensor([0, 1]), torch.ones(2, 1, dtype=torch.float64), 0.0, context=1)
     assert STATUSES[int(comparison.status[0])] is DecayStatus.SHORT_CONTEXT
