@@ -23,8 +23,11 @@ _WHERE = {
     "Recurrence": "ssmdiag.recurrence",
     "Spelling": "ssmdiag.families",
     "SsmdiagError": "ssmdiag.errors",
+    "assess_memory": "ssmdiag.memory",
+    "compute_kernel": "ssmdiag.kernel",
     "diagnose": "ssmdiag.diagnosis",
     "extract_recurrences": "ssmdiag.diagnosis",
+    "horizon": "ssmdiag.energy",
     "known_families": "ssmdiag.families",
     "read_checkpoint": "ssmdiag.checkpoint",
     "recognise": "ssmdiag.families.recognition",
@@ -38,12 +41,15 @@ if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis as Diagnosis
     from ssmdiag.diagnosis import diagnose as diagnose
     from ssmdiag.diagnosis import extract_recurrences as extract_recurrences
+    from ssmdiag.energy import horizon as horizon
     from ssmdiag.errors import SsmdiagError as SsmdiagError
     from ssmdiag.families import Family as Family
     from ssmdiag.families import Option as Option
     from ssmdiag.families import Spelling as Spelling
     from ssmdiag.families import known_families as known_families
     from ssmdiag.families.recognition import recognise as recognise
+    from ssmdiag.kernel import compute_kernel as compute_kernel
+    from ssmdiag.memory import assess_memory as assess_memory
     from ssmdiag.recurrence import Recurrence as Recurrence
 
 
