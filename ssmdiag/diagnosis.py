@@ -18,18 +18,27 @@ from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.errors import LayerError
 from ssmdiag.families.recognition import Recognition, recognise
+from ssmdiag.finding import SEVERITIES, Finding
 from ssmdiag.recurrence import Assumption, Recurrence
+from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence
+from ssmdiag.rules.selection import select_rules
 from ssmdiag.spectrum import LayerDiagnosis, summarise
 
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family
     from ssmdiag.families.layer import Layer
+    from ssmdiag.memory import LayerMemory
+    from ssmdiag.rules.selection import Selection
 
 CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",
     "n_ctx", "context_length", "model_max_length", "l_max", "ctx_len", "block_size",
 )  # fmt: skip
 """Settings that give the context length, in the order they are looked for."""
+
+
+MOST_CHANNELS = 256
+"""Channels of a layer whose horizon and law are found unless all are asked for: a second for 64 layers."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +54,6 @@ class Alternative:
     """Its longest half-life as read, in steps."""
     others: tuple[tuple[str, float | None], ...]
     """(other value, longest half-life under it); None where it cannot be computed."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, with the evidence and what to do. Rules produce them."""
-
-    code: str
-    severity: str
-    layer: str | None
-    count: int
-    value: float | None
-    threshold: float | None
-    message: str
-    advice: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,9 @@ class Diagnosis:
     notes: tuple[str, ...]
     unrecognised: tuple[str, ...]
     findings: tuple[Finding, ...]
+    """Worst first, then by code, then by layer."""
+    rules: tuple[str, ...]
+    """Codes of the rules that were run."""
     device: str
     seconds: float
     ssmdiag_version: str = __version__
@@ -87,9 +85,7 @@ class Diagnosis:
         """Return 2 if part of the recurrence could not be read, 1 if findings reach `fail_on`, else 0."""
         if self.problems:
             return 2
-        ranks = {"note": 0, "warning": 1, "error": 2}
-        worst = max((ranks[finding.severity] for finding in self.findings), default=-1)
-        return int(fail_on is not None and worst >= ranks[fail_on])
+        return int(fail_on is not None and any(f.rank >= SEVERITIES.index(fail_on) for f in self.findings))
 
 
 def extract_recurrences(
@@ -116,7 +112,9 @@ def diagnose(
     families: Sequence[Family] | None = None,
     device: str = "cpu",
     context_length: int | None = None,
-    memory: bool = False,
+    memory: bool = True,
+    most_channels: int | None = MOST_CHANNELS,
+    rules: Selection | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Return the diagnosis of a checkpoint.
@@ -131,7 +129,12 @@ def diagnose(
         Steps of context; by default what config.json says.
     memory
         Also find each layer's horizon and decay law over the context, or over `memory.DEFAULT_CONTEXT`
-        steps where none is known. Seconds for thousands of channels.
+        steps where none is known.
+    most_channels
+        Channels of a layer whose horizon and law are looked for, spread over the order of their slowest modes,
+        both ends included; None for every channel.
+    rules
+        What to check, from `rules.selection.select_rules`; all rules by default.
     on_layer
         Called with (layers read, layers in all) after each layer.
 
@@ -144,7 +147,11 @@ def diagnose(
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     context = context_length or context_length_of(checkpoint.settings)
+    selection = select_rules() if rules is None else rules
+    whole = CheckpointEvidence(checkpoint, found, context)
     layers: list[LayerDiagnosis] = []
+    unread: list[tuple[Layer, LayerError]] = []
+    findings: list[Finding] = []
     problems = [*checkpoint.problems, *found.problems]
     assumed: dict[tuple[str, ...], _Assumed] = {}
     for position, layer in enumerate(found.layers, 1):
@@ -152,13 +159,18 @@ def diagnose(
             recurrences = layer.read()
         except LayerError as error:
             problems.append(error.sentence)
+            unread.append((layer, error))
         else:
             for recurrence in recurrences:
-                summary = summarise(recurrence, layer.family.title)
-                layers.append(_with_memory(summary, recurrence, context) if memory else summary)
+                numbers, remembered = summarise(recurrence, layer.family.title), None
+                if memory:
+                    numbers, remembered = _with_memory(numbers, recurrence, context, most_channels)
+                layers.append(numbers)
+                findings += selection.examine_layer(LayerEvidence(recurrence, layer, numbers, remembered, whole))
             _collect_assumptions(assumed, layer, recurrences)
         if on_layer:
             on_layer(position, len(found.layers))
+    findings += selection.examine_checkpoint(replace(whole, layers=tuple(layers), unread=tuple(unread)))
     return Diagnosis(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -171,7 +183,8 @@ def diagnose(
         problems=tuple(problems) + tuple(_missing_siblings(found)),
         notes=checkpoint.notes + _caveats(found),
         unrecognised=found.unrecognised,
-        findings=(),
+        findings=tuple(sorted(findings, key=lambda finding: (-finding.rank, finding.code))),
+        rules=tuple(rule.code for rule in selection.rules),
         device=device,
         seconds=time.perf_counter() - start,
     )
@@ -219,11 +232,15 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
     return float(values.max()) if values.numel() else None
 
 
-def _with_memory(summary: LayerDiagnosis, recurrence: Recurrence, context: int | None) -> LayerDiagnosis:
-    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory, summarise_memory
+def _with_memory(
+    numbers: LayerDiagnosis, recurrence: Recurrence, context: int | None, most_channels: int | None
+) -> tuple[LayerDiagnosis, LayerMemory]:
+    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory, sample_channels, summarise_memory
 
-    horizon, decay = summarise_memory(assess_memory(recurrence, context or DEFAULT_CONTEXT))
-    return replace(summary, horizon=horizon, decay=decay)
+    sample = recurrence if most_channels is None else sample_channels(recurrence, most_channels)
+    remembered = assess_memory(sample, context or DEFAULT_CONTEXT)
+    horizon, decay = summarise_memory(remembered)
+    return replace(numbers, horizon=horizon, decay=decay), remembered
 
 
 def _missing_siblings(found: Recognition) -> list[str]:

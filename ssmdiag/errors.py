@@ -53,3 +53,7 @@ class AssumptionError(SsmdiagError):
 
 class MapFileError(SsmdiagError):
     """The `--map` file is not a valid declaration."""
+
+
+class ConfigurationError(SsmdiagError):
+    """The configuration, a rule's code or a threshold is not valid."""

@@ -58,7 +58,7 @@ class LayerDecay:
     """A layer's decay in plain numbers, for reports."""
 
     counts: dict[str, int]
-    """Channels by law."""
+    """Channels by law, of those looked at: a sample where the layer has many."""
     whole: ChannelDecay
     """The layer as one: its channels' summed energy."""
     sentence: str
@@ -84,17 +84,32 @@ def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:
     """Return one channel of a recurrence. Raises IndexError where there is none of that number."""
     if not 0 <= channel < recurrence.channels:
         raise IndexError(f"{recurrence.layer} has channels 0 to {recurrence.channels - 1}, not {channel}")
-    at = slice(channel, channel + 1)
+    return select_channels(recurrence, torch.tensor([channel], device=recurrence.log_eigenvalues.device))
+
+
+def select_channels(recurrence: Recurrence, index: Tensor) -> Recurrence:
+    """Return some channels of a recurrence, in the order of `index`; weights and step stay those of the whole layer."""
+    if recurrence.layout == "many inputs":  # one channel, whose inputs and outputs belong together
+        return recurrence
     dense = recurrence.dense
-    parts: dict[str, object] = {"log_eigenvalues": recurrence.log_eigenvalues[at]}
+    parts: dict[str, object] = {"log_eigenvalues": recurrence.log_eigenvalues[index]}
     if recurrence.layout == "channels":
         assert recurrence.input_matrix is not None
         assert recurrence.output_matrix is not None
-        parts["input_matrix"] = recurrence.input_matrix.expand(recurrence.channels, -1)[at]
-        parts["output_matrix"] = recurrence.output_matrix.expand(-1, recurrence.channels, -1)[:, at]
+        parts["input_matrix"] = recurrence.input_matrix.expand(recurrence.channels, -1)[index]
+        parts["output_matrix"] = recurrence.output_matrix.expand(-1, recurrence.channels, -1)[:, index]
     if dense is not None:
-        parts["dense"] = lambda: _slice_dense(dense(), at)
+        parts["dense"] = lambda: _slice_dense(dense(), index)
     return replace(recurrence, **parts)  # type: ignore[arg-type]
+
+
+def sample_channels(recurrence: Recurrence, most: int) -> Recurrence:
+    """Return at most that many channels, spread evenly over the order of their slowest modes, both ends included."""
+    if recurrence.channels <= most:
+        return recurrence
+    order = recurrence.rate.amin(1).argsort()
+    picks = torch.linspace(0, recurrence.channels - 1, most, dtype=torch.float64).round().long()
+    return select_channels(recurrence, order[picks.to(order.device)].sort().values)
 
 
 def lag_edges(context: int) -> Tensor:
@@ -133,7 +148,7 @@ def assess_memory(recurrence: Recurrence, context: int) -> LayerMemory:
     )
 
 
-def _slice_dense(dense: DenseRealisation, at: slice) -> DenseRealisation:
+def _slice_dense(dense: DenseRealisation, at: Tensor) -> DenseRealisation:
     return replace(
         dense,
         state_matrix=dense.state_matrix[at],

@@ -54,8 +54,12 @@ def inspect(
         Path | None,
         typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of a model ssmdiag does not know."),
     ] = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Also horizon and decay law of every layer over the context; takes longer.")
+    every_channel: Annotated[
+        bool,
+        typer.Option(
+            "--every-channel",
+            help="Horizon and law of every channel, not of 256 a layer; seconds for large models.",
+        ),
     ] = False,
     all_layers: Annotated[
         bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")
@@ -84,7 +88,7 @@ def inspect(
         quiet=quiet,
         verbose=verbose,
     )
-    results = [_diagnose(path, assumptions, map_file, length, memory, device, quiet) for path in paths]
+    results = [_diagnose(path, assumptions, map_file, length, every_channel, device, quiet) for path in paths]
     shown = [result for result in results if format is not Format.text or not _failed(result)]
     if shown:
         terminal.emit(render(shown, format, settings), output)
@@ -99,12 +103,12 @@ def _diagnose(
     assume: dict[str, str],
     map_file: Path | None,
     length: int | None,
-    memory: bool,
+    every_channel: bool,
     device: Device,
     quiet: bool,
 ) -> Diagnosis | Failure:
     from ssmdiag.checkpoint import read_checkpoint
-    from ssmdiag.diagnosis import diagnose
+    from ssmdiag.diagnosis import MOST_CHANNELS, diagnose
     from ssmdiag.reports import Failure
 
     families = load_families(map_file)
@@ -116,7 +120,7 @@ def _diagnose(
             families=families,
             device=choose_device(device),
             context_length=length,
-            memory=memory,
+            most_channels=None if every_channel else MOST_CHANNELS,
             on_layer=progress.update,
         )
     except AssumptionError:

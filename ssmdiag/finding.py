@@ -1,0 +1,44 @@
+"""`Finding`: one thing that is wrong with a checkpoint, and what to do. Rules produce them, reports print them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEVERITIES = ("note", "warning", "error")
+"""From least to worst."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, with the evidence and what to do."""
+
+    code: str
+    severity: str
+    """One of `SEVERITIES`."""
+    layer: str | None
+    """Path of the layer; None where it concerns the whole checkpoint."""
+    count: int
+    """How many modes, channels or values are affected."""
+    value: float | None
+    """The number that was held against the threshold."""
+    threshold: float | None
+    message: str
+    """What was seen: a phrase that follows the name of the layer."""
+    advice: str
+    rule: str = ""
+    """The rule's name, such as `unstable-mode`."""
+    family: str | None = None
+    tensor: str | None = None
+    """Cleaned name of the tensor at fault."""
+    of: int | None = None
+    """How many there are of what `count` counts."""
+
+    @property
+    def rank(self) -> int:
+        """Place of the severity in `SEVERITIES`."""
+        return SEVERITIES.index(self.severity)
+
+
+def worst(findings: tuple[Finding, ...]) -> str | None:
+    """Return the worst severity among findings, or None where there are none."""
+    return max(findings, key=lambda finding: finding.rank).severity if findings else None

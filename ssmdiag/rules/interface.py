@@ -1,0 +1,141 @@
+"""The contract of a rule: what it looks at, when it speaks, and what `ssmdiag explain` says of it.
+
+A rule is one module in this package (or an object under the entry point group `ssmdiag.rules`) with a
+module-level `RULE`. It must not import torch at the top: `examine` gets tensors and uses their methods.
+
+A rule fires on evidence, not on taste: it stays quiet on healthy models, trained and freshly initialised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint
+    from ssmdiag.errors import LayerError
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.families.recognition import Recognition
+    from ssmdiag.memory import LayerMemory
+    from ssmdiag.recurrence import Recurrence, RecurrentWeight
+    from ssmdiag.spectrum import LayerDiagnosis
+    from ssmdiag.training_signs import TrainingSigns
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number a user can set in the configuration."""
+
+    value: float
+    meaning: str
+    """What it is compared with, with its unit."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a rule saw; the layer, code and severity are filled in by who runs the rule."""
+
+    message: str
+    """A phrase that follows `layer 3: `, in lower case, with the numbers, without a full stop."""
+    count: int
+    """How many modes, channels or values are affected."""
+    of: int | None = None
+    """How many there are of them."""
+    value: float | None = None
+    """The number held against the threshold; a baseline compares it."""
+    threshold: float | None = None
+    tensor: str | None = None
+    """Cleaned name of the tensor at fault."""
+    layer: str | None = None
+    """Path of the layer, where a rule that looks at the whole checkpoint knows it."""
+    family: str | None = None
+    severity: Literal["error", "warning", "note"] | None = None
+    """In place of the rule's own, where the evidence is weaker or stronger."""
+    advice: str | None = None
+    """In place of the rule's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointEvidence:
+    """What is known of the whole checkpoint. Rules with `looks_at="checkpoint"` get it after all layers."""
+
+    checkpoint: Checkpoint
+    """All tensors, lazily: `checkpoint[name].load()`; `checkpoint.settings`."""
+    recognition: Recognition
+    """Layers found, near misses, tensors that look recurrent and were not used."""
+    context: int | None
+    """Context length in steps, where known."""
+    layers: tuple[LayerDiagnosis, ...] = ()
+    """Numbers of every layer that was read; with horizon and decay. Empty while layers are still being read."""
+    unread: tuple[tuple[Layer, LayerError], ...] = ()
+    """Recognised layers that could not be read, and why."""
+
+    @cached_property
+    def training(self) -> TrainingSigns:
+        """Whether the tensors beside the recurrence look trained; read on first use."""
+        from ssmdiag.training_signs import read_training_signs
+
+        return read_training_signs(self.checkpoint, self.recognition)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerEvidence:
+    """One recurrence of one layer with all that is known of it. Rules with `looks_at="layer"` get one at a time."""
+
+    recurrence: Recurrence
+    """ℓ (channel, mode), the stored weights with their maps, Δ, B̄, C."""
+    layer: Layer
+    """The module's tensors under their local names: `layer.names`, `layer["D"]`, `layer.stored("D").dtype`."""
+    numbers: LayerDiagnosis
+    """Quantiles of rate and half-life, margin, counts of broken modes."""
+    memory: LayerMemory | None
+    """Horizon and law per channel, of a sample of the channels where there are many."""
+    whole: CheckpointEvidence
+
+    @property
+    def context(self) -> int | None:
+        return self.whole.context
+
+    def weights(self, role: str) -> tuple[RecurrentWeight, ...]:
+        """Return the stored weights of one role: `rate`, `frequency` or `step`."""
+        return tuple(weight for weight in self.recurrence.weights if weight.role == role)
+
+
+Limits = Mapping[str, float]
+"""A rule's thresholds by name, as the user set them."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One check: its code, when it speaks, and its page in `ssmdiag explain`."""
+
+    code: str
+    """SSM and three digits: 1 stability, 2 memory, 3 precision, 4 integrity and initialisation, 5 training state."""
+    name: str
+    """Short and stable, such as `unstable-mode`; usable wherever the code is."""
+    severity: Literal["error", "warning", "note"]
+    summary: str
+    """One line for `ssmdiag rules`."""
+    looks_at: Literal["layer", "checkpoint"]
+    examine: Callable[[Any, Limits], Iterable[Observation]]
+    """(LayerEvidence or CheckpointEvidence, limits) → what it saw; nothing where all is well."""
+    advice: str
+    """What to do, in one sentence, printed under the finding."""
+    formula: str
+    """What is computed, in the notation of the field, with its source."""
+    why: str
+    """Why it hurts."""
+    fix: str
+    """How to fix it, in full."""
+    example: str
+    """A public case, with its address."""
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    worse: Literal["higher", "lower"] = "higher"
+    """Which way `value` gets worse: a baseline lets a finding pass that has not got worse."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The thresholds' values where the user sets none."""
+        return {name: threshold.value for name, threshold in self.thresholds.items()}

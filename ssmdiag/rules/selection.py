@@ -1,0 +1,102 @@
+"""Which rules run, with which thresholds, on which layers; and running them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.finding import Finding
+from ssmdiag.rules import known_rules
+from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence, Observation, Rule
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rules of one run. Make it with `select_rules`."""
+
+    rules: tuple[Rule, ...]
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Thresholds by code, all of them."""
+    layer_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Codes left out, by glob pattern of the layer's path."""
+
+    def examine_layer(self, evidence: LayerEvidence) -> Iterator[Finding]:
+        """Yield what the rules on layers find in one."""
+        recurrence = evidence.recurrence
+        for rule in self.rules:
+            if rule.looks_at == "layer":
+                for seen in rule.examine(evidence, self.limits[rule.code]):
+                    yield from self._found(rule, seen, recurrence.layer, recurrence.family)
+
+    def examine_checkpoint(self, evidence: CheckpointEvidence) -> Iterator[Finding]:
+        """Yield what the rules on whole checkpoints find."""
+        for rule in self.rules:
+            if rule.looks_at == "checkpoint":
+                for seen in rule.examine(evidence, self.limits[rule.code]):
+                    yield from self._found(rule, seen, seen.layer, seen.family)
+
+    def _found(self, rule: Rule, seen: Observation, layer: str | None, family: str | None) -> Iterator[Finding]:
+        if any(rule.code in codes and fnmatchcase(layer or "", glob) for glob, codes in self.layer_ignores.items()):
+            return
+        yield Finding(
+            code=rule.code,
+            rule=rule.name,
+            severity=seen.severity or rule.severity,
+            layer=layer,
+            family=family,
+            tensor=seen.tensor,
+            count=seen.count,
+            of=seen.of,
+            value=seen.value,
+            threshold=seen.threshold,
+            message=seen.message,
+            advice=seen.advice or rule.advice,
+        )
+
+
+def select_rules(
+    *,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    layer_ignores: Mapping[str, Sequence[str]] | None = None,
+) -> Selection:
+    """Return the rules to run: all, or those selected, less those ignored.
+
+    Rules are named by code (`SSM205`), by the start of one (`SSM2`) or by name (`unstable-mode`).
+    Raises ConfigurationError for a rule or a threshold that does not exist.
+    """
+    rules = known_rules()
+    chosen = _codes(select) if select else {rule.code for rule in rules}
+    chosen -= _codes(ignore)
+    limits = {rule.code: rule.limits for rule in rules}
+    for key, values in (thresholds or {}).items():
+        for code in _codes([key]):
+            unknown = set(values) - set(limits[code])
+            if unknown:
+                raise ConfigurationError(
+                    f"threshold {min(unknown)} of {code}: no such threshold.",
+                    expected=f"one of {', '.join(limits[code]) or 'none: it has no threshold'}",
+                )
+            limits[code] |= values
+    return Selection(
+        rules=tuple(rule for rule in rules if rule.code in chosen),
+        limits=limits,
+        layer_ignores={glob: tuple(sorted(_codes(keys))) for glob, keys in (layer_ignores or {}).items()},
+    )
+
+
+def _codes(keys: Iterable[str]) -> set[str]:
+    """Return the codes that codes, prefixes and names stand for."""
+    found: set[str] = set()
+    for key in keys:
+        codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(key.upper())}
+        if not codes or not key:
+            raise ConfigurationError(
+                f"{key!r} is no rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",
+                advice="`ssmdiag rules` lists them.",
+            )  # fmt: skip
+        found |= codes
+    return found

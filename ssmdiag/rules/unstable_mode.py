@@ -1,0 +1,49 @@
+"""SSM101: modes that grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    numbers = evidence.numbers
+    if numbers.unstable:
+        assert numbers.spectral_radius is not None
+        total = numbers.channels * numbers.modes
+        grow = "grows" if numbers.unstable == 1 else "grow"
+        fastest = "" if numbers.unstable == 1 else "the fastest "
+        yield Observation(
+            f"{numbers.unstable:,} of {total:,} modes {grow} with every step, {fastest}by a factor of "
+            f"{numbers.spectral_radius:.6g}",
+            count=numbers.unstable,
+            of=total,
+            value=numbers.spectral_radius,
+            threshold=1.0,
+            tensor=next((weight.name for weight in evidence.weights("rate")), None),
+        )
+
+
+RULE = Rule(
+    code="SSM101",
+    name="unstable-mode",
+    severity="error",
+    summary="a mode grows with every step",
+    looks_at="layer",
+    examine=examine,
+    advice="go back to a checkpoint before it crossed, and train on under a map that cannot cross the boundary.",
+    formula="|λ̄| = e^{Re ℓ} > 1, where h_k = λ̄ h_{k−1} + B̄ x_k (P1, arXiv 2311.14495, §2).",
+    why=(
+        "The state grows as |λ̄|^k until it overflows: the loss turns to NaN on inputs longer than those seen in "
+        "training, or at once. A map that keeps Re λ < 0 (exp, softplus, best) cannot get there; a direct weight can."
+    ),
+    fix=(
+        "Resume from the last checkpoint without such modes under a stable reparameterisation, or lower the learning "
+        "rate of the recurrence. `ssmdiag compare` on the run's checkpoints shows when the modes crossed."
+    ),
+    example=(
+        "OpenGVLab/Vision-RWKV issue 21 (https://github.com/OpenGVLab/Vision-RWKV/issues/21): exp(w) in place of "
+        "exp(−exp(w)) leaves the decay unbounded."
+    ),
+)
