@@ -78,6 +78,8 @@ class Diagnosis:
     """Codes of the rules that were run."""
     device: str
     seconds: float
+    known_findings: int = 0
+    """Findings left out because a baseline knows them."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 

@@ -6,12 +6,13 @@ it, the mean over modes of |λ̄|^t at the operating point of the reading.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.decay import ChannelDecay, DecayComparison, compare_decay
+from ssmdiag.decay import NEPER_DB, ChannelDecay, DecayComparison, Law, compare_decay
 from ssmdiag.energy import Horizon, band_energy, horizon
 from ssmdiag.powers import retention
 from ssmdiag.spectrum import Quantiles
@@ -62,6 +63,10 @@ class LayerDecay:
     whole: ChannelDecay
     """The layer as one: its channels' summed energy."""
     sentence: str
+    envelope: tuple[tuple[float, float], ...] = ()
+    """(lag, dB below the peak) of the layer's rms kernel over the window, for the picture."""
+    curves: Mapping[Law, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """The same by each law that was fitted."""
 
 
 def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]:
@@ -71,8 +76,28 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
     """
     lags = memory.horizon.lags
     counts = {law.value: count for law, count in memory.channels.counts().items()}
-    decay = LayerDecay(counts, memory.whole.channel(0), memory.whole.describe(0))
+    envelope, curves = _curves(memory) if bool(memory.whole.fitted[0]) else ((), {})
+    decay = LayerDecay(counts, memory.whole.channel(0), memory.whole.describe(0), envelope, curves)
     return Quantiles.of_sorted(lags[~lags.isnan()].sort().values), decay
+
+
+Curve = tuple[tuple[float, float], ...]
+
+
+def _curves(memory: LayerMemory) -> tuple[Curve, dict[Law, Curve]]:
+    """Return the layer's rms envelope and the laws fitted to it, as (lag, dB below the peak) over the window."""
+    first, last = int(memory.whole.first[0]), int(memory.whole.last[0])
+    energy = memory.mean_square.nansum(0)
+    lag = ((memory.edges[:-1] + memory.edges[1:] - 1) / 2).double()
+    inside = (energy > 0) & (memory.edges[:-1] >= first) & (memory.edges[:-1] <= last)
+    lag, level = lag[inside], 10 * energy[inside].log10()
+    curves: dict[Law, Curve] = {}
+    for law, fit in memory.whole.fits.items():
+        if law is not Law.FLAT:
+            power = fit.exponent[0] * (lag / fit.offset[0].clamp(min=1e-12)).log1p()
+            curve = NEPER_DB * (fit.amplitude[0] - power - fit.rate[0] * lag) - level.max()
+            curves[law] = tuple(zip(lag.tolist(), curve.tolist(), strict=True))
+    return tuple(zip(lag.tolist(), (level - level.max()).tolist(), strict=True)), curves
 
 
 def profile(recurrence: Recurrence) -> Recurrence:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import families, inspect, kernel
+from ssmdiag.cli import families, inspect, kernel, rules
 
 app = typer.Typer(
     name="ssmdiag",
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("kernel")(kernel.kernel)
 app.command("families")(families.families)
+app.command("rules")(rules.rules)
+app.command("explain")(rules.explain)
 
 
 def _version(asked: bool) -> None:

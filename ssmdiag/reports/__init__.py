@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Settings", "formats", "render"]
 
-MACHINERY = frozenset({"interface", "words", "folding", "pictures", "kernel_text"})
-"""Modules of this package that are not formats."""
+MACHINERY = frozenset({
+    "interface", "words", "folding", "grouping", "pictures", "kernel_text", "check_text", "comparison_text",
+    "comparison_json",
+})  # fmt: skip
+"""Modules of this package that are not formats of a diagnosis."""
 
 
 def formats() -> tuple[str, ...]:

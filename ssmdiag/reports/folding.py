@@ -55,14 +55,28 @@ class Row:
         return max((layer.horizon.max for layer in self.layers if layer.horizon), default=None)
 
     @property
+    def farthest(self) -> LayerDiagnosis:
+        """The layer with the longest horizon, else the one with the slowest mode."""
+        return max(self.layers, key=_reach)
+
+    @property
     def law(self) -> str:
-        """Decay law of the layers, `mixed` where they differ."""
-        laws = {layer.decay.whole.law.value for layer in self.layers if layer.decay}
-        return laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
+        """Decay law of the layers with the last lag it was seen at, `mixed` where they differ."""
+        wholes = [layer.decay.whole for layer in self.layers if layer.decay]
+        laws = {whole.law.value for whole in wholes}
+        if len(laws) != 1:
+            return "mixed" if laws else "–"
+        last = min((whole.window[1] for whole in wholes if whole.window), default=None)
+        law = laws.pop()
+        return law if law == "undetermined" or last is None else f"{law} to {last:,}"
 
     @property
     def histogram(self) -> tuple[int, ...]:
         return tuple(sum(counts) for counts in zip(*(layer.histogram for layer in self.layers), strict=True))
+
+
+def _reach(layer: LayerDiagnosis) -> tuple[float, float]:
+    return layer.horizon.max if layer.horizon else 0.0, layer.half_life.max if layer.half_life else 0.0
 
 
 def label_layers(names: Sequence[str]) -> list[str]:
@@ -150,6 +164,23 @@ def _range(labels: list[str]) -> str:
     if numbers == list(range(numbers[0], numbers[-1] + 1)) and not any("…" in label for label in bare):
         return f"{numbers[0]}-{numbers[-1]}{suffix}"
     return f"{numbers[0]}…{numbers[-1]}{suffix}"
+
+
+def join_labels(labels: Sequence[str], most: int = 6) -> str:
+    """Return labels as a list in which consecutive numbers are runs.
+
+    >>> join_labels(["0", "1", "2", "7", "enc (forward)"])
+    '0-2, 7, enc (forward)'
+    """
+    pieces: list[list[str]] = []
+    for label in labels:
+        after = label.isdigit() and pieces and pieces[-1][-1].isdigit() and int(label) == int(pieces[-1][-1]) + 1
+        if after:
+            pieces[-1].append(label)
+        else:
+            pieces.append([label])
+    said = [piece[0] if len(piece) == 1 else f"{piece[0]}-{piece[-1]}" for piece in pieces]
+    return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")
 
 
 def _distance(a: Row, b: Row) -> float:

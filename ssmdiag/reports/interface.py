@@ -21,6 +21,8 @@ class Settings:
     """True: the answer alone."""
     verbose: bool = False
     """True: also full names and the tensors read."""
+    fail_on: str = "error"
+    """Least severity that fails a check; for formats that say which findings do."""
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,15 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.decay import LAWS, Law
 from ssmdiag.memory import summarise_memory
 from ssmdiag.reports import words
 from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
-from ssmdiag.reports.pictures import decay_panels
+from ssmdiag.reports.pictures import decay_picture
 from ssmdiag.status import Status
 
 if TYPE_CHECKING:
     from ssmdiag.memory import LayerMemory
     from ssmdiag.reports.interface import Settings
-
-LETTERS = {Law.EXPONENTIAL: "e", Law.POLYNOMIAL: "p", Law.TRUNCATED: "t"}
-"""What draws each law; the envelope itself is drawn in dots."""
 
 
 def report(
@@ -36,7 +32,7 @@ def report(
     lines = [line for text in paragraphs for line in textwrap.wrap(text, settings.width - 1, break_on_hyphens=False)]
     if not settings.quiet:
         if settings.plots and bool(memory.whole.fitted[0]):
-            lines += ["", *_panels(memory, settings)]
+            lines += ["", *decay_picture(summarise_memory(memory)[1], "", settings)]
         if memory.channels.channels > 1:
             counts = ", ".join(f"{count:,} {law.value}" for law, count in memory.channels.counts().items() if count)
             lines += ["", f"  channels by themselves: {counts}"]
@@ -82,28 +78,3 @@ def document(memory: LayerMemory, *, path: str, channel: int | None) -> dict[str
             "mean_square": memory.mean_square.nansum(0).tolist(),
         }
     )
-
-
-def _panels(memory: LayerMemory, settings: Settings) -> list[str]:
-    """Return the envelope in dB against log lag and against lag, with the laws that were compared."""
-    first, last = int(memory.whole.first[0]), int(memory.whole.last[0])
-    energy = memory.mean_square.nansum(0)
-    lag = ((memory.edges[:-1] + memory.edges[1:] - 1) / 2).double()
-    inside = (energy > 0) & (memory.edges[:-1] >= first) & (memory.edges[:-1] <= last)
-    envelope = [(t, 10 * math.log10(e)) for t, e in zip(lag[inside].tolist(), energy[inside].tolist(), strict=True)]
-    peak = max(level for _, level in envelope)
-    curves = {}
-    for law, letter in LETTERS.items():
-        fit = memory.whole.fits[law]
-        a, p, beta, t0 = (float(getattr(fit, name)[0]) for name in ("amplitude", "exponent", "rate", "offset"))
-        curves[letter] = [
-            (t, 20 / math.log(10) * (a - p * math.log1p(t / max(t0, 1e-12)) - beta * t) - peak) for t, _ in envelope
-        ]
-    chosen = LAWS[int(memory.whole.law[0])]
-    names = ", ".join(f"{letter} {law.value}" for law, letter in LETTERS.items())
-    caption = f"rms envelope in dB below its peak: • as read, {names}; taken: {chosen.value}"
-    points = [(t, level - peak) for t, level in envelope]
-    return [
-        *textwrap.wrap(caption, settings.width - 1, initial_indent=" ", subsequent_indent=" "),
-        *decay_panels(points, curves, settings),
-    ]

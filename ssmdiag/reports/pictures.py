@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from ssmdiag.reports.folding import Row
 from ssmdiag.reports.words import decade, steps
 
 if TYPE_CHECKING:
+    from ssmdiag.memory import LayerDecay
     from ssmdiag.reports.interface import Settings
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -82,7 +84,7 @@ def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
     plotext.terminal.limit(False, False)
     figure.clear()
     figure.theme("simple" if settings.colour else "colorless")
-    figure.plot_size(min(settings.width - 1, 100), 12)
+    figure.plot_size(min(settings.width - 1, 100), 10)
     depths = [_depth(rate) for rate, _, _ in points]
     for chosen, marker, plain in ((False, "braille", "."), (True, "dot", "*")):
         mine = [(angle / math.pi, _depth(rate)) for rate, angle, at in points if (at == slowest) is chosen]
@@ -116,7 +118,18 @@ def _power(exponent: int) -> str:
     return {0: "1", -1: "0.1", -2: "0.01"}.get(exponent, f"1e{exponent}")
 
 
-def decay_panels(
+def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]:
+    """Return a layer's kernel in dB against log lag and against lag, with the laws that were compared."""
+    letters = {law.value[0]: curve for law, curve in decay.curves.items()}
+    names = ", ".join(f"{law.value[0]} {law.value}" for law in decay.curves)
+    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; taken: {decay.whole.law.value}"
+    return [
+        *textwrap.wrap(caption, settings.width - 1, initial_indent=" ", subsequent_indent=" "),
+        *_decay_panels(decay.envelope, letters, settings),
+    ]
+
+
+def _decay_panels(
     points: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[tuple[float, float]]], settings: Settings
 ) -> list[str]:
     """Return (lag, dB) points against log lag and against lag side by side, with curves drawn by their letters."""
@@ -126,7 +139,7 @@ def decay_panels(
     plotext.terminal.limit(False, False)
     figure.clear()
     figure.theme("simple" if settings.colour else "colorless")
-    figure.plot_size(min(settings.width - 1, 120), 14)
+    figure.plot_size(min(settings.width - 1, 120), 12)
     figure.subplots(1, 2)
     low = 10 * math.floor(min(level for _, level in points) / 10) - 5
     last = max(lag for lag, _ in points)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ssmdiag.reports import words
+from ssmdiag.reports.check_text import finding_lines
 from ssmdiag.reports.folding import Row, fold, label_layers
+from ssmdiag.reports.grouping import count_findings
 from ssmdiag.reports.interface import Failure, Settings
-from ssmdiag.reports.pictures import disc, time_constant_strip
+from ssmdiag.reports.pictures import decay_picture, disc, time_constant_strip
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Alternative, Diagnosis
 
+MOST_SENTENCES = 3
 SHORT_DTYPES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "complex64": "c64"}
 
 
@@ -50,12 +53,14 @@ def report(diagnosis: Diagnosis, settings: Settings) -> str:
         out.print()
         out.print(_table(diagnosis, rows, settings))
         if settings.plots:
-            _pictures(out, diagnosis, rows, settings)
-        remarks = [*_laws(diagnosis, rows), *_remarks(diagnosis, labels, settings)]
+            by_name = dict(zip((layer.name for layer in diagnosis.layers), labels, strict=True))
+            _pictures(out, diagnosis, rows, by_name, settings)
+        remarks = [*_laws(diagnosis, rows, settings), *_remarks(diagnosis, labels, settings)]
         if remarks:
             out.print()
         for remark in remarks:
             _line(out, remark, "", indent=2)
+    _findings(out, diagnosis, settings)
     assert isinstance(out.file, io.StringIO)
     text = "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
     return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
@@ -117,19 +122,39 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
     return table
 
 
-def _laws(diagnosis: Diagnosis, rows: Sequence[Row]) -> Iterable[str]:
-    """Say how each row's slowest layer forgets, and over which lags."""
+def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iterable[str]:
+    """Say how each row's farthest layer forgets, and over which lags; of many rows, the farthest three."""
     from ssmdiag.memory import DEFAULT_CONTEXT
 
-    if any(row.first.decay for row in rows) and diagnosis.context_length is None:
+    known = [row for row in rows if row.farthest.decay]
+    if known and diagnosis.context_length is None:
         yield f"laws are looked for over {DEFAULT_CONTEXT:,} steps, as the context is unknown: --length sets it"
-    for row in rows:
-        known = [layer for layer in row.layers if layer.decay]
-        if known:
-            slowest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
-            assert slowest.decay is not None
-            one = "" if len(row.layers) == 1 else ", its slowest"
-            yield f"layer {row.label}{one}: {slowest.decay.sentence}"
+    farthest = sorted(known, key=lambda row: -(row.longest_horizon or 0.0))
+    said = known if settings.verbose else [row for row in known if row in farthest[:MOST_SENTENCES]]
+    for row in said:
+        assert row.farthest.decay is not None
+        one = "" if len(row.layers) == 1 else ", the slowest of them"
+        yield f"layer {row.label}{one}: {row.farthest.decay.sentence}"
+    sampled = [sum(r.farthest.decay.counts.values()) for r in known if r.farthest.decay]
+    if any(count < row.first.channels for count, row in zip(sampled, known, strict=True)):
+        yield f"horizon and law are those of {max(sampled)} channels a layer, the slowest among them: --every-channel"
+
+
+def _findings(out: Console, diagnosis: Diagnosis, settings: Settings) -> None:
+    if not diagnosis.rules:
+        return
+    lines = list(finding_lines(diagnosis, settings))
+    if not settings.quiet:
+        out.print()
+    for line in lines:
+        out.print(Text.from_ansi(line), no_wrap=True, overflow="ignore", crop=False)
+    modes = sum(layer.channels * layer.modes for layer in diagnosis.layers)
+    found = f"{count_findings(diagnosis.findings)} in {words.plural(len(diagnosis.layers), 'layer')}, "
+    found += words.plural(modes, "mode")
+    if diagnosis.findings:
+        found += f"    next: ssmdiag explain {diagnosis.findings[0].code}"
+    if lines or not settings.quiet:
+        _line(out, found, "")
 
 
 def _broken(row: Row) -> str:
@@ -142,7 +167,9 @@ def _broken(row: Row) -> str:
     return "".join(f", {words.brief(count)} {what}" for what, count in counts.items() if count)
 
 
-def _pictures(out: Console, diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> None:
+def _pictures(
+    out: Console, diagnosis: Diagnosis, rows: Sequence[Row], labels: Mapping[str, str], settings: Settings
+) -> None:
     from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
     strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, settings)
@@ -155,6 +182,13 @@ def _pictures(out: Console, diagnosis: Diagnosis, rows: Sequence[Row], settings:
     if picture:
         out.print()
         for line in picture:
+            out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+    farthest = max(rows, key=lambda row: row.longest_horizon or 0.0)
+    decay = farthest.farthest.decay
+    if decay and decay.envelope:
+        out.print()
+        what = "kernel" if farthest.farthest.time_invariant else "retention"
+        for line in decay_picture(decay, f"{what} of layer {labels[farthest.farthest.name]}: ", settings):
             out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
 
 

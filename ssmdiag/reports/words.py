@@ -137,27 +137,43 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
 
 def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
     finite = [layer for layer in read if layer.half_life and math.isfinite(layer.half_life.max)]
+    medians = sorted(layer.half_life.median for layer in read if layer.half_life)
+    median = medians[len(medians) // 2]
     if not finite:
-        medians = sorted(layer.half_life.median for layer in read if layer.half_life)
-        return f"The median mode loses half in {steps(medians[len(medians) // 2])} steps."
+        return f"The median mode loses half in {steps(median)} steps."
     slowest = max(finite, key=lambda layer: layer.half_life.max if layer.half_life else 0.0)
     assert slowest.half_life is not None
-    medians = sorted(layer.half_life.median for layer in read if layer.half_life)
-    longest, median = slowest.half_life.max, medians[len(medians) // 2]
-    nominal = any(not layer.time_invariant for layer in read)
-    where = f" (layer {labels[diagnosis.layers.index(slowest)]})" if len(diagnosis.layers) > 1 else ""
-    subject = ("At its nominal point the" if nominal else "The") + " slowest mode"
-    subject += " that decays" if len(finite) < len(read) else ""
-    slow, middle = f"{subject}{where} loses half in {steps(longest)} steps", f"the median mode in {steps(median)}"
+    halves = f"the slowest mode{_in(slowest, diagnosis, labels)} loses half in {steps(slowest.half_life.max)} steps"
+    halves += f", the median mode in {steps(median)}"
+    nominal = "At the nominal point: " if any(not layer.time_invariant for layer in read) else ""
     context = diagnosis.context_length
+    known = [layer for layer in read if layer.horizon and math.isfinite(layer.horizon.max)]
+    if not known or len(finite) < len(read):
+        which = halves.replace("mode", "mode that decays", 1) if len(finite) < len(read) else halves
+        limit = "the context is unknown" if context is None else f"the context is {context:,}"
+        return _sentence(nominal, f"{which}; {limit}.")
+    farthest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
+    assert farthest.horizon is not None
+    reach, where = steps(farthest.horizon.max), _of(farthest, diagnosis, labels)
     if context is None:
-        return f"{slow}, {middle}; the context is unknown."
-    if longest > context:
-        return f"{slow}, more than the context of {context:,}; {middle}."
-    # After ten half-lives a thousandth is left.
-    if 10 * longest < context:
-        return f"{slow}, so a thousandth is left after {steps(10 * longest)} of the {context:,} of context; {middle}."
-    return f"{slow}, {middle}; the context is {context:,}."
+        verdict = f"forgets within {reach} steps (99 % of the energy{where}); the context is unknown"
+    elif farthest.horizon.max > context:
+        verdict = f"remembers {reach} steps (99 % of the energy{where}), more than the context of {context:,}"
+    else:
+        verdict = f"forgets within {reach} of the {context:,} steps of context (99 % of the energy{where})"
+    return _sentence(nominal, f"{verdict}; {halves}.")
+
+
+def _of(layer: LayerDiagnosis, diagnosis: Diagnosis, labels: Sequence[str]) -> str:
+    return f", layer {labels[diagnosis.layers.index(layer)]}" if len(diagnosis.layers) > 1 else ""
+
+
+def _in(layer: LayerDiagnosis, diagnosis: Diagnosis, labels: Sequence[str]) -> str:
+    return f" (layer {labels[diagnosis.layers.index(layer)]})" if len(diagnosis.layers) > 1 else ""
+
+
+def _sentence(before: str, text: str) -> str:
+    return before + text if before else text[0].upper() + text[1:]
 
 
 def _where(some: Sequence[LayerDiagnosis], all_: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:

@@ -1,0 +1,119 @@
+"""`ssmdiag rules` and `ssmdiag explain CODE`: what is checked and why, without importing torch."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ssmdiag.rules import Rule
+
+
+class Format(StrEnum):
+    """Values of --format."""
+
+    text = "text"
+    json = "json"
+
+
+HEADINGS = {
+    "1": "stability",
+    "2": "memory",
+    "3": "precision",
+    "4": "integrity and initialisation",
+    "5": "training state",
+}
+
+
+def rules(
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
+) -> None:
+    """List the rules of `ssmdiag check`."""
+    from ssmdiag.rules import known_rules
+
+    known = known_rules()
+    if format is Format.json:
+        text = json.dumps([_document(rule) for rule in known], indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = _list(known)
+    terminal.emit(_plain(text), None)
+
+
+def explain(
+    code: Annotated[str, typer.Argument(help="Code or name of a rule.", show_default=False)],
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = Format.text,
+) -> None:
+    """Explain one rule: formula, why it hurts, how to fix it, a public example."""
+    from ssmdiag.rules import known_rules
+
+    rule = next((rule for rule in known_rules() if code.upper() == rule.code or code == rule.name), None)
+    if rule is None:
+        raise ConfigurationError(
+            f"{code} is no rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
+        )
+    if format is Format.json:
+        text = json.dumps(_document(rule), indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = _page(rule, min(terminal.width(), 100))
+    terminal.emit(_plain(text), None)
+
+
+def _list(known: tuple[Rule, ...]) -> str:
+    lines = [f"{len(known)} rules; `ssmdiag explain CODE` has formula, reason and fix."]
+    for digit, heading in HEADINGS.items():
+        some = [rule for rule in known if rule.code[3] == digit]
+        if some:
+            lines += ["", f"{heading}"]
+            lines += [f"  {rule.code}  {rule.severity:<7}  {rule.name:<26}  {rule.summary}" for rule in some]
+    return "\n".join(lines) + "\n"
+
+
+def _page(rule: Rule, width: int) -> str:
+    parts = [("", rule.formula), ("Why it hurts", rule.why), ("What to do", rule.fix), ("Example", rule.example)]
+    lines = [f"{rule.code} {rule.name} ({rule.severity}): {rule.summary}"]
+    for heading, text in parts:
+        body = f"{heading}. {text}" if heading else text
+        lines += ["", *textwrap.wrap(body, width - 1, break_on_hyphens=False, break_long_words=False)]
+    if rule.thresholds:
+        lines += ["", "Thresholds, to set in ssmdiag.toml or [tool.ssmdiag] of pyproject.toml:", ""]
+        lines += [f"    [thresholds.{rule.code}]"]
+        for name, threshold in rule.thresholds.items():
+            setting = f"    {name} = {threshold.value:g}"
+            lines += textwrap.wrap(
+                f"{setting:<28}  # {threshold.meaning}", width - 1, subsequent_indent=" " * 30 + "# ",
+                drop_whitespace=True, replace_whitespace=False, initial_indent="",
+            )  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    if terminal.unicode():
+        return text
+    from ssmdiag.reports.words import ASCII
+
+    return text.translate(ASCII).encode("ascii", "replace").decode()
+
+
+def _document(rule: Rule) -> dict[str, object]:
+    return {
+        "code": rule.code,
+        "name": rule.name,
+        "severity": rule.severity,
+        "summary": rule.summary,
+        "advice": rule.advice,
+        "formula": rule.formula,
+        "why": rule.why,
+        "fix": rule.fix,
+        "example": rule.example,
+        "thresholds": {
+            name: {"value": threshold.value, "meaning": threshold.meaning}
+            for name, threshold in rule.thresholds.items()
+        },
+    }

@@ -1,0 +1,99 @@
+"""Findings on the screen: the verdict of each checkpoint, then what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from ssmdiag.reports import words
+from ssmdiag.reports.grouping import Group, count_findings, group_findings
+from ssmdiag.reports.interface import Failure, Settings
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis
+
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan", "": ""}
+INDENT = 16
+"""Columns of code and severity; 80 columns leave 64 for the sentence."""
+
+
+def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
+    """Return the findings of every checkpoint, and a line on all of them where there are several."""
+    blocks = [list(_block(result, settings)) for result in results if not isinstance(result, Failure)]
+    lines = [line for block in blocks for line in block]
+    diagnoses = [result for result in results if not isinstance(result, Failure)]
+    if len(results) > 1:
+        lines += _overall(diagnoses, len(results) - len(diagnoses), settings)
+    text = "\n".join(line.rstrip() for line in lines) + "\n" if lines else ""
+    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+
+def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
+    """Yield the findings of one checkpoint, folded over layers, each with its advice."""
+    for group in group_findings(diagnosis):
+        yield from _finding(group, settings)
+
+
+def verdict(diagnosis: Diagnosis) -> str:
+    """Return one line: what was found, and how much was looked at."""
+    looked = f"{words.plural(len(diagnosis.rules), 'rule')} on {words.plural(len(diagnosis.layers), 'layer')}, "
+    looked += f"{words.plural(sum(layer.channels * layer.modes for layer in diagnosis.layers), 'mode')}"
+    known = f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
+    if diagnosis.problems:
+        return f"partly read ({words.plural(len(diagnosis.problems), 'problem')}), {count_findings(diagnosis.findings)}"
+    if not diagnosis.findings:
+        return f"clean: {looked}{known}"
+    return f"{count_findings(diagnosis.findings)}{known}: {looked}"
+
+
+def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
+    silent = settings.quiet and not diagnosis.findings and not diagnosis.problems
+    if silent:
+        return
+    head = f"{words.checkpoint_name(diagnosis.path)}: {verdict(diagnosis)}"
+    worst = diagnosis.findings[0].severity if diagnosis.findings else ""
+    yield from _wrap(head, settings, "bold red" if diagnosis.problems else COLOURS[worst] or "green", indent="  ")
+    for problem in diagnosis.problems:
+        yield from _wrap(f"  not read: {problem}", settings, "red", indent="    ")
+    yield from finding_lines(diagnosis, settings)
+
+
+def _finding(group: Group, settings: Settings) -> Iterator[str]:
+    worst = group.worst
+    head = f"{worst.code} {worst.severity}"
+    lines = textwrap.wrap(f"{group.text}.", max(settings.width - INDENT - 1, 20), break_on_hyphens=False)
+    yield _style(f"{head:<{INDENT}}", COLOURS[worst.severity], settings) + lines[0]
+    yield from (" " * INDENT + line for line in lines[1:])
+    if not settings.quiet:
+        advice = f"{worst.advice[0].upper()}{worst.advice[1:]}"
+        yield from _wrap(" " * INDENT + advice, settings, "dim", indent=" " * INDENT)
+
+
+def _overall(diagnoses: Sequence[Diagnosis], failed: int, settings: Settings) -> list[str]:
+    findings = [finding for diagnosis in diagnoses for finding in diagnosis.findings]
+    clean = sum(not diagnosis.findings and not diagnosis.problems for diagnosis in diagnoses)
+    text = f"{words.plural(len(diagnoses) + failed, 'checkpoint')}: {clean:,} clean, {count_findings(findings)}"
+    return [text + (f", {failed:,} could not be read" if failed else "")]
+
+
+def _wrap(text: str, settings: Settings, style: str, indent: str) -> Iterator[str]:
+    lead = text[: len(text) - len(text.lstrip())]
+    wrapped = textwrap.wrap(
+        text.strip(), settings.width - 1, initial_indent=lead, subsequent_indent=indent, break_on_hyphens=False
+    )
+    for line in wrapped:
+        yield _style(line, style, settings)
+
+
+def _style(text: str, style: str, settings: Settings) -> str:
+    if not settings.colour or not style:
+        return text
+    from rich.console import Console
+
+    console = Console(force_terminal=True, color_system="standard", width=1000, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(Text(text, style=style), end="", soft_wrap=True)
+    return capture.get()
