@@ -57,3 +57,7 @@ class MapFileError(SsmdiagError):
 
 class ConfigurationError(SsmdiagError):
     """The configuration, a rule's code or a threshold is not valid."""
+
+
+class MapError(SsmdiagError):
+    """A stable map is not known, or cannot hold the eigenvalues it is asked to."""
