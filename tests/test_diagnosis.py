@@ -96,7 +96,7 @@ def test_context_length_comes_from_the_configuration_and_the_caller_wins(write_m
 def test_only_what_is_asked_for_is_read(write_model: Write) -> None:
     big = mamba() | {"backbone.layers.0.mixer.in_proj.weight": torch.zeros(1000, 1000)}
     result = diagnose(write_model(big))
-    assert result.bytes_read < 1000
+    assert result.bytes_read < 1200  # of 4 MB
     assert result.size > 4_000_000
 
 

@@ -97,7 +97,10 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
         table.add_column("law", no_wrap=True)
     if wide or not memory:
         table.add_column("stored", no_wrap=True)
-    table.add_column("decay", no_wrap=True)
+    kinds = {layer.time_invariant for layer in diagnosis.layers}
+    decay = wide or not memory or len(kinds) > 1 or any(map(_broken, rows))  # else the remarks say what is nominal
+    if decay:
+        table.add_column("decay", no_wrap=True)
     if settings.verbose:
         table.add_column("module", overflow="fold")
     for row in rows:
@@ -115,7 +118,7 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
         cells.append(words.margin(row.margin))
         cells += [words.steps(row.longest_horizon), row.law] if memory else []
         cells += [SHORT_DTYPES.get(first.dtype, first.dtype)] if wide or not memory else []
-        cells.append(("exact" if first.time_invariant else "nominal") + _broken(row))
+        cells += [("exact" if first.time_invariant else "nominal") + _broken(row)] if decay else []
         if settings.verbose:
             cells.append(first.name)
         table.add_row(*(Text(cell) for cell in cells), style="red" if _broken(row) else "")

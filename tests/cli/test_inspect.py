@@ -51,7 +51,7 @@ def test_inspect_prints_the_answer_and_exits_zero(run, mamba: Path) -> None:
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert lines[0].startswith("mamba.safetensors  Mamba-1, 3 layers  reads")
-    assert lines[1].startswith("At its nominal point the slowest mode (layer 0) loses half in")
+    assert lines[1].startswith("At the nominal point: forgets within 408 steps (99 % of the energy, layer 0);")
 
 
 def test_json_on_stdout_is_json_alone(run, mamba: Path) -> None:
@@ -63,22 +63,20 @@ def test_json_on_stdout_is_json_alone(run, mamba: Path) -> None:
 
 
 def test_length_sets_the_context(run, mamba: Path) -> None:
-    assert "of the 4,096 of context" in run("inspect", mamba, "--length", 4096)[1].replace("\n", " ")
+    assert "the 4,096" in run("inspect", mamba, "--length", 4096)[1].replace("\n", " ")
     assert "the context is unknown" in run("inspect", mamba)[1].replace("\n", " ")
 
 
-def test_memory_adds_horizon_and_law_to_the_table_and_to_json(run, mamba: Path) -> None:
-    code, out, _ = run("inspect", mamba, "--memory", "--length", 512, "--no-plots")
+def test_horizon_and_law_stand_in_the_table_and_in_json(run, mamba: Path) -> None:
+    code, out, _ = run("inspect", mamba, "--length", 512, "--no-plots")
     assert code == 0
     assert "horizon" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "over lags 0 to 511" in out.replace("\n", " ").replace("   ", "")
-    (first, *_) = json.loads(run("inspect", mamba, "--memory", "--length", 512, "-f", "json")[1])["layers"]
+    (first, *_) = json.loads(run("inspect", mamba, "--length", 512, "-f", "json")[1])["layers"]
     assert first["horizon"]["min"] >= 1
     assert sum(first["decay"]["channels"].values()) == first["channels"]
     assert first["decay"]["layer"]["window"] == [0, 511]
-    (plain, *_) = json.loads(run("inspect", mamba, "-f", "json")[1])["layers"]
-    assert (plain["horizon"], plain["decay"]) == (None, None)
 
 
 def test_one_bad_path_does_not_hide_the_others(run, mamba: Path, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from ssmdiag.decay import ChannelDecay, DecayStatus, Law
 from ssmdiag.diagnosis import Alternative, Diagnosis
+from ssmdiag.finding import Finding
+from ssmdiag.memory import LayerDecay
 from ssmdiag.recurrence import Assumption
 from ssmdiag.reports import Failure
 from ssmdiag.spectrum import LayerDiagnosis, Quantiles
@@ -61,12 +64,49 @@ def diagnosis(*layers: LayerDiagnosis, **fields: object) -> Diagnosis:
         notes=(),
         unrecognised=(),
         findings=(),
+        rules=("SSM101", "SSM401"),
         device="cpu",
         seconds=0.4,
         ssmdiag_version="0.0",
         torch_version="0.0",
     )
     return replace(plain, **fields)  # type: ignore[arg-type]
+
+
+def finding(number: int | None, *, code: str = "SSM101", value: float = 1.02, **fields: object) -> Finding:
+    plain = Finding(
+        code=code,
+        rule="unstable-mode",
+        severity="error",
+        layer=None if number is None else f"backbone.layers.{number}.mixer",
+        family="mamba",
+        tensor=None if number is None else f"backbone.layers.{number}.mixer.A_log",
+        count=12,
+        of=81_920,
+        value=value,
+        threshold=1.0,
+        message=f"12 of 81,920 modes grow with every step, the fastest by a factor of {value}",
+        advice="go back to a checkpoint before it crossed",
+    )
+    return replace(plain, **fields)  # type: ignore[arg-type]
+
+
+def remembering(plain: LayerDiagnosis, law: Law = Law.EXPONENTIAL) -> LayerDiagnosis:
+    """Return the layer with a horizon of twice its slowest half-life, and a law."""
+    assert plain.half_life is not None
+    rate, lags = 1 / 144.0, [0.0, 1.0, *(2.0**k for k in range(1, 10))]
+    whole = ChannelDecay(
+        law, DecayStatus.FITTED, (0, 511), 1.0, None, None, rate, rate / 100, None, None, {law: 0.2, Law.TRUNCATED: 0.1}
+    )
+    decay = LayerDecay(
+        counts={"exponential": 200, "polynomial": 0, "truncated": 50, "flat": 0, "undetermined": 6},
+        whole=whole,
+        sentence="Forgets exponentially, half gone every 100 steps, over lags 0 to 511 (0.2 dB rms off).",
+        envelope=tuple((lag, -8.69 * rate * lag) for lag in lags),
+        curves={law: tuple((lag, -8.69 * rate * lag) for lag in lags)},
+    )
+    horizon = Quantiles(*(2 * value for value in vars(plain.half_life).values()))
+    return replace(plain, horizon=horizon, decay=decay)
 
 
 _MAP = Assumption("parameterization", "exp", "usual", "the map from the weight to Re A", ("exp", "best", "direct"))
@@ -112,6 +152,15 @@ CASES: dict[str, Diagnosis | Failure] = {
     "assumed": diagnosis(
         layer(0, complex_=True),
         alternatives=(Alternative(_MAP, 1, "backbone.layers.0.mixer", 693.0, (("best", 1200.0), ("direct", None))),),
+    ),
+    "findings": diagnosis(
+        *(remembering(layer(i)) for i in range(4)),
+        context_length=512,
+        findings=(
+            finding(1, value=1.02),
+            finding(3, value=1.5),
+            finding(None, code="SSM401", severity="warning", rule="non-finite", message="the whole file looks odd | <b>"),
+        ),
     ),
     "failed": Failure("runs/gone.pt", "CheckpointError", "runs/gone.pt does not exist.", None, "did you mean done.pt?"),
 }
