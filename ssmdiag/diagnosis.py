@@ -78,10 +78,15 @@ class Diagnosis:
     """Codes of the rules that were run."""
     device: str
     seconds: float
-    known_findings: int = 0
-    """Findings left out because a baseline knows them."""
+    known: tuple[Finding, ...] = ()
+    """Findings kept apart because a baseline knows them and they have not got worse: none of them fails a check."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
+
+    @property
+    def known_findings(self) -> int:
+        """How many findings a baseline knows."""
+        return len(self.known)
 
     def exit_code(self, fail_on: str | None = None) -> int:
         """Return 2 if part of the recurrence could not be read, 1 if findings reach `fail_on`, else 0."""

@@ -32,6 +32,8 @@ class Finding:
     """Cleaned name of the tensor at fault."""
     of: int | None = None
     """How many there are of what `count` counts."""
+    baseline: str | None = None
+    """Against a baseline: `new`, `worse` or `known`; None where there was none."""
 
     @property
     def rank(self) -> int:

@@ -57,6 +57,7 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
             for a in result.alternatives
         ],
         "findings": [asdict(finding) for finding in result.findings],
+        "known_findings": [asdict(finding) for finding in result.known],
         "problems": result.problems,
         "notes": result.notes,
         "unrecognised": result.unrecognised,

@@ -134,6 +134,9 @@ class Rule:
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     worse: Literal["higher", "lower"] = "higher"
     """Which way `value` gets worse: a baseline lets a finding pass that has not got worse."""
+    origin: float = 0.0
+    """What `value` is where all is well, such as 1 for a spectral radius: a baseline allows a tenth of the way from
+    there to the value it has on file."""
 
     @property
     def limits(self) -> dict[str, float]:

@@ -31,6 +31,7 @@ RULE = Rule(
     severity="error",
     summary="a mode grows with every step",
     looks_at="layer",
+    origin=1.0,
     examine=examine,
     advice="go back to a checkpoint before it crossed, and train on under a map that cannot cross the boundary.",
     formula="|λ̄| = e^{Re ℓ} > 1, where h_k = λ̄ h_{k−1} + B̄ x_k (P1, arXiv 2311.14495, §2).",
