@@ -36,6 +36,7 @@ FAMILY = Family(
         Spelling(
             "BlinkDL/RWKV-LM",
             {"time_decay_w1": "_ _", "time_decay": "1 1 head*key", "time_faaaa": "head key"},
+            optional={"time_decay_w2": "_ _"},
         ),
         Spelling("fla", {"w_proj.linear.lora.2.bias": "head*key", "bonus": "head key"}),
     ),
