@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line. Known problems and crashes alike exit 2; 1 is kept for findings."""
+    # torch's threads spin while they wait: on a busy CI machine small operations then take twenty times as long.
+    # Read when torch is imported, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ssmdiag.cli.app import app
     from ssmdiag.errors import SsmdiagError
 
