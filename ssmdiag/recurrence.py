@@ -43,6 +43,8 @@ class RecurrentWeight:
     """Raw values as stored, upcast to float64."""
     dtype: str
     """Stored dtype."""
+    discrete: bool = False
+    """True: |λ̄| = f(w) itself; False: f(w) is a rate or a step, and the decay an exponential of it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,15 +97,21 @@ class Layer:
         return int(_values_of(self.stored(local)).reshape(-1)[0])
 
     def weight(
-        self, local: str, map: str, role: Literal["rate", "frequency", "step"] = "rate", part: Tensor | None = None
+        self,
+        local: str,
+        map: str,
+        role: Literal["rate", "frequency", "step"] = "rate",
+        part: Tensor | None = None,
+        discrete: bool = False,
     ) -> Tensor:
         """Return f(w) in float64 for a stored weight, and remember w and f for the report.
 
-        `part` is w where the tensor packs several weights, such as the real half of a complex one.
+        `part` is w where the tensor packs several weights, such as the real half of a complex one;
+        `discrete` says that f(w) is |λ̄| itself.
         """
         values = self[local] if part is None else part
         stored = self.stored(local)
-        self._record.weights.append(RecurrentWeight(stored.name, role, map, values, stored.dtype))
+        self._record.weights.append(RecurrentWeight(stored.name, role, map, values, stored.dtype, discrete))
         return MAPS[map](values)
 
     def elsewhere(self, suffix: str) -> Tensor | None:

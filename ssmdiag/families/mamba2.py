@@ -51,11 +51,10 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
 
 def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
-    limits = _clamp(layer)
     try:
-        low, high = (_number(limit) for limit in limits)
+        low, high = step_limits(layer)
     except (TypeError, ValueError):
-        layer.note(f"the limits on Δ in the settings, {limits!r}, are not two numbers and were left aside")
+        layer.note(f"the limits on Δ in the settings, {_clamp(layer)!r}, are not two numbers and were left aside")
         return
     outside = int(((step < low) | (step > high)).sum())
     if outside:
@@ -64,6 +63,15 @@ def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
             f"transformers clamps Δ to {bounds} while it reads a prompt (not in single steps), which changes "
             f"{outside} of {len(step)} heads at their bias; shown unclamped"
         )
+
+
+def step_limits(layer: Layer) -> tuple[float, float]:
+    """Return the limits transformers puts on Δ while it reads a prompt, as the settings have them.
+
+    Raises TypeError or ValueError where the settings hold something else than two numbers.
+    """
+    low, high = (_number(limit) for limit in _clamp(layer))
+    return low, high
 
 
 def _clamp(layer: Layer) -> Any:

@@ -276,16 +276,17 @@ def read(layer: Layer, declared: Declaration) -> Iterator[Recurrence]:
 def _magnitude(layer: Layer, declared: Declaration) -> tuple[Tensor, Tensor]:
     """Return f(w) and, of complex eigenvalues, ω that goes with it."""
     values = _values(layer, declared, "weight")
+    discrete = declared.domain == "discrete"
     if not values.is_complex():
-        magnitude = _arrange(layer.weight(declared.weight, declared.map), declared, "weight")
+        magnitude = _arrange(layer.weight(declared.weight, declared.map, discrete=discrete), declared, "weight")
         return magnitude, magnitude.new_zeros(magnitude.shape)
     if declared.map not in ("none", "direct"):
         raise LayerError(
             f"{layer.names[declared.weight]} is complex; map = {declared.map!r} takes real weights.",
             expected='map = "direct" for λ = w, "none" for λ = −w, or for domain = "discrete" λ̄ = w',
         )
-    if declared.domain == "discrete":
-        magnitude, turn = layer.weight(declared.weight, "none", part=values.abs()), values.angle()
+    if discrete:
+        magnitude, turn = layer.weight(declared.weight, "none", part=values.abs(), discrete=True), values.angle()
     else:
         magnitude = layer.weight(declared.weight, declared.map, part=values.real)
         turn = -MAPS[declared.map](values.imag)
