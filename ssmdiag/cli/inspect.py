@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.diagnosing import Asked, diagnose_path, exit_code, report
 from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
 from ssmdiag.cli.terminal import Colour
-from ssmdiag.errors import AssumptionError, SsmdiagError
-
-if TYPE_CHECKING:
-    from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.reports import Failure
 
 
 class Format(StrEnum):
@@ -76,7 +69,7 @@ def inspect(
 
     Exit 0: read. Exit 2: a path, or part of one, could not be read; what could be is still reported.
     """
-    from ssmdiag.reports import Settings, render
+    from ssmdiag.reports import Settings
 
     assumptions = parse_assumptions(assume or [])
     settings = Settings(
@@ -88,93 +81,7 @@ def inspect(
         quiet=quiet,
         verbose=verbose,
     )
-    results = [_diagnose(path, assumptions, map_file, length, every_channel, device, quiet) for path in paths]
-    shown = [result for result in results if format is not Format.text or not _failed(result)]
-    if shown:
-        terminal.emit(render(shown, format, settings), output)
-    for result in results:
-        if _failed(result) and format is Format.text:
-            print(render([result], "text", settings), end="", file=sys.stderr)
-    raise typer.Exit(max(_exit_code(result) for result in results))
-
-
-def _diagnose(
-    path: Path,
-    assume: dict[str, str],
-    map_file: Path | None,
-    length: int | None,
-    every_channel: bool,
-    device: Device,
-    quiet: bool,
-) -> Diagnosis | Failure:
-    from ssmdiag.checkpoint import read_checkpoint
-    from ssmdiag.diagnosis import MOST_CHANNELS, diagnose
-    from ssmdiag.reports import Failure
-
-    families = load_families(map_file)
-    progress = _Progress(path.name, quiet)
-    try:
-        return diagnose(
-            read_checkpoint(path),
-            assume=assume,
-            families=families,
-            device=choose_device(device),
-            context_length=length,
-            most_channels=None if every_channel else MOST_CHANNELS,
-            on_layer=progress.update,
-        )
-    except AssumptionError:
-        raise
-    except SsmdiagError as error:
-        return Failure(str(path), type(error).__name__, error.seen, error.expected, error.advice)
-    finally:
-        progress.close()
-
-
-def _failed(result: object) -> bool:
-    from ssmdiag.reports import Failure
-
-    return isinstance(result, Failure)
-
-
-def _exit_code(result: Diagnosis | Failure) -> int:
-    from ssmdiag.reports import Failure
-
-    return 2 if isinstance(result, Failure) else result.exit_code()
-
-
-class _Progress:
-    """A bar on stderr for what takes over a second; one plain line where stderr is no terminal."""
-
-    def __init__(self, name: str, quiet: bool) -> None:
-        self.name = name
-        self.quiet = quiet
-        self.start = time.monotonic()
-        self.stop: Callable[[], None] | None = None
-        self.advance: Callable[[int, int], None] | None = None
-
-    def update(self, done: int, total: int) -> None:
-        if self.quiet or time.monotonic() - self.start < 1 or done == total:
-            return
-        if self.advance is None:
-            self._open(done, total)
-        else:
-            self.advance(done, total)
-
-    def close(self) -> None:
-        if self.stop:
-            self.stop()
-
-    def _open(self, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            print(f"{self.name}: reading layer {done} of {total} …", file=sys.stderr)
-            self.advance = lambda done, total: None
-            return
-        from rich.console import Console
-        from rich.progress import Progress
-
-        bar = Progress(console=Console(stderr=True), transient=True)
-        task = bar.add_task(self.name, total=total)
-        bar.start()
-        self.stop = bar.stop
-        self.advance = lambda done, total: bar.update(task, completed=done)
+    asked = Asked(assumptions, load_families(map_file), choose_device(device), length, every_channel)
+    results = [diagnose_path(path, asked, quiet=quiet) for path in paths]
+    report(results, format, settings, output)
+    raise typer.Exit(max(exit_code(result) for result in results))

@@ -1,0 +1,124 @@
+"""Diagnosing one path after another for a command: progress on stderr, failures beside results, exit codes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssmdiag.cli import terminal
+from ssmdiag.errors import AssumptionError, SsmdiagError
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.families import Family
+    from ssmdiag.reports import Failure, Settings
+    from ssmdiag.rules.selection import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What the user asked of every checkpoint."""
+
+    assume: Mapping[str, str]
+    families: Sequence[Family]
+    device: str
+    length: int | None = None
+    every_channel: bool = False
+    rules: Selection | None = None
+    """None: all of them."""
+
+
+def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:
+    """Return the diagnosis of one path, or why there is none. Raises AssumptionError: that is the command's fault."""
+    from ssmdiag.checkpoint import read_checkpoint
+    from ssmdiag.diagnosis import MOST_CHANNELS, diagnose
+    from ssmdiag.reports import Failure
+
+    progress = _Progress(path.name, quiet)
+    try:
+        return diagnose(
+            read_checkpoint(path),
+            assume=asked.assume,
+            families=asked.families,
+            device=asked.device,
+            context_length=asked.length,
+            most_channels=None if asked.every_channel else MOST_CHANNELS,
+            rules=asked.rules,
+            on_layer=progress.update,
+        )
+    except AssumptionError:
+        raise
+    except SsmdiagError as error:
+        return Failure(str(path), type(error).__name__, error.seen, error.expected, error.advice)
+    finally:
+        progress.close()
+
+
+def report(
+    results: Sequence[Diagnosis | Failure],
+    format: str,
+    settings: Settings,
+    output: Path | None,
+    *,
+    text: Callable[[Sequence[Diagnosis | Failure], Settings], str] | None = None,
+) -> None:
+    """Write the results; in text, failures go to stderr. `text` is the command's own text format, if it has one."""
+    from ssmdiag.reports import Failure, render
+
+    if format != "text":
+        terminal.emit(render(results, format, settings), output)
+        return
+    shown = [result for result in results if not isinstance(result, Failure)]
+    if shown:
+        terminal.emit(text(results, settings) if text else render(shown, "text", settings), output)
+    for result in results:
+        if isinstance(result, Failure):
+            print(render([result], "text", settings), end="", file=sys.stderr)
+
+
+def exit_code(result: Diagnosis | Failure, fail_on: str | None = None) -> int:
+    """Return 2 for what could not be diagnosed, 1 for findings at `fail_on` or above, else 0."""
+    from ssmdiag.reports import Failure
+
+    return 2 if isinstance(result, Failure) else result.exit_code(fail_on)
+
+
+class _Progress:
+    """A bar on stderr for what takes over a second; one plain line where stderr is no terminal."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        self.name = name
+        self.quiet = quiet
+        self.start = time.monotonic()
+        self.stop: Callable[[], None] | None = None
+        self.advance: Callable[[int, int], None] | None = None
+
+    def update(self, done: int, total: int) -> None:
+        if self.quiet or time.monotonic() - self.start < 1 or done == total:
+            return
+        if self.advance is None:
+            self._open(done, total)
+        else:
+            self.advance(done, total)
+
+    def close(self) -> None:
+        if self.stop:
+            self.stop()
+
+    def _open(self, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            print(f"{self.name}: reading layer {done} of {total} …", file=sys.stderr)
+            self.advance = lambda done, total: None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        bar = Progress(console=Console(stderr=True), transient=True)
+        task = bar.add_task(self.name, total=total)
+        bar.start()
+        self.stop = bar.stop
+        self.advance = lambda done, total: bar.update(task, completed=done)
