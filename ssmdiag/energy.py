@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.dense import realise
 from ssmdiag.powers import MAX_LAG, lags_of, powers, powers_minus_one
 from ssmdiag.response import Response, modal_terms, responses, square_of
 from ssmdiag.status import Status, channel_status
@@ -62,7 +63,7 @@ class Horizon:
 
 def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     """Return E(τ), (channel, lag), at whole lags up to 2⁴⁰. Raises ValueError where B or C is absent."""
-    at = lags_of(lags, recurrence.log_eigenvalues.device)
+    at, recurrence = lags_of(lags, recurrence.log_eigenvalues.device), realise(recurrence)
     status = channel_status(recurrence)
     values, noise = _empty(status, len(at)), _empty(status, len(at))
     for chunk, response in responses(recurrence, status, len(at)):
@@ -80,6 +81,7 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
     at = lags_of(edges, recurrence.log_eigenvalues.device)
     if len(at) < 2 or not bool((at.diff() > 0).all()):
         raise ValueError("edges must be at least two lags that increase")
+    recurrence = realise(recurrence)
     status = channel_status(recurrence)
     first, width = at[:-1], at.diff()
     values, noise = _empty(status, len(first)), _empty(status, len(first))
@@ -103,6 +105,7 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
         raise ValueError(f"share must lie between 0 and 1, got {share}")
     if not 1 <= max_lag <= MAX_LAG:
         raise ValueError(f"max_lag must lie between 1 and {MAX_LAG:,}, got {max_lag:,}")
+    recurrence = realise(recurrence)
     status = channel_status(recurrence)
     lags = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
     for chunk, response in responses(recurrence, status, 1):

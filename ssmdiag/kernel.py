@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.powers import lags_of, modal_weights, powers
-from ssmdiag.recurrence import DenseRealisation
 from ssmdiag.status import channel_status
 
 if TYPE_CHECKING:
@@ -72,16 +72,18 @@ def compute_kernel(
     recurrence: Recurrence,
     length: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float64,
     product: torch.dtype | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Kernel:
     """Return K_t for t = 0 … length − 1, on the device of the recurrence.
 
-    `dtype` is that of the values, `product` that of the matrix product: by default float64 on a CPU, where it
-    takes no longer because nothing is subnormal in it, and `dtype` on any other device.
+    `dtype` is that of the values, float64 like everything else here: rounded to float32 they lose nine of their
+    sixteen digits, and for half the memory little time is won. `product` is the matrix product's: by default
+    float64 on a CPU, where nothing in it is subnormal, and `dtype` on any other device.
     Raises ValueError where B or C is absent, KernelSizeError where the values alone exceed `memory_limit` bytes.
     """
+    recurrence = realise(recurrence)
     part = _open(recurrence, length, dtype, product)
     values = part.allocate(part.size, memory_limit)
     noise = []
@@ -94,11 +96,12 @@ def iter_kernel(
     recurrence: Recurrence,
     length: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float64,
     product: torch.dtype | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Iterator[Kernel]:
     """Yield the same kernel in parts of as many channels (or outputs) as fit into `memory_limit` bytes each."""
+    recurrence = realise(recurrence)
     part = _open(recurrence, length, dtype, product)
     status = channel_status(recurrence)
     for start, stop in part.spans(memory_limit, output=True):
@@ -111,8 +114,8 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
     """Return K at any lags up to 2⁴⁰ in float64: (copy, channel, lag) or (output, input, lag)."""
     at = lags_of(lags, recurrence.log_eigenvalues.device)
     if recurrence.dense is not None:
-        states = dense_states(recurrence.dense(), at)
-        return torch.einsum("chn,hnt->cht", recurrence.dense().output_matrix, states).real
+        dense = on_real_state(recurrence.dense())
+        return (dense.output_matrix[:, :, None] @ states_at(dense, at))[:, :, 0]
     weights, ell = modal_weights(recurrence), recurrence.log_eigenvalues
     values = weights.real.new_empty(*weights.shape[:2], len(at))
     span = max(1, 2 * WORKING_SET // (16 * ell.shape[1] * max(1, len(at))))
@@ -125,18 +128,6 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
     if recurrence.layout == "many inputs":
         return values.reshape(*_matrix_shape(recurrence), len(at))
     return values
-
-
-def dense_states(dense: DenseRealisation, lags: Tensor) -> Tensor:
-    """Return Ā^t B̄, (channel, state, lag) complex128, by the binary digits of t."""
-    square = dense.state_matrix
-    states = dense.input_matrix[..., None].expand(*dense.input_matrix.shape, len(lags)).clone()
-    digits = lags.long()
-    while bool(digits.any()):
-        states = torch.where(digits % 2 == 1, square @ states, states)
-        digits = digits // 2
-        square = square @ square
-    return states
 
 
 def _matrix_shape(recurrence: Recurrence) -> tuple[int, int]:
@@ -225,11 +216,11 @@ class _ModalPart(_Part):
         rows = _power_table(ell, self.rows, self.columns, weights)
         _product(rows, columns, self.product, out)
         total = weights.abs().sum(-1)
-        largest = out[..., : self.columns].abs().amax(-1).double()
         noise = total * (math.sqrt(self.states) * torch.finfo(self.product).eps)
-        # Where the modes cancel, the product of float32 tables is all noise: these channels are taken again.
-        hard = (total > CANCELLATION * largest).any(-1)
-        if self.product == torch.float32 and bool(hard.any()):
+        if self.product == torch.float32:
+            # Where the modes cancel, the product of float32 tables is all noise: these channels are taken again.
+            largest = out[..., : self.columns].abs().amax(-1).double()
+            hard = (total > CANCELLATION * largest).any(-1)
             for channel in hard.nonzero()[:, 0].tolist():
                 one = slice(channel, channel + 1)
                 _product(rows[one], columns[one], torch.float64, out[one])
@@ -267,25 +258,13 @@ class _DensePart(_Part):
         return super().row_bytes(output) + 3 * 16 * self.states**2
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
-        A = self.dense.state_matrix[start:stop]
-        B = self.dense.input_matrix[start:stop, :, None]
-        C = self.dense.output_matrix[:, start:stop].movedim(0, 1)
-        if not bool(A.imag.any() or B.imag.any()):
-            A, B, C = A.real, B.real, C.real
-        states = B
-        while states.shape[-1] < self.columns:
-            states = torch.cat([states, A @ states], -1)
-            A = A @ A
-        readers = C[:, :, None]
-        while readers.shape[2] < self.rows:
-            readers = torch.cat([readers, readers @ A[:, None]], 2)[:, :, : self.rows]
-            A = A @ A
-        rows, columns = readers.flatten(1, 2), states.mT
-        if rows.is_complex():
-            rows = torch.view_as_real(rows.conj().resolve_conj()).flatten(-2)
-            columns = torch.view_as_real(columns.contiguous()).flatten(-2)
+        dense = self.dense
+        C = dense.output_matrix[:, start:stop].movedim(0, 1)
+        states, A = krylov(dense.state_matrix[start:stop], dense.input_matrix[start:stop, :, None], self.columns)
+        readers, _ = krylov(A.mT[:, None], C[..., None], self.rows)
+        rows, columns = readers[..., : self.rows].mT.flatten(1, 2), states.mT
         _product(rows, columns, torch.float64, out)
-        size = rows.norm(dim=-1).reshape(len(A), self.width, -1).amax(-1) * columns.norm(dim=-1).amax(-1)[:, None]
+        size = rows.norm(dim=-1).reshape(len(C), self.width, -1).amax(-1) * columns.norm(dim=-1).amax(-1)[:, None]
         return size * (math.sqrt(self.states) * torch.finfo(torch.float64).eps)
 
 
@@ -298,10 +277,14 @@ def _power_table(ell: Tensor, count: int, stride: int, weights: Tensor | None = 
     lengths = [0, *(2**digit for digit in range((count - 1).bit_length()))]
     lags = torch.tensor(lengths, dtype=torch.float64, device=ell.device) * stride
     start, *jumps = powers(ell[:, None], lags[:, None])[:, None].split(1, 2)  # lag 0 shows where ℓ is NaN
-    table = start if weights is None else start * weights[:, :, None]
-    for jump in jumps:
-        table = torch.cat([table, table * jump], 2)
-    return torch.view_as_real(table[:, :, :count]).flatten(-2).flatten(1, 2)
+    copies = 1 if weights is None else weights.shape[1]
+    table = start.new_empty(len(ell), copies, count, ell.shape[1])
+    table[:, :, :1] = start if weights is None else start * weights[:, :, None]
+    for digit, jump in enumerate(jumps):
+        done = 2**digit
+        more = min(done, count - done)
+        torch.mul(table[:, :, :more], jump, out=table[:, :, done : done + more])
+    return torch.view_as_real(table).flatten(-2).flatten(1, 2)
 
 
 def _product(rows: Tensor, columns: Tensor, dtype: torch.dtype, out: Tensor) -> None:

@@ -42,7 +42,7 @@ def write_kernels(
     about: dict[str, dict[str, object]] = {}
     left = MEMORY_LIMIT
     for recurrence in _progress(recurrences, quiet):
-        kernel = compute_kernel(profile(recurrence), length, memory_limit=left)
+        kernel = compute_kernel(profile(recurrence), length, dtype=torch.float32, memory_limit=left)
         left -= kernel.values.nbytes
         name = f"{recurrence.layer}.{'retention' if recurrence.layout == 'none' else 'kernel'}"
         tensors[name] = kernel.values.contiguous().cpu()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.decay import NEPER_DB, ChannelDecay, DecayComparison, Law, compare_decay
+from ssmdiag.dense import realise
 from ssmdiag.energy import Horizon, band_energy, horizon
 from ssmdiag.powers import retention
 from ssmdiag.spectrum import Quantiles
@@ -152,7 +153,7 @@ def assess_memory(recurrence: Recurrence, context: int) -> LayerMemory:
     if context < 1:
         raise ValueError(f"the context must be at least one step, got {context}")
     edges = lag_edges(context)
-    source = profile(recurrence)
+    source = realise(profile(recurrence))
     energy = band_energy(source, edges)
     sound = energy.values.isfinite().all(1)
     counted = sound if bool(sound.any()) else ~sound  # a sum of nothing would pass for a kernel that is zero

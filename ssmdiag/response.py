@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.kernel import dense_states
+from ssmdiag.dense import krylov, states_at, times
 from ssmdiag.orthonormal import orthonormal_factor
 from ssmdiag.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
 from ssmdiag.recurrence import DenseRealisation
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WORKING_SET = 4 * 2**20
 EPSILON = 2.0**-53
+FIRST_ROWS = 4
+"""Rows per state that a dense factor starts from."""
 LEAST = -350.0
 """Logarithm of the amplitude below which a mode counts as gone."""
 
@@ -200,29 +202,23 @@ class Response:
 
 
 class DenseResponse(Response):
-    """States Ā^t B̄ on a real state, and a factor of their Gramian by doubling: no eigenvectors."""
+    """States Ā^t B̄ on a real state, and a factor of their Gramian by doubling, without eigenvectors."""
 
     def __init__(self, dense: DenseRealisation, chunk: slice, usable: Tensor, time_constant: Tensor) -> None:
-        A, B, C = dense.state_matrix[chunk], dense.input_matrix[chunk], dense.output_matrix[:, chunk].movedim(0, 1)
-        if bool(A.imag.any() or B.imag.any()):
-            A = torch.cat([torch.cat([A.real, -A.imag], -1), torch.cat([A.imag, A.real], -1)], -2)
-            B, C = torch.cat([B.real, B.imag], -1), torch.cat([C.real, -C.imag], -1)
         keep = usable[:, None, None]
-        self.A, self.B, self.readers = (
-            A.real.where(keep, 0.0),
-            B.real.where(keep[:, 0], 0.0),
-            C.real.where(keep, 0.0),
-        )
-        gramian = self.readers.mT @ self.readers
-        power = self.A
+        self.A = dense.state_matrix[chunk].where(keep, 0.0)
+        self.B = dense.input_matrix[chunk].where(keep[:, 0], 0.0)
+        self.readers = dense.output_matrix[:, chunk].movedim(0, 1).where(keep, 0.0)
+        # C, CĀ, CĀ², … as one triangle, doubled: eigenvalues of the Gramian would lose half the digits.
+        states = self.A.shape[1]
+        rows, power = krylov(self.A.mT[:, None], self.readers[..., None], FIRST_ROWS * states)
+        self.factor, power = _triangles(rows.mT.flatten(1, 2)), power[:, 0].mT
         # 2⁴⁰ steps and more pass before the state of a mode at 1e-12 of the boundary is gone.
         for _ in range(64):
-            gramian = gramian + power.mT @ gramian @ power
-            power = power @ power
+            self.factor = _triangles(torch.cat([self.factor, times(self.factor, power)], 1))
+            power = times(power, power)
             if not bool((power.abs().amax((1, 2)) > 1e-18).any()):
                 break
-        values, vectors = torch.linalg.eigh((gramian + gramian.mT) / 2)
-        self.factor = values.clamp(min=0).sqrt()[..., None] * vectors.mT
         self.roots = self.factor.square().sum(1).sqrt()
         steps = time_constant.clamp(max=2.0**60).where(usable, 1.0)
         self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])
@@ -231,15 +227,18 @@ class DenseResponse(Response):
         return self.B[..., None]
 
     def states(self, lags: Tensor) -> Tensor:
-        return dense_states(DenseRealisation(self.A, self.B, self.readers), lags)
+        return states_at(DenseRealisation(self.A, self.B, self.readers), lags)
 
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         squares = [self.A]
-        while len(squares) < max_lag.bit_length():
-            squares.append(squares[-1] @ squares[-1])
+        # E never rises: where it is low enough after 2^k steps in every channel, no larger step is tried.
+        while len(squares) < max_lag.bit_length() and bool(
+            (self.energy(times(squares[-1], self.start())) > target).any()
+        ):
+            squares.append(times(squares[-1], squares[-1]))
         lags, state = torch.zeros_like(target), self.start()
         for bit in reversed(range(len(squares))):
-            further = squares[bit] @ state
+            further = times(squares[bit], state)
             above = self.energy(further) > target
             state = torch.where(above[:, None], further, state)
             lags += above * 2.0**bit
@@ -248,6 +247,10 @@ class DenseResponse(Response):
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         before, after = self.states(torch.cat([lags, lags + width])).chunk(2, -1)
         return before - after, before + after
+
+
+def _triangles(rows: Tensor) -> Tensor:
+    return torch.linalg.qr(rows, mode="r").R
 
 
 def square_of(values: Tensor) -> Tensor:

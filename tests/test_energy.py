@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ssmdiag.dense import LEAST, on_real_state, times
 from ssmdiag.energy import band_energy, horizon, tail_energy
 from ssmdiag.kernel import sample_kernel
 from ssmdiag.orthonormal import orthonormal_factor
 from ssmdiag.powers import retention
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import Status
-from tests.test_kernel import SPELLINGS, random_dense, random_mimo, random_siso, siso
+from tests.test_kernel import SPELLINGS, count_dense, random_dense, random_mimo, random_siso, siso
 
 Read = Callable[..., list[Recurrence]]
 EDGES = [0, 1, 2, 5, 10, 20, 40, 80, 160, 1000, 5000]
@@ -30,6 +31,20 @@ LAGS = [0, 1, 7, 100, 1000]
 
 def one_pole(rate: float, weight: float = 3.0) -> Recurrence:
     return siso(torch.tensor([[-rate]], dtype=torch.float64), torch.full((1, 1, 1), weight, dtype=torch.float64))
+
+
+def dense_of(recurrence: Recurrence, basis: Tensor) -> Recurrence:
+    """Return real modes as a full matrix V diag(λ̄) V⁻¹."""
+    assert recurrence.output_matrix is not None
+    assert recurrence.input_matrix is not None
+    inverse = torch.linalg.inv(basis)
+    A = basis @ torch.diag_embed(recurrence.log_eigenvalues.real.exp()) @ inverse
+    dense = DenseRealisation(
+        A.to(torch.complex128),
+        recurrence.input_matrix @ basis.T.to(torch.complex128),
+        recurrence.output_matrix @ inverse.to(torch.complex128),
+    )
+    return replace(recurrence, dense=lambda: dense)
 
 
 def summed(recurrence: Recurrence, length: int) -> Tensor:
@@ -125,6 +140,41 @@ def test_nearly_equal_poles_that_cancel_keep_all_digits_but_those_of_the_gap(gap
         assert error <= float(found.noise[0, k])
         # The quadratic form wᵀGw would have lost gap², and at 1e-9 everything.
         assert error <= 1e-15 / gap * float(expected)
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-9])
+def test_a_dense_matrix_whose_poles_cancel_keeps_all_digits_but_those_of_the_gap(gap: float) -> None:
+    rate = 1e-3
+    ell = torch.tensor([[-rate, -rate * (1 + gap)]], dtype=torch.float64)
+    reference = siso(ell, torch.tensor([[[1.0, -1.0]]]))
+    recurrence = dense_of(reference, torch.tensor([[1.0, 0.3], [0.2, 1.0]], dtype=torch.float64))
+    found = tail_energy(recurrence, [0, 5])
+    for k, lag in enumerate((0, 5)):
+        expected = exact(reference, lag)
+        # The matrix is rounded where the rates are exact, and the Gramian would have lost gap².
+        assert abs(float(expected - float(found.values[0, k]))) <= 1e-12 / gap * float(expected)
+        assert float(found.noise[0, k]) <= 1e-11 / gap * float(expected)
+    assert horizon(recurrence).lags.item() == pytest.approx(horizon(reference).lags.item(), abs=max(1, 1e-8 / gap))
+
+
+@pytest.mark.parametrize("ask", [horizon, lambda r: tail_energy(r, [0, 3]), lambda r: band_energy(r, [0, 3, 9])])
+def test_a_dense_matrix_is_built_once_for_a_question(ask: Callable[[Recurrence], object]) -> None:
+    recurrence, built = count_dense(random_dense())
+    ask(recurrence)
+    assert len(built) == 1
+
+
+def test_dense_states_that_die_out_stay_fast_and_end_in_zero() -> None:
+    """Subnormal numbers in the powers of a matrix take a hundred times as long as others."""
+    recurrence = random_dense(channels=2, states=64)
+    energy = tail_energy(recurrence, [0, 10**5, 10**9])
+    assert bool((energy.values[:, 0] > 0).all())
+    assert energy.values[:, 1:].tolist() == [[0.0, 0.0]] * 2
+    assert recurrence.dense is not None
+    A = on_real_state(recurrence.dense()).state_matrix
+    for _ in range(40):
+        A = times(A, A)
+        assert bool(((A == 0) | (A.abs() > LEAST)).all())
 
 
 def test_what_cancels_beyond_float64_is_unknown_not_a_number() -> None:

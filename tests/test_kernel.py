@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -80,10 +81,20 @@ def random_dense(seed: int = 0, channels: int = 3, states: int = 6, copies: int 
     return Recurrence("layer", "test", "test", torch.linalg.eigvals(A).log(), time_invariant=True, dense=lambda: dense)
 
 
+def count_dense(recurrence: Recurrence) -> tuple[Recurrence, list[None]]:
+    """Return the recurrence, and a list that grows each time its dense realisation is built."""
+    dense, built = recurrence.dense, []
+
+    def counting() -> DenseRealisation:
+        assert dense is not None
+        built.append(None)
+        return dense()
+
+    return replace(recurrence, dense=counting), built
+
+
 def test_kernel_of_one_real_pole_is_geometric() -> None:
-    found = compute_kernel(
-        siso(torch.tensor([[math.log(0.9)]], dtype=torch.float64), torch.full((1, 1, 1), 3.0)), 500, dtype=torch.float64
-    )
+    found = compute_kernel(siso(torch.tensor([[math.log(0.9)]], dtype=torch.float64), torch.full((1, 1, 1), 3.0)), 500)
     np.testing.assert_allclose(found.values[0, 0].numpy(), 3 * 0.9 ** np.arange(500), rtol=1e-13)
     assert found.lags.tolist() == list(range(500))
 
@@ -96,10 +107,13 @@ def test_kernel_is_the_stepped_recurrence(
 ) -> None:
     recurrence = make()
     expected = stepped_kernel(recurrence, length)
-    exact = compute_kernel(recurrence, length, dtype=torch.float64)
+    exact = compute_kernel(recurrence, length)
+    assert exact.dtype is torch.float64
     assert exact.values.shape == (2, recurrence.channels, length)
     assert relative_error(exact.values, expected) < 1e-12
-    assert relative_error(compute_kernel(recurrence, length, product=product).values, expected) < 1e-6
+    rounded = compute_kernel(recurrence, length, dtype=torch.float32, product=product)
+    assert rounded.dtype is torch.float32
+    assert relative_error(rounded.values, expected) < 1e-6
     assert relative_error(sample_kernel(recurrence, range(length)), expected) < 1e-12
 
 
@@ -114,11 +128,25 @@ def test_kernel_matrix_is_the_stepped_recurrence(length: int) -> None:
     assert relative_error(sample_kernel(recurrence, range(length)), expected) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda r: compute_kernel(r, 40),
+        lambda r: list(iter_kernel(r, 40, memory_limit=9000)),
+        lambda r: sample_kernel(r, [7]),
+    ],
+)
+def test_a_dense_matrix_is_built_once_for_a_kernel(ask: Callable[[Recurrence], object]) -> None:
+    recurrence, built = count_dense(random_dense())
+    ask(recurrence)
+    assert len(built) == 1
+
+
 def test_dense_kernel_is_scipys_impulse_response() -> None:
     recurrence = random_dense(copies=1)
     assert recurrence.dense is not None
     d = recurrence.dense()
-    found = compute_kernel(recurrence, 200, dtype=torch.float64)
+    found = compute_kernel(recurrence, 200)
     for channel in range(3):
         A, B, C = d.state_matrix[channel].real, d.input_matrix[channel].real, d.output_matrix[0, channel].real
         system = (A.numpy(), B.numpy()[:, None], C.numpy()[None], np.zeros((1, 1)), 1.0)
@@ -147,7 +175,7 @@ def test_kernel_holds_its_digits_at_lags_that_no_loop_reaches(lag: int) -> None:
 
 def test_float32_kernel_at_a_million_lags_is_within_a_millionth_of_fifty_digits() -> None:
     recurrence = random_siso(3, channels=2, modes=8, copies=1, slow=1e-7)
-    found = compute_kernel(recurrence, 10**6 + 1)
+    found = compute_kernel(recurrence, 10**6 + 1, dtype=torch.float32)
     lags = [0, 1, 777, 10**4, 123_457, 999_999, 10**6]
     assert recurrence.output_matrix is not None
     for channel in range(2):
@@ -184,7 +212,7 @@ def test_float32_products_that_cancel_are_taken_again_in_float64() -> None:
     ell = torch.tensor([[-0.01, -0.01001], [-0.01, -0.5]])
     recurrence = siso(ell, torch.tensor([[[1.0, -1.0], [1.0, -1.0]]]))
     expected = sample_kernel(recurrence, range(1000))
-    found = compute_kernel(recurrence, 1000, product=torch.float32)
+    found = compute_kernel(recurrence, 1000, dtype=torch.float32, product=torch.float32)
     error = (found.values - expected).abs().amax(-1) / expected.abs().amax(-1)
     assert float(error.max()) < 1e-6
     assert float(found.noise[0, 0]) < 1e-14
@@ -283,7 +311,7 @@ def test_every_family_has_its_stepped_kernel_or_a_retention(family, spelling, re
             expected = stepped_matrix_kernel(recurrence, 40).movedim(0, -1)
         else:
             expected = stepped_kernel(recurrence, 40)
-        found = compute_kernel(recurrence, 40, dtype=torch.float64).values
+        found = compute_kernel(recurrence, 40).values
         scale = expected.abs().max().clamp(min=1e-300)
         assert float((found - expected).abs().max() / scale) < 1e-9
         assert float((sample_kernel(recurrence, range(40)) - expected).abs().max() / scale) < 1e-9
@@ -315,5 +343,5 @@ def test_the_order_of_modes_and_the_scale_between_input_and_output_do_not_matter
     assert recurrence.output_matrix is not None
     gain = torch.full_like(recurrence.log_eigenvalues, scale)
     other = siso(recurrence.log_eigenvalues[:, order], recurrence.output_matrix[..., order] / scale, 2.0, gain)
-    expected = compute_kernel(recurrence, 300, dtype=torch.float64).values
-    assert relative_error(compute_kernel(other, 300, dtype=torch.float64).values, expected) < 1e-13
+    expected = compute_kernel(recurrence, 300).values
+    assert relative_error(compute_kernel(other, 300).values, expected) < 1e-13

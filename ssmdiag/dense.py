@@ -1,0 +1,80 @@
+"""State matrices that must not be diagonalised, built once and on a real state.
+
+    Ā^t B̄ = Π_k (Ā^{2^k})^{t_k} B̄,     t = Σ_k t_k 2^k
+
+The eigenvectors of HiPPO matrices have condition numbers beyond 10¹⁹; squares of the matrix know nothing of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.recurrence import DenseRealisation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+LEAST = 1e-150
+"""Entries of powers and states below which they count as zero."""
+
+
+def realise(recurrence: Recurrence) -> Recurrence:
+    """Return the recurrence with its dense realisation, if it has one, built and on a real state.
+
+    Solving for Ā takes longer than most questions to it: build it once, and ask the result.
+    """
+    if recurrence.dense is None:
+        return recurrence
+    built = on_real_state(recurrence.dense())
+    return replace(recurrence, dense=lambda: built)
+
+
+def on_real_state(dense: DenseRealisation) -> DenseRealisation:
+    """Return the same response in float64: on the state itself where it is real, else on (Re x, Im x)."""
+    A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
+    if not A.is_complex():
+        return dense
+    if not bool(A.imag.any() or B.imag.any()):
+        return DenseRealisation(A.real.contiguous(), B.real.contiguous(), C.real.contiguous())
+    A = torch.cat([torch.cat([A.real, -A.imag], -1), torch.cat([A.imag, A.real], -1)], -2)
+    return DenseRealisation(A, torch.cat([B.real, B.imag], -1), torch.cat([C.real, -C.imag], -1))
+
+
+def times(A: Tensor, right: Tensor) -> Tensor:
+    """Return A @ right without what is too small for its products to be ordinary numbers.
+
+    A product with subnormal numbers in it takes a hundred times as long.
+    """
+    product = A @ right
+    return product.where(product.abs() > LEAST, 0.0)
+
+
+def states_at(dense: DenseRealisation, lags: Tensor) -> Tensor:
+    """Return Ā^t B̄, (channel, state, lag), by the binary digits of t."""
+    square = dense.state_matrix
+    states = dense.input_matrix[..., None].expand(*dense.input_matrix.shape, len(lags)).clone()
+    digits = lags.long()
+    while bool(digits.any()):
+        odd = (digits % 2 == 1).nonzero()[:, 0]
+        states[..., odd] = times(square, states[..., odd])
+        digits = digits // 2
+        if bool(digits.any()):
+            square = times(square, square)
+    return states
+
+
+def krylov(A: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return (start, A·start, …, A^{n−1}·start) with n ≥ count a power of two, and A^n.
+
+    `A` (…, state, state), `start` (…, state, 1); the states come as (…, state, n).
+    """
+    states = start
+    while states.shape[-1] < count:
+        states = torch.cat([states, times(A, states)], -1)
+        A = times(A, A)
+    return states, A
