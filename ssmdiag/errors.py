@@ -61,3 +61,7 @@ class ConfigurationError(SsmdiagError):
 
 class MapError(SsmdiagError):
     """A stable map is not known, or cannot hold the eigenvalues it is asked to."""
+
+
+class BaselineError(SsmdiagError):
+    """The baseline's file is absent, torn, of another version, or must not be written here."""
