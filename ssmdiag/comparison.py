@@ -1,0 +1,257 @@
+"""Checkpoints of one run, in train-step order → `RunComparison`: which layers converge to the boundary, and when.
+
+The quantity followed is the smallest rate r = −log|λ̄| of a layer, in nats per step: near the boundary it is the
+margin 1 − |λ̄|, and 1/r is the slowest time constant. Its logarithm is taken against the train step, not against
+the step's logarithm: a weight under the exp of A = −exp(A_log) that is pushed one way by an optimiser moves by
+about the learning rate at every step, so log r falls on a line, and a run has no natural step 0 for a logarithm.
+One mode may jitter, so the rate that one mode in twenty stays below is followed too.
+
+Checkpoints are read one after another and a few numbers of each are kept: memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ssmdiag import __version__
+from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.diagnosis import context_length_of
+from ssmdiag.errors import AssumptionError, CheckpointError, LayerError, SsmdiagError
+from ssmdiag.families.recognition import recognise
+from ssmdiag.layer_history import LayerHistory, LayerPoint, judge_layers, read_point
+from ssmdiag.memory import DEFAULT_CONTEXT
+from ssmdiag.run_order import OrderSource, order_checkpoints
+from ssmdiag.trend import LEAST_CHANGE, Verdict
+
+if TYPE_CHECKING:
+    from ssmdiag.families.interface import Family
+    from ssmdiag.recurrence import Recurrence
+
+FailOn = Literal["never", "converging", "crossing"]
+Memory = Literal["none", "ends", "all"]
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """One checkpoint of the run."""
+
+    path: str
+    step: int
+    """Its x: what `RunComparison.unit` counts."""
+    train_step: int | None
+    """As the file gives it."""
+    problems: tuple[str, ...]
+    """What of it could not be read."""
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """A run over its checkpoints."""
+
+    checkpoints: tuple[RunCheckpoint, ...]
+    """Those that were read, in order; steps increase."""
+    order: OrderSource
+    unit: str
+    """What steps count: `step`, `epoch` or `checkpoint`."""
+    context_length: int | None
+    layers: tuple[LayerHistory, ...]
+    problems: tuple[str, ...]
+    """What could not be read; the rest of the comparison stands."""
+    notes: tuple[str, ...]
+    device: str
+    seconds: float
+    ssmdiag_version: str = __version__
+    torch_version: str = torch.__version__
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return the verdict on the run: that of the worst layer; steady only if no layer is undetermined."""
+        verdicts = {layer.verdict for layer in self.layers}
+        for verdict in (Verdict.BROKEN, Verdict.CROSSED, Verdict.CONVERGING, Verdict.UNDETERMINED):
+            if verdict in verdicts:
+                return verdict
+        return next((v for v in (Verdict.RECEDING, Verdict.SETTLED) if v in verdicts), Verdict.STEADY)
+
+    def exit_code(self, fail_on: FailOn = "never") -> int:
+        """Return 2 if part could not be read, 1 if a layer does what `fail_on` names, else 0.
+
+        `converging`: a layer converges, or crossed the boundary or broke during the run. `crossing`: one did, or
+        converges and has passed a limit in the run or is projected to.
+        """
+        if self.problems:
+            return 2
+        if fail_on == "never":
+            return 0
+        return int(any(layer.fails(fail_on) for layer in self.layers))
+
+
+def compare_run(
+    paths: Sequence[str | Path],
+    *,
+    assume: Mapping[str, str] | None = None,
+    families: Sequence[Family] | None = None,
+    device: str = "cpu",
+    context_length: int | None = None,
+    memory: Memory = "ends",
+    least_change: float = LEAST_CHANGE,
+    on_checkpoint: Callable[[int, int], None] | None = None,
+) -> RunComparison:
+    """Return how every layer's memory went over the checkpoints of one run.
+
+    Parameters
+    ----------
+    memory
+        At which checkpoints horizon and decay law are found too: the first and last, all, or none.
+    least_change
+        Nats of log rate over the run up to which a layer counts as steady.
+    on_checkpoint
+        Called with (checkpoints read, checkpoints in all).
+
+    Raises
+    ------
+    SsmdiagError
+        Fewer than two checkpoints could be read, or no layer is in two of them. AssumptionError as in `diagnose`.
+    """
+    start = time.perf_counter()
+    opened, problems = _open(paths)
+    _require_two(paths, opened, problems)
+    run = order_checkpoints([path for path, _ in opened], [step for _, step in opened])
+    notes, kept = _without_repeats([opened[i][0] for i in run.order], [run.steps[i] for i in run.order], run.unit)
+    stored = dict(opened)
+    collected = _Collected(context_length)
+    checkpoints = []
+    for position, (path, step) in enumerate(kept):
+        wanted = memory == "all" or (memory == "ends" and position in (0, len(kept) - 1))
+        missing: list[str] = []
+        try:
+            for recurrence, title in _recurrences(path, assume, families, device, collected, missing):
+                context = collected.context or DEFAULT_CONTEXT
+                collected.add(recurrence, read_point(step, recurrence, title, context, with_memory=wanted))
+        except AssumptionError:
+            raise
+        except SsmdiagError as error:
+            problems.append(_sentence(path, error))
+            collected.drop()
+        else:
+            collected.close(step, run.unit)
+            checkpoints.append(RunCheckpoint(str(path), step, stored[path], tuple(missing)))
+            problems += [f"{path.name}: {sentence}" for sentence in missing]
+        if on_checkpoint:
+            on_checkpoint(position + 1, len(kept))
+    _require_two(paths, checkpoints, problems)
+    layers, remarks = judge_layers(
+        collected.layers, [c.step for c in checkpoints], run.unit, collected.context, least_change
+    )
+    return RunComparison(
+        checkpoints=tuple(checkpoints),
+        order=run.source,
+        unit=run.unit,
+        context_length=collected.context,
+        layers=layers,
+        problems=tuple(problems),
+        notes=(*notes, *collected.notes, *remarks),
+        device=device,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass
+class _Collected:
+    """What is kept of the checkpoints read so far: points by layer, in the order in which layers appeared."""
+
+    context: int | None
+    layers: dict[str, list[LayerPoint]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _now: list[LayerPoint] = field(default_factory=list)
+
+    def add(self, recurrence: Recurrence, point: LayerPoint) -> None:
+        self._now.append(point)
+        for a in recurrence.assumptions:
+            note = f"assumed: {a.option} = {a.value} ({a.meaning}); nothing in the files says"
+            if a.source == "usual" and note not in self.notes:
+                self.notes.append(note)
+
+    def close(self, step: int, unit: str) -> None:
+        """File the points of the checkpoint just read under their layers."""
+        names = [point.name for point in self._now]
+        if self.layers and names and not set(names) & set(self.layers):
+            shapes = [points[-1].shape for points in self.layers.values()]
+            if shapes == [point.shape for point in self._now]:
+                names = list(self.layers)
+                self.notes.append(f"layers are named differently at {unit} {step:,}; they were matched by their order")
+        for name, point in zip(names, self._now, strict=True):
+            self.layers.setdefault(name, []).append(point)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the points of a checkpoint that could not be read to its end."""
+        self._now = []
+
+
+def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], list[str]]:
+    """Return the paths that can be opened with their stored train steps, and a sentence on each that cannot."""
+    opened, problems = [], []
+    for path in dict.fromkeys(map(Path, paths)):
+        try:
+            opened.append((path, read_checkpoint(path).train_step))
+        except SsmdiagError as error:
+            problems.append(_sentence(path, error))
+    return opened, problems
+
+
+def _sentence(path: Path, error: SsmdiagError) -> str:
+    sentence = error.sentence
+    return sentence if path.name in sentence else f"{path.name}: {sentence}"
+
+
+def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Sequence[str]) -> None:
+    if len(usable) < 2:
+        raise CheckpointError(
+            "\n".join([f"{len(usable)} of {len(paths)} checkpoints could be read, {len(usable)} different.", *problems])
+            if problems
+            else "one checkpoint alone has nothing to be compared with.",
+            expected="two or more different checkpoints",
+        )
+
+
+def _without_repeats(
+    paths: Sequence[Path], steps: Sequence[int], unit: str
+) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Return the first checkpoint of every step, and a note on each that was left out."""
+    first: dict[int, Path] = {}
+    notes = []
+    for path, step in zip(paths, steps, strict=True):
+        if step in first:
+            notes.append(f"{path.name} is left out: {first[step].name} is of {unit} {step:,} too")
+        else:
+            first[step] = path
+    return notes, [(path, step) for step, path in first.items()]
+
+
+def _recurrences(
+    path: Path,
+    assume: Mapping[str, str] | None,
+    families: Sequence[Family] | None,
+    device: str,
+    collected: _Collected,
+    problems: list[str],
+) -> Iterator[tuple[Recurrence, str]]:
+    """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
+    checkpoint = read_checkpoint(path)
+    found = recognise(checkpoint, assume=assume, families=families, device=device)
+    found.require_layers(checkpoint)
+    problems += [*checkpoint.problems, *found.problems]
+    collected.context = collected.context or context_length_of(checkpoint.settings)
+    for layer in found.layers:
+        try:
+            recurrences = layer.read()
+        except LayerError as error:
+            problems.append(error.sentence)
+        else:
+            yield from ((recurrence, layer.family.title) for recurrence in recurrences)

@@ -1,0 +1,88 @@
+"""In which order the checkpoints of a run were saved: by the steps they hold, by their names, or as given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
+COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
+MULTIPLE = re.compile(r"([kKM])(?![A-Za-z])")
+
+
+class OrderSource(Enum):
+    """What the order, and the x axis of every trend, was taken from. Values stand in reports."""
+
+    STORED = "the train steps in the files"
+    NAMES = "the numbers in the names"
+    GIVEN = "the order given"
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """When each of several checkpoints was saved."""
+
+    source: OrderSource
+    unit: str
+    """What the steps count: `step`, `epoch` or `checkpoint`."""
+    steps: tuple[int, ...]
+    """Of each path as given."""
+
+    @property
+    def order(self) -> list[int]:
+        """Return the positions of the paths in the order of the run; equal steps keep the order given."""
+        return sorted(range(len(self.steps)), key=lambda i: (self.steps[i], i))
+
+
+def order_checkpoints(paths: Sequence[str | Path], stored: Sequence[int | None]) -> RunOrder:
+    """Return the order of a run's checkpoints; `stored` are the train steps in the files, None where one has none.
+
+    Stored steps count where every file has one and they differ; else the one number that varies from name to
+    name; else the order given.
+    """
+    known = [step for step in stored if step is not None]
+    if len(known) == len(paths) and (len(set(known)) > 1 or len(known) == 1):
+        return RunOrder(OrderSource.STORED, "step", tuple(known))
+    if found := numbers_in_names(paths):
+        return RunOrder(OrderSource.NAMES, *found)
+    return RunOrder(OrderSource.GIVEN, "checkpoint", tuple(range(1, len(paths) + 1)))
+
+
+def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]] | None:
+    """Return what the number that varies between names counts, and its values; None where no one number does.
+
+    Where all files are called alike, the directories they lie in tell them apart.
+
+    >>> numbers_in_names(["run/step-100.pt", "run/step-20.pt"])
+    ('step', (100, 20))
+    >>> numbers_in_names(["checkpoint-5/model.pt", "checkpoint-10/model.pt"])
+    ('step', (5, 10))
+    >>> numbers_in_names(["epoch=1-step=90-loss=0.25.ckpt", "epoch=2-step=180-loss=0.21.ckpt"])
+    ('step', (90, 180))
+    >>> numbers_in_names(["a.pt", "b.pt"])
+    """
+    levels = zip(*(reversed(Path(path).absolute().parts) for path in paths), strict=False)
+    names = next((level for level in levels if len(set(level)) > 1), None)
+    if names is None:
+        return None
+    split = [re.split(r"(\d+)", name) for name in names]
+    if len({tuple(parts[::2]) for parts in split}) > 1:
+        return None
+    words = split[0][::2]
+    varying = [
+        i for i, column in enumerate(zip(*(parts[1::2] for parts in split), strict=True)) if len(set(column)) > 1
+    ]
+    named = [i for i in varying if COUNTS_STEPS.search(words[i])] or [
+        i for i in varying if COUNTS_EPOCHS.search(words[i])
+    ]
+    chosen = named or varying
+    if len(chosen) != 1:
+        return None
+    (at,) = chosen
+    multiple = MULTIPLE.match(words[at + 1])
+    scale = {"k": 10**3, "K": 10**3, "M": 10**6}[multiple[1]] if multiple else 1
+    unit = "epoch" if COUNTS_EPOCHS.search(words[at]) else "step"
+    return unit, tuple(int(parts[2 * at + 1]) * scale for parts in split)

@@ -1,0 +1,187 @@
+"""Does a quantity drift over the checkpoints of a run, how fast, and when does it reach a limit?
+
+Checkpoints of one run are not independent draws: a weight that wanders leaves a path that rises or falls by
+chance, and a test made for independent noise takes it for a trend in one run of two or three. A trend is
+therefore believed only if it beats both ways to be nothing,
+
+    y_i = c + noise                       Mann–Kendall's rank test, exact (Mann 1945, Kendall 1975)
+    y_i = y_{i−1} + noise · √(s_i − s_{i−1})    drift of a random walk, Student's t on its steps
+
+so the p-value is the larger of the two, and the interval of the slope is the hull of Sen's (1968) and of the
+drift's. What lies between the two, noise with a memory, is covered by whichever is the more cautious.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from statistics import median
+
+from ssmdiag.significance import Slope, adjust, mann_kendall, random_walk_drift, theil_sen
+
+ALPHA = 0.05
+"""Chance that a run without any trend is given one, in either direction and in any of its layers."""
+FEWEST = 5
+"""Points below which no order of them is rare enough: all 4 rising happens in 1 run of 12."""
+LEAST_CHANGE = math.log(1.05)
+"""Change over the run, in nats, up to which a quantity counts as steady."""
+LEVELLED = 1 / 8
+"""Share of the spread over the run that the second half of it may still have where it has levelled off."""
+REACH = 10.0
+"""Projections end at this many observed spans past the last point."""
+
+
+class Verdict(Enum):
+    """What the points say. Values stand in reports and in JSON."""
+
+    BROKEN = "not finite"
+    CROSSED = "crossed"
+    CONVERGING = "converging"
+    RECEDING = "receding"
+    SETTLED = "settled"
+    STEADY = "steady"
+    UNDETERMINED = "undetermined"
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Verdict.BROKEN: "modes are NaN or infinite",
+    Verdict.CROSSED: "a mode is on or past the stability boundary",
+    Verdict.CONVERGING: "its memory lengthens towards the boundary, by more than chance explains",
+    Verdict.RECEDING: "its memory shortens, away from the boundary, by more than chance explains",
+    Verdict.SETTLED: "it moved by more than chance explains, and has levelled off",
+    Verdict.STEADY: "it did not move",
+    Verdict.UNDETERMINED: "these checkpoints cannot tell a trend from chance",
+}
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How one quantity went over a run. y is in nats (a logarithm) unless said otherwise."""
+
+    points: int
+    first: float
+    last: float
+    span: float
+    """x of the last point minus x of the first."""
+    slope: Slope
+    """Theil–Sen, per unit of x; the interval is the hull of Sen's and the random walk's."""
+    rank_slope: Slope
+    """Theil–Sen with Sen's interval alone, which takes the noise for independent."""
+    p_rank: float
+    p_walk: float
+    spread: float
+    """Largest minus smallest y."""
+    late_slope: float
+    """Theil–Sen slope over the second half of the span, and the last three points at least."""
+    late_spread: float | None
+    """Largest minus smallest y in the second half of the span; None where it holds fewer than three points."""
+    now: float
+    """y at the last point, by the median of the last three carried there along the slope."""
+
+    @property
+    def p(self) -> float:
+        """Return the larger of both p-values: the trend must beat noise and random walk alike."""
+        return max(self.p_rank, self.p_walk)
+
+    @property
+    def change(self) -> float:
+        """Return slope times span: the change that the trend makes of the run."""
+        return self.slope.value * self.span
+
+    @property
+    def outlook(self) -> Slope:
+        """Return the slope to go on with: its interval also holds the pace of the second half."""
+        slope = self.slope
+        return Slope(slope.value, min(slope.low, self.late_slope), max(slope.high, self.late_slope))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """When a trend reaches a limit."""
+
+    at: float | None
+    """x; None where it lies beyond `reach`, or the trend leads away."""
+    earliest: float | None
+    """From the steeper end of the slope's interval; None where even that lies beyond `reach`."""
+    latest: float | None
+    """From the flatter end; None where that lies beyond `reach`, or never comes."""
+    reach: float
+    """The x up to which it was looked for."""
+
+
+def fit_trend(x: Sequence[float], y: Sequence[float]) -> Trend:
+    """Return the trend of y over x, two points at least. Raises ValueError unless x increases and y is finite."""
+    if len(x) != len(y) or len(x) < 2 or any(b <= a for a, b in pairwise(x)):
+        raise ValueError(f"a trend needs two or more points at increasing x, got {len(x)} and {len(y)}")
+    if not all(map(math.isfinite, (*x, *y))):
+        raise ValueError("a trend needs finite points")
+    rank = theil_sen(x, y)
+    walk, p_walk = random_walk_drift(x, y)
+    hull = Slope(rank.value, min(rank.low, walk.low, rank.value), max(rank.high, walk.high, rank.value))
+    start = min(sum(value < (x[0] + x[-1]) / 2 for value in x), max(len(x) - 3, 0))
+    late = y[start:] if x[start] >= (x[0] + x[-1]) / 2 else ()
+    return Trend(
+        points=len(x),
+        first=y[0],
+        last=y[-1],
+        span=x[-1] - x[0],
+        slope=hull,
+        rank_slope=rank,
+        p_rank=mann_kendall(y)[1],
+        p_walk=p_walk,
+        spread=max(y) - min(y),
+        late_slope=theil_sen(x[start:], y[start:]).value,
+        late_spread=max(late) - min(late) if late else None,
+        now=median(y[i] + rank.value * (x[-1] - x[i]) for i in range(max(0, len(x) - 3), len(x))),
+    )
+
+
+def judge(trends: Sequence[Trend], *, least_change: float = LEAST_CHANGE, alpha: float = ALPHA) -> list[Verdict]:
+    """Return the verdict on each of several trends of one run; y is the log of a distance from the boundary.
+
+    The p-values are adjusted for their number (Benjamini & Hochberg 1995), so that a run in which nothing drifts
+    is called converging or receding anywhere with probability `alpha` at most, however many layers it has.
+    """
+    both = adjust([trend.p for trend in trends])
+    rank = adjust([trend.p_rank for trend in trends])
+    return [_judge(t, p <= alpha, r <= alpha, least_change) for t, p, r in zip(trends, both, rank, strict=True)]
+
+
+def _judge(trend: Trend, drifts: bool, ordered: bool, least_change: float) -> Verdict:
+    if trend.spread <= 1e-9:
+        return Verdict.STEADY
+    if trend.points < FEWEST:
+        return Verdict.UNDETERMINED
+    if abs(trend.change) > least_change:
+        # Where it went is exact; that it rests is seen in the second half. No random walk needs ruling out.
+        if ordered and trend.late_spread is not None and trend.late_spread <= LEVELLED * trend.spread:
+            return Verdict.SETTLED
+        if drifts:
+            return Verdict.CONVERGING if trend.change < 0 else Verdict.RECEDING
+    low, high = trend.rank_slope.low * trend.span, trend.rank_slope.high * trend.span
+    if trend.spread <= least_change or (-least_change <= low and high <= least_change):
+        return Verdict.STEADY
+    return Verdict.UNDETERMINED
+
+
+def project(last: float, now: float, slope: Slope, target: float, span: float) -> Crossing:
+    """Return when y, `now` at x = `last`, falls to `target` at a slope with its interval.
+
+    Further than `REACH` spans past the last point nothing is said: a trend is not known to go on.
+    """
+    reach = last + REACH * span
+
+    def arrival(rate: float) -> float | None:
+        if now <= target:
+            return last
+        at = last + (now - target) / -rate if rate < 0 else math.inf
+        return at if at <= reach else None
+
+    return Crossing(arrival(slope.value), arrival(slope.low), arrival(slope.high), reach)
