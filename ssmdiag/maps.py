@@ -60,6 +60,8 @@ class StableMap:
     """Whether `high` is taken by some w."""
     discrete: Literal["exp(-f)", "1 - f", "w"] = "exp(-f)"
     """λ̄ as a function of w, for models that have no step."""
+    linear: bool = False
+    """Whether `inverse` goes on, with the same sign, to magnitudes of 0 and below."""
 
     def __call__(self, weights: Tensor) -> Tensor:
         return self.function(weights)
@@ -169,6 +171,7 @@ _ENTRIES = (
         lambda w: _past_boundary(w.square().reciprocal(), w > 0),
         lambda w, d: -d / (w + d),
         lambda beta: math.inf,
+        linear=True,
     ),
     StableMap(
         "direct", "-w",
@@ -177,6 +180,7 @@ _ENTRIES = (
         lambda w, d: -d / (w + d),
         lambda beta: math.inf,
         discrete="w",
+        linear=True,
     ),
     StableMap(
         "direct, at least 1e-4", "max(-w, 1e-4)",
@@ -185,6 +189,7 @@ _ENTRIES = (
         _quotient(lambda w: (-w).clamp(min=FLOOR)),
         lambda beta: beta / FLOOR,
         low=FLOOR,
+        linear=True,
     ),
     StableMap(
         "exp", "exp(w)",
@@ -230,6 +235,7 @@ _ENTRIES = (
         lambda w: w.square().reciprocal().where(w > 0, 0 * w.abs()),
         lambda w, d: -d / (w + d),
         lambda beta: math.inf,
+        linear=True,
     ),
     StableMap(
         "relu+1e-4", "max(w, 0) + 1e-4",
@@ -238,6 +244,7 @@ _ENTRIES = (
         _quotient(lambda w: w.clamp(min=0) + FLOOR),
         lambda beta: beta / FLOOR,
         low=FLOOR,
+        linear=True,
     ),
     best(),
     best(b=0.1),

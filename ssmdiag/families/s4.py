@@ -134,7 +134,8 @@ def _read_companion(layer: Layer) -> Recurrence:
     """Return SpaceTime's recurrence: a shift matrix whose last column is A, without Δ."""
     import torch
 
-    column = layer.weight("A", "none", part=layer.complex("A").real)
+    column = layer.complex("A").real
+    layer.note("A is the last column of a companion matrix: no weight of it is the rate of a mode")
     C = layer.complex("C")
     state_matrix = torch.zeros(*column.shape, column.shape[-1], dtype=column.dtype, device=column.device)
     state_matrix[:, 1:, :-1] = torch.eye(column.shape[-1] - 1, dtype=column.dtype, device=column.device)

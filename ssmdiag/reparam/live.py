@@ -1,0 +1,121 @@
+"""A live nn.Module as a `Checkpoint`, so that families read it as they read a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ssmdiag.checkpoint import Checkpoint
+from ssmdiag.checkpoint.checkpoint import collect
+
+Place = tuple[nn.Module, str]
+"""A submodule and the attribute under which it holds a tensor."""
+
+
+class LiveModule:
+    """Parameters and persistent buffers of a module, under the names its plain state dict has.
+
+    A tensor under a torch parametrisation stands under its own name, with the value the model reads.
+    """
+
+    format = "live module"
+    train_step: int | None = None
+
+    def __init__(self, module: nn.Module, value: Callable[[str, Tensor], Tensor] | None = None) -> None:
+        self.path = Path(type(module).__name__.removeprefix("Parametrized"))
+        self.notes: list[str] = []
+        self.settings: Mapping[str, Any] = {}
+        self.places = find_places(module)
+        self._value = value
+        self._meta = {name: _evaluate(place).to("meta") for name, place in self.places.items()}
+
+    def names(self) -> list[str]:
+        return list(self.places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._meta[name].shape)
+
+    def dtype(self, name: str) -> str:
+        return str(self._meta[name].dtype).removeprefix("torch.")
+
+    def load(self, name: str) -> Tensor:
+        values = _evaluate(self.places[name])
+        return self._value(name, values) if self._value else values
+
+
+def read_module(module: nn.Module, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Return a live module as a checkpoint: `ssmdiag.diagnose(ssmdiag.read_module(model))`.
+
+    Values are read when they are asked for, so the checkpoint follows the training. `config` are settings as
+    in config.json; by default those of `module.config`, where it has one.
+    """
+    return as_checkpoint(LiveModule(module), module, config)
+
+
+def as_checkpoint(container: LiveModule, module: nn.Module, config: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Return the checkpoint of one live container."""
+    tensors = collect({container: container.names()})
+    return Checkpoint(
+        path=container.path,
+        format=container.format,
+        tensors=tensors,
+        size=sum(tensor.nbytes for tensor in tensors.values()),
+        config=_settings(module) if config is None else config,
+    )
+
+
+def find_places(module: nn.Module) -> dict[str, Place]:
+    """Return where every parameter and persistent buffer lives, by its plain dotted name."""
+    places: dict[str, Place] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        if "parametrizations" in path.split("."):
+            continue
+        own = [name for name, value in part._parameters.items() if value is not None]
+        own += [
+            n for n, value in part._buffers.items() if value is not None and n not in part._non_persistent_buffers_set
+        ]
+        if parametrize.is_parametrized(part):
+            own += list(part.parametrizations)
+        places |= {f"{path}.{name}" if path else name: (part, name) for name in own}
+    return places
+
+
+def links_of(place: Place) -> list[nn.Module]:
+    """Return the torch parametrisations a tensor is under, first to last."""
+    part, name = place
+    chains: Any = part.parametrizations if parametrize.is_parametrized(part, name) else {name: ()}
+    return list(chains[name])
+
+
+def stored_tensor(place: Place) -> Tensor:
+    """Return the tensor an optimizer sees: the attribute itself, or `parametrizations.X.original`."""
+    part, name = place
+    chains: Any = part.parametrizations if parametrize.is_parametrized(part, name) else {}
+    return chains[name].original if chains else getattr(part, name)
+
+
+def owners_of(tensor: Tensor, places: Mapping[str, Place]) -> list[Place]:
+    """Return every place that holds this very tensor: tied weights have several."""
+    found = {(id(part), name): (part, name) for part, name in places.values() if stored_tensor((part, name)) is tensor}
+    return list(found.values())
+
+
+def _evaluate(place: Place) -> Tensor:
+    with torch.no_grad():
+        return getattr(*place).detach()
+
+
+def _settings(module: nn.Module) -> Mapping[str, Any]:
+    """Return the settings a model carries about itself: transformers' config, a dataclass or a mapping."""
+    config: Any = getattr(module, "config", None)
+    if callable(getattr(config, "to_dict", None)):
+        return dict(config.to_dict())
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.asdict(config)
+    return dict(config) if isinstance(config, Mapping) else {}

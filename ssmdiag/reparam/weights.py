@@ -1,0 +1,203 @@
+"""The recurrent weights of a live module, found through what its family's `read` takes for them.
+
+A family says which stored tensor is a rate, a frequency or a step, and by which map; it does not say which
+entries of a packed tensor. So it reads the module once with every value replaced by a number that occurs
+nowhere else: a weight whose numbers come back as they are is known entry by entry, one that the family has
+changed on the way (capped, scaled by another weight) is not, and is reported as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssmdiag.families.interface import Family
+from ssmdiag.families.layer import Layer
+from ssmdiag.families.recognition import recognise
+from ssmdiag.recurrence import Recurrence, RecurrentWeight
+from ssmdiag.reparam.live import LiveModule, Place, as_checkpoint
+
+Role = Literal["rate", "frequency", "step"]
+
+
+@dataclass(frozen=True, eq=False)
+class LiveWeight:
+    """One recurrent weight in a live module: a tensor, or the entries of one."""
+
+    name: str
+    """Dotted name of the tensor, as in the plain state dict."""
+    family: str
+    role: Role
+    map: str
+    """Map the model itself applies, by its name in `maps.MAPS`."""
+    entries: Tensor | None
+    """Flat positions, real and imaginary parts counted apart; None: all of the tensor."""
+    time_invariant: bool
+    discrete: bool = False
+    """Whether f(w) is |λ̄| itself, and not a rate or a step."""
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A recurrent weight that was not touched, and why."""
+
+    name: str
+    family: str
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class LiveRecurrence:
+    """Every recurrent weight of a module, and where its tensors are."""
+
+    weights: tuple[LiveWeight, ...]
+    opaque: tuple[LeftAlone, ...]
+    """Weights whose entries cannot be told apart."""
+    layers: tuple[Layer, ...]
+    """Read through `codes`: their values are not the model's."""
+    places: Mapping[str, Place]
+    codes: Codes
+
+    def find_shared_sources(self) -> Iterator[tuple[str, str]]:
+        """Yield (family, tensor name) of all else that eigenvalues depend on, and steps do not.
+
+        Only where the decay does not depend on the input, or a weight is opaque: elsewhere these are the
+        biases of gates. Found by changing one tensor at a time and reading again, once per spelling.
+        """
+        weights = {weight.name for weight in self.weights}
+        opaque = {weight.name for weight in self.opaque if weight.role == "rate"}
+        sources: dict[tuple[str, ...], set[str]] = {}
+        for layer in self.layers:
+            stored = {local: layer.stored(local).stored_name for local in layer.names}
+            if layer.family.memory == "nominal" and opaque.isdisjoint(stored.values()):
+                continue
+            alike = (layer.family.name, layer.spelling.name, *sorted(stored))
+            if alike not in sources:
+                sources[alike] = {local for local, name in stored.items() if self._decides(layer, name)}
+            for local in sorted(sources[alike]):
+                if stored[local] not in weights:
+                    yield layer.family.name, stored[local]
+
+    def _decides(self, layer: Layer, name: str) -> bool:
+        """Whether another value of this tensor gives other eigenvalues and the same step."""
+        plain = layer.read()
+        if name not in {layer.checkpoint[used].stored_name for recurrence in plain for used in recurrence.tensors}:
+            return False
+        with self.codes.changing(name):
+            other = layer.read()
+        pairs = list(zip(plain, other, strict=True))
+        same_step = all(_equal(a.step, b.step) for a, b in pairs)
+        return same_step and not all(_equal(a.log_eigenvalues, b.log_eigenvalues) for a, b in pairs)
+
+
+def find_recurrence(
+    module: nn.Module,
+    *,
+    assume: Mapping[str, str] | None = None,
+    families: Sequence[Family] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> LiveRecurrence:
+    """Return the recurrent weights of every recognised layer, in layer order.
+
+    Raises UnknownFamilyError where no layer is recognised, LayerError where one cannot be read.
+    """
+    codes = Codes()
+    container = LiveModule(module, codes)
+    checkpoint = as_checkpoint(container, module, config)
+    found = recognise(checkpoint, assume=assume, families=families)
+    found.require_layers(checkpoint)
+    weights: dict[tuple[str, str, str], LiveWeight] = {}
+    opaque: dict[tuple[str, str], LeftAlone] = {}
+    for layer in found.layers:
+        for recurrence in layer.read():
+            for weight in recurrence.weights:
+                name = checkpoint[weight.name].stored_name
+                entries = codes.entries(name, weight.values)
+                if entries is None:
+                    reason = f"{layer.family.title} changes it on its way to the map {weight.map}"
+                    opaque[name, weight.role] = LeftAlone(name, recurrence.family, weight.role, reason)
+                else:
+                    key = (name, weight.role, weight.map)
+                    weights[key] = _joined(weights.get(key), _as_live(name, recurrence, weight, entries))
+    places = container.places
+    whole = tuple(_simplified(weight, getattr(*places[weight.name])) for weight in weights.values())
+    return LiveRecurrence(whole, tuple(opaque.values()), found.layers, places, codes)
+
+
+def count_numbers(tensor: Tensor) -> int:
+    """Return how many real numbers a tensor holds."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def flatten_numbers(tensor: Tensor) -> Tensor:
+    """Return the real numbers of a tensor on one axis; a view where it can be."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+class Codes:
+    """Gives every number of every tensor a value of its own, and finds numbers by their values."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Tensor] = {}
+        self.changed: str | None = None
+
+    @contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Give this one tensor other values for a while."""
+        self.changed = name
+        try:
+            yield
+        finally:
+            self.changed = None
+
+    def __call__(self, name: str, values: Tensor) -> Tensor:
+        if not (values.is_floating_point() or values.is_complex()):
+            return values
+        count = count_numbers(values)
+        if name not in self.given:
+            shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+            # Between 0.1 and 0.9, where no map of any family saturates, and irrational to no accident.
+            self.given[name] = -(0.1 + 0.8 * (shuffled + 0.381966) / max(count, 1)).double()
+        coded = self.given[name].flip(0) * 0.97 if name == self.changed else self.given[name]
+        if values.is_complex():
+            return torch.view_as_complex(coded.reshape(*values.shape, 2))
+        return coded.reshape(values.shape)
+
+    def entries(self, name: str, values: Tensor) -> Tensor | None:
+        """Return the flat positions of these numbers in the tensor, or None if they are not all in it."""
+        numbers, order = self.given[name].sort()
+        wanted = flatten_numbers(values.detach()).to(torch.float64).contiguous()
+        place = torch.searchsorted(numbers, wanted).clamp(max=len(numbers) - 1)
+        return order[place].unique() if bool((numbers[place] == wanted).all()) else None
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _as_live(name: str, recurrence: Recurrence, weight: RecurrentWeight, entries: Tensor) -> LiveWeight:
+    return LiveWeight(
+        name, recurrence.family, weight.role, weight.map, entries, recurrence.time_invariant, weight.discrete
+    )
+
+
+def _joined(first: LiveWeight | None, second: LiveWeight) -> LiveWeight:
+    """Return one weight for what several recurrences of a module take from one tensor."""
+    if first is None or first.entries is None or second.entries is None:
+        return second
+    return replace(second, entries=torch.cat([first.entries, second.entries]).unique())
+
+
+def _simplified(weight: LiveWeight, tensor: Tensor) -> LiveWeight:
+    """Return the weight with None for its entries where it is all of its tensor."""
+    if weight.entries is None or len(weight.entries) < count_numbers(tensor):
+        return weight
+    return replace(weight, entries=None)
