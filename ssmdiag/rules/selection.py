@@ -69,11 +69,11 @@ def select_rules(
     Raises ConfigurationError for a rule or a threshold that does not exist.
     """
     rules = known_rules()
-    chosen = _codes(select) if select else {rule.code for rule in rules}
-    chosen -= _codes(ignore)
+    chosen = codes_of(select) if select else {rule.code for rule in rules}
+    chosen -= codes_of(ignore)
     limits = {rule.code: rule.limits for rule in rules}
     for key, values in (thresholds or {}).items():
-        for code in _codes([key]):
+        for code in codes_of([key]):
             unknown = set(values) - set(limits[code])
             if unknown:
                 raise ConfigurationError(
@@ -84,12 +84,12 @@ def select_rules(
     return Selection(
         rules=tuple(rule for rule in rules if rule.code in chosen),
         limits=limits,
-        layer_ignores={glob: tuple(sorted(_codes(keys))) for glob, keys in (layer_ignores or {}).items()},
+        layer_ignores={glob: tuple(sorted(codes_of(keys))) for glob, keys in (layer_ignores or {}).items()},
     )
 
 
-def _codes(keys: Iterable[str]) -> set[str]:
-    """Return the codes that codes, prefixes and names stand for."""
+def codes_of(keys: Iterable[str]) -> set[str]:
+    """Return the codes that codes, prefixes and names stand for. Raises ConfigurationError for what is no rule."""
     found: set[str] = set()
     for key in keys:
         codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(key.upper())}
