@@ -1,7 +1,8 @@
-"""Whether a checkpoint looks trained, from tensors that start at a known constant.
+"""Does the rest of the model look trained? Evidence for rules that say `this part was left out of it`.
 
-Norm weights start at 1 (or 0), their biases at 0, the skip D at 1: after some steps of an optimiser they are
-no longer constant. What the recurrence looks like is then a question of its own.
+Norms start at a constant, ones or zeros, whatever the code (RWKV scales its ones by the depth), and every
+step of training moves each of their values a little: a model whose norms are no longer constant has been
+trained, and their spread says how far. Where there is no norm, Mamba's skip D, which starts at one, serves.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import prod
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
+    from collections.abc import Sequence
+
+    from ssmdiag.checkpoint import Checkpoint, StoredTensor
     from ssmdiag.families.recognition import Recognition
 
-NORM = re.compile(r"(?:^|[._])(?:\w*norm\w*|ln_?\w*|layernorm\w*)[._](?:weight|scale|bias)$", re.IGNORECASE)
+NORM = re.compile(
+    r"(?:^|[._])(?:\w*norm\w*|[lb]n_?\w*)(?:\.\d+)?[._](?:weight|scale|bias)$|_norm_weight$", re.IGNORECASE
+)
 MOST_TENSORS = 24
 """Norms looked at, spread over the model: enough to tell, few enough to read."""
 MOST_VALUES = 1_000_000
@@ -33,28 +39,48 @@ class TrainingSigns:
     """How many of the tensors looked at have left their constant."""
     still: int = 0
     """How many are still at it."""
+    distance: float | None = None
+    """Standard deviation of the values of those that have left it, median over tensors: how far training went."""
 
 
 def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> TrainingSigns:
-    """Return what norms, skips and the file's own train step say."""
-    names = [
-        name
-        for name, stored in checkpoint.items()
-        if (NORM.search(name) or name.rpartition(".")[2] == "D")
-        and stored.dtype.startswith(("float16", "float32", "float64", "bfloat"))
-        and 1 < prod(stored.shape) <= MOST_VALUES
-    ]
-    stride = max(1, len(names) // MOST_TENSORS)
-    moved: list[str] = []
-    still: list[str] = []
-    for name in names[::stride]:
-        values = checkpoint[name].load().double().flatten()
-        constant = bool((values == values[0]).all()) and float(values[0]) in (0.0, 1.0)
-        (still if constant else moved).append(name)
-    if moved:
-        return TrainingSigns(True, f"{moved[0]} has left its initial constant", len(moved), len(still))
+    """Return what norms, Mamba's skips and the file's own train step say."""
+    if checkpoint.train_step == 0:
+        return TrainingSigns(False, "the file says step 0")
+    names = [name for name, stored in checkpoint.items() if NORM.search(name) and _is_small_vector(stored)]
+    names = names or _skips(checkpoint, recognition)
+    moved, still, distances = _moved(checkpoint, names[:: max(1, len(names) // MOST_TENSORS)])
+    if moved and len(moved) >= len(still):
+        # One tensor that is not constant among many that are is a statistic of the data, not a trained norm.
+        evidence = f"{moved[0]} is no longer constant"
+        return TrainingSigns(True, evidence, len(moved), len(still), median(distances))
     if still:
-        return TrainingSigns(False, f"{still[0]} is still at its initial constant", 0, len(still))
+        return TrainingSigns(False, f"{still[0]} is still constant", len(moved), len(still))
     if checkpoint.train_step:
         return TrainingSigns(True, f"the file says step {checkpoint.train_step:,}")
     return TrainingSigns(None, "no norm or skip to tell by")
+
+
+def _is_small_vector(stored: StoredTensor) -> bool:
+    plain = stored.dtype.startswith(("float16", "float32", "float64", "bfloat"))
+    return plain and 1 < prod(stored.shape) <= MOST_VALUES
+
+
+def _skips(checkpoint: Checkpoint, recognition: Recognition) -> list[str]:
+    """Return the D of every layer that has an A_log: elsewhere D starts at random."""
+    paths = [layer.path for layer in recognition.layers if "A_log" in layer.names]
+    names = [f"{path}.D" if path else "D" for path in paths]
+    return [name for name in names if name in checkpoint and _is_small_vector(checkpoint[name])]
+
+
+def _moved(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[list[str], list[str], list[float]]:
+    """Return the tensors that are no longer constant, those that are, and the spread of the former."""
+    moved, still, distances = [], [], []
+    for name in names:
+        values = checkpoint[name].load().double().flatten()
+        if bool((values == values[0]).all()):
+            still.append(name)
+        else:
+            moved.append(name)
+            distances.append(float(values.std()))
+    return moved, still, distances
