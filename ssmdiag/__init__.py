@@ -27,10 +27,21 @@ _WHERE = {
     "compute_kernel": "ssmdiag.kernel",
     "diagnose": "ssmdiag.diagnosis",
     "extract_recurrences": "ssmdiag.diagnosis",
+    "find_map": "ssmdiag.maps",
+    "fold": "ssmdiag.reparam",
+    "folded_state_dict": "ssmdiag.reparam",
+    "freeze": "ssmdiag.reparam",
+    "gradient_scale": "ssmdiag.stability",
     "horizon": "ssmdiag.energy",
     "known_families": "ssmdiag.families",
+    "parameter_groups": "ssmdiag.reparam",
     "read_checkpoint": "ssmdiag.checkpoint",
+    "read_module": "ssmdiag.reparam",
     "recognise": "ssmdiag.families.recognition",
+    "relative_perturbation": "ssmdiag.stability",
+    "reparameterize": "ssmdiag.reparam",
+    "rounding_step": "ssmdiag.stability",
+    "stability_bound": "ssmdiag.stability",
 }
 
 __all__ = sorted(_WHERE)
@@ -49,8 +60,19 @@ if TYPE_CHECKING:
     from ssmdiag.families import known_families as known_families
     from ssmdiag.families.recognition import recognise as recognise
     from ssmdiag.kernel import compute_kernel as compute_kernel
+    from ssmdiag.maps import find_map as find_map
     from ssmdiag.memory import assess_memory as assess_memory
     from ssmdiag.recurrence import Recurrence as Recurrence
+    from ssmdiag.reparam import fold as fold
+    from ssmdiag.reparam import folded_state_dict as folded_state_dict
+    from ssmdiag.reparam import freeze as freeze
+    from ssmdiag.reparam import parameter_groups as parameter_groups
+    from ssmdiag.reparam import read_module as read_module
+    from ssmdiag.reparam import reparameterize as reparameterize
+    from ssmdiag.stability import gradient_scale as gradient_scale
+    from ssmdiag.stability import relative_perturbation as relative_perturbation
+    from ssmdiag.stability import rounding_step as rounding_step
+    from ssmdiag.stability import stability_bound as stability_bound
 
 
 def __getattr__(name: str) -> Any:

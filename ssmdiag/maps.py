@@ -275,10 +275,13 @@ def find_map(name: str) -> StableMap:
     if name in MAPS:
         return MAPS[name]
     if called := re.fullmatch(r"best\((.*)\)", name.replace(" ", "")):
-        given = dict(zip("ab", [*called[1].split(","), "", ""], strict=False)) if "=" not in called[1] else {}
-        given |= dict(part.partition("=")[::2] for part in called[1].split(",") if "=" in part)
+        parts = [part for part in called[1].split(",") if part]
+        named = dict(part.split("=", 1) for part in parts if "=" in part)
         try:
-            return best(**{letter: float(number) for letter, number in given.items() if number})
+            return best(
+                *(float(part) for part in parts if "=" not in part),
+                **{letter: float(number) for letter, number in named.items()},
+            )
         except (TypeError, ValueError):
             pass
     others = ", ".join(other for other in MAPS if other not in STABLE_MAPS and not other.startswith("best"))

@@ -93,9 +93,9 @@ def rounding_step(values: Tensor, dtype: str) -> Tensor:
     """Return half a unit in the last place of `dtype` at each value: how far a cast may move it. Float64.
 
     `dtype` is one of `ROUNDING_DTYPES`; for int8 it is half of max|value|/127, one scale for the whole
-    tensor, symmetric. Infinite where the value overflows. Below the normal numbers the step stays that of
-    the subnormal ones, which is at least |value| where the value rounds to 0. Raises ValueError for
-    another dtype.
+    tensor, symmetric. Infinite where the value overflows, whether the cast saturates or not. Below the
+    normal numbers the step stays that of the subnormal ones, which is at least |value| where the value
+    rounds to 0. Raises ValueError for another dtype.
     """
     import torch
 
@@ -111,8 +111,10 @@ def rounding_step(values: Tensor, dtype: str) -> Tensor:
     smallest = round(math.log2(info.tiny))
     exponent = (torch.frexp(w).exponent - 1).clamp(min=smallest).where(w != 0, smallest)
     step = torch.ldexp(torch.full_like(w, info.eps / 2), exponent).where(~w.isnan(), w)
-    last = info.eps / 2 * 2.0 ** math.floor(math.log2(info.max))
-    return step.where((w.abs() < info.max + last) | w.isnan(), math.inf)
+    top = info.max + info.eps / 2 * 2.0 ** math.floor(math.log2(info.max))
+    # Halfway rounds to even, which is down in e4m3fn alone: its all-ones pattern is NaN.
+    fits = w.abs() <= top if name == "float8_e4m3fn" else w.abs() < top
+    return step.where(fits | w.isnan(), math.inf)
 
 
 def _continuous_change(map: StableMap, w: Tensor, move: Tensor) -> Tensor:

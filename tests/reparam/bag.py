@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 
@@ -25,16 +24,3 @@ class Bag(nn.Module):
                 part.register_parameter(last, nn.Parameter(value.clone()))
             else:
                 part.register_buffer(last, value.clone())
-
-
-def total(module: nn.Module) -> Tensor:
-    """Return a loss that every parameter has a gradient of."""
-    parts = [getattr(part, name) for part, name in places(module)]
-    return torch.stack([(value.abs() + value.real.sin() if value.is_complex() else value.sin()).sum() for value in parts]).sum()
-
-
-def places(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return every parameter as the model's own code reads it."""
-    from ssmdiag.reparam.live import find_places
-
-    return [place for place in find_places(module).values() if getattr(*place).is_floating_point() or getattr(*place).is_complex()]
