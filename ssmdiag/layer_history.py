@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ssmdiag.memory import assess_memory, summarise_memory
+from ssmdiag.memory import assess_memory, sample_channels, summarise_memory
 from ssmdiag.spectrum import Quantiles, summarise
 from ssmdiag.trend import Crossing, Trend, Verdict, fit_trend, judge, project
 
@@ -27,6 +27,8 @@ ROUNDS_TO_ONE = {
     "float32": -math.log1p(-(2.0**-25)),
 }
 """Rate at or below which a decay rounds to 1, in nats per step, by float type."""
+MOST_CHANNELS = 256
+"""Channels that stand for a layer where its horizon and decay law are sought."""
 CROSSING_MAPS = frozenset({"none", "direct"})
 """Maps f in Re λ = −f(w) that take either sign."""
 
@@ -55,6 +57,7 @@ class LayerPoint:
     rounded: Mapping[str, int]
     """Modes whose decay rounds to 1, by float type."""
     horizon: Quantiles | None
+    """Steps to 99 % of the energy, over channels; None where it was not sought."""
     decay: LayerDecay | None
 
     @property
@@ -145,7 +148,9 @@ class LayerHistory:
 def read_point(step: int, recurrence: Recurrence, title: str, context: int, *, with_memory: bool) -> LayerPoint:
     """Return the numbers of one layer at one checkpoint."""
     summary = summarise(recurrence, title)
-    horizon, decay = summarise_memory(assess_memory(recurrence, context)) if with_memory else (None, None)
+    horizon, decay = None, None
+    if with_memory:
+        horizon, decay = summarise_memory(assess_memory(sample_channels(recurrence, MOST_CHANNELS), context))
     rate = recurrence.rate
     maps = {weight.map for weight in recurrence.weights if weight.role == "rate"}
     return LayerPoint(

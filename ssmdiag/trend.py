@@ -35,15 +35,15 @@ REACH = 10.0
 
 
 class Verdict(Enum):
-    """What the points say. Values stand in reports and in JSON."""
+    """What the points say, the most urgent first. Values stand in reports and in JSON."""
 
     BROKEN = "not finite"
     CROSSED = "crossed"
     CONVERGING = "converging"
+    UNDETERMINED = "undetermined"
     RECEDING = "receding"
     SETTLED = "settled"
     STEADY = "steady"
-    UNDETERMINED = "undetermined"
 
     @property
     def sentence(self) -> str:

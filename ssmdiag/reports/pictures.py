@@ -164,3 +164,44 @@ def _decay_panels(
         panel.ruler("x").lim(scale(0.0), scale(last))
     text = str(figure.build())
     return (text if settings.colour else plotext.uncolorize(text)).splitlines()
+
+
+def run_picture(
+    curves: Mapping[str, Sequence[tuple[float, float]]], limits: Mapping[str, float], settings: Settings
+) -> list[str]:
+    """Return (train step, τ) curves on a log axis, each ending in its letter, with limits near them as dotted lines."""
+    import plotext
+
+    figure = plotext.figure
+    plotext.terminal.limit(False, False)
+    figure.clear()
+    figure.theme("simple" if settings.colour else "colorless")
+    figure.plot_size(min(settings.width - 1, 100), 14)
+    logs = [math.log10(tau) for curve in curves.values() for _, tau in curve]
+    low, high = min(logs), max(logs)
+    # A limit is drawn where it is at most as far off as the curves are tall, and a factor of two at least.
+    room = max(high - low, math.log10(2))
+    near = {name: math.log10(tau) for name, tau in limits.items() if low - room <= math.log10(tau) <= high + room}
+    low, high = min([low, *near.values()]), max([high, *near.values()])
+    pad = max(0.06 * (high - low), 0.02)
+    first = min(step for curve in curves.values() for step, _ in curve)
+    last = max(step for curve in curves.values() for step, _ in curve)
+    for level in near.values():
+        figure.draw(figure.signal([first, last], [level, level], marker="·" if settings.unicode else ".").lines())
+    for letter, curve in curves.items():
+        points = ([step for step, _ in curve], [math.log10(tau) for _, tau in curve])
+        figure.draw(figure.signal(*points, marker="braille" if settings.unicode else "-").lines())
+        figure.draw(figure.signal(*points, marker=letter))
+    ticks = {level: f"{name} {steps(10**level)}" for name, level in near.items()}
+    count = 4
+    for k in range(count + 1):
+        level = low + (high - low) * k / count
+        if all(abs(level - other) > (high - low) / 8 for other in near.values()):
+            ticks[level] = steps(10**level)
+    figure.ruler("y").lim(low - pad, high + pad)
+    figure.ruler("y").ticks(sorted(ticks), [ticks[level] for level in sorted(ticks)])
+    where = [first + (last - first) * k / 4 for k in range(5)]
+    figure.ruler("x").lim(first, last)
+    figure.ruler("x").ticks(where, [steps(step) if step else "0" for step in where])
+    text = str(figure.build())
+    return (text if settings.colour else plotext.uncolorize(text)).splitlines()

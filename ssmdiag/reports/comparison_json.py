@@ -1,0 +1,109 @@
+"""Comparisons as JSON by the output contract: unknown is null, infinity the string "inf"."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
+
+if TYPE_CHECKING:
+    from ssmdiag.comparison import RunComparison
+    from ssmdiag.layer_history import LayerHistory, LayerPoint, Limit
+    from ssmdiag.significance import Slope
+    from ssmdiag.trend import Trend
+
+
+def render(document: dict[str, Any], *, unicode: bool = True) -> str:
+    """Return a document as indented JSON, ending in a newline."""
+    return json.dumps(document, indent=2, ensure_ascii=not unicode) + "\n"
+
+
+def run_document(run: RunComparison) -> dict[str, Any]:
+    """Return a run as plain data."""
+    return plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "ssmdiag_version": run.ssmdiag_version,
+            "torch_version": run.torch_version,
+            "device": run.device,
+            "seed": None,
+            "comparison": "run",
+            "verdict": run.verdict.value,
+            "order": run.order.name.lower(),
+            "unit": run.unit,
+            "context_length": run.context_length,
+            "checkpoints": [asdict(checkpoint) for checkpoint in run.checkpoints],
+            "layers": [_layer(layer) for layer in run.layers],
+            "problems": run.problems,
+            "notes": run.notes,
+            "seconds": run.seconds,
+        }
+    )
+
+
+def _layer(layer: LayerHistory) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "verdict": layer.verdict.value,
+        "rests_on": "slow modes" if layer.by_tail else "slowest mode",
+        "steps_judged": layer.used,
+        "slowest_mode": {"verdict": layer.slowest_verdict.value, "trend": layer.slowest and _trend(layer.slowest)},
+        "slow_modes": {"verdict": layer.tail_verdict.value, "trend": layer.tail and _trend(layer.tail)},
+        "limits": [_limit(limit) for limit in layer.limits],
+        "points": [_point(point) for point in layer.points],
+    }
+
+
+def _trend(trend: Trend) -> dict[str, Any]:
+    return {
+        "points": trend.points,
+        "log_rate_per_step": _slope(trend.slope),
+        "log_rate_change": trend.change,
+        "independent_noise": _slope(trend.rank_slope),
+        "second_half_log_rate_per_step": trend.late_slope,
+        "p_rank": trend.p_rank,
+        "p_random_walk": trend.p_walk,
+    }
+
+
+def _slope(slope: Slope) -> dict[str, Any]:
+    return {"value": slope.value, "low": slope.low, "high": slope.high}
+
+
+def _limit(limit: Limit) -> dict[str, Any]:
+    projection = limit.projection and {
+        "step": limit.projection.at,
+        "earliest": limit.projection.earliest,
+        "latest": limit.projection.latest,
+        "looked_up_to": limit.projection.reach,
+    }
+    return {
+        "name": limit.name,
+        "rate": limit.rate,
+        "passed_at_step": limit.passed,
+        "from_start": limit.from_start,
+        "projection": projection,
+    }
+
+
+def _point(point: LayerPoint) -> dict[str, Any]:
+    modes = point.channels * point.modes
+    return {
+        "step": point.step,
+        "family": point.family,
+        "channels": point.channels,
+        "modes": point.modes,
+        "dtype": point.dtype,
+        "time_invariant": point.time_invariant,
+        "rate": point.rate and asdict(point.rate),
+        "slowest_time_constant": point.slowest,
+        "margin": point.margin,
+        "nonfinite_modes": point.nonfinite,
+        "unstable_modes": point.unstable,
+        "marginal_modes": point.marginal,
+        "share_rounding_to_one": {name: count / modes for name, count in point.rounded.items()} if modes else None,
+        "horizon": point.horizon and asdict(point.horizon),
+        "decay": point.decay and decay_document(point.decay),
+    }

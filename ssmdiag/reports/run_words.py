@@ -1,0 +1,217 @@
+"""The verdict on a run in sentences: the answer in one, then one for every layer that has something to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.reports.folding import join_labels
+from ssmdiag.reports.words import margin, steps
+from ssmdiag.trend import FEWEST, REACH, Verdict
+
+if TYPE_CHECKING:
+    from ssmdiag.comparison import RunComparison
+    from ssmdiag.layer_history import LayerHistory, Limit
+    from ssmdiag.significance import Slope
+    from ssmdiag.trend import Crossing
+
+MOST_SENTENCES = 6
+_REST = {
+    Verdict.BROKEN: "not finite",
+    Verdict.CROSSED: "on or past the boundary",
+    Verdict.CONVERGING: "converging",
+    Verdict.RECEDING: "receding",
+    Verdict.SETTLED: "settled",
+    Verdict.STEADY: "steady",
+    Verdict.UNDETERMINED: "undetermined",
+}
+
+
+def answer(run: RunComparison, labels: Sequence[str]) -> str:
+    """Return the verdict on the run: what its worst layer does, and in a word what the others do."""
+    named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
+    chosen = [layer for layer in run.layers if layer.verdict is run.verdict]
+    worst = most_urgent(chosen)
+    if len(run.checkpoints) < FEWEST and run.verdict is Verdict.UNDETERMINED:
+        head = (
+            f"Undetermined: {len(run.checkpoints)} checkpoints cannot tell a trend from chance ({FEWEST} or more can). "
+            f"The largest change is {_possessive(worst, named, run)} {_change(worst)}."
+        )
+    else:
+        head = {
+            Verdict.BROKEN: "Not finite",
+            Verdict.CROSSED: "At the boundary",
+            Verdict.CONVERGING: "Converging to the boundary",
+            Verdict.RECEDING: "Receding from the boundary",
+            Verdict.SETTLED: "Settled",
+            Verdict.STEADY: "Steady",
+            Verdict.UNDETERMINED: "Undetermined",
+        }[run.verdict] + f": {_said(worst, run, named, len(chosen))}."
+    rest = {v: [named[o.name] for o in run.layers if o.verdict is v and o is not worst] for v in Verdict}
+    if run.verdict is Verdict.STEADY:
+        rest[Verdict.STEADY] = []
+    others = [f"{join_labels(where, 4)} {_REST[v]}" for v, where in rest.items() if where]
+    return head + (f" Other layers: {'; '.join(others)}." if others else "")
+
+
+def layer_sentences(run: RunComparison, labels: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence on every layer that moves or cannot be judged, the most urgent first; on six at most."""
+    named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
+    quiet = (Verdict.STEADY, Verdict.SETTLED)
+    telling = sorted((layer for layer in run.layers if layer.verdict not in quiet), key=urgency)
+    for layer in telling[:MOST_SENTENCES]:
+        yield f"layer {named[layer.name]}: {said_of(layer, run)}"
+    if len(telling) > MOST_SENTENCES:
+        left = [named[layer.name] for layer in telling[MOST_SENTENCES:]]
+        yield f"layers {join_labels(left)}: in the table (--all) and in --format json"
+
+
+def most_urgent(layers: Sequence[LayerHistory]) -> LayerHistory:
+    """Return the layer to speak of first."""
+    return min(layers, key=urgency)
+
+
+def urgency(layer: LayerHistory) -> tuple[int, bool, float, float]:
+    """Return what sorts layers, the most urgent first: verdict, slowest mode before slow modes, next limit, change."""
+    limit = layer.next_limit
+    at = limit.projection.at if limit and limit.projection and limit.projection.at is not None else math.inf
+    change = abs(layer.trend.change) if layer.trend else 0.0
+    return list(Verdict).index(layer.verdict), layer.by_tail, at, -change
+
+
+def said_of(layer: LayerHistory, run: RunComparison) -> str:
+    """Return what a layer does, without its name and without a full stop."""
+    trend, unit = layer.trend, run.unit
+    if layer.verdict is Verdict.BROKEN:
+        at = next(p.step for p in layer.points if p.nonfinite)
+        return f"{layer.last.nonfinite:,} modes are NaN or infinite, from {unit} {at:,} on"
+    if layer.verdict is Verdict.CROSSED:
+        return _crossed(layer, unit)
+    if trend is None:
+        return "too few of its checkpoints have a decaying mode"
+    if layer.verdict is Verdict.CONVERGING:
+        pace = _pace(trend.outlook, unit, down=True)
+        return f"{_change(layer)}, halving every {pace}; {'; '.join(_limits(layer, unit))}"
+    if layer.verdict is Verdict.RECEDING:
+        return f"{_change(layer)}, doubling every {_pace(trend.outlook, unit, down=False)}"
+    if layer.verdict is Verdict.SETTLED:
+        late = _percent(math.expm1(trend.late_spread or 0.0))
+        return f"{_change(layer)}, and kept within {late} in the second half of the run"
+    if layer.verdict is Verdict.STEADY:
+        return "it did not change at all" if trend.spread == 0 else _change(layer)
+    return f"{_change(layer)}; {_doubt(layer, run)}"
+
+
+def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str], alike: int) -> str:
+    if layer.verdict is Verdict.STEADY:
+        largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
+        over = f"over {_count(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
+        if largest == 0:
+            return f"no layer changed at all {over}"
+        return f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
+    if layer.verdict in (Verdict.BROKEN, Verdict.CROSSED):
+        return f"in layer {named[layer.name]}, {said_of(layer, run)}"
+    return f"{_possessive(layer, named, run)} {said_of(layer, run)}"
+
+
+def _possessive(layer: LayerHistory, named: dict[str, str], run: RunComparison) -> str:
+    return f"layer {named[layer.name]}'s" if len(run.layers) > 1 else "its"
+
+
+def _change(layer: LayerHistory) -> str:
+    """Return `margin fell 27 % (0.018 → 0.013)`; of the rate of the slow twentieth where that bears the verdict."""
+    if layer.by_tail:
+        assert layer.first.rate is not None
+        assert layer.last.rate is not None
+        what = "slow modes' rate"
+        first: float | None = layer.first.rate.p05
+        last: float | None = layer.last.rate.p05
+    else:
+        what, first, last = "margin", layer.first.margin, layer.last.margin
+    if first is None or last is None or first <= 0:
+        return f"{what} went from {margin(first)} to {margin(last)}"
+    share = last / first - 1
+    moved = "did not move" if share == 0 else f"{'fell' if share < 0 else 'rose'} {_percent(share)}"
+    return f"{what} {moved} ({margin(first)} → {margin(last)})"
+
+
+def _percent(share: float) -> str:
+    size = abs(100 * share)
+    return f"{size:.0f} %" if size >= 9.95 else f"{size:.2g} %" if size >= 0.01 else "under 0.01 %"
+
+
+def _crossed(layer: LayerHistory, unit: str) -> str:
+    last = layer.last
+    worst = f"1 − |λ̄| = {margin(last.margin)}"
+    count = f"{last.unstable:,} modes grow" if last.unstable else f"{last.marginal:,} modes do not decay"
+    since = next(p for p in layer.points if p.unstable or p.marginal)
+    when = "in every checkpoint" if since is layer.points[0] else f"since {unit} {since.step:,}"
+    return f"{count} ({worst}) {when}"
+
+
+def _limits(layer: LayerHistory, unit: str) -> Iterator[str]:
+    """Yield what the layer has passed in the run and what it is projected to reach."""
+    passed = [limit for limit in layer.limits if limit.passed is not None and not limit.from_start]
+    for limit in passed:
+        yield f"{_reached(limit)} since {unit} {limit.passed:,}"
+    ahead = [limit for limit in layer.limits if limit.projection is not None]
+    near = [limit for limit in ahead if limit.projection and limit.projection.at is not None]
+    for limit in near[:2]:
+        assert limit.projection is not None
+        yield f"{_reaches(limit)} at about {unit} {_when(limit.projection)}"
+    if ahead and not near:
+        first = ahead[0]
+        assert first.projection is not None
+        yield f"{_reaches(first)} beyond {unit} {steps(first.projection.reach)}, if it goes on"
+    if not passed and not ahead:
+        yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode stands"
+
+
+def _reaches(limit: Limit) -> str:
+    return {
+        "context": "τ outgrows the context",
+        "boundary": "it crosses the boundary",
+    }.get(limit.name, f"{limit.name} rounds its decay to 1")
+
+
+def _reached(limit: Limit) -> str:
+    return {
+        "context": "τ outgrew the context",
+        "boundary": "it is past the boundary",
+    }.get(limit.name, f"{limit.name} rounds its decay to 1")
+
+
+def _when(crossing: Crossing) -> str:
+    """Return `12k (8.0k to 19k)`; ends of the interval past the reach are said to be so."""
+    latest = steps(crossing.latest) if crossing.latest is not None else f"beyond {steps(crossing.reach)}"
+    return f"{steps(crossing.at)} ({steps(crossing.earliest)} to {latest})"
+
+
+def _pace(slope: Slope, unit: str, *, down: bool) -> str:
+    """Return the time in which the rate halves or doubles, with its interval."""
+    sign = -1 if down else 1
+    times = sorted(math.log(2) / (sign * s) if sign * s > 0 else math.inf for s in (slope.low, slope.value, slope.high))
+    fast, middle, slow = (steps(time) for time in times)
+    return f"{middle} {unit}s ({fast} to {slow if math.isfinite(times[2]) else 'never'})"
+
+
+def _doubt(layer: LayerHistory, run: RunComparison) -> str:
+    """Return why the layer has no verdict."""
+    trend = layer.trend
+    assert trend is not None
+    if trend.points < FEWEST:
+        return f"{trend.points} checkpoints are too few to tell a trend"
+    if trend.p <= 0.05:
+        return f"one such layer among {len(run.layers)} is no more than chance gives (p = {trend.p:.2g} by itself)"
+    return f"by chance, a random walk goes as far in {_percent(trend.p)} of runs"
+
+
+def _count(number: float, unit: str) -> str:
+    return f"{number:,.0f} {unit}{'' if number == 1 else 's'}"
+
+
+def reach_note(run: RunComparison) -> str:
+    """Return how far projections go."""
+    last, span = run.checkpoints[-1].step, run.checkpoints[-1].step - run.checkpoints[0].step
+    return f"projections assume that the trend goes on, and end {REACH:.0f} runs ahead, at {steps(last + REACH * span)}"
