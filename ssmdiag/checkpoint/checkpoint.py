@@ -1,4 +1,4 @@
-"""The records that reading a checkpoint returns: `Checkpoint` and `StoredTensor`."""
+"""The records that reading a checkpoint returns: `Checkpoint`, `StoredTensor`, `OptimizerGroup`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ssmdiag.checkpoint.names import clean_names
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.optimizer_state import OptimizerState
 
 
 class Container(Protocol):
@@ -82,6 +84,35 @@ DTYPE_BITS = {
 """Bits per element of every stored dtype, by torch name."""
 
 
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """Parameters that an optimiser updates with the same settings."""
+
+    learning_rate: float | None
+    """At the time of saving; None where the optimiser has none, as Adafactor may."""
+    initial_learning_rate: float | None
+    """Before any schedule; None where no schedule ran."""
+    weight_decay: float | None
+    parameters: tuple[str, ...] | None
+    """Names, in the checkpoint, of the parameters that are certainly in this group; None where none can be told.
+
+    Tied tensors stand under the first of their names.
+    """
+    count: int
+    """Parameters in the group, told or not."""
+    optimizer: str | None = None
+    """What the files call the optimiser, if anything: `AdamW`, `adamw_torch` …"""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Its other plain settings: betas, eps, momentum …"""
+    note: str = ""
+    """Why parameters cannot be told, or on what assumption they were; empty where there is nothing to say."""
+
+    @property
+    def untold(self) -> int:
+        """Number of parameters in the group whose names cannot be told."""
+        return self.count - len(self.parameters or ())
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping[str, StoredTensor]):
     """Named tensors of one checkpoint, read lazily: `checkpoint[name].load()`.
@@ -106,6 +137,8 @@ class Checkpoint(Mapping[str, StoredTensor]):
     """Remarks for the user: what was skipped while opening and why."""
     problems: tuple[str, ...] = ()
     """What is missing or broken: an absent shard, an index that lies."""
+    directory: Path | None = None
+    """Where a trainer may have left its state beside the weights; not looked into while opening."""
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self.tensors[name]
@@ -126,6 +159,25 @@ class Checkpoint(Mapping[str, StoredTensor]):
     def settings(self) -> Mapping[str, Any]:
         """config.json and in-file hyper-parameters, flat and dotted; the file itself wins."""
         return {**flatten(self.config), **self.hyper_parameters}
+
+    @property
+    def optimizer_groups(self) -> tuple[OptimizerGroup, ...]:
+        """Groups of the optimisers saved with the weights; empty where none were. Reads no moments.
+
+        Raises `UnsafePickleError` if the optimiser's file asks for code to be run.
+        """
+        return self._optimizer_state.groups
+
+    @property
+    def optimizer_notes(self) -> tuple[str, ...]:
+        """Remarks on optimiser state that is there and could not be read."""
+        return self._optimizer_state.notes
+
+    @cached_property
+    def _optimizer_state(self) -> OptimizerState:
+        from ssmdiag.checkpoint.optimizer_state import read_optimizer_state
+
+        return read_optimizer_state(self)
 
     def ending_in(self, suffix: str) -> list[str]:
         """Return the names that end in a dotted suffix, in the order of the file."""

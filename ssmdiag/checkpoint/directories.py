@@ -20,6 +20,9 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth")
 """What trainers leave beside the weights."""
 
+DEEPSPEED_WEIGHTS = re.compile(r"mp_rank_\d+_model_states\.pt$")
+"""Weights that DeepSpeed saves, its optimiser's state in files beside them."""
+
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
@@ -31,7 +34,7 @@ def read_single(path: Path) -> Checkpoint:
         notes.append(f"this is shard {int(shard[1])} of {int(shard[2])}; give the directory to read all of them")
     step = container.train_step
     if step is None:
-        step = _step_in(path.absolute().parent.name if path.name in WEIGHTS else path.name)
+        step = _step_of(path.absolute().parent) if path.name in WEIGHTS else _step_in(path.name)
     return Checkpoint(
         path=path,
         format=container.format,
@@ -41,6 +44,7 @@ def read_single(path: Path) -> Checkpoint:
         hyper_parameters=container.settings,
         train_step=step,
         notes=(*container.notes, *notes),
+        directory=path.parent if shard or path.name in WEIGHTS or DEEPSPEED_WEIGHTS.search(path.name) else None,
     )
 
 
@@ -49,7 +53,7 @@ def read_directory(path: Path) -> Checkpoint:
     present = {entry.name for entry in path.iterdir()}
     for name in WEIGHTS:
         if name in present:
-            return replace(read_single(path / name), path=path)
+            return replace(read_single(path / name), path=path, directory=path)
         if f"{name}.index.json" in present:
             return read_index(path / f"{name}.index.json")
     indexes = sorted(name for name in present if name.endswith(".index.json"))
@@ -58,7 +62,7 @@ def read_directory(path: Path) -> Checkpoint:
     candidates = sorted(name for name in present if name.endswith(SUFFIXES) and not name.startswith("."))
     candidates = [name for name in candidates if name not in TRAINER_FILES]
     if len(candidates) == 1:
-        return replace(read_single(path / candidates[0]), path=path)
+        return replace(read_single(path / candidates[0]), path=path, directory=path)
     if candidates and all(SHARD.search(name) for name in candidates):
         return _read_shards(path, dict.fromkeys(_all_of(candidates)), "the names of the shards")
     raise _decline(path, present, candidates)
@@ -126,9 +130,10 @@ def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origi
         tensors=collect(opened),
         size=size,
         config=config,
-        train_step=_step_in(directory.name),
+        train_step=_step_of(directory.absolute()),
         notes=tuple(dict.fromkeys(notes)),
         problems=tuple(problems),
+        directory=directory,
     )
 
 
@@ -202,6 +207,18 @@ def _special_float(content: dict[str, Any]) -> Any:
     if set(content) == {"__float__"} and content["__float__"] in ("Infinity", "-Infinity", "NaN"):
         return float(content["__float__"])
     return content
+
+
+def _step_of(directory: Path) -> int | None:
+    """Return the optimiser step of a directory, by its name or by what transformers' Trainer wrote into it."""
+    step = _step_in(directory.name)
+    path = directory / "trainer_state.json"
+    if step is None and path.is_file():
+        try:
+            step = json.loads(path.read_text(encoding="utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+    return step if type(step) is int else None
 
 
 def _step_in(name: str) -> int | None:

@@ -40,7 +40,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def open_container(path: Path) -> Container:
     """Open one file by what it is. Raises CheckpointError."""
-    _require_file(path)
+    require_file(path)
     with path.open("rb") as file:
         head = file.read(256)
     if not head:
@@ -87,7 +87,7 @@ _CONVERT = {
 }
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
     """Raise CheckpointError unless the path is a regular file: reading a pipe or a device would hang."""
     if path.is_file():
         return

@@ -11,7 +11,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -67,6 +67,11 @@ class TensorRecord(_Record):
     dtype: str
     flipped: frozenset[str] = frozenset()
     """`conj` and `neg`: views that torch stores as a bit instead of values."""
+
+    @property
+    def place(self) -> Hashable:
+        """Where the values are: equal for two records of one tensor."""
+        return self.storage.key, self.offset, self.size, self.stride
 
     def load(self, read: Callable[[Storage, int, int], bytes]) -> Tensor:
         """Return the values; `read` gives the bytes of a storage from a start, for a length."""

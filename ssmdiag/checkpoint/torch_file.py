@@ -8,12 +8,13 @@ stand-ins, and what they hold stays readable.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
-from ssmdiag.checkpoint.torch_archive import BROKEN, TensorRecord, open_archive
+from ssmdiag.checkpoint.saved_optimizer import SavedOptimizer, find_optimizers
+from ssmdiag.checkpoint.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Where trainers put the weights, in the order they are looked for."""
 
+WRAPPER_KEYS = ("state", "train_state", "training_state")
+"""Where trainers put the weights together with the optimiser, as Composer does under `state`."""
+
 SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
 STEP_KEYS = ("global_step", "step", "iteration")
 TRAINER_KEYS = frozenset({
-    "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "lr_schedulers", "scheduler",
-    "lr_scheduler", "callbacks", "loops", "scaler", "amp", "rng_state", "cuda_rng_state", "random_rng_states",
+    "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optimizer_state", "optim", "opt",
+    "last_optimizer_state", "training_state", "train_state", "lr_schedulers", "scheduler", "lr_scheduler",
+    "callbacks", "loops", "scaler", "amp", "rng_state", "cuda_rng_state", "random_rng_states",
 })  # fmt: skip
 """What else trainers save; its tensors are not the model's."""
 
@@ -42,15 +47,8 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
-        try:
-            self._archive = open_archive(path)
-            self.format = self._archive.format
-        except UnsafeName as error:
-            raise UnsafePickleError(
-                f"{path.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
-                expected="tensors and plain settings",
-                advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
-            ) from error
+        self._archive = open_pickle(path)
+        self.format = self._archive.format
         content = self._archive.content
         key, state = _state_dict(content)
         found = list(_leaves(state))
@@ -84,6 +82,14 @@ class TorchFile:
                 f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="save or download the file again."
             ) from error
 
+    def place(self, name: str) -> Hashable:
+        """Return where the values of a tensor are; the same for tied tensors, which are stored once."""
+        return self._tensors[name].place
+
+    def saved_optimizers(self) -> list[SavedOptimizer]:
+        """Return the optimisers whose state the file carries."""
+        return find_optimizers(self._archive.content, self._archive.read)
+
     def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
         packages = sorted({name.partition(".")[0] for name in self._archive.names} - PLAIN_MODULES - {"torch"})
         if packages:
@@ -96,6 +102,18 @@ class TorchFile:
                 f"{len(unreadable):,} quantised, sparse or otherwise packed tensors were left out: "
                 + ", ".join(unreadable[:3]) + (" …" if len(unreadable) > 3 else "")
             )  # fmt: skip
+
+
+def open_pickle(path: Path) -> TorchZip | TorchPickles:
+    """Return what torch.save wrote. Raises CheckpointError, and UnsafePickleError where code is called for."""
+    try:
+        return open_archive(path)
+    except UnsafeName as error:
+        raise UnsafePickleError(
+            f"{path.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
+            expected="tensors and plain settings",
+            advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
+        ) from error
 
 
 def settings_of(tree: Any) -> dict[str, Any]:
@@ -157,6 +175,12 @@ def _state_dict(content: Any) -> tuple[str | None, Any]:
             inner = content[key]
             deeper, state = _state_dict(inner)
             return key, state if deeper in ("state_dict", "params") else inner
+    for key in WRAPPER_KEYS:
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and inner is not content and any(name in inner for name in STATE_DICT_KEYS):
+            deeper, state = _state_dict(inner)
+            if deeper in STATE_DICT_KEYS:
+                return key, state
     return None, {key: value for key, value in content.items() if key not in TRAINER_KEYS}
 
 

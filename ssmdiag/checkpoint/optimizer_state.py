@@ -1,0 +1,280 @@
+"""The optimiser state that belongs to a checkpoint: found, read and tied to the checkpoint's names.
+
+It stands in the checkpoint's own file (Lightning, Composer, most training scripts), in optimizer.pt
+or optimizer.bin beside the weights (transformers' Trainer, accelerate) or in DeepSpeed's files in
+global_stepN/. Nothing is opened before it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.checkpoint.checkpoint import OptimizerGroup
+from ssmdiag.checkpoint.group_membership import certain_groups
+from ssmdiag.checkpoint.names import clean_names
+from ssmdiag.checkpoint.reading import require_file
+from ssmdiag.checkpoint.saved_optimizer import (
+    SavedGroup,
+    SavedOptimizer,
+    find_optimizers,
+    name_by_partition,
+    number,
+    other_settings,
+)
+from ssmdiag.checkpoint.torch_archive import TensorRecord
+from ssmdiag.checkpoint.torch_file import TorchFile, open_pickle, settings_of
+from ssmdiag.errors import CheckpointError, UnsafePickleError
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
+    from ssmdiag.checkpoint.torch_archive import TorchPickles, TorchZip
+
+BESIDE = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
+"""Files that transformers' Trainer and accelerate write beside the weights."""
+
+PARTITIONED, SHAPES = "*_optim_states.pt", "*model_states.pt"
+"""What DeepSpeed writes into global_stepN/, one a rank."""
+
+OPTIMIZER_SETTINGS = (
+    "optimizer", "optimizer._name_", "optimizer._target_", "optimizer.name", "optimizer.type",
+    "optimizer.class_path", "optimizer_name", "optim",
+)  # fmt: skip
+"""Where the settings of a run name the optimiser."""
+
+TRAINER_FILES = ("trainer_state.json", "training_args.bin")
+"""What transformers' Trainer leaves beside the weights, and nobody else."""
+
+WITHOUT_DECAY = (
+    re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)"),
+    re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)|(^|[._])(ln|norm)(_?\d+|_\w+)?\.weight$"),
+    re.compile(r"bias"),
+)
+"""Names that the Trainer's usual optimiser puts into its second group, without weight decay: what is called
+bias or norm; also every torch.nn.LayerNorm, whatever its name; in older versions norms of other classes stay."""
+
+BY_RULE = "told by the rule of transformers' Trainer, bias and norm apart, which the shapes of both groups agree with"
+
+_BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|inv_freq)$")
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """The groups of all optimisers of a checkpoint, with remarks on what could not be read."""
+
+    groups: tuple[OptimizerGroup, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
+    """Return the groups of the optimisers saved with a checkpoint; none where none were saved.
+
+    Raises
+    ------
+    UnsafePickleError
+        A file beside the weights asks for code to be run.
+    """
+    notes: list[str] = []
+    files = dict.fromkeys(stored.container for stored in checkpoint.values())
+    saved = [optimizer for file in files if isinstance(file, TorchFile) for optimizer in file.saved_optimizers()]
+    if not saved and checkpoint.directory is not None:
+        saved = _beside(checkpoint.directory, notes)
+    if not saved:
+        return OptimizerState(notes=tuple(notes))
+    groups = [group for optimizer in saved for group in optimizer.groups]
+    members = _members(checkpoint, groups)
+    usual = _optimizer_in_settings(checkpoint)
+    optimizers = [optimizer.name or usual for optimizer in saved for _ in optimizer.groups]
+    return OptimizerState(
+        tuple(
+            OptimizerGroup(
+                learning_rate=number(group, "lr"),
+                initial_learning_rate=number(group, "initial_lr"),
+                weight_decay=number(group, "weight_decay"),
+                parameters=tuple(names) or None,
+                count=len(group.parameters),
+                optimizer=optimizer,
+                settings=other_settings(group),
+                note=members.note(len(group.parameters), len(names)),
+            )
+            for group, names, optimizer in zip(groups, members.names, optimizers, strict=True)
+        ),
+        tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The names in each group as far as they can be told."""
+
+    names: list[list[str]]
+    reason: str = "they are not in the checkpoint"
+    """Why others cannot."""
+    assumption: str = ""
+
+    def note(self, count: int, told: int) -> str:
+        untold = f"{count - told:,} of {count:,} parameters cannot be told: {self.reason}" if told < count else ""
+        return "; ".join(filter(None, [self.assumption, untold]))
+
+
+def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> _Members:
+    """Return which parameters are in which group, by their names, their places in the file or their shapes."""
+    if all(group.names is not None for group in groups):
+        home = _resolve([name for group in groups for name in group.names or ()], checkpoint)
+        return _Members([[home[name] for name in group.names or () if name in home] for group in groups])
+    places: dict[Hashable, StoredTensor] = {}
+    for stored in checkpoint.values():
+        file = stored.container
+        places.setdefault((file, file.place(stored.stored_name)) if isinstance(file, TorchFile) else stored, stored)
+    if all(isinstance(parameter, TensorRecord) for group in groups for parameter in group.parameters):
+        at = {place[1]: stored.name for place, stored in places.items() if isinstance(place, tuple)}
+        return _Members([[at[record.place] for record in group.parameters if record.place in at] for group in groups])
+    tensors = [stored for stored in places.values() if _may_be_trained(stored)]
+    owner = certain_groups(
+        [stored.stored_name for stored in tensors],
+        [stored.shape for stored in tensors],
+        [group.shapes for group in groups],
+        in_order=all(isinstance(stored.container, TorchFile) for stored in tensors),
+    )
+    assumption = ""
+    if len(owner) < sum(len(group.parameters) for group in groups) and _left_by_trainer(checkpoint.directory):
+        by_rule = _by_the_trainers_rule(tensors, groups)
+        if by_rule and all(by_rule.get(position, group) == group for position, group in owner.items()):
+            owner, assumption = {**owner, **by_rule}, BY_RULE
+    members: list[list[str]] = [[] for _ in groups]
+    for position, group_number in sorted(owner.items()):
+        members[group_number].append(tensors[position].name)
+    return _Members(members, _why(groups, tensors), assumption)
+
+
+def _left_by_trainer(directory: Path | None) -> bool:
+    return directory is not None and any((directory / name).is_file() for name in TRAINER_FILES)
+
+
+def _by_the_trainers_rule(tensors: Sequence[StoredTensor], groups: Sequence[SavedGroup]) -> dict[int, int]:
+    """Return tensor → group as transformers' Trainer splits them, if the shapes in both groups agree.
+
+    Experts that are joined in memory and apart in the file have other shapes here and there; those are left aside.
+    """
+    shapes = [stored.shape for stored in tensors]
+    held, wanted = Counter(shapes), Counter(shape for group in groups for shape in group.shapes)
+    fit = {shape for shape in held if held[shape] == wanted[shape]}
+    split = [Counter(shape for shape in group.shapes if shape in fit) for group in groups]
+    for rule in WITHOUT_DECAY:
+        owner = {
+            position: int(bool(rule.search(stored.name.lower())))
+            for position, stored in enumerate(tensors)
+            if shapes[position] in fit
+        }
+        if split == [Counter(shapes[position] for position in owner if owner[position] == n) for n in (0, 1)]:
+            return owner
+    return {}
+
+
+def _why(groups: Sequence[SavedGroup], tensors: Sequence[StoredTensor]) -> str:
+    """Return why the parameters that the optimiser numbers may not be told."""
+    shapes = [shape for group in groups for shape in group.shapes]
+    if len(shapes) > len(tensors):
+        return f"the optimiser numbers {len(shapes):,} parameters and the checkpoint holds {len(tensors):,} tensors"
+    if None in shapes:
+        return "the optimiser numbers its parameters and keeps nothing with their shape"
+    held = {stored.shape for stored in tensors}
+    strange = sum(shape not in held for shape in shapes)
+    if strange:
+        return f"the optimiser numbers its parameters, and {strange:,} of them have a shape that no tensor here has"
+    return "the optimiser numbers its parameters, and their shapes fit several tensors"
+
+
+def _may_be_trained(stored: StoredTensor) -> bool:
+    trainable = stored.dtype.startswith(("float", "bfloat", "complex"))
+    return trainable and not _BUFFERS.search(stored.stored_name)
+
+
+def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
+    """Return name in the optimiser → name in the checkpoint; one of the two may have a prefix more."""
+    cleaned = dict(zip(names, clean_names(list(names)), strict=True))
+    best: dict[str, str] = {name: clean for name, clean in cleaned.items() if clean in checkpoint}
+    strange = next((clean for name, clean in cleaned.items() if name not in best), None)
+    if strange is None:
+        return best
+    elements = strange.split(".")
+    for strip in range(max(1, min(len(elements) - 1, 4))):
+        for match in checkpoint.ending_in(".".join(elements[strip:])):
+            prefix = [*match.split(".")][: -len(elements[strip:])]
+            moved = {name: ".".join([*prefix, *clean.split(".")[strip:]]) for name, clean in cleaned.items()}
+            found = {name: new for name, new in moved.items() if new in checkpoint}
+            if len(found) > len(best) and len(set(found.values())) == len(found):
+                best = found
+    return best
+
+
+def _beside(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
+    """Return the optimisers in files beside the weights; those that cannot be read are noted."""
+    try:
+        present = sorted(entry.name for entry in directory.iterdir())
+        own = [directory / name for name in present if BESIDE.fullmatch(name)]
+        found = [optimizer for path in own for optimizer in _in_file(path, notes)]
+        return found or (_partitioned(_newest_step(directory, present), notes) if not own else [])
+    except OSError as error:
+        notes.append(f"the files beside the weights cannot be listed ({error.strerror or error})")
+        return []
+
+
+def _in_file(path: Path, notes: list[str]) -> list[SavedOptimizer]:
+    content = _open(path, notes)
+    found = find_optimizers(content.content, content.read) if content else []
+    if content and not found:
+        notes.append(f"{path.name} holds no optimiser that can be read")
+    return found
+
+
+def _open(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
+    try:
+        require_file(path)
+        return open_pickle(path)
+    except UnsafePickleError:
+        raise
+    except (CheckpointError, OSError) as error:
+        notes.append(f"the state of the optimiser was not read: {getattr(error, 'seen', error)}")
+        return None
+
+
+def _newest_step(directory: Path, present: Sequence[str]) -> Path:
+    """Return where DeepSpeed put the files of the last step: the directory itself, or one in it."""
+    steps = {name: int(name.removeprefix("global_step")) for name in present if re.fullmatch(r"global_step\d+", name)}
+    return directory / max(steps, key=steps.__getitem__) if steps else directory
+
+
+def _partitioned(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
+    """Return DeepSpeed's optimisers; the files of the first rank tell the groups and all names in them."""
+    states, weights = (sorted(directory.glob(pattern)) for pattern in (PARTITIONED, SHAPES))
+    state = _open(states[0], notes) if states else None
+    if state is None:
+        return []
+    model = _open(weights[0], notes) if weights else None
+    shapes = model.content.get("param_shapes") if model and isinstance(model.content, Mapping) else None
+    named = [name_by_partition(optimizer, shapes) for optimizer in find_optimizers(state.content, state.read)]
+    kind = settings_of(state.content.get("ds_config")) if isinstance(state.content, Mapping) else {}
+    known = [replace(optimizer, name=_class_name(kind.get("optimizer.type"))) for optimizer in named if optimizer]
+    if len(known) < len(named) or not named:
+        notes.append(f"{states[0].name}: the groups of DeepSpeed's optimiser cannot be read, or not be named")
+        return []
+    return known
+
+
+def _optimizer_in_settings(checkpoint: Checkpoint) -> str | None:
+    """Return what the settings of the run, or transformers' training_args.bin, call the optimiser."""
+    for key in OPTIMIZER_SETTINGS:
+        if name := _class_name(checkpoint.settings.get(key)):
+            return name
+    arguments = checkpoint.directory / "training_args.bin" if checkpoint.directory is not None else None
+    opened = _open(arguments, []) if arguments is not None and arguments.is_file() else None
+    return _class_name(settings_of(opened.content).get("optim")) if opened else None
+
+
+def _class_name(value: Any) -> str | None:
+    return value.rpartition(".")[2] if isinstance(value, str) and 0 < len(value) < 100 else None

@@ -1,0 +1,214 @@
+"""What an optimiser saved of itself: the groups of its parameters, with settings, names and shapes.
+
+Read from the plain data of a pickle (`inert_pickle`): the values of the moments stay on disk, their
+shapes are in the pickle. `group_membership` finds the names where the file gives only numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ssmdiag.checkpoint.inert_pickle import StandIn
+from ssmdiag.checkpoint.torch_archive import BROKEN, Storage, TensorRecord
+
+Shape = tuple[int, ...]
+Read = Callable[[Storage, int, int], bytes]
+
+
+@dataclass(frozen=True)
+class SavedGroup:
+    """One group as it stands in the file."""
+
+    settings: Mapping[str, Any]
+    parameters: tuple[Any, ...]
+    """As the file gives them: whole numbers, names or records of the tensors themselves."""
+    shapes: tuple[Shape | None, ...]
+    """Of each parameter, by its moments; None where nothing is kept of it."""
+    names: tuple[str, ...] | None = None
+    """Of each parameter, if the file gives them."""
+
+
+@dataclass(frozen=True)
+class SavedOptimizer:
+    """One optimiser as it stands in the file."""
+
+    name: str | None
+    groups: tuple[SavedGroup, ...]
+
+
+DEEPEST, MOST_MAPPINGS = 6, 20_000
+"""How far an optimiser is looked for in the plain data of a file."""
+
+MOMENTS = ("exp_avg", "momentum_buffer", "exp_avg_sq", "square_avg", "sum", "state1", "acc_delta", "variance")
+"""Tensors with the shape of their parameter, as the usual optimisers call them."""
+
+FACTORS = (("exp_avg_sq_row", "exp_avg_sq_col", False), ("row_var", "col_var", True))
+"""Means over one axis each, as Adafactor keeps them for matrices, and whether that axis stays with length 1."""
+
+_NESTED = (Mapping, list, tuple, StandIn)
+_NUMPY_NUMBERS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i"}
+_NAMED = ("lr", "initial_lr", "weight_decay", "params", "param_names")
+
+
+def find_optimizers(content: Any, read: Read) -> list[SavedOptimizer]:
+    """Return the optimisers in the plain data of a pickle, wherever a trainer put them.
+
+    Parameters
+    ----------
+    content
+        Nested mappings, lists, stand-ins and tensor records.
+    read
+        Gives bytes of a storage; used for learning rates that are stored as a tensor, nothing else.
+    """
+    found: list[SavedOptimizer] = []
+    seen: set[int] = set()
+    level: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    for _ in range(DEEPEST):
+        below: list[tuple[tuple[str, ...], Any]] = []
+        for path, node in level:
+            tree = node.state if isinstance(node, StandIn) else node
+            if not isinstance(tree, (Mapping, list, tuple)) or id(tree) in seen or len(seen) > MOST_MAPPINGS:
+                continue
+            seen.add(id(tree))
+            groups = _groups(tree, read) if isinstance(tree, Mapping) else ()
+            if groups:
+                found.append(SavedOptimizer(_name(path, node, groups), groups))
+            else:
+                items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+                below += [((*path, str(key)), value) for key, value in items if isinstance(value, _NESTED)]
+        level = below
+    return found
+
+
+def name_by_partition(optimizer: SavedOptimizer, partitions: Any) -> SavedOptimizer | None:
+    """Return a ZeRO optimiser with names, from DeepSpeed's `param_shapes`; None if the two do not fit.
+
+    ZeRO joins the parameters of a group (stage 3: of parts of a group) into one flat tensor, which is
+    what the optimiser numbers; `param_shapes` lists the names and shapes behind each flat tensor.
+    """
+    groups = []
+    for group in optimizer.groups:
+        members: dict[str, Any] = {}
+        for number in group.parameters:
+            if type(number) is not int or not isinstance(partitions, (list, tuple)) or number >= len(partitions):
+                return None
+            if not isinstance(partitions[number], Mapping):
+                return None
+            members.update(partitions[number])
+        names = tuple(map(str, members))
+        shapes = tuple(_size(shape) for shape in members.values())
+        groups.append(replace(group, parameters=names, shapes=shapes, names=names))
+    return replace(optimizer, groups=tuple(groups))
+
+
+def _size(shape: Any) -> Shape | None:
+    return tuple(shape) if isinstance(shape, (tuple, list)) and all(type(n) is int for n in shape) else None
+
+
+def _groups(tree: Mapping[Any, Any], read: Read) -> tuple[SavedGroup, ...]:
+    """Return the groups of an optimiser's state dict; none if it is not one."""
+    groups = tree.get("param_groups")
+    if isinstance(groups, (list, tuple)) and groups and all(isinstance(group, Mapping) for group in groups):
+        state = tree.get("state")
+        return tuple(_group(group, state if isinstance(state, Mapping) else {}, read) for group in groups)
+    if any(isinstance(key, str) and key.startswith("param_groups.") for key in tree):
+        return tuple(_flattened(tree, read))
+    return ()
+
+
+def _group(group: Mapping[Any, Any], state: Mapping[Any, Any], read: Read) -> SavedGroup:
+    members = group.get("params")
+    parameters = tuple(members) if isinstance(members, (list, tuple)) else ()
+    names = group.get("param_names", parameters)
+    named = isinstance(names, (list, tuple)) and len(names) == len(parameters)
+    return SavedGroup(
+        settings=_settings(group, read),
+        parameters=parameters,
+        shapes=tuple(_shape(key, state) for key in parameters),
+        names=tuple(names) if named and all(isinstance(name, str) for name in names) else None,
+    )
+
+
+def _flattened(tree: Mapping[Any, Any], read: Read) -> Iterator[SavedGroup]:
+    """Yield groups from the flat form of torch.distributed, `param_groups.NAME.lr` and `state.NAME.exp_avg`."""
+    settings: dict[str, dict[str, Any]] = {}
+    state: dict[str, dict[str, Any]] = {}
+    for key, value in tree.items():
+        kind, _, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+        name, _, entry = rest.rpartition(".")
+        if name and kind in ("param_groups", "state"):
+            (settings if kind == "param_groups" else state).setdefault(name, {})[entry] = value
+    together: dict[str, list[str]] = {}
+    for name, values in settings.items():
+        settings[name] = _settings(values, read)
+        together.setdefault(repr(sorted(settings[name].items())), []).append(name)
+    for names in together.values():
+        shapes = tuple(_shape(name, state) for name in names)
+        yield SavedGroup(settings[names[0]], tuple(names), shapes, tuple(names))
+
+
+def _shape(key: Any, state: Mapping[Any, Any]) -> Shape | None:
+    """Return the shape of a parameter by the moments kept of it."""
+    if isinstance(key, TensorRecord):
+        return key.size
+    kept = state.get(key) if isinstance(key, (int, str)) else None
+    if not isinstance(kept, Mapping):
+        return None
+    for moment in MOMENTS:
+        if isinstance(kept.get(moment), TensorRecord):
+            return kept[moment].size
+    for rows, columns, dropped in FACTORS:
+        row, column = kept.get(rows), kept.get(columns)
+        if isinstance(row, TensorRecord) and isinstance(column, TensorRecord) and row.size and column.size:
+            return (*(row.size[:-1] if dropped else row.size), column.size[-1])
+    sizes = {value.size for value in kept.values() if isinstance(value, TensorRecord) and value.size}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _settings(group: Mapping[Any, Any], read: Read) -> dict[str, Any]:
+    plain = {str(key): plain_value(value, read) for key, value in group.items() if key not in ("params", "param_names")}
+    return {key: value for key, value in plain.items() if value is not None}
+
+
+def plain_value(value: Any, read: Read) -> Any:
+    """Return a number, a word, or a tuple of them; None for anything else."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = tuple(plain_value(item, read) for item in value[:16])
+        return None if None in items or len(value) > 16 else items
+    try:
+        if isinstance(value, TensorRecord) and value.size in ((), (1,)) and not value.dtype.startswith("complex"):
+            return value.load(read).item()
+        # A NumPy scalar, as schedules compute: scalar(dtype("f8"), bytes).
+        if isinstance(value, StandIn) and value.origin.endswith("multiarray.scalar"):
+            kind, content = value.arguments
+            return struct.unpack(_NUMPY_NUMBERS[kind.arguments[0]], content)[0]
+    except (*BROKEN, OSError):
+        return None
+    return None
+
+
+def number(group: SavedGroup, key: str) -> float | None:
+    """Return one setting if it is a number."""
+    value = group.settings.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def other_settings(group: SavedGroup) -> dict[str, Any]:
+    """Return the settings that `OptimizerGroup` has no field for."""
+    return {key: value for key, value in group.settings.items() if key not in _NAMED}
+
+
+def _name(path: Sequence[str], node: Any, groups: Sequence[SavedGroup]) -> str | None:
+    if isinstance(node, StandIn) and node.origin:  # the optimiser itself was pickled
+        return node.origin.rpartition(".")[2]
+    if len(path) > 1 and path[-2] == "optimizers" and not path[-1].isdigit():  # Composer files it under its class
+        return path[-1]
+    keys = set(groups[0].settings)
+    if {"amsgrad", "decoupled_weight_decay"} <= keys:  # torch 2.7 and later
+        return "AdamW" if groups[0].settings["decoupled_weight_decay"] else "Adam"
+    return "SGD" if {"dampening", "nesterov"} <= keys else None
