@@ -102,6 +102,10 @@ class LayerEvidence:
         """Return the stored weights of one role: `rate`, `frequency` or `step`."""
         return tuple(weight for weight in self.recurrence.weights if weight.role == role)
 
+    def local(self, name: str) -> str:
+        """Return a tensor's name within the layer's module, as a message calls it: `A_log`, `dt_proj.bias`."""
+        return next((local for local, full in self.layer.names.items() if full == name), name)
+
 
 Limits = Mapping[str, float]
 """A rule's thresholds by name, as the user set them."""

@@ -1,0 +1,86 @@
+"""SSM301: rates and steps stored with fewer bits than float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import RecurrentWeight
+
+SIXTEEN_BITS = ("bfloat16", "float16", "complex32")
+"""Eight bits are SSM303's."""
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    from ssmdiag.precision import time_constant_error
+
+    weights = [w for w in evidence.recurrence.weights if w.dtype in SIXTEEN_BITS and w.role != "frequency"]
+    errors = {weight.name: time_constant_error(weight, weight.dtype) for weight in weights}
+    errors = {name: error[error.isfinite()].flatten() for name, error in errors.items()}
+    worst = {name: float(error.max()) for name, error in errors.items() if len(error)}
+    if not worst or max(worst.values()) < limits["least"]:
+        return
+    gravest = max(worst, key=lambda name: worst[name])
+    decays = [weight for weight in weights if weight.discrete]
+    yield Observation(
+        _message(weights, [evidence.local(name) for name in worst], [errors[name] for name in worst]),
+        count=sum(weight.values.numel() for weight in weights),
+        value=worst[gravest],
+        threshold=limits["least"],
+        tensor=decays[0].name if decays else gravest,
+        severity="error" if decays or worst[gravest] > limits["error"] else None,
+        advice="store the decay's logarithm in float32, not the decay." if decays else None,
+    )
+
+
+def _message(weights: Sequence[RecurrentWeight], names: Sequence[str], errors: Sequence[Tensor]) -> str:
+    dtypes = " and ".join(dict.fromkeys(weight.dtype for weight in weights))
+    what = " and ".join(names) + (" are" if len(names) > 1 else " is")
+    held = ", the decay itself" if any(weight.discrete for weight in weights) else ""
+    worst = " and ".join(_per_cent(float(error.max())) for error in errors)
+    middle = " and ".join(_per_cent(float(error.median())) for error in errors)
+    return f"{what} stored as {dtypes}{held}: rounding moves time constants by up to {worst} % (median {middle} %)"
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.2g}" if share >= 1e-6 else "0"
+
+
+RULE = Rule(
+    code="SSM301",
+    name="low-precision-weight",
+    severity="warning",
+    summary="rates or steps stored with fewer bits than float32",
+    looks_at="layer",
+    examine=examine,
+    advice="keep these tensors in float32 through training, casting and conversion; they are a sliver of the file.",
+    formula=(
+        "max and median over the modes of S(w, β) with β half a unit in the last place of the stored dtype at w: the "
+        "relative error of the time constant that rounding may have made (P1, arXiv 2311.14495, Definition 3.4). For "
+        "A_log in bfloat16 e^β − 1: 0.8 % at |A_log| in [2, 4), 1.6 % in [4, 8)."
+    ),
+    why=(
+        "The error is the same sign at every step and adds up over the context: 1 % of a time constant is 1 % of the "
+        "exponent. Trained on in 16 bits, a weight also stops moving once a step of the optimiser is less than half a "
+        "unit in its last place. A decay stored as such is worse by far: in bfloat16 every λ̄ above 0.998 is 1."
+    ),
+    fix=(
+        "Exempt A_log, dt_bias and their kin from casts (`_keep_in_fp32_modules` in transformers, a float32 holder "
+        "under FSDP mixed precision) and write them in float32. What was rounded is lost: convert again from the "
+        "checkpoint that has it. An error where the decay itself is stored, or where time constants move by more than "
+        "a tenth."
+    ),
+    example=(
+        "vllm-project/vllm PR 37810 (https://github.com/vllm-project/vllm/pull/37810): A_log of Qwen3-Next was not "
+        "kept in float32, which matters for long prefixes."
+    ),
+    thresholds={
+        "least": Threshold(1e-4, "relative error of a time constant below which nothing is said"),
+        "error": Threshold(0.1, "relative error of a time constant above which it is an error"),
+    },
+)

@@ -1,0 +1,85 @@
+"""SSM303: recurrent tensors that are quantised or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.layer import Layer, is_number
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule
+
+EIGHT_BITS = ("float8", "float4")
+
+
+def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
+    unread = {id(layer): error for layer, error in evidence.unread}
+    read = {name for numbers in evidence.layers for name in numbers.tensors}
+    for layer in evidence.recognition.layers:
+        names = _unread(layer, unread[id(layer)]) if id(layer) in unread else _coarse(layer, read)
+        if names:
+            yield _observation(layer, names, unread.get(id(layer)))
+
+
+def _unread(layer: Layer, error: LayerError) -> list[str]:
+    """Return the tensors that are codes or scaled, if it is for one of them that the layer could not be read."""
+    names = [name for name in layer.names.values() if _is_quantised(layer.checkpoint[name].dtype)]
+    return names if any(name in error.seen for name in names) else []
+
+
+def _coarse(layer: Layer, read: set[str]) -> list[str]:
+    """Return the tensors of a layer that was read which have eight bits or fewer."""
+    return [
+        name for name in layer.names.values() if name in read and layer.checkpoint[name].dtype.startswith(EIGHT_BITS)
+    ]
+
+
+def _is_quantised(dtype: str) -> bool:
+    return dtype.startswith(EIGHT_BITS) or not is_number(dtype)
+
+
+def _observation(layer: Layer, names: list[str], error: LayerError | None) -> Observation:
+    several = f" and {len(names) - 1} more of its tensors" if len(names) > 1 else ""
+    dtype = layer.checkpoint[names[0]].dtype
+    if error is not None:
+        message = f"{names[0]}{several} {'are' if several else 'is'} quantised ({dtype}), so its memory cannot be told"
+    else:
+        message = f"{names[0]}{several} {'have' if several else 'has'} eight bits or fewer ({dtype})"
+    return Observation(
+        message,
+        count=len(names),
+        of=len(layer.names),
+        value=float(len(names)),
+        threshold=0.0,
+        tensor=names[0],
+        layer=layer.path,
+        family=layer.family.name,
+    )
+
+
+RULE = Rule(
+    code="SSM303",
+    name="quantised-recurrence",
+    severity="error",
+    summary="quantised or packed tensors in a recurrence",
+    looks_at="checkpoint",
+    examine=examine,
+    advice="leave the recurrence out when quantising: it is a sliver of the model and carries all of its memory.",
+    formula=(
+        "a tensor that the recurrence is read from has an integer dtype (int8, uint8, packed int4), or float8 or "
+        "float4, with scales beside it or without."
+    ),
+    why=(
+        "Projections average the rounding of many weights; a decay is one weight, applied at every step, and its error "
+        "grows with the context. In eight bits float8_e4m3 moves A_log by up to a sixteenth, e^{β} − 1 of the time "
+        "constant, and an int8 grid over a tensor sends small rates to 0."
+    ),
+    fix=(
+        "Exclude A, Δ's bias and the step's projection from quantisation (modules_to_not_convert and the like), and "
+        "convert again from the full checkpoint. ssmdiag does not undo quantisation: give it the checkpoint it came "
+        "from."
+    ),
+    example=(
+        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): of all tensors, A suffers "
+        "most from quantisation and breaks under 8 bits."
+    ),
+)
