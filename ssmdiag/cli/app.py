@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import families, inspect, kernel, rules
+from ssmdiag.cli import check, config, families, inspect, kernel, rules
 
 app = typer.Typer(
     name="ssmdiag",
@@ -17,10 +17,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("inspect")(inspect.inspect)
+app.command("check")(check.check)
 app.command("kernel")(kernel.kernel)
 app.command("families")(families.families)
 app.command("rules")(rules.rules)
 app.command("explain")(rules.explain)
+app.add_typer(config.app, name="config")
 
 
 def _version(asked: bool) -> None:

@@ -53,7 +53,7 @@ def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
     silent = settings.quiet and not diagnosis.findings and not diagnosis.problems
     if silent:
         return
-    head = f"{words.checkpoint_name(diagnosis.path)}: {verdict(diagnosis)}"
+    head = f"{diagnosis.path}: {verdict(diagnosis)}"
     worst = diagnosis.findings[0].severity if diagnosis.findings else ""
     yield from _wrap(head, settings, "bold red" if diagnosis.problems else COLOURS[worst] or "green", indent="  ")
     for problem in diagnosis.problems:

@@ -74,5 +74,5 @@ def _where(labels: Sequence[str], layers: int, known: bool) -> str:
     if not labels:
         return ""
     if len(labels) == layers > 1 and known:
-        return f"all {layers} layers"
+        return "both layers" if layers == 2 else f"all {layers} layers"
     return f"layer{'s' * (len(labels) > 1)} {join_labels(labels) if known else ', '.join(labels)}"

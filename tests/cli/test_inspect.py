@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssmdiag.cli import main, terminal
+from ssmdiag.cli import terminal
 from ssmdiag.cli.terminal import Colour
 
 
@@ -30,20 +29,6 @@ def mamba(tmp_path: Path) -> Path:
     path = tmp_path / "mamba.safetensors"
     save_file(state, path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run `ssmdiag` in this process; return exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ssmdiag", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_inspect_prints_the_answer_and_exits_zero(run, mamba: Path) -> None:

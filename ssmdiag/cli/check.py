@@ -1,0 +1,162 @@
+"""`ssmdiag check PATH…`: findings alone, and an exit code for CI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.cli.diagnosing import Asked, diagnose_path, exit_code, report
+from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.terminal import Colour
+from ssmdiag.errors import SsmdiagError
+
+if TYPE_CHECKING:
+    from ssmdiag.configuration import Configuration
+    from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.reports import Failure
+
+
+class Format(StrEnum):
+    """Values of --format."""
+
+    text = "text"
+    json = "json"
+    jsonl = "jsonl"
+    markdown = "markdown"
+    github = "github"
+    sarif = "sarif"
+    junit = "junit"
+
+
+class FailOn(StrEnum):
+    """Values of --fail-on."""
+
+    error = "error"
+    warning = "warning"
+    note = "note"
+
+
+def check(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH", help="Checkpoint files, shard indexes or model directories.", show_default=False
+        ),
+    ],
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option("--fail-on", help="Least severity that exits 1; error unless configured.", show_default=False),
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option("--select", metavar="RULE", help="Run these alone: SSM101, SSM1 for all of 1xx, or a name."),
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option("--ignore", metavar="RULE", help="Do not run these.")] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", "-f", help="Form of the findings; text unless configured.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the findings to this file.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="FILE", help="Findings to live with: only new or worse ones fail."),
+    ] = None,
+    write_baseline: Annotated[
+        bool, typer.Option("--write-baseline", help="Put what is found on file in the baseline.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings, in place of the nearest ssmdiag.toml."),
+    ] = None,
+    isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
+    length: Annotated[
+        int | None,
+        typer.Option("--length", metavar="STEPS", min=1, help="Context length; by default what config.json says."),
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell."),
+    ] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
+    ] = None,
+    every_channel: Annotated[
+        bool, typer.Option("--every-channel", help="Horizon and law of every channel, not of 256 a layer.")
+    ] = False,
+    color: Annotated[Colour, typer.Option("--color", help="Colour the findings.")] = Colour.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only checkpoints with findings, and no advice.")
+    ] = False,
+) -> None:
+    """Look for what is wrong with a checkpoint's memory, and fail a build that has it.
+
+    Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
+    """
+    from ssmdiag.configuration import read_configuration
+    from ssmdiag.reports import Settings
+    from ssmdiag.reports.check_text import render_all
+
+    settings_ = read_configuration(Path.cwd(), config, isolated).overridden(
+        select=select,
+        ignore=ignore,
+        fail_on=fail_on and fail_on.value,
+        format=format and format.value,
+        context_length=length,
+        baseline=baseline,
+    )
+    asked = Asked(
+        parse_assumptions(assume or []),
+        load_families(map_file),
+        choose_device(device),
+        settings_.context_length,
+        every_channel,
+        settings_.selection(),
+    )
+    as_text = settings_.format == "text"
+    settings = Settings(
+        width=terminal.width(),
+        colour=as_text and output is None and terminal.colour(color),
+        unicode=output is not None or terminal.unicode(),
+        quiet=quiet,
+        fail_on=settings_.fail_on,
+    )
+    results: list[Diagnosis | Failure] = [diagnose_path(path, asked, quiet=quiet) for path in paths]
+    results = _against_baseline(results, settings_, write_baseline)
+    report(results, settings_.format, settings, output, text=render_all)
+    raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))
+
+
+def _against_baseline(
+    results: list[Diagnosis | Failure], configuration: Configuration, write: bool
+) -> list[Diagnosis | Failure]:
+    """Return the results with what the baseline knows taken out of the findings; keep its file up to date."""
+    if configuration.baseline is None:
+        if write:
+            raise SsmdiagError(
+                "--write-baseline: there is no baseline to write.",
+                expected="--baseline FILE, or baseline in ssmdiag.toml",
+            )
+        return results
+    from ssmdiag.baseline import Baseline, compare_results
+    from ssmdiag.baseline_file import keep_baseline, read_baseline
+
+    path = configuration.baseline
+    known = Baseline() if write and not path.exists() else read_baseline(path)
+    marked, comparison = compare_results(results, known)
+    whole = all(exit_code(result) == 0 for result in results)
+    clean = all(exit_code(result, configuration.fail_on) == 0 for result in marked)
+    remark = keep_baseline(
+        path, comparison, accept=write, successful=whole and (write or clean), environment=os.environ
+    )
+    if remark:
+        print(remark, file=sys.stderr)
+    return compare_results(results, comparison.updated(accept=True))[0] if write else marked

@@ -1,0 +1,31 @@
+"""`ssmdiag config show`: the settings in effect, and where each comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssmdiag.cli import terminal
+
+app = typer.Typer(no_args_is_help=True, help="Settings of `ssmdiag check`.", rich_markup_mode=None)
+
+
+@app.callback()
+def config() -> None:
+    """Settings of `ssmdiag check`."""
+
+
+@app.command("show")
+def show(
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="This file, not the nearest ssmdiag.toml.")
+    ] = None,
+    isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
+) -> None:
+    """Print the settings in effect as a ssmdiag.toml, each with where it comes from."""
+    from ssmdiag.configuration import read_configuration
+    from ssmdiag.configuration_text import as_toml
+
+    terminal.emit(as_toml(read_configuration(Path.cwd(), config, isolated)), None)
