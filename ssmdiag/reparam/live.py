@@ -46,14 +46,15 @@ class LiveModule:
 
     def load(self, name: str) -> Tensor:
         values = _evaluate(self.places[name])
-        return self._value(name, values) if self._value else values
+        # What was read must not move with the training.
+        return self._value(name, values) if self._value else values.clone()
 
 
 def read_module(module: nn.Module, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
     """Return a live module as a checkpoint: `ssmdiag.diagnose(ssmdiag.read_module(model))`.
 
-    Values are read when they are asked for, so the checkpoint follows the training. `config` are settings as
-    in config.json; by default those of `module.config`, where it has one.
+    Values are copied when they are asked for, so the checkpoint follows the training and what was read from
+    it does not. `config` are settings as in config.json; by default those of `module.config`, if it has one.
     """
     return as_checkpoint(LiveModule(module), module, config)
 
