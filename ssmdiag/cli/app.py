@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import check, config, families, inspect, kernel, rules
+from ssmdiag.cli import check, compare, config, families, inspect, kernel, rules
 
 app = typer.Typer(
     name="ssmdiag",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect.inspect)
 app.command("check")(check.check)
+app.command("compare")(compare.compare)
 app.command("kernel")(kernel.kernel)
 app.command("families")(families.families)
 app.command("rules")(rules.rules)

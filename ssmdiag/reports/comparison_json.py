@@ -6,18 +6,22 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
+from ssmdiag.conversion import Outcome
+from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, document, plain
+from ssmdiag.spectrum import FIRST_DECADE
 
 if TYPE_CHECKING:
     from ssmdiag.comparison import RunComparison
+    from ssmdiag.conversion import ConversionProof, LayerProof
     from ssmdiag.layer_history import LayerHistory, LayerPoint, Limit
+    from ssmdiag.model_comparison import ModelComparison
     from ssmdiag.significance import Slope
     from ssmdiag.trend import Trend
 
 
-def render(document: dict[str, Any], *, unicode: bool = True) -> str:
-    """Return a document as indented JSON, ending in a newline."""
-    return json.dumps(document, indent=2, ensure_ascii=not unicode) + "\n"
+def render(data: dict[str, Any]) -> str:
+    """Return a document as indented ASCII JSON, ending in a newline."""
+    return json.dumps(data, indent=2) + "\n"
 
 
 def run_document(run: RunComparison) -> dict[str, Any]:
@@ -106,4 +110,78 @@ def _point(point: LayerPoint) -> dict[str, Any]:
         "share_rounding_to_one": {name: count / modes for name, count in point.rounded.items()} if modes else None,
         "horizon": point.horizon and asdict(point.horizon),
         "decay": point.decay and decay_document(point.decay),
+    }
+
+
+def models_document(pair: ModelComparison) -> dict[str, Any]:
+    """Return two models as plain data: each as `inspect` gives it, and what each lacks."""
+    return plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "ssmdiag_version": pair.a.ssmdiag_version,
+            "torch_version": pair.a.torch_version,
+            "device": pair.a.device,
+            "seed": None,
+            "comparison": "models",
+            "context_length": pair.a.context_length,
+            "gaps": [asdict(gap) for gap in pair.gaps],
+            "first_decade": FIRST_DECADE,
+            "share_per_decade": {"a": pair.shares[0], "b": pair.shares[1]},
+            "a": document(pair.a),
+            "b": document(pair.b),
+            "problems": pair.problems,
+        }
+    )
+
+
+def conversion_document(proof: ConversionProof) -> dict[str, Any]:
+    """Return a proof as plain data."""
+    return plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "ssmdiag_version": proof.ssmdiag_version,
+            "torch_version": proof.torch_version,
+            "device": proof.device,
+            "seed": None,
+            "comparison": "conversion",
+            "proven": proof.proven,
+            "a": proof.a,
+            "b": proof.b,
+            "lags": proof.lags,
+            "layers": [_proof(layer) for layer in proof.layers],
+            "problems": proof.problems,
+            "seconds": proof.seconds,
+        }
+    )
+
+
+def _proof(layer: LayerProof) -> dict[str, Any]:
+    mode, kernel = layer.spectrum, layer.kernel
+    return {
+        "a": layer.a,
+        "b": layer.b,
+        "outcome": layer.outcome.value,
+        "proven": layer.proven,
+        "tolerance": layer.tolerance if layer.outcome is not Outcome.MISSING else None,
+        "channels": layer.channels,
+        "modes": layer.modes,
+        "time_invariant": layer.time_invariant,
+        "dtypes": {"a": layer.dtypes[0], "b": layer.dtypes[1]},
+        "largest_difference": mode
+        and {
+            "relative": mode.value,
+            "channel": mode.channel,
+            "mode": mode.at,
+            "a": {"rate": -mode.a.real, "frequency": mode.a.imag},
+            "b": {"rate": -mode.b.real, "frequency": mode.b.imag},
+        },
+        "kernel": kernel
+        and {
+            "relative": kernel.value,
+            "channel": kernel.channel,
+            "lag": kernel.at,
+            "a": kernel.a.real,
+            "b": kernel.b.real,
+        },
+        "notes": layer.notes,
     }

@@ -1,0 +1,237 @@
+"""`ssmdiag compare PATH PATH…`: checkpoints of a run, two models, or a conversion that is to be proven."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.terminal import Colour
+from ssmdiag.errors import CheckpointError, SsmdiagError
+
+if TYPE_CHECKING:
+    from ssmdiag.families import Family
+    from ssmdiag.reports import Settings
+
+
+class Format(StrEnum):
+    """Values of --format."""
+
+    text = "text"
+    json = "json"
+
+
+class FailOn(StrEnum):
+    """Values of --fail-on."""
+
+    never = "never"
+    crossing = "crossing"
+    converging = "converging"
+
+
+class Memory(StrEnum):
+    """Values of --memory."""
+
+    none = "none"
+    ends = "ends"
+    all = "all"
+
+
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH PATH",
+            help="Checkpoints of one run, in any order; or two models.",
+            show_default=False,
+        ),
+    ],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Two checkpoints must have one memory: exit 1 where a layer differs.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            metavar="SHARE",
+            help="What --strict lets a rate, frequency or kernel differ by, relative; by default 0.001, beside another "
+            "type 0.01 for float16 and 0.05 for bfloat16.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(
+            "--fail-on",
+            help="Exit 1 if a layer converges to the boundary; or only if it reached a limit or is projected to.",
+        ),
+    ] = FailOn.never,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option("--length", metavar="STEPS", min=1, help="Context length; by default what config.json says."),
+    ] = None,
+    memory: Annotated[
+        Memory, typer.Option("--memory", help="Checkpoints of a run at which horizon and decay law are found.")
+    ] = Memory.ends,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell.")
+    ] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
+    ] = None,
+    all_layers: Annotated[bool, typer.Option("--all", help="One row per layer.")] = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")] = True,
+    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")] = False,
+) -> None:
+    """Say which layers of a run converge to the stability boundary, and when they reach it.
+
+    Two different models: what memory one has that the other lacks. With --strict: whether a conversion kept
+    the memory. Exit 0: read. Exit 1: --strict or --fail-on found what it looks for. Exit 2: a checkpoint, or
+    part of one, could not be read; what could be is still compared.
+    """
+    from ssmdiag.reports import Settings
+
+    if len(paths) < 2:
+        raise SsmdiagError(
+            "one checkpoint alone has nothing to be compared with.",
+            expected="two or more",
+            advice="`ssmdiag inspect` reports on one.",
+        )
+    strict = strict or tolerance is not None
+    if strict and len(paths) != 2:
+        raise SsmdiagError(f"--strict compares two checkpoints, {len(paths)} were given.")
+    settings = Settings(
+        width=terminal.width(),
+        colour=format is Format.text and output is None and terminal.colour(color),
+        unicode=output is not None or terminal.unicode(),
+        plots=plots,
+        all_layers=all_layers,
+        quiet=quiet,
+    )
+    asked = _Asked(
+        assume=parse_assumptions(assume or []),
+        families=load_families(map_file),
+        device=choose_device(device),
+        length=length,
+        text=format is Format.text,
+        settings=settings,
+    )
+    if strict:
+        text, code = _prove(paths[0], paths[1], asked, tolerance)
+    elif len(paths) == 2 and not _same_model(paths[0], paths[1], asked):
+        text, code = _side_by_side(paths[0], paths[1], asked)
+    else:
+        text, code = _run(paths, asked, memory, fail_on)
+    terminal.emit(text, output)
+    raise typer.Exit(code)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What holds for every checkpoint."""
+
+    assume: Mapping[str, str]
+    families: Sequence[Family]
+    device: str
+    length: int | None
+    text: bool
+    settings: Settings
+
+
+def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
+    from ssmdiag.model_comparison import same_structure
+
+    try:
+        return same_structure(a, b, assume=asked.assume, families=asked.families)
+    except CheckpointError:
+        return True  # a run says which of its checkpoints cannot be read
+
+
+def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[str, int]:
+    from ssmdiag.conversion import prove_conversion
+    from ssmdiag.reports.comparison_json import conversion_document, render
+    from ssmdiag.reports.conversion_text import conversion_report
+
+    proof = prove_conversion(
+        a,
+        b,
+        tolerance=tolerance,
+        assume=asked.assume,
+        families=asked.families,
+        device=asked.device,
+        context_length=asked.length,
+    )
+    if asked.text:
+        return conversion_report(proof, asked.settings), proof.exit_code()
+    return render(conversion_document(proof)), proof.exit_code()
+
+
+def _side_by_side(a: Path, b: Path, asked: _Asked) -> tuple[str, int]:
+    from ssmdiag.model_comparison import compare_models
+    from ssmdiag.reports.comparison_json import models_document, render
+    from ssmdiag.reports.models_text import models_report
+
+    pair = compare_models(
+        a, b, assume=asked.assume, families=asked.families, device=asked.device, context_length=asked.length
+    )
+    if asked.text:
+        return models_report(pair, asked.settings), pair.exit_code()
+    return render(models_document(pair)), pair.exit_code()
+
+
+def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> tuple[str, int]:
+    from ssmdiag.comparison import compare_run
+    from ssmdiag.reports.comparison_json import render, run_document
+    from ssmdiag.reports.comparison_text import report
+
+    progress = _Progress(asked.settings.quiet)
+    try:
+        run = compare_run(
+            paths,
+            assume=asked.assume,
+            families=asked.families,
+            device=asked.device,
+            context_length=asked.length,
+            memory=memory.value,
+            on_checkpoint=progress.update,
+        )
+    finally:
+        progress.close()
+    if asked.text:
+        return report(run, asked.settings), run.exit_code(fail_on.value)
+    return render(run_document(run)), run.exit_code(fail_on.value)
+
+
+class _Progress:
+    """A line on stderr every few seconds, overwritten where stderr is a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.last = time.monotonic()
+        self.open = False
+
+    def update(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.quiet or done == total or now - self.last < (0.2 if self.open and sys.stderr.isatty() else 2):
+            return
+        self.last = now
+        self.open = True
+        print(f"{done} of {total} checkpoints", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.open and sys.stderr.isatty():
+            print(" " * 40, end="\r", file=sys.stderr, flush=True)

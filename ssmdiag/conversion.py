@@ -1,0 +1,235 @@
+"""Does a converted checkpoint have the memory of the one it was made from? → `ConversionProof`.
+
+Layers are matched by name, else by order. Within a channel the log-eigenvalues are compared as sets: a converter
+may reorder modes, store the other half of conjugate pairs, repeat a channel over heads or reorder channels as a
+whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: that
+sees what the eigenvalues alone cannot, a B or C that went to another mode.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag import __version__
+from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.diagnosis import context_length_of
+from ssmdiag.errors import LayerError
+from ssmdiag.families.recognition import Recognition, recognise
+from ssmdiag.memory import DEFAULT_CONTEXT
+from ssmdiag.spectrum_matching import Difference, compare_kernels, match_spectra
+
+if TYPE_CHECKING:
+    from ssmdiag.families.interface import Family
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""Relative tolerance of a rate where the coarser side stores this type and the other does not.
+
+A weight goes through exp or softplus: rounded to bfloat16, at half a unit in 2⁸, the logarithm −8 of a step moves
+the step by 3 %; float16 is eight times finer. Where both sides store the same type, nothing needs rounding.
+"""
+COARSEST = 0.5
+"""The same for types of 8 bits and fewer."""
+
+
+class Outcome(Enum):
+    """How one layer came through. Values stand in reports and in JSON."""
+
+    SAME = "same"
+    REORDERED = "same, in another order"
+    DIFFERS = "differs"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class LayerProof:
+    """One layer of both checkpoints."""
+
+    a: str | None
+    """Its path in the first; None where only the second has it."""
+    b: str | None
+    outcome: Outcome
+    tolerance: float
+    channels: int
+    modes: int
+    time_invariant: bool
+    dtypes: tuple[str, str]
+    """What the weights of its decay are stored as, the coarsest on each side."""
+    spectrum: Difference | None
+    """The mode that differs most; None where the shapes do not fit."""
+    kernel: Difference | None
+    """The lag at which kernels differ most, relative to the channel's peak; None where a side has no B or C."""
+    notes: tuple[str, ...]
+    """What had to be undone to compare them, or why they cannot be."""
+
+    @property
+    def proven(self) -> bool:
+        return self.outcome in (Outcome.SAME, Outcome.REORDERED)
+
+
+@dataclass(frozen=True)
+class ConversionProof:
+    """Two checkpoints that should hold one memory."""
+
+    a: str
+    b: str
+    layers: tuple[LayerProof, ...]
+    lags: tuple[int, ...]
+    """Lags at which kernels were compared."""
+    problems: tuple[str, ...]
+    """What could not be read: nothing is proven of it."""
+    device: str
+    seconds: float
+    ssmdiag_version: str = __version__
+    torch_version: str = torch.__version__
+
+    @property
+    def proven(self) -> bool:
+        return not self.problems and bool(self.layers) and all(layer.proven for layer in self.layers)
+
+    def exit_code(self) -> int:
+        """Return 1 if a layer differs, 2 if part could not be read, 0 if the memory was proven the same."""
+        if any(not layer.proven for layer in self.layers):
+            return 1
+        return 0 if self.proven else 2
+
+
+def prove_conversion(
+    a: str | Path | Checkpoint,
+    b: str | Path | Checkpoint,
+    *,
+    tolerance: float | None = None,
+    assume: Mapping[str, str] | None = None,
+    families: Sequence[Family] | None = None,
+    device: str = "cpu",
+    context_length: int | None = None,
+) -> ConversionProof:
+    """Return whether every layer of two checkpoints has the same memory, and where it differs most.
+
+    `tolerance` is relative: of a rate to the rate, of a frequency to itself, of a kernel to its channel's peak;
+    by default it suits the stored types (`TOLERANCES`). One layer of each is in memory at a time.
+    Raises SsmdiagError where one of the two cannot be opened or holds no layer.
+    """
+    start = time.perf_counter()
+    sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
+    found = [recognise(side, assume=assume, families=families, device=device) for side in sides]
+    problems: list[str] = []
+    for side, recognition in zip(sides, found, strict=True):
+        recognition.require_layers(side)
+        problems += [f"{side.path.name}: {p}" for p in (*side.problems, *recognition.problems)]
+    stated = [length for side in sides if (length := context_length_of(side.settings))]
+    lags = log_lags(context_length or max(stated, default=DEFAULT_CONTEXT))
+    proofs: list[LayerProof] = []
+    for first, second in _pairs(found[0], found[1]):
+        try:
+            proofs += _prove_layer(first, second, tolerance, lags)
+        except LayerError as error:
+            problems.append(error.sentence)
+    return ConversionProof(
+        a=str(sides[0].path),
+        b=str(sides[1].path),
+        layers=tuple(proofs),
+        lags=tuple(lags),
+        problems=tuple(problems),
+        device=device,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def prove_recurrence(a: Recurrence, b: Recurrence, tolerance: float | None, lags: Sequence[int]) -> LayerProof:
+    """Return whether two recurrences have the same memory."""
+    dtypes = coarsest(a), coarsest(b)
+    allowed = default_tolerance(*dtypes) if tolerance is None else tolerance
+    match = match_spectra(a, b, allowed)
+    kernel = compare_kernels(a, b, lags, match.channel_order) if match.same_shape else None
+    notes = list(match.notes)
+    judged = [match.difference]
+    if kernel and (a.dense is not None or b.dense is not None):
+        # Eigenvalues of a non-normal matrix move far under rounding that its kernel does not feel.
+        judged = []
+        notes.append("judged by its kernel: eigenvalues of a dense matrix are not well determined")
+    if kernel is None and "none" not in (a.layout, b.layout):
+        notes.append("kernels could not be compared: B and C are of different shapes")
+    judged.append(kernel)
+    within = all(difference is None or difference.value <= allowed for difference in judged)
+    same = within and any(difference is not None for difference in judged)
+    reordered = match.channel_order is not None or match.reordered_modes
+    return LayerProof(
+        a=a.layer,
+        b=b.layer,
+        outcome=(Outcome.REORDERED if reordered else Outcome.SAME) if same else Outcome.DIFFERS,
+        tolerance=allowed,
+        channels=a.channels,
+        modes=a.modes,
+        time_invariant=a.time_invariant,
+        dtypes=dtypes,
+        spectrum=match.difference,
+        kernel=kernel,
+        notes=tuple(notes),
+    )
+
+
+def default_tolerance(a: str, b: str) -> float:
+    """Return the tolerance for two stored types.
+
+    >>> default_tolerance("float32", "float32"), default_tolerance("bfloat16", "float32")
+    (0.001, 0.05)
+    """
+    if a == b:
+        return TOLERANCES["float32"]
+    return max(TOLERANCES.get(dtype, COARSEST) for dtype in (a, b))
+
+
+def coarsest(recurrence: Recurrence) -> str:
+    """Return the coarsest type that a weight of the decay is stored in."""
+    real = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
+    stored = [real.get(d, d) for d in (recurrence.dtype, *(weight.dtype for weight in recurrence.weights))]
+    return max(stored, key=lambda dtype: (TOLERANCES.get(dtype, COARSEST), dtype == "float32"))
+
+
+def log_lags(context: int) -> list[int]:
+    """Return lags from 0 to the context, three to an octave.
+
+    >>> log_lags(8)
+    [0, 1, 2, 3, 4, 5, 6, 8]
+    """
+    octaves = 3 * math.log2(max(context, 2))
+    return sorted({0, *(min(round(2 ** (k / 3)), context) for k in range(math.ceil(octaves) + 1))})
+
+
+def _pairs(a: Recognition, b: Recognition) -> Iterator[tuple[Layer | None, Layer | None]]:
+    """Yield layers of one name together, then what is left by its order."""
+    named = {layer.path: layer for layer in b.layers}
+    partner = {layer.path: named.pop(layer.path) for layer in a.layers if layer.path in named}
+    rest = iter(named.values())
+    for layer in a.layers:
+        yield layer, partner.get(layer.path) or next(rest, None)
+    yield from ((None, layer) for layer in rest)
+
+
+def _prove_layer(
+    a: Layer | None, b: Layer | None, tolerance: float | None, lags: Sequence[int]
+) -> Iterator[LayerProof]:
+    first, second = (layer.read() if layer else [] for layer in (a, b))
+    for one, other in zip(first, second, strict=False):
+        yield prove_recurrence(one, other, tolerance, lags)
+    for lone in first[len(second) :]:
+        yield _missing(lone, "only the first has it", a=lone.layer)
+    for lone in second[len(first) :]:
+        yield _missing(lone, "only the second has it", b=lone.layer)
+
+
+def _missing(lone: Recurrence, note: str, *, a: str | None = None, b: str | None = None) -> LayerProof:
+    dtype = coarsest(lone)
+    return LayerProof(
+        a, b, Outcome.MISSING, 0.0, lone.channels, lone.modes, lone.time_invariant, (dtype, dtype), None, None, (note,)
+    )

@@ -1,0 +1,237 @@
+"""Two layers' log-eigenvalues as sets, and their kernels: the largest difference, and what was undone to find it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.kernel import sample_kernel
+from ssmdiag.powers import powers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+MOST_ASSIGNED = 512
+"""Modes of a channel up to which they are assigned to each other one by one where no order fits."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two layers differ most."""
+
+    value: float
+    """Relative; infinite where one is zero or not finite and the other is not."""
+    channel: int
+    """In the first layer; the input where the layer has many, the output first in `a` and `b`'s kernels."""
+    at: int
+    """Mode of a spectrum, lag of a kernel."""
+    a: complex
+    """ℓ of the first, or K."""
+    b: complex
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumMatch:
+    """How the modes of two layers belong together."""
+
+    difference: Difference | None
+    """None where their shapes do not fit."""
+    same_shape: bool
+    """True: channels belong to channels, one to one, so that kernels can be compared."""
+    channel_order: Tensor | None
+    """(channel,) channel of the second for each of the first, where they are reordered."""
+    reordered_modes: bool
+    notes: tuple[str, ...]
+
+
+def match_spectra(a: Recurrence, b: Recurrence, tolerance: float) -> SpectrumMatch:
+    """Return the largest difference of two layers' spectra once modes, channels and repeats are brought in line.
+
+    What fits within `tolerance` as it stands is left as it stands.
+    """
+    first, second, notes = _same_pairs(a, b)
+    one_to_one = a.channels == b.channels
+    if first.shape != second.shape:
+        first, second, note = _without_repeats(first, second)
+        notes += [note] if note else []
+    if first.shape != second.shape:
+        sizes = " and ".join(f"{x.channels:,} × {x.modes:,}" for x in (a, b))
+        return SpectrumMatch(None, False, None, False, (*notes, f"{sizes} channels and modes: they cannot be compared"))
+    error = relative_difference(first, second)
+    matched, reordered = second, False
+    if float(error.max()) > tolerance:
+        matched, reordered = _best_mode_order(first, second, tolerance)
+        error = relative_difference(first, matched)
+    order = None
+    if float(error.max()) > tolerance and len(first) > 1:
+        order = _channel_order(first, matched)
+        permuted, _ = _best_mode_order(first, matched[order], tolerance)
+        apart = relative_difference(first, permuted)
+        if float(apart.max()) <= tolerance:
+            error, matched = apart, permuted
+            moved = int((order != torch.arange(len(order), device=order.device)).sum())
+            notes.append(f"channels in another order ({moved:,} moved)")
+        else:
+            order = None
+    if reordered and order is None and float(error.max()) <= tolerance:
+        notes.append("modes in another order")
+    worst = int(error.argmax())
+    channel, mode = divmod(worst, error.shape[1])
+    difference = Difference(
+        float(error.flatten()[worst]), channel, mode, complex(first[channel, mode]), complex(matched[channel, mode])
+    )
+    return SpectrumMatch(difference, one_to_one, order, reordered and order is None, tuple(notes))
+
+
+def relative_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Return how far two spectra (…, mode) are apart mode by mode: the larger of rates' and frequencies'.
+
+    Rates differ relative to the larger of the two, frequencies modulo 2π and relative to the larger of frequency
+    and rate. Equal infinities are equal; what is not a number differs from everything.
+    """
+    rate = (a.real - b.real).abs() / torch.maximum(a.real.abs(), b.real.abs())
+    rate = rate.where(a.real != b.real, 0.0)
+    gone = a.real.isinf() & (a.real == b.real)  # λ̄ = 0 has no frequency
+    turn = torch.remainder(a.imag - b.imag + math.pi, math.tau) - math.pi
+    scale = torch.maximum(torch.maximum(a.imag.abs(), b.imag.abs()), torch.maximum(a.real.abs(), b.real.abs()))
+    frequency = (turn.abs() / scale).where((a.imag != b.imag) & ~gone, 0.0)
+    return torch.maximum(rate, frequency).nan_to_num(math.inf, math.inf)
+
+
+def compare_kernels(a: Recurrence, b: Recurrence, lags: Sequence[int], order: Tensor | None) -> Difference | None:
+    """Return the lag at which two layers' kernels differ most, relative to the channel's largest |K| at these lags.
+
+    None where a side lacks B or C, or they hold them in different layouts; with many inputs, relative to the largest
+    of all. `order` is the channel of `b` for each of `a`.
+    """
+    if a.layout == "none" or b.layout == "none":
+        return None
+    first, second = _kernel_at(a, lags), _kernel_at(b, lags)
+    if first.shape != second.shape:
+        return None
+    if order is not None:
+        second = second[:, order]
+    gap = (first - second).abs()
+    many = a.layout == "many inputs"
+    peak = first.abs().amax() if many else first.abs().amax((0, 2), keepdim=True)
+    error = (gap / peak).where(gap > 0, 0.0).nan_to_num(math.inf, math.inf)
+    worst = int(error.argmax())
+    row, rest = divmod(worst, error.shape[1] * error.shape[2])
+    channel, at = divmod(rest, error.shape[2])
+    return Difference(
+        float(error.flatten()[worst]),
+        channel,
+        int(lags[at]),
+        complex(first[row, channel, at]),
+        complex(second[row, channel, at]),
+    )
+
+
+def _kernel_at(recurrence: Recurrence, lags: Sequence[int]) -> Tensor:
+    """Return K at some lags, (copy, channel, lag), or (output, input, lag) without a table of all mode weights."""
+    if recurrence.layout != "many inputs":
+        return sample_kernel(recurrence, lags)
+    B, C = recurrence.input_matrix, recurrence.output_matrix
+    assert B is not None
+    assert C is not None
+    at = torch.as_tensor(lags, dtype=torch.float64, device=B.device)
+    decays = powers(recurrence.log_eigenvalues[0], at[:, None])
+    return torch.stack([recurrence.kernel_factor * ((C * decay) @ B).real for decay in decays], -1)
+
+
+def _same_pairs(a: Recurrence, b: Recurrence) -> tuple[Tensor, Tensor, list[str]]:
+    """Return both spectra with conjugates told alike: of pairs the half with ω ≥ 0, or both halves on both sides."""
+    first, second = a.log_eigenvalues, b.log_eigenvalues
+    if a.conjugate_pairs and b.conjugate_pairs:
+        return _upper(first), _upper(second), []
+    if a.conjugate_pairs != b.conjugate_pairs:
+        first = torch.cat([first, first.conj()], 1) if a.conjugate_pairs else first
+        second = torch.cat([second, second.conj()], 1) if b.conjugate_pairs else second
+        return first, second, ["one side stores half of each conjugate pair"]
+    return first, second, []
+
+
+def _upper(spectrum: Tensor) -> Tensor:
+    return torch.complex(spectrum.real, spectrum.imag.abs())
+
+
+def _without_repeats(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, str]:
+    """Return both with the larger reduced to the smaller's shape, where it holds the same values several times."""
+    if first.numel() < second.numel():
+        reduced, note = _reduce(second, first.shape)
+        return first, reduced, note and f"the second repeats {note}"
+    reduced, note = _reduce(first, second.shape)
+    return reduced, second, note and f"the first repeats {note}"
+
+
+def _reduce(large: Tensor, shape: torch.Size) -> tuple[Tensor, str]:
+    said = []
+    for axis, what in ((0, "channels"), (1, "modes")):
+        size, wanted = large.shape[axis], shape[axis]
+        if size == wanted:
+            continue
+        times, left = divmod(size, wanted) if wanted else (0, 1)
+        if left or times < 2:
+            return large, ""
+        grid = large.movedim(axis, 0)
+        for arranged in (grid.reshape(wanted, times, -1), grid.reshape(times, wanted, -1).transpose(0, 1)):
+            if bool((arranged == arranged[:, :1]).all()):
+                large = arranged[:, 0].movedim(0, axis) if axis == 0 else arranged[:, 0].T
+                said.append(f"{what} {times} times")
+                break
+        else:
+            return large, ""
+    return large, " and ".join(said)
+
+
+def _best_mode_order(first: Tensor, second: Tensor, tolerance: float) -> tuple[Tensor, bool]:
+    """Return the second spectrum with the modes of each channel in the order that fits the first best."""
+    best, moved = second, False
+    error = relative_difference(first, best).amax(1)
+    for by in ("real", "imag"):
+        candidate = torch.empty_like(second).scatter_(1, _order(first, by), second.gather(1, _order(second, by)))
+        apart = relative_difference(first, candidate).amax(1)
+        better = apart < error
+        best, error = candidate.where(better[:, None], best), torch.minimum(apart, error)
+        moved = moved or bool(better.any())
+    if first.shape[1] > MOST_ASSIGNED:
+        return best, moved
+    best = best.clone()
+    for channel in (error > tolerance).nonzero()[:, 0].tolist():
+        apart = relative_difference(first[channel][:, None], second[channel][None])
+        # Where a mode has no partner at all, no assignment can help.
+        if float(apart.amin(1).max()) <= tolerance:
+            best[channel], moved = _assign(apart, second[channel]), True
+    return best, moved
+
+
+def _order(spectrum: Tensor, by: str) -> Tensor:
+    """Return the order of each channel's modes by one part of ℓ, ties by the other."""
+    first, second = (spectrum.real, spectrum.imag) if by == "real" else (spectrum.imag, spectrum.real)
+    order = second.argsort(dim=1, stable=True)
+    return order.gather(1, first.gather(1, order).argsort(dim=1, stable=True))
+
+
+def _assign(apart: Tensor, second: Tensor) -> Tensor:
+    """Return the second's modes given one by one to the first's, the nearest free pair at a time."""
+    apart = apart.clamp(max=1e300)
+    result = torch.empty_like(second)
+    for _ in range(len(second)):
+        row, column = divmod(int(apart.argmin()), apart.shape[1])
+        result[row] = second[column]
+        apart[row], apart[:, column] = math.inf, math.inf
+    return result
+
+
+def _channel_order(first: Tensor, second: Tensor) -> Tensor:
+    """Return the channel of the second that each channel of the first would be, by the order of their mean ℓ."""
+    keys = [s.real.abs().log().nan_to_num().mean(1) + math.e * s.imag.abs().mean(1) for s in (first, second)]
+    order = torch.empty(len(first), dtype=torch.long, device=first.device)
+    order[keys[0].argsort(stable=True)] = keys[1].argsort(stable=True)
+    return order
