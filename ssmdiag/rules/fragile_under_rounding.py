@@ -95,7 +95,7 @@ def _observation(name: str, worst: _Change, changes: list[_Change], limits: Limi
         value=math.inf if worst.crossing else worst.worst,
         threshold=limits["factor"] - 1,
         tensor=weight.name,
-        severity=("error" if worst.crossing else "warning") if stored else "note",
+        severity=None if stored else "note",
         advice=None
         if stored
         else "leave this tensor in float32 when casting or quantising, or fold it into `best` first.",
@@ -105,7 +105,7 @@ def _observation(name: str, worst: _Change, changes: list[_Change], limits: Limi
 RULE = Rule(
     code="SSM104",
     name="fragile-under-rounding",
-    severity="warning",
+    severity="error",
     summary="weights whose rounding multiplies a time constant or reaches the boundary",
     looks_at="layer",
     examine=examine,
@@ -121,13 +121,13 @@ RULE = Rule(
         "them grow. It is the discrete face of what P1 calls the curse of memory."
     ),
     fix=(
-        "Keep rate and step weights in float32 (they are a ten-thousandth of the model), quantise with a scale per "
+        "Keep rate and step weights in float32 (they are under a hundredth of the model), quantise with a scale per "
         "channel, or reparametrise: under exp, softplus, `best` and `heavy-tail` no weight reaches the boundary, and S "
         "is bounded for all w. A finding on a dtype the tensor is not stored in is a note."
     ),
     example=(
-        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): of all tensors, A suffers "
-        "most from quantisation and breaks under 8 bits."
+        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in "
+        "which, of all tensors, A suffers most from quantisation and breaks under 8 bits."
     ),
     thresholds={"factor": Threshold(2.0, "factor by which rounding may multiply a time constant")},
 )

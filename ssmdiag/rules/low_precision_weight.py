@@ -44,7 +44,8 @@ def _message(weights: Sequence[RecurrentWeight], names: Sequence[str], errors: S
     held = ", the decay itself" if any(weight.discrete for weight in weights) else ""
     worst = " and ".join(_per_cent(float(error.max())) for error in errors)
     middle = " and ".join(_per_cent(float(error.median())) for error in errors)
-    return f"{what} stored as {dtypes}{held}: rounding moves time constants by up to {worst} % (median {middle} %)"
+    moved = f"rounding may have moved time constants by up to {worst} % (median {middle} %)"
+    return f"{what} stored as {dtypes}{held}: {moved}"
 
 
 def _per_cent(share: float) -> str:

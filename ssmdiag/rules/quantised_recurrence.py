@@ -79,7 +79,7 @@ RULE = Rule(
         "from."
     ),
     example=(
-        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): of all tensors, A suffers "
-        "most from quantisation and breaks under 8 bits."
+        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in "
+        "which, of all tensors, A suffers most from quantisation and breaks under 8 bits."
     ),
 )
