@@ -1,0 +1,184 @@
+"""Markdown for a step summary or a comment: verdict first, then one table of findings a checkpoint, folded by rule.
+
+GitHub refuses a summary of more than 1 MiB a step. Of what would go beyond `MOST_BYTES` the folded parts are left
+out first, then whole checkpoints, and the end says how many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.reports import words
+from ssmdiag.reports.check_text import verdict
+from ssmdiag.reports.folding import fold, label_layers
+from ssmdiag.reports.grouping import Group, count_findings, group_findings
+from ssmdiag.reports.interface import Failure, Settings
+
+if TYPE_CHECKING:
+    from ssmdiag.diagnosis import Diagnosis
+
+MOST_BYTES = 900_000
+"""Of 1,048,576, as other steps of the same job may add theirs."""
+MOST_FOLDED = 200
+"""Findings of one rule listed one by one."""
+
+
+def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
+    """Return one document: the verdict of all, then a section for each checkpoint."""
+    head = _head(results)
+    kept: list[str] = []
+    room = MOST_BYTES - _bytes(head)
+    for result in results:
+        section = _fit(result, settings, room)
+        if section is None:
+            left = words.plural(len(results) - len(kept), "checkpoint")
+            kept.append(f"*{left} left out: a step summary holds no more.*\n")
+            break
+        kept.append(section)
+        room -= _bytes(section) + 1
+    text = "\n".join([head, *kept])
+    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+
+def code(text: str, *, cell: bool = True) -> str:
+    """Return text as a code span, by default one that stands in a cell of a table.
+
+    >>> code("a|b"), code("`x`"), code("")
+    ('`a\\\\|b`', '`` `x` ``', '')
+    """
+    plain = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
+    if not plain or (cell and r"\|" in plain):  # a backslash before a bar cannot stand in a code span of a table
+        return escape(plain)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    space = " " if plain.startswith("`") or plain.endswith("`") else ""
+    span = f"{fence}{space}{plain}{space}{fence}"
+    return span.replace("|", r"\|") if cell else span
+
+
+def escape(text: str) -> str:
+    r"""Return text of one line in which nothing is markup.
+
+    >>> escape("a_b | <c> *")
+    'a\\_b \\| &lt;c&gt; \\*'
+    """
+    plain = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
+    marked = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", plain)
+    # A name with an at sign is no user to be called, and an address no link.
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+
+
+def _fit(result: Diagnosis | Failure, settings: Settings, room: int) -> str | None:
+    """Return a section of at most so many bytes, without its folded parts where they are too much, or None."""
+    if isinstance(result, Failure):
+        versions = [_failure(result)]
+    else:
+        versions = [_section(result, settings, folds=True), _section(result, settings, folds=False)]
+    texts = ("\n".join(version) for version in versions)
+    return next((text for text in texts if _bytes(text) < room), None)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _head(results: Sequence[Diagnosis | Failure]) -> str:
+    """Return the first line: the verdict of one checkpoint, or the count over several."""
+    if len(results) == 1:
+        result = results[0]
+        said = "could not be diagnosed" if isinstance(result, Failure) else verdict(result)
+        return f"**{escape(said[0].upper() + said[1:])}** – {code(words.checkpoint_name(result.path), cell=False)}\n"
+    diagnoses = [result for result in results if not isinstance(result, Failure)]
+    findings = [finding for diagnosis in diagnoses for finding in diagnosis.findings]
+    clean = sum(not diagnosis.findings and not diagnosis.problems for diagnosis in diagnoses)
+    failed = len(results) - len(diagnoses)
+    text = count_findings(findings)
+    text = f"{text[0].upper()}{text[1:]} in {words.plural(len(results), 'checkpoint')}, {clean:,} of them clean"
+    return f"**{text}{f', {failed:,} could not be read' if failed else ''}**\n"
+
+
+def _failure(failure: Failure) -> Iterator[str]:
+    yield f"### {code(failure.path, cell=False)}\n"
+    yield f"Not diagnosed: {escape(failure.seen)}"
+    if failure.expected:
+        yield f"Expected: {escape(failure.expected)}"
+    if failure.advice:
+        yield f"Next: {escape(failure.advice)}"
+    yield ""
+
+
+def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool) -> Iterator[str]:
+    labels = label_layers([layer.name for layer in diagnosis.layers])
+    yield f"### {code(diagnosis.path, cell=False)}\n"
+    yield f"{escape(words.answer(diagnosis, labels))}\n"
+    if diagnosis.problems:
+        yield "Not read:\n"
+        yield from _list(diagnosis.problems)
+    groups = group_findings(diagnosis)
+    if groups:
+        yield "| rule | severity | where | what was seen | what to do |"
+        yield "|---|---|---|---|---|"
+        yield from (_row(group) for group in groups)
+        yield ""
+    if not folds:
+        yield "*Each layer's findings are left out: a step summary holds no more.*\n"
+        return
+    for group in groups:
+        if len(group.findings) > 1:
+            yield from _details(f"{group.worst.code}, {len(group.findings):,} findings", _each(group))
+    if diagnosis.known:
+        yield from _details(f"{words.plural(diagnosis.known_findings, 'finding')} in the baseline", _known(diagnosis))
+    yield from _details("layers", _layers(diagnosis, labels, settings))
+
+
+def _row(group: Group) -> str:
+    worst = group.worst
+    state = f" ({worst.baseline})" if worst.baseline else ""
+    where = escape(group.where or "the checkpoint") + (f", worst {escape(group.worst_label)}" * bool(group.worst_label))
+    cells = [f"{worst.code} {code(worst.rule)}{state}", worst.severity, where, escape(worst.message)]
+    return f"| {' | '.join(cells)} | {escape(worst.advice)} |"
+
+
+def _each(group: Group) -> Iterator[str]:
+    yield "| layer | tensor | what was seen |"
+    yield "|---|---|---|"
+    for finding in group.findings[:MOST_FOLDED]:
+        yield f"| {code(finding.layer or '')} | {code(finding.tensor or '')} | {escape(finding.message)} |"
+    if len(group.findings) > MOST_FOLDED:
+        yield f"| … | | {len(group.findings) - MOST_FOLDED:,} more |"
+
+
+def _known(diagnosis: Diagnosis) -> Iterator[str]:
+    yield "| rule | severity | layer | what was seen |"
+    yield "|---|---|---|---|"
+    for finding in diagnosis.known[:MOST_FOLDED]:
+        yield f"| {finding.code} | {finding.severity} | {code(finding.layer or '')} | {escape(finding.message)} |"
+    if diagnosis.known_findings > MOST_FOLDED:
+        yield f"| … | | | {diagnosis.known_findings - MOST_FOLDED:,} more |"
+
+
+def _layers(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterator[str]:
+    yield "| layer | family | channels × modes | half-life, median | slowest | margin | horizon, longest | law |"
+    yield "|---|---|--:|--:|--:|--:|--:|---|"
+    for row in fold(diagnosis.layers, labels, all_layers=settings.all_layers):
+        cells = [
+            escape(row.label), escape(row.first.title), f"{row.first.channels:,} × {row.first.modes}",
+            words.steps(row.median_half_life), words.steps(row.longest_half_life), words.margin(row.margin),
+            words.steps(row.longest_horizon), row.law,
+        ]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+def _list(lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"- {escape(line)}" for line in lines[:MOST_FOLDED])
+    if len(lines) > MOST_FOLDED:
+        yield f"- and {len(lines) - MOST_FOLDED:,} more"
+    yield ""
+
+
+def _details(summary: str, lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines behind a fold; the empty line makes the table inside a table."""
+    yield f"<details><summary>{summary}</summary>\n"
+    yield from lines
+    yield "\n</details>\n"
