@@ -49,7 +49,7 @@ class Entry:
     @property
     def key(self) -> Key:
         """What a finding is matched by."""
-        return (self.code, self.tensor if self.tensor is not None else self.layer or "", self.family or "")
+        return key_of(self)
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class BaselineComparison:
         return replace(self.baseline, entries=tuple(entries.values()))
 
 
+def key_of(finding: Finding | Entry) -> Key:
+    """Return what a finding is known again by: rule, tensor (or layer, where it has no tensor) and family."""
+    return (finding.code, finding.tensor if finding.tensor is not None else finding.layer or "", finding.family or "")
+
+
 def compare(
     findings: Iterable[Finding],
     baseline: Baseline,
@@ -111,7 +116,7 @@ def compare(
     on_file = {entry.key: entry for entry in baseline.entries}
     together: dict[Key, list[Finding]] = {}
     for finding in findings:
-        together.setdefault(_entry(finding).key, []).append(finding)
+        together.setdefault(key_of(finding), []).append(finding)
     state: dict[str, list[Finding]] = {"new": [], "worse": [], "known": []}
     observed = []
     for key, some in together.items():
@@ -148,7 +153,7 @@ def compare_results(
         comparison = compare(result.findings, baseline, rules=result.rules, layers=layers)
         comparisons.append(comparison)
         marked.append(replace(result, findings=comparison.failing, known=comparison.known))
-    met = {_entry(f).key for comparison in comparisons for f in (*comparison.worse, *comparison.known)}
+    met = {key_of(f) for comparison in comparisons for f in (*comparison.worse, *comparison.known)}
     gone = {entry.key: entry for comparison in comparisons for entry in comparison.gone if entry.key not in met}
     worst: dict[Key, Entry] = {}
     for entry in (entry for comparison in comparisons for entry in comparison.observed):
