@@ -159,7 +159,9 @@ CASES: dict[str, Diagnosis | Failure] = {
         findings=(
             finding(1, value=1.02),
             finding(3, value=1.5),
-            finding(None, code="SSM401", severity="warning", rule="non-finite", message="the whole file looks odd | <b>"),
+            finding(
+                None, code="SSM401", severity="warning", rule="non-finite", message="the whole file looks odd | <b>"
+            ),
         ),
     ),
     "failed": Failure("runs/gone.pt", "CheckpointError", "runs/gone.pt does not exist.", None, "did you mean done.pt?"),

@@ -17,7 +17,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 GOLDENS = [(case, "text") for case in CASES]
-GOLDENS += [(case, format) for case in ("hybrid", "assumed", "failed") for format in formats() if format != "text"]
+SHOWN = ("hybrid", "assumed", "findings", "failed")
+GOLDENS += [(case, format) for case in SHOWN for format in formats() if format != "text"]
 
 
 @pytest.mark.parametrize(("case", "format"), GOLDENS)
