@@ -30,6 +30,8 @@ from ssmdiag.run_order import OrderSource, order_checkpoints
 from ssmdiag.trend import LEAST_CHANGE, Verdict
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.interface import Family
     from ssmdiag.recurrence import Recurrence
 
@@ -131,8 +133,19 @@ def compare_run(
         missing: list[str] = []
         try:
             for recurrence, title in _recurrences(path, assume, families, device, collected, missing):
-                context = collected.context or DEFAULT_CONTEXT
-                collected.add(recurrence, read_point(step, recurrence, title, context, with_memory=wanted))
+                context = (collected.context or DEFAULT_CONTEXT) if wanted else None
+                before = collected.rates.setdefault(recurrence.layer, (step, recurrence.rate))
+                collected.add(
+                    recurrence,
+                    read_point(
+                        step,
+                        recurrence,
+                        title,
+                        context=context,
+                        before=before[1] if before[0] != step else None,
+                        least_change=least_change,
+                    ),
+                )
         except AssumptionError:
             raise
         except SsmdiagError as error:
@@ -167,6 +180,8 @@ class _Collected:
 
     context: int | None
     layers: dict[str, list[LayerPoint]] = field(default_factory=dict)
+    rates: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    """Of every layer at the first checkpoint that has it: its step and its rates."""
     notes: list[str] = field(default_factory=list)
     _now: list[LayerPoint] = field(default_factory=list)
 

@@ -18,6 +18,8 @@ from ssmdiag.spectrum import Quantiles, summarise
 from ssmdiag.trend import Crossing, Trend, Verdict, fit_trend, judge, project
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.memory import LayerDecay
     from ssmdiag.recurrence import Recurrence
 
@@ -56,6 +58,8 @@ class LayerPoint:
     marginal: int
     rounded: Mapping[str, int]
     """Modes whose decay rounds to 1, by float type."""
+    moved: int | None
+    """Modes whose rate changed since the layer's first checkpoint by more than the least change; None at the first."""
     horizon: Quantiles | None
     """Steps to 99 % of the energy, over channels; None where it was not sought."""
     decay: LayerDecay | None
@@ -145,13 +149,21 @@ class LayerHistory:
         )
 
 
-def read_point(step: int, recurrence: Recurrence, title: str, context: int, *, with_memory: bool) -> LayerPoint:
-    """Return the numbers of one layer at one checkpoint."""
+def read_point(
+    step: int, recurrence: Recurrence, title: str, *, context: int | None, before: Tensor | None, least_change: float
+) -> LayerPoint:
+    """Return the numbers of one layer at one checkpoint.
+
+    `before` are its rates at its first checkpoint. Horizon and law are found over `context`, if that is given.
+    """
     summary = summarise(recurrence, title)
     horizon, decay = None, None
-    if with_memory:
+    if context is not None:
         horizon, decay = summarise_memory(assess_memory(sample_channels(recurrence, MOST_CHANNELS), context))
     rate = recurrence.rate
+    moved = None
+    if before is not None and before.shape == rate.shape:
+        moved = int(((rate / before).log().abs() > least_change).sum())
     maps = {weight.map for weight in recurrence.weights if weight.role == "rate"}
     return LayerPoint(
         name=recurrence.layer,
@@ -169,6 +181,7 @@ def read_point(step: int, recurrence: Recurrence, title: str, context: int, *, w
         unstable=summary.unstable,
         marginal=summary.marginal,
         rounded={name: int((rate <= limit).sum()) for name, limit in ROUNDS_TO_ONE.items()},
+        moved=moved,
         horizon=horizon,
         decay=decay,
     )
@@ -178,6 +191,7 @@ def judge_layers(
     layers: Mapping[str, Sequence[LayerPoint]], steps: Sequence[int], unit: str, context: int | None, least: float
 ) -> tuple[tuple[LayerHistory, ...], list[str]]:
     """Return the histories of all layers, judged together, and remarks on gaps and changes of shape."""
+    unknown = Verdict.UNDETERMINED
     histories: list[LayerHistory] = []
     remarks: dict[str, list[str]] = {}
     for name, points in layers.items():
@@ -185,7 +199,6 @@ def judge_layers(
         for remark in _remarks(points, used, steps, unit):
             remarks.setdefault(remark, []).append(name)
         slowest, tail = (_trend(used, quantile) for quantile in ("min", "p05"))
-        unknown = Verdict.UNDETERMINED
         histories.append(
             LayerHistory(
                 name, tuple(points), tuple(p.step for p in used), slowest, tail, unknown, unknown, unknown, limits=()
@@ -195,9 +208,9 @@ def judge_layers(
     verdicts = iter(judge(trends, least_change=least))
     judged = []
     for history in histories:
-        slow, tail = (next(verdicts) if t else Verdict.UNDETERMINED for t in (history.slowest, history.tail))
-        verdict = _verdict(history.last, slow, tail)
-        history = replace(history, slowest_verdict=slow, tail_verdict=tail, verdict=verdict)
+        slow, many = (next(verdicts) if trend else unknown for trend in (history.slowest, history.tail))
+        verdict = _verdict(history.last, slow, many)
+        history = replace(history, slowest_verdict=slow, tail_verdict=many, verdict=verdict)
         judged.append(replace(history, limits=_limits(history, context)))
     return tuple(judged), [f"{_listed(names)}: {remark}" for remark, names in remarks.items()]
 

@@ -108,6 +108,7 @@ def _point(point: LayerPoint) -> dict[str, Any]:
         "unstable_modes": point.unstable,
         "marginal_modes": point.marginal,
         "share_rounding_to_one": {name: count / modes for name, count in point.rounded.items()} if modes else None,
+        "share_moved": point.moved / modes if modes and point.moved is not None else None,
         "horizon": point.horizon and asdict(point.horizon),
         "decay": point.decay and decay_document(point.decay),
     }

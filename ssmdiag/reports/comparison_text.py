@@ -16,7 +16,7 @@ from ssmdiag.reports import words
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
 from ssmdiag.reports.run_words import answer, layer_sentences, reach_note, urgency
-from ssmdiag.trend import Verdict
+from ssmdiag.trend import FEWEST, LEAST_CHANGE, Verdict
 
 if TYPE_CHECKING:
     from ssmdiag.comparison import RunComparison
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 12
 """Rows of the table; of more layers the least urgent are folded by verdict."""
+LABEL_WIDTH = 14
+WIDE = 150
+"""Columns from which both tables are one."""
 MOST_CURVES = 5
 LETTERS = "abcdefgh"
 _STYLES = {Verdict.BROKEN: "red", Verdict.CROSSED: "red", Verdict.CONVERGING: "yellow"}
@@ -101,7 +104,8 @@ class _RunRow:
     """One or several layers with one verdict."""
 
     def __init__(self, labels: Sequence[str], layers: Sequence[LayerHistory]) -> None:
-        self.label = join_labels(labels, 3)
+        listed = join_labels(labels)
+        self.label = listed if len(labels) == 1 or len(listed) <= 10 else f"{len(labels)} others"
         self.layers = layers
         self.shown = min(layers, key=urgency)
         """The layer whose trend stands in the row."""
@@ -134,26 +138,37 @@ def _tables(run: RunComparison, rows: Sequence[_RunRow], settings: Settings) -> 
         (f"margin {one}\nfirst", "right", [_margin(row, "first") for row in rows]),
         ("\nlast", "right", [_margin(row, "last") for row in rows]),
         (f"slowest {tau}\ngrows by", "right", [_factor(row) for row in rows]),
-        ("95 % of\nthe trend", "right", [_interval(row) for row in rows]),
-        ("\nverdict", "left", [_verdict(row) for row in rows]),
     ]
-    slow = [f"{words.steps(_slowest(row, 'first'))} → {words.steps(_slowest(row, 'last'))}" for row in rows]
+    if len(run.checkpoints) >= FEWEST:
+        columns.append(("95 % of\nthe trend", "right", [_interval(row) for row in rows]))
+    columns.append(("modes\nmoved", "right", [_moved(row) for row in rows]))
+    columns.append(("\nverdict", "left", [_verdict(row) for row in rows]))
+    arrow = " → " if settings.unicode else " -> "
+    slow = [arrow.join(words.steps(_slowest(row, end)) for end in ("first", "last")) for row in rows]
     memory = [(f"slowest {tau}\nin steps", "right", slow)]
     if any(layer.last.horizon for row in rows for layer in row.layers):
-        memory.append(("horizon\nlongest", "right", [_horizons(row) for row in rows]))
-        memory.append(("decay law\nof the layer", "left", [_laws(row) for row in rows]))
-    memory.append(("modes that round\nto 1 in bf16", "right", [_rounded(row) for row in rows]))
+        memory.append(("horizon\nlongest", "right", [_horizons(row, arrow) for row in rows]))
+        memory.append(("decay law\nof the layer", "left", [_laws(row, arrow) for row in rows]))
+    memory.append(("modes that round\nto 1 in bf16", "right", [_rounded(row, arrow) for row in rows]))
     styles = [_STYLES.get(row.verdict, "") for row in rows]
-    if settings.width >= 130:
+    if settings.width >= WIDE:
         return [_table([*columns, *memory], styles)]
     return [_table(columns, styles), _table([columns[0], *memory], styles)]
 
 
 def _table(columns: Sequence[tuple[str, str, list[str]]], styles: Sequence[str]) -> Table:
     table = plain_table()
-    for head, side, _ in columns:
-        table.add_column(head, justify="right" if side == "right" else "left", no_wrap=True)
-    for row, style in zip(zip(*(cells for _, _, cells in columns), strict=True), styles, strict=True):
+    for head, side, cells in columns:
+        label = head == "layer"
+        table.add_column(
+            head,
+            justify="right" if side == "right" else "left",
+            no_wrap=not label,
+            overflow="fold",
+            min_width=min(max(map(len, cells)), LABEL_WIDTH) if label else None,
+            max_width=LABEL_WIDTH if label else None,
+        )
+    for row, style in zip(zip(*(column for _, _, column in columns), strict=True), styles, strict=True):
         table.add_row(*(Text(cell) for cell in row), style=style)
     return table
 
@@ -169,45 +184,61 @@ def _slowest(row: _RunRow, end: str) -> float | None:
 
 
 def _factor(row: _RunRow) -> str:
-    trend = row.shown.trend
-    return f"× {math.exp(min(-trend.change, 700.0)):.3g}" if trend else "–"
+    factors = sorted(math.exp(min(-layer.trend.change, 700.0)) for layer in row.layers if layer.trend)
+    if not factors:
+        return "–"
+    return f"× {_times(factors[0])}" if len(row.layers) == 1 else f"{_times(factors[0])} – {_times(factors[-1])}"
 
 
 def _interval(row: _RunRow) -> str:
     trend = row.shown.trend
-    if trend is None or not math.isfinite(trend.slope.low):
+    if trend is None or len(row.layers) > 1 or not math.isfinite(trend.slope.low):
         return "–"
     low, high = (math.exp(max(min(-s * trend.span, 700.0), -700.0)) for s in (trend.slope.high, trend.slope.low))
-    return f"{low:.2g} – {high:.2g}"
+    return f"{_times(low)} – {_times(high)}"
+
+
+def _times(factor: float) -> str:
+    return words.steps(factor) if factor >= 9.95 else f"{factor:.2f}" if factor >= 0.0995 else f"{factor:.1g}"
 
 
 def _verdict(row: _RunRow) -> str:
     return row.verdict.value + (" (slow 5 %)" if row.shown.by_tail else "")
 
 
-def _horizons(row: _RunRow) -> str:
+def _horizons(row: _RunRow, arrow: str) -> str:
     ends = []
     for end in ("first", "last"):
         horizons = [getattr(layer, end).horizon for layer in row.layers]
         ends.append(words.steps(max((h.max for h in horizons if h), default=None)))
-    return " → ".join(ends)
+    return arrow.join(ends)
 
 
-def _laws(row: _RunRow) -> str:
+def _laws(row: _RunRow, arrow: str) -> str:
     ends = []
     for end in ("first", "last"):
         laws = {decay.whole.law.value for layer in row.layers if (decay := getattr(layer, end).decay)}
         ends.append(laws.pop() if len(laws) == 1 else "mixed" if laws else "–")
-    return ends[0] if ends[0] == ends[1] else " → ".join(ends)
+    return ends[0] if ends[0] == ends[1] else arrow.join(ends)
 
 
-def _rounded(row: _RunRow) -> str:
+def _rounded(row: _RunRow, arrow: str) -> str:
     shares = []
     for end in ("first", "last"):
         points: list[LayerPoint] = [getattr(layer, end) for layer in row.layers]
-        share = 100 * sum(p.rounded["bfloat16"] for p in points) / sum(p.channels * p.modes for p in points)
-        shares.append(f"{share:.0f} %" if share >= 9.95 or share == 0 else f"{share:.2g} %")
-    return shares[0] if shares[0] == shares[1] else " → ".join(shares)
+        shares.append(_share(sum(p.rounded["bfloat16"] for p in points) / sum(p.channels * p.modes for p in points)))
+    return shares[0] if shares[0] == shares[1] else arrow.join(shares)
+
+
+def _moved(row: _RunRow) -> str:
+    points = [layer.last for layer in row.layers if layer.last.moved is not None]
+    if not points:
+        return "–"
+    return _share(sum(p.moved or 0 for p in points) / sum(p.channels * p.modes for p in points))
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %" if 100 * share >= 9.95 or share == 0 else f"{100 * share:.2g} %"
 
 
 def _draw(out: Console, run: RunComparison, labels: Sequence[str], settings: Settings) -> None:
@@ -235,7 +266,9 @@ def _draw(out: Console, run: RunComparison, labels: Sequence[str], settings: Set
 
 
 def _remarks(run: RunComparison) -> list[str]:
-    remarks = [f"order: by {run.order.value}"]
+    remarks = [f"order: {run.order.value}"]
+    if any(layer.last.moved for layer in run.layers):
+        remarks.append(f"modes moved: those whose rate changed by over {100 * math.expm1(LEAST_CHANGE):.0f} %")
     if any(layer.by_tail for layer in run.layers):
         remarks.append("slow modes, or slow 5 %: the rate that one mode in twenty stays below")
     if any(limit.projection for layer in run.layers for limit in layer.limits):

@@ -58,12 +58,16 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
     spectra = max((layer.spectrum.value for layer in proof.layers if layer.spectrum), default=None)
     kernels = max((layer.kernel.value for layer in proof.layers if layer.kernel), default=None)
     allowed = min(layer.tolerance for layer in proof.layers)
-    parts = [f"rates and frequencies of every mode agree within {_small(spectra)}"] if spectra is not None else []
-    parts += [f"kernels within {_small(kernels)} of their peak"] if kernels is not None else []
+    parts = [f"rates and frequencies of every mode agree {_within(spectra)}"] if spectra is not None else []
+    parts += [f"kernels {_within(kernels)}{' of their peak' if kernels else ''}"] if kernels is not None else []
     moved = sum(layer.outcome is Outcome.REORDERED for layer in proof.layers)
     order = f" In {words.plural(moved, 'layer')} modes or channels stand in another order." if moved else ""
     every = f"all {len(proof.layers)} layers" if len(proof.layers) > 1 else "its layer"
     return f"Proven: the same memory in {every}; {', '.join(parts)} ({_small(allowed)} allowed).{order}"
+
+
+def _within(value: float) -> str:
+    return f"within {_small(value)}" if value else "to the last bit"
 
 
 def _detail(layer: LayerProof) -> str:
@@ -74,8 +78,8 @@ def _detail(layer: LayerProof) -> str:
         mode = layer.spectrum
         rates, turns = (-mode.a.real, -mode.b.real), (mode.a.imag, mode.b.imag)
         what = f"rate {_number(rates[0])} in a, {_number(rates[1])} in b"
-        if rates[0] == rates[1] or abs(turns[0] - turns[1]) > abs(rates[0] - rates[1]):
-            what += f", frequency {_number(turns[0])} and {_number(turns[1])}"
+        if abs(rates[0] - rates[1]) < 0.99 * mode.value * max(map(abs, rates)):
+            what = f"frequency {_number(turns[0])} in a, {_number(turns[1])} in b"
         return (
             f", channel {mode.channel}, mode {mode.at}: {what}; {_small(mode.value)} apart, "
             f"{_small(layer.tolerance)} allowed"

@@ -70,16 +70,20 @@ def _said(gap: Gap, pair: ModelComparison) -> str:
     labels = dict(zip((x.name for x in rich.layers), label_layers([x.name for x in rich.layers]), strict=True))
     where = join_labels([labels[x.name] for x in rich.layers if x.name in gap.layers], 3)
     if gap.low == 0:
-        span = f"under {words.steps(gap.high)} steps"
+        span = f"under {_tick(gap.high)} steps"
     elif math.isinf(gap.high):
-        span = f"over {words.steps(gap.low)} steps"
+        span = f"over {_tick(gap.low)} steps"
     else:
-        span = f"of {words.steps(gap.low)} to {words.steps(gap.high)} steps"
+        span = f"of {_tick(gap.low)} to {_tick(gap.high)} steps"
     own = "none" if gap.share_lacking == 0 else f"{100 * gap.share_lacking:.1g} %"
     return (
         f"{gap.lacking} lacks time constants {span}: {100 * gap.share:.0f} % of {other}'s modes "
         f"(layer{'s' * (len(gap.layers) > 1)} {where}), {own} of its own."
     )
+
+
+def _tick(power: float) -> str:
+    return words.decade(round(math.log10(power)))
 
 
 def _reach(pair: ModelComparison) -> str:
@@ -94,9 +98,9 @@ def _table(pair: ModelComparison, settings: Settings) -> object:
     table = plain_table()
     table.add_column("\ndepth", no_wrap=True)
     for side in "ab":
-        table.add_column(f"{side}:\nlayers", no_wrap=True)
-        table.add_column("half-life\nmedian", justify="right", no_wrap=True)
-        table.add_column("\nslowest", justify="right", no_wrap=True)
+        table.add_column(f"{side}:\nlayer", no_wrap=True)
+        table.add_column("half in\nmedian", justify="right", no_wrap=True)
+        table.add_column("steps\nslowest", justify="right", no_wrap=True)
         table.add_column("\nhorizon", justify="right", no_wrap=True)
         if wide:
             table.add_column("\nlaw", no_wrap=True)

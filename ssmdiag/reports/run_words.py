@@ -34,9 +34,11 @@ def answer(run: RunComparison, labels: Sequence[str]) -> str:
     chosen = [layer for layer in run.layers if layer.verdict is run.verdict]
     worst = most_urgent(chosen)
     if len(run.checkpoints) < FEWEST and run.verdict is Verdict.UNDETERMINED:
-        head = (
-            f"Undetermined: {len(run.checkpoints)} checkpoints cannot tell a trend from chance ({FEWEST} or more can). "
-            f"The largest change is {_possessive(worst, named, run)} {_change(worst)}."
+        count = len(run.checkpoints)
+        where = f"layer {named[worst.name]}'s" if len(run.layers) > 1 else "the"
+        return (
+            f"Changed most: {where} {_change(worst)}. Whether that is a trend, {count} checkpoints cannot tell; "
+            f"{FEWEST} or more can."
         )
     else:
         head = {
@@ -58,7 +60,9 @@ def answer(run: RunComparison, labels: Sequence[str]) -> str:
 def layer_sentences(run: RunComparison, labels: Sequence[str]) -> Iterator[str]:
     """Yield a sentence on every layer that moves or cannot be judged, the most urgent first; on six at most."""
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
-    quiet = (Verdict.STEADY, Verdict.SETTLED)
+    quiet = [Verdict.STEADY, Verdict.SETTLED]
+    if len(run.checkpoints) < FEWEST:
+        quiet.append(Verdict.UNDETERMINED)
     telling = sorted((layer for layer in run.layers if layer.verdict not in quiet), key=urgency)
     for layer in telling[:MOST_SENTENCES]:
         yield f"layer {named[layer.name]}: {said_of(layer, run)}"
@@ -131,8 +135,12 @@ def _change(layer: LayerHistory) -> str:
         what, first, last = "margin", layer.first.margin, layer.last.margin
     if first is None or last is None or first <= 0:
         return f"{what} went from {margin(first)} to {margin(last)}"
-    share = last / first - 1
-    moved = "did not move" if share == 0 else f"{'fell' if share < 0 else 'rose'} {_percent(share)}"
+    if first == last:
+        moved = "did not move"
+    elif last > 0 and not 0.2 < last / first < 5:
+        moved = f"{'fell' if last < first else 'rose'} {steps(max(first / last, last / first))}-fold"
+    else:
+        moved = f"{'fell' if last < first else 'rose'} {_percent(last / first - 1)}"
     return f"{what} {moved} ({margin(first)} → {margin(last)})"
 
 
@@ -163,7 +171,7 @@ def _limits(layer: LayerHistory, unit: str) -> Iterator[str]:
     if ahead and not near:
         first = ahead[0]
         assert first.projection is not None
-        yield f"{_reaches(first)} beyond {unit} {steps(first.projection.reach)}, if it goes on"
+        yield f"{_reaches(first)} beyond {unit} {step(first.projection.reach)}, if it goes on"
     if not passed and not ahead:
         yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode stands"
 
@@ -172,28 +180,38 @@ def _reaches(limit: Limit) -> str:
     return {
         "context": "τ outgrows the context",
         "boundary": "it crosses the boundary",
-    }.get(limit.name, f"{limit.name} rounds its decay to 1")
+    }.get(limit.name, f"in {limit.name} its decay rounds to 1")
 
 
 def _reached(limit: Limit) -> str:
-    return {
-        "context": "τ outgrew the context",
-        "boundary": "it is past the boundary",
-    }.get(limit.name, f"{limit.name} rounds its decay to 1")
+    return {"context": "τ exceeds the context", "boundary": "it is past the boundary"}.get(limit.name, _reaches(limit))
 
 
 def _when(crossing: Crossing) -> str:
-    """Return `12k (8.0k to 19k)`; ends of the interval past the reach are said to be so."""
-    latest = steps(crossing.latest) if crossing.latest is not None else f"beyond {steps(crossing.reach)}"
-    return f"{steps(crossing.at)} ({steps(crossing.earliest)} to {latest})"
+    """Return `12,000 (8,000 to 19,000)`; ends of the interval past the reach are said to be so."""
+    latest = step(crossing.latest) if crossing.latest is not None else f"beyond {step(crossing.reach)}"
+    return f"{step(crossing.at)} ({step(crossing.earliest)} to {latest})"
 
 
 def _pace(slope: Slope, unit: str, *, down: bool) -> str:
     """Return the time in which the rate halves or doubles, with its interval."""
     sign = -1 if down else 1
     times = sorted(math.log(2) / (sign * s) if sign * s > 0 else math.inf for s in (slope.low, slope.value, slope.high))
-    fast, middle, slow = (steps(time) for time in times)
-    return f"{middle} {unit}s ({fast} to {slow if math.isfinite(times[2]) else 'never'})"
+    fast, middle, slow = (step(time) if math.isfinite(time) else "never" for time in times)
+    return f"{middle} {unit}s ({fast} to {slow})"
+
+
+def step(value: float | None) -> str:
+    """Return a train step with three digits.
+
+    >>> step(10_234.5), step(0.1234), step(123_456_789.0)
+    ('10,200', '0.123', '123M')
+    """
+    if value is None:
+        return "–"
+    if abs(value) >= 1e7:
+        return steps(value)
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _doubt(layer: LayerHistory, run: RunComparison) -> str:
@@ -204,7 +222,9 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
         return f"{trend.points} checkpoints are too few to tell a trend"
     if trend.p <= 0.05:
         return f"one such layer among {len(run.layers)} is no more than chance gives (p = {trend.p:.2g} by itself)"
-    return f"by chance, a random walk goes as far in {_percent(trend.p)} of runs"
+    if trend.p_walk >= trend.p_rank:
+        return f"by chance, a random walk goes as far in {_percent(trend.p)} of runs"
+    return f"by chance, noise is as well in order in {_percent(trend.p)} of runs"
 
 
 def _count(number: float, unit: str) -> str:
@@ -214,4 +234,4 @@ def _count(number: float, unit: str) -> str:
 def reach_note(run: RunComparison) -> str:
     """Return how far projections go."""
     last, span = run.checkpoints[-1].step, run.checkpoints[-1].step - run.checkpoints[0].step
-    return f"projections assume that the trend goes on, and end {REACH:.0f} runs ahead, at {steps(last + REACH * span)}"
+    return f"projections assume that the trend goes on, and end {REACH:.0f} runs ahead, at {step(last + REACH * span)}"
