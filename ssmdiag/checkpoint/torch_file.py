@@ -7,6 +7,7 @@ stand-ins, and what they hold stays readable.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ _SETTING = (str, int, float, bool, list, tuple, Mapping, type(None))
 _REFERENCE = re.compile(r"\$\{(.*)\}")
 MOST_SETTINGS, DEEPEST_SETTING = 100_000, 32
 """Settings read from one file, and how deep: an object graph can be made to unfold without end."""
+MOST_NESTED = 200_000
+"""Nested mappings and lists looked into for tensors, for the same reason."""
 
 
 class TorchFile:
@@ -164,28 +167,30 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _state_dict(content: Any) -> tuple[str | None, Any]:
+def _state_dict(content: Any, depth: int = 0) -> tuple[str | None, Any]:
     """Return the mapping that holds the weights and the key it stood under, None if it is the whole."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or depth > DEEPEST_SETTING:
         return None, content
     direct = sum(isinstance(value, TensorRecord) and bool(value.size) for value in content.values())
     for key in STATE_DICT_KEYS:
         # {"model": …, "best_loss": tensor}: a stray tensor beside the weights does not make a state dict.
         if sum(1 for _ in _leaves(content.get(key))) > direct:
             inner = content[key]
-            deeper, state = _state_dict(inner)
+            deeper, state = _state_dict(inner, depth + 1)
             return key, state if deeper in ("state_dict", "params") else inner
     for key in WRAPPER_KEYS:
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and inner is not content and any(name in inner for name in STATE_DICT_KEYS):
-            deeper, state = _state_dict(inner)
-            if deeper in STATE_DICT_KEYS:
-                return key, state
+        deeper, state = _state_dict(content.get(key), depth + 1)
+        if deeper in STATE_DICT_KEYS:
+            return key, state
     return None, {key: value for key, value in content.items() if key not in TRAINER_KEYS}
 
 
-def _leaves(tree: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield every tensor of nested mappings, lists and pickled modules, under its dotted name."""
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every tensor of nested mappings, lists and pickled modules, under its dotted name, while it is sane."""
+    return _leaves_below(tree, "", (), itertools.repeat(True, MOST_NESTED))
+
+
+def _leaves_below(tree: Any, prefix: str, above: tuple[int, ...], left: Iterator[bool]) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, TensorRecord):
         yield prefix or "tensor", tree
     elif isinstance(tree, StandIn):
@@ -193,11 +198,11 @@ def _leaves(tree: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterato
             yield prefix, tree
         for part in ("_parameters", "_buffers", "_modules") if isinstance(tree.state, Mapping) else ():
             if id(tree) not in above:
-                yield from _leaves(tree.state.get(part), prefix, (*above, id(tree)))
-    elif isinstance(tree, (Mapping, list, tuple)) and id(tree) not in above and len(above) < 100:
+                yield from _leaves_below(tree.state.get(part), prefix, (*above, id(tree)), left)
+    elif isinstance(tree, (Mapping, list, tuple)) and id(tree) not in above and len(above) < 100 and next(left, False):
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         for key, value in items:
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), (*above, id(tree)))
+            yield from _leaves_below(value, f"{prefix}.{key}" if prefix else str(key), (*above, id(tree)), left)
 
 
 def _holds_tensors(tree: Any) -> bool:
