@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Asked, diagnose_path, exit_code, report
-from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions, parse_outputs
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
 
@@ -65,6 +66,10 @@ def check(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the findings to this file.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="FORMAT=FILE", help="Write them to a file in this form besides; repeatable."),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option("--baseline", metavar="FILE", help="Findings to live with: only new or worse ones fail."),
@@ -102,9 +107,10 @@ def check(
     Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
     """
     from ssmdiag.configuration import read_configuration
-    from ssmdiag.reports import Settings
+    from ssmdiag.reports import Settings, render
     from ssmdiag.reports.check_text import render_all
 
+    besides = parse_outputs(also or [])
     settings_ = read_configuration(Path.cwd(), config, isolated).overridden(
         select=select,
         ignore=ignore,
@@ -132,6 +138,8 @@ def check(
     results: list[Diagnosis | Failure] = [diagnose_path(path, asked, quiet=quiet) for path in paths]
     results = _against_baseline(results, settings_, write_baseline)
     report(results, settings_.format, settings, output, text=render_all)
+    for form, file in besides:
+        terminal.emit(render(results, form, replace(settings, unicode=True)), file)
     raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))
 
 

@@ -52,3 +52,17 @@ def parse_assumptions(pairs: list[str]) -> dict[str, str]:
             )
         parsed[key.strip()] = value.strip()
     return parsed
+
+
+def parse_outputs(pairs: list[str]) -> list[tuple[str, Path]]:
+    """Return --also's pairs. Raises SsmdiagError for anything but FORMAT=FILE."""
+    from ssmdiag.reports import formats
+
+    known = [format for format in formats() if format != "text"]
+    parsed = []
+    for pair in pairs:
+        format, _, file = pair.partition("=")
+        if format not in known or not file:
+            raise SsmdiagError(f"--also {pair}: not understood.", expected=f"FORMAT=FILE; FORMAT: {', '.join(known)}")
+        parsed.append((format, Path(file)))
+    return parsed

@@ -144,6 +144,19 @@ def test_every_format_is_offered_and_keeps_the_exit_code(run: Run, tmp_path: Pat
     assert "SSM101" in target.read_text(encoding="utf-8")
 
 
+def test_one_run_writes_several_formats(run: Run, tmp_path: Path) -> None:
+    bad = stable_ssm(tmp_path / "bad.safetensors", growing=3)
+    code, out, _ = run("check", bad, "--also", "json=a b.json", "--also", f"sarif={tmp_path}/x=y.sarif")
+    assert code == 1
+    assert "SSM101 error" in out
+    assert json.loads((tmp_path / "a b.json").read_text())["findings"][0]["code"] == "SSM101"
+    assert json.loads((tmp_path / "x=y.sarif").read_text())["version"] == "2.1.0"
+    for wrong in ("json", "xml=a.xml", "json=", "text=a.txt"):
+        code, _, err = run("check", bad, "--also", wrong)
+        assert code == 2
+        assert f"--also {wrong}: not understood" in err
+
+
 def test_quiet_says_nothing_of_clean_checkpoints(run: Run) -> None:
     code, out, err = run("check", EXAMPLE, "--quiet")
     assert (code, out, err) == (0, "", "")
