@@ -43,7 +43,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
             title = f"{worst.code} {worst.rule}"
             message = f"{group.text}.\nNext: {worst.advice}\nssmdiag explain {worst.code}"
             kinds[KINDS[worst.severity]].append((result.path, title, message))
-        verdicts.append(f"{words.checkpoint_name(result.path)}: {verdict(result)}")
+        verdicts.append(f"{result.path}: {verdict(result)}")
     lines = [_command(kind, *one) for kind, some in kinds.items() for one in _fit(some)]
     # A line of the log must not pass for a command: GitHub looks for :: at its start and for ##[ anywhere.
     lines += [f"ssmdiag: {_one_line(line).replace('##[', '## [')}" for line in verdicts]

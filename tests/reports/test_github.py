@@ -110,7 +110,7 @@ def test_what_the_baseline_knows_is_counted_and_not_annotated() -> None:
 
 
 def test_a_clean_run_says_so_in_the_log() -> None:
-    assert github(CASES["hybrid"]) == "ssmdiag: model.safetensors: clean: 2 rules on 6 layers, 491,520 modes\n"
+    assert github(CASES["hybrid"]) == "ssmdiag: runs/model.safetensors: clean: 2 rules on 6 layers, 491,520 modes\n"
 
 
 def test_ascii_is_ascii() -> None:
