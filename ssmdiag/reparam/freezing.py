@@ -77,7 +77,8 @@ def freeze(
                 advice="go back to a checkpoint from before they were.",
             )
         _require_room(name, found.places[name], chosen[name])
-    return tuple(_fix(name, choice, found) for name, choice in chosen.items())
+    tied = {id(stored_tensor(found.places[name])): name for name in reversed(chosen)}
+    return tuple(_fix(name, chosen[name], found) for name in chosen if name in tied.values())
 
 
 @dataclass

@@ -104,6 +104,7 @@ def reparameterize(
             + (f"\n{reasons}{more}" if left else ""),
             advice="`freeze` also holds weights that no map can be put under.",
         )
+    chosen = _without_ties(chosen, found.places)
     _require_fit(chosen, found.places, new)
     return Reparameterisation(tuple(_swap(weight, found.places, new) for weight in chosen), tuple(left))
 
@@ -142,9 +143,29 @@ def _reason_to_leave(weight: LiveWeight, place: Place, new: StableMap) -> str | 
     return None
 
 
+def _without_ties(chosen: list[LiveWeight], places: Mapping[str, Place]) -> list[LiveWeight]:
+    """Return one weight for each parameter; raise where layers that share one read it differently."""
+    first: dict[int, LiveWeight] = {}
+    for weight in chosen:
+        other = first.setdefault(id(getattr(*places[weight.name])), weight)
+        alike = (weight.map, weight.discrete, weight.role) == (other.map, other.discrete, other.role)
+        same_entries = weight.entries is other.entries or (
+            weight.entries is not None and other.entries is not None and weight.entries.equal(other.entries)
+        )
+        if not (alike and same_entries):
+            raise LayerError(
+                f"{other.name} and {weight.name} are one parameter, read as a {other.role} through {other.map} "
+                f"and as a {weight.role} through {weight.map}.",
+                expected="one map",
+                advice="untie them first.",
+            )
+    return list(first.values())
+
+
 def _require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: StableMap) -> None:
     """Raise where a weight is not a number, or its rate no value of the map, naming all of them."""
     broken, outside = [], []
+    of = " and ".join(sorted({f"{weight.role}s" for weight in chosen}))
     fastest, allowed, grows = 0.0, math.inf, False
     for weight in chosen:
         tensor = getattr(*places[weight.name]).detach()
@@ -160,8 +181,8 @@ def _require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Sta
         wrong = magnitude[~new.holds(magnitude)]
         if wrong.numel():
             outside.append(
-                f"  {weight.name}: {wrong.numel()} of {numbers.numel()}, "
-                f"from {float(wrong.min()):.4g} to {float(wrong.max()):.4g}"
+                f"  {weight.name}: {wrong.numel():,} of {numbers.numel():,}, "
+                f"from {_shown(wrong.min(), new)} to {_shown(wrong.max(), new)}"
             )
             fastest, allowed = max(fastest, float(wrong.max())), min(allowed, old.high)
             grows |= bool((wrong <= 0).any())
@@ -174,7 +195,7 @@ def _require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Sta
     if outside:
         edge = "]" if new.reaches_high else ")"
         raise MapError(
-            f"{new.name}, {new.formula}, cannot hold the rates of {_tensors(outside)}.\n" + _first(outside),
+            f"{new.name}, f(w) = {new.formula}, cannot hold the {of} of {_tensors(outside)}.\n" + _first(outside),
             expected=f"values in ({new.low:g}, {new.high:g}{edge}",
             advice=_advice(new, fastest, allowed, grows),
         )
@@ -220,10 +241,16 @@ def _round_down(value: float, above: float) -> str:
     """Return a number just below `value` and above `above`, of as few digits as it takes."""
     for digits in range(1, 17):
         scale = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
-        rounded = math.floor(value / scale) * scale
+        rounded = math.floor(value / scale * (1 + 1e-12)) * scale
         if rounded > above:
             return f"{rounded:.{digits}g}"
     return f"{value!r}"
+
+
+def _shown(value: Tensor, new: StableMap) -> str:
+    """Return a number short, but not so short that it looks as if it were within the map's range."""
+    short = f"{float(value):.4g}"
+    return f"{float(value):.10g}" if float(short) in (new.low, new.high) else short
 
 
 def _tensors(lines: list[str]) -> str:

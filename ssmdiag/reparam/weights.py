@@ -86,14 +86,19 @@ class LiveRecurrence:
 
     def _decides(self, layer: Layer, name: str) -> bool:
         """Whether another value of this tensor gives other eigenvalues and the same step."""
-        plain = layer.read()
-        if name not in {layer.checkpoint[used].stored_name for recurrence in plain for used in recurrence.tensors}:
-            return False
-        with self.codes.changing(name):
-            other = layer.read()
-        pairs = list(zip(plain, other, strict=True))
-        same_step = all(_equal(a.step, b.step) for a, b in pairs)
-        return same_step and not all(_equal(a.log_eigenvalues, b.log_eigenvalues) for a, b in pairs)
+        # relu is flat on one side, a floor under direct on the other.
+        for sign in (-1, 1):
+            with self.codes.changing(None, sign):
+                plain = layer.read()
+            if name not in {layer.checkpoint[used].stored_name for found in plain for used in found.tensors}:
+                return False
+            with self.codes.changing(name, sign):
+                pairs = list(zip(plain, layer.read(), strict=True))
+            if not all(_equal(a.step, b.step) for a, b in pairs):
+                return False
+            if not all(_equal(a.log_eigenvalues, b.log_eigenvalues) for a, b in pairs):
+                return True
+        return False
 
 
 def find_recurrence(
@@ -146,15 +151,16 @@ class Codes:
     def __init__(self) -> None:
         self.given: dict[str, Tensor] = {}
         self.changed: str | None = None
+        self.sign = -1
 
     @contextmanager
-    def changing(self, name: str) -> Iterator[None]:
-        """Give this one tensor other values for a while."""
-        self.changed = name
+    def changing(self, name: str | None, sign: int) -> Iterator[None]:
+        """Give one tensor other values for a while, and all of them this sign."""
+        self.changed, self.sign = name, sign
         try:
             yield
         finally:
-            self.changed = None
+            self.changed, self.sign = None, -1
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
         if not (values.is_floating_point() or values.is_complex()):
@@ -163,18 +169,21 @@ class Codes:
         if name not in self.given:
             shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(count))
             # Between 0.1 and 0.9, where no map of any family saturates, and irrational to no accident.
-            self.given[name] = -(0.1 + 0.8 * (shuffled + 0.381966) / max(count, 1)).double()
-        coded = self.given[name].flip(0) * 0.97 if name == self.changed else self.given[name]
+            self.given[name] = (0.1 + 0.8 * (shuffled + 0.381966) / max(count, 1)).double()
+        coded = self.sign * (0.97 * self.given[name].flip(0) if name == self.changed else self.given[name])
         if values.is_complex():
             return torch.view_as_complex(coded.reshape(*values.shape, 2))
         return coded.reshape(values.shape)
 
     def entries(self, name: str, values: Tensor) -> Tensor | None:
         """Return the flat positions of these numbers in the tensor, or None if they are not all in it."""
-        numbers, order = self.given[name].sort()
-        wanted = flatten_numbers(values.detach()).to(torch.float64).contiguous()
-        place = torch.searchsorted(numbers, wanted).clamp(max=len(numbers) - 1)
-        return order[place].unique() if bool((numbers[place] == wanted).all()) else None
+        codes = self.sign * self.given[name]
+        wanted = flatten_numbers(values.detach()).double()
+        if torch.equal(wanted, codes):  # the usual case, a thousand times cheaper than a search
+            return torch.arange(len(codes))
+        numbers, order = codes.sort()
+        place = torch.searchsorted(numbers, wanted.contiguous()).clamp(max=len(numbers) - 1)
+        return order[place].unique() if torch.equal(numbers[place], wanted) else None
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
