@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
-from ssmdiag.reparam.live import Place, owners_of, stored_tensor
+from ssmdiag.reparam.live import Place, links_of, owners_of, stored_tensor
 from ssmdiag.reparam.parametrisations import Hold, is_ours, order_of
 from ssmdiag.reparam.weights import LiveRecurrence, count_numbers, find_recurrence, flatten_numbers
 
@@ -129,8 +129,9 @@ def _fix(name: str, choice: _Choice, found: LiveRecurrence) -> FrozenTensor:
     elif stored.requires_grad:
         entries = entries.to(stored.device)  # type: ignore[union-attr]
         held = flatten_numbers(getattr(*place).detach())[entries].clone()
-        for part, attribute in owners_of(stored, found.places):
-            link = Hold(entries, held, order_of(part))
-            parametrize.register_parametrization(part, attribute, link, unsafe=True)
+        if not any(isinstance(link, Hold) and link.covers(entries) for link in links_of(place)):
+            for part, attribute in owners_of(stored, found.places):
+                link = Hold(entries, held, order_of(part))
+                parametrize.register_parametrization(part, attribute, link, unsafe=True)
     note = choice.note if isinstance(stored, nn.Parameter) else "a buffer, which did not train before either"
     return FrozenTensor(name, choice.family, numbers if whole else len(entries), numbers, note)  # type: ignore[arg-type]

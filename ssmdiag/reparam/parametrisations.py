@@ -81,6 +81,10 @@ class Hold(OnEntries):
         super().__init__(entries, order)
         self.register_buffer("held", held)
 
+    def covers(self, entries: Tensor) -> bool:
+        """Whether all of these are held already."""
+        return self.entries is None or bool(torch.isin(entries, self.entries).all())
+
     def forward(self, stored: Tensor) -> Tensor:
         return self.put(stored, self.held.to(flatten_numbers(stored).dtype))
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from ssmdiag.errors import LayerError, MapError
 from ssmdiag.families.interface import Family
 from ssmdiag.maps import StableMap, find_map
+from ssmdiag.reparam.fit import rate_map, require_fit, without_ties
 from ssmdiag.reparam.live import Place, links_of, owners_of
 from ssmdiag.reparam.parametrisations import MapSwap, order_of
-from ssmdiag.reparam.weights import LeftAlone, LiveWeight, Role, find_recurrence, flatten_numbers
+from ssmdiag.reparam.weights import LeftAlone, LiveWeight, Role, find_recurrence
 
 Target = Literal["rate", "step", "both"]
 
@@ -104,27 +104,9 @@ def reparameterize(
             + (f"\n{reasons}{more}" if left else ""),
             advice="`freeze` also holds weights that no map can be put under.",
         )
-    chosen = _without_ties(chosen, found.places)
-    _require_fit(chosen, found.places, new)
+    chosen = without_ties(chosen, found.places)
+    require_fit(chosen, found.places, new)
     return Reparameterisation(tuple(_swap(weight, found.places, new) for weight in chosen), tuple(left))
-
-
-def rate_map(weight: LiveWeight) -> StableMap:
-    """Return the map from the weight to its rate or step; where it is |λ̄| itself, to −log |λ̄|."""
-    map = find_map(weight.map)
-    if not weight.discrete:
-        return map
-    if map.name == "sigmoid":
-        return find_map("-logsigmoid")
-    return replace(
-        map,
-        name=f"-log {map.name}",
-        function=lambda w: -map(w).log(),
-        inverse=lambda r: map.inverse((-r).exp()),
-        low=max(0.0, -math.log(map.high)),
-        high=-math.log(map.low) if map.low else math.inf,
-        linear=False,
-    )
 
 
 def _reason_to_leave(weight: LiveWeight, place: Place, new: StableMap) -> str | None:
@@ -141,124 +123,6 @@ def _reason_to_leave(weight: LiveWeight, place: Place, new: StableMap) -> str | 
     if not isinstance(getattr(part, name), nn.Parameter):
         return "it is a buffer, which no optimizer trains"
     return None
-
-
-def _without_ties(chosen: list[LiveWeight], places: Mapping[str, Place]) -> list[LiveWeight]:
-    """Return one weight for each parameter; raise where layers that share one read it differently."""
-    first: dict[int, LiveWeight] = {}
-    for weight in chosen:
-        other = first.setdefault(id(getattr(*places[weight.name])), weight)
-        alike = (weight.map, weight.discrete, weight.role) == (other.map, other.discrete, other.role)
-        same_entries = weight.entries is other.entries or (
-            weight.entries is not None and other.entries is not None and weight.entries.equal(other.entries)
-        )
-        if not (alike and same_entries):
-            raise LayerError(
-                f"{other.name} and {weight.name} are one parameter, read as a {other.role} through {other.map} "
-                f"and as a {weight.role} through {weight.map}.",
-                expected="one map",
-                advice="untie them first.",
-            )
-    return list(first.values())
-
-
-def _require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: StableMap) -> None:
-    """Raise where a weight is not a number, or its rate no value of the map, naming all of them."""
-    broken, outside = [], []
-    of = " and ".join(sorted({f"{weight.role}s" for weight in chosen}))
-    fastest, allowed, grows = 0.0, math.inf, False
-    for weight in chosen:
-        tensor = getattr(*places[weight.name]).detach()
-        old = rate_map(weight)
-        _require_plain(weight, tensor)
-        _require_reach(weight, old, new)
-        numbers = flatten_numbers(tensor)
-        numbers = (numbers if weight.entries is None else numbers[weight.entries.to(numbers.device)]).double()
-        if nans := int(numbers.isnan().sum()):
-            broken.append(f"  {weight.name}: {nans} of {numbers.numel()} are NaN")
-            continue
-        magnitude = old(numbers)
-        wrong = magnitude[~new.holds(magnitude)]
-        if wrong.numel():
-            outside.append(
-                f"  {weight.name}: {wrong.numel():,} of {numbers.numel():,}, "
-                f"from {_shown(wrong.min(), new)} to {_shown(wrong.max(), new)}"
-            )
-            fastest, allowed = max(fastest, float(wrong.max())), min(allowed, old.high)
-            grows |= bool((wrong <= 0).any())
-    if broken:
-        raise LayerError(
-            f"weights of {_tensors(broken)} are NaN.\n" + _first(broken),
-            expected="numbers",
-            advice="go back to a checkpoint from before they were.",
-        )
-    if outside:
-        edge = "]" if new.reaches_high else ")"
-        raise MapError(
-            f"{new.name}, f(w) = {new.formula}, cannot hold the {of} of {_tensors(outside)}.\n" + _first(outside),
-            expected=f"values in ({new.low:g}, {new.high:g}{edge}",
-            advice=_advice(new, fastest, allowed, grows),
-        )
-
-
-def _require_plain(weight: LiveWeight, tensor: Tensor) -> None:
-    if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
-        raise LayerError(
-            f"{weight.name} is {tensor.dtype} on {tensor.device}: no numbers to work with.",
-            expected="a weight in memory, not quantised",
-        )
-    if type(tensor.data) is not Tensor:
-        raise LayerError(
-            f"{weight.name} is a {type(tensor.data).__name__}.",
-            expected="a plain tensor",
-            advice="reparameterize the model before it is sharded.",
-        )
-
-
-def _require_reach(weight: LiveWeight, old: StableMap, new: StableMap) -> None:
-    """Raise where training could take the new map to rates that the model's own map has no weight for."""
-    too_high = new.high > old.high or (new.high == old.high and new.reaches_high and not old.reaches_high)
-    if too_high or (new.low < old.low and not old.linear):
-        raise MapError(
-            f"{weight.name} goes through {old.name} in the model, whose values end at {old.low:g} and {old.high:g}; "
-            f"those of {new.name} end at {new.low:g} and {new.high:g}.",
-            expected="a map that reaches no further",
-            advice=f"best(b=…) reaches 1/b, so take b > {1 / old.high:g}." if new.low == old.low else "leave it out.",
-        )
-
-
-def _advice(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
-    if grows:
-        return "a rate of 0 or below does not decay, and no stable map holds it: bring it below the boundary first."
-    if new.name.startswith("best"):
-        # A quarter beyond the fastest, so that it has room to move, within what the model's own map reaches.
-        top = min(1.25 * fastest, (fastest + allowed) / 2)
-        return f"best(b={_round_down(1 / top, 1 / allowed)}) reaches beyond {fastest:.4g}, the fastest."
-    return "exp, softplus and heavy-tail hold every positive rate."
-
-
-def _round_down(value: float, above: float) -> str:
-    """Return a number just below `value` and above `above`, of as few digits as it takes."""
-    for digits in range(1, 17):
-        scale = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
-        rounded = math.floor(value / scale * (1 + 1e-12)) * scale
-        if rounded > above:
-            return f"{rounded:.{digits}g}"
-    return f"{value!r}"
-
-
-def _shown(value: Tensor, new: StableMap) -> str:
-    """Return a number short, but not so short that it looks as if it were within the map's range."""
-    short = f"{float(value):.4g}"
-    return f"{float(value):.10g}" if float(short) in (new.low, new.high) else short
-
-
-def _tensors(lines: list[str]) -> str:
-    return "one tensor" if len(lines) == 1 else f"{len(lines)} tensors"
-
-
-def _first(lines: list[str], count: int = 5) -> str:
-    return "\n".join(lines[:count]) + (f"\n  and {len(lines) - count} more" if len(lines) > count else "")
 
 
 def _swap(weight: LiveWeight, places: Mapping[str, Place], new: StableMap) -> SwappedWeight:
@@ -282,5 +146,11 @@ def _swap(weight: LiveWeight, places: Mapping[str, Place], new: StableMap) -> Sw
     rates = [old(swap.take(tensor).double()) for tensor in (before, after)]
     change = ((rates[1] - rates[0]) / rates[0]).abs()
     return SwappedWeight(
-        weight.name, weight.family, weight.role, old.name, new.name, change.numel(), float(change.max().nan_to_num(0.0))
+        weight.name,
+        weight.family,
+        weight.role,
+        old.name,
+        new.name,
+        change.numel(),
+        float(change.amax()) if len(change) else 0.0,
     )

@@ -79,6 +79,21 @@ def test_what_is_trained_and_folded_loads_into_the_original_code(live: Live, tmp
         assert torch.equal(stored.log_eigenvalues, read.log_eigenvalues)
 
 
+def test_a_folded_model_goes_through_save_pretrained_and_back(tmp_path: Path) -> None:
+    import transformers
+
+    live = SWAPPABLE["transformers mamba"]
+    model = live.build(0)
+    ssmdiag.reparameterize(model, live.map, target="both")
+    train(live, model)
+    ssmdiag.fold(model)
+    model.save_pretrained(tmp_path)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.equal(output(live, again.eval()), output(live, model))
+
+
 @each_freezable
 def test_frozen_eigenvalues_and_steps_do_not_move_while_the_rest_trains(live: Live) -> None:
     """To the bit, through AdamW with weight decay; P2's fixed reservoir."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -158,6 +159,61 @@ def test_frozen_rows_stay_while_the_other_rows_of_the_tensor_train() -> None:
     assert type(model.lru) is nn.Module
     assert torch.equal(model.lru.params_log, state["lru.params_log"])
     assert torch.equal(model.lru.params_log[:2], rows[:2])
+
+
+def test_freezing_twice_holds_once_and_freezing_more_holds_more() -> None:
+    A = torch.tensor([[0.5, 2.0], [1.0, -3.0]])
+    rest = {"log_dt": torch.zeros(2), "B": torch.ones(2, 3), "C": torch.ones(3, 2, 2), "D": torch.ones(3, 3)}
+    model = Bag({"seq.A": A, **{f"seq.{name}": value for name, value in rest.items()}})  # lrnnx: Re and Im Λ
+    for _ in range(2):
+        ssmdiag.freeze(model, "eigenvalues")
+        ssmdiag.freeze(model, "both")
+    assert not model.seq.A.requires_grad
+    assert not model.seq.log_dt.requires_grad
+    rows = Bag(
+        {
+            "lru.params_log": torch.zeros(3, 2),
+            **{f"lru.{n}.weight": torch.ones(2, 2) + 0j for n in ("in_proj", "out_proj")},
+        }
+    )
+    ssmdiag.freeze(rows)
+    ssmdiag.freeze(rows)
+    assert len(rows.lru.parametrizations.params_log) == 1
+
+
+def test_a_wrapped_model_is_swapped_and_folded_inside_its_wrapper() -> None:
+    """DistributedDataParallel and torch.compile put an element before every name."""
+    for element in ("module", "_orig_mod"):
+        model, wrapper = mamba(), nn.Module()
+        plain = list(model.state_dict())
+        wrapper.add_module(element, model)
+        (done,) = ssmdiag.reparameterize(wrapper, "best").swapped
+        assert done.name == f"{element}.layers.0.mixer.A_log"
+        assert list(ssmdiag.folded_state_dict(wrapper)) == [f"{element}.{name}" for name in plain]
+        assert list(ssmdiag.folded_state_dict(model)) == plain
+        ssmdiag.fold(wrapper)
+        assert list(model.state_dict()) == plain
+
+
+@pytest.mark.gpu
+def test_a_swap_follows_its_model_to_the_gpu_and_back() -> None:
+    if not torch.cuda.is_available():
+        if os.environ.get("SSMDIAG_REQUIRE_CUDA") == "1":
+            pytest.fail("no CUDA device")
+        pytest.skip("no CUDA device")
+    Lambda = torch.complex(torch.tensor([-0.5, -0.01]), torch.tensor([3.0, -7.0]))
+    s5 = {"log_step": torch.zeros(2), "B": torch.ones(2, 1, 2), "C": torch.ones(1, 2) + 0j}
+    for device_first in (True, False):
+        model = Bag({"seq.Lambda": Lambda, **{f"seq.{name}": value for name, value in s5.items()}})
+        model = model.cuda() if device_first else model
+        ssmdiag.reparameterize(model, "best")
+        model = model.cuda()
+        assert model.seq.Lambda.device.type == "cuda"
+        torch.testing.assert_close(model.seq.Lambda.cpu(), Lambda, rtol=1e-6, atol=0)
+        model.seq.Lambda.abs().sum().backward()
+        ssmdiag.freeze(model)
+        ssmdiag.fold(model)
+        torch.testing.assert_close(model.seq.Lambda.cpu(), Lambda, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
