@@ -9,6 +9,7 @@ the spacing of numbers below 1 to exactly 1: τ above 511 steps in bfloat16, 4,0
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.maps import find_map
@@ -69,6 +70,39 @@ def time_constant_error(weight: RecurrentWeight, dtype: str) -> Tensor:
     ends = [-map(weight.values + move).log() for move in (beta, -beta)]
     first, second = ((rate / end - 1).abs().where((end > 0) | end.isnan(), math.inf) for end in ends)
     return first.maximum(second)
+
+
+def worst_and_median_error(weight: RecurrentWeight, dtype: str) -> tuple[float, float] | None:
+    """Return the maximum and the median of `time_constant_error` over the weights where it is finite, or None.
+
+    A tensor of 16 bits has few distinct values, each of which is looked at once.
+    """
+    import torch
+
+    values, counts = _distinct(weight.values, ROUNDED_LIKE[dtype])
+    error = time_constant_error(replace(weight, values=values), dtype)
+    finite = error.isfinite()
+    if not bool(finite.any()):
+        return None
+    error, order = error[finite].sort()
+    places = counts[finite][order].cumsum(0)
+    middle = torch.searchsorted(places, (places[-1:] + 1) // 2)
+    return float(error[-1]), float(error[middle])
+
+
+def _distinct(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return values and how often each occurs; grouped where all are numbers of a 16-bit dtype."""
+    import torch
+
+    flat = values.flatten()
+    if dtype in ("bfloat16", "float16"):
+        half = flat.to(getattr(torch, dtype))
+        if torch.equal(half.double(), flat):
+            codes = torch.bincount(half.view(torch.int16).long() + 2**15, minlength=2**16)
+            seen = codes.nonzero()[:, 0]
+            numbers = (seen - 2**15).to(torch.int16).view(half.dtype).double()
+            return numbers, codes[seen]
+    return flat, torch.ones_like(flat, dtype=torch.int64)
 
 
 def error_bound(weight: RecurrentWeight, dtype: str) -> float:

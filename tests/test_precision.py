@@ -19,6 +19,7 @@ from ssmdiag.precision import (
     longest_time_constant,
     rounds_to_one,
     time_constant_error,
+    worst_and_median_error,
 )
 from ssmdiag.recurrence import RecurrentWeight
 
@@ -83,6 +84,22 @@ def test_a_stored_decay_errs_by_what_its_neighbours_say(rate: float, dtype: str)
     stored = math.log(float(decay))
     wanted = max(abs(stored / end - 1) if end < 0 else math.inf for end in (below, above))
     assert got == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+@pytest.mark.parametrize("size", [1, 2, 7, 5000])
+def test_worst_and_median_are_those_of_all_values(dtype: str, size: int) -> None:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64) * 4
+    for stored in (values.to(getattr(torch, dtype)).double(), values):  # of the dtype, and computed from it
+        error = time_constant_error(weight(stored, "softplus"), dtype)
+        assert worst_and_median_error(weight(stored, "softplus"), dtype) == (float(error.max()), float(error.median()))
+
+
+def test_broken_values_are_left_out_of_the_median() -> None:
+    stored = torch.tensor([math.nan, math.inf, -2.0, -2.0, -4.0, -8.0]).to(torch.bfloat16)
+    sound = time_constant_error(weight(torch.tensor([-2.0, -2.0, -4.0, -8.0]), "exp"), "bfloat16")
+    assert worst_and_median_error(weight(stored, "exp"), "bfloat16") == (float(sound.max()), float(sound.median()))
+    assert worst_and_median_error(weight(stored[:1], "exp"), "bfloat16") is None
 
 
 @pytest.mark.parametrize("map", [name for name in MAPS if name != "none"])

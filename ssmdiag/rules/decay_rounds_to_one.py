@@ -67,9 +67,11 @@ def _computed_in(evidence: LayerEvidence) -> tuple[str | None, str]:
         return stored.dtype, f"{evidence.local(stored.name)} is stored so" + (
             f", and {code} follows it" if code else ""
         )
+    if code is None or not evidence.weights("rate"):  # decays that are not in the file are computed by other code
+        return None, ""
     for setting in ("dtype", "torch_dtype"):
         dtype = str(evidence.layer.setting(setting, default="")).removeprefix("torch.")
-        if dtype in DTYPES and code:
+        if dtype in DTYPES:
             return dtype, f"{setting} in the settings, which {code} follows"
     return None, ""
 

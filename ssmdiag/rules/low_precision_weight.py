@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ssmdiag.recurrence import RecurrentWeight
 
 SIXTEEN_BITS = ("bfloat16", "float16", "complex32")
@@ -17,33 +15,31 @@ SIXTEEN_BITS = ("bfloat16", "float16", "complex32")
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    from ssmdiag.precision import time_constant_error
+    from ssmdiag.precision import worst_and_median_error
 
     weights = [w for w in evidence.recurrence.weights if w.dtype in SIXTEEN_BITS and w.role != "frequency"]
-    errors = {weight.name: time_constant_error(weight, weight.dtype) for weight in weights}
-    errors = {name: error[error.isfinite()].flatten() for name, error in errors.items()}
-    worst = {name: float(error.max()) for name, error in errors.items() if len(error)}
-    if not worst or max(worst.values()) < limits["least"]:
+    errors = {weight.name: worst_and_median_error(weight, weight.dtype) for weight in weights}
+    known = {name: error for name, error in errors.items() if error is not None}
+    worst = max((error for error, _ in known.values()), default=0.0)
+    if worst < limits["least"]:
         return
-    gravest = max(worst, key=lambda name: worst[name])
     decays = [weight for weight in weights if weight.discrete]
     yield Observation(
-        _message(weights, [evidence.local(name) for name in worst], [errors[name] for name in worst]),
+        _message(weights, {evidence.local(name): error for name, error in known.items()}),
         count=sum(weight.values.numel() for weight in weights),
-        value=worst[gravest],
+        value=worst,
         threshold=limits["least"],
-        tensor=decays[0].name if decays else gravest,
-        severity="error" if decays or worst[gravest] > limits["error"] else None,
+        tensor=decays[0].name if decays else max(known, key=lambda name: known[name]),
+        severity="error" if decays or worst > limits["error"] else None,
         advice="store the decay's logarithm in float32, not the decay." if decays else None,
     )
 
 
-def _message(weights: Sequence[RecurrentWeight], names: Sequence[str], errors: Sequence[Tensor]) -> str:
+def _message(weights: Sequence[RecurrentWeight], errors: dict[str, tuple[float, float]]) -> str:
     dtypes = " and ".join(dict.fromkeys(weight.dtype for weight in weights))
-    what = " and ".join(names) + (" are" if len(names) > 1 else " is")
+    what = " and ".join(errors) + (" are" if len(errors) > 1 else " is")
     held = ", the decay itself" if any(weight.discrete for weight in weights) else ""
-    worst = " and ".join(_per_cent(float(error.max())) for error in errors)
-    middle = " and ".join(_per_cent(float(error.median())) for error in errors)
+    worst, middle = (" and ".join(map(_per_cent, column)) for column in zip(*errors.values(), strict=True))
     moved = f"rounding may have moved time constants by up to {worst} % (median {middle} %)"
     return f"{what} stored as {dtypes}{held}: {moved}"
 

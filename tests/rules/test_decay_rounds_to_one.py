@@ -81,6 +81,13 @@ def test_minimax_in_bfloat16_has_the_ratios_that_are_counted(tmp_path: Path) -> 
     assert sum(ones) > 0
 
 
+def test_minimax_of_its_own_code_keeps_its_decays_in_float32(tmp_path: Path) -> None:
+    names = {"output_gate.weight": (8, 8), "qkv_proj.weight": (24, 8), "norm.weight": (8,)}
+    state = {f"model.layers.0.self_attn.{name}": torch.zeros(shape) for name, shape in names.items()}
+    config = {"model_type": "minimax_text_01", "num_attention_heads": 64, "num_hidden_layers": 80}
+    assert findings_of(CODE, save(tmp_path / "model", state, config | {"torch_dtype": "bfloat16"})) == []
+
+
 def test_the_same_model_in_float32_says_nothing_whatever_its_time_constants(tmp_path: Path) -> None:
     slow = {"kernel.log_dt": lambda w: w - 3}
     assert findings_of(CODE, plant(tmp_path, "s4d-minimal", slow, config={"dtype": "bfloat16"})) == []
