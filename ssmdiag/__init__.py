@@ -24,6 +24,8 @@ _WHERE = {
     "Spelling": "ssmdiag.families",
     "SsmdiagError": "ssmdiag.errors",
     "assess_memory": "ssmdiag.memory",
+    "compare_models": "ssmdiag.model_comparison",
+    "compare_run": "ssmdiag.comparison",
     "compute_kernel": "ssmdiag.kernel",
     "diagnose": "ssmdiag.diagnosis",
     "extract_recurrences": "ssmdiag.diagnosis",
@@ -35,6 +37,7 @@ _WHERE = {
     "horizon": "ssmdiag.energy",
     "known_families": "ssmdiag.families",
     "parameter_groups": "ssmdiag.reparam",
+    "prove_conversion": "ssmdiag.conversion",
     "read_checkpoint": "ssmdiag.checkpoint",
     "read_module": "ssmdiag.reparam",
     "recognise": "ssmdiag.families.recognition",
@@ -49,6 +52,8 @@ __all__ = sorted(_WHERE)
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint as Checkpoint
     from ssmdiag.checkpoint import read_checkpoint as read_checkpoint
+    from ssmdiag.comparison import compare_run as compare_run
+    from ssmdiag.conversion import prove_conversion as prove_conversion
     from ssmdiag.diagnosis import Diagnosis as Diagnosis
     from ssmdiag.diagnosis import diagnose as diagnose
     from ssmdiag.diagnosis import extract_recurrences as extract_recurrences
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
     from ssmdiag.kernel import compute_kernel as compute_kernel
     from ssmdiag.maps import find_map as find_map
     from ssmdiag.memory import assess_memory as assess_memory
+    from ssmdiag.model_comparison import compare_models as compare_models
     from ssmdiag.recurrence import Recurrence as Recurrence
     from ssmdiag.reparam import fold as fold
     from ssmdiag.reparam import folded_state_dict as folded_state_dict

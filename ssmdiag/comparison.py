@@ -24,7 +24,8 @@ from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
-from ssmdiag.layer_history import LayerHistory, LayerPoint, judge_layers, read_point
+from ssmdiag.layer_history import LayerHistory, judge_layers
+from ssmdiag.layer_point import LayerPoint, read_point
 from ssmdiag.memory import DEFAULT_CONTEXT
 from ssmdiag.run_order import OrderSource, order_checkpoints
 from ssmdiag.trend import LEAST_CHANGE, Verdict

@@ -11,69 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from ssmdiag.memory import assess_memory, sample_channels, summarise_memory
-from ssmdiag.spectrum import Quantiles, summarise
+from ssmdiag.layer_point import ROUNDS_TO_ONE, LayerPoint
 from ssmdiag.trend import Crossing, Trend, Verdict, fit_trend, judge, project
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.memory import LayerDecay
-    from ssmdiag.recurrence import Recurrence
-
-ROUNDS_TO_ONE = {
-    "bfloat16": -math.log1p(-(2.0**-9)),
-    "float16": -math.log1p(-(2.0**-12)),
-    "float32": -math.log1p(-(2.0**-25)),
-}
-"""Rate at or below which a decay rounds to 1, in nats per step, by float type."""
-MOST_CHANNELS = 256
-"""Channels that stand for a layer where its horizon and decay law are sought."""
-CROSSING_MAPS = frozenset({"none", "direct"})
-"""Maps f in Re λ = −f(w) that take either sign."""
-
-
-@dataclass(frozen=True)
-class LayerPoint:
-    """One layer at one checkpoint, in a few numbers."""
-
-    name: str
-    step: int
-    family: str
-    title: str
-    channels: int
-    modes: int
-    dtype: str
-    time_invariant: bool
-    can_cross: bool
-    """True: the rate is stored as it is, so a step of the optimiser can make it negative."""
-    rate: Quantiles | None
-    """Nats per step; None where no mode is finite."""
-    margin: float | None
-    """Smallest 1 − |λ̄|."""
-    nonfinite: int
-    unstable: int
-    marginal: int
-    rounded: Mapping[str, int]
-    """Modes whose decay rounds to 1, by float type."""
-    moved: int | None
-    """Modes whose rate changed since the layer's first checkpoint by more than the least change; None at the first."""
-    horizon: Quantiles | None
-    """Steps to 99 % of the energy, over channels; None where it was not sought."""
-    decay: LayerDecay | None
-
-    @property
-    def shape(self) -> tuple[str, int, int]:
-        return self.family, self.channels, self.modes
-
-    @property
-    def slowest(self) -> float | None:
-        """Longest time constant, in steps of the sequence."""
-        if self.rate is None:
-            return None
-        return 1 / self.rate.min if self.rate.min > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -147,44 +87,6 @@ class LayerHistory:
             or (limit.projection and limit.projection.at is not None)
             for limit in self.limits
         )
-
-
-def read_point(
-    step: int, recurrence: Recurrence, title: str, *, context: int | None, before: Tensor | None, least_change: float
-) -> LayerPoint:
-    """Return the numbers of one layer at one checkpoint.
-
-    `before` are its rates at its first checkpoint. Horizon and law are found over `context`, if that is given.
-    """
-    summary = summarise(recurrence, title)
-    horizon, decay = None, None
-    if context is not None:
-        horizon, decay = summarise_memory(assess_memory(sample_channels(recurrence, MOST_CHANNELS), context))
-    rate = recurrence.rate
-    moved = None
-    if before is not None and before.shape == rate.shape:
-        moved = int(((rate / before).log().abs() > least_change).sum())
-    maps = {weight.map for weight in recurrence.weights if weight.role == "rate"}
-    return LayerPoint(
-        name=recurrence.layer,
-        step=step,
-        family=recurrence.family,
-        title=title,
-        channels=recurrence.channels,
-        modes=recurrence.modes,
-        dtype=recurrence.dtype,
-        time_invariant=recurrence.time_invariant,
-        can_cross=bool(maps & CROSSING_MAPS),
-        rate=summary.rate,
-        margin=summary.margin,
-        nonfinite=summary.nonfinite,
-        unstable=summary.unstable,
-        marginal=summary.marginal,
-        rounded={name: int((rate <= limit).sum()) for name, limit in ROUNDS_TO_ONE.items()},
-        moved=moved,
-        horizon=horizon,
-        decay=decay,
-    )
 
 
 def judge_layers(

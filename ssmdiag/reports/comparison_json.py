@@ -13,7 +13,8 @@ from ssmdiag.spectrum import FIRST_DECADE
 if TYPE_CHECKING:
     from ssmdiag.comparison import RunComparison
     from ssmdiag.conversion import ConversionProof, LayerProof
-    from ssmdiag.layer_history import LayerHistory, LayerPoint, Limit
+    from ssmdiag.layer_history import LayerHistory, Limit
+    from ssmdiag.layer_point import LayerPoint
     from ssmdiag.model_comparison import ModelComparison
     from ssmdiag.significance import Slope
     from ssmdiag.trend import Trend

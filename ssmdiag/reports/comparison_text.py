@@ -20,7 +20,8 @@ from ssmdiag.trend import FEWEST, LEAST_CHANGE, Verdict
 
 if TYPE_CHECKING:
     from ssmdiag.comparison import RunComparison
-    from ssmdiag.layer_history import LayerHistory, LayerPoint
+    from ssmdiag.layer_history import LayerHistory
+    from ssmdiag.layer_point import LayerPoint
     from ssmdiag.reports.interface import Settings
 
 MOST_ROWS = 12
