@@ -1,0 +1,152 @@
+"""The modes that a real readout of a state can tell apart: the stored ones and their conjugates, each once.
+
+y = κ Re(C h) reads Re h and Im h, so λ̄^t and its conjugate are both at hand wherever one is stored; a real mode
+gives one number and not two. Modes that are equal, or each other's conjugates, hold the same number twice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.powers import UNDERFLOW, _angle, is_real
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+ALIAS = 2.0**-50
+"""Relative rounding of a frequency Δ·Im λ."""
+
+
+@dataclass(frozen=True, eq=False)
+class Excluded:
+    """Stored modes of each channel that add nothing to its memory, by the first reason that holds; (channel,) int64."""
+
+    not_finite: Tensor
+    """NaN or infinite ℓ or B̄."""
+    unstable: Tensor
+    """|λ̄| > 1: the state has no bound."""
+    marginal: Tensor
+    """|λ̄| = 1: a memory spread over infinitely many lags, none of it at any one."""
+    unreached: Tensor
+    """B̄ is zero: nothing is ever written."""
+    repeated: Tensor
+    """Equal to another mode, or to its conjugate: the same number again."""
+
+    def totals(self) -> dict[str, int]:
+        """Return the modes excluded over all channels, by reason."""
+        return {name: int(getattr(self, name).sum()) for name in REASONS}
+
+
+REASONS = ("not_finite", "unstable", "marginal", "unreached", "repeated")
+"""Fields of `Excluded`."""
+
+
+@dataclass(frozen=True, eq=False)
+class FullSpectrum:
+    """Distinct modes of some channels, conjugates included, slowest first."""
+
+    log_eigenvalues: Tensor
+    """ℓ (channel, mode): float64 where every mode is real and positive, else complex128."""
+    counted: Tensor
+    """Which of them are modes, (channel, mode) bool; the others fill up channels that have fewer."""
+    excluded: Excluded
+
+    @property
+    def modes(self) -> Tensor:
+        """Number of modes of each channel, (channel,) int64."""
+        return self.counted.sum(1)
+
+
+def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinct: bool = True) -> FullSpectrum:
+    """Return the modes of some channels that hold memory, with their conjugates.
+
+    Where B̄ is stored, modes that it does not reach are left out. `distinct=False` keeps repeated modes: rounded
+    states are no longer the same number.
+    """
+    ell = recurrence.log_eigenvalues[chunk]
+    rate, frequency = -ell.real, ell.imag
+    broken = rate.isnan() | ~frequency.isfinite() | (rate == -math.inf)
+    unreached = torch.zeros_like(broken)
+    written = _written(recurrence, chunk)
+    if written is not None:
+        broken, unreached = broken | ~written.isfinite(), written == 0
+    states = [broken, rate < 0, rate == 0, unreached]
+    counted = ~(broken | (rate <= 0) | unreached)
+    # λ̄ = 0 is a rate of +inf; past UNDERFLOW there is nothing left to tell modes apart by.
+    rate = rate.clamp(max=UNDERFLOW).where(counted, math.inf)
+    real = is_real(ell)
+    frequency = frequency.where(counted & (rate < UNDERFLOW), 0.0)
+    alike = torch.zeros_like(rate)
+    if not real:
+        frequency, alike = _folded(frequency)
+    rate, frequency, alike, counted = _slowest_first(rate, frequency, alike, counted, real)
+    repeated = torch.zeros_like(counted)
+    near = frequency.diff().abs() <= torch.maximum(alike[:, 1:], alike[:, :-1])
+    repeated[:, 1:] = counted[:, 1:] & (rate.diff() == 0) & near
+    counts = [(states[k] & ~_any(states[:k], broken)).sum(1) for k in range(len(states))]
+    counts.append(repeated.sum(1))
+    excluded = Excluded(*counts)
+    if distinct:
+        counted = counted & ~repeated
+    if real:
+        ell = -rate
+    else:
+        ell = torch.complex(-rate, frequency)
+        has_conjugate = counted & (frequency > 0) & (frequency < math.pi)
+        ell = torch.stack([ell, ell.conj()], 2).flatten(1)
+        counted = torch.stack([counted, has_conjugate], 2).flatten(1)
+    return _trimmed(ell, counted, excluded)
+
+
+def _written(recurrence: Recurrence, chunk: slice) -> Tensor | None:
+    """Return |B̄| of each mode, (channel, mode), the largest over inputs; None where it is not in the weights."""
+    B = recurrence.input_matrix
+    if B is None or recurrence.layout == "dense":
+        return None
+    if recurrence.layout == "many inputs":
+        return B.abs().amax(1)[None]
+    return B.expand_as(recurrence.log_eigenvalues)[chunk].abs()
+
+
+def _folded(frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |ω| modulo 2π, in [0, π], and what rounding may have done to it, which is 0 below π.
+
+    Where Δ·Im λ goes past π it may come back upon another mode; rounding alone keeps the two apart.
+    """
+    size = frequency.abs()
+    alike = (ALIAS * size).where(size > math.pi, 0.0)
+    folded = _angle(frequency, frequency.new_ones(())).abs()
+    folded = folded.where(folded > alike, 0.0)
+    return folded.where((math.pi - folded > alike) & (size != math.pi), math.pi), alike
+
+
+def _any(masks: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(masks).any(0) if masks else torch.zeros_like(like)
+
+
+def _slowest_first(
+    rate: Tensor, frequency: Tensor, alike: Tensor, counted: Tensor, real: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sort by rate, and by frequency where rates are equal; what does not count comes last."""
+    if not (real and bool((rate.diff() >= 0).all())):
+        order = frequency.argsort(dim=1)
+        order = order.gather(1, rate.gather(1, order).argsort(dim=1, stable=True))
+        rate, frequency, alike = rate.gather(1, order), frequency.gather(1, order), alike.gather(1, order)
+        counted = counted.gather(1, order)
+    return rate, frequency, alike, counted
+
+
+def _trimmed(ell: Tensor, counted: Tensor, excluded: Excluded) -> FullSpectrum:
+    """Move what does not count to the end, and cut what no channel needs."""
+    width = int(counted.sum(1).amax()) if counted.numel() else 0
+    if width < ell.shape[1]:
+        order = (~counted).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+        ell, counted = ell.gather(1, order), counted.gather(1, order)
+    fill = torch.full_like(ell, -UNDERFLOW)
+    return FullSpectrum(ell.where(counted, fill), counted, excluded)
