@@ -26,7 +26,7 @@ def closed(log_eigenvalues: Sequence[complex]) -> list[mpmath.mpc]:
     for value in map(complex, log_eigenvalues):
         values += [z for z in dict.fromkeys((value, value.conjugate())) if z not in values]
     turn = {0.0: 0, math.pi: mpmath.pi}  # float64's π stands for π: such a mode is real
-    return list(dict.fromkeys(mpmath.mpc(z.real, turn[abs(z.imag)] if abs(z.imag) in turn else z.imag) for z in values))
+    return list(dict.fromkeys(mpmath.mpc(z.real, turn.get(abs(z.imag), z.imag)) for z in values))
 
 
 def gram(modes: Sequence[mpmath.mpc]) -> list[list[mpmath.mpc]]:

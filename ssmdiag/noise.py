@@ -1,0 +1,187 @@
+"""What a spectrum remembers once its state is rounded at every step.
+
+A state of relative precision ε takes up rounding noise of variance ε²/3 of its own at every step, and the recurrence
+accumulates it:
+
+    N_ii = (ε²/3) G_ii / (1 − |λ̄_i|²),     MF_ε(τ) = v_τᴴ (G + N)⁻¹ v_τ,     Σ_τ MF_ε(τ) = tr((G + N)⁻¹ G)
+
+G + N cannot be solved with in float64 where ε is float32's. With G = L Lᴴ of `orthonormal` and D = diag(1 − |λ̄|²),
+
+    [(D L)ᴴ; (ε/√3) I] = Q R     →     MF_ε(τ) = ‖R⁻ᴴ D v_τ‖²,     Σ_τ MF_ε(τ) = ‖upper half of Q‖²
+
+which loses half as many digits. Like MF, MF_ε never rises with τ. Modes that are equal round apart, so each counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.cascade import SMALL
+from ssmdiag.dense import krylov, realise, states_at
+from ssmdiag.full_spectrum import FullSpectrum, full_spectrum
+from ssmdiag.gramian import gramian_factor
+from ssmdiag.memory_function import chunks, dense_channels, states_of
+from ssmdiag.orthonormal import orthonormal_factor
+from ssmdiag.powers import lags_of, powers
+from ssmdiag.response import square_of
+from ssmdiag.threads import share_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ssmdiag.recurrence import DenseRealisation, Recurrence
+
+INT8_RANGE = 4.0
+"""Standard deviations of a state that the 127 steps of an 8-bit integer are stretched over."""
+STATE_PRECISION = {"bf16": 2.0**-9, "fp16": 2.0**-12, "int8": INT8_RANGE / 254, "float32": 2.0**-25}
+"""ε of a state's format: half the spacing of numbers just below 1, and for int8 half a step of its scale.
+
+The smallest relative error of a binade: a state anywhere in it is rounded up to twice as coarsely.
+"""
+
+
+def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
+    """Return tr((G + N)⁻¹ G) of every channel, (channel,) float64: the modes that survive rounding.
+
+    `state_dtype` is a key of `STATE_PRECISION`, or ε itself. Modes that hold no memory count for nothing; NaN where a
+    dense state has no Gramian. Raises ValueError for another format, or ε that is not positive.
+    """
+    precision, recurrence = precision_of(state_dtype), realise(recurrence)
+    result = torch.zeros(recurrence.channels, dtype=torch.float64, device=recurrence.log_eigenvalues.device)
+
+    def fill(chunk: slice) -> None:
+        result[chunk] = noisy_states(recurrence, chunk).rounded(precision)[1]
+
+    share_out(fill, list(chunks(recurrence, 0)), result.device)
+    return result
+
+
+def noisy_memory_function(recurrence: Recurrence, lags: Tensor | Sequence[int], state_dtype: str | float) -> Tensor:
+    """Return MF_ε, (channel, lag) float64, at whole lags up to 2⁴⁰; else as `noisy_capacity`."""
+    precision, recurrence = precision_of(state_dtype), realise(recurrence)
+    at = lags_of(lags, recurrence.log_eigenvalues.device)
+    result = torch.zeros(recurrence.channels, len(at), dtype=torch.float64, device=at.device)
+
+    def fill(chunk: slice) -> None:
+        states = noisy_states(recurrence, chunk)
+        result[chunk] = states.memory(states.rounded(precision)[0], at)
+
+    share_out(fill, list(chunks(recurrence, states_of(recurrence) * len(at))), at.device)
+    return result
+
+
+def precision_of(state_dtype: str | float) -> float:
+    """Return ε of a format, or ε itself."""
+    known = STATE_PRECISION.get(state_dtype) if isinstance(state_dtype, str) else state_dtype
+    if known is None or not known > 0:
+        raise ValueError(f"a state is one of {', '.join(STATE_PRECISION)}, or a precision above 0, not {state_dtype!r}")
+    return known
+
+
+def noisy_states(recurrence: Recurrence, chunk: slice) -> NoisyStates:
+    """Return some channels of a realised recurrence, ready to be rounded."""
+    if recurrence.dense is None:
+        return _modal(full_spectrum(recurrence, chunk, distinct=False))
+    dense, usable = dense_channels(recurrence, chunk)
+    signal, converged = gramian_factor(dense.state_matrix, dense.input_matrix[..., None])
+    noise, _ = gramian_factor(dense.state_matrix, signal.square().sum(1).sqrt().diag_embed())
+    # A state that is never written has no noise either, and must not be divided by it.
+    idle = (noise == 0).all(1).to(noise.dtype).diag_embed()
+    return NoisyStates(signal, torch.cat([noise, idle], 1), usable & converged, dense=dense)
+
+
+def _modal(spectrum: FullSpectrum) -> NoisyStates:
+    ell = spectrum.log_eigenvalues
+    margin = -(2 * ell.real).expm1() * spectrum.counted
+    signal = orthonormal_factor(ell).conj().mul_(margin[:, None])
+    return NoisyStates(signal, None, spectrum.modes >= 0, ell=ell, margin=margin)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyStates:
+    """Factors of what is written to some states and of what rounding adds to them."""
+
+    signal: Tensor
+    """Upper triangular (D L)ᴴ, or a factor of a dense state's Gramian, (channel, row, state)."""
+    noise: Tensor | None
+    """A factor of N for ε² = 3, (channel, row, state); None for the identity."""
+    known: Tensor
+    """(channel,) bool."""
+    ell: Tensor | None = None
+    margin: Tensor | None = None
+    dense: DenseRealisation | None = None
+
+    def rounded(self, precision: float) -> tuple[Tensor, Tensor]:
+        """Return R of the state rounded to ε, (channel, state, state), and what survives, (channel,)."""
+        scale = precision / math.sqrt(3)
+        if self.noise is None and self.signal.shape[-1] <= SMALL:
+            factor, shares = _triangular_qr(self.signal, scale)
+        else:
+            noise = self.noise
+            if noise is None:
+                noise = torch.eye(self.signal.shape[-1], dtype=self.signal.dtype, device=self.signal.device)
+                noise = noise.expand(len(self.signal), -1, -1)
+            Q, factor = torch.linalg.qr(torch.cat([self.signal, scale * noise], 1))
+            shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
+        return factor, shares.where(self.known, torch.nan)
+
+    def memory(self, factor: Tensor, lags: Tensor) -> Tensor:
+        """Return MF_ε for R of `rounded`, (channel, lag), at lags (lag,), or (channel, lag) of a modal state."""
+        if self.dense is None:
+            assert self.ell is not None
+            assert self.margin is not None
+            at = lags.expand(len(self.ell), -1)[:, None]
+            real = not self.ell.is_complex()
+            states = (self.ell[..., None] * at).exp() if real else powers(self.ell[..., None], at)
+            states = states * self.margin[..., None]
+        else:
+            states = states_at(self.dense, lags)
+        values = square_of(torch.linalg.solve_triangular(factor.mH, states, upper=False)).sum(1)
+        return values.where(self.known[:, None], torch.nan)
+
+    def length(self, factor: Tensor, share: float) -> Tensor:
+        """Return the largest lag with MF_ε ≥ share for R of `rounded`, (channel,) float64; −1 where there is none.
+
+        Found by bisection: MF_ε never rises, and Σ MF_ε ≤ N leaves no length above N / share.
+        """
+        bound = int(self.signal.shape[-1] / share) + 1
+        if self.dense is not None:
+            columns, _ = krylov(self.dense.state_matrix, self.dense.input_matrix[..., None], bound)
+            values = square_of(torch.linalg.solve_triangular(factor.mH, columns, upper=False)).sum(1)
+            return (values >= share).sum(1) - 1.0
+        low = torch.full_like(self.signal[:, 0, 0].real, -1.0)
+        high = torch.full_like(low, bound)
+        while bool((high - low > 1).any()):
+            middle = ((low + high) / 2).floor()
+            enough = self.memory(factor, middle[:, None].clamp(min=0))[:, 0] >= share
+            low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+        return low
+
+
+def _triangular_qr(upper: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return R and ‖upper half of Q‖² of [upper; scale I], all channels side by side, by modified Gram–Schmidt.
+
+    Its R is as good as Householder's, and Q good enough: it is orthogonal to κ(R) ε, under 1e-7. Column k has only
+    its first k rows in either half, which is a third of the work, and batches of small matrices cost ten times more.
+    """
+    size, channels = upper.shape[-1], len(upper)
+    work = upper.new_zeros(2, size, size, channels)  # half, row, column, channel
+    work[0] = upper.permute(1, 2, 0)
+    work[1].diagonal().fill_(scale)
+    factor = upper.new_zeros(size, size, channels)
+    for k in range(size):
+        column = work[:, : k + 1, k]
+        norm = square_of(column).sum((0, 1)).sqrt()
+        column /= norm
+        factor[k, k] = norm
+        if k + 1 < size:
+            rest = work[:, : k + 1, k + 1 :]
+            torch.sum(column.conj()[:, :, None] * rest, (0, 1), out=factor[k, k + 1 :])
+            rest.addcmul_(column[:, :, None], factor[k, k + 1 :], value=-1)
+    return factor.permute(2, 0, 1), square_of(work[0]).sum((0, 1))
