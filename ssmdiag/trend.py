@@ -9,6 +9,8 @@ therefore believed only if it beats both ways to be nothing,
 
 so the p-value is the larger of the two, and the interval of the slope is the hull of Sen's (1968) and of the
 drift's. What lies between the two, noise with a memory, is covered by whichever is the more cautious.
+Not seen through: steps that keep their direction for a while (correlated by 0.5 from one checkpoint to the next,
+they pass for a trend in 1 run of 4), and five checkpoints whose steps are all of one size (1 run of 8).
 """
 
 from __future__ import annotations
