@@ -16,7 +16,7 @@ from ssmdiag.errors import CheckpointError, UnsafePickleError
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pt", "consolidated.safetensors", "consolidated.00.pth")
 """File names that hold a directory's weights, in the order they are looked for; `.index.json` after each."""
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".gguf")
 TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth")
 """What trainers leave beside the weights."""
 
@@ -130,6 +130,7 @@ def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origi
         tensors=collect(opened),
         size=size,
         config=config,
+        hyper_parameters={key: value for container in opened for key, value in container.settings.items()},
         train_step=_step_of(directory.absolute()),
         notes=tuple(dict.fromkeys(notes)),
         problems=tuple(problems),

@@ -52,6 +52,10 @@ def open_container(path: Path) -> Container:
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
             raise CheckpointError(f"{path.name} is {kind}, which ssmdiag does not read.", advice=advice)
+    if head.startswith(b"GGUF"):
+        from ssmdiag.checkpoint.gguf_file import GgufFile
+
+        return GgufFile(path)
     if head.startswith(b"PK\x03\x04") or zipfile.is_zipfile(path):
         return _open_zip(path)
     if head[8:9] == b"{" or path.suffix == ".safetensors":
@@ -64,13 +68,12 @@ def open_container(path: Path) -> Container:
         return TorchFile(path)
     raise CheckpointError(
         f"{path.name} is not a checkpoint ssmdiag knows (it begins with {head[:8]!r}).",
-        expected="safetensors, a torch file (.pt .pth .bin .ckpt), .npz, or a model directory",
+        expected="safetensors, a torch file (.pt .pth .bin .ckpt), .npz, .gguf, or a model directory",
         advice=_CONVERT.get(path.suffix, "save the state dict with safetensors.torch.save_file."),
     )
 
 
 _FOREIGN = (
-    (b"GGUF", "a GGUF file", "inspect the safetensors it was converted from."),
     (b"\x89HDF", "an HDF5 file (Keras, netCDF)", "copy its arrays into an .npz with h5py and numpy.savez."),
     (b"\x93NUMPY", "a single NumPy array", "numpy.savez('model.npz', name=array, …) keeps the names."),
     (b"\x1f\x8b", "a gzip archive", "unpack it first."),

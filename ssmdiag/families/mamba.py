@@ -6,6 +6,7 @@
 | Δ bias | `dt_proj.bias` | channel | Δ = softplus(W_dt r + bias) |
 | A, Δ bias, backward | `A_b_log`, `dt_proj_b.bias` | the same | Vision Mamba's scan from the end (2401.09417) |
 | A, Δ bias, all scans | `A_logs`, `dt_projs_bias` | (scan·channel, mode), (scan, channel) | VMamba (2401.10166) |
+| A, Δ bias, llama.cpp | `ssm_a`, `ssm_dt.bias` | channel, mode; channel | ssm_a is A itself, −exp(A_log) |
 
 Decay per token: exp(Δ_t A). It is read at the bias of Δ; the discretisation of A is exact (ZOH), that
 of B is Euler's. Δ is read off the convolution's output, so a bias of the convolution (or of in_proj)
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 _PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}
 _BACKWARD = {"dt_proj_b.weight": "_ _", "x_proj_b.weight": "_ _", "conv1d_b.bias": "channel"}
 _FLAX = {"Dense_2.bias": "channel", "Dense_2.kernel": "rank channel", "Dense_1.kernel": "channel _"}
-_BEFORE_DELTA = ("conv1d.bias", "conv1d_b.bias", "conv2d.bias", "in_proj.bias", "Conv_0.bias", "Dense_0.bias")
+_LLAMA_CPP = {"ssm_in.weight": "_ _", "ssm_conv1d.bias": "channel", "ssm_d": "channel", "ssm_in.bias": "_"}
+_BEFORE_DELTA = (
+    *("conv1d.bias", "conv1d_b.bias", "conv2d.bias", "in_proj.bias", "Conv_0.bias", "Dense_0.bias"),
+    *("ssm_conv1d.bias", "ssm_in.bias"),
+)
 
 _FLAX_UNNAMED = "Flax, unnamed Dense layers"
 _SHARED_STEP = "hustvl/Vim, bimamba v1"
@@ -38,6 +43,7 @@ _SCANS: tuple[tuple[str, str, str], ...] = (
     ("", "A_log.0", "dt_proj.0.bias"),
     ("", "A_log", "Dense_2.bias"),
     ("", "A_logs", "dt_projs_bias"),
+    ("", "ssm_a", "ssm_dt.bias"),
     ("backward", "A_b_log", "dt_proj_b.bias"),
     ("backward", "A_log_b", "dt_proj_b.bias"),
 )
@@ -50,7 +56,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         scans.append(("backward", "A_b_log", "dt_proj.bias"))
     for branch, log_rate, bias in scans:
         bench = layer.again()
-        rate = bench.weight(log_rate, "exp")
+        rate = bench.weight(log_rate, "direct" if log_rate == "ssm_a" else "exp")
         map_ = "softplus+1e-4" if _is_block_1d(layer) else "softplus"
         step = bench.weight(bias, map_, role="step").reshape(-1)[:, None]
         _remark(bench)
@@ -116,6 +122,16 @@ FAMILY = Family(
         Spelling("NVlabs/hymba", {"A_log.0": "channel mode", "dt_proj.0.bias": "channel"}, {"conv1d.bias": "channel"}),
         Spelling(
             "VMamba", {"A_logs": "scan*channel mode", "dt_projs_bias": "scan channel"}, {"conv2d.bias": "channel"}
+        ),
+        Spelling(
+            "llama.cpp",
+            {
+                "ssm_a": "channel mode",
+                "ssm_dt.bias": "channel",
+                "ssm_dt.weight": "channel _",
+                "ssm_x.weight": "_ channel",
+            },
+            optional=_LLAMA_CPP,
         ),
         Spelling(
             _FLAX_UNNAMED,

@@ -5,6 +5,7 @@
 | A | `A_log` | head | A = −exp(A_log), one real rate per head |
 | Δ bias | `dt_bias` | head | Δ = softplus(W_dt x + dt_bias) |
 | Δ bias | `in_proj.bias` | its last `head` rows | added to dt_bias where in_proj has a bias |
+| A, Δ bias, llama.cpp | `ssm_a`, `ssm_dt.bias`, `ssm_in.bias` | (head, 1); head | ssm_a is A itself, −exp(A_log) |
 
 The same names in mamba2, Codestral, Bamba, Zamba2, Nemotron-H, Granite 4 and Falcon-H1. Decay per token:
 exp(Δ_t A), shared by the whole state of a head. Δ bypasses the convolution: the bias is zero input.
@@ -35,13 +36,24 @@ OTHERS = (
 """Siblings of A_log and dt_bias in delta-rule families and PLaMo-2."""
 
 
+_LLAMA_CPP = "llama.cpp"
+LLAMA_CPP_OTHERS = (
+    *("ssm_x.weight", "ssm_dt.weight", "ssm_ba.weight", "ssm_alpha.weight", "ssm_beta.weight", "ssm_f_a.weight"),
+    *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
+)
+"""Siblings of ssm_a in the files of other families."""
+
+
 def read(layer: Layer) -> Iterator[Recurrence]:
-    rate = layer.weight("A_log", "exp")[:, None]
-    step = layer.weight("dt_bias", "softplus", role="step")
-    if "in_proj.bias" in layer:
-        bias = layer["in_proj.bias"][-len(step) :]
+    log_rate, step_bias, in_bias = "A_log", "dt_bias", "in_proj.bias"
+    if layer.spelling.name == _LLAMA_CPP:
+        log_rate, step_bias, in_bias = "ssm_a", "ssm_dt.bias", "ssm_in.bias"
+    rate = layer.weight(log_rate, "direct" if log_rate == "ssm_a" else "exp").reshape(-1, 1)
+    step = layer.weight(step_bias, "softplus", role="step")
+    if in_bias in layer:
+        bias = layer[in_bias][-len(step) :]
         multipliers = layer.setting("ssm_multipliers", default=(1, 1, 1, 1, 1))  # Falcon-H1: z, x, B, C, Δ
-        step = softplus(layer["dt_bias"] + float(multipliers[-1]) * bias)
+        step = softplus(layer[step_bias] + float(multipliers[-1]) * bias)
     _remark_on_clamp(layer, step)
     yield layer.recurrence(
         zoh(-rate, step[:, None]),
@@ -101,6 +113,12 @@ FAMILY = Family(
             {"A_log": "head", "dt_bias": "head", "D": "_"},
             optional={"in_proj.weight": "_ _", "in_proj.bias": "_", "conv1d.weight": "_ _ _", "norm.weight": "_"},
             absent=OTHERS,
+        ),
+        Spelling(
+            _LLAMA_CPP,
+            {"ssm_a": "head 1", "ssm_dt.bias": "head", "ssm_d": "head 1"},
+            optional={"ssm_in.weight": "_ _", "ssm_in.bias": "_", "ssm_conv1d.weight": "_ _", "ssm_norm.weight": "_ _"},
+            absent=LLAMA_CPP_OTHERS,
         ),
     ),
     read=read,

@@ -1,0 +1,182 @@
+"""GGUF, versions 2 and 3 (llama.cpp): metadata and tensor table at the front, values mapped, not read.
+
+The layout is public (ggml, docs/gguf.md): a header, key-value metadata, one entry per tensor with its
+name, its sizes (fastest axis first, so reversed here), its type and its offset, then the values.
+Tensors of quantised types keep the name of their type, such as `q4_k`, and cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
+from ssmdiag.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TYPES = {
+    0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16",
+    2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 9: "q8_1", 10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k",
+    14: "q6_k", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 20: "iq4_nl", 21: "iq3_s",
+    22: "iq2_s", 23: "iq4_xs", 29: "iq1_m", 34: "tq1_0", 35: "tq2_0", 39: "mxfp4", 40: "nvfp4", 41: "q1_0",
+}  # fmt: skip
+
+_NUMBERS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+LONGEST_SETTING = 1024
+"""Elements of an array that is kept as a setting; vocabularies are passed over."""
+MOST_AXES = 8
+MADE_UP_CONTEXT = {"mamba.context_length": 2**20, "mamba2.context_length": 2**20}
+"""What the converter writes for models whose settings give no context length."""
+
+
+class _TornError(Exception):
+    """The file ends early or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    """From the start of the file, in bytes."""
+
+
+class GgufFile:
+    """One .gguf file."""
+
+    format = "GGUF"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.train_step: int | None = None
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = _Reader(self._map)
+            self._entries, settings = reader.read_all()
+        except (_TornError, ValueError, struct.error, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{path.name} is torn or not a GGUF file of version 2 or 3 ({error}).",
+                expected="what llama.cpp's converters write, little-endian",
+                advice="download or convert it again.",
+            ) from error
+        for key, value in MADE_UP_CONTEXT.items():
+            if settings.get(key) == value:
+                del settings[key]
+                self.notes.append(f"{key} = {value:,} is what the converter writes for want of one; left aside")
+        self.settings: Mapping[str, Any] = settings
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        return self._entries[name].dtype
+
+    def load(self, name: str) -> Tensor:
+        import torch
+
+        entry = self._entries[name]
+        if entry.dtype not in DTYPE_BITS:
+            raise CheckpointError(
+                f"{self.path.name}: tensor {name} is quantised ({entry.dtype}).",
+                advice="give the file it was quantised from; ssmdiag does not undo quantisation.",
+            )
+        dtype = getattr(torch, entry.dtype)
+        count = prod(entry.shape)
+        if not count:
+            return torch.empty(entry.shape, dtype=dtype)
+        end = entry.offset + count * DTYPE_BITS[entry.dtype] // 8
+        return torch.frombuffer(bytearray(memoryview(self._map)[entry.offset : end]), dtype=dtype).reshape(entry.shape)
+
+
+class _Reader:
+    """Reads on from where it stands; every length is held against the end of the file."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._end = len(content)
+        self._at = 0
+
+    def read_all(self) -> tuple[dict[str, _Entry], dict[str, Any]]:
+        """Return the tensor table and the metadata."""
+        if self._bytes(4) != b"GGUF":
+            raise _TornError("it does not begin with GGUF")
+        version = self._number("<I")
+        if version not in (2, 3):
+            raise _TornError(f"version {version}, or written on a big-endian machine")
+        tensors, pairs = self._number("<Q"), self._number("<Q")
+        settings: dict[str, Any] = {}
+        for _ in range(pairs):
+            key, kind = self._text(), self._number("<I")
+            value = self._value(kind)
+            if value is not None:
+                settings[key] = value
+        table = [self._tensor() for _ in range(tensors)]
+        alignment = settings.get("general.alignment", 32)
+        if type(alignment) is not int or not 0 < alignment <= 2**20:
+            raise _TornError(f"an alignment of {alignment}")
+        start = -(-self._at // alignment) * alignment
+        entries: dict[str, _Entry] = {}
+        for name, shape, number, offset in table:
+            dtype, count = _TYPES.get(number, f"ggml type {number}"), prod(shape)
+            width = count * DTYPE_BITS[dtype] // 8 if dtype in DTYPE_BITS else min(count, 1)
+            if name in entries:
+                raise _TornError(f"two tensors are called {name}")
+            if width and start + offset + width > self._end:
+                raise _TornError(f"it ends before the values of {name}")
+            entries[name] = _Entry(shape, dtype, start + offset)
+        return entries, settings
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        name, axes = self._text(), self._number("<I")
+        if axes > MOST_AXES:
+            raise _TornError(f"{name} has {axes} axes")
+        sizes = [self._number("<Q") for _ in range(axes)]
+        return name, tuple(reversed(sizes)), self._number("<I"), self._number("<Q")
+
+    def _value(self, kind: int, depth: int = 0) -> Any:
+        if kind in _NUMBERS:
+            return self._number(_NUMBERS[kind])
+        if kind == _STRING:
+            return self._text()
+        if kind != _ARRAY or depth > 3:
+            raise _TornError(f"metadata of type {kind}")
+        inner, length = self._number("<I"), self._number("<Q")
+        if inner in _NUMBERS and length > LONGEST_SETTING:
+            self._bytes(length * struct.calcsize(_NUMBERS[inner]), keep=False)
+            return None
+        if length > self._end - self._at:  # every element takes a byte or more
+            raise _TornError(f"an array of {length:,} elements")
+        if inner == _STRING and length > LONGEST_SETTING:
+            for _ in range(length):
+                self._bytes(self._number("<Q"), keep=False)
+            return None
+        items = [self._value(inner, depth + 1) for _ in range(length)]
+        return items if length <= LONGEST_SETTING else None
+
+    def _number(self, format: str) -> Any:
+        (value,) = struct.unpack(format, self._bytes(struct.calcsize(format)))
+        return value
+
+    def _text(self) -> str:
+        return self._bytes(self._number("<Q")).decode("utf-8", errors="replace")
+
+    def _bytes(self, length: int, keep: bool = True) -> bytes:
+        if length > self._end - self._at:
+            raise _TornError(f"it ends after {self._end:,} bytes, within its header")
+        self._at += length
+        return self._content[self._at - length : self._at] if keep else b""
