@@ -98,7 +98,7 @@ def _observation(name: str, worst: _Change, changes: list[_Change], limits: Limi
         severity=None if stored else "note",
         advice=None
         if stored
-        else "leave this tensor in float32 when casting or quantising, or fold it into `best` first.",
+        else "leave this tensor in float32 when casting or quantising, or reparametrise it first.",
     )
 
 
