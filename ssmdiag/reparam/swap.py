@@ -132,18 +132,15 @@ def _swap(weight: LiveWeight, places: Mapping[str, Place], new: StableMap) -> Sw
     before = parameter.detach().clone()
     old = rate_map(weight)
     entries = None if weight.entries is None else weight.entries.to(parameter.device)
-    swap = MapSwap(old, new, entries, before.dtype, ())
-    if before.dtype.itemsize < 4:
-        parameter.data = before.float()
-    stored = swap.right_inverse(parameter.detach())
+    wide = before.float() if before.dtype.itemsize < 4 else before
     for owner, attribute in owners_of(parameter, places):
         link = MapSwap(old, new, entries, before.dtype, order_of(owner))
-        parameter.data = before.to(stored.dtype)
+        # Registering turns w into v in place; a tied weight is turned once for each of its owners.
+        parameter.data = wide
         parametrize.register_parametrization(owner, attribute, link, unsafe=True)
-    parameter.data = stored
     parameter.grad = None
     after = getattr(part, name).detach()
-    rates = [old(swap.take(tensor).double()) for tensor in (before, after)]
+    rates = [old(link.take(tensor).double()) for tensor in (before, after)]
     change = ((rates[1] - rates[0]) / rates[0]).abs()
     return SwappedWeight(
         weight.name,
