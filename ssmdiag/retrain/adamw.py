@@ -1,0 +1,53 @@
+"""AdamW (Loshchilov & Hutter, arXiv 1711.05101) for arms trained together: learning rates and decays differ by arm.
+
+torch.optim.AdamW takes one number a tensor; here a tensor holds every arm. On one arm the two agree to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class ArmAdamW:
+    """State and step of the optimiser. `lr` and `weight_decay` are (arm,) for each parameter; lr 0 leaves it alone."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], lr: Mapping[str, Tensor], weight_decay: Mapping[str, Tensor]):
+        self.parameters = dict(parameters)
+        self.lr = dict(lr)
+        self.weight_decay = dict(weight_decay)
+        self.mean = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self.square = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor], scale: float, running: Tensor) -> None:
+        """Take one step with the learning rates times `scale`, for the arms that are `running`, (arm,) bool."""
+        self.steps += 1
+        first, second = (1 - beta**self.steps for beta in BETAS)
+        for name, value in self.parameters.items():
+            shape = (-1,) + (1,) * (value.ndim - 1)
+            gradient = gradients[name].where(running.view(shape), 0.0)
+            self.mean[name].lerp_(gradient, 1 - BETAS[0])
+            self.square[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            rate = (scale * self.lr[name] * running).view(shape)
+            value.mul_(1 - rate * self.weight_decay[name].view(shape))
+            value.sub_(rate * (self.mean[name] / first) / ((self.square[name] / second).sqrt() + EPSILON))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state as tensors."""
+        tensors = {f"mean.{name}": value for name, value in self.mean.items()}
+        tensors |= {f"square.{name}": value for name, value in self.square.items()}
+        return tensors | {"steps": torch.tensor(self.steps)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put a state back. Raises KeyError for a missing tensor."""
+        for name in self.parameters:
+            self.mean[name].copy_(state[f"mean.{name}"])
+            self.square[name].copy_(state[f"square.{name}"])
+        self.steps = int(state["steps"])

@@ -1,0 +1,89 @@
+"""What is compared: one arm is a map, what is frozen, a learning rate, a seed and how it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.maps import find_map
+
+FREEZES = ("none", "eigenvalues", "step", "both")
+STARTS = ("family", "short", "long")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run. Arms of one seed start as the same function and see the same batches."""
+
+    param: str
+    """Name of the map f in Re λ = −f(w), as `ssmdiag.maps.find_map` takes it."""
+    freeze: Literal["none", "eigenvalues", "step", "both"] = "none"
+    """What keeps its initial value: the eigenvalues λ, the step Δ, both or neither."""
+    lr: float = 1e-2
+    seed: int = 0
+    init: Literal["family", "short", "long"] = "family"
+    """How long the layer remembers before training."""
+    recurrence_lr: float | None = None
+    """Learning rate of λ and Δ; `lr` where None."""
+    weight_decay: float = 0.0
+    """On every weight, the recurrence included: what a training loop does that reads no tags."""
+
+    @property
+    def label(self) -> str:
+        """A name for files and tables: `best`, `exp-lr0.05-seed1`; what is usual is left out."""
+        parts = [self.param.replace(" ", "")]
+        parts += [f"frozen_{self.freeze}"] * (self.freeze != "none")
+        parts += [self.init] * (self.init != "family")
+        parts += [f"lr{self.lr:g}"]
+        parts += [f"rlr{self.recurrence_lr:g}"] if self.recurrence_lr is not None else []
+        parts += [f"wd{self.weight_decay:g}"] * (self.weight_decay != 0)
+        return "-".join([*parts, f"seed{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long every arm trains."""
+
+    steps: int = 1000
+    batch: int = 128
+    """Sequences a step."""
+    validate_every: int = 50
+    checkpoint_every: int | None = None
+    """Steps between saved checkpoints; None for the first and the last alone."""
+    warm_up: int = 0
+    """Steps over which the learning rate rises linearly; a cosine takes it to zero from there."""
+
+
+def product_of(
+    *,
+    param: Sequence[str],
+    freeze: Sequence[str] = ("none",),
+    lr: Sequence[float] = (1e-2,),
+    seed: Sequence[int] = (0,),
+    init: Sequence[str] = ("family",),
+    recurrence_lr: Sequence[float | None] = (None,),
+    weight_decay: Sequence[float] = (0.0,),
+) -> tuple[Arm, ...]:
+    """Return every combination, in the order given, each once.
+
+    Raises MapError for an unknown map and ConfigurationError for a value no arm can have.
+    """
+    for name in param:
+        find_map(name)
+    for what, values, known in (("freeze", freeze, FREEZES), ("init", init, STARTS)):
+        for value in values:
+            if value not in known:
+                raise ConfigurationError(f"--{what} {value}: no such value.", expected=f"one of {', '.join(known)}")
+    for name, numbers in (("lr", lr), ("recurrence-lr", recurrence_lr), ("weight-decay", weight_decay)):
+        for number in numbers:
+            if number is not None and not 0 <= number < math.inf:
+                raise ConfigurationError(f"--{name} {number}: no optimiser can take it.", expected="0 or more")
+    arms = [
+        Arm(*combination)  # type: ignore[arg-type]
+        for combination in product(param, freeze, lr, seed, init, recurrence_lr, weight_decay)
+    ]
+    return tuple(dict.fromkeys(arms))

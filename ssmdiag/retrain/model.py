@@ -1,0 +1,139 @@
+"""The residual block of P1's experiments, for all arms at once.
+
+encoder → depth × (x ← norm(x + GLU(W GELU(recurrence(x))))) → decoder, as in radarFudan/StableSSM
+(post-norm, no dropout). Parameters are tensors with a leading axis `arm`; what differs between arms is
+the map of the recurrence, nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms
+from ssmdiag.retrain.tasks import TaskData
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Sizes of the built-in model."""
+
+    recurrence: str = "s4d"
+    """One of `RECURRENCES`."""
+    width: int = 64
+    modes: int = 32
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        if self.recurrence not in RECURRENCES:
+            raise ConfigurationError(
+                f"--model {self.recurrence}: no such recurrence.", expected=f"one of {', '.join(RECURRENCES)}"
+            )
+
+    @property
+    def title(self) -> str:
+        layer = RECURRENCES[self.recurrence]
+        return f"{layer.title}, {self.depth} layer{'s' * (self.depth != 1)}, width {self.width}, {self.modes} modes"
+
+
+class Ensemble:
+    """Models of all arms as one: `forward` is one batched computation, arms never mix."""
+
+    def __init__(self, arms: Sequence[Arm], settings: ModelSettings, data: TaskData, device: str = "cpu") -> None:
+        self.arms = tuple(arms)
+        self.settings = settings
+        self.layer: type[S4D] | type[LRU] = RECURRENCES[settings.recurrence]
+        self.read_out = data.read_out
+        self.tokens = data.vocabulary
+        starts = [_start(arm, settings, data) for arm in self.arms]
+        self.parameters = {
+            name: torch.stack([start[name] for start in starts]).to(device).requires_grad_() for name in starts[0]
+        }
+        self.maps = MapsOfArms(self.arms)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return answers (arm, batch, step, output), or (arm, batch, output) where they are read once.
+
+        `inputs` (arm, batch, step, feature), or (arm, batch, step) tokens.
+        """
+        p = self.parameters
+        if self.tokens:
+            arm = torch.arange(len(inputs), device=inputs.device)[:, None, None]
+            x = p["encoder.weight"][arm, inputs]
+        else:
+            x = _linear(inputs, p["encoder.weight"], p["encoder.bias"])
+        for depth in range(self.settings.depth):
+            own = self.of_layer(depth)
+            y = functional.gelu(self.layer.apply(own, self.maps, x))
+            y = functional.glu(_linear(y, p[f"mixers.{depth}.weight"], p[f"mixers.{depth}.bias"]), dim=-1)
+            x = functional.layer_norm(x + y, x.shape[-1:])
+            x = x * p[f"norms.{depth}.weight"][:, None, None] + p[f"norms.{depth}.bias"][:, None, None]
+        if self.read_out == "last step":
+            x = x[:, :, -1:]
+        elif self.read_out == "mean":
+            x = x.mean(2, keepdim=True)
+        answers = _linear(x, p["decoder.weight"], p["decoder.bias"])
+        return answers if self.read_out == "every step" else answers[:, :, 0]
+
+    def of_layer(self, depth: int) -> dict[str, Tensor]:
+        """Return the parameters of one recurrent layer under their local names."""
+        head = f"{self.layer.path}.{depth}."
+        return {name.removeprefix(head): value for name, value in self.parameters.items() if name.startswith(head)}
+
+    def recurrent(self, name: str) -> str | None:
+        """Return `eigenvalues` or `step` for a parameter of the recurrence, None for any other."""
+        local = name.removeprefix(f"{self.layer.path}.").partition(".")[2]
+        if name.startswith(self.layer.path):
+            if local in self.layer.eigenvalues:
+                return "eigenvalues"
+            if local in self.layer.step:
+                return "step"
+        return None
+
+    def state_dict(self, position: int) -> dict[str, Tensor]:
+        """Return one arm's tensors, under the names of the published code."""
+        return {name: value[position].detach().cpu().contiguous() for name, value in self.parameters.items()}
+
+    def load_state(self, position: int, state: Mapping[str, Tensor]) -> None:
+        """Put one arm's tensors back. Raises KeyError for a missing one."""
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value[position] = state[name].to(value.device)
+
+
+def _start(arm: Arm, settings: ModelSettings, data: TaskData) -> dict[str, Tensor]:
+    """Return one arm's initial parameters. The seed alone decides them: every map starts as the same function."""
+    generator = torch.Generator().manual_seed(arm.seed)
+    width = settings.width
+    start: dict[str, Tensor] = {}
+    if data.vocabulary:
+        start["encoder.weight"] = torch.randn(data.vocabulary, width, generator=generator)
+    else:
+        start |= _affine("encoder", data.features, width, generator)
+    layer = RECURRENCES[settings.recurrence]
+    for depth in range(settings.depth):
+        own = layer.start(arm, width, settings.modes, data.length, generator)
+        start |= {f"{layer.path}.{depth}.{name}": value for name, value in own.items()}
+        start |= _affine(f"mixers.{depth}", width, 2 * width, generator)
+        start |= {f"norms.{depth}.weight": torch.ones(width), f"norms.{depth}.bias": torch.zeros(width)}
+    return start | _affine("decoder", width, data.outputs, generator)
+
+
+def _affine(name: str, inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return a linear layer as torch.nn.Linear starts it."""
+    bound = 1 / math.sqrt(inputs)
+    weight = (2 * torch.rand(outputs, inputs, generator=generator) - 1) * bound
+    return {f"{name}.weight": weight, f"{name}.bias": (2 * torch.rand(outputs, generator=generator) - 1) * bound}
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return x Wᵀ + b for every arm."""
+    flat = x.flatten(1, -2)
+    return torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2)).unflatten(1, x.shape[1:-1])

@@ -1,0 +1,194 @@
+"""The recurrent layers of the built-in model, for all arms at once: S4D (one system a channel) and LRU.
+
+Every parameter has a leading axis `arm`; inputs and outputs are (arm, batch, step, channel). Rates go
+through the arm's own map: Re λ = −f(w). Tensors are named as the published code names them, so that a
+saved arm is a file `ssmdiag inspect` reads.
+
+| layer | paper | one step | output |
+|---|---|---|---|
+| S4D | arXiv 2206.11893 | h ← λ̄ h + B̄ u, λ̄ = e^{Δλ}, B̄ = (λ̄ − 1)/λ | y = 2 Re(C h) + D u |
+| LRU | arXiv 2303.06349 | h ← λ̄ h + γ B u, λ̄ = e^{−f(ν) + iθ} | y = Re(C h) + D u |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ssmdiag.maps import find_map
+from ssmdiag.retrain.arms import Arm
+
+RATE = 0.5
+"""−Re λ of S4D-Lin at the start. The authors' `direct` arm starts at Re λ = +0.5, which grows."""
+STEPS = (1e-3, 1e-1)
+"""Δ at the start, log-uniform."""
+RING = (0.5, 0.99)
+"""|λ̄| of LRU at the start, uniform over the ring's area."""
+
+Parameters = dict[str, Tensor]
+
+
+class MapsOfArms:
+    """The rate −Re λ of every arm, each through its own map."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        self.groups: dict[str, list[int]] = {}
+        for position, arm in enumerate(arms):
+            self.groups.setdefault(arm.param, []).append(position)
+        order = [position for positions in self.groups.values() for position in positions]
+        self.back = torch.tensor(order).argsort().tolist()
+
+    def rates(self, weights: Tensor) -> Tensor:
+        """Return f(w), (arm, …)."""
+        if len(self.groups) == 1:
+            return find_map(next(iter(self.groups)))(weights)
+        parts = [find_map(name)(weights[positions]) for name, positions in self.groups.items()]
+        return torch.cat(parts)[self.back]
+
+
+class S4D:
+    """Independent diagonal systems, one for each channel."""
+
+    name = "s4d"
+    title = "S4D"
+    path = "stablessm_layers"
+    eigenvalues = ("kernel.log_A_real", "kernel.A_imag")
+    step: tuple[str, ...] = ("kernel.log_dt",)
+
+    @staticmethod
+    def start(arm: Arm, channels: int, modes: int, length: int, generator: torch.Generator) -> Parameters:
+        """Return one arm's parameters, without the arm axis."""
+        low, high = _steps_for(arm.init, length)
+        uniform = torch.rand(channels, generator=generator, dtype=torch.float64)
+        rate = torch.full((channels, modes), RATE, dtype=torch.float64)
+        return {
+            "kernel.log_A_real": find_map(arm.param).inverse(rate).float(),
+            "kernel.A_imag": math.pi * torch.arange(modes).float().repeat(channels, 1),
+            "kernel.log_dt": (math.log(low) + uniform * math.log(high / low)).float(),
+            "kernel.C": torch.randn(channels, modes, 2, generator=generator) / math.sqrt(2),
+            "D": torch.randn(channels, generator=generator),
+        }
+
+    @staticmethod
+    def apply(p: Mapping[str, Tensor], maps: MapsOfArms, u: Tensor) -> Tensor:
+        """Return K ∗ u + D u, channel by channel."""
+        K = S4D.kernel(p, maps, u.shape[2])
+        return causal_convolution(u, K.transpose(1, 2)) + p["D"][:, None, None] * u
+
+    @staticmethod
+    def kernel(p: Mapping[str, Tensor], maps: MapsOfArms, length: int) -> Tensor:
+        """Return K (arm, channel, lag) by the split t = qS + s; phases are formed in float64."""
+        ell, weights = S4D._modes(p, maps)
+        inner = math.isqrt(length - 1) + 1
+        outer = -(-length // inner)
+        lags = torch.arange(inner, device=ell.device)
+        within = (ell[..., None] * lags).exp().to(torch.complex64)
+        across = (weights[..., None] * (ell[..., None] * (inner * torch.arange(outer, device=ell.device))).exp()).to(
+            torch.complex64
+        )
+        # One real product: Re Σ a b = [Re a, −Im a] · [Re b, Im b].
+        left = torch.cat([across.real, -across.imag], 2).transpose(2, 3)
+        right = torch.cat([within.real, within.imag], 2)
+        return (2 * left @ right).flatten(2)[..., :length]
+
+    @staticmethod
+    def direct_kernel(p: Mapping[str, Tensor], maps: MapsOfArms, length: int) -> Tensor:
+        """Return K as the published code forms it: exp(ℓ t) for every lag, in complex64. For benchmarks."""
+        ell, weights = (values.to(torch.complex64) for values in S4D._modes(p, maps))
+        powers = (ell[..., None] * torch.arange(length, device=ell.device)).exp()
+        return 2 * (weights[..., None] * powers).sum(2).real
+
+    @staticmethod
+    def _modes(p: Mapping[str, Tensor], maps: MapsOfArms) -> tuple[Tensor, Tensor]:
+        """Return ℓ = Δλ and C B̄, (arm, channel, mode) complex128."""
+        rate = maps.rates(p["kernel.log_A_real"].double())
+        eigenvalues = torch.complex(-rate, p["kernel.A_imag"].double())
+        ell = eigenvalues * p["kernel.log_dt"].double().exp()[..., None]
+        # (e^ℓ − 1)/λ at λ = 0 is Δ: a direct rate may cross it.
+        near = ell.abs() < 1e-6
+        safe = eigenvalues.where(~near, 1.0)
+        gain = (torch.expm1(ell) / safe).where(~near, p["kernel.log_dt"].double().exp()[..., None] * (1 + ell / 2))
+        return ell, torch.view_as_complex(p["kernel.C"].double()) * gain
+
+
+class LRU:
+    """One state that all channels feed and read."""
+
+    name = "lru"
+    title = "LRU"
+    path = "lru_layers"
+    eigenvalues = ("nu_log", "theta_log")
+    step: tuple[str, ...] = ()
+
+    @staticmethod
+    def start(arm: Arm, channels: int, modes: int, length: int, generator: torch.Generator) -> Parameters:
+        """Return one arm's parameters, without the arm axis."""
+        low, high = _ring_for(arm.init, length)
+        radius = (low**2 + torch.rand(modes, generator=generator, dtype=torch.float64) * (high**2 - low**2)).sqrt()
+        angle = math.pi / 2 * torch.rand(modes, generator=generator, dtype=torch.float64)
+        scale = {"B": 1 / math.sqrt(2 * channels), "C": 1 / math.sqrt(modes)}
+        shape = {"B": (modes, channels), "C": (channels, modes)}
+        parts = {
+            f"{letter}_{part}": scale[letter] * torch.randn(shape[letter], generator=generator)
+            for letter in "BC"
+            for part in ("re", "im")
+        }
+        return {
+            "nu_log": find_map(arm.param).inverse(-radius.log()).float(),
+            "theta_log": angle.log().float(),
+            "gamma_log": (0.5 * torch.log1p(-radius.square())).float(),
+            **parts,
+            "D": torch.randn(channels, generator=generator),
+        }
+
+    @staticmethod
+    def apply(p: Mapping[str, Tensor], maps: MapsOfArms, u: Tensor) -> Tensor:
+        """Return Re(C h) + D u; a mode's state is its drive convolved with λ̄^t."""
+        length = u.shape[2]
+        ell = torch.complex(-maps.rates(p["nu_log"].double()), p["theta_log"].double().exp())
+        lags = torch.arange(length, device=u.device)
+        powers = (lags[:, None] * ell[:, None]).exp().to(torch.complex64)  # (arm, step, mode)
+        into = torch.complex(p["B_re"], p["B_im"]) * p["gamma_log"].exp()[..., None]
+        drive = torch.einsum("abtc,anc->abtn", u.to(torch.complex64), into)
+        size = _fft_size(length)
+        spectrum = torch.fft.fft(drive, n=size, dim=2) * torch.fft.fft(powers, n=size, dim=1)[:, None]
+        h = torch.fft.ifft(spectrum, dim=2)[:, :, :length]
+        return torch.einsum("abtn,acn->abtc", h, torch.complex(p["C_re"], p["C_im"])).real + p["D"][:, None, None] * u
+
+
+RECURRENCES: dict[str, type[S4D] | type[LRU]] = {layer.name: layer for layer in (S4D, LRU)}
+
+
+def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
+    """Return Σ_s K_s u_{t−s}, (arm, batch, step, channel), for K (arm, lag, channel)."""
+    size = _fft_size(u.shape[2])
+    product = torch.fft.rfft(u, n=size, dim=2) * torch.fft.rfft(K, n=size, dim=1)[:, None]
+    return torch.fft.irfft(product, n=size, dim=2)[:, :, : u.shape[2]]
+
+
+def _fft_size(length: int) -> int:
+    """Return a size that pads the circular convolution into a causal one, and that FFTs are fast at."""
+    size = 2 * length - 1
+    return min(
+        s for s in (2 ** math.ceil(math.log2(size)), 3 * 2 ** max(math.ceil(math.log2(size / 3)), 0)) if s >= size
+    )
+
+
+def _steps_for(init: str, length: int) -> tuple[float, float]:
+    """Return the range of Δ; the slowest mode's time constant is 1/(RATE Δ)."""
+    if init == "short":
+        return 0.2, 2.0  # time constants of 1 to 10 steps
+    if init == "long":
+        return 1 / (5 * RATE * length), 2 / (RATE * length)  # from half the sequence to five of them
+    return STEPS
+
+
+def _ring_for(init: str, length: int) -> tuple[float, float]:
+    if init == "short":
+        return 0.0, math.exp(-1 / 10)
+    if init == "long":
+        return math.exp(-2 / length), math.exp(-1 / (5 * length))
+    return RING

@@ -1,0 +1,70 @@
+"""What training leaves: every arm's losses, its memory before and after, and where its checkpoints are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ssmdiag.retrain.arms import Arm, Budget
+    from ssmdiag.spectrum import LayerDiagnosis
+
+
+@dataclass(frozen=True)
+class Point:
+    """A validation of one arm."""
+
+    step: int
+    loss: float
+    """Mean over the validation set: squared error, or cross-entropy in nats."""
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """How one arm went."""
+
+    arm: Arm
+    diverged_at: int | None
+    """First step whose loss was not finite, or past `training.DIVERGED` times the loss of predicting nothing."""
+    history: tuple[Point, ...]
+    """Validations, in order; nothing after divergence."""
+    seconds_per_step: float
+    """Wall time of a step, shared evenly by the arms trained together."""
+    before: tuple[LayerDiagnosis, ...] = ()
+    after: tuple[LayerDiagnosis, ...] = ()
+    checkpoints: tuple[Path, ...] = ()
+
+    @property
+    def final_loss(self) -> float | None:
+        """Loss of the last validation; None for an arm that diverged."""
+        return None if self.diverged_at is not None or not self.history else self.history[-1].loss
+
+    @property
+    def best_loss(self) -> float | None:
+        """Smallest validation loss, before divergence if it diverged."""
+        losses = [point.loss for point in self.history if math.isfinite(point.loss)]
+        return min(losses, default=None)
+
+    def steps_to(self, level: float) -> int | None:
+        """Return the first validated step at or under a loss, or None."""
+        return next((point.step for point in self.history if point.loss <= level), None)
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """One comparison."""
+
+    task: str
+    model: str
+    budget: Budget
+    arms: tuple[ArmResult, ...]
+    device: str
+    context: int
+    """Steps of a sequence."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to read the numbers."""
+    seconds: float = 0.0

@@ -1,0 +1,71 @@
+"""The contract of a task: sequences in, what is to be said of them out, and how it is scored.
+
+A task is one module of this package with `TASKS`, a tuple of `Task`. Data are made on the CPU by a
+generator of their own: a task never touches torch's global random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the user asks of a task; None leaves it to the task."""
+
+    length: int | None = None
+    """Steps of a sequence."""
+    samples: int | None = None
+    """Training sequences."""
+    seed: int = 0
+    """Of the data: every arm sees the same."""
+    path: Path | None = None
+    """File the data come from, for tasks that read one."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """Training and validation sequences, on the CPU."""
+
+    inputs: Tensor
+    """(sample, step, feature) float32, or (sample, step) int64 tokens."""
+    targets: Tensor
+    """(sample, step, output) float32; (sample,) or (sample, step) int64 classes."""
+    validation_inputs: Tensor
+    validation_targets: Tensor
+    loss: Literal["squared error", "cross-entropy"]
+    read_out: Literal["every step", "last step", "mean"]
+    """Where the answer is read: at every step, at the last, or off the mean over steps."""
+    outputs: int
+    """Numbers, or classes, in one answer."""
+    vocabulary: int | None = None
+    """Number of tokens where inputs are tokens."""
+    kernel: Tensor | None = None
+    """(lag,) float64: the memory kernel that would solve it, where there is one."""
+
+    @property
+    def length(self) -> int:
+        return self.inputs.shape[1]
+
+    @property
+    def features(self) -> int:
+        return 1 if self.vocabulary else self.inputs.shape[2]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task."""
+
+    name: str
+    summary: str
+    source: str
+    """The paper or data set."""
+    make: Callable[[TaskSettings], TaskData]
+    needs_path: bool = False
