@@ -168,12 +168,13 @@ def diagnose(
             problems.append(error.sentence)
             unread.append((layer, error))
         else:
-            for recurrence in recurrences:
+            for branch, recurrence in enumerate(recurrences):
                 numbers, remembered = summarise(recurrence, layer.family.title), None
                 if memory:
                     numbers, remembered = _with_memory(numbers, recurrence, context, most_channels)
                 layers.append(numbers)
-                findings += selection.examine_layer(LayerEvidence(recurrence, layer, numbers, remembered, whole))
+                evidence = LayerEvidence(recurrence, layer, numbers, remembered, whole, branch)
+                findings += selection.examine_layer(evidence)
             _collect_assumptions(assumed, layer, recurrences)
         if on_layer:
             on_layer(position, len(found.layers))
@@ -187,7 +188,7 @@ def diagnose(
         context_length=context,
         layers=tuple(layers),
         alternatives=tuple(_alternative(entry) for entry in assumed.values()),
-        problems=tuple(problems) + tuple(_missing_siblings(found)),
+        problems=tuple(problems) + _incomplete(found),
         notes=checkpoint.notes + _caveats(found),
         unrecognised=found.unrecognised,
         findings=tuple(sorted(findings, key=lambda finding: (-finding.rank, finding.code))),
@@ -250,22 +251,9 @@ def _with_memory(
     return replace(numbers, horizon=horizon, decay=decay), remembered
 
 
-def _missing_siblings(found: Recognition) -> list[str]:
-    """Say which module looks like the complete layers of its file, and what keeps it from being one."""
-    complete: dict[str, list[set[str]]] = {}
-    for layer in found.layers:
-        if set(layer.names) not in complete.setdefault(layer.spelling.name, []):
-            complete[layer.spelling.name].append(set(layer.names))
-    seen: set[str] = set()
-    result = []
-    for miss in found.near_misses:
-        alike = complete.get(miss.spelling.name, [])
-        # Without its telltale a module is a layer only if it has all else that the complete ones have.
-        found_out = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
-        if miss.reason and alike and found_out and miss.path not in seen:
-            seen.add(miss.path)
-            result.append(f"{miss.path}: looks like {miss.family.title}, but {miss.reason}.")
-    return result
+def _incomplete(found: Recognition) -> tuple[str, ...]:
+    """Say which modules look like the complete layers of their file, and what keeps them from being one."""
+    return tuple(f"{miss.path}: looks like {miss.family.title}, but {miss.reason}." for miss in found.incomplete)
 
 
 def _caveats(found: Recognition) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from math import prod
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import CheckpointError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -77,7 +79,10 @@ def _moved(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[list[str], lis
     """Return the tensors that are no longer constant, those that are, and the spread of the former."""
     moved, still, distances = [], [], []
     for name in names:
-        values = checkpoint[name].load().double().flatten()
+        try:
+            values = checkpoint[name].load().double().flatten()
+        except CheckpointError:  # a damaged norm tells nothing
+            continue
         if bool((values == values[0]).all()):
             still.append(name)
         else:

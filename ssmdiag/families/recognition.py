@@ -56,6 +56,22 @@ class Recognition:
     unrecognised: tuple[str, ...]
     """Tensors that look recurrent and that no layer uses."""
 
+    @property
+    def incomplete(self) -> tuple[NearMiss, ...]:
+        """Modules that look like the complete layers of this file, one near miss each, best first."""
+        complete: dict[str, list[set[str]]] = defaultdict(list)
+        for layer in self.layers:
+            if set(layer.names) not in complete[layer.spelling.name]:
+                complete[layer.spelling.name].append(set(layer.names))
+        found: dict[str, NearMiss] = {}
+        for miss in self.near_misses:
+            alike = complete.get(miss.spelling.name, [])
+            # Without its telltale a module is a layer only if it has all else that the complete ones have.
+            found_out = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
+            if miss.reason and alike and found_out:
+                found.setdefault(miss.path, miss)
+        return tuple(found.values())
+
     def require_layers(self, checkpoint: Checkpoint) -> None:
         """Raise UnknownFamilyError if nothing was recognised."""
         if not self.layers:

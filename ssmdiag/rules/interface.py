@@ -14,6 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.errors import LayerError
     from ssmdiag.families.layer import Layer
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence import Recurrence, RecurrentWeight
     from ssmdiag.spectrum import LayerDiagnosis
     from ssmdiag.training_signs import TrainingSigns
+
+PLAIN = ("float16", "float32", "float64", "bfloat16", "complex")
+"""Starts of the dtypes whose values are numbers as they stand and that torch can test for NaN."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,36 @@ class CheckpointEvidence:
 
         return read_training_signs(self.checkpoint, self.recognition)
 
+    @cached_property
+    def names_by_layer(self) -> Mapping[str, tuple[str, ...]]:
+        """Path of each recognised layer → all tensors of its module, those that its family does not use too.
+
+        Nothing at the top of the file belongs to a layer, unless its family uses it.
+        """
+        found: dict[str, list[str]] = {layer.path: [] for layer in self.recognition.layers}
+        used = {name: layer.path for layer in self.recognition.layers for name in layer.names.values()}
+        for name in self.checkpoint:
+            path = used.get(name) or name
+            while path and path not in found:
+                path = path.rpartition(".")[0]
+            if path:
+                found[path].append(name)
+            elif name in used:
+                found[""].append(name)
+        return {path: tuple(names) for path, names in found.items()}
+
+    def load(self, name: str, most_bytes: int = 1_000_000) -> Tensor | None:
+        """Return a tensor's values in their stored dtype; None where it is absent, packed, unreadable or larger."""
+        from ssmdiag.errors import CheckpointError
+
+        stored = self.checkpoint.get(name)
+        if stored is None or stored.nbytes > most_bytes or not stored.dtype.startswith(PLAIN):
+            return None
+        try:
+            return stored.load()
+        except CheckpointError:  # SSM401 says so, or the diagnosis itself where the recurrence needs it
+            return None
+
 
 @dataclass(frozen=True, eq=False)
 class LayerEvidence:
@@ -93,6 +128,8 @@ class LayerEvidence:
     memory: LayerMemory | None
     """Horizon and law per channel, of a sample of the channels where there are many."""
     whole: CheckpointEvidence
+    position: int = 0
+    """Which of its module's recurrences this is: what they share is looked at with the first."""
 
     @property
     def context(self) -> int | None:

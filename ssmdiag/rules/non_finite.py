@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule
+from ssmdiag.errors import CheckpointError
+from ssmdiag.rules.interface import PLAIN, LayerEvidence, Limits, Observation, Rule
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    layer = evidence.layer
-    branch = evidence.recurrence.layer
-    for local, name in layer.names.items():
-        # A module with several scans is examined once for each; its tensors are reported with the first.
-        if branch != layer.path and name not in evidence.recurrence.tensors:
+    if evidence.position:  # a module with several scans is examined once, with its first
+        return
+    layer, whole = evidence.layer, evidence.whole
+    own = set(layer.names.values())
+    for name in whole.names_by_layer[layer.path]:
+        stored = whole.checkpoint[name]
+        most = MOST_OWN_BYTES if name in own else MOST_BYTES
+        if not stored.dtype.startswith(PLAIN) or stored.nbytes > most:
             continue
-        stored = layer.stored(local)
-        if not stored.dtype.startswith(("float", "bfloat", "complex")) or stored.nbytes > MOST_BYTES:
+        local = name.removeprefix(f"{layer.path}.")
+        try:
+            values = stored.load()
+        except CheckpointError as error:
+            yield Observation(f"{local} cannot be read: {error.seen}", count=1, tensor=name, advice=error.advice)
             continue
-        values = stored.load()
-        broken = int((~values.isfinite()).sum()) if not stored.dtype.startswith("float8") else 0
+        broken = int((~values.isfinite()).sum())
         if broken:
             yield Observation(
-                f"{name}: {broken:,} of {values.numel():,} values {'is' if broken == 1 else 'are'} NaN or infinite",
+                f"{local}: {broken:,} of {values.numel():,} values {'is' if broken == 1 else 'are'} NaN or infinite",
                 count=broken,
                 of=values.numel(),
                 value=float(broken),
@@ -30,8 +36,10 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
             )
 
 
-MOST_BYTES = 1_000_000
-"""Larger tensors (input projections) are not read for this: a check reads the recurrence, not the model."""
+MOST_BYTES = 200_000
+"""Larger tensors (projections) are not read for this: a check reads the recurrence, not the model."""
+MOST_OWN_BYTES = 1_000_000
+"""The same for tensors that the family names: B and C of wide layers among them."""
 
 RULE = Rule(
     code="SSM401",

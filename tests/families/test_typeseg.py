@@ -11,6 +11,7 @@ from typeseg import _mamba_kernel as original
 
 from ssmdiag.diagnosis import diagnose, extract_recurrences
 from ssmdiag.recurrence import Recurrence
+from ssmdiag.rules.selection import select_rules
 from tests.tolerances import EIGENVALUES, RELATIVE
 
 CHECKPOINT = Path(typeseg.__file__).parent / "data" / "mamba_al.npz"
@@ -87,8 +88,22 @@ def test_the_states_of_a_channel_share_one_time_scale(recurrences: list[Recurren
 
 
 def test_reading_the_memory_takes_a_small_part_of_the_file() -> None:
-    report = diagnose(CHECKPOINT)
+    report = diagnose(CHECKPOINT, rules=select_rules(select=["SSM1"]))
     assert report.exit_code() == 0
     assert report.bytes_read == BLOCKS * CHANNELS * (MODES + 1) * 4
     assert report.bytes_read < report.size / 40
     assert not report.unrecognised
+
+
+def test_all_rules_together_read_a_small_part_of_the_file() -> None:
+    report = diagnose(CHECKPOINT)
+    assert report.bytes_read < report.size / 8
+
+
+def test_the_trained_file_shows_two_faults_and_no_other() -> None:
+    """Its states share one time scale, and its Δ was never set to the usual range: in all six blocks."""
+    found = [(f.code, f.severity, f.layer) for f in diagnose(CHECKPOINT).findings if f.severity != "note"]
+    expected = [
+        (code, "warning", f"CheckpointMambaBlock1D_{block}") for code in ("SSM205", "SSM404") for block in range(BLOCKS)
+    ]
+    assert found == expected

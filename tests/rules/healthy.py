@@ -202,9 +202,9 @@ def _packaged(name: str, trained: bool) -> Healthy:
     return Healthy(name, trained, write)
 
 
-UNSET_STEP = ("bamba", "granitemoehybrid", "falcon_h1", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-"""Types whose models transformers starts with dt_bias = 1, Δ = 1.31, outside the range their makers train from:
-what SSM404 is there for (transformers issue 43717). Not healthy, and so not here."""
+UNSET_STEP = ("bamba", "granitemoehybrid", "falcon_h1", "jamba")
+"""Types that transformers starts at dt_bias = 1 or 0, Δ = 1.31 or 0.69, where their makers' code draws it from
+[0.001, 0.1]: what SSM404 is there for (transformers issue 43717). Not healthy, and so not here."""
 
 
 def _transformers(model_type: str, trained: bool) -> Healthy:

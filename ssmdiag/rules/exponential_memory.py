@@ -1,0 +1,59 @@
+"""SSM204: a layer forgets exponentially, and the context is many half-lives long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    recurrence, decay, context = evidence.recurrence, evidence.numbers.decay, evidence.context
+    half_life = evidence.numbers.half_life
+    if not recurrence.time_invariant or context is None or decay is None or half_life is None:
+        return
+    # Half-lives of a dense state are those of its eigenvalues, which a transient growth can outlast.
+    if decay.whole.law.value != "exponential" or half_life.max <= 0:
+        return
+    passed = context / half_life.max
+    if passed <= limits["half_lives"]:
+        return
+    yield Observation(
+        f"forgets exponentially, and the context of {context:,} is {passed:,.0f} half-lives of its slowest mode "
+        f"({half_life.max:.3g} steps): its start has sunk below the last bit of float32",
+        count=recurrence.channels,
+        of=recurrence.channels,
+        value=passed,
+        threshold=limits["half_lives"],
+        tensor=next((weight.name for weight in evidence.weights("rate")), None),
+    )
+
+
+RULE = Rule(
+    code="SSM204",
+    name="exponential-memory",
+    severity="note",
+    summary="exponential forgetting, with a context of many half-lives",
+    looks_at="layer",
+    examine=examine,
+    advice="other layers must carry what is far back; `ssmdiag retrain --param best` lets this one do it too.",
+    formula=(
+        "T·r/ln 2 > threshold, T the context and r the rate of the layer's slowest mode, where the summed energy of "
+        "the layer's kernels decays exponentially (not as a power) over the lags that can be told from noise. At 24 "
+        "half-lives what is left is 2⁻²⁴, float32's rounding of the present. Time-invariant layers only; a note, "
+        "because a model may want some of its layers local."
+    ),
+    why=(
+        "Stably trained exponential memory cannot follow targets that decay more slowly: the curse of memory (arXiv "
+        "2305.19190). What was at the start of the context does not reach the output of this layer at all."
+    ),
+    fix=(
+        "Start with slower modes (dt_min/10, or an LRU ring closer to 1), spread time scales over decades so that the "
+        "layer decays as a power, or train under a stable reparameterisation (arXiv 2311.14495)."
+    ),
+    example=(
+        "state-spaces/s4 trains Path-X with dt_min = 0.0001 instead of 0.001, since 16,384 steps are too many half-"
+        "lives of the default (https://github.com/state-spaces/s4/blob/main/configs/experiment/lra/s4-pathx.yaml)."
+    ),
+    thresholds={"half_lives": Threshold(24.0, "context over the longest half-life of the layer")},
+)

@@ -1,0 +1,68 @@
+"""SSM203: most of a layer's channels forget within one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+ONE_STEP = math.log(2) * (1 + 1e-9)
+"""Rate in nats per step at which half is lost in one step; a gate of exactly 1/2 is not past it."""
+
+FAST_BY_DESIGN = frozenset({"rwkv4"})
+"""Starts with half of its channels faster than a step, which then mix the present with the last token."""
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    recurrence = evidence.recurrence
+    if recurrence.family in FAST_BY_DESIGN or not recurrence.weights:
+        return
+    many_inputs = recurrence.layout == "many inputs"
+    slowest = recurrence.rate.flatten() if many_inputs else recurrence.rate.amin(1)
+    total = slowest.numel()
+    fast = int((slowest > ONE_STEP).sum())
+    if total < 2 or fast < limits["share"] * total:
+        return
+    what = "modes" if many_inputs else "channels"
+    nominal = "" if recurrence.time_invariant else f" with {recurrence.operating_point or 'the gates at their bias'}"
+    yield Observation(
+        f"{fast:,} of {total:,} {what} lose more than half of their state in one step{nominal}: they hold no memory",
+        count=fast,
+        of=total,
+        value=fast / total,
+        threshold=limits["share"],
+        tensor=next((weight.name for weight in evidence.weights("rate")), None),
+        # What the input opens or shuts is not in the weights: there this is a remark.
+        severity=None if recurrence.time_invariant else "note",
+    )
+
+
+RULE = Rule(
+    code="SSM203",
+    name="memoryless-channels",
+    severity="warning",
+    summary="most of a layer's channels forget within one step",
+    looks_at="layer",
+    examine=examine,
+    advice="look at Δ and A of this layer: is Δ where it was meant to start, and A not multiplied or logged twice?",
+    formula=(
+        "A channel is memoryless where its slowest mode has a half-life ln 2 / r under one step. Fires where their "
+        "share of the layer reaches the threshold; for a state shared by all inputs (S5, LRU) modes are counted. "
+        "Selective layers are read with their gates at the bias and the finding is a note. RWKV-4 is left out: "
+        "up to 54 % of its channels start like that by design."
+    ),
+    why=(
+        "Such a channel is a multiplication by a constant with extra cost. A layer of them is a pointwise map: all "
+        "that the model knows of the past must come from elsewhere."
+    ),
+    fix=(
+        "Check Δ against the initialisation (SSM404) and A against log 1 … log N; a Δ of 1 instead of 0.01 is enough. "
+        "In a model that trained into this state, give the recurrence its own small learning rate and no weight decay."
+    ),
+    example=(
+        "jrz97619761/test-model-thing issue 3 (https://github.com/jrz97619761/test-model-thing/issues/3): gates start "
+        "at 0.5 and the trained decays stay at about one symbol; an opening bracket 20 bytes back has no effect."
+    ),
+    thresholds={"share": Threshold(0.75, "share of a layer's channels that forget within a step")},
+)

@@ -1,0 +1,105 @@
+"""SSM406: a recurrent module lacks a tensor that its siblings have."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+
+UNIFORM = frozenset({"mamba", "zamba", "mamba2", "mamba3", "plamo2", "gated_delta_net", "kda"})
+"""Families whose layers of one model are built alike. RWKV-7's first layer is not."""
+
+SKIPS = frozenset({"D", "Ds", "D_b", "ssm_d"})
+"""Mamba-1's skip under the names in use; Mamba-2 is not recognised without its own."""
+
+
+def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
+    for miss in evidence.recognition.incomplete:
+        yield Observation(
+            f"looks like {miss.family.title}, but {miss.reason}",
+            count=max(1, len(miss.missing)),
+            tensor=_join(miss.path, miss.missing[0]) if miss.missing else None,
+            layer=miss.path,
+            family=miss.family.name,
+        )
+    alike: dict[tuple[str, str], list[Layer]] = defaultdict(list)
+    for layer in evidence.recognition.layers:
+        if layer.family.name in UNIFORM:
+            alike[layer.family.name, layer.spelling.name].append(layer)
+    for layers in alike.values():
+        yield from _examine_alike(evidence, layers)
+
+
+def _examine_alike(evidence: CheckpointEvidence, layers: list[Layer]) -> Iterator[Observation]:
+    """Compare layers of one spelling by what stands in each: `D`, `conv1d`, `in_proj`, packed or not."""
+    parts = {layer.path: _parts(layer, evidence.names_by_layer[layer.path]) for layer in layers}
+    counts = Counter(part for found in parts.values() for part in found)
+    for layer in layers:
+        missing = sorted(
+            part for part, count in counts.items() if part not in parts[layer.path] and _usual(count, layers)
+        )
+        if missing:
+            yield Observation(
+                f"{', '.join(missing)} missing, which {counts[missing[0]]:,} of {len(layers):,} layers like it have",
+                count=len(missing),
+                tensor=_join(layer.path, missing[0]),
+                layer=layer.path,
+                family=layer.family.name,
+            )
+    if layers[0].family.name in ("mamba", "zamba") and not SKIPS & set(counts):
+        yield Observation(
+            f"no layer has a skip D, which every published {layers[0].family.title} has",
+            count=len(layers),
+            family=layers[0].family.name,
+            severity="warning",
+        )
+
+
+def _usual(count: int, layers: list[Layer]) -> bool:
+    """Whether most of the other layers have it: at least two, and more than half."""
+    return count >= 2 and 2 * count > len(layers) - 1
+
+
+def _parts(layer: Layer, names: tuple[str, ...]) -> set[str]:
+    """Return the first element of each local name: quantised weights have other endings."""
+    prefix = len(layer.path) + 1 if layer.path else 0
+    parts = {name[prefix:].partition(".")[0] for name in names}
+    # GGUF has no module for the mixer: beside it in the block stands what may differ from layer to layer.
+    return {part for part in parts if part.startswith("ssm_")} or parts
+
+
+def _join(path: str, local: str) -> str:
+    return f"{path}.{local}" if path else local
+
+
+RULE = Rule(
+    code="SSM406",
+    name="missing-tensor",
+    severity="error",
+    summary="a recurrent module lacks a tensor that its siblings have",
+    looks_at="checkpoint",
+    examine=examine,
+    advice="convert or save the file again: whoever loads it fills the gap with a fresh or an uninitialised tensor.",
+    formula=(
+        "A module that holds the telltale of a family found elsewhere in the file, or all but that, and not the rest; "
+        "or a layer of a selective family that lacks a part (D, conv1d, in_proj …) which at least two and more "
+        "than half of the layers like it have. A Mamba-1 without any D is a warning."
+    ),
+    why=(
+        "Loaders that are not strict leave a missing tensor at its initial value, or at whatever the memory held. "
+        "The model runs, and answers with noise."
+    ),
+    fix=(
+        "Find the tensor in the source of the conversion under another name, add it to the converter's table, and load "
+        "with strict=True. ssmdiag names the gap as a problem too, because the layer's memory could not be read."
+    ),
+    example=(
+        "ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): after conversion A_log, D "
+        "and dt are reported as newly initialised, and logits have nothing to do with the original's."
+    ),
+)

@@ -1,0 +1,134 @@
+"""SSM403: Δ is a fresh random draw although the rest of the model was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from ssmdiag.errors import LayerError
+from ssmdiag.families.layer import Layer
+from ssmdiag.initialisations import FIXED, usual_step
+from ssmdiag.maps import softplus
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.uniformity import uniform_p_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BIASES = (
+    *("dt_bias", "dt_proj.bias", "dt_proj_b.bias", "dt_proj.0.bias"),
+    *("dt_projs_bias", "dt_proj_bias", "Dense_2.bias", "ssm_dt.bias"),
+)
+"""Biases behind a softplus, under the local names of Mamba and its kin."""
+
+
+def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
+    import torch
+
+    signs = evidence.training
+    if not signs.trained or not signs.distance:
+        return
+    draws = [draw for layer in evidence.recognition.layers for draw in _draws(layer)]
+    values = sum(draw.position.numel() for draw in draws)
+    if not draws or any(draw.outside for draw in draws):
+        return
+    moved = limits["movement"] * signs.distance
+    expected = sum(draw.position.numel() * _share_outside(moved, draw.width, draw.slack) for draw in draws)
+    chance = uniform_p_value(torch.cat([draw.position for draw in draws]))
+    if expected < limits["expected"] or chance < limits["p_value"]:
+        return
+    layers = len({draw.layer for draw in draws})
+    low, high = (f"{bound:g}" for bound in draws[0].bounds)
+    yield Observation(
+        f"the bias of Δ in all {layers} layers ({values:,} values) is still a log-uniform draw from [{low}, {high}] "
+        f"(Kolmogorov–Smirnov p = {chance:.2g}, none outside); moved a third as far as the norms, about "
+        f"{expected:,.0f} would lie outside",
+        count=values,
+        of=values,
+        value=expected,
+        threshold=limits["expected"],
+        tensor=draws[0].name,
+    )
+
+
+class _Draw(NamedTuple):
+    """One bias of Δ, as places in the range it may have been drawn from."""
+
+    layer: str
+    name: str
+    position: Tensor
+    """(log Δ − log Δ_min)/(log Δ_max − log Δ_min): uniform in [0, 1] if fresh."""
+    bounds: tuple[float, float]
+    width: float
+    """log Δ_max − log Δ_min in nats."""
+    slack: float
+    """What rounding to the stored dtype may add to either side, in nats."""
+    outside: int
+
+
+def _draws(layer: Layer) -> Iterator[_Draw]:
+    """Yield the biases of Δ of one layer that are numbers."""
+    if layer.family.name in FIXED:
+        return
+    for local in layer.names:
+        if local.removeprefix("forget_gate.") not in BIASES:
+            continue
+        try:
+            raw = layer[local].flatten()
+        except LayerError:  # quantised: another finding says so
+            continue
+        low, high = usual_step(layer)
+        width = math.log(high / low)
+        position = (softplus(raw).log() - math.log(low)) / width
+        slack = _rounding(layer.stored(local).dtype) * abs(math.log(math.expm1(low)))
+        outside = int(((position < -slack / width) | (position > 1 + slack / width) | position.isnan()).sum())
+        yield _Draw(layer.path, layer.names[local], position, (low, high), width, slack, outside)
+
+
+def _rounding(dtype: str) -> float:
+    """Return the relative rounding error of a stored dtype."""
+    return {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(dtype, 2.0**-20)
+
+
+def _share_outside(moved: float, width: float, slack: float) -> float:
+    """Return which share leaves [0, width] by more than `slack` if every value moves by N(0, moved²), nats."""
+    reach = slack / moved
+    density = math.exp(-(reach**2) / 2) / math.sqrt(2 * math.pi)
+    return 2 * moved / width * (density - reach * math.erfc(reach / math.sqrt(2)) / 2)
+
+
+RULE = Rule(
+    code="SSM403",
+    name="redrawn-step",
+    severity="warning",
+    summary="the bias of Δ is a fresh random draw in a model that looks trained",
+    looks_at="checkpoint",
+    examine=examine,
+    advice="compare the tensor with the file it was converted or loaded from: an initialiser may have run after it.",
+    formula=(
+        "Fresh: log softplus(b) uniform in [log Δ_min, log Δ_max], with hard ends. Moved by a normal σ, a share "
+        "2σ/(√(2π) log(Δ_max/Δ_min)) of the values is outside. σ is taken as `movement` times the spread that the "
+        "norms have gained; in our own trainings b moved one to three times as far as the norms. Fires where that "
+        "would have put at least `expected` values outside, none is, and Kolmogorov–Smirnov does not reject the "
+        "uniform distribution: by chance e^−expected. Values of all layers together."
+    ),
+    why=(
+        "The step decides how long each channel remembers. Redrawn at random, every channel keeps what it writes and "
+        "reads but for another time: the text turns to filler, and no shape or dtype is wrong."
+    ),
+    fix=(
+        "Load the file again and compare tensors name by name, in memory against on disk, for dt_bias and out_proj "
+        "above all. Where the bias really was left out of training (frozen, or in no parameter group), say so to "
+        "the configuration by ignoring this rule."
+    ),
+    example=(
+        "transformers PR 45591 (https://github.com/huggingface/transformers/pull/45591): Nemotron-H's dt_bias and "
+        "out_proj were overwritten with fresh random values after loading."
+    ),
+    thresholds={
+        "movement": Threshold(1 / 3, "how far b moves for each unit by which the norms have spread"),
+        "expected": Threshold(14.0, "values that ought to lie outside the range for their absence to be evidence"),
+        "p_value": Threshold(0.01, "chance under which the values are no uniform draw"),
+    },
+)

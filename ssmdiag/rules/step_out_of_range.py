@@ -1,0 +1,97 @@
+"""SSM404: the step Δ was never initialised, or by another formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.initialisations import STEP_FROM_ONE, log_uniform_step, usual_step
+from ssmdiag.maps import MAPS
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEWEST = 4
+"""Fewer steps than this may lie anywhere."""
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    weight = log_uniform_step(evidence.recurrence)
+    if weight is None or weight.values.numel() < FEWEST or not bool(weight.values.isfinite().all()):
+        return
+    raw = weight.values.flatten()
+    step = MAPS[weight.map](raw)
+    spread = float(step.log().std(correction=0))
+    low, high = usual_step(evidence.layer)
+    constant = bool((raw == raw[0]).all())
+    outside = float(step.min()) > high or float(step.max()) < low
+    if evidence.recurrence.family in STEP_FROM_ONE and not (constant and evidence.whole.training.trained):
+        return
+    if not constant and not (outside and spread < limits["spread"]):
+        return
+    yield Observation(
+        _sentence(evidence.local(weight.name), weight.map, raw, step, constant, (low, high) if outside else None),
+        count=raw.numel(),
+        of=raw.numel(),
+        value=spread,
+        threshold=limits["spread"],
+        tensor=weight.name,
+    )
+
+
+def _sentence(
+    name: str, map_name: str, raw: Tensor, step: Tensor, constant: bool, outside: tuple[float, float] | None
+) -> str:
+    middle, typical = float(raw.median()), float(step.median())
+    function = "exp" if map_name == "exp" else "softplus"
+    if constant:
+        said = f"all {raw.numel():,} values of {name} are {middle:.3g}: {function}({middle:.3g}) = {typical:.2g}"
+    else:
+        about = "0" if abs(middle) < 0.1 and function == "softplus" else f"{middle:.2g}"
+        said = (
+            f"{name} is centred on {about}: {function}({about}) = {typical:.2g} "
+            f"({float(step.min()):.2g} to {float(step.max()):.2g} over {raw.numel():,} channels)"
+        )
+    if outside is None:
+        return f"{said} in every channel"
+    where = "above" if typical > outside[1] else "below"
+    return f"{said} is {where} the usual [{outside[0]:g}, {outside[1]:g}]"
+
+
+RULE = Rule(
+    code="SSM404",
+    name="step-out-of-range",
+    severity="warning",
+    summary="Δ constant, or wholly outside the range models start from",
+    looks_at="layer",
+    examine=examine,
+    advice="was the initialisation of Δ applied? Check what the file was made from before training on.",
+    formula=(
+        "Δ = softplus(b) (Mamba and its kin) or exp(b) (S4, S5, DSS). Fires where all Δ of a layer are equal, or all "
+        "lie on one side of [Δ_min, Δ_max] and the standard deviation of log Δ is below the threshold. A log-uniform "
+        f"start in [0.001, 0.1] (arXiv 2206.12037, 2312.00752) spreads log Δ by {math.log(100) / math.sqrt(12):.2f}; "
+        "training moves channels apart, not together, so a narrow distribution outside was never inside. Δ_min and "
+        "Δ_max are read from the settings where they say them."
+    ),
+    why=(
+        "With dt_bias = 0 the step is 0.69 and with dt_bias = 1 it is 1.31, up to a thousand times the usual one. "
+        "Every mode then forgets within a step or two wherever the input does not hold the gate shut, and all "
+        "channels share that one time scale."
+    ),
+    fix=(
+        "Set b = Δ + log(1 − exp(−Δ)) with Δ log-uniform in [0.001, 0.1] before training, and see that nothing after "
+        "it writes into the bias: wrappers that initialise every Linear, `reset_parameters` on a meta device, or a "
+        "mixer that is used outside its model class. In a loaded file, compare the tensor with its source."
+    ),
+    example=(
+        "transformers issue 43717 (https://github.com/huggingface/transformers/issues/43717): dt_bias is all ones if "
+        "the mixer is used alone. athms/mad-lab issue 3 (https://github.com/athms/mad-lab/issues/3): a wrapper "
+        "initialised dt_proj a second time. The Mamba inside typeseg 0.2.7 kept Δ between 0.63 and 0.77."
+    ),
+    thresholds={
+        "spread": Threshold(0.5, "standard deviation of log Δ over a layer, in nats, under which Δ is one value"),
+    },
+    worse="lower",
+)

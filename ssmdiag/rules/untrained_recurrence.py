@@ -1,0 +1,125 @@
+"""SSM402: the recurrence stands exactly where it started, in a model that was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ssmdiag.initialisations import FIXED
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import RecurrentWeight
+
+FEWEST = 8
+"""Fewer values than this may be a start by chance."""
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    if evidence.recurrence.family in FIXED:
+        return
+    for weight in evidence.weights("rate"):
+        found = _start(weight)
+        if found is None:
+            continue
+        name, still, rows = found
+        local = evidence.local(weight.name)
+        if still < limits["share"] * rows or not evidence.whole.training.trained:
+            continue
+        what = f"{still:,} of {rows:,} channels of {local} are" if still < rows else f"{local} is"
+        yield Observation(
+            f"{what} still {name}, to the last bit, though {evidence.whole.training.evidence}",
+            count=still,
+            of=rows,
+            value=still / rows,
+            threshold=limits["share"],
+            tensor=weight.name,
+        )
+
+
+def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
+    """Return what initialisation the values are, how many rows stand at it, and of how many; None for none."""
+    # GGUF stores −A itself: A_log is its logarithm.
+    values = (-weight.values).log() if weight.map == "direct" and weight.name.endswith("ssm_a") else weight.values
+    if values.numel() < FEWEST or not bool(values.isfinite().any()):
+        return None
+    modes = values.shape[-1]
+    is_log = weight.map == "exp" or values is not weight.values
+    if is_log and values.ndim >= 2 and modes >= 4:
+        start = (values.new_ones(modes).cumsum(0)).log()
+        rows = _equal(values.reshape(-1, modes), start).all(1)
+        if bool(rows.any()):
+            return f"log 1 … log {modes}", int(rows.sum()), len(rows)
+    flat = values.flatten()
+    if bool((flat - flat[0]).abs().max() <= 2e-6 * flat[0].abs()):
+        # A gate whose bias starts at 0 is told from one that has none only by training, which moves it.
+        return f"{float(flat[0]):.4g} in every mode", flat.numel(), flat.numel()
+    count = flat.numel()
+    if is_log and values.ndim == 1 and bool(_equal(flat, flat.new_ones(count).cumsum(0).log()).all()):
+        return f"log 1 … log {count}", count, count
+    if _is_power_ramp(flat):
+        return "evenly spaced" if _is_power_ramp(flat, power=1.0) else "a power of the channel's index", count, count
+    return None
+
+
+def _equal(values: Tensor, start: Tensor) -> Tensor:
+    """Whether each value is its start, written in float32 or rounded to 16 bits on the way."""
+    import torch
+
+    exact = torch.zeros_like(values, dtype=torch.bool)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        rounded = start.to(dtype).to(values.dtype)
+        exact |= (values - rounded).abs() <= 3e-7 * rounded.abs()
+    return exact
+
+
+def _is_power_ramp(values: Tensor, power: float | None = None) -> bool:
+    """Whether values are a + b·(i/(n − 1))^p to rounding: RWKV's start, and with p = 1 that of xLSTM's gates."""
+    count = len(values)
+    span = float(values[-1] - values[0])
+    if count < FEWEST or span == 0 or not bool(values.isfinite().all()):
+        return False
+    position = (values - values[0]) / span
+    index = (values.new_ones(count).cumsum(0) - 1) / (count - 1)
+    middle = count // 2
+    if not 0 < float(position[middle]) < 1:
+        return False
+    exponent = power or math.log(float(position[middle])) / math.log(float(index[middle]))
+    slack = 4e-7 * (float(values.abs().max()) / abs(span) + 1)
+    return bool((position - index**exponent).abs().max() <= slack)
+
+
+RULE = Rule(
+    code="SSM402",
+    name="untrained-recurrence",
+    severity="warning",
+    summary="the recurrence is exactly at its initialisation in a trained model",
+    looks_at="layer",
+    examine=examine,
+    advice="check that the weight requires a gradient, is in the optimiser, and was in the file it was loaded from.",
+    formula=(
+        "w = w₀ to rounding, where w₀ is log 1 … log N (Mamba, S4D-Real), one constant (S4, S4D, DSS, S5: Re A = −1/2; "
+        "GLA: 0), or a + b(i/(n − 1))^p (RWKV; p = 1: xLSTM), in at least `share` of the channels, and norms beside it "
+        "are no longer constant. Random starts (Mamba-2, LRU) cannot be told from trained ones like this. Fixed decays "
+        "(RetNet, Lightning attention) are left out. Values rounded to 16 bits on the way are recognised."
+    ),
+    why=(
+        "The time scales of the model are those of its birth, not those that its data asked for. Where it was meant, "
+        "as in a reservoir, that is no loss (arXiv 2510.00563); where a converter left the weight out and the loader "
+        "filled in fresh ones, outputs are those of another model."
+    ),
+    fix=(
+        "Look for trainable=False, requires_grad=False or a parameter group that misses the weight; for pure 16-bit "
+        "training, whose updates of log 16 = 2.77 are lost under 0.008; and for `newly initialized` in the loader's "
+        "output. Ignore this rule for a model whose recurrence is frozen on purpose."
+    ),
+    example=(
+        "vedant-jumle/Mamba-tf issue 2 (https://github.com/vedant-jumle/Mamba-tf/issues/2): A_log was created with "
+        "trainable=False. ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): a "
+        "converted model reports A_log, D and dt as newly initialised."
+    ),
+    thresholds={"share": Threshold(0.5, "share of a layer's channels that stand exactly at their start")},
+)

@@ -1,0 +1,29 @@
+"""Is a sample uniform? Kolmogorov–Smirnov, for samples of thousands of weights."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TERMS = 100
+
+
+def uniform_p_value(values: Tensor) -> float:
+    """Return the chance that a uniform sample on [0, 1] lies as far from uniform as these values, (any,) float64.
+
+    Kolmogorov's limit 2 Σ (−1)^{k−1} e^{−2k²x²} at x = (√n + 0.12 + 0.11/√n) D (Stephens 1970), D the largest
+    distance of the empirical from the uniform distribution; off by less than 0.01 from n = 5. NaN for no values.
+    """
+    ordered = values.flatten().sort().values
+    count = len(ordered)
+    if not count:
+        return math.nan
+    below = (ordered.new_ones(count).cumsum(0) - 1) / count
+    distance = max(float((below + 1 / count - ordered).max()), float((ordered - below).max()))
+    x = (math.sqrt(count) + 0.12 + 0.11 / math.sqrt(count)) * distance
+    if x < 0.2:  # the series needs ever more terms, and its sum is 1 to twelve digits
+        return 1.0
+    return min(1.0, max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * x) ** 2) for k in range(1, TERMS))))
