@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.checkpoint.names import layer_numbers, parametrized
-from ssmdiag.errors import CheckpointError, LayerError
-from ssmdiag.maps import MAPS
+from ssmdiag.errors import CheckpointError, LayerError, MapError
+from ssmdiag.maps import find_map
 from ssmdiag.recurrence import Assumption, Recurrence, RecurrentWeight, as_complex
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Layer:
         values = self[local] if part is None else part
         stored = self.stored(local)
         self._record.weights.append(RecurrentWeight(stored.name, role, map, values, stored.dtype, discrete))
-        return MAPS[map](values)
+        return find_map(map)(values)
 
     def elsewhere(self, suffix: str) -> Tensor | None:
         """Return a model-level tensor whose name ends with `suffix`, or None."""
@@ -123,6 +123,19 @@ class Layer:
         """Return the first setting of config.json or of the file whose last path element is one of these."""
         found = _find(self.checkpoint.settings, leaves)
         return default if found is None else found
+
+    def rate_map(self) -> str | None:
+        """Return the map that `ssmdiag retrain` trained a rate through, if it wrote the file and says so.
+
+        Raises LayerError where the file names a map nobody knows.
+        """
+        stated = self.setting("rate_map")
+        if stated is None:
+            return None
+        try:
+            return find_map(str(stated)).name
+        except MapError as error:
+            raise LayerError(f"{self.path}: rate_map {stated!r} in its settings: {error.seen}") from error
 
     def option(
         self,

@@ -36,7 +36,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         gain = rows[2].exp()
         B, C = layer["in_proj.weight"], layer["out_proj.weight"]
     else:
-        nu = layer.weight("nu_log", "exp")
+        nu = layer.weight("nu_log", layer.rate_map() or "exp")  # ssmdiag retrain trains it through other maps too
         theta = layer.weight("theta_log", "exp", role="frequency")
         gain = _gain(layer, nu)
         B, C = _matrix(layer, "B"), _matrix(layer, "C")

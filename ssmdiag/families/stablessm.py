@@ -7,7 +7,8 @@
 | Δ | `kernel.log_dt` | channel | exp(w) |
 | C | `kernel.C` | channel, mode, 2 | output; B ≡ 1 |
 
-f(w) = −eʷ (exp), −log(1 + eʷ) (softplus), −1/(w² + 0.1) (best) or +w (direct): the file does not say which.
+f(w) = −eʷ (exp), −log(1 + eʷ) (softplus), −1/(w² + 0.1) (best) or +w (direct): the released code's files do not say
+which. Those that `ssmdiag retrain` writes do, under `rate_map`.
 ZOH and the factor 2 of S4D.
 """
 
@@ -28,7 +29,7 @@ _MAPS = {"direct": "direct", "exp": "exp", "softplus": "softplus", "best": "best
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
-    yield read_minimal(layer, _MAPS[layer.option("parameterization")])
+    yield read_minimal(layer, layer.rate_map() or _MAPS[layer.option("parameterization")])
 
 
 FAMILY = Family(
