@@ -41,7 +41,7 @@ def initial_spectra(family: str, modes: int) -> tuple[InitialSpectrum, ...]:
     """
     if modes < 1:
         raise ValueError(f"a spectrum has at least one mode, got {modes}")
-    return tuple(_SPECTRA[name](name, family, modes) for name in _FAMILIES.get(family, ()))
+    return tuple(_SPECTRA[name](name, family, modes) for name in FAMILIES.get(family, ()))
 
 
 def legs_matrix(states: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ _SPECTRA: dict[str, Callable[[str, str, int], InitialSpectrum]] = {
     "ring 0–1": _ring(0.0, 1.0),
     "ring 0.9–0.999": _ring(0.9, 0.999),
 }
-_FAMILIES: dict[str, tuple[str, ...]] = {
+FAMILIES: dict[str, tuple[str, ...]] = {
     "s4": ("LegS",),
     "s4d": ("S4D-Lin", "S4D-Inv", "S4D-LegS", "S4D-Real"),
     "annotated_s4": ("S4D-LegS", "S4D-Lin"),
@@ -188,3 +188,4 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "zamba": ("A = 1 … N",),
     "mamba2": ("A in 1 … 16",),
 }
+"""Names of the initialisations of each family that has some."""

@@ -116,7 +116,7 @@ class LeadingMemory:
 
     def passes(self, cascade: Cascade) -> Tensor:
         """Whether Σ MF is N, and Σ |β|² one, (channel,) bool."""
-        modes = cascade.modes
+        modes = cascade.modes.double()
         passed = self.values[:, 0] + square_of(cascade.direct)
         return ((self.total - modes).abs() <= EXACT * modes.clamp(min=1)) & ((passed - 1).abs() <= EXACT)
 

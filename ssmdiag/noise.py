@@ -42,7 +42,8 @@ INT8_RANGE = 4.0
 STATE_PRECISION = {"bf16": 2.0**-9, "fp16": 2.0**-12, "int8": INT8_RANGE / 254, "float32": 2.0**-25}
 """ε of a state's format: half the spacing of numbers just below 1, and for int8 half a step of its scale.
 
-The smallest relative error of a binade: a state anywhere in it is rounded up to twice as coarsely.
+The smallest relative error of a binade, whose other end is rounded twice as coarsely: simulated states that were kept
+in bf16 came out 0.2 to 0.3 of a mode below what is said here.
 """
 
 
@@ -155,7 +156,7 @@ class NoisyStates:
             columns, _ = krylov(self.dense.state_matrix, self.dense.input_matrix[..., None], bound)
             values = square_of(torch.linalg.solve_triangular(factor.mH, columns, upper=False)).sum(1)
             return (values >= share).sum(1) - 1.0
-        low = torch.full_like(self.signal[:, 0, 0].real, -1.0)
+        low = torch.full_like(self.known, -1.0, dtype=torch.float64)
         high = torch.full_like(low, bound)
         while bool((high - low > 1).any()):
             middle = ((low + high) / 2).floor()

@@ -71,6 +71,16 @@ def exact_capacity(log_eigenvalues: Sequence[complex], epsilon: float, digits: i
         return mpmath.fsum(abs(x) ** 2 for column in columns for x in solve_lower(rows, column))
 
 
+def exact_within(log_eigenvalues: Sequence[complex], context: int, digits: int = 80) -> mpmath.mpf:
+    """Return Σ_{τ<T} MF(τ) = tr(G⁻¹ (G − Λ^T G Λ^Tᴴ))."""
+    with mpmath.workdps(digits):
+        modes = closed(log_eigenvalues)
+        rows = cholesky(gram(modes))
+        later = [[mpmath.exp(z * context) * x for x in row] for z, row in zip(modes, rows, strict=True)]
+        columns = [[row[k] if k < len(row) else mpmath.mpf(0) for row in later] for k in range(len(modes))]
+        return len(modes) - mpmath.fsum(abs(x) ** 2 for column in columns for x in solve_lower(rows, column))
+
+
 def noisy(modes: Sequence[mpmath.mpc], epsilon: float) -> list[list[mpmath.mpc]]:
     """Return G + N."""
     G = gram(modes)

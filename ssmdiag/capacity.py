@@ -1,0 +1,270 @@
+"""What a layer's spectrum can remember: how far back, how accurately, and how much of it survives a rounded state.
+
+| word | what it is (Guan et al., 2025, arXiv 2510.00563) |
+|---|---|
+| length | the largest lag τ with MF(τ) ≥ ½, or ≥ 0.1 |
+| accuracy | the mean of MF over the lags up to the length at ½ |
+| capacity | Σ MF over the lags of the context |
+| effective modes | tr((G + N)⁻¹ G): how many of N the spectrum really spends, the state being rounded at every step |
+
+MF never rises and sums to N, so that no length at ½ exceeds 2N steps: length is bought with accuracy. Length, accuracy
+and capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` are what a model in its own has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.cascade import Cascade
+from ssmdiag.dense import realise
+from ssmdiag.full_spectrum import REASONS, Excluded
+from ssmdiag.initial_spectra import initial_spectra
+from ssmdiag.memory_function import LeadingMemory, cascade_at, chunks, leading_memory, states_of
+from ssmdiag.noise import STATE_PRECISION, noisy_states
+from ssmdiag.response import square_of
+from ssmdiag.spectrum import Quantiles
+from ssmdiag.threads import share_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+HALF, TENTH = 0.5, 0.1
+LAGS_PER_OCTAVE = 4
+_MEASURES = (
+    "length_half",
+    "length_tenth",
+    "accuracy",
+    "capacity",
+    "rounded_half",
+    "rounded_tenth",
+    "effective_modes",
+)
+_STATE_OF = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCapacity:
+    """Memory of every channel of one layer. Tensors are (channel,) float64, NaN where there is nothing to say."""
+
+    layer: str
+    family: str
+    context: int
+    state_dtype: str
+    """Format of the state that effective modes are counted for, a key of `surviving`."""
+    modes: Tensor
+    """N: distinct modes with their conjugates, int64; Σ MF over all lags."""
+    length_half: Tensor
+    """Largest lag with MF ≥ ½; NaN where not even the present input is rebuilt so well."""
+    length_tenth: Tensor
+    accuracy: Tensor
+    """Mean MF over lags 0 … length_half; NaN where there is no such length."""
+    capacity: Tensor
+    """Σ MF(τ) over 0 ≤ τ < context."""
+    rounded_half: Tensor
+    """`length_half` of the state rounded to `state_dtype`."""
+    rounded_tenth: Tensor
+    surviving: dict[str, Tensor]
+    """tr((G + N)⁻¹ G) over all lags, by format of the state."""
+    excluded: Excluded
+    sound: Tensor
+    """Whether Σ MF = N was met, bool; where not, everything else is NaN."""
+    lags: Tensor
+    """(lag,) float64: 0, then evenly spaced on a log axis, in the end powers of two, all below the context."""
+    memory: Tensor
+    """Mean of MF over the sound channels at these lags, (lag,) float64."""
+
+    @property
+    def effective_modes(self) -> Tensor:
+        """Modes that survive a state of `state_dtype`, (channel,)."""
+        return self.surviving[self.state_dtype]
+
+
+@dataclass(frozen=True)
+class CapacitySummary:
+    """A layer's memory in plain numbers, over its channels, for reports."""
+
+    channels: int
+    context: int
+    state_dtype: str
+    modes: Quantiles | None
+    length_half: Quantiles | None
+    """Over the channels that have such a lag; None if none has."""
+    length_tenth: Quantiles | None
+    accuracy: Quantiles | None
+    capacity: Quantiles | None
+    rounded_half: Quantiles | None
+    rounded_tenth: Quantiles | None
+    effective_modes: Quantiles | None
+    surviving: dict[str, Quantiles | None]
+    without_half: int
+    """Sound channels that rebuild not even the present input to MF ≥ ½."""
+    without_tenth: int
+    unknown: int
+    """Channels without an answer: nothing but NaN and growing modes, or a failed self-test."""
+    excluded: dict[str, int]
+    """Stored modes left out, by reason."""
+    curve: tuple[tuple[float, float], ...]
+    """(lag, mean MF)."""
+    sentence: str
+
+
+def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | None = None) -> LayerCapacity:
+    """Return length, accuracy, capacity and effective modes of every channel.
+
+    `context` in steps. `state_dtype` is a key of `STATE_PRECISION`; by default that of the stored weights, which
+    generation keeps its states in too, float32 where they are neither bf16 nor fp16. Raises ValueError for a context
+    under 1 or an unknown format.
+    """
+    if context < 1:
+        raise ValueError(f"the context must be at least one step, got {context}")
+    state_dtype = state_format(recurrence) if state_dtype is None else state_dtype
+    if state_dtype not in STATE_PRECISION:
+        raise ValueError(f"state_dtype is one of {', '.join(STATE_PRECISION)}, not {state_dtype!r}")
+    recurrence = realise(recurrence)
+    channels, device = recurrence.channels, recurrence.log_eigenvalues.device
+    # MF is under 0.1 past ten times the modes, conjugates included.
+    leading_lags = 2 ** (int(states_of(recurrence) / TENTH) - 1).bit_length()
+    lags = _lags(context, leading_lags, device)
+    values = torch.full((6, channels), torch.nan, dtype=torch.float64, device=device)
+    surviving = {name: torch.full_like(values[0], torch.nan) for name in STATE_PRECISION}
+    counts = torch.zeros(1 + len(REASONS), channels, dtype=torch.long, device=device)
+    sound = torch.zeros(channels, dtype=torch.bool, device=device)
+    curves: dict[int, Tensor] = {}
+
+    def assess(chunk: slice) -> None:
+        cascade, excluded, known = cascade_at(recurrence, chunk)
+        leading = leading_memory(cascade, leading_lags)
+        sound[chunk] = good = known & leading.passes(cascade)
+        counts[0, chunk] = cascade.modes
+        counts[1:, chunk] = torch.stack([getattr(excluded, reason) for reason in REASONS])
+        values[:4, chunk] = _measure(cascade, leading, context).where(good, torch.nan)
+        curves[chunk.start] = _curve(cascade, leading, lags).where(good[:, None], 0.0).sum(0)
+        states = noisy_states(recurrence, chunk)
+        for name, precision in STATE_PRECISION.items():
+            factor, survivors = states.rounded(precision)
+            surviving[name][chunk] = survivors.where(good, torch.nan)
+            if name == state_dtype:
+                lengths = torch.stack([states.length(factor, share) for share in (HALF, TENTH)])
+                values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
+
+    pieces = list(chunks(recurrence, leading_lags))
+    share_out(assess, pieces, device)
+    total = torch.stack([curves[piece.start] for piece in pieces]).sum(0)
+    return LayerCapacity(
+        layer=recurrence.layer,
+        family=recurrence.family,
+        context=context,
+        state_dtype=state_dtype,
+        modes=counts[0],
+        length_half=values[0],
+        length_tenth=values[1],
+        accuracy=values[2],
+        capacity=values[3],
+        rounded_half=values[4],
+        rounded_tenth=values[5],
+        surviving=surviving,
+        excluded=Excluded(*counts[1:]),
+        sound=sound,
+        lags=lags,
+        memory=total / sound.sum(),
+    )
+
+
+def state_format(recurrence: Recurrence) -> str:
+    """Return the format of the states of a model that generates, by its weights: bf16, fp16 or float32."""
+    return _STATE_OF.get(recurrence.dtype, "float32")
+
+
+def initial_capacities(
+    recurrence: Recurrence, context: int, *, state_dtype: str | None = None
+) -> dict[str, LayerCapacity]:
+    """Return the same of the initialisations of the layer's family with as many modes, by name; {} where none is known.
+
+    Beside the layer's own it shows whether training lengthened the memory.
+    """
+    return {
+        initial.name: assess_capacity(initial.recurrence, context, state_dtype=state_dtype)
+        for initial in initial_spectra(recurrence.family, recurrence.modes)
+    }
+
+
+def summarise_capacity(capacity: LayerCapacity) -> CapacitySummary:
+    """Return quantiles over channels, the counts of what is missing, and a sentence."""
+    sound = int(capacity.sound.sum())
+    modes = capacity.modes.double().where(capacity.sound, torch.nan)
+    summary = {name: _quantiles(getattr(capacity, name)) for name in _MEASURES}
+    return CapacitySummary(
+        channels=len(capacity.sound),
+        context=capacity.context,
+        state_dtype=capacity.state_dtype,
+        modes=_quantiles(modes),
+        surviving={name: _quantiles(values) for name, values in capacity.surviving.items()},
+        without_half=sound - int((~capacity.length_half.isnan()).sum()),
+        without_tenth=sound - int((~capacity.length_tenth.isnan()).sum()),
+        unknown=len(capacity.sound) - sound,
+        excluded=capacity.excluded.totals(),
+        curve=tuple(zip(capacity.lags.tolist(), capacity.memory.tolist(), strict=True)) if sound else (),
+        sentence=_describe(capacity),
+        **summary,
+    )
+
+
+def _lags(context: int, leading: int, device: torch.device) -> Tensor:
+    """Return 0, whole lags evenly spaced on a log axis up to `leading`, then powers of two, all below the context."""
+    octaves = torch.arange(LAGS_PER_OCTAVE * leading.bit_length(), dtype=torch.float64, device=device)
+    near = (2 ** (octaves / LAGS_PER_OCTAVE)).round().unique()
+    far = 2 ** torch.arange(max(leading, context).bit_length(), dtype=torch.float64, device=device)
+    lags = torch.cat([near.new_zeros(1), near[near < leading], far[far >= leading]])
+    return lags[lags < context]
+
+
+def _measure(cascade: Cascade, leading: LeadingMemory, context: int) -> Tensor:
+    """Return length at ½ and at 0.1, accuracy and capacity, (4, channel)."""
+    values = leading.values
+    half, tenth = ((values >= share).sum(1) - 1 for share in (HALF, TENTH))  # MF never rises
+    sums = values.cumsum(1)
+    accuracy = sums.gather(1, half.clamp(min=0)[:, None])[:, 0] / (half + 1)
+    if context <= values.shape[1]:
+        capacity = sums[:, context - 1]
+    else:
+        capacity = cascade.modes - square_of(cascade.power(context)).sum((1, 2))
+    result = torch.stack([half.double(), tenth.double(), accuracy, capacity])
+    result[:3] = result[:3].where(torch.stack([half, tenth, half]) >= 0, torch.nan)
+    return result
+
+
+def _curve(cascade: Cascade, leading: LeadingMemory, lags: Tensor) -> Tensor:
+    """Return MF at the lags of `_lags`, (channel, lag)."""
+    known = leading.values.shape[1]
+    values = [leading.values[:, lags[lags < known].long()]]
+    for lag in lags[lags >= known].long().tolist():
+        states = cascade.times(cascade.square(lag.bit_length() - 1), cascade.entry)
+        values.append(square_of(states).sum(1))
+    return torch.cat(values, 1)
+
+
+def _quantiles(values: Tensor) -> Quantiles | None:
+    return Quantiles.of_sorted(values[~values.isnan()].sort().values)
+
+
+def _describe(capacity: LayerCapacity) -> str:
+    """Return what the layer remembers as a sentence."""
+    survive = _quantiles(capacity.effective_modes)
+    if survive is None:
+        return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
+    modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
+    half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
+    spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state"
+    if half is None or accuracy is None:
+        return f"No channel rebuilds even its present input to one half; {spent}."
+    able, channels = int((~capacity.length_half.isnan()).sum()), len(capacity.sound)
+    shipped = f"; {rounded.max:,.0f} at most in {capacity.state_dtype}" if rounded else ""
+    return (
+        f"{able:,} of {channels:,} channels rebuild inputs to one half or better, {half.median:,.0f} steps back "
+        f"({half.max:,.0f} at most{shipped}) and to {accuracy.median:.2f} on average; {spent}."
+    )
