@@ -38,11 +38,10 @@ def train(live: Live, model: nn.Module, steps: int = 2) -> None:
 
 
 @each_swappable
-@pytest.mark.parametrize("target", ["rate", "both"])
-def test_a_swap_leaves_the_output_as_it_was(live: Live, target: str) -> None:
+def test_a_swap_leaves_the_output_as_it_was(live: Live) -> None:
     model = live.build(0)
     before = output(live, model)
-    done = ssmdiag.reparameterize(model, live.map, target=target)
+    done = ssmdiag.reparameterize(model, live.map, target="both")
     assert done.swapped
     assert done.left_alone == ()
     assert all(weight.largest_change < 1e-6 for weight in done.swapped)
@@ -53,7 +52,7 @@ def test_a_swap_leaves_the_output_as_it_was(live: Live, target: str) -> None:
 def test_what_is_trained_and_folded_loads_into_the_original_code(live: Live, tmp_path: Path) -> None:
     """swap → train → fold → save → load with strict=True: the same outputs, and a rate that has moved."""
     model = live.build(0)
-    plain = list(live.build(0).state_dict())
+    plain = list(model.state_dict())
     names = {weight.name for weight in ssmdiag.reparameterize(model, live.map).swapped}
     start = {name: value.clone() for name, value in ssmdiag.folded_state_dict(model).items()}
     train(live, model)
