@@ -21,7 +21,7 @@ from typing import Literal
 
 Shape = tuple[int, ...]
 MOST_STEPS = 500_000
-"""Steps of the search before it gives up, about a second; 64 layers of Mamba in two groups take 70,000."""
+"""Steps of the search before it gives up, about a second; 64 layers of Mamba in two groups take 11,000."""
 
 NONE = -1
 """Stands for "in no group" among the groups that a tensor may be in."""
