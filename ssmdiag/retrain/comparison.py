@@ -1,0 +1,82 @@
+"""Arms → the comparison: trained in groups, their memory read off their own checkpoints before and after."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ssmdiag.diagnosis import diagnose
+from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.results import ArmResult, RetrainResult
+from ssmdiag.retrain.tasks import TaskData
+from ssmdiag.retrain.training import Progress, groups_of, train
+from ssmdiag.rules.selection import Selection
+from ssmdiag.spectrum import LayerDiagnosis
+
+TOGETHER = 12
+"""Arms trained as one batch: more only fill the caches."""
+
+
+def compare_arms(
+    arms: Sequence[Arm],
+    data: TaskData,
+    settings: ModelSettings,
+    budget: Budget,
+    *,
+    task: str,
+    device: str = "cpu",
+    folder: Path | None = None,
+    resume: bool = False,
+    together: int = TOGETHER,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RetrainResult:
+    """Train every arm and return how each went and what it remembers.
+
+    Checkpoints are kept in `folder`; without one they are read and dropped.
+    """
+    start = time.perf_counter()
+    results: list[ArmResult] = []
+    with ExitStack() as stack:
+        kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for group in groups_of(arms, together):
+            trained = train(
+                group, data, settings, budget, device=device, folder=kept, resume=resume, on_progress=on_progress
+            )
+            results += [_with_memory(result, data.length, keep=folder is not None) for result in trained]
+    return RetrainResult(
+        task=task,
+        model=settings.title,
+        budget=budget,
+        arms=tuple(results),
+        device=device,
+        context=data.length,
+        notes=_notes(arms),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _with_memory(result: ArmResult, context: int, *, keep: bool) -> ArmResult:
+    paths = result.checkpoints
+    before = _memory(paths[0], context) if paths else ()
+    # An arm that diverged has no last checkpoint: its memory is that of the last one saved, or unknown.
+    after = _memory(paths[-1], context) if len(paths) > 1 else ()
+    return replace(result, before=before, after=after, checkpoints=paths if keep else ())
+
+
+def _memory(path: Path, context: int) -> tuple[LayerDiagnosis, ...]:
+    return diagnose(path, context_length=context, rules=Selection(rules=())).layers
+
+
+def _notes(arms: Sequence[Arm]) -> tuple[str, ...]:
+    notes = []
+    params = {arm.param for arm in arms}
+    if "direct" in params:
+        notes.append("direct starts at Re λ = −0.5; the authors' code starts it at +0.5, where every mode grows")
+    if "best" in params:
+        notes.append("best is 1/(w² + 0.5) as in the paper; the authors' code has b = 0.1: --param 'best(b=0.1)'")
+    return tuple(notes)

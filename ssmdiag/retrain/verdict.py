@@ -1,0 +1,150 @@
+"""What the arms' losses say: spread over seeds, width of the usable learning-rate window, who was best.
+
+A window is measured between learning rates that were tried: it is as exact as the grid is fine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.results import ArmResult, RetrainResult
+
+USABLE = 2.0
+"""An arm is usable whose final loss is at most this many times the best final loss of all arms."""
+LEVELS = 3
+"""Loss levels whose first step is told: a quarter, a half and three quarters of the way down, in log loss."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Arms that differ in their seeds alone."""
+
+    arm: Arm
+    """With the first of the seeds."""
+    seeds: int
+    diverged: tuple[int, ...]
+    """Steps at which runs diverged."""
+    final: float | None
+    """Median final loss of the runs that did not diverge."""
+    spread: tuple[float, float] | None
+    """Smallest and largest final loss over seeds; None for one seed."""
+    best: float | None
+    """Smallest loss at any validation."""
+    accuracy: float | None
+    steps_to: dict[float, int | None]
+    """Median first step at or under each level; None where most runs never got there."""
+    seconds_per_step: float
+    runs: tuple[ArmResult, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Learning rates at which a setting is usable: everything of an arm but learning rate and seed."""
+
+    arm: Arm
+    rates: tuple[float, ...]
+    """Tried, ascending."""
+    usable: tuple[float, ...]
+    """Those at which every seed ended within `USABLE` times the best loss of all arms."""
+    best: float | None
+    """Smallest median final loss over the rates."""
+    best_rate: float | None
+
+    @property
+    def decades(self) -> float | None:
+        """Width in decades of the longest run of usable neighbours; None where one rate was tried."""
+        if len(self.rates) < 2:
+            return None
+        longest, start = 0.0, None
+        for rate in self.rates:
+            if rate in self.usable:
+                start = rate if start is None else start
+                longest = max(longest, math.log10(rate / start)) if start else longest
+            else:
+                start = None
+        return longest
+
+
+def summarise_arms(result: RetrainResult) -> list[Summary]:
+    """Return a summary for each setting, its seeds together, in the order of the arms."""
+    together: dict[Arm, list[ArmResult]] = {}
+    for run in result.arms:
+        together.setdefault(replace(run.arm, seed=0), []).append(run)
+    levels = loss_levels(result)
+    return [_summary(runs, levels) for runs in together.values()]
+
+
+def learning_rate_windows(result: RetrainResult) -> list[Window]:
+    """Return a window for each setting, its learning rates together."""
+    summaries = summarise_arms(result)
+    finals = [summary.final for summary in summaries if summary.final is not None]
+    limit = USABLE * min(finals) if finals else math.nan
+    together: dict[Arm, list[Summary]] = {}
+    for summary in summaries:
+        together.setdefault(replace(summary.arm, lr=0.0, seed=0), []).append(summary)
+    windows = []
+    for group in together.values():
+        ordered = sorted(group, key=lambda summary: summary.arm.lr)
+        known = [summary for summary in ordered if summary.final is not None]
+        top = min(known, key=lambda summary: summary.final or 0.0, default=None)
+        windows.append(
+            Window(
+                arm=group[0].arm,
+                rates=tuple(summary.arm.lr for summary in ordered),
+                usable=tuple(summary.arm.lr for summary in ordered if _usable(summary, limit)),
+                best=top.final if top else None,
+                best_rate=top.arm.lr if top else None,
+            )
+        )
+    return windows
+
+
+def loss_levels(result: RetrainResult) -> tuple[float, ...]:
+    """Return loss levels between the first loss and the best one, evenly spread in log loss."""
+    first = [run.history[0].loss for run in result.arms if run.history]
+    best = [run.best_loss for run in result.arms if run.best_loss]
+    if not first or not best or min(best) <= 0 or min(best) >= max(first):
+        return ()
+    high, low = math.log(max(first)), math.log(min(best))
+    # Two digits: a level is a number to say, and the same for every arm.
+    return tuple(float(f"{math.exp(high + (low - high) * k / (LEVELS + 1)):.2g}") for k in range(1, LEVELS + 1))
+
+
+def _usable(summary: Summary, limit: float) -> bool:
+    worst = [run.final_loss for run in summary.runs]
+    return all(loss is not None and loss <= limit for loss in worst)
+
+
+def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
+    finals = sorted(run.final_loss for run in runs if run.final_loss is not None)
+    bests = [run.best_loss for run in runs if run.best_loss is not None]
+    accuracies = sorted(run.history[-1].accuracy or 0.0 for run in runs if run.history and run.history[-1].accuracy)
+    return Summary(
+        arm=runs[0].arm,
+        seeds=len(runs),
+        diverged=tuple(run.diverged_at for run in runs if run.diverged_at is not None),
+        final=median(finals),
+        spread=(finals[0], finals[-1]) if len(finals) > 1 else None,
+        best=min(bests, default=None),
+        accuracy=median(accuracies),
+        steps_to={level: _median_step([run.steps_to(level) for run in runs]) for level in levels},
+        seconds_per_step=sum(run.seconds_per_step for run in runs) / len(runs),
+        runs=tuple(runs),
+    )
+
+
+def _median_step(steps: Sequence[int | None]) -> int | None:
+    ordered = sorted(math.inf if step is None else step for step in steps)
+    middle = ordered[len(ordered) // 2]
+    return None if middle == math.inf else int(middle)
+
+
+def median(ordered: Sequence[float]) -> float | None:
+    """Return the middle of ascending values, the mean of two; None where there are none."""
+    if not ordered:
+        return None
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
