@@ -10,13 +10,13 @@ from pathlib import Path
 
 COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
-MULTIPLE = re.compile(r"([kKM])(?![A-Za-z])")
+THOUSANDS = re.compile(r"(\d+)([kKM])(?![A-Za-z])")
 
 
 class OrderSource(Enum):
     """What the order, and the x axis of every trend, was taken from. Values stand in reports."""
 
-    STORED = "the train steps in the files"
+    STORED = "the train step of each file"
     NAMES = "the numbers in the names"
     GIVEN = "the order given"
 
@@ -62,13 +62,15 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     ('step', (5, 10))
     >>> numbers_in_names(["epoch=1-step=90-loss=0.25.ckpt", "epoch=2-step=180-loss=0.21.ckpt"])
     ('step', (90, 180))
+    >>> numbers_in_names(["step-500.pt", "step-1k.pt", "step-2M.pt"])
+    ('step', (500, 1000, 2000000))
     >>> numbers_in_names(["a.pt", "b.pt"])
     """
     levels = zip(*(reversed(Path(path).absolute().parts) for path in paths), strict=False)
     names = next((level for level in levels if len(set(level)) > 1), None)
     if names is None:
         return None
-    split = [re.split(r"(\d+)", name) for name in names]
+    split = [re.split(r"(\d+)", THOUSANDS.sub(_written_out, name)) for name in names]
     if len({tuple(parts[::2]) for parts in split}) > 1:
         return None
     words = split[0][::2]
@@ -82,7 +84,9 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     if len(chosen) != 1:
         return None
     (at,) = chosen
-    multiple = MULTIPLE.match(words[at + 1])
-    scale = {"k": 10**3, "K": 10**3, "M": 10**6}[multiple[1]] if multiple else 1
     unit = "epoch" if COUNTS_EPOCHS.search(words[at]) else "step"
-    return unit, tuple(int(parts[2 * at + 1]) * scale for parts in split)
+    return unit, tuple(int(parts[2 * at + 1]) for parts in split)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    return str(int(match[1]) * (10**6 if match[2] == "M" else 10**3))

@@ -223,6 +223,7 @@ def _step_of(directory: Path) -> int | None:
 
 
 def _step_in(name: str) -> int | None:
-    """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`."""
-    found = re.search(r"(?:^|[^a-z])(?:global_?step|step|checkpoint|ckpt|iter)[-_=]?(\d+)", name, re.IGNORECASE)
+    """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`; `step-10k` is left alone."""
+    word = r"(?:^|[^a-z])(?:global_?step|step|checkpoint|ckpt|iter)"
+    found = re.search(rf"{word}[-_=]?(\d+)(?![\dkm])", name, re.IGNORECASE)
     return int(found[1]) if found else None
