@@ -1,0 +1,227 @@
+"""`ssmdiag compare`: exit codes, what stands in the first lines, formats, widths, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.cells import cell_len
+from safetensors.torch import load_file, save_file
+
+from ssmdiag.cli import main
+from tests.test_comparison import EXAMPLES, STEPS, drifting, steady, write_run
+
+Run = Callable[..., tuple[int, str, str]]
+S4D = EXAMPLES / "s4d-digits"
+LRU = EXAMPLES / "lru-digits"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["ssmdiag", "compare", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_drifting_run_is_answered_in_the_second_line_with_pace_and_projection(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(*write_run(tmp_path, STEPS, drifting), "--memory", "none")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("8 checkpoints, steps 0 to 7,000  Mamba-1, 3 layers  cpu")
+    assert out.splitlines()[1].startswith("Converging to the boundary: layer 1's margin fell")
+    assert "halving every 69" in one_line(out)
+    assert "in float32 its decay rounds to 1 at about step 1" in one_line(out)
+    assert "Other layers: 0, 2 steady." in one_line(out)
+    assert "a layer 1 converging" in one_line(out)
+
+
+@pytest.mark.parametrize(
+    ("world", "fail_on", "expected"),
+    [
+        (drifting, "never", 0),
+        (drifting, "converging", 1),
+        (drifting, "crossing", 1),
+        (steady, "converging", 0),
+        (steady, "crossing", 0),
+    ],
+)
+def test_fail_on_exits_one_for_a_run_that_converges_only(
+    run: Run, tmp_path: Path, world: Callable[[int, str], torch.Tensor], fail_on: str, expected: int
+) -> None:
+    assert run(*write_run(tmp_path, STEPS, world), "--memory", "none", "--fail-on", fail_on)[0] == expected
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140, 160])
+@pytest.mark.parametrize("directory", [S4D, LRU])
+def test_no_line_is_wider_than_the_terminal(run: Run, directory: Path, columns: int) -> None:
+    code, out, _ = run(*directory.glob("*.safetensors"), columns=columns)
+    assert code == 0
+    assert max(map(cell_len, out.splitlines())) <= columns
+    assert "\x1b" not in out
+
+
+def test_without_plots_and_quiet_less_is_said(run: Run) -> None:
+    paths = sorted(LRU.glob("*.safetensors"))
+    whole, plain, quiet = (run(*paths, *flags)[1] for flags in ([], ["--no-plots"], ["-q"]))
+    assert "┤" in whole
+    assert "┤" not in plain
+    assert "layer" in plain
+    assert len(quiet.splitlines()) <= 3
+    assert quiet.splitlines()[1].startswith("Settled: layer 2's margin fell 27 %")
+
+
+def test_ascii_terminals_get_ascii(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssmdiag.cli.terminal.unicode", lambda: False)
+    for arguments in (
+        sorted(LRU.glob("*.safetensors")),
+        [S4D / "step-02000.safetensors", LRU / "step-02000.safetensors"],
+        [S4D / "step-01500.safetensors", S4D / "step-02000.safetensors", "--strict"],
+    ):
+        assert run(*arguments)[1].isascii()
+
+
+def refuse(token: str) -> None:
+    raise AssertionError(token)
+
+
+def test_json_of_a_run_holds_every_point_and_knows_no_nan(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(*write_run(tmp_path, STEPS, drifting), "-f", "json")
+    data = json.loads(out, parse_constant=refuse)
+    assert code == 0
+    assert (data["schema_version"], data["comparison"], data["verdict"]) == (1, "run", "converging")
+    assert (data["order"], data["unit"], data["seed"]) == ("stored", "step", None)
+    layer = data["layers"][1]
+    assert layer["verdict"] == "converging"
+    assert [point["step"] for point in layer["points"]] == STEPS
+    assert layer["slowest_mode"]["trend"]["log_rate_per_step"]["value"] == pytest.approx(-1e-3, rel=0.01)
+    assert {limit["name"] for limit in layer["limits"]} == {"bfloat16", "float16", "float32"}
+    assert layer["points"][0]["share_moved"] is None
+    assert layer["points"][0]["horizon"] is not None
+    assert layer["points"][1]["horizon"] is None
+
+
+def test_json_writes_infinity_as_a_string_and_what_is_unknown_as_null(run: Run, tmp_path: Path) -> None:
+    def breaking(step: int, layer: str) -> torch.Tensor:
+        return steady(step, layer) + (math.nan if step == 7000 and layer == "1" else 0.0)
+
+    _, out, _ = run(*write_run(tmp_path, STEPS[-3:], breaking), "-f", "json", "--memory", "none")
+    data = json.loads(out, parse_constant=refuse)
+    last = data["layers"][1]["points"][-1]
+    assert (last["rate"], last["margin"], last["slowest_time_constant"]) == (None, None, None)
+    assert data["layers"][0]["slowest_mode"]["trend"]["log_rate_per_step"]["low"] is not None
+    assert data["verdict"] == "not finite"
+
+
+def test_two_checkpoints_of_one_model_show_a_change_and_claim_no_trend(run: Run) -> None:
+    code, out, _ = run(LRU / "step-00000.safetensors", LRU / "step-02000.safetensors", "--no-plots")
+    assert code == 0
+    assert out.splitlines()[1].startswith("Changed most: layer 2's margin fell 27 % (0.018 → 0.013). Whether that is")
+    assert "5 or more can" in one_line(out)
+    assert "95 %" not in out
+
+
+def test_two_models_say_what_one_has_and_the_other_lacks(run: Run) -> None:
+    code, out, _ = run(S4D / "step-02000.safetensors", LRU / "step-02000.safetensors")
+    assert code == 0
+    assert "b lacks time constants of 100 to 10k steps: 64 % of a's modes (layers 0-2), none of its own." in one_line(
+        out
+    )
+    data = json.loads(run(S4D / "step-02000.safetensors", LRU / "step-02000.safetensors", "-f", "json")[1])
+    assert data["comparison"] == "models"
+    assert [gap["lacking"] for gap in data["gaps"]] == ["b", "a"]
+    assert sum(data["share_per_decade"]["a"]) == pytest.approx(1)
+    assert data["a"]["layers"][0]["family"] == "s4d"
+
+
+def test_a_proof_exits_zero_and_says_what_was_proven_and_what_was_not(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in load_file(S4D / "step-02000.safetensors").items()}, copy)
+    code, out, err = run(S4D / "step-02000.safetensors", copy, "--strict", "--length", 64)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith("Proven: the same memory in all 3 layers;")
+    assert "every mode agree to the last bit" in one_line(out)
+    assert "kernels of 3 layers at 17 lags from 0 to 64" in one_line(out)
+    assert "not compared: all tensors outside the recurrence" in one_line(out)
+
+
+def test_a_failed_proof_exits_one_with_layer_mode_and_values(run: Run, tmp_path: Path) -> None:
+    state = load_file(S4D / "step-02000.safetensors")
+    name = next(name for name in state if name.endswith("1.kernel.log_A_real"))
+    state[name][7, 3] += 0.1
+    save_file(state, tmp_path / "wrong.safetensors")
+    code, out, _ = run(S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--strict")
+    assert code == 1
+    assert "Not the same memory in 1 of 3 layers. Layer 1, channel 7, mode 3: rate" in one_line(out)
+    assert "9.5 % apart, 0.1 % allowed" in one_line(out)
+    arguments = [S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--tolerance", 10]
+    assert run(*arguments)[0] == 0
+    data = json.loads(run(S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--strict", "-f", "json")[1])
+    worst = data["layers"][1]["largest_difference"]
+    assert (worst["channel"], worst["mode"]) == (7, 3)
+    assert worst["b"]["rate"] == pytest.approx(math.exp(0.1) * worst["a"]["rate"], rel=1e-6)
+    assert data["proven"] is False
+
+
+def test_a_partly_read_run_is_reported_and_exits_two(run: Run, tmp_path: Path) -> None:
+    paths = write_run(tmp_path, STEPS, drifting)
+    paths[4].write_bytes(b"")
+    code, out, _ = run(*paths, "--memory", "none", "--fail-on", "converging")
+    assert code == 2
+    assert "not read: step-4000.safetensors is empty" in out
+    assert out.splitlines()[1].startswith("Converging")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["one"], "one checkpoint alone"),
+        (["one", "two", "three", "--strict"], "--strict compares two checkpoints, 3 were given"),
+        (["one", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        (["one", "two", "--assume", "x"], "not a pair"),
+        (["one", "two", "--map", "nowhere.toml"], "nowhere.toml"),
+        (["one", "nowhere.safetensors", "--strict"], "does not exist"),
+    ],
+)
+def test_bad_requests_are_sentences_and_exit_two(run: Run, tmp_path: Path, arguments: list[str], says: str) -> None:
+    paths = dict(zip(("one", "two", "three"), write_run(tmp_path, STEPS[:3], steady), strict=True))
+    code, out, err = run(*(paths.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert says in one_line(err)
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_the_report_goes_to_a_file(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    code, out, _ = run(*LRU.glob("*.safetensors"), "-f", "json", "-o", target)
+    assert (code, out) == (0, "")
+    assert json.loads(target.read_text())["verdict"] == "settled"
+
+
+def test_colour_comes_only_when_asked(run: Run) -> None:
+    assert "\x1b[" in run(*LRU.glob("*.safetensors"), "--color", "always")[1]
+
+
+def test_all_shows_one_row_for_each_layer(run: Run, tmp_path: Path) -> None:
+    layers = tuple(map(str, range(20)))
+    paths = write_run(tmp_path, STEPS[:5], steady, layers=layers)
+    folded, whole = (run(*paths, "--memory", "none", "--no-plots", *flags)[1] for flags in ([], ["--all"]))
+    assert sum(line.startswith("19 ") for line in whole.splitlines()) == 2
+    assert len(folded.splitlines()) < len(whole.splitlines()) - 20
