@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from ssmdiag.initialisations import FIXED
 from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
 
+SHORTEST = 8
+"""Steps of context under which flat and slow cannot be told apart."""
+
 CONSERVATIVE = "imex"
 """LinOSS's discretisation without any decay, |λ̄| = 1 by design."""
 
@@ -18,31 +21,58 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         return
     if any(assumption.value == CONSERVATIVE for assumption in recurrence.assumptions):
         return
-    rate = recurrence.rate.amax(1)
-    rate = rate[rate.isfinite()]
-    if not rate.numel() or bool((rate < 0).any()):
+    kept = _kept_by_kernels(evidence) if evidence.memory else _kept_by_modes(evidence)
+    if kept is None or not kept >= limits["kept"]:
         return
-    held, certain = float(rate.max()) * context, recurrence.time_invariant
-    if not certain:
-        # With A that small not even an open gate, Δ = 1, forgets: then the input has no say.
-        fastest = [float(weight.values.max()) for weight in evidence.weights("rate") if weight.map == "exp"]
-        certain = bool(fastest) and recurrence.step is not None and math.exp(max(fastest)) * context < limits["loss"]
-    if held >= limits["loss"]:
-        return
-    left = 100 * math.exp(-held)
-    at = "" if recurrence.time_invariant else " with the gates at their bias"
-    at = " even at Δ = 1" if certain and not recurrence.time_invariant else at
-    total = recurrence.channels * recurrence.modes
+    even_open = _even_with_open_gates(evidence, limits["kept"])
+    selective = not recurrence.time_invariant
+    at = "" if not selective else " even at Δ = 1" if even_open else " with the gates at their bias"
     yield Observation(
-        f"every one of {total:,} modes keeps at least {left:.3g} % of its state over the context of {context:,}{at}: "
-        f"the layer adds up and never forgets",
-        count=total,
-        of=total,
-        value=held,
-        threshold=limits["loss"],
+        f"no channel forgets within the context of {context:,}{at}: over its second half every kernel has at least "
+        f"{100 * kept:.3g} % of its mean power",
+        count=recurrence.channels,
+        of=recurrence.channels,
+        value=kept,
+        threshold=limits["kept"],
         tensor=next((weight.name for weight in evidence.weights("rate")), None),
-        severity=None if certain else "note",
+        severity="note" if selective and not even_open else None,
     )
+
+
+def _kept_by_kernels(evidence: LayerEvidence) -> float | None:
+    """Return the least ratio, over channels, of a kernel's mean power late in the context to that over all of it."""
+    memory = evidence.memory
+    if memory is None or memory.context < SHORTEST:
+        return None
+    width = memory.edges.diff().double()
+    late = (memory.edges[:-1] >= memory.context // 2).double()
+    power = memory.mean_square
+    power = power[power.isfinite().all(1) & (power > 0).any(1)]
+    if not len(power):
+        return None
+    ratio = (power @ (width * late) / (width * late).sum()) / (power @ width / width.sum())
+    return float(ratio.min())
+
+
+def _kept_by_modes(evidence: LayerEvidence) -> float | None:
+    """Return the same for a kernel e^{−rt} with r the rate of the fastest mode, where no kernel was looked at."""
+    rate, context = evidence.recurrence.rate, evidence.context
+    if context is None or context < SHORTEST or not bool((rate >= 0).all()):
+        return None
+    spent = 2 * float(rate.max()) * context
+    if spent == 0:
+        return 1.0
+    return (math.exp(-spent / 2) - math.exp(-spent)) / (spent / 2) / (-math.expm1(-spent) / spent)
+
+
+def _even_with_open_gates(evidence: LayerEvidence, kept: float) -> bool:
+    """Whether A alone is so small that Δ = 1, far above any usual step, forgets as little."""
+    recurrence = evidence.recurrence
+    log_rates = [weight.values for weight in evidence.weights("rate") if weight.map == "exp"]
+    if recurrence.time_invariant or recurrence.step is None or len(log_rates) != 1 or evidence.context is None:
+        return False
+    # The power of e^{−rt} late in the context, over its mean, falls as 1 − rT/2 at first.
+    return float(log_rates[0].max().exp()) * evidence.context / 2 < 1 - kept
 
 
 RULE = Rule(
@@ -54,10 +84,10 @@ RULE = Rule(
     examine=examine,
     advice="see how its rates moved over training (`ssmdiag compare`); give the recurrence a smaller learning rate.",
     formula=(
-        "r·T below the threshold for the fastest mode of the layer: it still holds e^{−rT} of its state after "
-        "T steps of context. Selective layers are read with their gates at the bias and the finding is a note, unless "
-        "even |A|·T at Δ = 1 is below the threshold: then no input can make the layer forget. RetNet and Lightning "
-        "attention have such layers by design and are left out."
+        "mean of K_t² over T/2 ≤ t < T, divided by its mean over 0 ≤ t < T, at least the threshold in every channel: 1 "
+        "for a flat kernel, 0.95 for e^{−rt} with rT = 0.1. Where B and C depend on the input, K is the "
+        "retention, mean |λ̄|^t with the gates at their bias, and the finding is a note unless |A| is so small "
+        "that even Δ = 1 forgets as little. RetNet and Lightning attention have such layers by design and are left out."
     ),
     why=(
         "The state is a running sum: it grows with the length of the input, overflows 16-bit arithmetic, and what "
@@ -71,6 +101,5 @@ RULE = Rule(
         "state-spaces/mamba PR 996 (https://github.com/state-spaces/mamba/pull/996): A_log drifts to −∞ over hundreds "
         "of epochs, the layer becomes a pure accumulator and fp16 overflows."
     ),
-    thresholds={"loss": Threshold(0.05, "nats that the fastest mode loses over the context; 0.05 leaves 95 %")},
-    worse="lower",
+    thresholds={"kept": Threshold(0.95, "power of the kernel late in the context, over its mean power")},
 )

@@ -207,20 +207,25 @@ UNSET_STEP = ("bamba", "granitemoehybrid", "falcon_h1", "jamba")
 [0.001, 0.1]: what SSM404 is there for (transformers issue 43717). Not healthy, and so not here."""
 
 
+def transformers_model(model_type: str, directory: Path, *, trained: bool = False) -> Path:
+    """Save the smallest model of a type as transformers starts it, or after some steps."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(model_type, **TINY[model_type])
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        if trained:
+            train(model.train(), lambda module, tokens: module(tokens, use_cache=False).logits)
+    model.save_pretrained(directory)
+    return directory
+
+
 def _transformers(model_type: str, trained: bool) -> Healthy:
     def write(directory: Path) -> Path:
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            config = transformers.AutoConfig.for_model(model_type, **TINY[model_type])
-            model = transformers.AutoModelForCausalLM.from_config(config)
-            if trained:
-                train(model.train(), lambda module, tokens: module(tokens, use_cache=False).logits)
-        model.save_pretrained(directory)
-        return directory
+        return transformers_model(model_type, directory, trained=trained)
 
     quick = ("mamba", "mamba2", "recurrent_gemma")
     return Healthy(f"transformers-{model_type}", trained, write, slow=trained and model_type not in quick)

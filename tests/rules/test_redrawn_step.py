@@ -1,0 +1,130 @@
+"""SSM403: dt_bias drawn afresh in a trained model – and how far it may have moved to stay unseen."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.rules.healthy import save, trained_state
+from tests.rules.initialisations import step_bias
+from tests.rules.planting import findings_of
+
+CODE = "SSM403"
+LAYERS, HEADS = 52, 96
+"""Of the size of Nemotron-H: 52 layers would be 27 Mamba-2 mixers of 128 heads; here 4,992 heads in all."""
+
+
+def model(directory: Path, bias: Tensor, norms: float = 0.1, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a trained Mamba-2 with this dt_bias (layer, head) and norms that have spread so far."""
+    g = torch.Generator().manual_seed(1)
+    state = {}
+    for layer, row in enumerate(bias):
+        path = f"backbone.layers.{layer}"
+        state |= {
+            f"{path}.mixer.A_log": (1 + 15 * torch.rand(len(row), generator=g)).log()
+            + 0.2 * torch.randn(len(row), generator=g),
+            f"{path}.mixer.dt_bias": row.to(dtype),
+            f"{path}.mixer.D": 1 + 0.1 * torch.randn(len(row), generator=g),
+            f"{path}.norm.weight": 1 + norms * standardised(torch.randn(64, generator=g)),
+        }
+    return save(directory, state, {})
+
+
+def standardised(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std()
+
+
+def fresh(seed: int = 0) -> Tensor:
+    return step_bias(torch.Generator().manual_seed(seed), LAYERS, HEADS)
+
+
+def test_a_redraw_after_loading_is_found(tmp_path: Path) -> None:
+    (finding,) = findings_of(CODE, model(tmp_path, fresh()))
+    assert (finding.severity, finding.layer, finding.count) == ("warning", None, LAYERS * HEADS)
+    assert "still a log-uniform draw from [0.001, 0.1]" in finding.message
+    # Moved by σ = 0.1/3 nats, a share 2σ/(√(2π) log 100) of all values leaves the range.
+    expected = LAYERS * HEADS * 2 * (0.1 / 3) / math.sqrt(2 * math.pi) / math.log(100)
+    assert finding.value == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_expected_number_outside_is_what_moving_the_values_gives(tmp_path: Path) -> None:
+    """The formula against 200 fresh models, moved: within five standard errors."""
+    (finding,) = findings_of(CODE, model(tmp_path, fresh(), norms=0.1))
+    g = torch.Generator().manual_seed(2)
+    counts = []
+    for seed in range(200):
+        step = torch.nn.functional.softplus(fresh(seed).double()).log()
+        moved = step + 0.1 / 3 * torch.randn(step.shape, generator=g, dtype=step.dtype)
+        counts.append(int(((moved < math.log(1e-3)) | (moved > math.log(1e-1))).sum()))
+    average = sum(counts) / len(counts)
+    assert abs(finding.value / 0.976 - average) < 5 * math.sqrt(average / len(counts)), (
+        "the norms' median is 0.976 × 0.1"
+    )
+
+
+@pytest.mark.parametrize("moved", [0.03, 0.1, 0.5])
+def test_a_bias_that_moved_with_the_norms_is_trained(tmp_path: Path, moved: float) -> None:
+    noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(3))
+    assert not findings_of(CODE, model(tmp_path, fresh() + moved * noise))
+
+
+def test_a_hundred_redraws_are_found_but_for_the_share_the_test_gives_up(tmp_path: Path) -> None:
+    """Kolmogorov–Smirnov at 1 % misses one redraw in a hundred, and nothing else stands in the way."""
+    missed = sum(not findings_of(CODE, model(tmp_path / str(seed), fresh(seed)[:40])) for seed in range(40))
+    assert missed <= 3
+
+
+def test_a_hundred_trained_models_are_not_taken_for_redrawn(tmp_path: Path) -> None:
+    """Moved by no more than a third of what the norms moved: e⁻¹⁴ each, were they as large as the rule asks."""
+    for seed in range(40):
+        noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(seed))
+        assert not findings_of(CODE, model(tmp_path / str(seed), fresh(seed) + 0.1 / 3 * noise))
+
+
+def test_a_small_or_briefly_trained_model_could_look_like_this_by_chance(tmp_path: Path) -> None:
+    assert not findings_of(CODE, model(tmp_path / "small", fresh()[:4]))
+    assert not findings_of(CODE, model(tmp_path / "brief", fresh(), norms=0.005))
+
+
+def test_a_fresh_model_is_meant_to_look_fresh(tmp_path: Path) -> None:
+    assert not findings_of(CODE, model(tmp_path, fresh(), norms=0.0))
+
+
+def test_rounding_to_sixteen_bits_hides_nothing(tmp_path: Path) -> None:
+    """bf16 moves values of 6.9 by up to 0.016, past the ends of the range."""
+    assert findings_of(CODE, model(tmp_path / "fresh", fresh(), dtype=torch.bfloat16))
+    noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(3))
+    assert not findings_of(CODE, model(tmp_path / "moved", fresh() + 0.1 * noise, dtype=torch.bfloat16))
+
+
+def test_a_range_of_the_models_own_is_taken_from_its_settings(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    step = (math.log(1e-4) + math.log(1e3) * torch.rand(LAYERS, HEADS, generator=g)).exp()
+    bias = step + (-torch.expm1(-step)).log()
+    path = model(tmp_path, bias)
+    assert not findings_of(CODE, path)
+    (path / "config.json").write_text('{"time_step_min": 0.0001, "time_step_max": 0.1}')
+    assert "[0.0001, 0.1]" in findings_of(CODE, path)[0].message
+
+
+def test_mamba_1_is_examined_alike(tmp_path: Path) -> None:
+    state = trained_state("mamba")
+    g = torch.Generator().manual_seed(0)
+    for name, values in state.items():
+        if name.endswith("dt_proj.bias"):
+            state[name] = step_bias(g, *values.shape)
+    state = {name: value for name, value in state.items() if "weight" not in name or "norm" in name}
+    many = {
+        name.replace("layers.", f"layers.{copy}"): value.clone()
+        for copy in range(1, 9)
+        for name, value in state.items()
+    }
+    for name in many:
+        if name.endswith("dt_proj.bias"):
+            many[name] = step_bias(g, 256)
+    (finding,) = findings_of(CODE, save(tmp_path / "m", many, {}))
+    assert finding.of == 24 * 256
