@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import check, compare, config, families, inspect, kernel, rules
+from ssmdiag.cli import check, compare, config, families, inspect, kernel, retrain, rules
 
 app = typer.Typer(
     name="ssmdiag",
@@ -20,6 +20,7 @@ app.command("inspect")(inspect.inspect)
 app.command("check")(check.check)
 app.command("compare")(compare.compare)
 app.command("kernel")(kernel.kernel)
+app.command("retrain")(retrain.retrain)
 app.command("families")(families.families)
 app.command("rules")(rules.rules)
 app.command("explain")(rules.explain)

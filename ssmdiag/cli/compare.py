@@ -49,8 +49,8 @@ def compare(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH PATH",
-            help="Checkpoints of one run, in any order; or two models.",
+            metavar="PATH",
+            help="Checkpoints of one run, in any order, or the directory they are in; or two models.",
             show_default=False,
         ),
     ],
@@ -104,11 +104,13 @@ def compare(
     part of one, could not be read; what could be is still compared.
     """
     from ssmdiag.reports import Settings
+    from ssmdiag.run_order import expand_run
 
+    paths = expand_run(paths)
     if len(paths) < 2:
         raise SsmdiagError(
             "one checkpoint alone has nothing to be compared with.",
-            expected="two or more",
+            expected="two or more, or a directory of numbered checkpoints",
             advice="`ssmdiag inspect` reports on one.",
         )
     strict = strict or tolerance is not None

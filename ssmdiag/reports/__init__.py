@@ -17,6 +17,7 @@ __all__ = ["Failure", "Settings", "formats", "render"]
 MACHINERY = frozenset({
     "interface", "words", "folding", "grouping", "pictures", "kernel_text", "check_text", "comparison_text",
     "comparison_json", "run_words", "conversion_text", "models_text",
+    "retrain_text", "retrain_json", "retrain_words", "retrain_markdown", "capacity_text",
 })  # fmt: skip
 """Modules of this package that are not formats of a diagnosis."""
 

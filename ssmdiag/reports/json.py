@@ -43,7 +43,7 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
             "train_step": result.train_step,
         },
         "context_length": result.context_length,
-        "layers": [_layer(layer) for layer in result.layers],
+        "layers": [layer_document(layer) for layer in result.layers],
         "assumptions": [
             {
                 "option": a.assumption.option,
@@ -66,7 +66,8 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
     return plain(data)
 
 
-def _layer(layer: LayerDiagnosis) -> dict[str, Any]:
+def layer_document(layer: LayerDiagnosis) -> dict[str, Any]:
+    """Return one layer's numbers as the output contract names them."""
     return {
         "name": layer.name,
         "family": layer.family,

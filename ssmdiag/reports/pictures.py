@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports.folding import Row
@@ -167,9 +167,12 @@ def _decay_panels(
 
 
 def run_picture(
-    curves: Mapping[str, Sequence[tuple[float, float]]], limits: Mapping[str, float], settings: Settings
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    limits: Mapping[str, float],
+    settings: Settings,
+    say: Callable[[float], str] = steps,
 ) -> list[str]:
-    """Return (train step, τ) curves on a log axis, each ending in its letter, with limits near them as dotted lines."""
+    """Return (train step, value) curves on a log axis by their letters, with limits near them as dotted lines."""
     import plotext
 
     figure = plotext.figure
@@ -192,12 +195,12 @@ def run_picture(
         points = ([step for step, _ in curve], [math.log10(tau) for _, tau in curve])
         figure.draw(figure.signal(*points, marker="braille" if settings.unicode else "-").lines())
         figure.draw(figure.signal(*points, marker=letter))
-    ticks = {level: f"{name} {steps(10**level)}" for name, level in near.items()}
+    ticks = {level: f"{name} {say(10**level)}" for name, level in near.items()}
     count = 4
     for k in range(count + 1):
         level = low + (high - low) * k / count
         if all(abs(level - other) > (high - low) / 8 for other in near.values()):
-            ticks[level] = steps(10**level)
+            ticks[level] = say(10**level)
     figure.ruler("y").lim(low - pad, high + pad)
     figure.ruler("y").ticks(sorted(ticks), [ticks[level] for level in sorted(ticks)])
     where = [first + (last - first) * k / 4 for k in range(5)]

@@ -1,0 +1,225 @@
+"""`ssmdiag retrain`: the same model under several maps, or with its recurrence frozen, side by side."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.cli.options import Device, choose_device
+from ssmdiag.cli.terminal import Colour
+from ssmdiag.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from ssmdiag.retrain.training import Progress
+
+
+class Format(StrEnum):
+    """Values of --format."""
+
+    text = "text"
+    json = "json"
+    markdown = "markdown"
+
+
+REFERENCE = "exp"
+"""What a single --param is compared with: the map of S4, S4D, LRU and Mamba."""
+BETWEEN_LINES = 15.0
+"""Seconds between lines of progress where stderr is no terminal."""
+
+
+def retrain(
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="MAP", help="Map of the rates: direct, relu, exp, softplus, sigmoid, best, …"),
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="What to learn; lf-poly needs long memory.")] = "lf-poly",
+    model: Annotated[str, typer.Option("--model", help="Recurrence of the built-in model: s4d or lru.")] = "s4d",
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option("--freeze", metavar="WHAT", help="none, eigenvalues, step or both keep their initial value."),
+    ] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option("--lr", metavar="RATE", help="Learning rate.  [default: 0.01]")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", metavar="N", help="Seed of weights and batches.  [default: 0]")
+    ] = None,
+    init: Annotated[
+        list[str] | None, typer.Option("--init", metavar="START", help="Initial memory: family, short or long.")
+    ] = None,
+    recurrence_lr: Annotated[
+        list[float] | None, typer.Option("--recurrence-lr", metavar="RATE", help="Learning rate of the recurrence.")
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None, typer.Option("--weight-decay", metavar="X", help="On every weight.  [default: 0]")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps of every arm.")] = 1000,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a step.")] = 128,
+    width: Annotated[int, typer.Option("--width", min=1, help="Channels.")] = 64,
+    modes: Annotated[int, typer.Option("--modes", min=1, help="Modes of a channel; one of each conjugate pair.")] = 32,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Residual blocks.")] = 1,
+    length: Annotated[
+        int | None, typer.Option("--length", metavar="STEPS", min=2, help="Sequence length; the task's own by default.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Training sequences; the task's own by default.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="Bytes to learn, for --task text.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays x and y, for --task arrays.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Keep checkpoints and a resumable state here.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")] = False,
+    checkpoint_every: Annotated[
+        int | None, typer.Option("--checkpoint-every", metavar="STEPS", min=1, help="Keep a checkpoint so often.")
+    ] = None,
+    together: Annotated[int, typer.Option("--together", min=1, help="Arms trained as one batch.")] = 12,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = Format.text,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the loss curves.")] = True,
+    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to train; auto is the CPU.")] = Device.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")] = False,
+) -> None:
+    """Train one model under several maps or with a frozen recurrence, and compare loss and memory.
+
+    Arms are all combinations of the options that can be given several times: the same initial function, the same
+    batches, the same number of steps. One --param is compared with exp.
+    """
+    from ssmdiag.reports import Settings, retrain_json, retrain_markdown, retrain_text
+    from ssmdiag.retrain.arms import Budget, product_of
+    from ssmdiag.retrain.comparison import compare_arms
+    from ssmdiag.retrain.model import ModelSettings
+    from ssmdiag.retrain.tasks import TaskSettings, find_task
+
+    if resume and output is None:
+        raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
+    maps = list(dict.fromkeys(param or ["best"]))
+    maps = [REFERENCE, *maps] if len(maps) == 1 and maps != [REFERENCE] and not freeze else maps
+    arms = product_of(
+        param=maps,
+        freeze=freeze or ["none"],
+        lr=lr or [1e-2],
+        seed=seed or [0],
+        init=init or ["family"],
+        recurrence_lr=recurrence_lr or [None],
+        weight_decay=weight_decay or [0.0],
+    )
+    chosen = find_task(task)
+    settings = Settings(
+        width=terminal.width(),
+        colour=format is Format.text and terminal.colour(color),
+        unicode=terminal.unicode(),
+        plots=plots,
+        quiet=quiet,
+    )
+    watch = _Watch(len(arms), quiet)
+    _stop_politely()
+    try:
+        result = compare_arms(
+            arms,
+            chosen.make(TaskSettings(length=length, samples=samples, path=text or data)),
+            ModelSettings(model, width, modes, depth),
+            Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every),
+            task=task,
+            device=choose_device(device),
+            folder=output,
+            resume=resume,
+            together=together,
+            on_progress=watch.update,
+        )
+    except KeyboardInterrupt:
+        watch.close()
+        if output is not None:
+            print(f"\nstopped; the same command with --resume goes on from {output}", file=sys.stderr)
+        raise
+    finally:
+        watch.close()
+    if format is Format.json:
+        text_ = retrain_json.render(result)
+    elif format is Format.markdown:
+        text_ = retrain_markdown.render(result)
+    else:
+        text_ = retrain_text.report(result, settings)
+    terminal.emit(text_, None)
+
+
+def _stop_politely() -> None:
+    """Let a kill end the run as Ctrl-C does: with a state to resume from."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+class _Watch:
+    """Losses of the arms while they train: a table that is redrawn in a terminal, a line now and then elsewhere."""
+
+    def __init__(self, arms: int, quiet: bool) -> None:
+        self.arms = arms
+        self.quiet = quiet
+        self.said = time.monotonic()
+        self.stop: Callable[[], None] | None = None
+        self.draw: Callable[[Progress], None] | None = None
+
+    def update(self, progress: Progress) -> None:
+        if self.quiet:
+            return
+        if sys.stderr.isatty():
+            if self.draw is None:
+                self._open()
+            assert self.draw is not None
+            self.draw(progress)
+        elif time.monotonic() - self.said >= BETWEEN_LINES:
+            self.said = time.monotonic()
+            print(_line(progress), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.stop:
+            self.stop()
+            self.stop = None
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+        live.start()
+        self.stop = live.stop
+        self.draw = lambda progress: live.update(_picture(progress))
+
+
+def _line(progress: Progress) -> str:
+    from ssmdiag.reports.retrain_words import loss
+
+    losses = ", ".join(
+        f"{arm.label} {loss(value)}" for arm, value in list(zip(progress.arms, progress.losses, strict=True))[:6]
+    )
+    more = f" and {len(progress.arms) - 6} more" if len(progress.arms) > 6 else ""
+    return f"step {progress.step:,} of {progress.steps:,}: {losses}{more}"
+
+
+def _picture(progress: Progress) -> str:
+    from ssmdiag.reports.retrain_words import loss
+
+    share = progress.step / max(progress.steps, 1)
+    bar = "█" * round(30 * share) + "·" * (30 - round(30 * share))
+    rows = [
+        f"  {arm.label:<40} {loss(value) if value == value else 'diverged'}"
+        for arm, value in list(zip(progress.arms, progress.losses, strict=True))[:16]
+    ]
+    return "\n".join([f"{bar} step {progress.step:,} of {progress.steps:,}", *rows])
