@@ -1,0 +1,136 @@
+"""Hankel singular values: how many states a time-invariant layer really uses.
+
+The state is all that the future output knows of the past input, H_{st} = K_{s+t}. In the orthonormal basis of
+`orthonormal`, λ̄_n^t = Σ_k φ_k(t) L_nk, the infinite H is a small matrix with the same singular values:
+
+    H = Σ_n C_n B̄_n λ̄_n^{s+t}    →    M = (Lᵀ diag(C)) (Lᵀ diag(B̄))ᵀ
+
+so no Gramian is multiplied out and small values keep float64's absolute accuracy, not its square root. Keeping k states
+loses at best Σ_{i>k} σ_i² of the energy Σ σ_i² that passes from past to future (Eckart & Young, 1936), and balanced
+truncation errs by at most 2 Σ_{i>k} σ_i at any frequency (Enns, 1984; Glover, 1984).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.dense import realise
+from ssmdiag.gramian import diagonal_gramian_factor, gramian_factor, triangle
+from ssmdiag.memory_function import chunks
+from ssmdiag.orthonormal import orthonormal_factor
+from ssmdiag.powers import powers
+from ssmdiag.response import modal_terms
+from ssmdiag.status import Status, channel_status
+from ssmdiag.threads import share_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+
+@dataclass(frozen=True, eq=False)
+class HankelSpectrum:
+    """Singular values of the map from past inputs to future outputs, of every channel."""
+
+    values: Tensor
+    """σ, (channel, state) float64, descending; NaN where the status says why, inf with a mode on the boundary."""
+    status: Tensor
+    """`Status` of each channel, (channel,) uint8."""
+
+    @property
+    def lost(self) -> Tensor:
+        """Share of the energy from past to future that keeping k = 0, 1, … states loses at best, (channel, k)."""
+        energy = self.values.square()
+        tail = energy.flip(1).cumsum(1).flip(1)
+        tail = torch.cat([tail, torch.zeros_like(tail[:, :1])], 1)
+        return tail / tail[:, :1].where(tail[:, :1] > 0, 1.0)
+
+    @property
+    def error_bound(self) -> Tensor:
+        """2 Σ_{i>k} σ_i, what balanced truncation to k states errs by at most at any frequency, (channel, k)."""
+        tail = 2 * self.values.flip(1).cumsum(1).flip(1)
+        return torch.cat([tail, torch.zeros_like(tail[:, :1])], 1)
+
+    def states_for(self, share: float = 0.999) -> Tensor:
+        """Return how few states pass on this share of the energy, (channel,) float64; NaN where it is not known.
+
+        Raises ValueError unless 0 < share < 1.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share must lie between 0 and 1, got {share}")
+        count = (self.lost > 1 - share).sum(1).double()
+        return count.where(self.values.isfinite().all(1), torch.nan)
+
+
+def hankel_singular_values(recurrence: Recurrence) -> HankelSpectrum:
+    """Return σ of every channel; of a layer with many inputs and outputs on one state, of all of them together.
+
+    Copies of C are outputs of the same channel. Raises ValueError for a selective layer, which has no kernel, and
+    where B or C is not in the weights.
+    """
+    if not recurrence.time_invariant:
+        raise ValueError(
+            f"{recurrence.layer} is selective: it has no Hankel operator; `memory_function` knows its modes"
+        )
+    recurrence = realise(recurrence)
+    status = channel_status(recurrence)
+    usable = (status == Status.KNOWN) | (status == Status.ZERO)
+    if recurrence.layout == "many inputs":
+        parts = [_matrix(recurrence)] if bool(usable.all()) else [status.new_zeros(1, recurrence.modes).double()]
+    else:
+        pieces, found = list(chunks(recurrence, 0)), {}
+
+        def fill(chunk: slice) -> None:
+            found[chunk.start] = (_modal if recurrence.dense is None else _dense)(recurrence, chunk, usable[chunk])
+
+        share_out(fill, pieces, status.device)
+        parts = [found[piece.start] for piece in pieces]
+    width = max(part.shape[1] for part in parts)
+    values = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    values = values.where(usable[:, None], torch.nan).where((status != Status.BOUNDARY)[:, None], torch.inf)
+    return HankelSpectrum(values, status)
+
+
+def _modal(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
+    """The same with all weight on one side, w = C B̄: M = Lᵀ diag(w) L, copies of it below each other."""
+    ell, weights = modal_terms(recurrence, chunk, usable)
+    factor = orthonormal_factor(ell)
+    rows = factor[:, :0]
+    for copy in range(weights.shape[1]):
+        rows = triangle(torch.cat([rows, (factor * weights[:, copy, None]) @ factor.mT], 1))
+    return torch.linalg.svdvals(rows)
+
+
+def _dense(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
+    assert recurrence.dense is not None
+    dense = recurrence.dense()
+    A = dense.state_matrix[chunk].where(usable[:, None, None], 0.0)
+    B = dense.input_matrix[chunk].where(usable[:, None], 0.0)
+    C = dense.output_matrix[:, chunk].movedim(0, 1).where(usable[:, None, None], 0.0)
+    reach, _ = gramian_factor(A, B[..., None])
+    observe, _ = gramian_factor(A.mT, C.mT)
+    return torch.linalg.svdvals(observe @ reach.mT)
+
+
+def _matrix(recurrence: Recurrence) -> Tensor:
+    """The same of a kernel matrix: factors of both Gramians by doubling, whose powers are diagonal."""
+    B, C = recurrence.input_matrix, recurrence.output_matrix
+    assert B is not None
+    assert C is not None
+    ell = recurrence.log_eigenvalues[0]
+    reaches = (B != 0).any(1) & (C != 0).any(0)
+    ell, B, C = ell[reaches], B[reaches], C[:, reaches]
+    # y = κ Re(C h) reads the modes and their conjugates, at half the weight each.
+    ell, B = torch.cat([ell, ell.conj()]), torch.cat([B, B.conj()])
+    C = recurrence.kernel_factor / 2 * torch.cat([C, C.conj()], 1)
+
+    def decay(lag: float) -> Tensor:
+        return powers(ell, torch.as_tensor(lag, dtype=torch.float64, device=ell.device))
+
+    observe = diagonal_gramian_factor(decay, triangle(C))
+    reach = diagonal_gramian_factor(decay, triangle(B.mT))
+    return torch.linalg.svdvals(observe @ reach.mT)[None]
