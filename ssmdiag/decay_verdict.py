@@ -1,0 +1,134 @@
+"""The choice between decay laws: which one a kernel follows, or why none is named.
+
+The simplest law is taken whose residual is not clearly worse than that of the largest; a power law has further to
+leave a residual small enough that no handful of exponentials is behind it, over decades enough to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ssmdiag.decay_profile import Profile
+from ssmdiag.gauss_newton import LawFit
+
+NEPER_DB = 20 / math.log(10)
+"""dB per neper of amplitude."""
+MODEL_ERROR_DB = 0.05
+"""Residuals below this are the binned law's own error and the arithmetic's, not a difference between laws."""
+FLAT_DB = 0.1
+EXPONENTIAL_DB = 1.5
+"""Largest rms residual of an exponential: kernels oscillate, and the rms over a bin ripples with them."""
+EXPONENTIAL_DROP_DB = 10.0
+RATE_ERROR = 0.03
+"""Largest standard error of an exponential's rate, relative to it."""
+SAME_RATE = 0.05
+"""A truncated law whose rate is this near the exponential's differs by what an oscillation does to the first lags."""
+RIPPLED_BLOCKS = 10
+"""Fewest blocks from which an envelope that ripples by more than `POWER_DB` is read."""
+POWER_DB = 0.3
+"""Largest rms residual of a power law: the best four exponentials over four decades leave more."""
+TRUNCATED_DB = 0.6
+"""Largest rms residual of a truncated power law, which claims less: layers of many channels come near it."""
+POWER_DECADES = 1.5
+"""Decades of t + t₀ in the window."""
+SMALLEST_EXPONENT = 0.2
+CONTRAST = 2.0
+"""How many times the residual of a law a rival of another kind must leave."""
+
+
+class Law(Enum):
+    """What a kernel decays by."""
+
+    EXPONENTIAL = "exponential"
+    POLYNOMIAL = "polynomial"
+    TRUNCATED = "truncated"
+    FLAT = "flat"
+    UNDETERMINED = "undetermined"
+
+
+class DecayStatus(Enum):
+    """Why there is a law, or why there is none; the value is a sentence for the user."""
+
+    FITTED = "one law describes the kernel over the window"
+    NO_LAW = "no law describes the kernel over the window"
+    INDISTINCT = "the window is too short, or the decay over it too small, to tell the laws apart"
+    UNRESOLVED = "the kernel oscillates too slowly for its envelope to be seen"
+    TOO_FEW = "too few bins of lags lie above the noise"
+    SHORT_MEMORY = "the memory ends within a few steps, too few to tell a law"
+    SHORT_CONTEXT = "the context has too few lags to tell a law"
+    GROWS = "the kernel grows with the lag"
+    ZERO = "the kernel is zero at every lag"
+    NOT_FINITE = "the kernel is not finite"
+
+
+LAWS = tuple(Law)
+STATUSES = tuple(DecayStatus)
+FITTED_LAWS = (Law.FLAT, Law.EXPONENTIAL, Law.POLYNOMIAL, Law.TRUNCATED)
+
+
+def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) -> tuple[Tensor, Tensor]:
+    """Return index of law and status by the rule this module opens with."""
+    residual = {law: NEPER_DB * fit.residual for law, fit in fits.items()}
+    flat, exponential, power, cut = (residual[law] for law in FITTED_LAWS)
+    span = profile.last - first
+    blocks = profile.blocks
+
+    def holds(other: Tensor, parameters: int) -> Tensor:
+        """Whether a law is not clearly worse than the truncated one, which has `parameters` more."""
+        # Neighbouring residuals go together; twice the 5% point of F stands in for that.
+        allowance = 1 + 8 * parameters / (blocks - 4).clamp(min=1)
+        return other**2 + MODEL_ERROR_DB**2 <= allowance * (cut**2 + MODEL_ERROR_DB**2)
+
+    rate, polynomial, truncated = fits[Law.EXPONENTIAL], fits[Law.POLYNOMIAL], fits[Law.TRUNCATED]
+    drop = NEPER_DB * rate.rate * span
+    # A memory that stops at once is level up to there, but does not stay.
+    is_flat = (profile.last == end) & (flat <= FLAT_DB) & (drop <= 4 * FLAT_DB)
+    same = (truncated.rate - rate.rate).abs() <= SAME_RATE * rate.rate
+    exponential_wins = (
+        (holds(exponential, 2) | (same & (cut > POWER_DB)))
+        & (rate.rate_error <= RATE_ERROR * rate.rate)
+        & ((blocks >= RIPPLED_BLOCKS) | (exponential <= POWER_DB))
+        & (exponential <= EXPONENTIAL_DB)
+        & (drop >= torch.clamp(8 * exponential, min=EXPONENTIAL_DROP_DB))
+        & (power >= torch.clamp(CONTRAST * exponential, min=0.5))
+    )
+
+    def decades(fit: LawFit) -> Tensor:
+        return ((profile.last + fit.offset) / (first + fit.offset)).log10()
+
+    polynomial_wins = (
+        holds(power, 1)
+        & (power <= POWER_DB)
+        & (polynomial.exponent >= SMALLEST_EXPONENT)
+        & (decades(polynomial) >= POWER_DECADES)
+        & (exponential >= torch.clamp(3 * power, min=1.0))
+    )
+    power_drop = NEPER_DB * truncated.exponent * math.log(10) * decades(truncated)
+    cut_drop = NEPER_DB * truncated.rate * span
+    truncated_wins = (
+        (cut <= TRUNCATED_DB)
+        & ~holds(exponential, 2)
+        & ~holds(power, 1)
+        & (truncated.exponent >= SMALLEST_EXPONENT)
+        & (decades(truncated) >= 1.0)
+        & (power_drop >= 3.0)
+        & (cut_drop >= 3.0)
+        & (torch.minimum(exponential, power) >= torch.clamp(4 * cut, min=0.3))
+    )
+    law = torch.full_like(blocks, LAWS.index(Law.UNDETERMINED))
+    status = torch.full_like(blocks, STATUSES.index(DecayStatus.INDISTINCT))
+    status[torch.minimum(exponential - EXPONENTIAL_DB, cut - TRUNCATED_DB) > 0] = STATUSES.index(DecayStatus.NO_LAW)
+    for name, wins in (
+        (Law.TRUNCATED, truncated_wins),
+        (Law.POLYNOMIAL, polynomial_wins),
+        (Law.EXPONENTIAL, exponential_wins),
+        (Law.FLAT, is_flat),
+    ):
+        law[wins] = LAWS.index(name)
+        status[wins] = STATUSES.index(DecayStatus.FITTED)
+    return law, status
