@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from glob import glob
 from pathlib import Path
 
 COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
 THOUSANDS = re.compile(r"(\d+)([kKM])(?![A-Za-z])")
 
 
@@ -35,6 +38,30 @@ class RunOrder:
     def order(self) -> list[int]:
         """Return the positions of the paths in the order of the run; equal steps keep the order given."""
         return sorted(range(len(self.steps)), key=lambda i: (self.steps[i], i))
+
+
+def expand_run(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the checkpoints that paths stand for: patterns that no shell has expanded, and one directory of a run.
+
+    A directory stands for the numbered checkpoint files and model directories in it, if there are two or more.
+    """
+    expanded: list[Path] = []
+    for path in map(Path, paths):
+        pattern = not path.exists() and any(character in str(path) for character in "*?[")
+        found = sorted(map(Path, glob(str(path)))) if pattern else []
+        expanded += found or [path]
+    if len(expanded) == 1 and expanded[0].is_dir():
+        inside = [entry for entry in sorted(expanded[0].iterdir()) if _is_numbered_checkpoint(entry)]
+        return inside if len(inside) > 1 else expanded
+    return expanded
+
+
+def _is_numbered_checkpoint(entry: Path) -> bool:
+    if not any(character.isdigit() for character in entry.stem) or SHARD.search(entry.name):
+        return False
+    if entry.is_dir():
+        return any(file.suffix in SUFFIXES for file in entry.iterdir())
+    return entry.suffix in SUFFIXES
 
 
 def order_checkpoints(paths: Sequence[str | Path], stored: Sequence[int | None]) -> RunOrder:

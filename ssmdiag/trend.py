@@ -1,8 +1,8 @@
 """Does a quantity drift over the checkpoints of a run, how fast, and when does it reach a limit?
 
 Checkpoints of one run are not independent draws: a weight that wanders leaves a path that rises or falls by
-chance, and a test made for independent noise takes it for a trend in one run of two or three. A trend is
-therefore believed only if it beats both ways to be nothing,
+chance, and a test made for independent noise takes it for a trend in one run of three with 7 checkpoints, in two
+of three with 20. A trend is therefore believed only if it beats both ways to be nothing,
 
     y_i = c + noise                       Mann–Kendall's rank test, exact (Mann 1945, Kendall 1975)
     y_i = y_{i−1} + noise · √(s_i − s_{i−1})    drift of a random walk, Student's t on its steps

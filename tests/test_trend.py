@@ -164,6 +164,13 @@ def test_without_a_trend_one_is_seen_in_five_percent_of_runs_at_most(name: str, 
     assert (found[Verdict.CONVERGING] + found[Verdict.RECEDING]) / RUNS <= 0.05 + MARGIN
 
 
+@pytest.mark.parametrize(("n", "share"), [(7, 1 / 3), (20, 2 / 3)])
+def test_a_rank_test_alone_takes_wandering_for_a_trend(n: int, share: float) -> None:
+    generator = np.random.default_rng(n)
+    taken = sum(mann_kendall(generator.normal(size=n).cumsum().tolist())[1] <= 0.05 for _ in range(RUNS))
+    assert taken / RUNS == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / RUNS))
+
+
 @pytest.mark.parametrize("layers", [3, 24])
 def test_a_run_of_many_wandering_layers_gets_a_false_verdict_no_more_often(layers: int) -> None:
     generator = np.random.default_rng(5)

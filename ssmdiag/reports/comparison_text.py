@@ -29,7 +29,7 @@ MOST_ROWS = 12
 LABEL_WIDTH = 14
 WIDE = 150
 """Columns from which both tables are one."""
-MOST_CURVES = 5
+MOST_CURVES, CALM_CURVES = 5, 3
 LETTERS = "abcdefgh"
 _STYLES = {Verdict.BROKEN: "red", Verdict.CROSSED: "red", Verdict.CONVERGING: "yellow"}
 
@@ -166,7 +166,7 @@ def _table(columns: Sequence[tuple[str, str, list[str]]], styles: Sequence[str])
             justify="right" if side == "right" else "left",
             no_wrap=not label,
             overflow="fold",
-            min_width=min(max(map(len, cells)), LABEL_WIDTH) if label else None,
+            min_width=min(max(map(len, [head, *cells])), LABEL_WIDTH) if label else None,
             max_width=LABEL_WIDTH if label else None,
         )
     for row, style in zip(zip(*(column for _, _, column in columns), strict=True), styles, strict=True):
@@ -248,7 +248,8 @@ def _draw(out: Console, run: RunComparison, labels: Sequence[str], settings: Set
     captions = []
     for layer in sorted(run.layers, key=urgency):
         points = [(p.step, p.slowest) for p in layer.points if p.slowest and math.isfinite(p.slowest)]
-        if len(points) > 1 and len(curves) < MOST_CURVES:
+        most = CALM_CURVES if layer.verdict is Verdict.STEADY else MOST_CURVES
+        if len(points) > 1 and len(curves) < most:
             letter = LETTERS[len(curves)]
             curves[letter] = [(float(step), float(tau)) for step, tau in points]
             captions.append(f"{letter} layer {named[layer.name]} {layer.verdict.value}")

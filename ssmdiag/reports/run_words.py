@@ -84,8 +84,8 @@ def urgency(layer: LayerHistory) -> tuple[int, bool, float, float]:
     return list(Verdict).index(layer.verdict), layer.by_tail, at, -change
 
 
-def said_of(layer: LayerHistory, run: RunComparison) -> str:
-    """Return what a layer does, without its name and without a full stop."""
+def said_of(layer: LayerHistory, run: RunComparison, *, brief: bool = False) -> str:
+    """Return what a layer does, without its name and without a full stop; in brief, only the nearest limits."""
     trend, unit = layer.trend, run.unit
     if layer.verdict is Verdict.BROKEN:
         at = next(p.step for p in layer.points if p.nonfinite)
@@ -96,7 +96,7 @@ def said_of(layer: LayerHistory, run: RunComparison) -> str:
         return "too few of its checkpoints have a decaying mode"
     if layer.verdict is Verdict.CONVERGING:
         pace = _pace(trend.outlook, unit, down=True)
-        return f"{_change(layer)}, halving every {pace}; {'; '.join(_limits(layer, unit))}"
+        return f"{_change(layer)}, halving every {pace}; {'; '.join(_limits(layer, unit, 1 if brief else 4))}"
     if layer.verdict is Verdict.RECEDING:
         return f"{_change(layer)}, doubling every {_pace(trend.outlook, unit, down=False)}"
     if layer.verdict is Verdict.SETTLED:
@@ -116,7 +116,7 @@ def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str], alike:
         return f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
     if layer.verdict in (Verdict.BROKEN, Verdict.CROSSED):
         return f"in layer {named[layer.name]}, {said_of(layer, run)}"
-    return f"{_possessive(layer, named, run)} {said_of(layer, run)}"
+    return f"{_possessive(layer, named, run)} {said_of(layer, run, brief=True)}"
 
 
 def _possessive(layer: LayerHistory, named: dict[str, str], run: RunComparison) -> str:
@@ -158,14 +158,14 @@ def _crossed(layer: LayerHistory, unit: str) -> str:
     return f"{count} ({worst}) {when}"
 
 
-def _limits(layer: LayerHistory, unit: str) -> Iterator[str]:
-    """Yield what the layer has passed in the run and what it is projected to reach."""
+def _limits(layer: LayerHistory, unit: str, most: int) -> Iterator[str]:
+    """Yield what the layer has passed in the run and what it is projected to reach, the nearest `most` of each."""
     passed = [limit for limit in layer.limits if limit.passed is not None and not limit.from_start]
-    for limit in passed:
+    for limit in passed[-most:]:
         yield f"{_reached(limit)} since {unit} {limit.passed:,}"
     ahead = [limit for limit in layer.limits if limit.projection is not None]
     near = [limit for limit in ahead if limit.projection and limit.projection.at is not None]
-    for limit in near[:2]:
+    for limit in near[:most]:
         assert limit.projection is not None
         yield f"{_reaches(limit)} at about {unit} {_when(limit.projection)}"
     if ahead and not near:

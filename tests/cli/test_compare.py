@@ -208,6 +208,27 @@ def test_bad_requests_are_sentences_and_exit_two(run: Run, tmp_path: Path, argum
     assert out == ""
 
 
+def test_a_directory_or_a_pattern_stands_for_the_run(run: Run, tmp_path: Path) -> None:
+    write_run(tmp_path, STEPS[:3], steady)
+    save_file({"x": torch.zeros(2)}, tmp_path / "optimizer.safetensors")
+    for argument in (tmp_path, tmp_path / "step-*.safetensors"):
+        code, out, _ = run(argument, "-q", "--memory", "none")
+        assert (code, out.split(",")[0]) == (0, "3 checkpoints")
+    nested = tmp_path / "trainer"
+    for path in list(tmp_path.glob("step-*")):
+        directory = nested / f"checkpoint-{path.stem.removeprefix('step-')}"
+        directory.mkdir(parents=True)
+        path.rename(directory / "model.safetensors")
+    assert run(nested, "-q", "--memory", "none")[1].startswith("3 checkpoints, steps 0 to 2,000")
+
+
+def test_a_sharded_model_is_one_checkpoint_and_no_run(run: Run, tmp_path: Path) -> None:
+    for shard in (1, 2):
+        save_file({f"x{shard}": torch.zeros(2)}, tmp_path / f"model-0000{shard}-of-00002.safetensors")
+    code, _, err = run(tmp_path)
+    assert (code, "one checkpoint alone" in err) == (2, True)
+
+
 def test_the_report_goes_to_a_file(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "report.json"
     code, out, _ = run(*LRU.glob("*.safetensors"), "-f", "json", "-o", target)

@@ -1,0 +1,147 @@
+"""The report of a run on plain numbers: golden texts at 80 columns, read in review; every width and case renders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from ssmdiag.comparison import RunCheckpoint, RunComparison
+from ssmdiag.layer_history import judge_layers
+from ssmdiag.layer_point import ROUNDS_TO_ONE, LayerPoint
+from ssmdiag.reports import Settings
+from ssmdiag.reports.comparison_json import run_document
+from ssmdiag.reports.comparison_text import report
+from ssmdiag.run_order import OrderSource
+from ssmdiag.spectrum import Quantiles
+from ssmdiag.trend import LEAST_CHANGE
+
+GOLDEN = Path(__file__).parent / "golden_compare"
+STEPS = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]
+
+
+def point(
+    name: str, step: int, rate: float, *, tail: float = 0.02, unstable: int = 0, nonfinite: int = 0
+) -> LayerPoint:
+    """Return a Mamba layer of 1,536 × 16 modes whose slowest has this rate."""
+    return LayerPoint(
+        name=name,
+        step=step,
+        family="mamba",
+        title="Mamba-1",
+        channels=1536,
+        modes=16,
+        dtype="float32",
+        time_invariant=False,
+        can_cross=False,
+        rate=Quantiles(rate, tail, 0.1, 1.0, 3.0),
+        margin=-math.expm1(-rate),
+        nonfinite=nonfinite,
+        unstable=unstable,
+        marginal=0,
+        rounded={kind: int(200 * (rate <= limit)) for kind, limit in ROUNDS_TO_ONE.items()},
+        moved=0 if step else None,
+        horizon=None,
+        decay=None,
+    )
+
+
+def run_of(layers: dict[str, Callable[[int], LayerPoint]], steps: list[int] = STEPS, **fields: object) -> RunComparison:
+    points = {name: [make(step) for step in steps] for name, make in layers.items()}
+    context = fields.pop("context_length", None)
+    histories, notes = judge_layers(points, steps, "step", context, LEAST_CHANGE)  # type: ignore[arg-type]
+    plain = RunComparison(
+        checkpoints=tuple(RunCheckpoint(f"step-{step}.safetensors", step, step, ()) for step in steps),
+        order=OrderSource.STORED,
+        unit="step",
+        context_length=context,  # type: ignore[arg-type]
+        layers=histories,
+        problems=(),
+        notes=tuple(notes),
+        device="cpu",
+        seconds=0.4,
+        ssmdiag_version="0.0",
+        torch_version="0.0",
+    )
+    return replace(plain, **fields)  # type: ignore[arg-type]
+
+
+def wobble(step: int, phase: float, size: float = 0.004) -> float:
+    return math.exp(size * math.sin(3.7 * step / 1000 + phase))
+
+
+def still(name: str, rate: float = 4e-3, phase: float = 0.0) -> Callable[[int], LayerPoint]:
+    return lambda step: point(name, step, rate * wobble(step, phase))
+
+
+def falling(name: str, pace: float, rate: float = 4e-3) -> Callable[[int], LayerPoint]:
+    return lambda step: point(name, step, rate * math.exp(-pace * step) * wobble(step, 1.0))
+
+
+def name(number: int) -> str:
+    return f"backbone.layers.{number}.mixer"
+
+
+CASES: dict[str, RunComparison] = {
+    "converging": run_of(
+        {
+            name(0): still(name(0)),
+            name(1): falling(name(1), 9e-4),
+            name(2): falling(name(2), 1e-4, 0.02),
+            name(3): falling(name(3), -1e-4),
+            name(4): lambda step: point(name(4), step, 4e-3, tail=0.02 * math.exp(-2e-4 * step) * wobble(step, 0.3)),
+        },
+        context_length=2048,
+    ),
+    "broken-and-crossed": run_of(
+        {
+            name(0): still(name(0)),
+            name(1): lambda step: point(name(1), step, 1e-3 - 2e-7 * step, unstable=3 * (step > 5000)),
+            name(2): lambda step: point(name(2), step, 4e-3, nonfinite=12 * (step == 7000)),
+        },
+        problems=("step-3500.safetensors is empty (0 bytes). Save or download it again.",),
+    ),
+    "sixty-four-layers": run_of(
+        {
+            name(i): falling(name(i), 5e-4) if i in (17, 40) else still(name(i), 4e-3 * 1.02**i, float(i))
+            for i in range(64)
+        }
+    ),
+    "three-checkpoints": run_of({name(i): falling(name(i), 1e-4 * (1 + i)) for i in range(2)}, STEPS[:3]),
+    "unchanged": run_of({name(0): lambda step: point(name(0), step, 4e-3)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_is_its_golden_file(case: str, request: pytest.FixtureRequest) -> None:
+    text = report(CASES[case], Settings(width=80))
+    path = GOLDEN / f"{case}.text"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_every_golden_file_belongs_to_a_case() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140, 200])
+@pytest.mark.parametrize("case", CASES)
+def test_no_line_is_wider_than_asked_and_ascii_is_ascii(case: str, width: int) -> None:
+    text = report(CASES[case], Settings(width=width))
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert report(CASES[case], Settings(width=width, unicode=False)).isascii()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layer_stands_in_the_document(case: str) -> None:
+    data = run_document(CASES[case])
+    assert [layer["name"] for layer in data["layers"]] == [layer.name for layer in CASES[case].layers]
+
+
+def test_a_screen_holds_a_run_of_sixty_four_layers() -> None:
+    assert len(report(CASES["sixty-four-layers"], Settings()).splitlines()) <= 60
