@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,15 @@ class DecayComparison:
     @property
     def channels(self) -> int:
         return self.law.numel()
+
+    def select(self, index: slice | Tensor) -> DecayComparison:
+        """Return the comparison of some of the channels."""
+        names = ("law", "status", "fitted", "first", "last")
+        fits = {
+            law: LawFit(**{field.name: getattr(fit, field.name)[index] for field in fields(fit)})
+            for law, fit in self.fits.items()
+        }
+        return replace(self, fits=fits, **{name: getattr(self, name)[index] for name in names})
 
     def counts(self) -> dict[Law, int]:
         """Return how many channels follow each law."""

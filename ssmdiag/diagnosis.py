@@ -1,13 +1,13 @@
 """Checkpoint → `Diagnosis`: every layer's spectrum summarised, and what could not be read.
 
-Layers are read one after another and only their summaries are kept, so memory does not grow with
-the depth of the model.
+Layers are read a few at a time and only their summaries are kept, so memory does not grow with the
+depth of the model.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ from ssmdiag.spectrum import LayerDiagnosis, summarise
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family
     from ssmdiag.families.layer import Layer
-    from ssmdiag.memory import LayerMemory
     from ssmdiag.rules.selection import Selection
 
 CONTEXT_SETTINGS = (
@@ -39,6 +38,11 @@ CONTEXT_SETTINGS = (
 
 MOST_CHANNELS = 256
 """Channels of a layer whose horizon and law are found unless all are asked for: a second for 64 layers."""
+
+HELD_LAYERS = 8
+"""Layers read before their laws are found in one go; only these are in memory at once."""
+MOST_CAPACITIES = 64
+"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def diagnose(
     context_length
         Steps of context; by default what config.json says.
     memory
-        Also find each layer's horizon and decay law over the context, or over `memory.DEFAULT_CONTEXT`
+        Also find each layer's horizon, decay law and capacity over the context, or over `memory.DEFAULT_CONTEXT`
         steps where none is known.
     most_channels
         Channels of a layer whose horizon and law are looked for, spread over the order of their slowest modes,
@@ -161,6 +165,7 @@ def diagnose(
     findings: list[Finding] = []
     problems = [*checkpoint.problems, *found.problems]
     assumed: dict[tuple[str, ...], _Assumed] = {}
+    held: list[tuple[Layer, Recurrence]] = []
     for position, layer in enumerate(found.layers, 1):
         try:
             recurrences = layer.read()
@@ -168,14 +173,13 @@ def diagnose(
             problems.append(error.sentence)
             unread.append((layer, error))
         else:
-            for branch, recurrence in enumerate(recurrences):
-                numbers, remembered = summarise(recurrence, layer.family.title), None
-                if memory:
-                    numbers, remembered = _with_memory(numbers, recurrence, context, most_channels)
-                layers.append(numbers)
-                evidence = LayerEvidence(recurrence, layer, numbers, remembered, whole, branch)
-                findings += selection.examine_layer(evidence)
+            held += [(layer, recurrence) for recurrence in recurrences]
             _collect_assumptions(assumed, layer, recurrences)
+        if len(held) >= HELD_LAYERS or position == len(found.layers):
+            for evidence in _examine(held, whole, context, most_channels if memory else 0):
+                layers.append(evidence.numbers)
+                findings += selection.examine_layer(evidence)
+            held = []
         if on_layer:
             on_layer(position, len(found.layers))
     findings += selection.examine_checkpoint(replace(whole, layers=tuple(layers), unread=tuple(unread)))
@@ -240,15 +244,25 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
     return float(values.max()) if values.numel() else None
 
 
-def _with_memory(
-    numbers: LayerDiagnosis, recurrence: Recurrence, context: int | None, most_channels: int | None
-) -> tuple[LayerDiagnosis, LayerMemory]:
-    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory, sample_channels, summarise_memory
+def _examine(
+    held: Sequence[tuple[Layer, Recurrence]], whole: CheckpointEvidence, context: int | None, most_channels: int | None
+) -> Iterator[LayerEvidence]:
+    """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory."""
+    from ssmdiag.capacity import assess_capacity, summarise_capacity
+    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, sample_channels, summarise_memory
 
-    sample = recurrence if most_channels is None else sample_channels(recurrence, most_channels)
-    remembered = assess_memory(sample, context or DEFAULT_CONTEXT)
-    horizon, decay = summarise_memory(remembered)
-    return replace(numbers, horizon=horizon, decay=decay), remembered
+    def sample(recurrence: Recurrence, most: int) -> Recurrence:
+        return recurrence if most_channels is None else sample_channels(recurrence, min(most_channels, most))
+
+    steps, remember = context or DEFAULT_CONTEXT, most_channels != 0
+    memories = assess_memories([sample(r, MOST_CHANNELS) for _, r in held], steps) if remember else [None] * len(held)
+    for (layer, recurrence), memory in zip(held, memories, strict=True):
+        numbers = summarise(recurrence, layer.family.title)
+        if memory is not None:
+            horizon, decay = summarise_memory(memory)
+            capacity = summarise_capacity(assess_capacity(sample(recurrence, MOST_CAPACITIES), steps))
+            numbers = replace(numbers, horizon=horizon, decay=decay, capacity=capacity)
+        yield LayerEvidence(recurrence, layer, numbers, memory, whole)
 
 
 def _incomplete(found: Recognition) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from ssmdiag.recurrence import Assumption, Recurrence
 
 if TYPE_CHECKING:
+    from ssmdiag.capacity import CapacitySummary
     from ssmdiag.memory import LayerDecay
 
 BINS_PER_DECADE = 4
@@ -77,6 +78,8 @@ class LayerDiagnosis:
     """Steps to 99 % of the energy, over channels; None where it was not asked for."""
     decay: LayerDecay | None = None
     """Laws of the channels and of the layer; None where they were not asked for."""
+    capacity: CapacitySummary | None = None
+    """How far back and how accurately inputs can be rebuilt; None where it was not asked for."""
 
 
 def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import check, compare, config, families, inspect, kernel, retrain, rules
+from ssmdiag.cli import capacity, check, compare, config, families, inspect, kernel, retrain, rules
 
 app = typer.Typer(
     name="ssmdiag",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect.inspect)
 app.command("check")(check.check)
+app.command("capacity")(capacity.capacity)
 app.command("compare")(compare.compare)
 app.command("kernel")(kernel.kernel)
 app.command("retrain")(retrain.retrain)

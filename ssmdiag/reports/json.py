@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
+    from ssmdiag.capacity import CapacitySummary
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.memory import LayerDecay
     from ssmdiag.spectrum import LayerDiagnosis
@@ -90,7 +91,31 @@ def layer_document(layer: LayerDiagnosis) -> dict[str, Any]:
         "notes": layer.notes,
         "horizon": layer.horizon and asdict(layer.horizon),
         "decay": layer.decay and decay_document(layer.decay),
-        "capacity": None,
+        "capacity": layer.capacity and capacity_document(layer.capacity),
+    }
+
+
+def capacity_document(capacity: CapacitySummary) -> dict[str, Any]:
+    """Return a layer's memory capacity, medians over its channels first, then all quantiles."""
+    whole = {
+        "length_half": capacity.length_half,
+        "length_tenth": capacity.length_tenth,
+        "accuracy": capacity.accuracy,
+        "capacity": capacity.capacity,
+        "effective_modes": capacity.effective_modes,
+        "rounded_half": capacity.rounded_half,
+        "rounded_tenth": capacity.rounded_tenth,
+        **{f"surviving_{name}": quantiles for name, quantiles in capacity.surviving.items()},
+    }
+    return {
+        **{name: quantiles and quantiles.median for name, quantiles in whole.items()},
+        "modes": capacity.modes and capacity.modes.median,
+        "state_dtype": capacity.state_dtype,
+        "channels": capacity.channels,
+        "channels_without_length": capacity.without_half,
+        "channels_unknown": capacity.unknown,
+        "excluded_modes": capacity.excluded,
+        "over_channels": {name: quantiles and asdict(quantiles) for name, quantiles in whole.items()},
     }
 
 

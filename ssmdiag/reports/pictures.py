@@ -59,6 +59,46 @@ def time_constant_strip(
     return lines
 
 
+def heat_map(rows: Mapping[str, Sequence[tuple[float, float]]], settings: Settings) -> list[str]:
+    """Return one line per row: (lag, share in [0, 1]) curves as shades against log lag, under a ruler in steps."""
+    ramp = BLOCKS if settings.unicode else ASCII_BLOCKS
+    gutter = max([len(label) for label in rows] + [5]) + 3
+    columns = min(settings.width - gutter - 6, 72)
+    last = max(lag for curve in rows.values() for lag, value in curve if value >= 0.01)
+    top = max(math.ceil(2 * math.log10(1 + last)) / 2, 1.0)
+    ruler = [" "] * (columns + 6)
+    for tick in range(math.floor(top) + 1):
+        at = round(columns * tick / top)
+        text = decade(tick)
+        ruler[at : at + len(text)] = text
+    lines = [f" {'layer':<{gutter - 1}}{''.join(ruler).rstrip()}"]
+    for label, curve in rows.items():
+        shades = ""
+        for column in range(columns):
+            lag = 10 ** ((column + 0.5) / columns * top) - 1
+            shades += _shade(_interpolate(curve, lag), ramp)
+        lines.append(f" {label:<{gutter - 1}}{shades.rstrip()}")
+    key = "  ".join(
+        f"{ramp[-1 if level == 1 else round(level * (len(ramp) - 1))]} {level:g}" for level in (1, 0.5, 0.1)
+    )
+    return [*lines, f" {'':<{gutter - 1}}{key}"]
+
+
+def _interpolate(curve: Sequence[tuple[float, float]], lag: float) -> float:
+    """Return the curve at a lag, linear in log(1 + lag); zero past its end."""
+    before = [point for point in curve if point[0] <= lag]
+    after = [point for point in curve if point[0] > lag]
+    if not before or not after:
+        return (before or after)[-1 if before else 0][1] if not before or before[-1][0] == lag else 0.0
+    (x0, y0), (x1, y1) = before[-1], after[0]
+    share = (math.log1p(lag) - math.log1p(x0)) / (math.log1p(x1) - math.log1p(x0))
+    return y0 + (y1 - y0) * share
+
+
+def _shade(value: float, ramp: str) -> str:
+    return ramp[0] if value < 0.01 else ramp[max(1, round(min(value, 1.0) * (len(ramp) - 1)))]
+
+
 def _block(count: int, top: int, ramp: str) -> str:
     return ramp[0] if count == 0 else ramp[max(1, round(count / top * (len(ramp) - 1)))]
 

@@ -1,0 +1,170 @@
+"""`ssmdiag capacity PATH`: how far back, and how accurately, the input can be rebuilt from the state."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.cli.kernel import choose_layer
+from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.terminal import Colour
+
+if TYPE_CHECKING:
+    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.reports.capacity_text import CapacityLayer
+
+
+class Format(StrEnum):
+    """Values of --format."""
+
+    text = "text"
+    json = "json"
+
+
+class State(StrEnum):
+    """Values of --state-dtype."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    int8 = "int8"
+    float32 = "float32"
+
+
+def capacity(
+    path: Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)],
+    layer: Annotated[
+        str | None,
+        typer.Option("--layer", help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4."),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option("--length", metavar="STEPS", min=1, help="Context; by default what config.json says."),
+    ] = None,
+    state_dtype: Annotated[
+        State | None,
+        typer.Option(
+            "--state-dtype", help="What the state is rounded to at every step; by default as the weights are stored."
+        ),
+    ] = None,
+    wanted: Annotated[
+        int | None,
+        typer.Option("--for-length", metavar="STEPS", min=1, help="Which steps Δ would rebuild inputs so far back."),
+    ] = None,
+    every_channel: Annotated[
+        bool, typer.Option("--every-channel", help="All channels, not 64 a layer; seconds for large models.")
+    ] = False,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
+    ] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell.")
+    ] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
+    ] = None,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the memory functions.")] = True,
+    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone.")] = False,
+) -> None:
+    """Report how far back and how accurately inputs can be rebuilt from the state, and what rounding leaves of it.
+
+    Length: the farthest input a linear readout rebuilds to one half. Effective modes: what survives a rounded state.
+    """
+    from ssmdiag.checkpoint import read_checkpoint
+    from ssmdiag.diagnosis import context_length_of
+    from ssmdiag.families.recognition import recognise
+    from ssmdiag.memory import DEFAULT_CONTEXT
+    from ssmdiag.reports import Settings
+    from ssmdiag.reports.capacity_text import document, report
+
+    checkpoint = read_checkpoint(path)
+    found = recognise(
+        checkpoint,
+        assume=parse_assumptions(assume or []),
+        families=load_families(map_file),
+        device=choose_device(device),
+    )
+    found.require_layers(checkpoint)
+    known = length or context_length_of(checkpoint.settings)
+    context = known or DEFAULT_CONTEXT
+    recurrences = [recurrence for entry in found.layers for recurrence in entry.read()]
+    chosen = choose_layer(recurrences, layer) if layer is not None else recurrences
+    most = None if every_channel else 64
+    state = state_dtype and state_dtype.value
+    layers = [
+        _assess(recurrence, context, state, most, closely=layer is not None, wanted=wanted) for recurrence in chosen
+    ]
+    if format is Format.json:
+        terminal.emit(json.dumps(document(str(path), layers, context), indent=2) + "\n", output)
+        return
+    settings = Settings(
+        width=terminal.width(),
+        colour=output is None and terminal.colour(color),
+        unicode=output is not None or terminal.unicode(),
+        plots=plots,
+        quiet=quiet,
+    )
+    terminal.emit(report(str(path), layers, context, known is not None, settings), output)
+
+
+def _assess(
+    recurrence: Recurrence, context: int, state: str | None, most: int | None, *, closely: bool, wanted: int | None
+) -> CapacityLayer:
+    from ssmdiag.capacity import assess_capacity, initial_capacities, summarise_capacity
+    from ssmdiag.memory import sample_channels
+    from ssmdiag.reports.capacity_text import CapacityLayer
+    from ssmdiag.timescale import trade_off
+
+    sample = recurrence if most is None else sample_channels(recurrence, most)
+    initial = initial_capacities(recurrence, context, state_dtype=state)
+    scaled = trade_off(sample, context, state_dtype=state) if closely else {}
+    return CapacityLayer(
+        name=recurrence.layer,
+        family=recurrence.family,
+        time_invariant=recurrence.time_invariant,
+        channels=recurrence.channels,
+        modes=recurrence.modes,
+        own=summarise_capacity(assess_capacity(sample, context, state_dtype=state)),
+        initial={name: summarise_capacity(own) for name, own in initial.items()},
+        steps={factor: summarise_capacity(own) for factor, own in scaled.items()},
+        wanted=_recommend(sample, wanted, state) if wanted else None,
+        states_used=_states_used(sample),
+    )
+
+
+def _recommend(recurrence: Recurrence, wanted: int, state: str | None) -> dict[str, Any]:
+    """Return the range of factors on Δ that gives a length, over the channels that can reach it."""
+    from ssmdiag.timescale import recommend_step
+
+    found = recommend_step(recurrence, wanted, state_dtype=state)
+    able = found.reachable
+    count, total = int(able.sum()), len(able)
+    result: dict[str, Any] = {"length": wanted, "channels": count, "of": total, "lowest": None, "highest": None}
+    if not count:
+        best = found.memory[~found.memory.isnan()]
+        most = f" (the best reaches {float(best.max()):.2f})" if best.numel() else ""
+        sentence = f"no step Δ makes any of {total:,} channels rebuild inputs {wanted:,} steps back to one half{most}."
+        return result | {"sentence": sentence}
+    low, high = float(found.lowest[able].median()), float(found.highest[able].median())
+    result |= {"lowest": low, "highest": high}
+    sentence = (
+        f"to rebuild inputs {wanted:,} steps back to one half, multiply Δ by {low:.3g} … {high:.3g} (median over "
+    )
+    return result | {"sentence": f"{sentence}the {count:,} of {total:,} channels that can)."}
+
+
+def _states_used(recurrence: Recurrence) -> float | None:
+    from ssmdiag.hankel import hankel_singular_values
+
+    if not recurrence.time_invariant or recurrence.layout == "none":
+        return None
+    used = hankel_singular_values(recurrence).states_for(0.999)
+    used = used[~used.isnan()]
+    return float(used.median()) if used.numel() else None
