@@ -22,11 +22,10 @@ from ssmdiag.cascade import Cascade
 from ssmdiag.dense import realise
 from ssmdiag.full_spectrum import REASONS, Excluded
 from ssmdiag.initial_spectra import initial_spectra
-from ssmdiag.memory_function import LeadingMemory, cascade_at, chunks, leading_memory, states_of
 from ssmdiag.noise import STATE_PRECISION, noisy_states
+from ssmdiag.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
 from ssmdiag.response import square_of
 from ssmdiag.spectrum import Quantiles
-from ssmdiag.threads import share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,9 +151,8 @@ def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | 
                 lengths = torch.stack([states.length(factor, share) for share in (HALF, TENTH)])
                 values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
 
-    pieces = list(chunks(recurrence, leading_lags))
-    share_out(assess, pieces, device)
-    total = torch.stack([curves[piece.start] for piece in pieces]).sum(0)
+    each_chunk(recurrence, leading_lags, assess)
+    total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)
     return LayerCapacity(
         layer=recurrence.layer,
         family=recurrence.family,

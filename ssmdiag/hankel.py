@@ -19,12 +19,11 @@ import torch
 
 from ssmdiag.dense import realise
 from ssmdiag.gramian import diagonal_gramian_factor, gramian_factor, triangle
-from ssmdiag.memory_function import chunks
 from ssmdiag.orthonormal import orthonormal_factor
 from ssmdiag.powers import powers
+from ssmdiag.reconstruction import each_chunk
 from ssmdiag.response import modal_terms
 from ssmdiag.status import Status, channel_status
-from ssmdiag.threads import share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,13 +81,13 @@ def hankel_singular_values(recurrence: Recurrence) -> HankelSpectrum:
     if recurrence.layout == "many inputs":
         parts = [_matrix(recurrence)] if bool(usable.all()) else [status.new_zeros(1, recurrence.modes).double()]
     else:
-        pieces, found = list(chunks(recurrence, 0)), {}
+        found: dict[int, Tensor] = {}
 
         def fill(chunk: slice) -> None:
             found[chunk.start] = (_modal if recurrence.dense is None else _dense)(recurrence, chunk, usable[chunk])
 
-        share_out(fill, pieces, status.device)
-        parts = [found[piece.start] for piece in pieces]
+        each_chunk(recurrence, 0, fill)
+        parts = [found[start] for start in sorted(found)]
     width = max(part.shape[1] for part in parts)
     values = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
     values = values.where(usable[:, None], torch.nan).where((status != Status.BOUNDARY)[:, None], torch.inf)

@@ -24,11 +24,10 @@ from ssmdiag.cascade import SMALL
 from ssmdiag.dense import krylov, realise, states_at
 from ssmdiag.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.gramian import gramian_factor
-from ssmdiag.memory_function import chunks, dense_channels, states_of
 from ssmdiag.orthonormal import orthonormal_factor
 from ssmdiag.powers import lags_of, powers
+from ssmdiag.reconstruction import dense_channels, each_chunk, states_of
 from ssmdiag.response import square_of
-from ssmdiag.threads import share_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +58,7 @@ def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
     def fill(chunk: slice) -> None:
         result[chunk] = noisy_states(recurrence, chunk).rounded(precision)[1]
 
-    share_out(fill, list(chunks(recurrence, 0)), result.device)
+    each_chunk(recurrence, 0, fill)
     return result
 
 
@@ -73,7 +72,7 @@ def noisy_memory_function(recurrence: Recurrence, lags: Tensor | Sequence[int], 
         states = noisy_states(recurrence, chunk)
         result[chunk] = states.memory(states.rounded(precision)[0], at)
 
-    share_out(fill, list(chunks(recurrence, states_of(recurrence) * len(at))), at.device)
+    each_chunk(recurrence, states_of(recurrence) * len(at), fill)
     return result
 
 

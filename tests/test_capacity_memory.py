@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssmdiag.cascade import SMALL, cascade_of
 from ssmdiag.initial_spectra import legs_matrix, normal_legs
-from ssmdiag.memory_function import EXACT, MemorySizeError, leading_memory, memory_function
+from ssmdiag.reconstruction import EXACT, MemorySizeError, leading_memory, memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence, bilinear
 from tests.capacity_reference import cholesky, exact_memory, gram, solve_lower, spectrum
 from tests.families.synthetic import config, state_dict

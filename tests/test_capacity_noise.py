@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssmdiag.cascade import SMALL
-from ssmdiag.memory_function import memory_function
 from ssmdiag.noise import STATE_PRECISION, noisy_capacity, noisy_memory_function, noisy_states
+from ssmdiag.reconstruction import memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from tests.capacity_reference import exact_capacity, exact_memory, spectrum
 from tests.test_capacity_memory import exactly, ring

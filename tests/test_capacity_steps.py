@@ -11,8 +11,8 @@ import torch
 
 from ssmdiag.capacity import assess_capacity
 from ssmdiag.initial_spectra import initial_spectra, legs_matrix
-from ssmdiag.memory_function import memory_function
 from ssmdiag.noise import noisy_memory_function
+from ssmdiag.reconstruction import memory_function
 from ssmdiag.recurrence import Assumption, DenseRealisation, Recurrence, bilinear, zoh
 from ssmdiag.timescale import OCTAVES, recommend_step, scaled, trade_off
 from tests.capacity_reference import spectrum

@@ -12,20 +12,20 @@ features, all others silent. This is what the spectrum offers; together, all inp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from ssmdiag.cascade import Cascade, cascade_of, dense_cascade
+from ssmdiag.cores import share_out
 from ssmdiag.dense import realise
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.full_spectrum import Excluded, full_spectrum
 from ssmdiag.powers import is_real, lags_of
 from ssmdiag.recurrence import DenseRealisation
 from ssmdiag.response import square_of
-from ssmdiag.threads import share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def memory_function(
         for name, counts in vars(excluded).items():
             getattr(result.excluded, name)[chunk] = counts
 
-    share_out(fill, list(chunks(recurrence, span + int(far.sum()))), at.device)
+    each_chunk(recurrence, span + int(far.sum()), fill)
     result.values[~result.sound] = torch.nan
     return result
 
@@ -181,11 +181,13 @@ def states_of(recurrence: Recurrence) -> int:
     return recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
 
 
-def chunks(recurrence: Recurrence, lags: int) -> Iterator[slice]:
-    """Yield as many channels at a time as stay in cache while so many lags are computed."""
+def each_chunk(recurrence: Recurrence, lags: int, work: Callable[[slice], None]) -> None:
+    """Do the work on as many channels at a time as stay in cache while so many lags are computed."""
+    device, channels = recurrence.log_eigenvalues.device, recurrence.channels
     size = 8 if recurrence.dense is not None or is_real(recurrence.log_eigenvalues) else 16
     span = max(1, WORKING_SET // (size * (6 * states_of(recurrence) ** 2 + 3 * lags)))
-    yield from (slice(start, start + span) for start in range(0, recurrence.channels, span))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), threads)
 
 
 def _blank(recurrence: Recurrence, lags: Tensor) -> MemoryFunction:
