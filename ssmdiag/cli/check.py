@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Asked, diagnose_path, exit_code, report
-from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions, parse_outputs
+from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
+from ssmdiag.cli.options import Device, choose_device, parse_assumptions, parse_outputs
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
 
@@ -121,7 +121,7 @@ def check(
     )
     asked = Asked(
         parse_assumptions(assume or []),
-        load_families(map_file),
+        map_file,
         choose_device(device),
         settings_.context_length,
         every_channel,
@@ -135,7 +135,7 @@ def check(
         quiet=quiet,
         fail_on=settings_.fail_on,
     )
-    results: list[Diagnosis | Failure] = [diagnose_path(path, asked, quiet=quiet) for path in paths]
+    results: list[Diagnosis | Failure] = diagnose_paths(paths, asked, quiet=quiet)
     results = _against_baseline(results, settings_, write_baseline)
     report(results, settings_.format, settings, output, text=render_all)
     for form, file in besides:

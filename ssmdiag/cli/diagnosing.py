@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.options import load_families
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.families import Family
     from ssmdiag.reports import Failure, Settings
     from ssmdiag.rules.selection import Selection
+
+PATHS_A_WORKER = 4
+"""Checkpoints that are worth a process of their own, which takes as long to start as two of them to diagnose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +29,36 @@ class Asked:
     """What the user asked of every checkpoint."""
 
     assume: Mapping[str, str]
-    families: Sequence[Family]
+    map_file: Path | None
     device: str
     length: int | None = None
     every_channel: bool = False
     rules: Selection | None = None
     """None: all of them."""
+
+
+def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> list[Diagnosis | Failure]:
+    """Return the diagnosis of every path, in their order; many are shared out between the processor's cores.
+
+    Raises AssumptionError and MapFileError: those are the command's fault, not a path's.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(paths) // PATHS_A_WORKER)
+    if workers < 2 or asked.device != "cpu":
+        return [diagnose_path(path, asked, quiet=quiet) for path in paths]
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # Started afresh, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        return list(pool.map(partial(diagnose_path, asked=asked, quiet=True), paths))
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:
@@ -43,7 +72,7 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
         return diagnose(
             read_checkpoint(path),
             assume=asked.assume,
-            families=asked.families,
+            families=load_families(asked.map_file),
             device=asked.device,
             context_length=asked.length,
             most_channels=None if asked.every_channel else MOST_CHANNELS,

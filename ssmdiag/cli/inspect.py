@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Asked, diagnose_path, exit_code, report
-from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
+from ssmdiag.cli.options import Device, choose_device, parse_assumptions
 from ssmdiag.cli.terminal import Colour
 
 
@@ -81,7 +81,7 @@ def inspect(
         quiet=quiet,
         verbose=verbose,
     )
-    asked = Asked(assumptions, load_families(map_file), choose_device(device), length, every_channel)
-    results = [diagnose_path(path, asked, quiet=quiet) for path in paths]
+    asked = Asked(assumptions, map_file, choose_device(device), length, every_channel)
+    results = diagnose_paths(paths, asked, quiet=quiet)
     report(results, format, settings, output)
     raise typer.Exit(max(exit_code(result) for result in results))
