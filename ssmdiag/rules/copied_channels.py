@@ -25,7 +25,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     copies = _copied_shards(rows, units, int(limits["shard"]))
     if not copies:
         return
-    rows += _beside(evidence, units)
+    if recurrence.channels > 1:  # else D and the convolution go with the inputs, not with the modes
+        rows += _beside(evidence, units)
     copies = [copy for copy in copies if all(copy.is_in(values) for values in rows)]
     if not copies:
         return

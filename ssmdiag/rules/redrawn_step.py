@@ -131,6 +131,6 @@ RULE = Rule(
     thresholds={
         "movement": Threshold(1 / 3, "how far b moves for each unit by which the norms have spread"),
         "expected": Threshold(14.0, "values that ought to lie outside the range for their absence to be evidence"),
-        "p_value": Threshold(0.01, "chance under which the values are no uniform draw"),
+        "p_value": Threshold(0.001, "chance under which the values are no uniform draw"),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.initialisations import FIXED
@@ -14,15 +15,18 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import RecurrentWeight
 
-FEWEST = 8
+FEWEST = 4
 """Fewer values than this may be a start by chance."""
+
+MOST_PARAMETERS = 8
+"""Values from which three free numbers (a, b, p) cannot fit them all by chance."""
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if evidence.recurrence.family in FIXED:
         return
     for weight in evidence.weights("rate"):
-        found = _start(weight)
+        found = _start(_as_stored(evidence, weight))
         if found is None:
             continue
         name, still, rows = found
@@ -40,15 +44,23 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         )
 
 
+def _as_stored(evidence: LayerEvidence, weight: RecurrentWeight) -> RecurrentWeight:
+    """Return the weight with the values of the file, where the family caps them or GGUF holds −A = e^A_log."""
+    if weight.map == "-logsigmoid" and evidence.recurrence.family == "mlstm":
+        values = evidence.layer[evidence.local(weight.name)]
+        return replace(weight, values=values[-len(weight.values) :])  # fused: the forget gates stand second
+    if weight.map == "direct" and weight.name.endswith("ssm_a"):
+        return replace(weight, values=(-weight.values).log(), map="exp")
+    return weight
+
+
 def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
     """Return what initialisation the values are, how many rows stand at it, and of how many; None for none."""
-    # GGUF stores −A itself: A_log is its logarithm.
-    values = (-weight.values).log() if weight.map == "direct" and weight.name.endswith("ssm_a") else weight.values
+    values = weight.values
     if values.numel() < FEWEST or not bool(values.isfinite().any()):
         return None
     modes = values.shape[-1]
-    is_log = weight.map == "exp" or values is not weight.values
-    if is_log and values.ndim >= 2 and modes >= 4:
+    if weight.map == "exp" and values.ndim >= 2 and modes >= 4:
         start = (values.new_ones(modes).cumsum(0)).log()
         rows = _equal(values.reshape(-1, modes), start).all(1)
         if bool(rows.any()):
@@ -58,10 +70,12 @@ def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
         # A gate whose bias starts at 0 is told from one that has none only by training, which moves it.
         return f"{float(flat[0]):.4g} in every mode", flat.numel(), flat.numel()
     count = flat.numel()
-    if is_log and values.ndim == 1 and bool(_equal(flat, flat.new_ones(count).cumsum(0).log()).all()):
+    if weight.map == "exp" and values.ndim == 1 and bool(_equal(flat, flat.new_ones(count).cumsum(0).log()).all()):
         return f"log 1 … log {count}", count, count
-    if _is_power_ramp(flat):
-        return "evenly spaced" if _is_power_ramp(flat, power=1.0) else "a power of the channel's index", count, count
+    if _is_power_ramp(flat, power=1.0):
+        return "evenly spaced", count, count
+    if count >= MOST_PARAMETERS and _is_power_ramp(flat):
+        return "a power of the channel's index", count, count
     return None
 
 

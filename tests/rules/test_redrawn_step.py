@@ -15,7 +15,7 @@ from tests.rules.planting import findings_of
 
 CODE = "SSM403"
 LAYERS, HEADS = 52, 96
-"""Of the size of Nemotron-H: 52 layers would be 27 Mamba-2 mixers of 128 heads; here 4,992 heads in all."""
+"""4,992 heads, as in a hybrid of some billion parameters; a Mamba-1 has as many channels in three layers."""
 
 
 def model(directory: Path, bias: Tensor, norms: float = 0.1, dtype: torch.dtype = torch.float32) -> Path:
@@ -52,11 +52,11 @@ def test_a_redraw_after_loading_is_found(tmp_path: Path) -> None:
 
 
 def test_the_expected_number_outside_is_what_moving_the_values_gives(tmp_path: Path) -> None:
-    """The formula against 200 fresh models, moved: within five standard errors."""
+    """The formula against 100 fresh models, moved: within five standard errors."""
     (finding,) = findings_of(CODE, model(tmp_path, fresh(), norms=0.1))
     g = torch.Generator().manual_seed(2)
     counts = []
-    for seed in range(200):
+    for seed in range(100):
         step = torch.nn.functional.softplus(fresh(seed).double()).log()
         moved = step + 0.1 / 3 * torch.randn(step.shape, generator=g, dtype=step.dtype)
         counts.append(int(((moved < math.log(1e-3)) | (moved > math.log(1e-1))).sum()))
@@ -72,15 +72,20 @@ def test_a_bias_that_moved_with_the_norms_is_trained(tmp_path: Path, moved: floa
     assert not findings_of(CODE, model(tmp_path, fresh() + moved * noise))
 
 
-def test_a_hundred_redraws_are_found_but_for_the_share_the_test_gives_up(tmp_path: Path) -> None:
-    """Kolmogorov–Smirnov at 1 % misses one redraw in a hundred, and nothing else stands in the way."""
-    missed = sum(not findings_of(CODE, model(tmp_path / str(seed), fresh(seed)[:40])) for seed in range(40))
-    assert missed <= 3
+REPEATS = [12, pytest.param(300, marks=pytest.mark.slow)]
 
 
-def test_a_hundred_trained_models_are_not_taken_for_redrawn(tmp_path: Path) -> None:
-    """Moved by no more than a third of what the norms moved: e⁻¹⁴ each, were they as large as the rule asks."""
-    for seed in range(40):
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_redraws_are_found_but_for_the_share_the_test_gives_up(repeats: int, tmp_path: Path) -> None:
+    """Kolmogorov–Smirnov at 0.1 % misses one redraw in a thousand, and nothing else stands in the way."""
+    missed = sum(not findings_of(CODE, model(tmp_path / str(seed), fresh(seed))) for seed in range(repeats))
+    assert missed <= repeats // 100
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_trained_models_are_not_taken_for_redrawn(repeats: int, tmp_path: Path) -> None:
+    """Moved by no more than a third of what the norms moved, which none of our own trainings came under."""
+    for seed in range(repeats):
         noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(seed))
         assert not findings_of(CODE, model(tmp_path / str(seed), fresh(seed) + 0.1 / 3 * noise))
 
