@@ -1,0 +1,72 @@
+"""SSM206: far fewer effective modes than the family starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    own = evidence.numbers.capacity
+    if own is None or own.effective_modes is None or own.modes is None:
+        return
+    initial = _effective_at_start(evidence.recurrence.family, evidence.recurrence.modes, own.state_dtype)
+    if initial is None:
+        return
+    median = own.effective_modes.median
+    # Held against the poorest of the family's starts: what every healthy fresh model has.
+    if median < limits["share"] * initial:
+        yield Observation(
+            f"{median:.2g} of {own.modes.median:.0f} modes survive a {own.state_dtype} state in the median channel; "
+            f"the family starts with {initial:.2g} or more",
+            count=own.channels,
+            of=own.channels,
+            value=median / initial,
+            threshold=limits["share"],
+            tensor=next((weight.name for weight in evidence.weights("rate")), None),
+        )
+
+
+@cache
+def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | None:
+    """Return the median effective modes of the poorest of a family's initialisations; None where none is known."""
+    from ssmdiag.capacity import assess_capacity, summarise_capacity
+    from ssmdiag.initial_spectra import initial_spectra
+
+    summaries = [
+        summarise_capacity(assess_capacity(start.recurrence, 1, state_dtype=state_dtype))
+        for start in initial_spectra(family, modes)
+    ]
+    return min((s.effective_modes.median for s in summaries if s.effective_modes), default=None)
+
+
+RULE = Rule(
+    code="SSM206",
+    name="few-effective-modes",
+    severity="warning",
+    summary="far fewer effective modes than the family starts with",
+    looks_at="layer",
+    examine=examine,
+    advice="see whether the modes share a time scale (SSM205); start again from the family's initialisation.",
+    formula=(
+        "tr((G + N)⁻¹ G) with G_ij = 1/(1 − λ̄_i λ̄_j*) and N_ii = (ε²/3) G_ii/(1 − |λ̄_i|²), the noise that rounding "
+        "the state to relative precision ε at every step leaves in it: how many of N modes a readout can tell apart "
+        "(P2, arXiv 2510.00563; README, capacity). Held against the same of the family's initialisations."
+    ),
+    why=(
+        "N modes cost N states of memory and of compute. Modes with nearly equal decays hold nearly the same numbers: "
+        "a readout that would tell them apart amplifies the state's rounding instead."
+    ),
+    fix=(
+        "Spread the decays: log 1 … log N for Mamba, another imaginary part for each mode of S4D. Where training drew "
+        "them together, freeze the recurrence or lower its learning rate, and compare: `ssmdiag retrain --freeze`."
+    ),
+    example=(
+        "The Mamba that typeseg 0.2.7 ships (https://pypi.org/project/typeseg/): A_log near 0 throughout; of its 16 "
+        "modes 2.1 to 2.4 survive a bf16 state, where the standard start keeps 5.5 to 6.6."
+    ),
+    thresholds={"share": Threshold(0.5, "effective modes of the median channel, as a share of the start's")},
+    worse="lower",
+)

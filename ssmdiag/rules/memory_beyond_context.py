@@ -1,0 +1,55 @@
+"""SSM207: memory capacity that lies beyond the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+
+
+def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
+    own, context = evidence.numbers.capacity, evidence.context
+    if own is None or own.capacity is None or own.modes is None or context is None or not own.modes.median:
+        return
+    share = own.capacity.median / own.modes.median
+    # Fewer lags than modes can never hold all of it.
+    reachable = min(1.0, context / own.modes.median)
+    if share < limits["share"] * reachable:
+        yield Observation(
+            f"{own.capacity.median:.3g} of {own.modes.median:.0f} units of memory lie within the context of "
+            f"{context:,} in the median channel; the rest is for inputs further back",
+            count=own.channels,
+            of=own.channels,
+            value=share,
+            threshold=limits["share"],
+            tensor=next((weight.name for weight in evidence.weights("step")), None),
+        )
+
+
+RULE = Rule(
+    code="SSM207",
+    name="memory-beyond-context",
+    severity="note",
+    summary="most of the memory capacity lies beyond the context",
+    looks_at="layer",
+    examine=examine,
+    advice="a larger step Δ would spend it within the context: `ssmdiag capacity --for-length`.",
+    formula=(
+        "Σ_{τ<T} MF(τ) < share · N, where MF(τ) is how well a linear readout of the state rebuilds the input τ steps "
+        "ago and Σ_τ MF(τ) = N over all lags (P2, arXiv 2510.00563)."
+    ),
+    why=(
+        "Length is bought with accuracy: the N units of memory a channel has are spread over the lags it reaches. What "
+        "is spent on lags no sequence has is missing at those it has."
+    ),
+    fix=(
+        "Scale the range of Δ: `ssmdiag capacity --layer N --for-length T` gives the range in closed form. Harmless "
+        "where the model is to run on longer sequences than the context stated here."
+    ),
+    example=(
+        "S4D starts with time constants of up to 2,000 steps (https://github.com/state-spaces/s4, dt_min = 0.001): on "
+        "sequences of 64 steps four fifths of a layer's memory lie beyond them, as in examples/s4d-digits."
+    ),
+    thresholds={"share": Threshold(0.5, "memory within the context, as a share of all of it")},
+    worse="lower",
+)

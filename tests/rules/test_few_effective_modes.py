@@ -1,0 +1,48 @@
+"""SSM206: modes drawn together are worth fewer; the families' own starts are not reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssmdiag import diagnose
+from ssmdiag.finding import Finding
+from ssmdiag.rules.selection import select_rules
+from tests.rules.planting import fill, plant
+
+CODE = "SSM206"
+
+
+def found(path: Path, **thresholds: float) -> list[Finding]:
+    rules = select_rules(select=[CODE], thresholds={CODE: thresholds} if thresholds else None)
+    return list(diagnose(path, rules=rules, most_channels=16).findings)
+
+
+def drawn_together(values: torch.Tensor) -> torch.Tensor:
+    return values.mean(-1, keepdim=True) + 0.02 * (values - values.mean(-1, keepdim=True))
+
+
+def test_modes_that_training_drew_together_are_worth_a_few(tmp_path: Path) -> None:
+    findings = found(plant(tmp_path, "mamba", {"A_log": drawn_together}))
+    assert len(findings) == 3
+    for finding in findings:
+        assert finding.severity == "warning"
+        assert finding.value is not None
+        assert finding.value < 0.5
+        assert "of 16 modes survive a float32 state" in finding.message
+
+
+def test_equal_modes_are_one_and_are_counted_as_one(tmp_path: Path) -> None:
+    finding = found(plant(tmp_path, "mamba", {"A_log": fill(0.5)}))[0]
+    assert "1 of 1 modes survive" in finding.message
+
+
+@pytest.mark.parametrize("name", ["mamba", "s4d"])
+def test_a_fresh_model_is_not_reported(tmp_path: Path, name: str) -> None:
+    assert not found(plant(tmp_path, name))
+
+
+def test_the_threshold_can_be_set(tmp_path: Path) -> None:
+    assert found(plant(tmp_path, "mamba"), share=2.0)
