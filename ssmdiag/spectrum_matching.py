@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import Recurrence
 
+WORKING_SET = 2**20
+"""Pairs of modes compared at a time."""
 MOST_ASSIGNED = 512
 """Modes of a channel up to which they are assigned to each other one by one where no order fits."""
 
@@ -202,12 +204,14 @@ def _best_mode_order(first: Tensor, second: Tensor, tolerance: float) -> tuple[T
         moved = moved or bool(better.any())
     if first.shape[1] > MOST_ASSIGNED:
         return best, moved
+    failing = (error > tolerance).nonzero()[:, 0]
     best = best.clone()
-    for channel in (error > tolerance).nonzero()[:, 0].tolist():
-        apart = relative_difference(first[channel][:, None], second[channel][None])
+    for chunk in failing.split(max(1, WORKING_SET // first.shape[1] ** 2)):
+        apart = relative_difference(first[chunk][:, :, None], second[chunk][:, None])
         # Where a mode has no partner at all, no assignment can help.
-        if float(apart.amin(1).max()) <= tolerance:
-            best[channel], moved = _assign(apart, second[channel]), True
+        for at in (apart.amin(2).amax(1) <= tolerance).nonzero()[:, 0].tolist():
+            channel = int(chunk[at])
+            best[channel], moved = _assign(apart[at], second[channel]), True
     return best, moved
 
 
