@@ -42,7 +42,7 @@ def rules(
     if format is Format.json:
         text = json.dumps([_document(rule) for rule in known], indent=2, ensure_ascii=False) + "\n"
     else:
-        text = _list(known)
+        text = _list(known, terminal.width())
     terminal.emit(_plain(text), None)
 
 
@@ -65,13 +65,18 @@ def explain(
     terminal.emit(_plain(text), None)
 
 
-def _list(known: tuple[Rule, ...]) -> str:
+def _list(known: tuple[Rule, ...], width: int) -> str:
+    names = max(len(rule.name) for rule in known)
     lines = [f"{len(known)} rules; `ssmdiag explain CODE` has formula, reason and fix."]
     for digit, heading in HEADINGS.items():
         some = [rule for rule in known if rule.code[3] == digit]
         if some:
             lines += ["", f"{heading}"]
-            lines += [f"  {rule.code}  {rule.severity:<7}  {rule.name:<26}  {rule.summary}" for rule in some]
+            for rule in some:
+                head = f"  {rule.code}  {rule.severity:<7}  {rule.name:<{names}}  "
+                room = max(width - 1 - len(head), 20)
+                first, *rest = textwrap.wrap(rule.summary, room, break_on_hyphens=False)
+                lines += [head + first, *(" " * len(head) + line for line in rest)]
     return "\n".join(lines) + "\n"
 
 
