@@ -7,6 +7,7 @@ other 250 MB would be. Layer 5 drifts to the boundary.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -75,7 +76,11 @@ def _write(path: Path, log_rate: np.ndarray, bias: np.ndarray, step: int) -> Non
 def measure(paths: list[Path], memory: str) -> dict[str, float]:
     """Return seconds and peak resident memory of a comparison in a process of its own."""
     run = subprocess.run(
-        [sys.executable, "-c", _COMPARE, memory, *map(str, paths)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", _COMPARE, memory, *map(str, paths)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the command line sets it
     )
     figures: dict[str, float] = json.loads(run.stdout)
     return figures
