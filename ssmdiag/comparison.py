@@ -159,6 +159,7 @@ def compare_run(
         if on_checkpoint:
             on_checkpoint(position + 1, len(kept))
     _require_two(paths, checkpoints, problems)
+    _require_common_layers(collected.layers, checkpoints)
     layers, remarks = judge_layers(
         collected.layers, [c.step for c in checkpoints], run.unit, collected.context, least_change
     )
@@ -227,12 +228,21 @@ def _sentence(path: Path, error: SsmdiagError) -> str:
 
 
 def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Sequence[str]) -> None:
-    if len(usable) < 2:
+    if len(usable) >= 2:
+        return
+    if not problems:
+        raise CheckpointError("one checkpoint alone has nothing to be compared with.", expected="two or more")
+    lines = [f"{len(usable)} of {len(paths)} checkpoints could be read:", *(f"  {problem}" for problem in problems)]
+    raise CheckpointError("\n".join(lines), expected="two or more")
+
+
+def _require_common_layers(layers: Mapping[str, Sequence[LayerPoint]], checkpoints: Sequence[RunCheckpoint]) -> None:
+    if not any(len(points) > 1 for points in layers.values()):
+        names = ", ".join(Path(checkpoint.path).name for checkpoint in checkpoints[:4])
         raise CheckpointError(
-            "\n".join([f"{len(usable)} of {len(paths)} checkpoints could be read, {len(usable)} different.", *problems])
-            if problems
-            else "one checkpoint alone has nothing to be compared with.",
-            expected="two or more different checkpoints",
+            f"no layer is in two of the {len(checkpoints)} checkpoints ({names}{' …' * (len(checkpoints) > 4)}).",
+            expected="checkpoints of one run, or two models",
+            advice="compare different models two at a time.",
         )
 
 

@@ -94,8 +94,8 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     >>> numbers_in_names(["a.pt", "b.pt"])
     """
     levels = zip(*(reversed(Path(path).absolute().parts) for path in paths), strict=False)
-    names = next((level for level in levels if len(set(level)) > 1), None)
-    if names is None:
+    depth, names = next(((depth, level) for depth, level in enumerate(levels) if len(set(level)) > 1), (0, ()))
+    if not names:
         return None
     split = [re.split(r"(\d+)", THOUSANDS.sub(_written_out, name)) for name in names]
     if len({tuple(parts[::2]) for parts in split}) > 1:
@@ -107,7 +107,8 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     named = [i for i in varying if COUNTS_STEPS.search(words[i])] or [
         i for i in varying if COUNTS_EPOCHS.search(words[i])
     ]
-    chosen = named or varying
+    # A directory's number is a step where it is all of its name; run1 and run2 are two runs.
+    chosen = named or (varying if depth == 0 or words == ["", ""] else [])
     if len(chosen) != 1:
         return None
     (at,) = chosen

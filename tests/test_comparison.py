@@ -17,7 +17,7 @@ from ssmdiag.errors import AssumptionError, SsmdiagError
 from ssmdiag.layer_point import ROUNDS_TO_ONE
 from ssmdiag.model_comparison import compare_models, same_structure
 from ssmdiag.recurrence import Recurrence
-from ssmdiag.run_order import OrderSource
+from ssmdiag.run_order import OrderSource, order_checkpoints
 from ssmdiag.trend import Verdict
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -274,10 +274,38 @@ def test_fewer_than_two_readable_checkpoints_are_an_error_that_says_why(tmp_path
     with pytest.raises(SsmdiagError, match="one checkpoint alone"):
         compare_run([paths[0], paths[0]])
     paths[1].write_bytes(b"")
-    with pytest.raises(SsmdiagError, match=r"(?s)1 of 2 checkpoints could be read.*step-1000.safetensors is empty"):
+    with pytest.raises(SsmdiagError, match=r"(?s)1 of 2 checkpoints could be read:.*step-1000.safetensors is empty"):
         compare_run(paths)
     with pytest.raises(AssumptionError):
         compare_run(write_run(tmp_path, STEPS[:2], steady), assume={"colour": "red"})
+
+
+def test_three_different_models_are_no_run(tmp_path: Path) -> None:
+    paths = write_run(tmp_path, STEPS[:1], steady)
+    paths += [EXAMPLES / f"{name}-digits" / "step-02000.safetensors" for name in ("lru", "s4d")]
+    with pytest.raises(SsmdiagError, match=r"(?s)no layer is in two of the 2 checkpoints.*two at a time"):
+        compare_run(paths)
+
+
+@pytest.mark.parametrize(
+    ("names", "stored", "expected"),
+    [
+        (["step-30.pt", "step-4.pt"], [None, None], (OrderSource.NAMES, "step", [1, 0])),
+        (["step-30.pt", "step-4.pt"], [7, 7], (OrderSource.NAMES, "step", [1, 0])),
+        (["step-30.pt", "step-4.pt"], [7, None], (OrderSource.NAMES, "step", [1, 0])),
+        (["step-30.pt", "step-4.pt"], [7, 8], (OrderSource.STORED, "step", [0, 1])),
+        (["epoch_2.ckpt", "epoch_10.ckpt", "epoch_1.ckpt"], [None] * 3, (OrderSource.NAMES, "epoch", [2, 0, 1])),
+        (["lr3-b2.pt", "lr4-b1.pt"], [None] * 2, (OrderSource.GIVEN, "checkpoint", [0, 1])),
+        (["last.pt", "epoch_3.pt"], [None] * 2, (OrderSource.GIVEN, "checkpoint", [0, 1])),
+        (["run2/step-7.pt", "run1/step-7.pt"], [7, 7], (OrderSource.GIVEN, "checkpoint", [0, 1])),
+        (["10/m.pt", "9/m.pt", "200/m.pt"], [None] * 3, (OrderSource.NAMES, "step", [1, 0, 2])),
+    ],
+)
+def test_steps_come_from_the_files_then_from_the_one_number_that_varies_then_from_the_order_given(
+    names: list[str], stored: list[int | None], expected: tuple[OrderSource, str, list[int]]
+) -> None:
+    run = order_checkpoints(names, stored)
+    assert (run.source, run.unit, run.order) == expected
 
 
 def test_a_layer_missing_somewhere_is_judged_where_it_is_and_named(tmp_path: Path) -> None:

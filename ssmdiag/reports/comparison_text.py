@@ -98,7 +98,8 @@ def _header(run: RunComparison) -> str:
     families = " + ".join(f"{title}, {words.plural(count, 'layer')}" for title, count in titles.items())
     first, last = run.checkpoints[0].step, run.checkpoints[-1].step
     count = words.plural(len(run.checkpoints), "checkpoint")
-    return f"{count}, {run.unit}s {first:,} to {last:,}  {families}  {run.device} {run.seconds:.1f} s"
+    span = "in the order given" if run.unit == "checkpoint" else f"{run.unit}s {first:,} to {last:,}"
+    return f"{count}, {span}  {families}  {run.device} {run.seconds:.1f} s"
 
 
 class _RunRow:

@@ -27,7 +27,8 @@ def imports(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["families"], ["families", "mamba"], ["inspect", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["families"], ["families", "mamba"], ["inspect", "--help"], ["compare", "--help"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert imports(*arguments) == "imported: []"
