@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ssmdiag.errors import ConfigurationError
@@ -106,6 +106,20 @@ class Ensemble:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value[position] = state[name].to(value.device)
+
+
+class EnsembleModule(nn.Module):
+    """An ensemble as an nn.Module, for engines that take one; the ensemble's parameters become the module's."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        names = {name: name.replace(".", "-") for name in ensemble.parameters}  # a dot has a meaning to nn.Module
+        self.weights = nn.ParameterDict({names[name]: value for name, value in ensemble.parameters.items()})
+        ensemble.parameters = {name: self.weights[names[name]] for name in names}
+        self._ensemble = ensemble
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._ensemble.forward(inputs)
 
 
 def _start(arm: Arm, settings: ModelSettings, data: TaskData) -> dict[str, Tensor]:

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.adamw import ArmAdamW
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.model import Ensemble, ModelSettings
+from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
+from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.interruption import finishing_steps
+from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
 from ssmdiag.retrain.results import ArmResult, Point
 from ssmdiag.retrain.saving import load_state, save_arm, save_state
 from ssmdiag.retrain.tasks import TaskData
@@ -59,6 +63,7 @@ def train(
     device: str = "cpu",
     folder: Path | None = None,
     resume: bool = False,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ArmResult]:
     """Train these arms together and return how each went, in their order.
@@ -69,29 +74,43 @@ def train(
         Where checkpoints and the resumable state go; None to write nothing.
     resume
         Go on from the state in `folder`, if there is one of the same arms.
+    ranks
+        Processes that take a part of every batch each; the first of them writes.
 
-    Raises ConfigurationError where the state belongs to other arms, OSError where the disk is full.
+    Raises ConfigurationError where the state belongs to other arms, OSError where the disk is full. After Ctrl-C
+    or SIGTERM the step is finished and the state written, then KeyboardInterrupt raised.
     """
     ensemble = Ensemble(arms, settings, data, device)
+    model = ranks.wrap(EnsembleModule(ensemble)) if ranks.count > 1 else None
     optimiser = ArmAdamW(ensemble.parameters, *_rates(ensemble, device))
     run = _Run(history=[[] for _ in arms])
     if resume and folder is not None:
         load_state(folder, ensemble, optimiser, run, budget)
-    batches = _Batches(arms, data, budget.batch, device)
-    nothing = _loss_of_nothing(data)
-    while run.step <= budget.steps:
-        _validate_and_save(ensemble, optimiser, data, run, budget, folder, on_progress)
-        if run.step == budget.steps:
-            break
-        start = time.perf_counter()
-        losses, gradients = _losses_and_gradients(ensemble, *batches.at(run.step), data)
-        _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
-        running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
-        optimiser.step(gradients, schedule(run.step, budget), running)
-        run.step += 1
-        run.seconds += time.perf_counter() - start
-        if len(run.diverged) == len(arms):
-            break
+    batches = ArmBatches(arms, data, budget.batch, device)
+    nothing = loss_of_nothing(data.validation_targets, data.outputs) or math.inf
+    ranks.require_same("the step to go on from", run.step)
+    with finishing_steps() as stopping:
+        while run.step <= budget.steps:
+            _validate_and_save(ensemble, optimiser, data, run, budget, folder if ranks.first else None, on_progress)
+            if run.step == budget.steps:
+                break
+            start = time.perf_counter()
+            inputs, targets = batches.at(run.step)
+            if model is None:
+                losses, gradients = _losses_and_gradients(ensemble, inputs, targets, data)
+            else:
+                losses, gradients = _shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
+            _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
+            running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
+            optimiser.step(gradients, schedule(run.step, budget), running)
+            run.step += 1
+            run.seconds += time.perf_counter() - start
+            if ranks.any(stopping()):
+                if folder is not None and ranks.first:
+                    save_state(folder, ensemble, optimiser, run, budget)
+                raise KeyboardInterrupt
+            if len(run.diverged) == len(arms):
+                break
     each = run.seconds / max(run.step, 1) / len(arms)
     return [
         ArmResult(
@@ -129,6 +148,23 @@ def _losses_and_gradients(
     # The sum's gradient is each arm's own: arms do not mix. A diverged arm's infinity stays with it.
     gradients = torch.autograd.grad(losses.sum(), list(ensemble.parameters.values()))
     return losses, dict(zip(ensemble.parameters, gradients, strict=True))
+
+
+def _shared_losses_and_gradients(
+    ensemble: Ensemble, model: nn.Module, inputs: Tensor, targets: Tensor, data: TaskData, ranks: Ranks
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the same, each rank having a part of the batch: weighted by its size, the parts' means are the mean."""
+    size = inputs.shape[1]
+    part = ranks.part(size)
+    if part.start == part.stop:
+        raise ConfigurationError(f"a batch of {size} for {ranks.count} ranks.", expected="a sample for each rank")
+    weight = (part.stop - part.start) / size
+    for value in ensemble.parameters.values():
+        value.grad = None
+    losses = weight * losses_of(model(inputs[:, part]), targets[:, part], data)
+    (ranks.count * losses.sum()).backward()
+    gradients = {name: value.grad for name, value in ensemble.parameters.items() if value.grad is not None}
+    return ranks.sum(losses), gradients
 
 
 def _note_divergence(run: _Run, losses: Sequence[float], limit: float) -> None:
@@ -200,42 +236,6 @@ def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str
         rates[name] = torch.tensor(own, device=device)
         decays[name] = torch.tensor([arm.weight_decay for arm in ensemble.arms], device=device)
     return rates, decays
-
-
-class _Batches:
-    """Batches by step: a shuffle of the samples for each seed and epoch, that needs no memory of the last one."""
-
-    def __init__(self, arms: Sequence[Arm], data: TaskData, size: int, device: str) -> None:
-        self.seeds = [arm.seed for arm in arms]
-        self.inputs, self.targets = data.inputs, data.targets
-        self.size = min(size, len(data.inputs))
-        self.epoch_steps = len(data.inputs) // self.size
-        self.device = device
-        self._order: dict[tuple[int, int], Tensor] = {}
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs (arm, batch, …) and targets of a step."""
-        epoch, place = divmod(step, self.epoch_steps)
-        picks = {}
-        for seed in dict.fromkeys(self.seeds):
-            order = self._shuffle(seed, epoch)
-            picks[seed] = order[place * self.size : (place + 1) * self.size]
-        index = torch.stack([picks[seed] for seed in self.seeds])
-        return self.inputs[index].to(self.device), self.targets[index].to(self.device)
-
-    def _shuffle(self, seed: int, epoch: int) -> Tensor:
-        if (seed, epoch) not in self._order:
-            self._order = {key: order for key, order in self._order.items() if key[1] == epoch}
-            generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-            self._order[seed, epoch] = torch.randperm(len(self.inputs), generator=generator)
-        return self._order[seed, epoch]
-
-
-def _loss_of_nothing(data: TaskData) -> float:
-    """Return the validation loss of answering zero, or every class alike."""
-    if data.loss == "squared error":
-        return float(data.validation_targets.double().square().mean())
-    return math.log(data.outputs)
 
 
 def groups_of(arms: Sequence[Arm], most: int) -> Iterator[tuple[Arm, ...]]:

@@ -1,0 +1,229 @@
+"""Batches by step: the seed and the step decide them, so that arms see the same ones and a run can be resumed.
+
+`ArmBatches` feeds the built-in model, all arms at once; `SampledBatches` and `StreamedBatches` feed a module
+the tool did not build, one arm at a time. In a module's batch, inputs are a tensor, or a tuple or a mapping of
+tensors with the samples along their first axis; targets are a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.tasks import TaskData
+
+Inputs = Any
+"""A tensor, or a tuple or mapping of tensors."""
+Batch = tuple[Inputs, Tensor]
+Loss = Literal["squared error", "cross-entropy"] | Callable[[Any, Tensor], Tensor]
+ReadOut = Literal["every step", "last step", "mean"]
+
+
+class Draw:
+    """Which samples a step sees: a shuffle for each seed and epoch, that needs no memory of the last one."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count = count
+        self.size = min(size, count)
+        self.epoch_steps = count // self.size
+        self._order: dict[tuple[int, int], Tensor] = {}
+
+    def at(self, seed: int, step: int) -> Tensor:
+        """Return the positions of a step's samples, (batch,)."""
+        epoch, place = divmod(step, self.epoch_steps)
+        if (seed, epoch) not in self._order:
+            self._order = {key: order for key, order in self._order.items() if key[1] == epoch}
+            generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+            self._order[seed, epoch] = torch.randperm(self.count, generator=generator)
+        return self._order[seed, epoch][place * self.size : (place + 1) * self.size]
+
+
+class ArmBatches:
+    """Batches of several arms."""
+
+    def __init__(self, arms: Sequence[Arm], data: TaskData, size: int, device: str) -> None:
+        self.seeds = [arm.seed for arm in arms]
+        self.inputs, self.targets = data.inputs, data.targets
+        self.draw = Draw(len(data.inputs), size)
+        self.device = device
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return inputs (arm, batch, …) and targets of a step."""
+        index = torch.stack([self.draw.at(seed, step) for seed in self.seeds])
+        return self.inputs[index].to(self.device), self.targets[index].to(self.device)
+
+
+@dataclass(eq=False)
+class SampledBatches:
+    """Samples in memory, drawn as the built-in model's are."""
+
+    train: Batch
+    held_out: Batch
+    size: int
+    loss: Loss
+    read_out: ReadOut = "every step"
+    nothing: float | None = None
+    """Loss of answering zero, or every class alike; None where that is not known."""
+    casts: bool = True
+    """Whether floating-point inputs are to be given in the model's dtype."""
+    draw: Draw = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draw = Draw(len(self.train[1]), self.size)
+
+    @classmethod
+    def of(cls, data: TaskData, size: int) -> SampledBatches:
+        """Return the batches of a task."""
+        train, held_out = (data.inputs, data.targets), (data.validation_inputs, data.validation_targets)
+        nothing = loss_of_nothing(data.validation_targets, data.outputs)
+        return cls(train, held_out, size, data.loss, data.read_out, nothing)
+
+    @property
+    def length(self) -> int | None:
+        """Steps of a sequence."""
+        return length_of(self.train[0])
+
+    def at(self, seed: int, step: int) -> Batch:
+        """Return the batch of a step."""
+        index = self.draw.at(seed, step)
+        return pick(self.train[0], index), self.train[1][index]
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield the validation samples in batches."""
+        inputs, targets = self.held_out
+        for start in range(0, len(targets), self.size):
+            part = slice(start, start + self.size)
+            yield pick(inputs, part), targets[part]
+
+
+@dataclass(eq=False)
+class StreamedBatches:
+    """Batches that the user's own code makes, one after another; begun again when they end.
+
+    What it draws at random depends on the seed, the epoch and the step alone. Resuming goes through the batches
+    of the epoch again.
+    """
+
+    train: Iterable[Batch]
+    held_out: Iterable[Batch]
+    loss: Loss
+    read_out: ReadOut = "every step"
+    nothing: float | None = None
+    casts: bool = False
+    _place: tuple[int, int] = (-1, 0)
+    """Seed, and step to be read next."""
+    _epoch: int = 0
+    _iterator: Iterator[Batch] = field(default_factory=lambda: iter(()))
+
+    @property
+    def length(self) -> int | None:
+        """Steps of a sequence, in the first batch."""
+        with seeded("length"):
+            return length_of(next(iter(self.train))[0])
+
+    def at(self, seed: int, step: int) -> Batch:
+        """Return the batch of a step. Raises ConfigurationError where there are none, or one is no batch."""
+        if self._place != (seed, step):
+            self._place, self._epoch = (seed, 0), 0
+            self._begin(seed)
+            while self._place[1] < step:
+                self._next(seed)
+        return self._next(seed)
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield the validation batches."""
+        with seeded("validation"):
+            iterator = iter(self.held_out)
+        for number in range(2**62):
+            with seeded("validation", number):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield as_batch(batch, "validation")
+
+    def _begin(self, seed: int) -> None:
+        with seeded("epoch", seed, self._epoch):
+            self._iterator = iter(self.train)
+
+    def _next(self, seed: int) -> Batch:
+        step = self._place[1]
+        for _ in range(2):
+            with seeded("batch", seed, step):
+                batch = next(self._iterator, None)
+            if batch is not None:
+                self._place = (seed, step + 1)
+                return as_batch(batch, "training")
+            self._epoch += 1
+            self._begin(seed)
+        raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
+
+
+def loss_of_nothing(targets: Tensor, classes: int | None) -> float | None:
+    """Return the loss of answering zero, or every class alike."""
+    if targets.is_floating_point():
+        return float(targets.double().square().mean())
+    return math.log(classes) if classes else None
+
+
+def pick(inputs: Inputs, index: Any) -> Inputs:
+    """Return some samples of a batch's inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: value[index] for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(value[index] for value in inputs)
+    return inputs[index]
+
+
+def length_of(inputs: Inputs) -> int | None:
+    """Return the size of the first input's second axis, which is time; None where it has no such axis."""
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    first = first[0] if isinstance(first, tuple) else first
+    return first.shape[1] if first.ndim > 1 else None
+
+
+def as_batch(batch: Any, kind: str) -> Batch:
+    """Return (inputs, targets) of what an iterable gave. Raises ConfigurationError for anything else."""
+    if not is_batch(batch):
+        raise ConfigurationError(
+            f"--data: a {kind} batch is {describe(batch)}.",
+            expected="(inputs, targets): a tensor, or a tuple or mapping of tensors, and a tensor as long",
+        )
+    inputs, targets = batch
+    return (tuple(inputs) if isinstance(inputs, list) else inputs), targets
+
+
+def is_batch(batch: Any) -> bool:
+    """Whether this is inputs and targets of as many samples."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor) and batch[1].ndim):
+        return False
+    inputs = batch[0]
+    many = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
+    tensors = list(many)
+    return bool(tensors) and all(isinstance(t, Tensor) and t.ndim and len(t) == len(batch[1]) for t in tensors)
+
+
+def describe(value: Any) -> str:
+    """Return what a value is, in a few words: its type, and the shapes of the tensors in it.
+
+    >>> describe((torch.zeros(2, 3), 1.0))
+    'tuple of 2 (float32 (2, 3), float)'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key}: {describe(entry)}" for key, entry in list(value.items())[:4])
+        return f"{type(value).__name__} of {len(value)} ({inside})"
+    if isinstance(value, (tuple, list)):
+        inside = ", ".join(describe(entry) for entry in value[:4]) + ", …" * (len(value) > 4)
+        return f"{type(value).__name__} of {len(value)} ({inside})"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of {value.dtype} {tuple(value.shape)}"
+    return "None" if value is None else type(value).__name__
