@@ -13,6 +13,8 @@ from ssmdiag.maps import find_map
 
 FREEZES = ("none", "eigenvalues", "step", "both")
 STARTS = ("family", "short", "long")
+OWN = "own"
+"""For --param: the map that a model the tool did not build goes through already, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def product_of(
     Raises MapError for an unknown map and ConfigurationError for a value no arm can have.
     """
     for name in param:
-        find_map(name)
+        if name != OWN:
+            find_map(name)
     for what, values, known in (("freeze", freeze, FREEZES), ("init", init, STARTS)):
         for value in values:
             if value not in known:

@@ -1,0 +1,160 @@
+"""Arms of a module the tool did not build → the comparison: each a fresh copy under its map, frozen as it says.
+
+The module's own code is trained; its recurrence is found by the families that read checkpoints, and put under
+another map by `ssmdiag.reparam`. Arms train one after another, seed by seed, or spread over ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from ssmdiag.diagnosis import diagnose
+from ssmdiag.errors import ConfigurationError, LayerError
+from ssmdiag.reparam import Reparameterisation, find_recurrence, freeze, read_module, reparameterize
+from ssmdiag.reparam.fit import rate_map
+from ssmdiag.retrain.arms import OWN, Arm, Budget
+from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
+from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.module_training import train_module
+from ssmdiag.retrain.results import ArmResult, RetrainResult
+from ssmdiag.retrain.sources import ModelSource, settings_file
+from ssmdiag.retrain.training import Progress
+from ssmdiag.rules.selection import Selection
+from ssmdiag.spectrum import LayerDiagnosis
+
+
+def compare_modules(
+    arms: Sequence[Arm],
+    source: ModelSource,
+    batches: SampledBatches | StreamedBatches,
+    budget: Budget,
+    *,
+    task: str,
+    device: str = "cpu",
+    folder: Path | None = None,
+    resume: bool = False,
+    assume: Mapping[str, str] | None = None,
+    ranks: Ranks = ALONE,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RetrainResult:
+    """Train every arm on a copy of the source's module and return how each went and what it remembers.
+
+    Checkpoints and resumable states are kept in `folder`, if any. With more arms than ranks each rank trains and
+    writes its share; every rank returns the whole.
+
+    Raises before any training where a map cannot hold the rates (MapError, which names a b of best that can), a
+    recurrence is not known (UnknownFamilyError), weights are NaN (LayerError), or an arm asks for what a module cannot
+    have (ConfigurationError); when it begins, ConfigurationError where model and data do not fit.
+    """
+    start = time.perf_counter()
+    ranks = replace(ranks, device=ranks.device if ranks.count > 1 else device)
+    _require_possible(arms)
+    prototype = source.build(arms[0].seed)
+    title = f"{source.name}: {type(prototype).__name__}, {sum(p.numel() for p in prototype.parameters()):,} parameters"
+    notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
+    settings = settings_file(source, prototype, batches.length)
+    spread = ranks.spreads(arms)
+    own = ranks.share(range(len(arms))) if spread else list(range(len(arms)))
+    results: dict[int, ArmResult] = {}
+    seed = arms[0].seed
+    for position in sorted(own, key=lambda position: arms[position].seed):
+        arm = arms[position]
+        if arm.seed != seed and source.seeded:
+            prototype = source.build(arm.seed)
+        seed = arm.seed
+        module, _ = _prepared(prototype, arm, assume)
+        before = _memory(module, batches.length, assume)
+        result = train_module(
+            module.to(ranks.device), arm, batches, budget, settings=settings, source=title,
+            ranks=ranks.on_its_own() if spread else ranks,
+            folder=folder, resume=resume, assume=assume, on_progress=on_progress,
+        )  # fmt: skip
+        after = _after(module, result, batches.length, assume)
+        results[position] = replace(result, before=before, after=after)
+    gathered = {position: result for part in ranks.gather(results) for position, result in part.items()}
+    return RetrainResult(
+        task=task,
+        model=title,
+        budget=budget,
+        arms=tuple(gathered[position] for position in range(len(arms))),
+        device=device,
+        context=batches.length or 0,
+        notes=tuple(notes),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def own_maps(module: nn.Module, assume: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the maps that a module's rates go through, each once. Raises UnknownFamilyError where there are none."""
+    found = find_recurrence(module, assume=assume)
+    return tuple(dict.fromkeys(rate_map(weight).name for weight in found.weights if weight.role == "rate"))
+
+
+def _require_possible(arms: Sequence[Arm]) -> None:
+    for arm in arms:
+        if arm.init != "family":
+            raise ConfigurationError(
+                f"--init {arm.init}: a model that is given starts with the memory it has.",
+                advice="leave it out, or build the model with another memory.",
+            )
+
+
+def _try_out(arms: Sequence[Arm], prototype: nn.Module, assume: Mapping[str, str] | None) -> list[str]:
+    """Prepare one arm of each kind, so that what cannot be done is known before anything is trained; return notes."""
+    notes = []
+    kinds = {(arm.param, arm.freeze): arm for arm in reversed(arms)}
+    for arm in reversed(kinds.values()):
+        _, swap = _prepared(prototype, arm, assume)
+        left = [weight for weight in swap.left_alone if weight.reason != "the model's own map is this one"]
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            notes.append(f"{arm.param}: {left[0].name}{more} keeps its own map: {left[0].reason}")
+    if any(arm.param == OWN for arm in arms):
+        notes.append(f"own is {' and '.join(own_maps(prototype, assume)) or 'no map that weights go through'}")
+    return list(dict.fromkeys(notes))
+
+
+def _prepared(prototype: nn.Module, arm: Arm, assume: Mapping[str, str] | None) -> tuple[nn.Module, Reparameterisation]:
+    try:
+        module = deepcopy(prototype)
+    except RuntimeError as error:
+        raise LayerError(
+            f"{type(prototype).__name__} cannot be copied ({str(error).splitlines()[0]}).",
+            expected="a module whose tensors are parameters and buffers",
+        ) from error
+    swap = Reparameterisation((), ())
+    if arm.param != OWN:
+        swap = reparameterize(module, arm.param, assume=assume)
+    if arm.freeze != "none":
+        freeze(module, arm.freeze, assume=assume)
+    return module, swap
+
+
+def _after(
+    module: nn.Module, result: ArmResult, context: int | None, assume: Mapping[str, str] | None
+) -> tuple[LayerDiagnosis, ...]:
+    """Return the memory of a trained module; of one that diverged, that of its last checkpoint, if there is one."""
+    if result.diverged_at is None:
+        return _memory(module, context, assume)
+    if len(result.checkpoints) < 2:
+        return ()
+    return diagnose(result.checkpoints[-1], context_length=context, assume=assume, rules=Selection(rules=())).layers
+
+
+def _memory(module: nn.Module, context: int | None, assume: Mapping[str, str] | None) -> tuple[LayerDiagnosis, ...]:
+    return diagnose(read_module(module), context_length=context, assume=assume, rules=Selection(rules=())).layers
+
+
+def _notes(arms: Sequence[Arm], source: ModelSource) -> list[str]:
+    notes = []
+    if any(arm.weight_decay for arm in arms):
+        notes.append("weight decay is on every weight but those of the recurrence")
+    if not source.seeded and len({arm.seed for arm in arms}) > 1:
+        notes.append(f"seeds differ in their batches; the weights all start as {source.name} has them")
+    return notes

@@ -1,0 +1,226 @@
+"""Training one arm of a module the tool did not build: the loop of `training`, with torch's AdamW and DDP."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.reparam import parameter_groups
+from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, StreamedBatches, describe, pick
+from ssmdiag.retrain.distributed import Ranks
+from ssmdiag.retrain.interruption import finishing_steps
+from ssmdiag.retrain.module_files import checkpoints_of, load_module_state, save_module, save_module_state
+from ssmdiag.retrain.results import ArmResult, Point
+from ssmdiag.retrain.scoring import Score, call
+from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.training import DIVERGED, Progress, schedule
+
+_EXPERTS = ("expert", "router")
+
+
+@dataclass
+class ModuleRun:
+    """What changes while an arm trains, apart from its weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    diverged_at: int | None = None
+    history: list[Point] = field(default_factory=list)
+
+
+def train_module(
+    module: nn.Module,
+    arm: Arm,
+    batches: SampledBatches | StreamedBatches,
+    budget: Budget,
+    *,
+    settings: bytes,
+    source: str,
+    ranks: Ranks,
+    folder: Path | None = None,
+    resume: bool = False,
+    assume: Mapping[str, str] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ArmResult:
+    """Train a module in place and return how it went.
+
+    `module` is on its device, reparameterised and frozen as the arm says. `settings` is the config.json of its
+    checkpoints, `source` what it was made of: a state is resumed of the same alone. Raises ConfigurationError where
+    model and data do not fit; after Ctrl-C or SIGTERM KeyboardInterrupt, with the state of the last step written.
+    """
+    groups = parameter_groups(
+        module, lr=arm.lr, recurrence_lr=arm.recurrence_lr, weight_decay=arm.weight_decay, assume=assume
+    )
+    if not groups:
+        raise ConfigurationError(f"{arm.label}: nothing is left to train.", advice="freeze less.")
+    rates = [group["lr"] for group in groups]
+    optimiser = torch.optim.AdamW(groups)
+    run = ModuleRun()
+    if resume and folder is not None:
+        load_module_state(folder, arm, source, module, optimiser, run, budget)
+    ranks.require_same(f"{arm.label}: the step to go on from", run.step)
+    trainer = _Trainer(module, batches, Score(batches.loss, batches.read_out), ranks, arm.seed)
+    trainer.require_same_batches(run.step)
+    writer = folder if ranks.first else None
+
+    def save_state() -> None:
+        if writer is not None:
+            save_module_state(writer, arm, source, module, optimiser, run, budget)
+
+    with finishing_steps() as stopping:
+        while run.diverged_at is None:
+            last = run.step == budget.steps
+            new = not run.history or run.history[-1].step != run.step
+            if (last or run.step % budget.validate_every == 0) and new:
+                point = trainer.validate(run.step)
+                if math.isfinite(point.loss):
+                    run.history.append(point)
+                else:
+                    run.diverged_at = run.step
+                if on_progress:
+                    on_progress(Progress(run.step, budget.steps, (arm,), (point.loss,)))
+            every = budget.checkpoint_every
+            if last or run.step == 0 or (every and run.step % every == 0):
+                if writer is not None and run.diverged_at is None:
+                    save_module(writer, arm, module, settings, run.step, budget)
+                save_state()
+            if last or run.diverged_at is not None:
+                break
+            start = time.perf_counter()
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(run.step, budget)
+            loss = trainer.backward(run.step)
+            if loss <= DIVERGED * (math.inf if batches.nothing is None else batches.nothing) and math.isfinite(loss):
+                optimiser.step()
+                run.step += 1
+            else:
+                run.diverged_at = run.step
+            optimiser.zero_grad()
+            run.seconds += time.perf_counter() - start
+            if ranks.any(stopping()):
+                save_state()
+                raise KeyboardInterrupt
+        if run.diverged_at is not None:
+            save_state()
+    return ArmResult(
+        arm=arm,
+        diverged_at=run.diverged_at,
+        history=tuple(run.history),
+        seconds_per_step=run.seconds / max(run.step, 1),
+        checkpoints=checkpoints_of(folder, arm) if folder else (),
+    )
+
+
+class _Trainer:
+    """Losses and gradients of a module, over all ranks."""
+
+    def __init__(
+        self, module: nn.Module, batches: SampledBatches | StreamedBatches, score: Score, ranks: Ranks, seed: int
+    ) -> None:
+        self.module, self.batches, self.score, self.ranks, self.seed = module, batches, score, ranks, seed
+        self.dtype = next(p.dtype for p in module.parameters() if p.is_floating_point() or p.is_complex()).to_real()
+        self.fits = False
+        """Whether a batch went through the module."""
+        self.shared = ranks.wrap(module, some_unused=ranks.count > 1 and self._some_unused())
+
+    def backward(self, step: int) -> float:
+        """Leave the gradient of a step's mean loss in the parameters and return the loss."""
+        batch = self.batches.at(self.seed, step)
+        inputs, targets, share = self._part(batch)
+        self.module.train()
+        with seeded("step", self.seed, step, self.ranks.rank, device=self.ranks.device):
+            loss = self._loss(self.shared, inputs, targets)
+        # DDP takes the mean over ranks, of which each has its share of the whole.
+        (loss * (share * self.ranks.count)).backward()
+        return float(self.ranks.sum(share * loss.detach().double()))
+
+    @torch.no_grad()
+    def validate(self, step: int) -> Point:
+        """Return mean loss and accuracy over the validation data, each rank going through its part of every batch."""
+        self.module.eval()
+        total = torch.zeros(4, dtype=torch.float64)
+        for batch in self.batches.validation():
+            inputs, targets, share = self._part(batch)
+            if share or not self.fits:
+                output = self._answers(self.module, inputs, targets)
+                weight = self.score.weight(targets) * bool(share)
+                hits = self.score.hits(output, targets)
+                if weight:
+                    loss = float(self.score.mean(output, targets))
+                    total += torch.tensor([weight * loss, weight, hits or 0, hits is not None], dtype=torch.float64)
+        loss, weight, hits, classes = self.ranks.sum(total).tolist()
+        if not weight:
+            raise ConfigurationError("the validation data are empty.", expected="one target at least")
+        return Point(step, loss / weight, hits / weight if classes else None)
+
+    def require_same_batches(self, step: int) -> None:
+        """Raise ConfigurationError where ranks would train on parts of different batches."""
+        if self.ranks.count > 1:
+            inputs, targets = self.batches.at(self.seed, step)
+            self.ranks.require_same("--data: the first batch", (describe(inputs), float(targets.double().sum())))
+
+    def _part(self, batch: Batch) -> tuple[Inputs, Tensor, float]:
+        """Return this rank's part of a batch, on the device, and its share of the answers in it."""
+        inputs, targets = batch
+        whole = self.score.weight(targets)
+        if self.ranks.count > 1:
+            part = self.ranks.part(len(targets))
+            # A rank with no sample still has to take part in what all ranks do together.
+            part = part if part.start < part.stop else slice(0, 1)
+            empty = self.ranks.part(len(targets)) != part
+            inputs, targets = pick(inputs, part), targets[part]
+            share = 0.0 if empty else self.score.weight(targets) / max(whole, 1)
+        else:
+            share = 1.0
+        return self._moved(inputs), targets.to(self.ranks.device), share
+
+    def _moved(self, inputs: Inputs) -> Inputs:
+        if isinstance(inputs, Mapping):
+            return {name: self._moved(value) for name, value in inputs.items()}
+        if isinstance(inputs, tuple):
+            return tuple(self._moved(value) for value in inputs)
+        cast = self.batches.casts and inputs.is_floating_point()
+        return inputs.to(self.ranks.device, self.dtype if cast else inputs.dtype)
+
+    def _loss(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        output = self._answers(model, inputs, targets)
+        if not self.score.weight(targets):  # no answer is asked for in this part: 0/0, but nothing is to come of it
+            from ssmdiag.retrain.scoring import answers_in
+
+            return 0 * answers_in(output).sum()
+        return self.score.mean(output, targets)
+
+    def _answers(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Any:
+        try:
+            output = call(model, inputs)
+        except (SsmdiagError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self.fits:
+                raise
+            raise ConfigurationError(
+                f"{type(self.module).__name__} takes no batch of inputs {describe(inputs)} with targets "
+                f"{describe(targets)}: {type(error).__name__}: {error}",
+                expected="inputs as the model's forward takes them, samples along the first axis",
+            ) from error
+        self.fits = True
+        return output
+
+    def _some_unused(self) -> bool:
+        """Whether a parameter has no part in the loss; DDP must be told, on all ranks alike."""
+        inputs, targets, _ = self._part(next(self.batches.validation()))
+        self.module.eval()
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(self._loss(self.module, inputs, targets), trained, allow_unused=True)
+        # Which experts are asked may change from batch to batch.
+        routed = any(part in name for name, _ in self.module.named_modules() for part in _EXPERTS)
+        return self.ranks.any(routed or any(gradient is None for gradient in gradients))

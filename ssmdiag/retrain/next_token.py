@@ -1,0 +1,81 @@
+"""A text as sequences of tokens, each to be predicted from those before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.retrain.sources import import_transformers
+from ssmdiag.retrain.tasks import TaskData
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+"""Files of which a directory with a tokenizer has one."""
+LENGTH = 256
+HELD_OUT = 0.1
+"""Share of the text, its end, that is for validation."""
+BYTES_PER_TOKEN = 12
+"""More than a token of running text has: how much of a long file to read for as many tokens as are wanted."""
+
+
+def next_token_data(
+    text: Path, *, vocabulary: int, length: int | None = None, samples: int, tokenizer: Any = None
+) -> TaskData:
+    """Return windows of `length` tokens and the tokens that follow each; bytes where there is no tokenizer.
+
+    Windows follow one another without overlap, from the beginning of the file; the last tenth of them are for
+    validation. Raises ConfigurationError for a text that is too short, or has tokens the model does not know.
+    """
+    length = length or LENGTH
+    wanted = int(samples / (1 - HELD_OUT) + 2) * length + 1
+    try:
+        with text.open("rb") as file:
+            content = file.read(wanted * (BYTES_PER_TOKEN if tokenizer else 1))
+    except OSError as error:
+        raise ConfigurationError(f"--text {text}: cannot be read ({error.strerror or error}).") from error
+    tokens = _tokens(content, tokenizer)[:wanted]
+    windows = (len(tokens) - 1) // length
+    if windows < 2:
+        raise ConfigurationError(
+            f"--text {text}: {len(tokens):,} {'tokens' if tokenizer else 'bytes'}.",
+            expected=f"{2 * length + 1:,} at least: a sequence of {length} to train on and one to validate with",
+            advice="give a longer text, or a smaller --length.",
+        )
+    if int(tokens.max()) >= vocabulary:
+        raise ConfigurationError(
+            f"--text {text}: {'tokens' if tokenizer else 'bytes'} up to {int(tokens.max())}, and the model's "
+            f"vocabulary has {vocabulary}.",
+            expected="a tokenizer of the model in its directory" if tokenizer is None else "the model's own tokenizer",
+        )
+    used = tokens[: windows * length + 1]
+    x, y = used[:-1].view(windows, length), used[1:].view(windows, length)
+    train = windows - max(1, round(HELD_OUT * windows))
+    return TaskData(
+        x[:train], y[:train], x[train:], y[train:],
+        "cross-entropy", "every step", outputs=vocabulary, vocabulary=vocabulary,
+    )  # fmt: skip
+
+
+def directory_tokenizer(path: Path) -> Any:
+    """Return the tokenizer in a directory of transformers, or None where there is none; no code of it is run."""
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        return None
+    transformers = import_transformers()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever its many readers raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ConfigurationError(
+            f"{path}: its tokenizer cannot be read ({type(error).__name__}: {reason}).",
+            advice=f"without {', '.join(TOKENIZERS)} in the directory the text is read as bytes.",
+        ) from error
+
+
+def _tokens(content: bytes, tokenizer: Any) -> Tensor:
+    if tokenizer is None:
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8).long() if content else torch.zeros(0).long()
+    # A window may cut a character in two at the end of what was read.
+    return torch.tensor(tokenizer(content.decode("utf-8", "ignore"), verbose=False)["input_ids"], dtype=torch.long)
