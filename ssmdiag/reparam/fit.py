@@ -86,7 +86,7 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
         raise MapError(
             f"{new.name}, f(w) = {new.formula}, cannot hold the {of} of {_tensors(outside)}.\n" + _first(outside),
             expected=f"values in ({new.low:g}, {new.high:g}{edge}",
-            advice=_advice(new, fastest, allowed, grows),
+            advice=advise(new, fastest, allowed, grows),
         )
 
 
@@ -116,7 +116,8 @@ def _require_reach(weight: LiveWeight, old: StableMap, new: StableMap) -> None:
         )
 
 
-def _advice(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
+def advise(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
+    """Return what to do where a map cannot hold rates up to `fastest`: a b of best that can, below `allowed`."""
     if grows:
         return "a rate of 0 or below does not decay, and no stable map holds it: bring it below the boundary first."
     if new.name.startswith("best"):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ssmdiag.diagnosis import diagnose
 from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.results import ArmResult, RetrainResult
+from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, groups_of, train
 from ssmdiag.rules.selection import Selection
@@ -33,21 +35,33 @@ def compare_arms(
     folder: Path | None = None,
     resume: bool = False,
     together: int = TOGETHER,
+    start: StartingPoint | None = None,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RetrainResult:
     """Train every arm and return how each went and what it remembers.
 
-    Checkpoints are kept in `folder`; without one they are read and dropped.
+    Checkpoints are kept in `folder`; without one they are read and dropped. `start` is a checkpoint to go on from:
+    `settings` are then its own. With more arms than `ranks` each rank trains and writes its share; every rank
+    returns the whole.
     """
-    start = time.perf_counter()
+    begun = time.perf_counter()
+    if start is not None:
+        start.require_fit(arms, data)
+    spread = ranks.spreads(arms)
     results: list[ArmResult] = []
     with ExitStack() as stack:
         kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for group in groups_of(arms, together):
+        for group in groups_of(ranks.share(arms) if spread else arms, together):
             trained = train(
-                group, data, settings, budget, device=device, folder=kept, resume=resume, on_progress=on_progress
-            )
+                group, data, settings, budget, device=ranks.device if ranks.count > 1 else device,
+                folder=kept, resume=resume, start=start, ranks=ranks.on_its_own() if spread else ranks,
+                on_progress=on_progress,
+            )  # fmt: skip
             results += [_with_memory(result, data.length, keep=folder is not None) for result in trained]
+    if spread:
+        by_arm = {result.arm: result for part in ranks.gather(results) for result in part}
+        results = [by_arm[arm] for arm in arms]
     return RetrainResult(
         task=task,
         model=settings.title,
@@ -55,8 +69,8 @@ def compare_arms(
         arms=tuple(results),
         device=device,
         context=data.length,
-        notes=_notes(arms),
-        seconds=time.perf_counter() - start,
+        notes=_notes(arms) + (start.notes if start else ()),
+        seconds=time.perf_counter() - begun,
     )
 
 

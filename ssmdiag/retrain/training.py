@@ -26,6 +26,7 @@ from ssmdiag.retrain.interruption import finishing_steps
 from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
 from ssmdiag.retrain.results import ArmResult, Point
 from ssmdiag.retrain.saving import load_state, save_arm, save_state
+from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 
 DIVERGED = 1e4
@@ -63,6 +64,7 @@ def train(
     device: str = "cpu",
     folder: Path | None = None,
     resume: bool = False,
+    start: StartingPoint | None = None,
     ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ArmResult]:
@@ -74,6 +76,8 @@ def train(
         Where checkpoints and the resumable state go; None to write nothing.
     resume
         Go on from the state in `folder`, if there is one of the same arms.
+    start
+        Weights to go on from, instead of those the seed draws.
     ranks
         Processes that take a part of every batch each; the first of them writes.
 
@@ -81,6 +85,9 @@ def train(
     or SIGTERM the step is finished and the state written, then KeyboardInterrupt raised.
     """
     ensemble = Ensemble(arms, settings, data, device)
+    if start is not None:
+        for k, arm in enumerate(arms):
+            ensemble.load_state(k, start.weights(arm.param))
     model = ranks.wrap(EnsembleModule(ensemble)) if ranks.count > 1 else None
     optimiser = ArmAdamW(ensemble.parameters, *_rates(ensemble, device))
     run = _Run(history=[[] for _ in arms])
@@ -94,7 +101,7 @@ def train(
             _validate_and_save(ensemble, optimiser, data, run, budget, folder if ranks.first else None, on_progress)
             if run.step == budget.steps:
                 break
-            start = time.perf_counter()
+            begun = time.perf_counter()
             inputs, targets = batches.at(run.step)
             if model is None:
                 losses, gradients = _losses_and_gradients(ensemble, inputs, targets, data)
@@ -104,7 +111,7 @@ def train(
             running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
             optimiser.step(gradients, schedule(run.step, budget), running)
             run.step += 1
-            run.seconds += time.perf_counter() - start
+            run.seconds += time.perf_counter() - begun
             if ranks.any(stopping()):
                 if folder is not None and ranks.first:
                     save_state(folder, ensemble, optimiser, run, budget)

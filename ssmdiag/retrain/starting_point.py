@@ -1,0 +1,122 @@
+"""A checkpoint of the built-in model to go on from: its sizes, its weights, and those weights under another map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError
+from ssmdiag.maps import find_map
+from ssmdiag.reparam.fit import advise
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D
+from ssmdiag.retrain.tasks import TaskData
+
+_RATES = {S4D.name: "kernel.log_A_real", LRU.name: "nu_log"}
+
+
+@dataclass(frozen=True, eq=False)
+class StartingPoint:
+    """Weights that a run of the built-in model left."""
+
+    path: Path
+    settings: ModelSettings
+    tensors: Mapping[str, Tensor]
+    map: str
+    """Map the rates of the file go through."""
+    step: int | None
+    """Steps it had been trained for."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know."""
+        trained = f" after {self.step:,} steps" if self.step is not None else ""
+        return (f"all arms start with the weights of {self.path}{trained}; seeds differ in their batches",)
+
+    def weights(self, param: str) -> dict[str, Tensor]:
+        """Return the weights with their rates through this map: the same function, to float32 rounding.
+
+        Raises MapError where the map cannot hold the rates, and says which b of best can.
+        """
+        weights = dict(self.tensors)
+        if param == self.map:
+            return weights
+        old, new = find_map(self.map), find_map(param)
+        names = [name for name in weights if name.endswith(f".{_RATES[self.settings.recurrence]}")]
+        rates = {name: old(weights[name].double()) for name in names}
+        every = torch.cat([rate.flatten() for rate in rates.values()])
+        if not (held := new.holds(every)).all():
+            wrong = every[~held]
+            raise MapError(
+                f"{new.name}, f(w) = {new.formula}, cannot hold {len(wrong):,} of {len(every):,} rates of {self.path}, "
+                f"from {float(wrong.min()):.4g} to {float(wrong.max()):.4g}.",
+                expected=f"values in ({new.low:g}, {new.high:g}{']' if new.reaches_high else ')'}",
+                advice=advise(new, float(wrong.max()), math.inf, bool((wrong <= 0).any())),
+            )
+        return weights | {name: new.inverse(rate).to(weights[name].dtype) for name, rate in rates.items()}
+
+    def require_fit(self, arms: Sequence[Arm], data: TaskData) -> None:
+        """Raise ConfigurationError where the task has other inputs or outputs, MapError where a map does not reach."""
+        encoder, decoder = self.tensors["encoder.weight"], self.tensors["decoder.weight"]
+        tokens = "encoder.bias" not in self.tensors
+        has = (f"{len(encoder)} tokens" if tokens else f"{encoder.shape[1]} features", f"{len(decoder)} outputs")
+        asked = (
+            f"{data.vocabulary} tokens" if data.vocabulary else f"{data.features} features",
+            f"{data.outputs} outputs",
+        )
+        if has != asked:
+            raise ConfigurationError(
+                f"{self.path} was trained with {' and '.join(has)}; the task has {' and '.join(asked)}.",
+                expected="the task it was trained on, or one of the same shape",
+            )
+        for arm in arms:
+            if arm.init != "family":
+                raise ConfigurationError(
+                    f"--init {arm.init}: {self.path} starts with the memory it has.", advice="leave out --init or PATH."
+                )
+            self.weights(arm.param)
+
+
+def read_starting_point(path: Path) -> StartingPoint:
+    """Return a checkpoint that `ssmdiag retrain` saved of its built-in model.
+
+    Raises CheckpointError for any other file, LayerError where a weight of it is NaN.
+    """
+    checkpoint = read_checkpoint(path)
+    tensors = {tensor.stored_name: tensor.load() for tensor in checkpoint.values()}
+    layers = {name: _depth(tensors, f"{layer.path}.", f".{_RATES[name]}") for name, layer in RECURRENCES.items()}
+    name = next((name for name, depth in layers.items() if depth), None)
+    map = checkpoint.settings.get("rate_map")
+    if name is None or not isinstance(map, str) or not {"encoder.weight", "decoder.weight"} <= tensors.keys():
+        raise CheckpointError(
+            f"{path}: {_what_is_there(checkpoint)}",
+            expected="a step-….safetensors that `ssmdiag retrain` saved, or a directory of transformers",
+            advice="build any other model in a function: --model package.module:function.",
+        )
+    broken = [key for key, value in tensors.items() if value.isnan().any()]
+    if broken:
+        raise LayerError(
+            f"{path}: {len(broken)} of {len(tensors)} weights hold NaN: {', '.join(broken[:3])}.",
+            expected="numbers",
+            advice="go back to a checkpoint from before they were.",
+        )
+    find_map(map)
+    rates = tensors[f"{RECURRENCES[name].path}.0.{_RATES[name]}"]
+    settings = ModelSettings(name, tensors["decoder.weight"].shape[1], rates.shape[-1], layers[name])
+    return StartingPoint(path, settings, tensors, map, checkpoint.train_step)
+
+
+def _depth(tensors: Mapping[str, Tensor], head: str, tail: str) -> int:
+    return sum(name.startswith(head) and name.endswith(tail) for name in tensors)
+
+
+def _what_is_there(checkpoint: Checkpoint) -> str:
+    some = ", ".join(list(checkpoint)[:3])
+    return f"{len(checkpoint)} tensors ({some}, …), not those of the built-in model with the map of its rates."
