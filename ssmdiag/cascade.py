@@ -28,6 +28,8 @@ SMALL = 24
 """States up to which channels are multiplied side by side: a batch of such small products is slow, and half zeros."""
 LARGE = 128
 """States from which triangular products are split."""
+KEPT = 2**28
+"""Bytes of powers of A that are kept."""
 REACHED = 1e-13
 """Share of the largest direction of a dense state below which another cannot be told from rounding."""
 
@@ -48,7 +50,7 @@ class Cascade:
     """Which states hold anything, (channel, state) bool; the others are zero and stay it."""
     log_eigenvalues: Tensor | None = None
     """ℓ on the diagonal of a lower triangular A, (channel, state); None for a dense one."""
-    _squares: list[Tensor] = field(default_factory=list, repr=False)
+    _squares: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def modes(self) -> Tensor:
@@ -56,13 +58,17 @@ class Cascade:
         return self.counted.sum(1)
 
     def square(self, doublings: int) -> Tensor:
-        """Return A^t at t = 2^doublings, (channel, state, state); all on the way are kept."""
-        while len(self._squares) <= doublings:
-            last = self._squares[-1] if self._squares else None
-            lag = 2 ** len(self._squares)
-            more = self.state_matrix if last is None else self._exact(self.times(last, last, lower=True), lag)
-            self._squares.append(more)
-        return self._squares[doublings]
+        """Return A^t at t = 2^doublings, (channel, state, state); those on the way are kept while they are small."""
+        kept = self._squares
+        bit = max((bit for bit in kept if bit <= doublings), default=0)
+        found = kept.get(bit, self.state_matrix)
+        while bit < doublings:
+            bit += 1
+            found = self._exact(self.times(found, found, lower=True), 2**bit)
+            if (len(kept) + 1) * found.numel() * found.element_size() > KEPT:
+                kept.clear()
+            kept[bit] = found
+        return found
 
     def times(self, power: Tensor, columns: Tensor, *, lower: bool = False) -> Tensor:
         """Return a power of A times columns (channel, state, column); `lower`: these are a power of A too."""

@@ -139,14 +139,40 @@ def test_legs_has_the_memory_of_its_eigenvalues_though_its_eigenvectors_are_usel
     assert float((found.values - exact.values).abs().max()) < 1e-11
 
 
+def test_an_s4_file_as_initialised_has_the_memory_of_eigenvalues_one_to_n(
+    read_model: Callable[..., list[Recurrence]],
+) -> None:
+    states, steps = 64, torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
+    A, B = legs_matrix(states)
+    low_rank = (torch.arange(states, dtype=torch.float64) + 0.5).sqrt()
+    normal = A + low_rank[:, None] * low_rank + 0.5 * torch.eye(states, dtype=torch.float64)
+    frequency, basis = torch.linalg.eigh(-0.5j * (normal - normal.mT))
+    frequency, basis = frequency[states // 2 :], basis[:, states // 2 :].mH  # one of each conjugate pair
+    columns = {"P": basis @ low_rank.to(torch.complex128), "B": basis @ B.to(torch.complex128)}
+    file = {f"kernel.{name}": torch.view_as_real(values)[None, None] for name, values in columns.items()} | {
+        "kernel.A_real": torch.full((1, states // 2), math.log(0.5), dtype=torch.float64),
+        "kernel.A_imag": -frequency[None],
+        "kernel.inv_dt": steps.log()[:, None],
+        "kernel.C": torch.ones(1, 3, states // 2, 2, dtype=torch.float64),
+        "kernel.l_kernel": torch.tensor(0),
+    }
+    (recurrence,) = read_model(file)
+    assert recurrence.layout == "dense"
+    found = memory_function(recurrence, LAGS)
+    exact = memory_function(spectrum(bilinear(-torch.arange(1, states + 1, dtype=torch.float64), steps[:, None])), LAGS)
+    assert bool(found.sound.all())
+    assert found.modes.tolist() == [states] * 3
+    assert float((found.values - exact.values).abs().max()) < 1e-10
+
+
 def test_a_dense_state_that_eigenvectors_can_describe_has_their_memory() -> None:
     recurrence = random_dense()
     plain = replace(recurrence, dense=None)
     assert recurrence.dense is not None
     found = memory_function(recurrence, LAGS)
-    eigen = full = memory_function(plain, LAGS)
+    eigen = memory_function(plain, LAGS)
     assert bool(found.sound.all() & eigen.sound.all())
-    assert float((found.values - full.values).abs().max()) < 1e-8
+    assert float((found.values - eigen.values).abs().max()) < 1e-8
 
 
 def test_a_complex_dense_state_is_read_as_real_and_imaginary_parts() -> None:
