@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Device, choose_device
+from ssmdiag.cli.options import Device, choose_device, parse_assumptions
+from ssmdiag.cli.retraining import Asked, comparison
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from ssmdiag.reports import Settings
+    from ssmdiag.retrain.results import RetrainResult
     from ssmdiag.retrain.training import Progress
 
 
@@ -38,12 +41,20 @@ BETWEEN_LINES = 15.0
 
 
 def retrain(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PATH]", help="A checkpoint retrain saved, or a directory of transformers, to go on from."
+        ),
+    ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option("--param", metavar="MAP", help="Map of the rates: direct, relu, exp, softplus, sigmoid, best, …"),
     ] = None,
     task: Annotated[str, typer.Option("--task", help="What to learn; lf-poly needs long memory.")] = "lf-poly",
-    model: Annotated[str, typer.Option("--model", help="Recurrence of the built-in model: s4d or lru.")] = "s4d",
+    model: Annotated[
+        str, typer.Option("--model", help="s4d or lru, built in; or package.module:function, which returns a Module.")
+    ] = "s4d",
     freeze: Annotated[
         list[str] | None,
         typer.Option("--freeze", metavar="WHAT", help="none, eigenvalues, step or both keep their initial value."),
@@ -75,10 +86,15 @@ def retrain(
         int | None, typer.Option("--samples", min=1, help="Training sequences; the task's own by default.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Bytes to learn, for --task text.")
+        Path | None, typer.Option("--text", metavar="FILE", help="What a language model or --task text learns.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays x and y, for --task arrays.")
+        str | None,
+        typer.Option("--data", metavar="DATA", help="An .npz with x and y, or package.module:function."),
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option("--assume", metavar="KEY=VALUE", help="What the tensors of your model cannot tell."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Keep checkpoints and a resumable state here.")
@@ -99,26 +115,10 @@ def retrain(
     Arms are all combinations of the options that can be given several times: the same initial function, the same
     batches, the same number of steps. One --param is compared with exp.
     """
-    from ssmdiag.reports import Settings, retrain_json, retrain_markdown, retrain_text
-    from ssmdiag.retrain.arms import Budget, product_of
-    from ssmdiag.retrain.comparison import compare_arms
-    from ssmdiag.retrain.model import ModelSettings
-    from ssmdiag.retrain.tasks import TaskSettings, find_task
+    from ssmdiag.reports import Settings
+    from ssmdiag.retrain.arms import OWN, Budget, product_of
+    from ssmdiag.retrain.distributed import joined
 
-    if resume and output is None:
-        raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
-    maps = list(dict.fromkeys(param or ["best"]))
-    maps = [REFERENCE, *maps] if len(maps) == 1 and maps != [REFERENCE] and not freeze else maps
-    arms = product_of(
-        param=maps,
-        freeze=freeze or ["none"],
-        lr=lr or [1e-2],
-        seed=seed or [0],
-        init=init or ["family"],
-        recurrence_lr=recurrence_lr or [None],
-        weight_decay=weight_decay or [0.0],
-    )
-    chosen = find_task(task)
     settings = Settings(
         width=terminal.width(),
         colour=format is Format.text and terminal.colour(color),
@@ -126,28 +126,46 @@ def retrain(
         plots=plots,
         quiet=quiet,
     )
-    watch = _Watch(len(arms), quiet)
-    _stop_politely()
-    try:
-        result = compare_arms(
-            arms,
-            chosen.make(TaskSettings(length=length, samples=samples, path=text or data)),
-            ModelSettings(model, width, modes, depth),
-            Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every),
-            task=task,
-            device=choose_device(device),
-            folder=output,
-            resume=resume,
-            together=together,
-            on_progress=watch.update,
+    with joined("cuda" if device is Device.cuda else "cpu") as ranks:
+        if resume and output is None:
+            raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
+        asked = Asked(
+            path, model, task, text, data, length, samples, width, modes, depth, together,
+            parse_assumptions(assume or []),
+        )  # fmt: skip
+        maps = list(dict.fromkeys(param or ["best"]))
+        reference = OWN if path or asked.foreign else REFERENCE
+        maps = [reference, *maps] if len(maps) == 1 and maps != [reference] and not freeze else maps
+        arms = product_of(
+            param=maps,
+            freeze=freeze or ["none"],
+            lr=lr or [1e-2],
+            seed=seed or [0],
+            init=init or ["family"],
+            recurrence_lr=recurrence_lr or [None],
+            weight_decay=weight_decay or [0.0],
         )
-    except KeyboardInterrupt:
-        watch.close()
-        if output is not None:
-            print(f"\nstopped; the same command with --resume goes on from {output}", file=sys.stderr)
-        raise
-    finally:
-        watch.close()
+        budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
+        watch = _Watch(len(arms), quiet or not ranks.first)
+        _stop_politely()
+        try:
+            result = comparison(asked, budget)(
+                arms, device=choose_device(device), folder=output, resume=resume, ranks=ranks, on_progress=watch.update
+            )
+        except KeyboardInterrupt:
+            watch.close()
+            if output is not None and ranks.first:
+                print(f"\nstopped; the same command with --resume goes on from {output}", file=sys.stderr)
+            raise
+        finally:
+            watch.close()
+        if ranks.first:
+            _show(result, format, settings)
+
+
+def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
+    from ssmdiag.reports import retrain_json, retrain_markdown, retrain_text
+
     if format is Format.json:
         text_ = retrain_json.render(result)
     elif format is Format.markdown:

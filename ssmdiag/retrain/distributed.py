@@ -118,7 +118,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and torch.cuda.is_available():
         device = f"cuda:{local % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     # NCCL takes one rank a GPU and no more.

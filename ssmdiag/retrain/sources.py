@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
 from ssmdiag.retrain.user_code import build_model
 
@@ -28,12 +29,34 @@ class ModelSource:
     """config.json to lie beside its checkpoints; None: the settings the module carries."""
     seeded: bool = True
     """Whether the seed decides the initial weights."""
+    vocabulary: int | None = None
+    """Number of tokens, for a language model."""
     notes: tuple[str, ...] = ()
 
 
-def function_source(name: str) -> ModelSource:
-    """Return the source of `--model package.module:function`."""
-    return ModelSource(name, lambda seed: without_nan(name, build_model(name, seed)))
+def function_source(name: str, weights: Path | None = None) -> ModelSource:
+    """Return the source of `--model package.module:function`; `weights` is a checkpoint of the module to start with.
+
+    Raises CheckpointError where that holds other tensors than the module, when the module is built.
+    """
+    if weights is None:
+        return ModelSource(name, lambda seed: without_nan(name, build_model(name, seed)))
+
+    def build(seed: int) -> nn.Module:
+        module = build_model(name, seed)
+        state = {tensor.stored_name: tensor.load() for tensor in read_checkpoint(weights).values()}
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+            raise CheckpointError(
+                f"{weights}: not the weights of {type(module).__name__}. {reasons}",
+                expected="the state dict of the module that --model builds",
+            ) from error
+        return without_nan(str(weights), module)
+
+    notes = (f"all arms start with the weights of {weights}",)
+    return ModelSource(name, build, seeded=False, notes=notes)
 
 
 def directory_source(path: Path) -> ModelSource:
@@ -60,6 +83,7 @@ def directory_source(path: Path) -> ModelSource:
         lambda seed: without_nan(title, _load(transformers, path)),
         config=config.read_bytes(),
         seeded=False,
+        vocabulary=settings.get_text_config().vocab_size,
         notes=tuple(notes),
     )
 

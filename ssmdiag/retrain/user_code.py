@@ -136,6 +136,18 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
     return StreamedBatches(train, held_out, loss)
 
 
+def read_task_data(name: str) -> TaskData:
+    """Return what --data's function gives for the built-in model, which takes TaskData alone."""
+    made = _call("--data", name, ("data",))
+    if not isinstance(made, TaskData):
+        raise ConfigurationError(
+            f"--data {name}: returned {describe(made)}.",
+            expected="ssmdiag.retrain.tasks.TaskData, for the built-in model",
+            advice="batches of any other kind go with a model of your own: --model package.module:function.",
+        )
+    return made
+
+
 def _call(option: str, name: str, place: tuple[object, ...]) -> Any:
     function = find_function(option, name)
     try:

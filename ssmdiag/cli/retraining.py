@@ -1,0 +1,117 @@
+"""What `ssmdiag retrain` is asked to train: the built-in model, a checkpoint of it, or a model of someone else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ssmdiag.retrain.arms import Budget
+    from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
+    from ssmdiag.retrain.results import RetrainResult
+    from ssmdiag.retrain.sources import ModelSource
+    from ssmdiag.retrain.tasks import TaskData
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Options that say which model is trained on what."""
+
+    path: Path | None
+    model: str
+    task: str
+    text: Path | None
+    data: str | None
+    length: int | None
+    samples: int | None
+    width: int
+    modes: int
+    depth: int
+    together: int
+    assume: Mapping[str, str]
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the model is one that the tool does not build."""
+        from ssmdiag.retrain.user_code import names_function
+
+        return names_function(self.model) or (self.path is not None and self.path.is_dir())
+
+
+def comparison(asked: Asked, budget: Budget) -> Callable[..., RetrainResult]:
+    """Return what compares arms: takes them and the keywords that all comparisons have in common."""
+    if asked.foreign:
+        from ssmdiag.retrain.foreign import compare_modules
+
+        source = _source(asked)
+        title, batches = _batches(asked, budget, source)
+
+        def compare_foreign(arms: Any, **common: Any) -> RetrainResult:
+            return compare_modules(arms, source, batches, budget, task=title, assume=asked.assume, **common)
+
+        return compare_foreign
+    from ssmdiag.retrain.arms import OWN
+    from ssmdiag.retrain.comparison import compare_arms
+    from ssmdiag.retrain.model import ModelSettings
+    from ssmdiag.retrain.starting_point import read_starting_point
+
+    start = read_starting_point(asked.path) if asked.path else None
+    settings = start.settings if start else ModelSettings(asked.model, asked.width, asked.modes, asked.depth)
+    title, data = _task_data(asked)
+
+    def compare(arms: Any, **common: Any) -> RetrainResult:
+        if start is not None:
+            arms = [replace(arm, param=start.map) if arm.param == OWN else arm for arm in arms]
+        arms = tuple(dict.fromkeys(arms))
+        return compare_arms(arms, data, settings, budget, task=title, together=asked.together, start=start, **common)
+
+    return compare
+
+
+def _source(asked: Asked) -> ModelSource:
+    from ssmdiag.retrain.sources import directory_source, function_source
+    from ssmdiag.retrain.user_code import names_function
+
+    if names_function(asked.model):
+        return function_source(asked.model, asked.path)
+    assert asked.path is not None
+    return directory_source(asked.path)
+
+
+def _batches(asked: Asked, budget: Budget, source: ModelSource) -> tuple[str, SampledBatches | StreamedBatches]:
+    from ssmdiag.retrain.batches import SampledBatches
+    from ssmdiag.retrain.next_token import directory_tokenizer, next_token_data
+    from ssmdiag.retrain.user_code import names_function, read_data
+
+    if asked.data and names_function(asked.data):
+        return asked.data, read_data(asked.data, budget.batch)
+    if source.vocabulary is None:
+        title, data = _task_data(asked)
+        return title, SampledBatches.of(data, budget.batch)
+    if asked.text is None:
+        raise ConfigurationError(
+            f"{source.name}: there is no text to train it on.",
+            expected="--text FILE, or --data package.module:function",
+        )
+    assert asked.path is not None
+    tokenizer = directory_tokenizer(asked.path)
+    samples = asked.samples or max(1, budget.steps) * budget.batch  # a run sees no more
+    data = next_token_data(
+        asked.text, vocabulary=source.vocabulary, length=asked.length, samples=samples, tokenizer=tokenizer
+    )
+    return f"next {'token' if tokenizer else 'byte'} of {asked.text.name}", SampledBatches.of(data, budget.batch)
+
+
+def _task_data(asked: Asked) -> tuple[str, TaskData]:
+    from ssmdiag.retrain.tasks import TaskSettings, find_task
+    from ssmdiag.retrain.user_code import names_function, read_task_data
+
+    if asked.data and names_function(asked.data):
+        return asked.data, read_task_data(asked.data)
+    path = asked.text or (Path(asked.data) if asked.data else None)
+    made = find_task(asked.task).make(TaskSettings(length=asked.length, samples=asked.samples, path=path))
+    return asked.task, made
