@@ -28,7 +28,7 @@ SMALL = 24
 """States up to which channels are multiplied side by side: a batch of such small products is slow, and half zeros."""
 LARGE = 128
 """States from which triangular products are split."""
-KEPT = 2**28
+KEPT = 2**30
 """Bytes of powers of A that are kept."""
 REACHED = 1e-13
 """Share of the largest direction of a dense state below which another cannot be told from rounding."""

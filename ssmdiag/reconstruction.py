@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = 2 * 2**30
 """Bytes the values may take, by default."""
 WORKING_SET = 24 * 2**20
-"""Bytes of work on some channels at a time: what a processor's cache holds."""
+"""Bytes of work on some channels at a time: what a processor's cache holds; ten times that elsewhere."""
 EXACT = 1e-9
 """Largest |Σ MF − N| per mode of a channel that passes the self-test."""
 DENSE_SPAN = 4096
@@ -185,8 +185,8 @@ def each_chunk(recurrence: Recurrence, lags: int, work: Callable[[slice], None])
     """Do the work on as many channels at a time as stay in cache while so many lags are computed."""
     device, channels = recurrence.log_eigenvalues.device, recurrence.channels
     size = 8 if recurrence.dense is not None or is_real(recurrence.log_eigenvalues) else 16
-    span = max(1, WORKING_SET // (size * (6 * states_of(recurrence) ** 2 + 3 * lags)))
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads, room = (torch.get_num_threads(), 1) if device.type == "cpu" else (1, 10)
+    span = max(1, room * WORKING_SET // (size * (6 * states_of(recurrence) ** 2 + 3 * lags)))
     share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), threads)
 
 

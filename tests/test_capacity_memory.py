@@ -224,7 +224,7 @@ def test_a_layer_with_many_inputs_has_the_memory_of_any_one_direction() -> None:
 def test_a_linear_readout_of_simulated_noise_reaches_it() -> None:
     ell = exactly(-0.1, -0.05 + 0.7j, -0.2 + 2j)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(400_000, generator=generator, dtype=torch.float64).numpy()
+    inputs = torch.randn(100_000, generator=generator, dtype=torch.float64).numpy()
     state, decay, rows = np.zeros(3, complex), ell.exp().numpy(), np.empty((len(inputs), 6))
     for t, value in enumerate(inputs):
         state = decay * state + value
@@ -234,7 +234,7 @@ def test_a_linear_readout_of_simulated_noise_reaches_it() -> None:
     for lag, expected in zip([0, 2, 8], found, strict=True):
         target = inputs[100 - lag : len(inputs) - lag]
         _, residual, _, _ = np.linalg.lstsq(features, target, rcond=None)
-        assert 1 - residual[0] / (target @ target) == pytest.approx(expected, abs=0.005)
+        assert 1 - residual[0] / (target @ target) == pytest.approx(expected, abs=0.01)
 
 
 @settings(max_examples=30, deadline=None)
