@@ -70,8 +70,12 @@ class LayerHistory:
     @property
     def next_limit(self) -> Limit | None:
         """Return the limit that it is projected to reach first."""
-        ahead = [limit for limit in self.limits if limit.projection and limit.projection.at is not None]
-        return min(ahead, key=lambda limit: limit.projection.at) if ahead else None  # type: ignore[union-attr, arg-type, return-value]
+        ahead = [
+            (limit.projection.at, position)
+            for position, limit in enumerate(self.limits)
+            if limit.projection and limit.projection.at is not None
+        ]
+        return self.limits[min(ahead)[1]] if ahead else None
 
     def fails(self, fail_on: str) -> bool:
         """Whether the layer does what `--fail-on` names."""
