@@ -232,7 +232,9 @@ def _transformers(model_type: str, trained: bool) -> Healthy:
 
 
 def _shipped(path: Path) -> Healthy:
-    return Healthy(f"{path.parent.name}-{path.stem}", not path.stem.endswith("00000"), lambda directory: path)
+    step = path.stem.rpartition("-")[2]
+    middle = step not in ("00000", "00100", "02000")
+    return Healthy(f"{path.parent.name}-{path.stem}", step != "00000", lambda directory: path, slow=middle)
 
 
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/*.safetensors"))

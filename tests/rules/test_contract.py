@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import ssmdiag.rules
 from ssmdiag import diagnose
@@ -20,10 +22,20 @@ FILES = {
 } - {"__init__"} - ssmdiag.rules.MACHINERY  # fmt: skip
 each_rule = pytest.mark.parametrize("rule", known_rules(), ids=lambda rule: rule.name)
 
-CHANNELS = 32
-"""Channels of a layer whose memory is found: enough for every family's whole range, both ends included."""
+CHANNELS = 8
+"""Channels of a layer whose memory is found, the slowest and the fastest among them."""
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small matrices on a busy machine: threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("model", EACH)
 def test_no_rule_warns_of_a_healthy_model(model: Healthy, tmp_path: Path) -> None:
     report = diagnose(model.write(tmp_path / "model"), most_channels=CHANNELS)

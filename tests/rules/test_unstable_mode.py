@@ -1,0 +1,72 @@
+"""SSM101: modes that grow."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.rules.planting import findings_of, plant
+
+CODE = "SSM101"
+
+
+def test_an_eigenvalue_that_crossed_the_axis_is_found(tmp_path: Path) -> None:
+    """DSS's softmax version stores Λ itself: training can push its real part past 0."""
+
+    def crossed(values: Tensor) -> Tensor:
+        values[5, 0] = 0.3
+        return values
+
+    (finding,) = findings_of(CODE, plant(tmp_path, "dss", {"layers.1.kernel.Lambda": crossed}))
+    assert (finding.severity, finding.layer, finding.count, finding.of) == ("error", "layers.1.kernel", 64, 64 * 32)
+    assert finding.threshold == 1.0
+
+
+def test_the_factor_is_that_by_which_the_stepped_state_grows(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    def crossed(values: Tensor) -> Tensor:
+        values[5, 0] = 0.3
+        return values
+
+    path = plant(tmp_path, "dss", {"layers.1.kernel.Lambda": crossed})
+    (finding,) = findings_of(CODE, path)
+    state = load_file(path / "model.safetensors")
+    longest = float(state["layers.1.kernel.log_dt"].double().exp().max())
+    growth, steps = 1.0, 50
+    for _ in range(steps):
+        growth *= math.exp(0.3 * longest)
+    assert finding.value == pytest.approx(growth ** (1 / steps), rel=1e-7)
+    assert f"{finding.value:.6g}" in finding.message
+
+
+def test_the_smallest_step_past_the_boundary_counts(tmp_path: Path) -> None:
+    """A rate of −1e-12 per step is growth, and in float64's log-eigenvalues it is not lost."""
+
+    def barely(values: Tensor) -> Tensor:
+        values[0, 0] = 1e-30
+        return values
+
+    (finding, *_) = findings_of(CODE, plant(tmp_path, "dss", {"Lambda": barely}))
+    assert finding.count == 64
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-12])
+def test_modes_on_the_boundary_or_inside_do_not_grow(value: float, tmp_path: Path) -> None:
+    def set_real_part(values: Tensor) -> Tensor:
+        values[:, 0] = value
+        return values
+
+    assert not findings_of(CODE, plant(tmp_path, "dss", {"Lambda": set_real_part}))
+
+
+def test_stablessms_shipped_start_is_unstable_and_said_to_be(tmp_path: Path) -> None:
+    """All its configurations use `direct`, which starts at Re A = +0.5."""
+    path = plant(
+        tmp_path, "stablessm", {"log_A_real": lambda w: torch.full_like(w, 0.5)}, config={"parameterization": "direct"}
+    )
+    assert len(findings_of(CODE, path)) == 3
