@@ -39,7 +39,7 @@ WORKING_SET = 24 * 2**20
 EXACT = 1e-9
 """Largest |Σ MF − N| per mode of a channel that passes the self-test."""
 DENSE_SPAN = 4096
-"""Lags up to which all are computed, whichever are asked for."""
+"""Lags up to which all are computed up to the last one asked for; further ones singly where they are few."""
 
 
 class MemorySizeError(SsmdiagError):
@@ -79,9 +79,8 @@ def memory_function(
             f"{recurrence.channels * len(at) * 8 / 2**30:,.1f} GiB, {memory_limit / 2**30:,.1f} are allowed.",
             advice="ask for fewer lags (spaced evenly on a log axis they say as much), or for fewer channels.",
         )
-    longest = int(at.max()) + 1 if len(at) else 1
-    span = longest if longest <= max(DENSE_SPAN, 32 * len(at)) else DENSE_SPAN
-    far = at >= span
+    far = at >= max(DENSE_SPAN, 32 * len(at))
+    span = int(at[~far].max()) + 1 if bool((~far).any()) else 1
     result = _blank(recurrence, at)
 
     def fill(chunk: slice) -> None:
