@@ -165,7 +165,7 @@ def diagnose(
     findings: list[Finding] = []
     problems = [*checkpoint.problems, *found.problems]
     assumed: dict[tuple[str, ...], _Assumed] = {}
-    held: list[tuple[Layer, Recurrence]] = []
+    held: list[tuple[Layer, int, Recurrence]] = []
     for position, layer in enumerate(found.layers, 1):
         try:
             recurrences = layer.read()
@@ -173,7 +173,7 @@ def diagnose(
             problems.append(error.sentence)
             unread.append((layer, error))
         else:
-            held += [(layer, recurrence) for recurrence in recurrences]
+            held += [(layer, branch, recurrence) for branch, recurrence in enumerate(recurrences)]
             _collect_assumptions(assumed, layer, recurrences)
         if len(held) >= HELD_LAYERS or position == len(found.layers):
             for evidence in _examine(held, whole, context, most_channels if memory else 0):
@@ -245,7 +245,10 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
 
 
 def _examine(
-    held: Sequence[tuple[Layer, Recurrence]], whole: CheckpointEvidence, context: int | None, most_channels: int | None
+    held: Sequence[tuple[Layer, int, Recurrence]],
+    whole: CheckpointEvidence,
+    context: int | None,
+    most_channels: int | None,
 ) -> Iterator[LayerEvidence]:
     """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory."""
     from ssmdiag.capacity import assess_capacity, summarise_capacity
@@ -255,14 +258,16 @@ def _examine(
         return recurrence if most_channels is None else sample_channels(recurrence, min(most_channels, most))
 
     steps, remember = context or DEFAULT_CONTEXT, most_channels != 0
-    memories = assess_memories([sample(r, MOST_CHANNELS) for _, r in held], steps) if remember else [None] * len(held)
-    for (layer, recurrence), memory in zip(held, memories, strict=True):
+    memories = (
+        assess_memories([sample(r, MOST_CHANNELS) for _, _, r in held], steps) if remember else [None] * len(held)
+    )
+    for (layer, branch, recurrence), memory in zip(held, memories, strict=True):
         numbers = summarise(recurrence, layer.family.title)
         if memory is not None:
             horizon, decay = summarise_memory(memory)
             capacity = summarise_capacity(assess_capacity(sample(recurrence, MOST_CAPACITIES), steps))
             numbers = replace(numbers, horizon=horizon, decay=decay, capacity=capacity)
-        yield LayerEvidence(recurrence, layer, numbers, memory, whole)
+        yield LayerEvidence(recurrence, layer, numbers, memory, whole, branch)
 
 
 def _incomplete(found: Recognition) -> tuple[str, ...]:
