@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.convolution import gate, linear
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms
 from ssmdiag.retrain.tasks import TaskData
 
@@ -68,18 +69,17 @@ class Ensemble:
             arm = torch.arange(len(inputs), device=inputs.device)[:, None, None]
             x = p["encoder.weight"][arm, inputs]
         else:
-            x = _linear(inputs, p["encoder.weight"], p["encoder.bias"])
+            x = linear(inputs, p["encoder.weight"], p["encoder.bias"])
         for depth in range(self.settings.depth):
             own = self.of_layer(depth)
             y = functional.gelu(self.layer.apply(own, self.maps, x))
-            y = functional.glu(_linear(y, p[f"mixers.{depth}.weight"], p[f"mixers.{depth}.bias"]), dim=-1)
-            x = functional.layer_norm(x + y, x.shape[-1:])
-            x = x * p[f"norms.{depth}.weight"][:, None, None] + p[f"norms.{depth}.bias"][:, None, None]
+            y = gate(linear(y, p[f"mixers.{depth}.weight"], p[f"mixers.{depth}.bias"]))
+            x = _layer_norm(x + y, p[f"norms.{depth}.weight"], p[f"norms.{depth}.bias"])
         if self.read_out == "last step":
             x = x[:, :, -1:]
         elif self.read_out == "mean":
             x = x.mean(2, keepdim=True)
-        answers = _linear(x, p["decoder.weight"], p["decoder.bias"])
+        answers = linear(x, p["decoder.weight"], p["decoder.bias"])
         return answers if self.read_out == "every step" else answers[:, :, 0]
 
     def of_layer(self, depth: int) -> dict[str, Tensor]:
@@ -147,7 +147,8 @@ def _affine(name: str, inputs: int, outputs: int, generator: torch.Generator) ->
     return {f"{name}.weight": weight, f"{name}.bias": (2 * torch.rand(outputs, generator=generator) - 1) * bound}
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return x Wᵀ + b for every arm."""
-    flat = x.flatten(1, -2)
-    return torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2)).unflatten(1, x.shape[1:-1])
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the normalised x over its last axis, with every arm's weight and bias (arm, channel)."""
+    if len(x) == 1:
+        return functional.layer_norm(x, x.shape[-1:], weight[0], bias[0])
+    return functional.layer_norm(x, x.shape[-1:]) * weight[:, None, None] + bias[:, None, None]

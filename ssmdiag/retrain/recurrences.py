@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssmdiag.maps import find_map
 from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.convolution import causal_convolution, linear, modal_states
 
 RATE = 0.5
 """−Re λ of S4D-Lin at the start. The authors' `direct` arm starts at Re λ = +0.5, which grows."""
@@ -76,7 +77,7 @@ class S4D:
     def apply(p: Mapping[str, Tensor], maps: MapsOfArms, u: Tensor) -> Tensor:
         """Return K ∗ u + D u, channel by channel."""
         K = S4D.kernel(p, maps, u.shape[2])
-        return causal_convolution(u, K.transpose(1, 2)) + p["D"][:, None, None] * u
+        return causal_convolution(u, torch.cat([K[..., :1] + p["D"][..., None], K[..., 1:]], -1))
 
     @staticmethod
     def kernel(p: Mapping[str, Tensor], maps: MapsOfArms, length: int) -> Tensor:
@@ -146,35 +147,17 @@ class LRU:
 
     @staticmethod
     def apply(p: Mapping[str, Tensor], maps: MapsOfArms, u: Tensor) -> Tensor:
-        """Return Re(C h) + D u; a mode's state is its drive convolved with λ̄^t."""
-        length = u.shape[2]
+        """Return Re(C h) + D u."""
         ell = torch.complex(-maps.rates(p["nu_log"].double()), p["theta_log"].double().exp())
-        lags = torch.arange(length, device=u.device)
-        powers = (lags[:, None] * ell[:, None]).exp().to(torch.complex64)  # (arm, step, mode)
-        into = torch.complex(p["B_re"], p["B_im"]) * p["gamma_log"].exp()[..., None]
-        drive = torch.einsum("abtc,anc->abtn", u.to(torch.complex64), into)
-        size = _fft_size(length)
-        spectrum = torch.fft.fft(drive, n=size, dim=2) * torch.fft.fft(powers, n=size, dim=1)[:, None]
-        h = torch.fft.ifft(spectrum, dim=2)[:, :, :length]
-        return torch.einsum("abtn,acn->abtc", h, torch.complex(p["C_re"], p["C_im"])).real + p["D"][:, None, None] * u
+        gain = p["gamma_log"].exp()[..., None]
+        into = torch.cat([gain * p["B_re"], gain * p["B_im"]], 1)
+        drive = linear(u, into, steps_fastest=True).permute(0, 3, 1, 2)
+        states = modal_states(ell, drive).permute(0, 2, 3, 1)
+        out = linear(states, torch.cat([p["C_re"], -p["C_im"]], -1))
+        return torch.addcmul(out, p["D"][:, None, None], u)
 
 
 RECURRENCES: dict[str, type[S4D] | type[LRU]] = {layer.name: layer for layer in (S4D, LRU)}
-
-
-def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
-    """Return Σ_s K_s u_{t−s}, (arm, batch, step, channel), for K (arm, lag, channel)."""
-    size = _fft_size(u.shape[2])
-    product = torch.fft.rfft(u, n=size, dim=2) * torch.fft.rfft(K, n=size, dim=1)[:, None]
-    return torch.fft.irfft(product, n=size, dim=2)[:, :, : u.shape[2]]
-
-
-def _fft_size(length: int) -> int:
-    """Return a size that pads the circular convolution into a causal one, and that FFTs are fast at."""
-    size = 2 * length - 1
-    return min(
-        s for s in (2 ** math.ceil(math.log2(size)), 3 * 2 ** max(math.ceil(math.log2(size / 3)), 0)) if s >= size
-    )
 
 
 def _steps_for(init: str, length: int) -> tuple[float, float]:
