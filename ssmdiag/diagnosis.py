@@ -39,6 +39,9 @@ CONTEXT_SETTINGS = (
 MOST_CHANNELS = 256
 """Channels of a layer whose horizon and law are found unless all are asked for: a second for 64 layers."""
 
+DENSE_WORK = 2**21
+"""States cubed times channels, of dense state matrices that are worth the wait: 8 channels of 64 states."""
+FEWEST_CHANNELS = 4
 HELD_LAYERS = 8
 """Layers read before their laws are found in one go; only these are in memory at once."""
 MOST_CAPACITIES = 64
@@ -255,7 +258,11 @@ def _examine(
     from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, sample_channels, summarise_memory
 
     def sample(recurrence: Recurrence, most: int) -> Recurrence:
-        return recurrence if most_channels is None else sample_channels(recurrence, min(most_channels, most))
+        if most_channels is None:
+            return recurrence
+        if recurrence.dense is not None:  # each channel's Gramian takes the cube of its states
+            most = max(min(most, DENSE_WORK * most // MOST_CHANNELS // recurrence.modes**3), FEWEST_CHANNELS)
+        return sample_channels(recurrence, min(most_channels, most))
 
     steps, remember = context or DEFAULT_CONTEXT, most_channels != 0
     memories = (

@@ -138,9 +138,19 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
         assert row.farthest.decay is not None
         one = "" if len(row.layers) == 1 else ", the slowest of them"
         yield f"layer {row.label}{one}: {row.farthest.decay.sentence}"
+    best = max((row for row in rows if row.farthest.capacity), key=_rebuilt, default=None)
+    if best is not None and best.farthest.capacity is not None:
+        one = "" if len(best.layers) == 1 else ", the slowest of them"
+        yield f"layer {best.label}{one}: {best.farthest.capacity.sentence}"
     sampled = [sum(r.farthest.decay.counts.values()) for r in known if r.farthest.decay]
     if any(count < row.first.channels for count, row in zip(sampled, known, strict=True)):
         yield f"horizon and law are those of {max(sampled)} channels a layer, the slowest among them: --every-channel"
+
+
+def _rebuilt(row: Row) -> float:
+    """Return how far back the median channel of a row's farthest layer rebuilds its input."""
+    capacity = row.farthest.capacity
+    return capacity.length_half.median if capacity and capacity.length_half else -1.0
 
 
 def _findings(out: Console, diagnosis: Diagnosis, settings: Settings) -> None:
