@@ -23,6 +23,8 @@ MODEL_ERROR_DB = 0.05
 FLAT_DB = 0.1
 EXPONENTIAL_DB = 1.5
 """Largest rms residual of an exponential: kernels oscillate, and the rms over a bin ripples with them."""
+PLAIN_DB = 0.1
+"""An exponential this near is the law, unless a power takes its part too: rates that nearly agree leave so much."""
 EXPONENTIAL_DROP_DB = 10.0
 RATE_ERROR = 0.03
 """Largest standard error of an exponential's rate, relative to it."""
@@ -37,6 +39,8 @@ TRUNCATED_DB = 0.6
 POWER_DECADES = 1.5
 """Decades of t + t₀ in the window."""
 SMALLEST_EXPONENT = 0.2
+SMALLEST_PART_DB = 3.0
+"""What each factor of a truncated power law must take from the kernel over the window."""
 CONTRAST = 2.0
 """How many times the residual of a law a rival of another kind must leave."""
 
@@ -56,12 +60,15 @@ class DecayStatus(Enum):
 
     FITTED = "one law describes the kernel over the window"
     NO_LAW = "no law describes the kernel over the window"
-    INDISTINCT = "the window is too short, or the decay over it too small, to tell the laws apart"
+    ROUGH = "the best law comes near the kernel, but not near enough to be named"
+    INDISTINCT = "the laws fit too nearly alike to tell which one holds"
+    SHORT_WINDOW = "the window spans too few decades of lags to tell the laws apart"
+    LITTLE_DECAY = "the kernel decays too little over the window to tell the laws apart"
     UNRESOLVED = "the kernel oscillates too slowly for its envelope to be seen"
     TOO_FEW = "too few bins of lags lie above the noise"
     SHORT_MEMORY = "the memory ends within a few steps, too few to tell a law"
     SHORT_CONTEXT = "the context has too few lags to tell a law"
-    GROWS = "the kernel grows with the lag"
+    GROWS = "the kernel still grows at the end of the context"
     ZERO = "the kernel is zero at every lag"
     NOT_FINITE = "the kernel is not finite"
 
@@ -84,45 +91,65 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
         allowance = 1 + 8 * parameters / (blocks - 4).clamp(min=1)
         return other**2 + MODEL_ERROR_DB**2 <= allowance * (cut**2 + MODEL_ERROR_DB**2)
 
-    rate, polynomial, truncated = fits[Law.EXPONENTIAL], fits[Law.POLYNOMIAL], fits[Law.TRUNCATED]
-    drop = NEPER_DB * rate.rate * span
-    # A memory that stops at once is level up to there, but does not stay.
-    is_flat = (profile.last == end) & (flat <= FLAT_DB) & (drop <= 4 * FLAT_DB)
-    same = (truncated.rate - rate.rate).abs() <= SAME_RATE * rate.rate
-    exponential_wins = (
-        (holds(exponential, 2) | (same & (cut > POWER_DB)))
-        & (rate.rate_error <= RATE_ERROR * rate.rate)
-        & ((blocks >= RIPPLED_BLOCKS) | (exponential <= POWER_DB))
-        & (exponential <= EXPONENTIAL_DB)
-        & (drop >= torch.clamp(8 * exponential, min=EXPONENTIAL_DROP_DB))
-        & (power >= torch.clamp(CONTRAST * exponential, min=0.5))
-    )
-
     def decades(fit: LawFit) -> Tensor:
         return ((profile.last + fit.offset) / (first + fit.offset)).log10()
 
-    polynomial_wins = (
-        holds(power, 1)
-        & (power <= POWER_DB)
-        & (polynomial.exponent >= SMALLEST_EXPONENT)
-        & (decades(polynomial) >= POWER_DECADES)
-        & (exponential >= torch.clamp(3 * power, min=1.0))
-    )
+    rate, polynomial, truncated = fits[Law.EXPONENTIAL], fits[Law.POLYNOMIAL], fits[Law.TRUNCATED]
+    drop = NEPER_DB * rate.rate * span
     power_drop = NEPER_DB * truncated.exponent * math.log(10) * decades(truncated)
     cut_drop = NEPER_DB * truncated.rate * span
-    truncated_wins = (
-        (cut <= TRUNCATED_DB)
-        & ~holds(exponential, 2)
-        & ~holds(power, 1)
-        & (truncated.exponent >= SMALLEST_EXPONENT)
-        & (decades(truncated) >= 1.0)
-        & (power_drop >= 3.0)
-        & (cut_drop >= 3.0)
-        & (torch.minimum(exponential, power) >= torch.clamp(4 * cut, min=0.3))
+    # A memory that stops at once is level up to there, but does not stay.
+    is_flat = (profile.last == end) & (flat <= FLAT_DB) & (drop <= 4 * FLAT_DB)
+    same = (truncated.rate - rate.rate).abs() <= SAME_RATE * rate.rate
+    plain = (exponential <= PLAIN_DB) & (power_drop < SMALLEST_PART_DB)
+    exponential_holds = (holds(exponential, 2) | (same & (cut > POWER_DB)) | plain) & (exponential <= EXPONENTIAL_DB)
+    exponential_stands_out = power >= torch.clamp(CONTRAST * exponential, min=0.5)
+    exponential_drops = drop >= torch.clamp(8 * exponential, min=EXPONENTIAL_DROP_DB)
+    exponential_wins = (
+        exponential_holds
+        & exponential_stands_out
+        & exponential_drops
+        & (rate.rate_error <= RATE_ERROR * rate.rate)
+        & ((blocks >= RIPPLED_BLOCKS) | (exponential <= POWER_DB))
     )
+
+    polynomial_holds = holds(power, 1) & (power <= POWER_DB)
+    polynomial_stands_out = (exponential >= torch.clamp(3 * power, min=1.0)) & (
+        polynomial.exponent >= SMALLEST_EXPONENT
+    )
+    polynomial_reaches = decades(polynomial) >= POWER_DECADES
+    polynomial_wins = polynomial_holds & polynomial_stands_out & polynomial_reaches
+    truncated_holds = (cut <= TRUNCATED_DB) & ~holds(exponential, 2) & ~plain & ~holds(power, 1)
+    truncated_stands_out = (
+        (torch.minimum(exponential, power) >= torch.clamp(4 * cut, min=0.3))
+        & (truncated.exponent >= SMALLEST_EXPONENT)
+        & (power_drop >= SMALLEST_PART_DB)
+        & (cut_drop >= SMALLEST_PART_DB)
+    )
+    truncated_reaches = decades(truncated) >= 1.0
+    truncated_wins = truncated_holds & truncated_stands_out & truncated_reaches
+
     law = torch.full_like(blocks, LAWS.index(Law.UNDETERMINED))
-    status = torch.full_like(blocks, STATUSES.index(DecayStatus.INDISTINCT))
-    status[torch.minimum(exponential - EXPONENTIAL_DB, cut - TRUNCATED_DB) > 0] = STATUSES.index(DecayStatus.NO_LAW)
+    status = torch.full_like(blocks, STATUSES.index(DecayStatus.ROUGH))
+    for why, applies in (
+        (
+            DecayStatus.INDISTINCT,
+            (exponential_holds & ~exponential_stands_out)
+            | (polynomial_holds & ~polynomial_stands_out)
+            | (truncated_holds & ~truncated_stands_out),
+        ),
+        (
+            DecayStatus.SHORT_WINDOW,
+            (polynomial_holds & polynomial_stands_out & ~polynomial_reaches)
+            | (truncated_holds & truncated_stands_out & ~truncated_reaches),
+        ),
+        (
+            DecayStatus.LITTLE_DECAY,
+            (power_drop + cut_drop < EXPONENTIAL_DROP_DB) | (exponential_holds & ~exponential_drops),
+        ),
+        (DecayStatus.NO_LAW, (exponential > EXPONENTIAL_DB) & (cut > TRUNCATED_DB)),
+    ):
+        status[applies] = STATUSES.index(why)
     for name, wins in (
         (Law.TRUNCATED, truncated_wins),
         (Law.POLYNOMIAL, polynomial_wins),

@@ -115,13 +115,15 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
         values = at[:, order]
         # A parameter at its bound that wants to leave the allowed side is held for this step.
         held = ((values <= bottom) & (vector < 0)) | ((values >= top) & (vector > 0))
+        wanted = values + _solve(matrix, vector, damping, held)
         trial = at.clone()
-        trial[:, order] = (values + _solve(matrix, vector, damping, held).clamp(-stride, stride)).clamp(bottom, top)
+        trial[:, order] = torch.minimum(torch.maximum(wanted, values - stride), values + stride).clamp(bottom, top)
+        free_step = (trial[:, order] == wanted).all(1)
         step = trial - at
         moved = step[:, order]
         gain = (moved * (2 * vector - (matrix @ moved[..., None])[..., 0])).sum(1)
         # A last step that is foreseen to win next to nothing is taken unseen, where the law is straight along it.
-        last = ~done & (gain >= 0) & (gain <= CONVERGED * now[:, 0]) & (_bend(at, step) <= now[:, 0].sqrt())
+        last = ~done & free_step & (gain >= 0) & (gain <= CONVERGED * now[:, 0]) & (_bend(at, step) <= now[:, 0].sqrt())
         settled = _foreseen(now, moved, gain)
         at, now = torch.where(last[:, None], trial, at), torch.where(last[:, None], settled, now)
         done |= last
@@ -130,12 +132,14 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
         if bool(done.any()):
             kept[active], moments[active] = at, now
             go = ~done
-            active, part, trial = active[go], part.at(go), trial[go]
+            active, part, trial, free_step = active[go], part.at(go), trial[go], free_step[go]
             at, now, damping, bottom, top = at[go], now[go], damping[go], bottom[go], top[go]
         new = _moments(part, trial, free)
         better = new[:, 0] <= now[:, 0]
         won = now[:, 0] - new[:, 0]
-        done = better & (won <= CONVERGED * now[:, 0]) | (new[:, 0] <= NEGLIGIBLE) | ~better & (damping > 0.5)
+        done = (
+            better & free_step & (won <= CONVERGED * now[:, 0]) | (new[:, 0] <= NEGLIGIBLE) | ~better & (damping > 0.5)
+        )
         at, now = torch.where(better[:, None], trial, at), torch.where(better[:, None], new, now)
         damping = torch.where(better, damping * 0.1, (damping * 100).clamp(min=1e-2))
     kept[active], moments[active] = at, now

@@ -194,6 +194,37 @@ def test_kernel_without_a_law_has_a_sentence_and_no_numbers(name: str) -> None:
     assert comparison.channel(2).rate == pytest.approx(0.02, rel=1e-5)
 
 
+def undetermined() -> dict[str, tuple[np.ndarray, DecayStatus]]:
+    lags = np.arange(2000)
+    return {
+        "an exponential that loses 4 dB": (np.exp(-0.5 * LAG / CONTEXT), DecayStatus.LITTLE_DECAY),
+        "a power law that has hardly begun": ((1 + lags / 200) ** -2.0, DecayStatus.SHORT_WINDOW),
+        "four exponentials that imitate a power law": (sum_of_exponentials(1.1, 10, CONTEXT, 4), DecayStatus.ROUGH),
+        "a power law and an exponential of 2 dB each": (
+            (1 + lags / 30) ** -0.7 * np.exp(-0.2 * lags / lags.size),
+            DecayStatus.INDISTINCT,
+        ),
+        "two rates a decade apart": (np.exp(-LAG / 100) + 0.1 * np.exp(-LAG / 2000), DecayStatus.NO_LAW),
+    }
+
+
+@pytest.mark.parametrize("name", undetermined())
+def test_undetermined_says_whether_the_window_the_decay_or_the_laws_are_to_blame(name: str) -> None:
+    kernel, status = undetermined()[name]
+    comparison = compare(kernel)
+    found = comparison.channel(0)
+    assert found.status is status
+    assert found.law is Law.UNDETERMINED
+    assert found.residual_db is not None
+    assert f"Undetermined over lags 0 to {kernel.size - 1:,}: {status.value} (best: " in comparison.describe(0)
+
+
+def test_rates_that_nearly_agree_are_one_exponential() -> None:
+    found = compare(np.exp(-0.0096 * LAG) + np.exp(-0.0104 * LAG), floor=1e-12).channel(0)
+    assert found.law is Law.EXPONENTIAL
+    assert found.rate == pytest.approx(0.01, rel=0.02)
+
+
 def test_one_broken_channel_among_thousands_leaves_the_others_as_they_were() -> None:
     edges = log_spaced_edges(1000)
     rate = torch.linspace(0.004, 0.02, 3000, dtype=torch.float64)[:, None]

@@ -18,7 +18,7 @@ RIGHT_OR_UNDETERMINED = 0.98
 WRONG_LAW = 0.005
 PURE = ("exponential", "polynomial", "truncated", "flat", "power sum")
 """Kinds that follow one law exactly: there "undetermined" is a failure too."""
-RECOVERED = dict.fromkeys(PURE, 0.98) | {"neighbours": 0.8, "ring": 0.6}
+RECOVERED = dict.fromkeys(PURE, 0.98) | {"neighbours": 0.95, "ring": 0.6}
 
 
 def wrong(verdict: Verdict) -> bool:
