@@ -173,7 +173,9 @@ def _part(name: str, kind: str, part: Any) -> Any:
             f"--data {name}: {kind} data are {describe(part)}.",
             expected="(inputs, targets) with as many samples in both, or an iterable of such batches",
         )
-    if iter(part) is part:
+    with seeded("once"):  # a DataLoader draws a seed for its workers
+        once = iter(part) is part
+    if once:
         raise ConfigurationError(
             f"--data {name}: {kind} data are {describe(part)}, which ends when it has been gone through.",
             expected="something every arm can go through from its beginning, such as a DataLoader or a list",

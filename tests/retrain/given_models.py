@@ -1,0 +1,51 @@
+"""Models and data as a user of `ssmdiag retrain --model --data` writes them; an LRU of another's code in the middle."""
+
+from __future__ import annotations
+
+import torch
+from LRU_pytorch import LRU
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+WIDTH, MODES, STEPS = 3, 4, 12
+
+
+class Net(nn.Module):
+    """Encoder, LRU, decoder: (batch, step, 1) → (batch, step, outputs)."""
+
+    def __init__(self, outputs: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(1, WIDTH)
+        self.lru = LRU(WIDTH, WIDTH, MODES, max_phase=1.0)
+        self.dropout = nn.Dropout(dropout)
+        self.decoder = nn.Linear(WIDTH, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.dropout(nn.functional.gelu(self.lru(self.encoder(x)))))
+
+
+def regressor() -> nn.Module:
+    return Net()
+
+
+def noisy() -> nn.Module:
+    return Net(dropout=0.3)
+
+
+def sequences(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(count, STEPS, 1, generator=torch.Generator().manual_seed(seed))
+    return x, 0.3 * x.cumsum(1)
+
+
+def pairs() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return sequences(22, 1), sequences(9, 2)
+
+
+def absolute(answers: Tensor, targets: Tensor) -> Tensor:
+    return (answers - targets).abs().mean()
+
+
+def loaders() -> tuple[object, object, object]:
+    """Shuffled by the global generator, as most loaders are, with a short batch at the end."""
+    train, held_out = TensorDataset(*sequences(22, 1)), TensorDataset(*sequences(9, 2))
+    return DataLoader(train, batch_size=8, shuffle=True), DataLoader(held_out, batch_size=4), absolute
