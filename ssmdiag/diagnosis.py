@@ -39,8 +39,8 @@ CONTEXT_SETTINGS = (
 MOST_CHANNELS = 256
 """Channels of a layer whose horizon and law are found unless all are asked for: a second for 64 layers."""
 
-DENSE_WORK = 2**21
-"""States cubed times channels, of dense state matrices that are worth the wait: 8 channels of 64 states."""
+DENSE_WORK = 2**23
+"""States cubed times channels, of dense state matrices that are worth the wait: 32 channels of 64 states."""
 FEWEST_CHANNELS = 4
 HELD_LAYERS = 8
 """Layers read before their laws are found in one go; only these are in memory at once."""

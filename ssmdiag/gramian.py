@@ -71,4 +71,4 @@ def triangle(rows: Tensor) -> Tensor:
     """Return R of the QR factors of (…, row, column), or the rows themselves while they are few."""
     if rows.shape[-2] <= rows.shape[-1]:
         return rows
-    return torch.linalg.qr(rows, mode="r").R
+    return triangular(rows)

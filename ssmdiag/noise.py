@@ -127,7 +127,7 @@ class NoisyStates:
             if noise is None:
                 noise = torch.eye(self.signal.shape[-1], dtype=self.signal.dtype, device=self.signal.device)
                 noise = noise.expand(len(self.signal), -1, -1)
-            Q, factor = torch.linalg.qr(torch.cat([self.signal, scale * noise], 1))
+            Q, factor = orthogonal(torch.cat([self.signal, scale * noise], 1))
             shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
         return factor, shares.where(self.known, torch.nan)
 

@@ -108,7 +108,7 @@ def _compress(recurrence: Recurrence) -> Tensor:
 def _triangle(rows: Tensor) -> Tensor:
     """Return R of the QR factors of (Re, Im) rows, packed as complex again."""
     modes = rows.shape[1]
-    triangle = torch.linalg.qr(torch.cat([rows.real, rows.imag], 1), mode="r").R
+    triangle = triangular(torch.cat([rows.real, rows.imag], 1))
     return torch.complex(triangle[:, :modes].contiguous(), triangle[:, modes:].contiguous())
 
 
@@ -126,7 +126,7 @@ class Response:
             block = max(1, 4 * WORKING_SET // (16 * modes**2))
             for some in weights.split(block, 1):  # ‖F x‖² over all copies is that of one triangle
                 rows = (factor[:, None] * some[:, :, None]).flatten(1, 2)
-                self.factor = torch.linalg.qr(torch.cat([self.factor, rows], 1), mode="r").R
+                self.factor = triangular(torch.cat([self.factor, rows], 1))
         self.roots = square_of(weights).sum(1).sqrt() * (-(2 * ell.real).expm1()).rsqrt()
         self.epsilon = EPSILON * (8 + modes) * torch.ones_like(ell.real[:, :1])
 
@@ -212,10 +212,10 @@ class DenseResponse(Response):
         # C, CĀ, CĀ², … as one triangle, doubled: eigenvalues of the Gramian would lose half the digits.
         states = self.A.shape[1]
         rows, power = krylov(self.A.mT[:, None], self.readers[..., None], FIRST_ROWS * states)
-        self.factor, power = _triangles(rows.mT.flatten(1, 2)), power[:, 0].mT
+        self.factor, power = triangular(rows.mT.flatten(1, 2)), power[:, 0].mT
         # 2⁴⁰ steps and more pass before the state of a mode at 1e-12 of the boundary is gone.
         for _ in range(64):
-            self.factor = _triangles(torch.cat([self.factor, times(self.factor, power)], 1))
+            self.factor = triangular(torch.cat([self.factor, times(self.factor, power)], 1))
             power = times(power, power)
             if not bool((power.abs().amax((1, 2)) > 1e-18).any()):
                 break
@@ -247,10 +247,6 @@ class DenseResponse(Response):
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         before, after = self.states(torch.cat([lags, lags + width])).chunk(2, -1)
         return before - after, before + after
-
-
-def _triangles(rows: Tensor) -> Tensor:
-    return torch.linalg.qr(rows, mode="r").R
 
 
 def square_of(values: Tensor) -> Tensor:
