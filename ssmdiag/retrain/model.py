@@ -8,8 +8,9 @@ the map of the recurrence, nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.convolution import gate, linear
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms
 from ssmdiag.retrain.tasks import TaskData
+
+ACTIVATION = {"cpu": 1 << 20}
+"""Bytes of one layer's output that arms computed together may have, by type of device."""
+ACTIVATION_ELSEWHERE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,37 @@ class Ensemble:
         self.parameters = {
             name: torch.stack([start[name] for start in starts]).to(device).requires_grad_() for name in starts[0]
         }
-        self.maps = MapsOfArms(self.arms)
+        self._maps = cache(lambda start, stop: MapsOfArms(self.arms[start:stop]))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return answers (arm, batch, step, output), or (arm, batch, output) where they are read once.
 
         `inputs` (arm, batch, step, feature), or (arm, batch, step) tokens.
         """
-        p = self.parameters
+        parts = [
+            self.answers(inputs[some], some, {name: value[some] for name, value in self.parameters.items()})
+            for some in self.pieces(*inputs.shape[1:3])
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def pieces(self, batch: int, steps: int) -> Iterator[slice]:
+        """Yield the arms that are computed at a time, so that what a layer computes fits the caches."""
+        kind = next(iter(self.parameters.values())).device.type
+        each = 4 * batch * steps * self.settings.width
+        most = max(1, ACTIVATION.get(kind, ACTIVATION_ELSEWHERE) // each)
+        for start in range(0, len(self.arms), most):
+            yield slice(start, min(start + most, len(self.arms)))
+
+    def answers(self, inputs: Tensor, some: slice, p: Mapping[str, Tensor]) -> Tensor:
+        """Return the answers of some arms, whose parameters are `p`, to their inputs."""
+        maps = self._maps(some.start, some.stop)
         if self.tokens:
             arm = torch.arange(len(inputs), device=inputs.device)[:, None, None]
             x = p["encoder.weight"][arm, inputs]
         else:
             x = linear(inputs, p["encoder.weight"], p["encoder.bias"])
         for depth in range(self.settings.depth):
-            own = self.of_layer(depth)
-            y = functional.gelu(self.layer.apply(own, self.maps, x))
+            y = functional.gelu(self.layer.apply(self.of_layer(depth, p), maps, x))
             y = gate(linear(y, p[f"mixers.{depth}.weight"], p[f"mixers.{depth}.bias"]))
             x = _layer_norm(x + y, p[f"norms.{depth}.weight"], p[f"norms.{depth}.bias"])
         if self.read_out == "last step":
@@ -82,10 +102,10 @@ class Ensemble:
         answers = linear(x, p["decoder.weight"], p["decoder.bias"])
         return answers if self.read_out == "every step" else answers[:, :, 0]
 
-    def of_layer(self, depth: int) -> dict[str, Tensor]:
+    def of_layer(self, depth: int, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters of one recurrent layer under their local names."""
         head = f"{self.layer.path}.{depth}."
-        return {name.removeprefix(head): value for name, value in self.parameters.items() if name.startswith(head)}
+        return {name.removeprefix(head): value for name, value in p.items() if name.startswith(head)}
 
     def recurrent(self, name: str) -> str | None:
         """Return `eigenvalues` or `step` for a parameter of the recurrence, None for any other."""

@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ssmdiag.errors import MapError
 from ssmdiag.maps import find_map
+from ssmdiag.reparam.fit import advise
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.convolution import causal_convolution, linear, modal_states
 
@@ -66,7 +68,7 @@ class S4D:
         uniform = torch.rand(channels, generator=generator, dtype=torch.float64)
         rate = torch.full((channels, modes), RATE, dtype=torch.float64)
         return {
-            "kernel.log_A_real": find_map(arm.param).inverse(rate).float(),
+            "kernel.log_A_real": _weights_of(rate, arm, S4D.title),
             "kernel.A_imag": math.pi * torch.arange(modes).float().repeat(channels, 1),
             "kernel.log_dt": (math.log(low) + uniform * math.log(high / low)).float(),
             "kernel.C": torch.randn(channels, modes, 2, generator=generator) / math.sqrt(2),
@@ -84,21 +86,19 @@ class S4D:
         """Return K (arm, channel, lag) by the split t = qS + s; phases are formed in float64."""
         ell, weights = S4D._modes(p, maps)
         inner = math.isqrt(length - 1) + 1
-        outer = -(-length // inner)
-        lags = torch.arange(inner, device=ell.device)
-        within = (ell[..., None] * lags).exp().to(torch.complex64)
-        across = (weights[..., None] * (ell[..., None] * (inner * torch.arange(outer, device=ell.device))).exp()).to(
-            torch.complex64
-        )
+        lags = torch.arange(inner, device=ell.device, dtype=torch.float64)
+        starts = inner * torch.arange(-(-length // inner), device=ell.device, dtype=torch.float64)
+        within = _stored((ell[..., None] * lags).exp(), p)
+        across = _stored(weights[..., None] * (ell[..., None] * starts).exp(), p)
         # One real product: Re Σ a b = [Re a, −Im a] · [Re b, Im b].
-        left = torch.cat([across.real, -across.imag], 2).transpose(2, 3)
+        left = torch.cat([across.real, -across.imag], 2).mT
         right = torch.cat([within.real, within.imag], 2)
         return (2 * left @ right).flatten(2)[..., :length]
 
     @staticmethod
     def direct_kernel(p: Mapping[str, Tensor], maps: MapsOfArms, length: int) -> Tensor:
-        """Return K as the published code forms it: exp(ℓ t) for every lag, in complex64. For benchmarks."""
-        ell, weights = (values.to(torch.complex64) for values in S4D._modes(p, maps))
+        """Return K as the published code forms it: exp(ℓ t) for every lag, in the weights' precision."""
+        ell, weights = (_stored(values, p) for values in S4D._modes(p, maps))
         powers = (ell[..., None] * torch.arange(length, device=ell.device)).exp()
         return 2 * (weights[..., None] * powers).sum(2).real
 
@@ -138,7 +138,7 @@ class LRU:
             for part in ("re", "im")
         }
         return {
-            "nu_log": find_map(arm.param).inverse(-radius.log()).float(),
+            "nu_log": _weights_of(-radius.log(), arm, LRU.title),
             "theta_log": angle.log().float(),
             "gamma_log": (0.5 * torch.log1p(-radius.square())).float(),
             **parts,
@@ -160,18 +160,38 @@ class LRU:
 RECURRENCES: dict[str, type[S4D] | type[LRU]] = {layer.name: layer for layer in (S4D, LRU)}
 
 
+def _stored(values: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+    """Return complex numbers in the precision of the weights."""
+    return values.to(torch.complex128 if p["kernel.C"].dtype == torch.float64 else torch.complex64)
+
+
+def _weights_of(rates: Tensor, arm: Arm, title: str) -> Tensor:
+    """Return f⁻¹(rates). Raises MapError where f does not reach them, or only where its gradient is zero."""
+    map = find_map(arm.param)
+    if bool((beyond := rates >= map.high).any()):
+        drawn = "" if arm.init == "family" else f" with --init {arm.init}"
+        raise MapError(
+            f"{map.name}, f(w) = {map.formula}, cannot hold {int(beyond.sum()):,} of {rates.numel():,} rates that the "
+            f"modes of {title} start at{drawn}, up to {float(rates.max()):.4g}.",
+            expected=f"rates below {map.high:.4g} per unit of time",
+            advice=advise(map, float(rates.max()), math.inf, False),
+        )
+    return map.inverse(rates).float()
+
+
 def _steps_for(init: str, length: int) -> tuple[float, float]:
     """Return the range of Δ; the slowest mode's time constant is 1/(RATE Δ)."""
     if init == "short":
-        return 0.2, 2.0  # time constants of 1 to 10 steps
+        return 1 / (10 * RATE), 1 / RATE  # time constants of 1 to 10 steps
     if init == "long":
         return 1 / (5 * RATE * length), 2 / (RATE * length)  # from half the sequence to five of them
     return STEPS
 
 
 def _ring_for(init: str, length: int) -> tuple[float, float]:
+    """Return the smallest and the largest |λ̄|, for the same time constants."""
     if init == "short":
-        return 0.0, math.exp(-1 / 10)
+        return math.exp(-1), math.exp(-1 / 10)
     if init == "long":
         return math.exp(-2 / length), math.exp(-1 / (5 * length))
     return RING

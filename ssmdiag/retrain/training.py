@@ -151,10 +151,15 @@ def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:
 def _losses_and_gradients(
     ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    losses = losses_of(ensemble.forward(inputs), targets, data)
-    # The sum's gradient is each arm's own: arms do not mix. A diverged arm's infinity stays with it.
-    gradients = torch.autograd.grad(losses.sum(), list(ensemble.parameters.values()))
-    return losses, dict(zip(ensemble.parameters, gradients, strict=True))
+    losses, gradients = [], []
+    for some in ensemble.pieces(*inputs.shape[1:3]):
+        own = {name: value[some].detach().requires_grad_() for name, value in ensemble.parameters.items()}
+        loss = losses_of(ensemble.answers(inputs[some], some, own), targets[some], data)
+        # The sum's gradient is each arm's own: arms do not mix. A diverged arm's infinity stays with it.
+        gradients.append(torch.autograd.grad(loss.sum(), list(own.values())))
+        losses.append(loss.detach())
+    together = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+    return torch.cat(losses), dict(zip(ensemble.parameters, together, strict=True))
 
 
 def _shared_losses_and_gradients(
