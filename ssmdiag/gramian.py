@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.cores import triangular
+
 if TYPE_CHECKING:
     from torch import Tensor
 

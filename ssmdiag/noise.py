@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.cascade import SMALL
+from ssmdiag.cores import orthogonal
 from ssmdiag.dense import krylov, realise, states_at
 from ssmdiag.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.gramian import gramian_factor

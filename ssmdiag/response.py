@@ -7,11 +7,13 @@ modes are real and positive, else complex128 over the spectrum and its conjugate
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.cores import triangular
+from ssmdiag.cores import share_out
 from ssmdiag.dense import krylov, states_at, times
 from ssmdiag.orthonormal import orthonormal_factor
 from ssmdiag.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
@@ -31,22 +33,29 @@ LEAST = -350.0
 """Logarithm of the amplitude below which a mode counts as gone."""
 
 
-def responses(recurrence: Recurrence, status: Tensor, lags: int) -> Iterator[tuple[slice, Response]]:
-    """Yield the response of so many channels at a time as stay in cache; channels without a finite energy as zero."""
+def for_responses(recurrence: Recurrence, status: Tensor, lags: int, work: Callable[[slice, Response], None]) -> None:
+    """Do the work on the response of so many channels at a time as stay in cache, on all cores.
+
+    Channels without a finite energy come as zero; `lags` is how many of them the work looks at.
+    """
     usable = status == Status.KNOWN
     if recurrence.dense is not None:
         dense = recurrence.dense()
-        states = dense.input_matrix.shape[1]
-        span = max(1, 16 * WORKING_SET // (8 * states**2 * 40))
-        for start in range(0, recurrence.channels, span):
-            chunk = slice(start, start + span)
-            yield chunk, DenseResponse(dense, chunk, usable[chunk], recurrence.time_constant[chunk].amax(1))
-        return
-    modes = recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
-    span = max(1, WORKING_SET // (8 * modes * max(modes, lags)))
-    for start in range(0, recurrence.channels, span):
+        span = max(1, 8 * WORKING_SET // (8 * dense.input_matrix.shape[1] ** 2 * 40))
+    else:
+        modes = recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
+        span = max(1, WORKING_SET // (8 * modes * max(modes, lags)))
+
+    def respond(start: int) -> None:
         chunk = slice(start, start + span)
-        yield chunk, Response(*modal_terms(recurrence, chunk, usable[chunk]))
+        if recurrence.dense is not None:
+            slowest = recurrence.time_constant[chunk].amax(1)
+            work(chunk, DenseResponse(dense, chunk, usable[chunk], slowest))
+        else:
+            work(chunk, Response(*modal_terms(recurrence, chunk, usable[chunk])))
+
+    cores = 1 if status.is_cuda else torch.get_num_threads()
+    share_out(respond, range(0, recurrence.channels, span), cores)
 
 
 def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -174,14 +183,13 @@ class Response:
         return lags[:, :1], self.states(lags[:, None, :1])
 
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the differences and the sums of the states at `lags` and `width` later."""
+        """Return the states at `lags`, and what they lose until `width` later, formed without cancellation."""
         states = self.states(lags)
         if self.ell.is_complex():
             less = powers_minus_one(self.ell[..., None], width)
         else:
             less = (self.ell[..., None] * width).expm1_()
-        change = states * less.neg_()
-        return change, states.mul_(2).sub_(change)
+        return states, less.neg_().mul_(states)
 
     def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and its noise, (channel, copy, lag)."""
@@ -246,7 +254,7 @@ class DenseResponse(Response):
 
     def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         before, after = self.states(torch.cat([lags, lags + width])).chunk(2, -1)
-        return before - after, before + after
+        return before, before - after
 
 
 def square_of(values: Tensor) -> Tensor:
