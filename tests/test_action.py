@@ -118,7 +118,7 @@ def test_no_input_is_pasted_into_a_script_and_every_input_is_used() -> None:
 
 
 def test_clean_checkpoints_pass_and_leave_a_summary_and_a_log(runner: Runner) -> None:
-    (runner.workspace / "runs").symlink_to(EXAMPLES / "s4d-digits")
+    (runner.workspace / "runs").symlink_to(EXAMPLES / "lru-digits")
     run = runner.step("Check", paths="runs/step-01[05]*.safetensors\r\n\nruns/step-02000.safetensors\n")
     assert (run.returncode, run.stderr) == (0, "")
     assert not re.search("^::", run.stdout, re.MULTILINE)
@@ -241,7 +241,7 @@ def test_the_hooks_entry_fails_on_a_broken_checkpoint_and_is_silent_on_a_clean_o
             main()
         return int(end.value.code or 0), capsys.readouterr().out
 
-    assert run(EXAMPLES / "s4d-digits" / "step-02000.safetensors") == (0, "")
+    assert run(EXAMPLES / "lru-digits" / "step-02000.safetensors") == (0, "")
     code, said = run(with_a_nan(tmp_path / "a b.safetensors"))
     assert code == 1
     assert "SSM401" in said

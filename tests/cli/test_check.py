@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ssmdiag.reports import formats
 
 Run = Callable[..., tuple[int, str, str]]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "s4d-digits" / "step-02000.safetensors"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "lru-digits" / "step-02000.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_a_clean_checkpoint_exits_zero_and_says_what_was_looked_at(run: Run) -> 
     code, out, err = run("check", EXAMPLE)
     assert (code, err) == (0, "")
     assert "step-02000.safetensors: clean: " in out
-    assert "rules on 3 layers, 1,920 modes" in " ".join(out.split())
+    assert "rules on 3 layers, 60 modes" in " ".join(out.split())
 
 
 def test_growing_modes_exit_one_and_name_rule_layer_and_remedy(run: Run, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_cannot_be_diagnosed_exits_two_whatever_else_was_found(run: Run, tm
 
 def test_fail_on_decides_between_zero_and_one(run: Run, tmp_path: Path) -> None:
     state = load_file(EXAMPLE)
-    name = next(key for key in state if key.endswith("log_A_real"))
+    name = next(key for key in state if key.endswith("nu_log"))
     state[name] = state[name].bfloat16()
     path = tmp_path / "cast.safetensors"
     save_file(state, path)
