@@ -50,6 +50,12 @@ def log_uniform_step(recurrence: Recurrence) -> RecurrentWeight | None:
     return steps[0]
 
 
+def frozen_on_purpose(layer: Layer, part: str) -> bool:
+    """Whether the file says that `part` (eigenvalues or step) was left out of training, as `ssmdiag retrain` does."""
+    said = f"{layer.setting('freeze', default='')} {layer.setting('arm', default='')}"
+    return part in said or '"freeze": "both"' in said or said.startswith("both")
+
+
 def _positive(value: object) -> float | None:
     """Return a setting as a positive finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.layer import Layer
-from ssmdiag.initialisations import FIXED, usual_step
+from ssmdiag.initialisations import FIXED, frozen_on_purpose, usual_step
 from ssmdiag.maps import softplus
 from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
 from ssmdiag.uniformity import uniform_p_value
@@ -69,7 +69,7 @@ class _Draw(NamedTuple):
 
 def _draws(layer: Layer) -> Iterator[_Draw]:
     """Yield the biases of Δ of one layer that are numbers."""
-    if layer.family.name in FIXED:
+    if layer.family.name in FIXED or frozen_on_purpose(layer, "step"):
         return
     for local in layer.names:
         if local.removeprefix("forget_gate.") not in BIASES:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ssmdiag.initialisations import FIXED
+from ssmdiag.initialisations import FIXED, frozen_on_purpose
 from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MOST_PARAMETERS = 8
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    if evidence.recurrence.family in FIXED:
+    if evidence.recurrence.family in FIXED or frozen_on_purpose(evidence.layer, "eigenvalues"):
         return
     for weight in evidence.weights("rate"):
         found = _start(_as_stored(evidence, weight))
@@ -128,7 +128,8 @@ RULE = Rule(
     fix=(
         "Look for trainable=False, requires_grad=False or a parameter group that misses the weight; for pure 16-bit "
         "training, whose updates of log 16 = 2.77 are lost under 0.008; and for `newly initialized` in the loader's "
-        "output. Ignore this rule for a model whose recurrence is frozen on purpose."
+        "output. Ignore this rule for a model frozen on purpose; files of "
+        "`ssmdiag retrain --freeze` say so themselves and are left out."
     ),
     example=(
         "vedant-jumle/Mamba-tf issue 2 (https://github.com/vedant-jumle/Mamba-tf/issues/2): A_log was created with "

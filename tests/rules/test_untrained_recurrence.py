@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.rules.healthy import initial_state, save, trained_state
 from tests.rules.initialisations import ARCHITECTURES
@@ -90,6 +92,20 @@ def test_half_of_the_channels_have_to_stand_still(tmp_path: Path, moved: int, re
     assert bool(found) is reported
     if reported:
         assert "156 of 256 channels of A_log are still log 1 … log 16" in found[0].message
+
+
+@pytest.mark.parametrize("freeze", ["eigenvalues", "both"])
+def test_a_recurrence_that_retrain_froze_is_as_its_file_says(freeze: str, tmp_path: Path) -> None:
+    path = frozen("mamba", tmp_path)
+    arm = {"param": "exp", "freeze": freeze}
+    (path / "config.json").write_text(json.dumps({"arm": arm}))
+    assert not findings_of(CODE, path)
+    (path / "config.json").write_text(json.dumps({"arm": {**arm, "freeze": "step"}}))
+    assert findings_of(CODE, path)
+    state = load_file(path / "model.safetensors")
+    save_file(state, path / "model.safetensors", {"arm": json.dumps(arm)})
+    (path / "config.json").unlink()
+    assert not findings_of(CODE, path), "arms of a user's own module say so in the file itself"
 
 
 def test_decays_that_are_never_trained_are_left_alone(tmp_path: Path) -> None:
