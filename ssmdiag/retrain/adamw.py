@@ -36,8 +36,10 @@ class ArmAdamW:
             self.mean[name].lerp_(gradient, 1 - BETAS[0])
             self.square[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             rate = (scale * self.lr[name] * running).view(shape)
-            value.mul_(1 - rate * self.weight_decay[name].view(shape))
-            value.sub_(rate * (self.mean[name] / first) / ((self.square[name] / second).sqrt() + EPSILON))
+            kept = value * (1 - rate * self.weight_decay[name].view(shape))
+            moved = kept.addcdiv_(self.mean[name] * (-rate / first), (self.square[name] / second).sqrt_().add_(EPSILON))
+            # Chosen, not multiplied with 0: what is frozen keeps its bits beside a gradient that is not finite.
+            value.copy_(moved.where(rate != 0, value))
 
     def state(self) -> dict[str, Tensor]:
         """Return the state as tensors."""

@@ -59,6 +59,11 @@ class Budget:
     warm_up: int = 0
     """Steps over which the learning rate rises linearly; a cosine takes it to zero from there."""
 
+    def keeps(self, step: int) -> bool:
+        """Whether a checkpoint of this step is kept."""
+        every = self.checkpoint_every
+        return step in (0, self.steps) or (every is not None and step % every == 0)
+
 
 def product_of(
     *,

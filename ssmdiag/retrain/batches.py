@@ -25,6 +25,7 @@ Inputs = Any
 Batch = tuple[Inputs, Tensor]
 Loss = Literal["squared error", "cross-entropy"] | Callable[[Any, Tensor], Tensor]
 ReadOut = Literal["every step", "last step", "mean"]
+ALL = slice(None)
 
 
 class Draw:
@@ -55,9 +56,9 @@ class ArmBatches:
         self.draw = Draw(len(data.inputs), size)
         self.device = device
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs (arm, batch, …) and targets of a step."""
-        index = torch.stack([self.draw.at(seed, step) for seed in self.seeds])
+    def at(self, step: int, arms: slice = ALL, samples: slice = ALL) -> tuple[Tensor, Tensor]:
+        """Return inputs (arm, batch, …) and targets of a step, or of some arms and the first samples of it."""
+        index = torch.stack([self.draw.at(seed, step)[samples] for seed in self.seeds[arms]])
         return self.inputs[index].to(self.device), self.targets[index].to(self.device)
 
 

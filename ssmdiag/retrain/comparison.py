@@ -12,7 +12,7 @@ from pathlib import Path
 from ssmdiag.diagnosis import diagnose
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
-from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.model import ModelSettings, require_reach
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
@@ -48,6 +48,8 @@ def compare_arms(
     begun = time.perf_counter()
     if start is not None:
         start.require_fit(arms, data)
+    else:
+        require_reach(arms, settings, data)
     spread = ranks.spreads(arms)
     results: list[ArmResult] = []
     with ExitStack() as stack:

@@ -142,6 +142,12 @@ class EnsembleModule(nn.Module):
         return self._ensemble.forward(inputs)
 
 
+def require_reach(arms: Sequence[Arm], settings: ModelSettings, data: TaskData) -> None:
+    """Raise MapError where an arm's map cannot hold the rates its layers start at."""
+    for arm in arms:
+        _start(arm, settings, data)
+
+
 def _start(arm: Arm, settings: ModelSettings, data: TaskData) -> dict[str, Tensor]:
     """Return one arm's initial parameters. The seed alone decides them: every map starts as the same function."""
     generator = torch.Generator().manual_seed(arm.seed)

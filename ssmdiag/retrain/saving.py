@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.model import Ensemble
 
 STATE_VERSION = 1
+_PARTS = frozenset({
+    "version", "arms", "settings", "budget", "data", "step", "seconds", "diverged", "history",
+    "parameters", "optimiser",
+})  # fmt: skip
 
 
 def save_arm(folder: Path, ensemble: Ensemble, position: int, step: int, budget: Budget, length: int) -> Path:
@@ -37,12 +41,23 @@ def save_arm(folder: Path, ensemble: Ensemble, position: int, step: int, budget:
     arm = ensemble.arms[position]
     own = folder / arm.label
     own.mkdir(parents=True, exist_ok=True)
-    path = own / f"step-{step:0{len(str(budget.steps))}d}.safetensors"
+    path = checkpoint_path(folder, arm, step, budget)
     settings = {"seq_len": length, "rate_map": arm.param, "arm": asdict(arm)}
     write(own / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
     metadata = {"step": str(step), "rate_map": arm.param}
     write(path, save(ensemble.state_dict(position), metadata))
     return path
+
+
+def checkpoint_path(folder: Path, arm: Arm, step: int, budget: Budget) -> Path:
+    """Return where an arm's checkpoint of a step is kept."""
+    return folder / arm.label / f"step-{step:0{len(str(budget.steps))}d}.safetensors"
+
+
+def checkpoints_of(folder: Path, arm: Arm, budget: Budget, last: int) -> tuple[Path, ...]:
+    """Return an arm's checkpoints of a run of this budget, up to a step; what other runs left is not among them."""
+    paths = [checkpoint_path(folder, arm, step, budget) for step in range(last + 1) if budget.keeps(step)]
+    return tuple(path for path in paths if path.exists())
 
 
 def save_state(folder: Path, ensemble: Ensemble, optimiser: ArmAdamW, run: Any, budget: Budget) -> None:
@@ -54,6 +69,7 @@ def save_state(folder: Path, ensemble: Ensemble, optimiser: ArmAdamW, run: Any, 
         "arms": [asdict(arm) for arm in ensemble.arms],
         "settings": asdict(ensemble.settings),
         "budget": asdict(budget),
+        "data": run.data,
         "step": run.step,
         "seconds": run.seconds,
         "diverged": dict(run.diverged),
@@ -67,23 +83,19 @@ def save_state(folder: Path, ensemble: Ensemble, optimiser: ArmAdamW, run: Any, 
 
 
 def load_state(folder: Path, ensemble: Ensemble, optimiser: ArmAdamW, run: Any, budget: Budget) -> None:
-    """Put back the state of these arms, if there is one. Raises ConfigurationError for another model's or budget's."""
-    import torch
+    """Put back the state of these arms, if there is one.
 
+    Raises ConfigurationError where it is of another model, budget or data, or its arms were trained in other groups.
+    """
     path = state_path(folder, ensemble.arms)
     if not path.exists():
+        _require_no_other_group(folder, ensemble.arms)
         return
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        different = {
-            "model": (state["settings"], asdict(ensemble.settings)),
-            "budget": (state["budget"], asdict(budget)),
-        }
-    except Exception as error:  # a torn file can fail in any way
-        raise SsmdiagError(
-            f"{path}: not a state to resume from ({type(error).__name__}: {error}).",
-            advice="delete it to start these arms anew.",
-        ) from error
+    state = _read_state(path)
+    different = {
+        "model": (state["settings"], asdict(ensemble.settings)),
+        "budget": (state["budget"], asdict(budget)),
+    }
     for what, (was, asked) in different.items():
         if was != asked:
             changed = ", ".join(
@@ -93,12 +105,52 @@ def load_state(folder: Path, ensemble: Ensemble, optimiser: ArmAdamW, run: Any, 
                 f"--resume: {path.name} was trained with another {what}: {changed}.",
                 advice="ask for the same again, or start in another --output.",
             )
-    with torch.no_grad():
-        for name, value in ensemble.parameters.items():
-            value.copy_(state["parameters"][name])
+    if state["data"] != run.data:
+        raise ConfigurationError(
+            f"--resume: {path.name} was trained on other data, or from other weights.",
+            advice="ask for the same --task, --length, --samples and files again, or start in another --output.",
+        )
+    for name, value in ensemble.parameters.items():
+        value.detach().copy_(state["parameters"][name])
     optimiser.load(state["optimiser"])
     run.step, run.seconds, run.diverged = state["step"], state["seconds"], state["diverged"]
     run.history = [[Point(**point) for point in points] for points in state["history"]]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return a state. Raises SsmdiagError for a file that is none."""
+    import torch
+
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = _PARTS - state.keys()
+    except Exception as error:  # a torn file can fail in any way
+        raise SsmdiagError(
+            f"{path}: not a state to resume from ({type(error).__name__}: {error}).",
+            advice="delete it to start these arms anew.",
+        ) from error
+    if missing or state["version"] != STATE_VERSION:
+        raise SsmdiagError(
+            f"{path}: a state of version {state.get('version')} without {', '.join(sorted(missing)) or 'gaps'}.",
+            expected=f"version {STATE_VERSION}",
+            advice="delete it to start these arms anew.",
+        )
+    return state
+
+
+def _require_no_other_group(folder: Path, arms: tuple[Arm, ...]) -> None:
+    """Raise where one of these arms was begun in a group of others: its state would be left aside unseen."""
+    wanted = [asdict(arm) for arm in arms]
+    for path in sorted(folder.glob("state-[0-9a-f]*.pt")):
+        there = _read_state(path)["arms"]
+        shared = [arm for arm, fields in zip(arms, wanted, strict=True) if fields in there]
+        if shared:
+            raise ConfigurationError(
+                f"--resume: {path.name} has {shared[0].label} in a group of {len(there)} arms; now it is one of "
+                f"{len(arms)}.",
+                expected="the same arms in the same order, and the same --together",
+                advice="ask for the same again, or start in another --output.",
+            )
 
 
 def state_path(folder: Path, arms: tuple[Arm, ...]) -> Path:

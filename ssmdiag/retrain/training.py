@@ -7,10 +7,12 @@ not finite, or far above that of predicting nothing, has diverged: its step is k
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,15 +25,17 @@ from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.interruption import finishing_steps
+from ssmdiag.retrain.memory_limit import saying_what_fits
 from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
 from ssmdiag.retrain.results import ArmResult, Point
-from ssmdiag.retrain.saving import load_state, save_arm, save_state
+from ssmdiag.retrain.saving import checkpoints_of, load_state, save_arm, save_state
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 
 DIVERGED = 1e4
 """A loss this many times that of predicting nothing has diverged."""
-VALIDATION_BATCH = 640
+VALIDATION_STEPS = 16_384
+"""Steps of all sequences validated at a time."""
 
 
 @dataclass
@@ -53,6 +57,8 @@ class _Run:
     seconds: float = 0.0
     diverged: dict[int, int] = field(default_factory=dict)
     history: list[list[Point]] = field(default_factory=list)
+    data: str = ""
+    """Digest of what it is trained on and from."""
 
 
 def train(
@@ -90,7 +96,7 @@ def train(
             ensemble.load_state(k, start.weights(arm.param))
     model = ranks.wrap(EnsembleModule(ensemble)) if ranks.count > 1 else None
     optimiser = ArmAdamW(ensemble.parameters, *_rates(ensemble, device))
-    run = _Run(history=[[] for _ in arms])
+    run = _Run(history=[[] for _ in arms], data=_digest(data, start))
     if resume and folder is not None:
         load_state(folder, ensemble, optimiser, run, budget)
     batches = ArmBatches(arms, data, budget.batch, device)
@@ -102,11 +108,12 @@ def train(
             if run.step == budget.steps:
                 break
             begun = time.perf_counter()
-            inputs, targets = batches.at(run.step)
-            if model is None:
-                losses, gradients = _losses_and_gradients(ensemble, inputs, targets, data)
-            else:
-                losses, gradients = _shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
+            with saying_what_fits(partial(_attempt, ensemble, batches, data), len(arms), batches.draw.size, device):
+                inputs, targets = batches.at(run.step)
+                if model is None:
+                    losses, gradients = _losses_and_gradients(ensemble, inputs, targets, data)
+                else:
+                    losses, gradients = _shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
             _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
             running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
             optimiser.step(gradients, schedule(run.step, budget), running)
@@ -125,7 +132,7 @@ def train(
             diverged_at=run.diverged.get(k),
             history=tuple(run.history[k]),
             seconds_per_step=each,
-            checkpoints=tuple(sorted((folder / arm.label).glob("step-*.safetensors"))) if folder else (),
+            checkpoints=checkpoints_of(folder, arm, budget, run.diverged.get(k, run.step)) if folder else (),
         )
         for k, arm in enumerate(arms)
     ]
@@ -194,32 +201,31 @@ def _validate_and_save(
     folder: Path | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
-    last = run.step == budget.steps
-    new = not any(points and points[-1].step == run.step for points in run.history)  # resumed at a validated step
-    if (last or run.step % budget.validate_every == 0) and new:
+    validated = any(points and points[-1].step == run.step for points in run.history)  # resumed from here
+    due = (run.step == budget.steps or run.step % budget.validate_every == 0) and not validated
+    if due:
         for k, point in enumerate(_validate(ensemble, data, run.step)):
             if not math.isfinite(point.loss):
                 run.diverged.setdefault(k, run.step)
             if k not in run.diverged:
                 run.history[k].append(point)
-        if on_progress:
-            latest = [math.nan if k in run.diverged else run.history[k][-1].loss for k in range(len(run.history))]
-            on_progress(Progress(run.step, budget.steps, ensemble.arms, tuple(latest)))
-    every = budget.checkpoint_every
-    if folder is not None and (last or run.step == 0 or (every and run.step % every == 0)):
+    if folder is not None and budget.keeps(run.step):
         for k in range(len(ensemble.arms)):
             if k not in run.diverged:
                 save_arm(folder, ensemble, k, run.step, budget, data.length)
+    if folder is not None and (due or budget.keeps(run.step)):
         save_state(folder, ensemble, optimiser, run, budget)
+    if due and on_progress:
+        latest = [math.nan if k in run.diverged else run.history[k][-1].loss for k in range(len(run.history))]
+        on_progress(Progress(run.step, budget.steps, ensemble.arms, tuple(latest)))
 
 
 @torch.no_grad()
 def _validate(ensemble: Ensemble, data: TaskData, step: int) -> list[Point]:
     arms, device = len(ensemble.arms), next(iter(ensemble.parameters.values())).device
     total, right, count = torch.zeros(arms, dtype=torch.float64), torch.zeros(arms, dtype=torch.float64), 0
-    pieces = zip(
-        data.validation_inputs.split(VALIDATION_BATCH), data.validation_targets.split(VALIDATION_BATCH), strict=True
-    )
+    size = max(1, VALIDATION_STEPS // data.length)
+    pieces = zip(data.validation_inputs.split(size), data.validation_targets.split(size), strict=True)
     answered = 0
     for inputs, targets in pieces:
         x = inputs.to(device).expand(arms, *inputs.shape)
@@ -248,6 +254,23 @@ def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str
         rates[name] = torch.tensor(own, device=device)
         decays[name] = torch.tensor([arm.weight_decay for arm in ensemble.arms], device=device)
     return rates, decays
+
+
+def _attempt(ensemble: Ensemble, batches: ArmBatches, data: TaskData, arms: int, batch: int) -> None:
+    """Do the first step's work for some arms and sequences, and forget it."""
+    inputs, targets = batches.at(0, slice(arms), slice(batch))
+    _losses_and_gradients(ensemble, inputs, targets, data)
+
+
+def _digest(data: TaskData, start: StartingPoint | None) -> str:
+    """Return a name for data and starting weights: of every tensor its shape and about a thousand numbers."""
+    digest = hashlib.sha256()
+    tensors = [data.inputs, data.targets, data.validation_inputs, data.validation_targets]
+    for tensor in tensors + list(start.tensors.values() if start else ()):
+        flat = tensor.detach().cpu().flatten()
+        some = flat[:: max(1, len(flat) // 1024)].contiguous()
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def groups_of(arms: Sequence[Arm], most: int) -> Iterator[tuple[Arm, ...]]:

@@ -1,0 +1,38 @@
+"""What the tests of retraining train: seconds, not minutes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.batches import ArmBatches
+from ssmdiag.retrain.model import Ensemble, ModelSettings
+from ssmdiag.retrain.results import ArmResult
+from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task
+
+RECURRENCES = ("s4d", "lru")
+BUDGET = Budget(steps=8, batch=8, validate_every=3)
+
+
+def model(recurrence: str = "s4d", depth: int = 1) -> ModelSettings:
+    return ModelSettings(recurrence, width=6, modes=4, depth=depth)
+
+
+def task(name: str = "lf-poly", length: int = 16) -> TaskData:
+    return find_task(name).make(TaskSettings(length=length, samples=64))
+
+
+def ensemble(*arms: Arm, recurrence: str = "s4d", data: TaskData | None = None, depth: int = 1) -> Ensemble:
+    return Ensemble(arms, model(recurrence, depth), data or task())
+
+
+def first_batch(arms: Ensemble, data: TaskData, size: int = 8) -> ArmBatches:
+    return ArmBatches(arms.arms, data, size, "cpu")
+
+
+def history(result: ArmResult) -> list[tuple[int, float]]:
+    return [(point.step, point.loss) for point in result.history]
+
+
+Freeze = Literal["none", "eigenvalues", "step", "both"]
+FREEZES: tuple[Freeze, ...] = ("none", "eigenvalues", "step", "both")
