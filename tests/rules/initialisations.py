@@ -308,8 +308,6 @@ def rwkv7(g: Generator, layer: int, layers: int) -> State:
 # state-spaces/s4, ag1988/dss, HazyResearch/H3, radarFudan/StableSSM, srush/annotated-s4
 
 WIDTH, STATES = 64, 32
-SHARED = 64
-"""Inputs, outputs and modes of layers with one state for all."""
 
 
 def s4d_minimal(g: Generator, layer: int, layers: int) -> State:
@@ -447,32 +445,30 @@ def s5(g: Generator, layer: int, layers: int) -> State:
 
 def lru(g: Generator, layer: int, layers: int) -> State:
     """minimal-LRU at its defaults: |λ| over the unit disc, phases up to 6.28."""
-    squared = torch.rand(SHARED, generator=g)
+    squared = torch.rand(WIDTH, generator=g)
     nu = (-0.5 * squared.log()).log()
-    weights = {
-        f"{m}_{part}": normal(g, SHARED, SHARED, std=(2 * SHARED) ** -0.5) for m in "BC" for part in ("re", "im")
-    }
+    weights = {f"{m}_{part}": normal(g, WIDTH, WIDTH, std=(2 * WIDTH) ** -0.5) for m in "BC" for part in ("re", "im")}
     return weights | {
         "nu_log": nu,
-        "theta_log": (6.28 * torch.rand(SHARED, generator=g)).log(),
+        "theta_log": (6.28 * torch.rand(WIDTH, generator=g)).log(),
         "gamma_log": (1 - squared).log() / 2,
-        "D": normal(g, SHARED),
+        "D": normal(g, WIDTH),
     }
 
 
 def lru_long(g: Generator, layer: int, layers: int) -> State:
     """minimal-LRU as run on the Long Range Arena: a ring from 0.9 to 0.999."""
-    squared = uniform(g, SHARED, low=0.9**2, high=0.999**2)
+    squared = uniform(g, WIDTH, low=0.9**2, high=0.999**2)
     return lru(g, layer, layers) | {"nu_log": (-0.5 * squared.log()).log(), "gamma_log": (1 - squared).log() / 2}
 
 
 def linoss(g: Generator, layer: int, layers: int) -> State:
     return {
-        "A_diag": torch.rand(SHARED, generator=g),
-        "steps": torch.rand(SHARED, generator=g),
-        "B": uniform(g, SHARED, SHARED, 2) * SHARED**-0.5,
-        "C": uniform(g, SHARED, SHARED, 2) * SHARED**-0.5,
-        "D": normal(g, SHARED),
+        "A_diag": torch.rand(STATES, generator=g),
+        "steps": torch.rand(STATES, generator=g),
+        "B": uniform(g, STATES, WIDTH, 2) * WIDTH**-0.5,
+        "C": uniform(g, WIDTH, STATES, 2) * STATES**-0.5,
+        "D": normal(g, WIDTH),
     }
 
 
