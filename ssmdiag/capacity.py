@@ -148,7 +148,7 @@ def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | 
             factor, survivors = states.rounded(precision)
             surviving[name][chunk] = survivors.where(good, torch.nan)
             if name == state_dtype:
-                lengths = torch.stack([states.length(factor, share) for share in (HALF, TENTH)])
+                lengths = states.lengths(factor, (HALF, TENTH))
                 values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
 
     each_chunk(recurrence, leading_lags, assess)

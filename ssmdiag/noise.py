@@ -146,23 +146,24 @@ class NoisyStates:
         values = square_of(torch.linalg.solve_triangular(factor.mH, states, upper=False)).sum(1)
         return values.where(self.known[:, None], torch.nan)
 
-    def length(self, factor: Tensor, share: float) -> Tensor:
-        """Return the largest lag with MF_ε ≥ share for R of `rounded`, (channel,) float64; −1 where there is none.
+    def lengths(self, factor: Tensor, shares: Sequence[float]) -> Tensor:
+        """Return the largest lags with MF_ε ≥ each share for R of `rounded`, (share, channel) float64; −1 for none.
 
         Found by bisection: MF_ε never rises, and Σ MF_ε ≤ N leaves no length above N / share.
         """
-        bound = int(self.signal.shape[-1] / share) + 1
+        wanted = torch.tensor(shares, dtype=torch.float64, device=factor.device)
+        bound = (self.signal.shape[-1] / wanted).floor() + 1
         if self.dense is not None:
-            columns, _ = krylov(self.dense.state_matrix, self.dense.input_matrix[..., None], bound)
+            columns, _ = krylov(self.dense.state_matrix, self.dense.input_matrix[..., None], int(bound.max()))
             values = square_of(torch.linalg.solve_triangular(factor.mH, columns, upper=False)).sum(1)
-            return (values >= share).sum(1) - 1.0
-        low = torch.full_like(self.known, -1.0, dtype=torch.float64)
-        high = torch.full_like(low, bound)
+            return (values >= wanted[:, None, None]).sum(2) - 1.0
+        high = bound.repeat(len(factor), 1)
+        low = torch.full_like(high, -1.0)
         while bool((high - low > 1).any()):
             middle = ((low + high) / 2).floor()
-            enough = self.memory(factor, middle[:, None].clamp(min=0))[:, 0] >= share
+            enough = self.memory(factor, middle.clamp(min=0)) >= wanted
             low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-        return low
+        return low.T
 
 
 def _triangular_qr(upper: Tensor, scale: float) -> tuple[Tensor, Tensor]:

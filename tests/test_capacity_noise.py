@@ -172,7 +172,7 @@ def lengths(recurrence: Recurrence, share: float) -> tuple[list[float], Tensor]:
     states = noisy_states(recurrence, slice(None))
     factor, _ = states.rounded(STATE_PRECISION["bf16"])
     memory = noisy_memory_function(recurrence, range(400), "bf16")
-    return states.length(factor, share).tolist(), (memory >= share).sum(1) - 1
+    return states.lengths(factor, [0.9, share])[1].tolist(), (memory >= share).sum(1) - 1
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])
