@@ -62,8 +62,10 @@ def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
     modes = values.shape[-1]
     if weight.map == "exp" and values.ndim >= 2 and modes >= 4:
         start = (values.new_ones(modes).cumsum(0)).log()
-        rows = _equal(values.reshape(-1, modes), start).all(1)
+        channels = values.reshape(-1, modes)
+        rows = _equal(channels[:, -1], start[-1])  # one mode tells nearly every trained channel
         if bool(rows.any()):
+            rows &= _equal(channels, start).all(1)
             return f"log 1 … log {modes}", int(rows.sum()), len(rows)
     flat = values.flatten()
     if bool((flat - flat[0]).abs().max() <= 2e-6 * flat[0].abs()):
