@@ -42,8 +42,8 @@ def compare_arms(
     """Train every arm and return how each went and what it remembers.
 
     Checkpoints are kept in `folder`; without one they are read and dropped. `start` is a checkpoint to go on from:
-    `settings` are then its own. With more arms than `ranks` each rank trains and writes its share; every rank
-    returns the whole.
+    `settings` are then its own. With more arms than `ranks` each rank trains and writes its share, and every rank
+    returns the whole; else the first rank writes, and it alone returns memories.
     """
     begun = time.perf_counter()
     if start is not None:
@@ -60,7 +60,10 @@ def compare_arms(
                 folder=kept, resume=resume, start=start, ranks=ranks.on_its_own() if spread else ranks,
                 on_progress=on_progress,
             )  # fmt: skip
-            results += [_with_memory(result, data.length, keep=folder is not None) for result in trained]
+            tells = spread or ranks.first  # the others have no files to read
+            results += [
+                _with_memory(result, data.length, keep=folder is not None) if tells else result for result in trained
+            ]
     if spread:
         by_arm = {result.arm: result for part in ranks.gather(results) for result in part}
         results = [by_arm[arm] for arm in arms]

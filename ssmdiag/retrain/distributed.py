@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 
@@ -76,6 +75,8 @@ class Ranks:
         """Return a module whose gradients are means over ranks; itself where there is one rank."""
         if self.count == 1:
             return module
+        from torch.nn.parallel import DistributedDataParallel  # a second and a half that one process need not wait
+
         return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
     def gather(self, item: Item) -> list[Item]:

@@ -46,7 +46,7 @@ def compare_modules(
     """Train every arm on a copy of the source's module and return how each went and what it remembers.
 
     Checkpoints and resumable states are kept in `folder`, if any. With more arms than ranks each rank trains and
-    writes its share; every rank returns the whole.
+    writes its share, and every rank returns the whole; else the first rank writes, and it alone returns memories.
 
     Raises before any training where a map cannot hold the rates (MapError, which names a b of best that can), a
     recurrence is not known (UnknownFamilyError), weights are NaN (LayerError), or an arm asks for what a module cannot
@@ -69,20 +69,22 @@ def compare_modules(
             prototype = source.build(arm.seed)
         seed = arm.seed
         module, _ = _prepared(prototype, arm, assume)
-        before = _memory(module, batches.length, assume)
+        tells = spread or ranks.first
+        before = _memory(module, batches.length, assume) if tells else ()
         result = train_module(
             module.to(ranks.device), arm, batches, budget, settings=settings, source=title,
             ranks=ranks.on_its_own() if spread else ranks,
             folder=folder, resume=resume, assume=assume, on_progress=on_progress,
         )  # fmt: skip
-        after = _after(module, result, batches.length, assume)
+        after = _after(module, result, batches.length, assume) if tells else ()
         results[position] = replace(result, before=before, after=after)
-    gathered = {position: result for part in ranks.gather(results) for position, result in part.items()}
+    if spread:
+        results = {position: result for part in ranks.gather(results) for position, result in part.items()}
     return RetrainResult(
         task=task,
         model=title,
         budget=budget,
-        arms=tuple(gathered[position] for position in range(len(arms))),
+        arms=tuple(results[position] for position in range(len(arms))),
         device=device,
         context=batches.length or 0,
         notes=tuple(notes),

@@ -74,6 +74,7 @@ def directory_source(path: Path) -> ModelSource:
     with _quietly(transformers):
         try:
             settings = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            vocabulary = int(settings.get_text_config().vocab_size)
         except Exception as error:  # whatever its many readers raise
             raise _unreadable(path, error) from error
     if _stored_dtype(settings) in (torch.float16, torch.bfloat16):
@@ -83,7 +84,7 @@ def directory_source(path: Path) -> ModelSource:
         lambda seed: without_nan(title, _load(transformers, path)),
         config=config.read_bytes(),
         seeded=False,
-        vocabulary=settings.get_text_config().vocab_size,
+        vocabulary=vocabulary,
         notes=tuple(notes),
     )
 

@@ -133,8 +133,7 @@ def test_the_recurrence_has_a_learning_rate_of_its_own_and_no_weight_decay(tmp_p
     assert "weight decay is on every weight but those of the recurrence" in result.notes
 
 
-@pytest.mark.parametrize("data", ["pairs", "loaders"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("data", "number"), [("pairs", signal.SIGINT), ("loaders", signal.SIGTERM)])
 def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_bits(
     data: str, number: signal.Signals, tmp_path: Path
 ) -> None:
