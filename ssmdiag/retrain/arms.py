@@ -40,10 +40,15 @@ class Arm:
         parts = [self.param.replace(" ", "")]
         parts += [f"frozen_{self.freeze}"] * (self.freeze != "none")
         parts += [self.init] * (self.init != "family")
-        parts += [f"lr{self.lr:g}"]
-        parts += [f"rlr{self.recurrence_lr:g}"] if self.recurrence_lr is not None else []
-        parts += [f"wd{self.weight_decay:g}"] * (self.weight_decay != 0)
+        parts += [f"lr{_short(self.lr)}"]
+        parts += [f"rlr{_short(self.recurrence_lr)}"] if self.recurrence_lr is not None else []
+        parts += [f"wd{_short(self.weight_decay)}"] * (self.weight_decay != 0)
         return "-".join([*parts, f"seed{self.seed}"])
+
+
+def _short(number: float) -> str:
+    """Return a number with all its digits: two arms must not share a folder."""
+    return repr(float(number)).removesuffix(".0")
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,11 @@ def product_of(
     recurrence_lr: Sequence[float | None] = (None,),
     weight_decay: Sequence[float] = (0.0,),
 ) -> tuple[Arm, ...]:
-    """Return every combination, in the order given, each once.
+    """Return every combination, in the order given, each once; a map written in two ways is one.
 
     Raises MapError for an unknown map and ConfigurationError for a value no arm can have.
     """
-    for name in param:
-        if name != OWN:
-            find_map(name)
+    param = [name if name == OWN else find_map(name).name for name in param]
     for what, values, known in (("freeze", freeze, FREEZES), ("init", init, STARTS)):
         for value in values:
             if value not in known:

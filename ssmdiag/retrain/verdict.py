@@ -34,6 +34,7 @@ class Summary:
     best: float | None
     """Smallest loss at any validation."""
     accuracy: float | None
+    """Median at the end of the runs that did not diverge; None where there are no classes."""
     steps_to: dict[float, int | None]
     """Median first step at or under each level; None where most runs never got there."""
     seconds_per_step: float
@@ -60,11 +61,12 @@ class Window:
             return None
         longest, start = 0.0, None
         for rate in self.rates:
-            if rate in self.usable:
-                start = rate if start is None else start
-                longest = max(longest, math.log10(rate / start)) if start else longest
-            else:
+            if rate not in self.usable or rate == 0:
                 start = None
+            elif start is None:
+                start = rate
+            else:
+                longest = max(longest, math.log10(rate / start))
         return longest
 
 
@@ -121,7 +123,9 @@ def _usable(summary: Summary, limit: float) -> bool:
 def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
     finals = sorted(run.final_loss for run in runs if run.final_loss is not None)
     bests = [run.best_loss for run in runs if run.best_loss is not None]
-    accuracies = sorted(run.history[-1].accuracy or 0.0 for run in runs if run.history and run.history[-1].accuracy)
+    finished = [run for run in runs if run.final_loss is not None]
+    last = [run.history[-1].accuracy for run in finished]
+    accuracies = sorted(accuracy for accuracy in last if accuracy is not None)
     return Summary(
         arm=runs[0].arm,
         seeds=len(runs),
