@@ -1,0 +1,99 @@
+"""`ssmdiag retrain` with a model that is given: a function's, a directory of transformers, a checkpoint of a run."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.families.tiny_transformers import tiny_model
+
+Run = Callable[..., tuple[int, str, str]]
+GIVEN = "tests.retrain.given_models"
+SMALL = ("--steps", 2, "--batch", 4, "--no-plots", "--format", "json")
+
+
+@pytest.fixture(autouse=True)
+def handler_of_kill() -> Iterator[None]:
+    """Put back what the command does with SIGTERM for as long as it runs."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def arms_of(output: str) -> list[dict[str, Any]]:
+    return json.loads(output)["arms"]
+
+
+def test_a_single_map_is_compared_with_the_models_own(run: Run) -> None:
+    code, output, _ = run(
+        "retrain", "--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:loaders", "--param", "best(b=0.05)", *SMALL
+    )
+    assert code == 0
+    assert [arm["param"] for arm in arms_of(output)] == ["own", "best(b=0.05)"]
+    document = json.loads(output)
+    assert (document["task"], document["context_length"]) == (f"{GIVEN}:loaders", 12)
+    assert all(arm["memory"]["before"] and arm["memory"]["after"] for arm in arms_of(output))
+
+
+def test_a_directory_learns_a_text_and_leaves_checkpoints_for_inspect(run: Run, tmp_path: Path) -> None:
+    tiny_model("mamba", vocab_size=128).float().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "corpus.txt").write_text("to be or not to be " * 20)
+    options = ("--text", tmp_path / "corpus.txt", "--length", 8, "--param", "own", "--output", tmp_path / "run")
+    code, output, _ = run("retrain", tmp_path / "tiny", *options, *SMALL)
+    assert code == 0
+    assert json.loads(output)["task"] == "next byte of corpus.txt"
+    (arm,) = arms_of(output)
+    code, report, _ = run("inspect", arm["checkpoint"], "--format", "json")
+    assert code == 0
+    assert "mamba" in report
+
+
+def test_a_checkpoint_is_gone_on_from_with_its_sizes_and_loss(run: Run, tmp_path: Path) -> None:
+    task = ("--task", "lf-exp", "--length", 10, "--samples", 16)
+    sizes = ("--width", 3, "--modes", 2)
+    _, output, _ = run("retrain", *task, *sizes, "--param", "exp", *SMALL, "--output", tmp_path)
+    (first,) = arms_of(output)
+    code, output, _ = run("retrain", first["checkpoint"], *task, "--param", "softplus", *SMALL)
+    assert code == 0
+    arms = arms_of(output)
+    assert [arm["param"] for arm in arms] == ["exp", "softplus"]
+    assert "width 3, 2 modes" in json.loads(output)["model"]
+    assert [arm["history"][0]["loss"] for arm in arms] == pytest.approx([first["final_loss"]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "no_such_module:make"), "ConfigurationError: --model no_such_module:make: there is no module"),
+        (("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:regressor"), "ConfigurationError: --data"),
+        (
+            ("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:pairs", "--param", "best(b=90)"),
+            "MapError: best(b=90), f(w) = 1/(w² + 90), cannot hold the rates",
+        ),
+        (
+            ("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:pairs", "--init", "long"),
+            "ConfigurationError: --init long",
+        ),
+        (("--data", f"{GIVEN}:pairs"), "ConfigurationError: --data tests.retrain.given_models:pairs: returned tuple"),
+        (("no-such-file.safetensors",), "CheckpointError: no-such-file.safetensors does not exist"),
+    ],
+)
+def test_what_cannot_be_trained_exits_with_2_and_one_message(
+    arguments: tuple[str, ...], message: str, run: Run
+) -> None:
+    code, output, errors = run("retrain", *arguments, *SMALL)
+    assert (code, output) == (2, "")
+    assert errors.startswith(message)
+    assert "Traceback" not in errors
+
+
+def test_a_directory_without_a_text_says_what_to_give(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    code, _, errors = run("retrain", tmp_path, *SMALL)
+    assert code == 2
+    assert "expected: --text FILE, or --data package.module:function" in errors
