@@ -38,18 +38,11 @@ def saying_what_fits(attempt: Callable[[int, int], object], arms: int, batch: in
             raise
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     # Outside the handler: the error's traceback holds the tensors that filled the memory.
-    release()
+    gc.collect()
     raise SsmdiagError(
         f"out of memory on {device} with {arms:,} arms together and {batch:,} sequences a step ({said}).",
         advice=_advice(attempt, arms, batch),
     )
-
-
-def release() -> None:
-    """Give back what no tensor uses."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _advice(attempt: Callable[[int, int], object], arms: int, batch: int) -> str:
@@ -73,12 +66,12 @@ def _halves(number: int) -> Iterator[int]:
 
 
 def _fits(attempt: Callable[[int, int], object], arms: int, batch: int) -> bool:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     try:
         attempt(arms, batch)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return False
-    finally:
-        release()
     return True

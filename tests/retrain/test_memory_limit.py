@@ -1,0 +1,106 @@
+"""Out of memory: what fits is tried and said; any other error passes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssmdiag.errors import SsmdiagError
+from ssmdiag.retrain import training
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits
+from ssmdiag.retrain.training import train
+from tests.retrain.small import BUDGET, model, task
+
+ON_CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+
+
+def holds(room: int, error: type[BaseException] = torch.OutOfMemoryError) -> object:
+    """Return a step that has room for so many sequences of all arms."""
+
+    def attempt(arms: int, batch: int) -> None:
+        if arms * batch > room:
+            raise error("CUDA out of memory. Tried to allocate 20 GiB.\nof which …")
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("room", "advice"),
+    [
+        (768, "--together 6 fits"),
+        (128, "--together 1 fits"),
+        (100, "--batch 8 fits"),
+        (12, "--batch 1 fits"),
+        (5, "--batch 4 --together 1 fits"),
+        (0, "not even one sequence of one arm fits"),
+    ],
+)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_the_largest_halving_that_fits_is_advised(room: int, advice: str, error: type[BaseException]) -> None:
+    attempt = holds(room, error)
+    with pytest.raises(SsmdiagError) as caught, saying_what_fits(attempt, 12, 128, "cuda"):  # type: ignore[arg-type]
+        attempt(12, 128)  # type: ignore[operator]
+    assert caught.value.seen.startswith(
+        "out of memory on cuda with 12 arms together and 128 sequences a step (CUDA out"
+    )
+    assert advice in str(caught.value.advice)
+    assert "20 GiB" in caught.value.seen
+    assert "\n" not in caught.value.seen
+
+
+def test_messages_of_torch_are_recognised_and_others_pass() -> None:
+    assert is_out_of_memory(RuntimeError(ON_CPU))
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")
+    )
+    with pytest.raises(RuntimeError, match="shapes"), saying_what_fits(holds(1), 1, 1, "cpu"):  # type: ignore[arg-type]
+        raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_a_run_that_does_not_fit_says_which_batch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = training._losses_and_gradients
+
+    def limited(ensemble: object, inputs: torch.Tensor, *rest: object) -> object:
+        if inputs.shape[1] > 3:
+            raise RuntimeError(ON_CPU)
+        return plain(ensemble, inputs, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_losses_and_gradients", limited)
+    with pytest.raises(SsmdiagError, match=r"2 arms together and 8 sequences[^\n]*\n  next: --batch 2 fits"):
+        train([Arm("exp"), Arm("best")], task(), model(), BUDGET)
+
+
+LIMITED = """
+import resource
+import torch
+from ssmdiag.errors import SsmdiagError
+from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.tasks import TaskSettings, find_task
+from ssmdiag.retrain.training import train
+torch.set_num_threads(1)
+data = find_task("lf-exp").make(TaskSettings(length=100, samples=4096))
+small = ModelSettings(width=8, modes=2)
+train([Arm("exp")], data, small, Budget(1, 4))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), used + (400 << 20)))
+try:
+    train([Arm("exp")], data, ModelSettings(width=64, modes=2), Budget(1, 4096))
+except SsmdiagError as error:
+    print(error.advice)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_process_with_little_memory_finds_a_batch_that_trains() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("--batch "), run.stdout
+    assert 64 <= int(run.stdout.split()[1]) <= 2048
