@@ -13,6 +13,7 @@ from ssmdiag.diagnosis import diagnose
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.model import ModelSettings, require_reach
+from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
@@ -37,13 +38,15 @@ def compare_arms(
     together: int = TOGETHER,
     start: StartingPoint | None = None,
     ranks: Ranks = ALONE,
+    perturb: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RetrainResult:
     """Train every arm and return how each went and what it remembers.
 
     Checkpoints are kept in `folder`; without one they are read and dropped. `start` is a checkpoint to go on from:
     `settings` are then its own. With more arms than `ranks` each rank trains and writes its share, and every rank
-    returns the whole; else the first rank writes, and it alone returns memories.
+    returns the whole; else the first rank writes, and it alone returns memories. `perturb` asks for every arm's
+    loss with noise on its trained recurrence.
     """
     begun = time.perf_counter()
     if start is not None:
@@ -61,9 +64,11 @@ def compare_arms(
                 on_progress=on_progress,
             )  # fmt: skip
             tells = spread or ranks.first  # the others have no files to read
-            results += [
-                _with_memory(result, data.length, keep=folder is not None) if tells else result for result in trained
-            ]
+            for result in trained if tells else ():
+                curve = perturbation_curve(result, data, settings, device=device) if perturb else None
+                known = replace(result, perturbation=curve)
+                results.append(_with_memory(known, data.length, keep=folder is not None))
+            results += [] if tells else trained
     if spread:
         by_arm = {result.arm: result for part in ranks.gather(results) for result in part}
         results = [by_arm[arm] for arm in arms]

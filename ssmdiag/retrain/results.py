@@ -24,6 +24,26 @@ class Point:
 
 
 @dataclass(frozen=True)
+class PerturbationCurve:
+    """Validation losses with noise on the trained recurrence (P1's perturbation error)."""
+
+    betas: tuple[float, ...]
+    """∞-norm of the noise on the stored weights, ascending from 0."""
+    worst: tuple[float, ...]
+    """Largest loss over draws at each β; infinite where one is not finite."""
+    median: tuple[float, ...]
+    draws: int
+    sequences: int
+    """Validation sequences each loss is a mean over."""
+
+    def reach(self, times: float = 2.0) -> float | None:
+        """Return the largest β up to which the worst loss stays within so many times that without noise."""
+        limit = times * self.worst[0]
+        first = next((k for k, loss in enumerate(self.worst) if not loss <= limit), len(self.betas))
+        return self.betas[first - 1] if first else None
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """How one arm went."""
 
@@ -37,6 +57,8 @@ class ArmResult:
     before: tuple[LayerDiagnosis, ...] = ()
     after: tuple[LayerDiagnosis, ...] = ()
     checkpoints: tuple[Path, ...] = ()
+    perturbation: PerturbationCurve | None = None
+    """None where it was not asked for, and for an arm that diverged."""
 
     @property
     def final_loss(self) -> float | None:

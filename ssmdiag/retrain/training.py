@@ -204,7 +204,7 @@ def _validate_and_save(
     validated = any(points and points[-1].step == run.step for points in run.history)  # resumed from here
     due = (run.step == budget.steps or run.step % budget.validate_every == 0) and not validated
     if due:
-        for k, point in enumerate(_validate(ensemble, data, run.step)):
+        for k, point in enumerate(validate(ensemble, data, run.step)):
             if not math.isfinite(point.loss):
                 run.diverged.setdefault(k, run.step)
             if k not in run.diverged:
@@ -221,7 +221,8 @@ def _validate_and_save(
 
 
 @torch.no_grad()
-def _validate(ensemble: Ensemble, data: TaskData, step: int) -> list[Point]:
+def validate(ensemble: Ensemble, data: TaskData, step: int) -> list[Point]:
+    """Return every arm's loss, and accuracy where there are classes, over the validation set."""
     arms, device = len(ensemble.arms), next(iter(ensemble.parameters.values())).device
     total, right, count = torch.zeros(arms, dtype=torch.float64), torch.zeros(arms, dtype=torch.float64), 0
     size = max(1, VALIDATION_STEPS // data.length)

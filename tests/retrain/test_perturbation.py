@@ -1,0 +1,107 @@
+"""Perturbation errors E(β): of the trained weights, with noise of the size that is said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.comparison import compare_arms
+from ssmdiag.retrain.model import Ensemble
+from ssmdiag.retrain.perturbation import BETAS, perturbation_curve
+from ssmdiag.retrain.results import ArmResult, PerturbationCurve
+from ssmdiag.retrain.training import losses_of, train
+from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task
+
+ARMS = (Arm("exp", lr=0.05), Arm("best", lr=0.05), Arm("direct", lr=0.05))
+
+
+@pytest.mark.parametrize("recurrence", RECURRENCES)
+def test_without_noise_the_loss_is_the_last_validation(recurrence: str, tmp_path: Path) -> None:
+    data = task()
+    (result,) = train(ARMS[:1], data, model(recurrence), BUDGET, folder=tmp_path)
+    curve = perturbation_curve(result, data, model(recurrence), betas=(0.0, 0.1), draws=3, sequences=10_000)
+    assert curve is not None
+    assert curve.worst[0] == pytest.approx(result.final_loss, rel=1e-6)
+    assert curve.median[0] == curve.worst[0] != curve.worst[1] > curve.median[1]
+    assert curve.sequences == len(data.validation_inputs)
+
+
+@pytest.mark.parametrize("recurrence", RECURRENCES)
+def test_the_loss_is_that_of_weights_moved_by_at_most_beta(
+    recurrence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = task()
+    (result,) = train(ARMS[:1], data, model(recurrence), BUDGET, folder=tmp_path)
+    trained, seen = load_file(result.checkpoints[-1]), []
+    plain = Ensemble.forward
+
+    def noted(self: Ensemble, inputs: torch.Tensor) -> torch.Tensor:
+        seen.append({name: value.detach().clone() for name, value in self.parameters.items()})
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Ensemble, "forward", noted)
+    beta, draws = 0.25, 40
+    curve = perturbation_curve(result, data, model(recurrence), betas=(beta,), draws=draws, sequences=8)
+    monkeypatch.undo()
+    arms = ensemble(*[ARMS[0]] * draws, recurrence=recurrence, data=data)
+    moved = seen[-1]
+    for name, value in moved.items():
+        change = value - trained[name]
+        if arms.recurrent(name):
+            assert 0.9 * beta < float(change.abs().max()) <= beta * 1.001
+            assert float(change.mean()) == pytest.approx(0, abs=0.1 * beta)
+            assert len({tuple(draw.flatten().tolist()) for draw in change}) == draws
+        else:
+            assert not change.any()
+    for draw in range(draws):
+        arms.load_state(draw, {name: value[draw] for name, value in moved.items()})
+    inputs, targets = (
+        side[:8].expand(draws, 8, *side.shape[1:]) for side in (data.validation_inputs, data.validation_targets)
+    )
+    losses = losses_of(arms.forward(inputs).detach(), targets, data)
+    assert curve is not None
+    assert curve.worst[0] == pytest.approx(float(losses.max()), rel=1e-5)
+
+
+def test_arms_get_the_same_noise_and_it_repeats(tmp_path: Path) -> None:
+    data = task()
+    result = compare_arms(ARMS, data, model(), BUDGET, task="lf-poly", folder=tmp_path, perturb=True)
+    again = compare_arms(ARMS[::-1], data, model(), BUDGET, task="lf-poly", perturb=True)
+    for one, other in zip(result.arms, again.arms[::-1], strict=True):
+        assert one.perturbation is not None
+        assert other.perturbation is not None
+        assert one.perturbation.betas == BETAS
+        assert one.perturbation.worst == pytest.approx(other.perturbation.worst, rel=1e-3)
+    plain = compare_arms(ARMS[:1], data, model(), BUDGET, task="lf-poly")
+    assert plain.arms[0].perturbation is None
+
+
+def test_an_arm_that_diverged_has_no_curve(tmp_path: Path) -> None:
+    data = task()
+    (result,) = train([replace(ARMS[0], lr=1e9)], data, model(), BUDGET, folder=tmp_path)
+    assert result.diverged_at is not None
+    assert perturbation_curve(result, data, model()) is None
+    assert perturbation_curve(ArmResult(ARMS[0], None, (), 0.0), data, model()) is None
+
+
+def test_losses_that_are_not_finite_are_infinite(tmp_path: Path) -> None:
+    data = task()
+    (result,) = train(ARMS[2:], data, model(), BUDGET, folder=tmp_path)
+    curve = perturbation_curve(result, data, model(), betas=(0.0, 1e9), draws=4)
+    assert curve is not None
+    assert curve.worst[1] == math.inf
+    assert math.isfinite(curve.worst[0])
+
+
+def test_the_reach_of_a_curve_is_the_last_beta_before_it_leaves_the_limit() -> None:
+    curve = PerturbationCurve((0.0, 0.1, 0.2, 0.4), (1.0, 1.5, 2.5, 1.0), (1.0,) * 4, 3, 8)
+    assert curve.reach() == 0.1
+    assert curve.reach(3.0) == 0.4
+    assert curve.reach(0.5) is None
+    assert replace(curve, worst=(1.0, math.inf, 1.0, 1.0)).reach() == 0.0
