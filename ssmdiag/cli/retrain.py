@@ -14,7 +14,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, choose_device, parse_assumptions
-from ssmdiag.cli.retraining import Asked, comparison
+from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
 
@@ -115,6 +115,7 @@ def retrain(
     Arms are all combinations of the options that can be given several times: the same initial function, the same
     batches, the same number of steps. One --param is compared with exp.
     """
+    hush_other_ranks()
     from ssmdiag.reports import Settings
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.distributed import joined

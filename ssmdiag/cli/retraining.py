@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +42,14 @@ class Asked:
         from ssmdiag.retrain.user_code import names_function
 
         return names_function(self.model) or (self.path is not None and self.path.is_dir())
+
+
+def hush_other_ranks() -> None:
+    """Leave the remarks of torch and transformers to the first rank; read when they are imported, so call it before."""
+    if os.environ.get("RANK", "0") != "0":
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def comparison(asked: Asked, budget: Budget) -> Callable[..., RetrainResult]:
