@@ -1,10 +1,10 @@
 """Perturbation error E(β): the worst validation loss when noise of size β is on the trained recurrence (P1, §3.2).
 
-    E(β) = max over draws of loss(w + β u),   u uniform in [−1, 1] for every weight of the recurrence
+    E(β) = max over draws of loss(w + β u),   u uniform in [−1, 1] for every mode
 
-for β = 0 and 10⁻³·2ⁱ. The weights are those of the eigenvalues, as stored, and of the step; the map decides
-what an equal change of them does. All arms and all β get the same draws u, so that curves differ by their arms
-alone. P1's sup over the ball is approached from below.
+for β = 0 and 10⁻³·2ⁱ. w is the weight of Re λ = −f(w), as stored: the map f decides what a change of it does.
+Frequencies and steps are left as they are; noise on them does the same under every map, and hides it. All arms
+and all β get the same draws u. P1's sup over the ball is approached from below.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def perturbation_curve(
         validation_inputs=data.validation_inputs[:sequences],
         validation_targets=data.validation_targets[:sequences],
     )
-    recurrence = [name for name in ensemble.parameters if ensemble.recurrent(name)]
-    noise = {name: torch.stack([_noise(draw, trained[name], name) for draw in range(draws)]) for name in recurrence}
+    rates = [name for name in ensemble.parameters if name.endswith(f".{ensemble.layer.rate}")]
+    noise = {name: torch.stack([_noise(draw, trained[name], name) for draw in range(draws)]) for name in rates}
     worst, typical = [], []
     for beta in betas:
-        for name in recurrence:
+        for name in rates:
             ensemble.parameters[name].detach().copy_(trained[name] + beta * noise[name])
         losses = [point.loss if math.isfinite(point.loss) else math.inf for point in validate(ensemble, part, 0)]
         worst.append(max(losses))

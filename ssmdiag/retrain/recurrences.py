@@ -58,7 +58,8 @@ class S4D:
     name = "s4d"
     title = "S4D"
     path = "stablessm_layers"
-    eigenvalues = ("kernel.log_A_real", "kernel.A_imag")
+    rate = "kernel.log_A_real"
+    eigenvalues = (rate, "kernel.A_imag")
     step: tuple[str, ...] = ("kernel.log_dt",)
 
     @staticmethod
@@ -121,7 +122,8 @@ class LRU:
     name = "lru"
     title = "LRU"
     path = "lru_layers"
-    eigenvalues = ("nu_log", "theta_log")
+    rate = "nu_log"
+    eigenvalues = (rate, "theta_log")
     step: tuple[str, ...] = ()
 
     @staticmethod

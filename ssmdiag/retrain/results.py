@@ -25,10 +25,10 @@ class Point:
 
 @dataclass(frozen=True)
 class PerturbationCurve:
-    """Validation losses with noise on the trained recurrence (P1's perturbation error)."""
+    """Validation losses with noise on the trained rates (P1's perturbation error)."""
 
     betas: tuple[float, ...]
-    """∞-norm of the noise on the stored weights, ascending from 0."""
+    """∞-norm of the noise on the stored weight of every mode's rate, ascending from 0."""
     worst: tuple[float, ...]
     """Largest loss over draws at each β; infinite where one is not finite."""
     median: tuple[float, ...]
