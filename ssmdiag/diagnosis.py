@@ -36,7 +36,7 @@ CONTEXT_SETTINGS = (
 """Settings that give the context length, in the order they are looked for."""
 
 
-MOST_CHANNELS = 256
+MOST_CHANNELS = 64
 """Channels of a layer whose horizon and law are found unless all are asked for: a second for 64 layers."""
 
 DENSE_WORK = 2**23
@@ -44,7 +44,7 @@ DENSE_WORK = 2**23
 FEWEST_CHANNELS = 4
 HELD_LAYERS = 8
 """Layers read before their laws are found in one go; only these are in memory at once."""
-MOST_CAPACITIES = 64
+MOST_CAPACITIES = 16
 """Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon."""
 
 

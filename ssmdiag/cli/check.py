@@ -94,7 +94,7 @@ def check(
         Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
     ] = None,
     every_channel: Annotated[
-        bool, typer.Option("--every-channel", help="Horizon and law of every channel, not of 256 a layer.")
+        bool, typer.Option("--every-channel", help="Horizon and law of every channel, not of 64 a layer.")
     ] = False,
     color: Annotated[Colour, typer.Option("--color", help="Colour the findings.")] = Colour.auto,
     device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,

@@ -44,6 +44,8 @@ def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> list[
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, len(paths) // PATHS_A_WORKER)
+    if not asked.every_channel:
+        _start_worker()
     if workers < 2 or asked.device != "cpu":
         return [diagnose_path(path, asked, quiet=quiet) for path in paths]
     import multiprocessing
@@ -56,6 +58,7 @@ def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> list[
 
 
 def _start_worker() -> None:
+    """Keep torch to one thread: shared between two, the small operations of a diagnosis take longer, not shorter."""
     import torch
 
     torch.set_num_threads(1)

@@ -51,7 +51,7 @@ def inspect(
         bool,
         typer.Option(
             "--every-channel",
-            help="Horizon and law of every channel, not of 256 a layer; seconds for large models.",
+            help="Horizon and law of every channel, not of 64 a layer; seconds for large models.",
         ),
     ] = False,
     all_layers: Annotated[
