@@ -17,7 +17,7 @@ import torch
 
 from ssmdiag.dense import realise
 from ssmdiag.powers import MAX_LAG, lags_of, powers, powers_minus_one
-from ssmdiag.response import Response, modal_terms, responses, square_of
+from ssmdiag.response import Response, for_responses, modal_terms, square_of
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import Recurrence
 
+SHORT = 2
+"""Lags up to which a bin is a short one."""
 SUMMED_LAGS = 16
 """Bins of up to this many lags can be summed lag by lag, where the difference of tails is not ..."""
 PRECISE = 1e-10
@@ -66,8 +68,11 @@ def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     at, recurrence = lags_of(lags, recurrence.log_eigenvalues.device), realise(recurrence)
     status = channel_status(recurrence)
     values, noise = _empty(status, len(at)), _empty(status, len(at))
-    for chunk, response in responses(recurrence, status, len(at)):
+
+    def measure(chunk: slice, response: Response) -> None:
         values[chunk], noise[chunk] = _energy(response, response.states(at))
+
+    for_responses(recurrence, status, len(at), measure)
     return _finish(values, noise, status, growing=torch.inf, marginal=torch.inf)
 
 
@@ -84,12 +89,20 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
     recurrence = realise(recurrence)
     status = channel_status(recurrence)
     first, width = at[:-1], at.diff()
+    # Bins that come first and are short are summed lag by lag, which takes less time than a difference of tails.
+    near = int((width > SHORT).to(torch.uint8).argmax()) if bool((width > SHORT).any()) else len(width)
     values, noise = _empty(status, len(first)), _empty(status, len(first))
-    for chunk, response in responses(recurrence, status, len(first)):
-        values[chunk], noise[chunk] = _difference(response, first, width)
-        poor = (width <= SUMMED_LAGS) & (noise[chunk] > PRECISE * values[chunk]).any(0)
-        if bool(poor.any()):
-            values[chunk][:, poor], noise[chunk][:, poor] = _sum(response, first[poor], width[poor])
+
+    def measure(chunk: slice, response: Response) -> None:
+        part, unsure = values[chunk], noise[chunk]
+        if near < len(width):
+            part[:, near:], unsure[:, near:] = _difference(response, at[near:])
+        again = (width <= SUMMED_LAGS) & (unsure > PRECISE * part).any(0)
+        again[:near] = True
+        if bool(again.any()):
+            part[:, again], unsure[:, again] = _sum(response, first[again], width[again])
+
+    for_responses(recurrence, status, len(first), measure)
     marginal = (status == Status.BOUNDARY).nonzero()[:, 0]
     for one in marginal.tolist():
         values[one], noise[one] = _geometric(recurrence, one, first, width)
@@ -108,7 +121,8 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
     recurrence = realise(recurrence)
     status = channel_status(recurrence)
     lags = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
-    for chunk, response in responses(recurrence, status, 1):
+
+    def search(chunk: slice, response: Response) -> None:
         total, unsure = _energy(response, response.start())
         unknown = unsure > UNSURE * total
         target = (1 - share) * total
@@ -119,6 +133,8 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
         usable = status[chunk] == Status.KNOWN
         status[chunk] = torch.where(usable & (lags[chunk] > max_lag), Status.BEYOND, status[chunk])
         status[chunk] = torch.where(usable & unknown, Status.CANCELLED, status[chunk])
+
+    for_responses(recurrence, status.clone(), 1, search)
     lags = lags.where(status == Status.KNOWN, torch.nan).where(status != Status.BOUNDARY, torch.inf)
     return Horizon(lags, status, share)
 
@@ -129,14 +145,16 @@ def _energy(response: Response, states: Tensor) -> tuple[Tensor, Tensor]:
     return values, 2 * values.sqrt() * floor + floor.square()
 
 
-def _difference(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Σ K_t² over bins as a difference of tails, and its noise."""
-    change, total = response.change(first, width)
-    a, b = response.coordinates(change), response.coordinates(total)
-    values = (a * b.conj()).real.sum(1)
-    a_norm, b_norm = square_of(a).sum(1).sqrt(), square_of(b).sum(1).sqrt()
-    a_floor, b_floor = response.floor(change), response.floor(total)
-    return values, a_floor * b_norm + a_norm * b_floor + a_floor * b_floor
+def _difference(response: Response, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ K_t² over bins as a difference of tails, E(a) − E(b) = −2 Re⟨Fx_a, F(x_b − x_a)⟩ − ‖F(x_b − x_a)‖²."""
+    coordinates, floor = response.measure(response.change(edges))
+    state, change = coordinates.tensor_split(2, -1)
+    floor, change_floor = floor.tensor_split(2, -1)
+    product = ((state * change.conj()).real if state.is_complex() else state * change).sum(1)
+    norm, change_norm = square_of(coordinates).sum(1).tensor_split(2, -1)
+    # No energy grows: the norm of both states' sum is at most twice the first's.
+    noise = 2 * (change_floor * norm.sqrt() + floor * (change_norm.sqrt() + change_floor))
+    return -2 * product - change_norm, noise
 
 
 def _sum(response: Response, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,8 +195,8 @@ def _empty(status: Tensor, count: int) -> Tensor:
 def _finish(values: Tensor, noise: Tensor, status: Tensor, *, growing: float, marginal: float | None) -> Energy:
     """Put the answer that a status gives in place of what was computed."""
     for which, value in ((Status.NOT_FINITE, torch.nan), (Status.GROWS, growing), (Status.BOUNDARY, marginal)):
-        if value is not None:
-            values = torch.where((status == which)[:, None], value, values)
-            noise = torch.where((status == which)[:, None], 0.0, noise)
+        rows = (status == which).nonzero()[:, 0]
+        if value is not None and rows.numel():
+            values[rows], noise[rows] = value, 0.0
     cancelled = (status == Status.KNOWN) & (noise > UNSURE * values).all(1) & (noise > 0).any(1)
     return Energy(values, noise, torch.where(cancelled, int(Status.CANCELLED), status).to(torch.uint8))

@@ -22,6 +22,8 @@ def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
 
     Real ℓ (a real dtype) stands for real positive λ̄ and gives a real factor.
     """
+    if not log_eigenvalues.is_complex():
+        return _real_factor(log_eigenvalues)
     # Modes first: slices of them are then contiguous.
     ell = log_eigenvalues.T.contiguous()
     factor = ell.new_zeros(len(ell), *ell.shape)
@@ -37,9 +39,19 @@ def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
     return factor.permute(2, 0, 1).contiguous()
 
 
+def _real_factor(ell: Tensor) -> Tensor:
+    """Return the same for real modes, all columns at once."""
+    decay, margin = ell.exp(), -ell.expm1()
+    # 1 − λ̄_n λ̄_k as a sum of what is not negative, (channel, k, n).
+    closeness = torch.addcmul(margin[:, None], decay[:, None], margin[:, :, None]).reciprocal_()
+    # λ̄_n − λ̄_k, which is zero at n = k and so ends the products; what is beyond must only be finite.
+    ratio = (ell[:, None] - ell[:, :, None]).clamp_(max=0.0).expm1_().mul_(decay[:, :, None]).mul_(closeness)
+    factor = closeness.mul_((-(2 * ell).expm1()).sqrt()[:, :, None])
+    factor[:, 1:].mul_(ratio[:, :-1].cumprod(1))
+    return factor
+
+
 def _expm1(z: Tensor) -> Tensor:
-    """Return e^z − 1 without cancellation, real or complex."""
-    if not z.is_complex():
-        return z.expm1()
+    """Return e^z − 1 without cancellation."""
     half = (z.imag / 2).sin()
     return torch.complex(z.real.expm1() * z.imag.cos() - 2 * half.square(), z.real.exp() * z.imag.sin())

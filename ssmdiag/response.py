@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.cores import triangular
-from ssmdiag.cores import share_out
+from ssmdiag.cores import share_out, triangular
 from ssmdiag.dense import krylov, states_at, times
 from ssmdiag.orthonormal import orthonormal_factor
 from ssmdiag.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import Recurrence
 
-WORKING_SET = 4 * 2**20
+WORKING_SET = 2 * 2**20
+"""Bytes of states at a time: larger pieces go back to the system after use, which clears their memory again."""
 EPSILON = 2.0**-53
 FIRST_ROWS = 4
 """Rows per state that a dense factor starts from."""
@@ -41,7 +41,7 @@ def for_responses(recurrence: Recurrence, status: Tensor, lags: int, work: Calla
     usable = status == Status.KNOWN
     if recurrence.dense is not None:
         dense = recurrence.dense()
-        span = max(1, 8 * WORKING_SET // (8 * dense.input_matrix.shape[1] ** 2 * 40))
+        span = max(1, 16 * WORKING_SET // (8 * dense.input_matrix.shape[1] ** 2 * 40))
     else:
         modes = recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
         span = max(1, WORKING_SET // (8 * modes * max(modes, lags)))
@@ -106,7 +106,7 @@ def _compress(recurrence: Recurrence) -> Tensor:
     C = C.where(C.isfinite(), 0.0)
     outputs, inputs = _triangle(C), _triangle(B.T)
     rows = None
-    block = max(1, 4 * WORKING_SET // (16 * inputs.numel()))
+    block = max(1, 8 * WORKING_SET // (16 * inputs.numel()))
     for start in range(0, len(outputs), block):
         more = (outputs[start : start + block, None] * inputs).flatten(0, 1)
         rows = _triangle(more if rows is None else torch.cat([rows, more]))
@@ -125,14 +125,14 @@ class Response:
     """States λ̄^t of a modal recurrence; what the modes weigh is part of the factor."""
 
     def __init__(self, ell: Tensor, weights: Tensor) -> None:
-        self.ell, self.readers = ell, weights
+        self.ell, self.readers, self.positive = ell, weights, not ell.is_complex()
         modes = ell.shape[1]
         factor = orthonormal_factor(ell)
         if weights.shape[1] == 1:
             self.factor = factor * weights
         else:
             self.factor = factor[:, :0]
-            block = max(1, 4 * WORKING_SET // (16 * modes**2))
+            block = max(1, 8 * WORKING_SET // (16 * modes**2))
             for some in weights.split(block, 1):  # ‖F x‖² over all copies is that of one triangle
                 rows = (factor[:, None] * some[:, :, None]).flatten(1, 2)
                 self.factor = triangular(torch.cat([self.factor, rows], 1))
@@ -147,8 +147,7 @@ class Response:
         """Return the states at any lags, (channel, mode, lag); lags may differ between channels."""
         if self.ell.is_complex():
             return powers(self.ell[..., None], lags)
-        # Exponentials that underflow take twenty times as long, so they are not taken; their squares are zero anyway.
-        return torch.threshold_((self.ell[..., None] * lags).clamp_(min=LEAST).exp_(), math.exp(LEAST), 0.0)
+        return _exponential(self.ell[..., None] * lags)
 
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         """Return the last lag up to `max_lag` with more energy than `target`, both (channel, 1), and the states there.
@@ -182,23 +181,32 @@ class Response:
             levels = torch.cat([levels[:, :1], found, levels[:, 1:]], 1).gather(1, pick)
         return lags[:, :1], self.states(lags[:, None, :1])
 
-    def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states at `lags`, and what they lose until `width` later, formed without cancellation."""
-        states = self.states(lags)
-        if self.ell.is_complex():
-            less = powers_minus_one(self.ell[..., None], width)
-        else:
-            less = (self.ell[..., None] * width).expm1_()
-        return states, less.neg_().mul_(states)
+    def change(self, edges: Tensor) -> Tensor:
+        """Return the states at all edges but the last, then what each changes by to the next, without cancellation."""
+        lags, width = edges[:-1], edges.diff()
+        if not self.positive:
+            states = self.states(lags)
+            return torch.cat([states, states * powers_minus_one(self.ell[..., None], width)], -1)
+        both = self.ell[..., None] * torch.cat([lags, width])
+        states, change = both.tensor_split(2, -1)
+        _exponential(states)
+        change.expm1_().mul_(states)
+        return both
 
     def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and its noise, (channel, copy, lag)."""
         states = self.states(lags)
         return (self.readers @ states).real, (self.readers.abs() @ states.abs()) * self.epsilon[..., None]
 
-    def coordinates(self, states: Tensor) -> Tensor:
-        """Return F x, whose squares sum to the energy."""
-        return self.factor @ states
+    def measure(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F x, whose squares sum to the energy, and what rounding may add to its norm.
+
+        Where all modes are real and positive, a state's own sum over modes is its bound: one product gives both.
+        """
+        if self.positive:
+            rows = torch.cat([self.factor, (self.roots * self.epsilon)[:, None]], 1) @ states
+            return rows[:, :-1], rows[:, -1].abs()
+        return self.factor @ states, self.floor(states)
 
     def energy(self, states: Tensor) -> Tensor:
         """Return E, (channel, lag)."""
@@ -213,7 +221,7 @@ class DenseResponse(Response):
     """States Ā^t B̄ on a real state, and a factor of their Gramian by doubling, without eigenvectors."""
 
     def __init__(self, dense: DenseRealisation, chunk: slice, usable: Tensor, time_constant: Tensor) -> None:
-        keep = usable[:, None, None]
+        self.positive, keep = False, usable[:, None, None]
         self.A = dense.state_matrix[chunk].where(keep, 0.0)
         self.B = dense.input_matrix[chunk].where(keep[:, 0], 0.0)
         self.readers = dense.output_matrix[:, chunk].movedim(0, 1).where(keep, 0.0)
@@ -252,11 +260,17 @@ class DenseResponse(Response):
             lags += above * 2.0**bit
         return lags, state
 
-    def change(self, lags: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        before, after = self.states(torch.cat([lags, lags + width])).chunk(2, -1)
-        return before, before - after
+    def change(self, edges: Tensor) -> Tensor:
+        states = self.states(edges)
+        return torch.cat([states[..., :-1], states.diff(dim=-1)], -1)
+
+
+def _exponential(exponent: Tensor) -> Tensor:
+    """Return e^x in place of x."""
+    # Exponentials that underflow take twenty times as long, so they are not taken; their squares are zero anyway.
+    return torch.threshold_(exponent.clamp_(min=LEAST).exp_(), math.exp(LEAST), 0.0)
 
 
 def square_of(values: Tensor) -> Tensor:
     """Return |z|²."""
-    return values.real.square() + values.imag.square() if values.is_complex() else values.square()
+    return values.real.square() + values.imag.square() if values.is_complex() else values * values
