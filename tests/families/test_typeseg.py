@@ -101,7 +101,7 @@ def test_all_rules_together_read_a_small_part_of_the_file() -> None:
 
 
 def test_the_trained_file_shows_three_faults_and_no_other() -> None:
-    """Its states share one time scale and so count for few, and its Δ was never set to the usual range: in all blocks."""
+    """Its states share one time scale, so count for few, and its Δ was never set to the usual range: in all blocks."""
     found = [(f.code, f.severity, f.layer) for f in diagnose(CHECKPOINT).findings if f.severity != "note"]
     expected = [
         (code, "warning", f"CheckpointMambaBlock1D_{block}")
