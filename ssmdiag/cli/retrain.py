@@ -117,6 +117,7 @@ def retrain(
     """
     hush_other_ranks()
     from ssmdiag.reports import Settings
+    from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.distributed import joined
 
@@ -149,6 +150,7 @@ def retrain(
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
         watch = _Watch(len(arms), quiet or not ranks.first)
         _stop_politely()
+        keep_freed_memory()
         try:
             result = comparison(asked, budget)(
                 arms, device=choose_device(device), folder=output, resume=resume, ranks=ranks, on_progress=watch.update

@@ -120,10 +120,10 @@ def test_gradients_of_a_layer_are_those_of_the_stepped_recurrence(name: str, ste
 
 
 @pytest.mark.parametrize("arms", [1, 2])
-@pytest.mark.parametrize("steps", [5, TOEPLITZ + 1])
-def test_convolution_and_its_gradients_are_torchs(arms: int, steps: int) -> None:
-    u, K = noise(arms, 2, steps, 3).requires_grad_(), noise(arms, 3, steps, seed=1).requires_grad_()
-    weight = noise(arms, 2, steps, 3, seed=2)
+@pytest.mark.parametrize(("steps", "batch"), [(5, 2), (7, 2), (50, 40), (TOEPLITZ + 1, 40)])
+def test_convolution_and_its_gradients_are_torchs(arms: int, steps: int, batch: int) -> None:
+    u, K = noise(arms, batch, steps, 3).requires_grad_(), noise(arms, 3, steps, seed=1).requires_grad_()
+    weight = noise(arms, batch, steps, 3, seed=2)
     y = causal_convolution(u, K)
     signals = u.permute(1, 0, 3, 2).flatten(1, 2)
     flipped = K.flip(-1).flatten(0, 1)[:, None]
