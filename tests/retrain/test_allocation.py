@@ -19,7 +19,7 @@ kept = sys.argv[1] == "keep" and keep_freed_memory()
 def step():
     some = [torch.ones(1 << 20) for _ in range(8)]
     return sum(some)
-for _ in range(3):
+for _ in range(10):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
