@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,11 +38,13 @@ def saying_what_fits(attempt: Callable[[int, int], object], arms: int, batch: in
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    # Outside the handler: the error's traceback holds the tensors that filled the memory.
+        asked = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.IGNORECASE)
+        # Its frames hold the tensors that filled the memory, and it is alive as long as the caller handles it.
+        traceback.clear_frames(error.__traceback__)
     gc.collect()
     raise SsmdiagError(
-        f"out of memory on {device} with {arms:,} arms together and {batch:,} sequences a step ({said}).",
+        f"out of memory on {device} with {arms:,} arm{'s' * (arms != 1)} together and {batch:,} sequences a step"
+        f"{f', at a tensor of {asked[1]}' if asked else ''}.",
         advice=_advice(attempt, arms, batch),
     )
 
@@ -73,5 +77,6 @@ def _fits(attempt: Callable[[int, int], object], arms: int, batch: int) -> bool:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        traceback.clear_frames(error.__traceback__)
         return False
     return True

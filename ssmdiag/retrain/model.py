@@ -25,6 +25,9 @@ from ssmdiag.retrain.tasks import TaskData
 ACTIVATION = {"cpu": 1 << 20}
 """Bytes of one layer's output that arms computed together may have, by type of device."""
 ACTIVATION_ELSEWHERE = 256 << 20
+MOST = {"cpu": 16 << 20}
+"""Bytes of one layer's output of one arm; a step takes a larger batch in parts. A layer keeps about a dozen such."""
+MOST_ELSEWHERE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,18 @@ class Ensemble:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def sequences_at_once(self, steps: int) -> int:
+        """Return how many sequences a step takes at a time: a long one fills the memory, not only the caches."""
+        return max(1, MOST.get(self._device, MOST_ELSEWHERE) // (4 * steps * self.settings.width))
+
+    @property
+    def _device(self) -> str:
+        return next(iter(self.parameters.values())).device.type
+
     def pieces(self, batch: int, steps: int) -> Iterator[slice]:
         """Yield the arms that are computed at a time, so that what a layer computes fits the caches."""
-        kind = next(iter(self.parameters.values())).device.type
         each = 4 * batch * steps * self.settings.width
-        most = max(1, ACTIVATION.get(kind, ACTIVATION_ELSEWHERE) // each)
+        most = max(1, ACTIVATION.get(self._device, ACTIVATION_ELSEWHERE) // each)
         for start in range(0, len(self.arms), most):
             yield slice(start, min(start + most, len(self.arms)))
 

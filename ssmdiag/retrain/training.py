@@ -158,6 +158,26 @@ def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:
 def _losses_and_gradients(
     ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return every arm's loss and its gradients, a part of the batch at a time where all of it would be too large."""
+    size = inputs.shape[1]
+    at_once = ensemble.sequences_at_once(inputs.shape[2])
+    if size <= at_once:
+        return _of_sequences(ensemble, inputs, targets, data)
+    total = torch.zeros(len(inputs), device=inputs.device)
+    sums: dict[str, Tensor] = {}
+    for start in range(0, size, at_once):
+        part = slice(start, min(start + at_once, size))
+        share = (part.stop - part.start) / size
+        losses, gradients = _of_sequences(ensemble, inputs[:, part], targets[:, part], data)
+        total += share * losses
+        for name, gradient in gradients.items():
+            sums[name] = sums[name].add_(gradient, alpha=share) if name in sums else share * gradient
+    return total, sums
+
+
+def _of_sequences(
+    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
+) -> tuple[Tensor, dict[str, Tensor]]:
     losses, gradients = [], []
     for some in ensemble.pieces(*inputs.shape[1:3]):
         own = {name: value[some].detach().requires_grad_() for name, value in ensemble.parameters.items()}

@@ -16,7 +16,7 @@ from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits
 from ssmdiag.retrain.training import train
 from tests.retrain.small import BUDGET, model, task
 
-ON_CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+ON_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 6553600 bytes. Error code 12 (Cannot …)"
 
 
 def holds(room: int, error: type[BaseException] = torch.OutOfMemoryError) -> object:
@@ -24,7 +24,7 @@ def holds(room: int, error: type[BaseException] = torch.OutOfMemoryError) -> obj
 
     def attempt(arms: int, batch: int) -> None:
         if arms * batch > room:
-            raise error("CUDA out of memory. Tried to allocate 20 GiB.\nof which …")
+            raise error("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has\n …")
 
     return attempt
 
@@ -45,12 +45,10 @@ def test_the_largest_halving_that_fits_is_advised(room: int, advice: str, error:
     attempt = holds(room, error)
     with pytest.raises(SsmdiagError) as caught, saying_what_fits(attempt, 12, 128, "cuda"):  # type: ignore[arg-type]
         attempt(12, 128)  # type: ignore[operator]
-    assert caught.value.seen.startswith(
-        "out of memory on cuda with 12 arms together and 128 sequences a step (CUDA out"
+    assert caught.value.seen == (
+        "out of memory on cuda with 12 arms together and 128 sequences a step, at a tensor of 20.00 GiB."
     )
     assert advice in str(caught.value.advice)
-    assert "20 GiB" in caught.value.seen
-    assert "\n" not in caught.value.seen
 
 
 def test_messages_of_torch_are_recognised_and_others_pass() -> None:
@@ -71,7 +69,10 @@ def test_a_run_that_does_not_fit_says_which_batch_does(monkeypatch: pytest.Monke
         return plain(ensemble, inputs, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "_losses_and_gradients", limited)
-    with pytest.raises(SsmdiagError, match=r"2 arms together and 8 sequences[^\n]*\n  next: --batch 2 fits"):
+    with pytest.raises(
+        SsmdiagError,
+        match=r"2 arms together and 8 sequences a step, at a tensor of 6553600 bytes.\n  next: --batch 2 fits",
+    ):
         train([Arm("exp"), Arm("best")], task(), model(), BUDGET)
 
 
@@ -90,7 +91,7 @@ train([Arm("exp")], data, small, Budget(1, 4))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), used + (400 << 20)))
 try:
-    train([Arm("exp")], data, ModelSettings(width=64, modes=2), Budget(1, 4096))
+    train([Arm("exp")], data, ModelSettings(width=64, modes=2, depth=16), Budget(1, 4096))
 except SsmdiagError as error:
     print(error.advice)
 """
@@ -103,4 +104,4 @@ def test_a_process_with_little_memory_finds_a_batch_that_trains() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("--batch "), run.stdout
-    assert 64 <= int(run.stdout.split()[1]) <= 2048
+    assert 32 <= int(run.stdout.split()[1]) <= 256

@@ -21,7 +21,7 @@ from ssmdiag.retrain import training
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches
 from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.model import ACTIVATION
+from ssmdiag.retrain.model import ACTIVATION, MOST
 from ssmdiag.retrain.results import ArmResult
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, losses_of, schedule, train
@@ -308,3 +308,20 @@ def test_cross_entropy_of_equal_answers_is_the_log_of_the_classes() -> None:
     assert losses_of(torch.zeros(2, 6, 5), targets, data).tolist() == pytest.approx([math.log(5)] * 2)
     steps: Tensor = torch.arange(24).view(2, 3, 4) % 5
     assert losses_of(torch.zeros(2, 3, 4, 5), steps, data).tolist() == pytest.approx([math.log(5)] * 2)
+
+
+@pytest.mark.parametrize("recurrence", RECURRENCES)
+def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
+    recurrence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = task()
+    arms = ensemble(*ARMS, recurrence=recurrence, data=data)
+    batch = ArmBatches(ARMS, data, 22, "cpu").at(0)
+    losses, gradients = training._losses_and_gradients(arms, *batch, data)
+    monkeypatch.setitem(MOST, "cpu", 5 * 4 * 16 * 6)  # five sequences of 16 steps and 6 channels
+    assert arms.sequences_at_once(16) == 5
+    in_parts, also = training._losses_and_gradients(arms, *batch, data)
+    assert not in_parts.equal(losses)  # rounding: it was in parts
+    torch.testing.assert_close(in_parts, losses, rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(also[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
