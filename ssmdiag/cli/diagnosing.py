@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ssmdiag.reports import Failure, Settings
     from ssmdiag.rules.selection import Selection
 
-PATHS_A_WORKER = 4
-"""Checkpoints that are worth a process of their own, which takes as long to start as two of them to diagnose."""
+PATHS_A_WORKER = 16
+"""Checkpoints that are worth a process of their own, which takes as long to start as several take to diagnose."""
 
 
 @dataclass(frozen=True, eq=False)

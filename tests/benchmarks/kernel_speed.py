@@ -64,10 +64,18 @@ def direct(recurrence: Recurrence) -> Tensor:
     return torch.einsum("hn,hnl->hl", weights, exponent.exp()).real
 
 
+def summed(recurrence: Recurrence) -> Tensor:
+    """Return Re Σ w exp(ℓt) in complex128, a channel at a time: what errors are measured against."""
+    lags = torch.arange(LAGS, device=recurrence.log_eigenvalues.device)
+    weights = modal_weights(recurrence)[0]
+    rows = zip(recurrence.log_eigenvalues, weights, strict=True)
+    return torch.stack([(w[:, None] * (ell[:, None] * lags).exp()).sum(0).real for ell, w in rows])
+
+
 def compare_kernels(device: str) -> None:
     for name in ("S4D-Lin", "slow ring"):
         recurrence = diagonal(name, device)
-        exact = compute_kernel(recurrence, LAGS, dtype=torch.float64).values[0]
+        exact = summed(recurrence)
         largest = exact.abs().max()
         slow = best_of(1, lambda r=recurrence: direct(r))  # type: ignore[misc]
         slow_error = float((direct(recurrence) - exact).abs().max() / largest)
@@ -79,8 +87,8 @@ def compare_kernels(device: str) -> None:
             alone = best_of(7, lambda a=rows: torch.bmm(a, a.mT).to(torch.float32))  # type: ignore[misc]
             print(
                 f"{name}, product in {str(product)[6:]}: {fast * 1e3:.1f} ms, error {error:.1e}; direct "
-                f"{slow * 1e3:,.0f} ms, {slow_error:.1e}: {slow / fast:,.0f}× as fast, {slow_error / error:,.0f}× as "
-                f"accurate; the matrix product alone takes {alone * 1e3:.1f} ms"
+                f"{slow * 1e3:,.0f} ms, {slow_error:.1e}: {slow / fast:,.0f}× as fast, "
+                f"{slow_error / max(error, 1e-300):,.0f}× as accurate; the matrix product alone takes {alone * 1e3:.1f} ms"
             )
 
 
