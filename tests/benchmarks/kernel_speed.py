@@ -88,7 +88,8 @@ def compare_kernels(device: str) -> None:
             print(
                 f"{name}, product in {str(product)[6:]}: {fast * 1e3:.1f} ms, error {error:.1e}; direct "
                 f"{slow * 1e3:,.0f} ms, {slow_error:.1e}: {slow / fast:,.0f}× as fast, "
-                f"{slow_error / max(error, 1e-300):,.0f}× as accurate; the matrix product alone takes {alone * 1e3:.1f} ms"
+                f"{slow_error / max(error, 1e-300):,.0f}× as accurate; the matrix product alone takes "
+                f"{alone * 1e3:.1f} ms"
             )
 
 
