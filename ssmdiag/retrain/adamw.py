@@ -32,7 +32,7 @@ class ArmAdamW:
         first, second = (1 - beta**self.steps for beta in BETAS)
         for name, value in self.parameters.items():
             shape = (-1,) + (1,) * (value.ndim - 1)
-            gradient = gradients[name].where(running.view(shape), 0.0)
+            gradient = gradients[name]
             self.mean[name].lerp_(gradient, 1 - BETAS[0])
             self.square[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             rate = (scale * self.lr[name] * running).view(shape)

@@ -77,6 +77,5 @@ def _fits(attempt: Callable[[int, int], object], arms: int, batch: int) -> bool:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)
         return False
     return True

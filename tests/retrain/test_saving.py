@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ssmdiag import diagnose, extract_recurrences
 from ssmdiag.comparison import compare_run
@@ -120,7 +121,7 @@ def stepping(folder: Path, recurrence: str, param: str) -> Iterator[tuple[torch.
     arm = Arm(param, lr=0.05)
     (result,) = train([arm], task(), model(recurrence, depth=2), BUDGET, folder=folder)
     arms = ensemble(arm, recurrence=recurrence, depth=2)
-    arms.load_state(0, _tensors(result.checkpoints[-1]))
+    arms.load_state(0, load_file(result.checkpoints[-1]))
     for depth, read in enumerate(extract_recurrences(result.checkpoints[-1])):
         p = {name: value.detach().double() for name, value in arms.of_layer(depth, arms.parameters).items()}
         p["D"] = torch.zeros_like(p["D"])
@@ -133,12 +134,6 @@ def stepping(folder: Path, recurrence: str, param: str) -> Iterator[tuple[torch.
             yield stepped_kernel(read, 12)[0], torch.stack([response[c, :, c] for c in range(channels)])
         else:
             yield stepped_matrix_kernel(read, 12), response.permute(1, 2, 0)
-
-
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 @pytest.mark.parametrize("param", [*STABLE_MAPS, "best(b=0.1)", "best(a=2, b=0.3)"])
@@ -159,6 +154,21 @@ def test_a_diagnosis_knows_family_map_step_and_context(recurrence: str, tmp_path
     weights = extract_recurrences(result.checkpoints[-1])[0].weights
     assert [weight.map for weight in weights if weight.role == "rate"] == [find_map("best").name]
     assert not any("parameterization" in str(assumption) for layer in found.layers for assumption in layer.assumptions)
+
+
+@pytest.mark.parametrize("recurrence", RECURRENCES)
+def test_the_map_is_known_from_the_file_alone_and_from_the_settings_beside_it(recurrence: str, tmp_path: Path) -> None:
+    (result,) = train([ARM], task(), model(recurrence), BUDGET, folder=tmp_path)
+    file = result.checkpoints[-1]
+    alone, bare = tmp_path / "alone" / file.name, tmp_path / "bare" / file.name
+    for path in (alone, bare):
+        path.parent.mkdir()
+    alone.write_bytes(file.read_bytes())
+    save_file(load_file(file), bare)
+    (bare.parent / "config.json").write_bytes((file.parent / "config.json").read_bytes())
+    rates = [extract_recurrences(path)[0].log_eigenvalues for path in (file, alone, bare)]
+    assert rates[0].equal(rates[1])
+    assert rates[0].equal(rates[2])
 
 
 @pytest.mark.parametrize("recurrence", RECURRENCES)

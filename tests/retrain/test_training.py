@@ -163,6 +163,8 @@ def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(recurrence
     folder = tmp_path / "parts"
     with pytest.raises(StoppedError):
         train(arms, data, settings, BUDGET, folder=folder, on_progress=stop)
+    (state,) = folder.glob("state-*.pt")
+    assert torch.load(state, weights_only=True)["step"] == at
     resumed = train(arms, data, settings, BUDGET, folder=folder, resume=True)
     assert resumed[2].diverged_at == whole[2].diverged_at == 1
     assert same(whole, resumed)
