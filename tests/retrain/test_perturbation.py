@@ -27,8 +27,9 @@ def test_without_noise_the_loss_is_the_last_validation(recurrence: str, tmp_path
     (result,) = train(ARMS[:1], data, model(recurrence), BUDGET, folder=tmp_path)
     curve = perturbation_curve(result, data, model(recurrence), betas=(0.0, 0.1), draws=3, sequences=10_000)
     assert curve is not None
-    assert curve.worst[0] == pytest.approx(result.final_loss, rel=1e-6)
-    assert curve.median[0] == curve.worst[0] != curve.worst[1] > curve.median[1]
+    assert curve.worst[0] == pytest.approx(result.final_loss, rel=1e-5)
+    assert curve.median[0] == pytest.approx(curve.worst[0], rel=1e-5)  # float32, in batches of other sizes
+    assert curve.worst[0] < curve.worst[1] > curve.median[1]
     assert curve.sequences == len(data.validation_inputs)
 
 
