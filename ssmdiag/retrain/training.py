@@ -90,6 +90,10 @@ def train(
     Raises ConfigurationError where the state belongs to other arms, OSError where the disk is full. After Ctrl-C
     or SIGTERM the step is finished and the state written, then KeyboardInterrupt raised.
     """
+    if device.startswith("mps"):
+        raise ConfigurationError(
+            "--device mps: kernels are formed in float64, which it does not have.", advice="--device cpu"
+        )
     ensemble = Ensemble(arms, settings, data, device)
     if start is not None:
         for k, arm in enumerate(arms):

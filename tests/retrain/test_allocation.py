@@ -36,6 +36,7 @@ def faults(what: str) -> tuple[str, int]:
     return kept, int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
 def test_steps_fault_no_pages_in_once_memory_is_kept() -> None:
     (_, usual), (kept, few) = faults("usual"), faults("keep")

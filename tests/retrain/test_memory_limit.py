@@ -97,6 +97,7 @@ except SsmdiagError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_a_process_with_little_memory_finds_a_batch_that_trains() -> None:
     run = subprocess.run(

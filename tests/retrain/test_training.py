@@ -327,3 +327,8 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
     torch.testing.assert_close(in_parts, losses, rtol=1e-5, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(also[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_a_device_without_float64_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="float64"):
+        train(ARMS[:1], task(), model(), BUDGET, device="mps")
