@@ -103,9 +103,12 @@ def retrain(
     checkpoint_every: Annotated[
         int | None, typer.Option("--checkpoint-every", metavar="STEPS", min=1, help="Keep a checkpoint so often.")
     ] = None,
+    perturb: Annotated[
+        bool, typer.Option("--perturb", help="Add each arm's loss with noise on its trained rates.")
+    ] = False,
     together: Annotated[int, typer.Option("--together", min=1, help="Arms trained as one batch.")] = 12,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = Format.text,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the loss curves.")] = True,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw losses and kernels.")] = True,
     color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
     device: Annotated[Device, typer.Option("--device", help="Where to train; auto is the CPU.")] = Device.auto,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")] = False,
@@ -153,7 +156,13 @@ def retrain(
         keep_freed_memory()
         try:
             result = comparison(asked, budget)(
-                arms, device=choose_device(device), folder=output, resume=resume, ranks=ranks, on_progress=watch.update
+                arms,
+                device=choose_device(device),
+                folder=output,
+                resume=resume,
+                ranks=ranks,
+                perturb=perturb,
+                on_progress=watch.update,
             )
         except KeyboardInterrupt:
             watch.close()

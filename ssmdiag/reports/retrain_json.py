@@ -32,6 +32,7 @@ def document(result: RetrainResult) -> dict[str, Any]:
         "context_length": result.context,
         "device": result.device,
         "seconds": result.seconds,
+        "target_kernel": result.target,
         "notes": result.notes,
         "arms": [_arm(run, levels) for run in result.arms],
         "learning_rate_windows": [
@@ -59,5 +60,7 @@ def _arm(run: ArmResult, levels: tuple[float, ...]) -> dict[str, Any]:
             "before": [layer_document(layer) for layer in run.before],
             "after": [layer_document(layer) for layer in run.after],
         },
+        "kernel": asdict(run.kernel) if run.kernel else None,
+        "perturbation": asdict(run.perturbation) | {"borne": run.perturbation.reach()} if run.perturbation else None,
         "checkpoint": str(run.checkpoints[-1]) if run.checkpoints else None,
     }

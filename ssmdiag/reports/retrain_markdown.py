@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.reports import words
-from ssmdiag.reports.retrain_words import answer, loss, memory_of, settings_of
-from ssmdiag.retrain.verdict import summarise_arms
+from ssmdiag.reports.retrain_words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
+from ssmdiag.retrain.verdict import Summary, summarise_arms
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.results import RetrainResult
@@ -17,23 +16,25 @@ def render(result: RetrainResult) -> str:
     """Return the comparison as Markdown."""
     summaries = summarise_arms(result)
     names = settings_of([summary.arm for summary in summaries])
-    rows = []
-    for summary in summaries:
-        before, after = memory_of(summary.runs[0].before), memory_of(summary.runs[0].after)
-        spread = f"{loss(summary.spread[0])} … {loss(summary.spread[1])}" if summary.spread else "–"
-        rows.append([
-            names[summary.arm],
-            f"{summary.arm.lr:g}",
-            f"{summary.seeds}",
-            loss(summary.final),
-            spread,
-            "–" if summary.accuracy is None else f"{100 * summary.accuracy:.1f} %",
-            ", ".join(f"step {at:,}" for at in summary.diverged) or "no",
-            f"{words.steps(before[0])} → {words.steps(after[0])}",
-            f"{words.margin(before[2])} → {words.margin(after[2])}",
-            before[3] if before[3] == after[3] else f"{before[3]} → {after[3]}",
-        ])  # fmt: skip
-    heading = ["setting", "lr", "seeds", "final loss", "over seeds", "accuracy", "diverged", "horizon", "margin", "law"]
+    columns = [
+        ("setting", [names[summary.arm] for summary in summaries]),
+        ("lr", [f"{summary.arm.lr:g}" for summary in summaries]),
+        ("seeds", [f"{summary.seeds}" for summary in summaries]),
+        ("final loss", [loss(summary.final) for summary in summaries]),
+        ("over seeds", [_spread(summary) for summary in summaries]),
+        ("diverged", [", ".join(f"step {at:,}" for at in summary.diverged) or "no" for summary in summaries]),
+    ]
+    if any(summary.accuracy is not None for summary in summaries):
+        said = ["–" if s.accuracy is None else f"{100 * s.accuracy:.1f} %" for s in summaries]
+        columns.insert(5, ("accuracy", said))
+    runs = [summary.runs[0] for summary in summaries]
+    if any(run.kernel for run in runs):
+        columns.append(("kernel error", [kernel_error(summary.runs) for summary in summaries]))
+    if any(run.perturbation for run in runs):
+        columns.append(("noise borne, β", [noise_borne(summary.runs) for summary in summaries]))
+    columns += memory_columns(runs)
+    heading = [name for name, _ in columns]
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
     lines = [
         f"### {result.task}: {result.model}",
         "",
@@ -48,6 +49,10 @@ def render(result: RetrainResult) -> str:
         *(f"- {note}" for note in result.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _spread(summary: Summary) -> str:
+    return f"{loss(summary.spread[0])} … {loss(summary.spread[1])}" if summary.spread else "–"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A comparison of arms on the screen: verdict, losses, memory before and after, loss curves."""
+"""A comparison of arms on the screen: verdict, losses, memory before and after, curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rich.text import Text
 
 from ssmdiag.reports import words
 from ssmdiag.reports.pictures import run_picture
-from ssmdiag.reports.retrain_words import answer, loss, memory_of, settings_of
+from ssmdiag.reports.retrain_pictures import kernel_picture, noise_picture
+from ssmdiag.reports.retrain_words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
 from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_arms
 
 if TYPE_CHECKING:
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.arms import Arm
     from ssmdiag.retrain.results import RetrainResult
 
-    Names = dict[Arm, str]
-
 MOST_CURVES = 6
 MOST_ROWS = 24
 """Rows of the table of arms; a sweep is shown as a grid of losses instead."""
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def report(result: RetrainResult, settings: Settings) -> str:
@@ -50,25 +50,58 @@ def report(result: RetrainResult, settings: Settings) -> str:
     _paragraph(out, answer(result), "bold green")
     if not settings.quiet:
         summaries = summarise_arms(result)
-        names = settings_of([summary.arm for summary in summaries])
+        shown = _shown(result, summaries)
+        names = _Names(summaries, settings.width)
         rates = sorted({summary.arm.lr for summary in summaries})
+        names.print_key(out)
         if len(rates) > 1:
             out.print()
-            out.print(_grid(result, names, rates))
-        shown = _shown(result, summaries)
-        out.print()
-        out.print(_losses(shown, names, len(rates) > 1))
-        out.print()
-        out.print(_memory(shown, names))
+            out.print(_grid(result, summaries, names, rates))
+        _table(out, "setting", shown, names, _loss_columns(shown, len(rates) > 1))
+        memory = memory_columns([summary.runs[0] for summary in shown])
+        same = {cell for heading, cells in memory if heading == "law" for cell in cells}
+        if len(same) == 1:  # a column that says one thing is a line
+            memory = [column for column in memory if column[0] != "law"]
+        _table(out, "memory", shown, names, memory)
+        if len(same) == 1 and not same & {"–"}:
+            _paragraph(out, f"  law of the kernels, in every setting: {same.pop()}", "")
         if settings.plots:
-            _curves(out, shown, names, settings)
-        if result.notes:
+            _curves(out, result, shown, names, settings)
+        notes = [*result.notes]
+        if any(summary.seeds > 1 for summary in shown):
+            notes.append("memory and curves are those of the first seed")
+        if notes:
             out.print()
-        for note in result.notes:
+        for note in notes:
             _paragraph(out, f"  {note}", "")
     assert isinstance(out.file, io.StringIO)
     text = "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
     return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+
+class _Names:
+    """A letter for each setting, and its name beside it or, where that would fill the line, in a key above."""
+
+    def __init__(self, summaries: Sequence[Summary], width: int) -> None:
+        self._names = {_key(arm): name for arm, name in settings_of([summary.arm for summary in summaries]).items()}
+        self._letters = dict(zip(self._names, LETTERS, strict=False))
+        self._apart = max(map(len, self._names.values())) > width // 4
+
+    def letter(self, summary: Summary) -> str:
+        return self._letters.get(_key(summary.arm), "?")
+
+    def row(self, summary: Summary) -> str:
+        """Return what a row of a table begins with."""
+        return self.letter(summary) if self._apart else self.with_letter(summary)
+
+    def with_letter(self, summary: Summary) -> str:
+        return f"{self.letter(summary)} {self._names[_key(summary.arm)]}"
+
+    def print_key(self, out: Console) -> None:
+        if self._apart:
+            out.print()
+            for key, name in self._names.items():
+                _paragraph(out, f" {self._letters.get(key, '?')}  {name}", "")
 
 
 def _shown(result: RetrainResult, summaries: Sequence[Summary]) -> list[Summary]:
@@ -80,21 +113,21 @@ def _shown(result: RetrainResult, summaries: Sequence[Summary]) -> list[Summary]
     return sorted(shown, key=lambda summary: summary.final or math.inf)[:MOST_ROWS]
 
 
-def _grid(result: RetrainResult, names: Names, rates: Sequence[float]) -> Table:
+def _grid(result: RetrainResult, summaries: Sequence[Summary], names: _Names, rates: Sequence[float]) -> Table:
     """Return final losses by setting and learning rate; `×` where a seed diverged."""
-    table = _table()
+    table = _empty_table()
     table.add_column("final loss at lr", no_wrap=True)
     for rate in rates:
         table.add_column(f"{rate:.2g}".replace("e-0", "e-"), justify="right", no_wrap=True)
     table.add_column("decades", justify="right", no_wrap=True)
     windows = {_key(window.arm): window for window in learning_rate_windows(result)}
     rows: dict[tuple[object, ...], dict[float, Summary]] = {}
-    for summary in summarise_arms(result):
+    for summary in summaries:
         rows.setdefault(_key(summary.arm), {})[summary.arm.lr] = summary
     for key, cells in rows.items():
-        name = names[next(iter(cells.values())).arm]
         losses = [_cell(cells.get(rate)) for rate in rates]
         decades = windows[key].decades
+        name = names.row(next(iter(cells.values())))
         table.add_row(name, *losses, "–" if decades is None else f"{decades:.1f}")
     return table
 
@@ -105,11 +138,8 @@ def _cell(summary: Summary | None) -> str:
     return "×" if summary.final is None else loss(summary.final) + "×" * bool(summary.diverged)
 
 
-def _losses(summaries: Sequence[Summary], names: Names, sweep: bool) -> Table:
+def _loss_columns(summaries: Sequence[Summary], sweep: bool) -> list[tuple[str, list[str]]]:
     """Return the losses of each setting; columns that say nothing new are left out."""
-    table = _table()
-    table.add_column("setting", no_wrap=True)
-    levels = list(summaries[0].steps_to)[-2:] if summaries else []
     columns: list[tuple[str, Callable[[Summary], str]]] = []
     if sweep:
         columns.append(("best lr", lambda s: f"{s.arm.lr:.2g}"))
@@ -120,17 +150,16 @@ def _losses(summaries: Sequence[Summary], names: Names, sweep: bool) -> Table:
         columns.append(("best", lambda s: loss(s.best)))
     if any(summary.accuracy is not None for summary in summaries):
         columns.append(("accuracy", lambda s: "–" if s.accuracy is None else f"{100 * s.accuracy:.1f} %"))
-    for level in levels:
-        columns.append((f"steps to\n{loss(level)}", partial(_steps_to, level)))
     if any(summary.diverged for summary in summaries):
         columns.append(("diverged", lambda s: ", ".join(f"step {at:,}" for at in s.diverged) or "no"))
+    for level in list(summaries[0].steps_to)[-2:] if summaries else []:
+        columns.append((f"steps to\n{loss(level)}", partial(_steps_to, level)))
+    if any(summary.runs[0].kernel for summary in summaries):
+        columns.append(("kernel\nerror", lambda s: kernel_error(s.runs)))
+    if any(summary.runs[0].perturbation for summary in summaries):
+        columns.append(("noise borne\nβ, loss × 2", lambda s: noise_borne(s.runs)))
     columns.append(("ms/step", lambda s: f"{1e3 * s.seconds_per_step:.1f}"))
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for summary in summaries:
-        cells = [cell(summary) for _, cell in columns]
-        table.add_row(names[summary.arm], *cells, style="red" if summary.diverged else "")
-    return table
+    return [(heading, [cell(summary) for summary in summaries]) for heading, cell in columns]
 
 
 def _steps_to(level: float, summary: Summary) -> str:
@@ -138,46 +167,72 @@ def _steps_to(level: float, summary: Summary) -> str:
     return words.steps(None if at is None else float(at))
 
 
-def _memory(summaries: Sequence[Summary], names: Names) -> Table:
-    """Return what the first seed's layers remember before and after, slowest of them first."""
-    table = _table()
-    table.add_column("memory", no_wrap=True)
-    for heading in ("horizon", "slowest half-life", "margin"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("law", no_wrap=True)
-    for summary in summaries:
-        run = summary.runs[0]
-        (h0, t0, m0, l0), (h1, t1, m1, l1) = memory_of(run.before), memory_of(run.after)
-        table.add_row(
-            names[summary.arm],
-            f"{words.steps(h0)} → {words.steps(h1)}",
-            f"{words.steps(t0)} → {words.steps(t1)}",
-            f"{words.margin(m0)} → {words.margin(m1)}",
-            l0 if l0 == l1 else f"{l0} → {l1}",
-        )
-    return table
-
-
-def _curves(out: Console, summaries: Sequence[Summary], names: Names, settings: Settings) -> None:
-    histories = {
-        names[summary.arm]: [(point.step, point.loss) for point in summary.runs[0].history if point.loss > 0]
-        for summary in summaries[:MOST_CURVES]
-    }
-    histories = {name: points for name, points in histories.items() if len(points) > 1}
-    if histories:
-        letters = dict(zip("abcdefgh", histories, strict=False))
+def _table(
+    out: Console, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[tuple[str, list[str]]]
+) -> None:
+    """Print a row for each setting; columns that do not fit the line go into another table below."""
+    rows = [names.row(summary) for summary in summaries]
+    first = max(map(len, [lead, *rows]))
+    parts: list[list[tuple[str, list[str]]]] = [[]]
+    room = out.width - first
+    for heading, cells in columns:
+        wide = 2 + max(map(len, [*heading.splitlines(), *cells]))
+        if wide > room and parts[-1]:
+            parts.append([])
+            room = out.width - first
+        parts[-1].append((heading, cells))
+        room -= wide
+    for part in parts:
+        table = _empty_table()
+        table.add_column(lead, no_wrap=True)
+        for heading, _ in part:
+            table.add_column(heading, justify="left" if heading == "law" else "right", no_wrap=True)
+        for position, summary in enumerate(summaries):
+            style = "red" if summary.diverged else ""
+            table.add_row(rows[position], *(cells[position] for _, cells in part), style=style)
         out.print()
-        _paragraph(out, f" validation loss: {', '.join(f'{letter} {name}' for letter, name in letters.items())}", "")
-        curves = {letter: histories[name] for letter, name in letters.items()}
-        for line in run_picture(curves, {}, settings, loss):
-            out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+        out.print(table)
+
+
+def _curves(
+    out: Console, result: RetrainResult, summaries: Sequence[Summary], names: _Names, settings: Settings
+) -> None:
+    """Draw what there is of losses over steps, kernels learned and asked for, and losses over noise."""
+    some = summaries[:MOST_CURVES]
+    key = ", ".join(names.with_letter(summary) for summary in some)
+    if len(key) > 2 * settings.width:
+        key = "letters as above"
+    losses, kernels, noises = {}, {}, {}
+    for summary in some:
+        run, letter = summary.runs[0], names.letter(summary)
+        losses[letter] = [(float(point.step), point.loss) for point in run.history if point.loss > 0]
+        kernels[letter] = run.kernel.values if run.kernel else ()
+        if run.perturbation:
+            noises[letter] = list(zip(run.perturbation.betas, run.perturbation.worst, strict=True))
+    losses = {letter: points for letter, points in losses.items() if len(points) > 1}
+    kernels = {letter: values for letter, values in kernels.items() if values}
+    if losses:
+        _picture(out, f" validation loss over steps: {key}", run_picture(losses, {}, settings, loss))
+    if kernels:
+        said = f" learned kernel: • asked for, {key}"
+        _picture(out, said, kernel_picture(result.target, kernels, settings))
+    if noises:
+        said = f" worst validation loss with noise up to β on the weights of the rates: {key}"
+        _picture(out, said, noise_picture(noises, settings, loss))
+
+
+def _picture(out: Console, caption: str, lines: Sequence[str]) -> None:
+    out.print()
+    _paragraph(out, caption, "")
+    for line in lines:
+        out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
 
 
 def _key(arm: Arm) -> tuple[object, ...]:
     return (arm.param, arm.freeze, arm.init, arm.recurrence_lr, arm.weight_decay)
 
 
-def _table() -> Table:
+def _empty_table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
 
 

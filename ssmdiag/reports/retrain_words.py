@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports import words
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, summarise_arms
+from ssmdiag.retrain.results import ArmResult, PerturbationCurve
+from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, summarise_arms
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.results import RetrainResult
@@ -71,29 +72,128 @@ def answer(result: RetrainResult) -> str:
     seeds = finished[0].seeds
     sure = "" if seeds > 1 else " One seed each: a small difference may be chance."
     if overlap:
+        near = "and their seeds overlap" if seeds > 1 else "which is within 5 %"
         verdict = (
             f"No clear difference: {_named(first, names)} ends at {loss(first.best)}, {_named(second, names)} at "
-            f"{loss(second.best)}, and their seeds overlap."
+            f"{loss(second.best)}, {near}."
         )
     else:
         rest = "all others" if len(by_setting) > 2 else _named(second, names)
         verdict = f"{_named(first, names)} ends lowest, at {loss(first.best)}; {rest} at {loss(second.best)} or above."
         if len(by_setting) == 2:
             verdict = verdict.replace(" or above", "")
-    return f"{verdict}{_widest(windows, names)}{diverged}{sure}"
+    more = _widest(windows, names) + _past_the_boundary(result, names) + _noise(by_setting, summaries, names)
+    return f"{verdict}{more}{diverged}{sure}"
 
 
-def memory_of(layers: Sequence[LayerDiagnosis]) -> tuple[float | None, float | None, float | None, str]:
-    """Return the longest horizon, the longest half-life, the smallest margin and the laws of an arm's layers."""
-    horizon = max((layer.horizon.max for layer in layers if layer.horizon), default=None)
-    half_life = max((layer.half_life.max for layer in layers if layer.half_life), default=None)
-    margin = min((layer.margin for layer in layers if layer.margin is not None), default=None)
+def _past_the_boundary(result: RetrainResult, names: dict[Arm, str]) -> str:
+    """Say which runs ended with modes that grow, though their loss is finite on sequences this short."""
+    grown = {
+        _name(run.arm, names)
+        for run in result.arms
+        if run.final_loss is not None and (margin := memory_of(run.after).margin) is not None and margin < 0
+    }
+    if not grown:
+        return ""
+    return f" Ends past the stability boundary, and will blow up on longer sequences: {', '.join(sorted(grown))}."
+
+
+def _noise(windows: Sequence[Window], summaries: Sequence[Summary], names: dict[Arm, str]) -> str:
+    """Say up to which noise on the rates each setting holds, at its best learning rate; the sturdiest first."""
+    borne = []
+    for window in windows[:5]:
+        runs = next(s for s in summaries if _same(s.arm, window.arm) and s.arm.lr == window.best_rate).runs
+        curves = [run.perturbation for run in runs if run.perturbation]
+        if curves:
+            borne.append((-_reach(curves), f"{_name(window.arm, names)} {noise_borne(runs)}"))
+    said = ", ".join(text for _, text in sorted(borne))
+    return f" Noise on the rates at most doubles the loss up to β: {said}." if borne else ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the layers of an arm remember, together."""
+
+    horizon: float | None
+    """Longest, in steps."""
+    half_life: float | None
+    """Longest, in steps."""
+    margin: float | None
+    """Smallest 1 − |λ̄|."""
+    length: float | None
+    """Farthest input that some channel rebuilds to one half, in steps."""
+    capacity: float | None
+    """Σ MF within the context of a channel: the median over channels, then over layers."""
+    law: str
+    """That of every layer, or "mixed"."""
+
+
+def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
+    """Return the memory of an arm's layers; None for what is not known."""
     laws = {layer.decay.whole.law.value for layer in layers if layer.decay}
-    return horizon, half_life, margin, laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
+    capacities = [layer.capacity for layer in layers if layer.capacity]
+    return Memory(
+        horizon=max((layer.horizon.max for layer in layers if layer.horizon), default=None),
+        half_life=max((layer.half_life.max for layer in layers if layer.half_life), default=None),
+        margin=min((layer.margin for layer in layers if layer.margin is not None), default=None),
+        length=max((own.length_half.max for own in capacities if own.length_half), default=None),
+        capacity=median(sorted(own.capacity.median for own in capacities if own.capacity)),
+        law=laws.pop() if len(laws) == 1 else "mixed" if laws else "–",
+    )
+
+
+def memory_columns(runs: Sequence[ArmResult]) -> list[tuple[str, list[str]]]:
+    """Return (heading, cells) for the memory of each run before and after; what is known of none is left out."""
+    pairs = [(memory_of(run.before), memory_of(run.after)) for run in runs]
+    said: list[tuple[str, Callable[[Memory], str]]] = [
+        ("horizon", lambda m: words.steps(m.horizon)),
+        ("half-life", lambda m: words.steps(m.half_life)),
+        ("margin", lambda m: words.margin(m.margin)),
+        ("length", lambda m: words.steps(m.length)),
+        ("capacity", lambda m: "–" if m.capacity is None else f"{m.capacity:.3g}"),
+        ("law", lambda m: m.law),
+    ]
+    columns = []
+    for heading, say in said:
+        cells = [f"{say(a)} → {say(b)}" for a, b in pairs]
+        if heading == "law":
+            cells = [a.law if a.law == b.law else f"{a.law} → {b.law}" for a, b in pairs]
+        if any(set(cell.split()) - {"–", "→"} for cell in cells):
+            columns.append((heading, cells))
+    return columns
+
+
+def noise_borne(runs: Sequence[ArmResult]) -> str:
+    """Return up to which noise β on the trained rates the loss stays within twice its value: the median over seeds.
+
+    >>> noise_borne([ArmResult(Arm("exp"), None, (), 0.0)])
+    '–'
+    """
+    curves = [run.perturbation for run in runs if run.perturbation]
+    if not curves:
+        return "–"
+    reach = _reach(curves)
+    return f"{reach:.2g}" + "+" * (reach == curves[0].betas[-1]) if reach else "none"
+
+
+def kernel_error(runs: Sequence[ArmResult]) -> str:
+    """Return how far the learned kernel is from the one asked for: the median over seeds."""
+    error = median(sorted(run.kernel.error for run in runs if run.kernel))
+    return "–" if error is None else f"{100 * error:.2g} %"
+
+
+def _reach(curves: Sequence[PerturbationCurve]) -> float:
+    """Return the median of the largest β each curve bears, the lower one of two; 0 where that is none."""
+    ordered = sorted(curve.reach() or 0.0 for curve in curves)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def _name(arm: Arm, names: dict[Arm, str]) -> str:
+    return next(name for other, name in names.items() if _same(other, arm))
 
 
 def _named(window: Window, names: dict[Arm, str]) -> str:
-    name = next(name for arm, name in names.items() if _same(arm, window.arm))
+    name = _name(window.arm, names)
     return f"{name} (lr {window.best_rate:g})" if len(window.rates) > 1 and window.best_rate is not None else name
 
 
@@ -117,7 +217,6 @@ def _widest(windows: Sequence[Window], names: dict[Arm, str]) -> str:
     if not any(decades for decades, _ in known):
         return ""
     said = ", ".join(
-        f"{next(name for arm, name in names.items() if _same(arm, window.arm))} {decades:.2g}"
-        for decades, window in sorted(known, key=lambda pair: -pair[0])[:5]
+        f"{_name(window.arm, names)} {decades:.2g}" for decades, window in sorted(known, key=lambda pair: -pair[0])[:5]
     )
     return f" Decades of learning rate within {USABLE:g}× the best loss: {said}."

@@ -75,6 +75,8 @@ class SampledBatches:
     """Loss of answering zero, or every class alike; None where that is not known."""
     casts: bool = True
     """Whether floating-point inputs are to be given in the model's dtype."""
+    kernel: Tensor | None = None
+    """(lag,) float64: the memory kernel that would solve it, where there is one."""
     draw: Draw = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class SampledBatches:
         """Return the batches of a task."""
         train, held_out = (data.inputs, data.targets), (data.validation_inputs, data.validation_targets)
         nothing = loss_of_nothing(data.validation_targets, data.outputs)
-        return cls(train, held_out, size, data.loss, data.read_out, nothing)
+        return cls(train, held_out, size, data.loss, data.read_out, nothing, kernel=data.kernel)
 
     @property
     def length(self) -> int | None:

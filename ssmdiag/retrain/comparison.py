@@ -12,6 +12,7 @@ from pathlib import Path
 from ssmdiag.diagnosis import diagnose
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.learned_kernel import learned_kernel
 from ssmdiag.retrain.model import ModelSettings, require_reach
 from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.results import ArmResult, RetrainResult
@@ -54,19 +55,23 @@ def compare_arms(
     else:
         require_reach(arms, settings, data)
     spread = ranks.spreads(arms)
+    here = ranks.device if ranks.count > 1 else device
     results: list[ArmResult] = []
     with ExitStack() as stack:
         kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for group in groups_of(ranks.share(arms) if spread else arms, together):
             trained = train(
-                group, data, settings, budget, device=ranks.device if ranks.count > 1 else device,
+                group, data, settings, budget, device=here,
                 folder=kept, resume=resume, start=start, ranks=ranks.on_its_own() if spread else ranks,
                 on_progress=on_progress,
             )  # fmt: skip
             tells = spread or ranks.first  # the others have no files to read
             for result in trained if tells else ():
-                curve = perturbation_curve(result, data, settings, device=device) if perturb else None
-                known = replace(result, perturbation=curve)
+                known = replace(
+                    result,
+                    perturbation=perturbation_curve(result, data, settings, device=here) if perturb else None,
+                    kernel=learned_kernel(result, data, settings, device=here),
+                )
                 results.append(_with_memory(known, data.length, keep=folder is not None))
             results += [] if tells else trained
     if spread:
@@ -79,6 +84,7 @@ def compare_arms(
         arms=tuple(results),
         device=device,
         context=data.length,
+        target=() if data.kernel is None else tuple(data.kernel.tolist()),
         notes=_notes(arms) + (start.notes if start else ()),
         seconds=time.perf_counter() - begun,
     )

@@ -41,6 +41,7 @@ def compare_modules(
     resume: bool = False,
     assume: Mapping[str, str] | None = None,
     ranks: Ranks = ALONE,
+    perturb: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RetrainResult:
     """Train every arm on a copy of the source's module and return how each went and what it remembers.
@@ -74,12 +75,17 @@ def compare_modules(
         result = train_module(
             module.to(ranks.device), arm, batches, budget, settings=settings, source=title,
             ranks=ranks.on_its_own() if spread else ranks,
-            folder=folder, resume=resume, assume=assume, on_progress=on_progress,
+            folder=folder, resume=resume, assume=assume, perturb=perturb, on_progress=on_progress,
         )  # fmt: skip
         after = _after(module, result, batches.length, assume) if tells else ()
         results[position] = replace(result, before=before, after=after)
     if spread:
         results = {position: result for part in ranks.gather(results) for position, result in part.items()}
+    if perturb and any(result.perturbation is None and result.diverged_at is None for result in results.values()):
+        notes.append(
+            "no perturbation error where a frozen weight is part of a larger tensor: it is held, whatever is stored"
+        )
+    kernel = batches.kernel if isinstance(batches, SampledBatches) else None
     return RetrainResult(
         task=task,
         model=title,
@@ -87,6 +93,7 @@ def compare_modules(
         arms=tuple(results[position] for position in range(len(arms))),
         device=device,
         context=batches.length or 0,
+        target=() if kernel is None else tuple(kernel.tolist()),
         notes=tuple(notes),
         seconds=time.perf_counter() - start,
     )

@@ -18,8 +18,10 @@ from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, StreamedBatches, describe, pick
 from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.interruption import finishing_steps
+from ssmdiag.retrain.learned_kernel import SEQUENCES, compare_with, mean_derivative
 from ssmdiag.retrain.module_files import checkpoints_of, load_module_state, save_module, save_module_state
-from ssmdiag.retrain.results import ArmResult, Point
+from ssmdiag.retrain.perturbation import module_perturbation_curve
+from ssmdiag.retrain.results import ArmResult, LearnedKernel, Point
 from ssmdiag.retrain.scoring import Score, call
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.training import DIVERGED, Progress, schedule
@@ -49,6 +51,7 @@ def train_module(
     folder: Path | None = None,
     resume: bool = False,
     assume: Mapping[str, str] | None = None,
+    perturb: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ArmResult:
     """Train a module in place and return how it went.
@@ -111,12 +114,17 @@ def train_module(
                 raise KeyboardInterrupt
         if run.diverged_at is not None:
             save_state()
+    finished = run.diverged_at is None
     return ArmResult(
         arm=arm,
         diverged_at=run.diverged_at,
         history=tuple(run.history),
         seconds_per_step=run.seconds / max(run.step, 1),
         checkpoints=checkpoints_of(folder, arm) if folder else (),
+        perturbation=module_perturbation_curve(module, trainer.loss_over, assume=assume)
+        if perturb and finished
+        else None,
+        kernel=trainer.learned_kernel() if finished else None,
     )
 
 
@@ -143,12 +151,36 @@ class _Trainer:
         (loss * (share * self.ranks.count)).backward()
         return float(self.ranks.sum(share * loss.detach().double()))
 
-    @torch.no_grad()
     def validate(self, step: int) -> Point:
-        """Return mean loss and accuracy over the validation data, each rank going through its part of every batch."""
+        """Return mean loss and accuracy over the validation data."""
+        return self._validated(step, None)[0]
+
+    def loss_over(self, sequences: int) -> tuple[float, int]:
+        """Return the mean loss over the first validation sequences, whole batches of them, and how many they were."""
+        point, count = self._validated(0, sequences)
+        return point.loss, count
+
+    def learned_kernel(self) -> LearnedKernel | None:
+        """Return the module's linear kernel, if the task has one and the module answers it number by number."""
+        if not isinstance(self.batches, SampledBatches) or self.batches.kernel is None:
+            return None
+        inputs, targets = self.batches.held_out
         self.module.eval()
-        total = torch.zeros(4, dtype=torch.float64)
+
+        def answer(x: Tensor) -> Tensor:
+            return self.score.answers(call(self.module, x), targets[: len(x)])
+
+        return compare_with(self.batches.kernel, mean_derivative(answer, self._moved(inputs[:SEQUENCES])))
+
+    @torch.no_grad()
+    def _validated(self, step: int, most: int | None) -> tuple[Point, int]:
+        """Return a validation over so many sequences, each rank going through its part of every batch."""
+        self.module.eval()
+        total, count = torch.zeros(4, dtype=torch.float64), 0
         for batch in self.batches.validation():
+            if most is not None and count >= most:
+                break
+            count += len(batch[1])
             inputs, targets, share = self._part(batch)
             if share or not self.fits:
                 output = self._answers(self.module, inputs, targets)
@@ -160,7 +192,7 @@ class _Trainer:
         loss, weight, hits, classes = self.ranks.sum(total).tolist()
         if not weight:
             raise ConfigurationError("the validation data are empty.", expected="one target at least")
-        return Point(step, loss / weight, hits / weight if classes else None)
+        return Point(step, loss / weight, hits / weight if classes else None), count
 
     def require_same_batches(self, step: int) -> None:
         """Raise ConfigurationError where ranks would train on parts of different batches."""

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from ssmdiag.reparam.live import links_of, stored_tensor
+from ssmdiag.reparam.parametrisations import Hold
+from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_numbers
 from ssmdiag.retrain.model import Ensemble, ModelSettings
 from ssmdiag.retrain.results import ArmResult, PerturbationCurve
 from ssmdiag.retrain.training import validate
@@ -59,17 +63,89 @@ def perturbation_curve(
     )
     rates = [name for name in ensemble.parameters if name.endswith(f".{ensemble.layer.rate}")]
     noise = {name: torch.stack([_noise(draw, trained[name], name) for draw in range(draws)]) for name in rates}
-    worst, typical = [], []
+    losses: list[list[float]] = []
     for beta in betas:
         for name in rates:
             ensemble.parameters[name].detach().copy_(trained[name] + beta * noise[name])
-        losses = [point.loss if math.isfinite(point.loss) else math.inf for point in validate(ensemble, part, 0)]
-        worst.append(max(losses))
-        typical.append(sorted(losses)[draws // 2])
-    return PerturbationCurve(tuple(betas), tuple(worst), tuple(typical), draws, len(part.validation_inputs))
+        losses.append([point.loss for point in validate(ensemble, part, 0)])
+    return _curve(betas, losses, len(part.validation_inputs))
 
 
-def _noise(draw: int, like: torch.Tensor, name: str) -> torch.Tensor:
+def module_perturbation_curve(
+    module: nn.Module,
+    loss: Callable[[int], tuple[float, int]],
+    *,
+    assume: Mapping[str, str] | None = None,
+    betas: Sequence[float] = BETAS,
+    draws: int = DRAWS,
+    sequences: int = SEQUENCES,
+) -> PerturbationCurve | None:
+    """Return E(β) of a live module, which is left as it was.
+
+    `loss` takes how many validation sequences to go through at most and returns the mean loss over them and how
+    many they were. None where no weight of a rate can be moved: there is none, or `freeze` holds it.
+    """
+    weights = _rates_of(find_recurrence(module, assume=assume))
+    if not weights:
+        return None
+    losses: list[list[float]] = []
+    count = 0
+    with torch.no_grad():
+        trained = {name: flatten_numbers(stored).clone() for name, (stored, _) in weights.items()}
+        try:
+            for beta in betas:
+                losses.append([])
+                for draw in range(draws if beta else 1):
+                    for name, (stored, entries) in weights.items():
+                        noise = beta * _noise(draw, trained[name], name).to(stored.device, trained[name].dtype)
+                        if entries is not None:
+                            noise = torch.zeros_like(noise).index_copy(0, entries, noise[entries])
+                        _write(stored, trained[name] + noise)
+                    value, count = loss(sequences)
+                    losses[-1].append(value)
+        finally:
+            for name, (stored, _) in weights.items():
+                _write(stored, trained[name])
+    return _curve(betas, losses, count, draws)
+
+
+def _rates_of(found: LiveRecurrence) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return the stored tensors of rates and which of their entries those are; empty where some are held fast."""
+    weights: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for weight in found.weights:
+        place = found.places[weight.name]
+        if weight.role != "rate" or any(isinstance(link, Hold) for link in links_of(place)):
+            continue
+        entries = weight.entries
+        if weight.name in weights and entries is not None:
+            known = weights[weight.name][1]
+            entries = None if known is None else torch.cat([known, entries.to(known.device)])
+        stored = stored_tensor(place)
+        weights[weight.name] = stored.detach(), None if entries is None else entries.to(stored.device)
+    return weights
+
+
+def _write(stored: Tensor, numbers: Tensor) -> None:
+    """Put numbers as `flatten_numbers` gives them into a tensor; its memory may have any order."""
+    if stored.is_complex():
+        numbers = torch.view_as_complex(numbers.reshape(*stored.shape, 2))
+    stored.copy_(numbers.reshape(stored.shape))
+
+
+def _curve(
+    betas: Sequence[float], losses: Sequence[Sequence[float]], sequences: int, draws: int | None = None
+) -> PerturbationCurve:
+    ordered = [sorted(loss if math.isfinite(loss) else math.inf for loss in each) for each in losses]
+    return PerturbationCurve(
+        tuple(betas),
+        tuple(each[-1] for each in ordered),
+        tuple(each[len(each) // 2] for each in ordered),
+        draws or len(ordered[0]),
+        sequences,
+    )
+
+
+def _noise(draw: int, like: Tensor, name: str) -> Tensor:
     """Return a draw for one tensor, the same whatever other tensors there are."""
     seed = hashlib.sha256(f"{name} {draw}".encode()).digest()[:6]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))

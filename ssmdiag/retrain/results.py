@@ -1,4 +1,4 @@
-"""What training leaves: every arm's losses, its memory before and after, and where its checkpoints are."""
+"""What training leaves: every arm's losses, its memory before and after, what it learned, where its checkpoints are."""
 
 from __future__ import annotations
 
@@ -44,6 +44,16 @@ class PerturbationCurve:
 
 
 @dataclass(frozen=True)
+class LearnedKernel:
+    """The linear kernel a trained model has learned, where the task has one to compare it with."""
+
+    values: tuple[float, ...]
+    """By lag."""
+    error: float
+    """Euclidean distance from the task's kernel, relative to its norm."""
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """How one arm went."""
 
@@ -59,6 +69,8 @@ class ArmResult:
     checkpoints: tuple[Path, ...] = ()
     perturbation: PerturbationCurve | None = None
     """None where it was not asked for, and for an arm that diverged."""
+    kernel: LearnedKernel | None = None
+    """None where the task has no kernel, and for an arm that diverged."""
 
     @property
     def final_loss(self) -> float | None:
@@ -87,6 +99,8 @@ class RetrainResult:
     device: str
     context: int
     """Steps of a sequence."""
+    target: tuple[float, ...] = ()
+    """The task's kernel, by lag; empty where it has none."""
     notes: tuple[str, ...] = ()
     """What a reader must know to read the numbers."""
     seconds: float = 0.0

@@ -1,0 +1,110 @@
+"""Pictures of a comparison of arms: kernels learned and asked for, losses over noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ssmdiag.reports.words import decade, steps
+
+if TYPE_CHECKING:
+    from ssmdiag.reports.interface import Settings
+
+DEPTH = 60
+"""dB below the peak of the kernel asked for that are shown."""
+MOST_POINTS = 60
+"""Points of a curve; more only blacken it."""
+
+
+def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]], settings: Settings) -> list[str]:
+    """Return learned kernels by their letters and the one asked for: |K| in dB against log lag, K against lag."""
+    figure = _figure(settings, 120, 12)
+    figure.subplots(1, 2)
+    peak = max(map(abs, target)) or 1.0
+    last = max(len(target) - 1, 1)
+    dot = "dot" if settings.unicode else "*"
+    loud = _log_lags(last)
+    panel = figure.subplot(1, 1)
+    for marker, values in (*curves.items(), (dot, target)):
+        levels = [(math.log10(1 + lag), _decibels(values[lag] / peak)) for lag in loud]
+        _draw(panel, [(x, y) for x, y in levels if y >= -DEPTH], marker)
+    panel.title("|K| in dB against lag, log")
+    panel.ruler("y").lim(-DEPTH, 5)
+    panel.ruler("y").ticks(list(range(0, -DEPTH - 1, -20)), [str(level) for level in range(0, -DEPTH - 1, -20)])
+    ticks = [10**d for d in range(math.floor(math.log10(1 + last)) + 1)]
+    panel.ruler("x").lim(0, math.log10(1 + last))
+    panel.ruler("x").ticks([math.log10(1 + tick) for tick in ticks], [decade(round(math.log10(t))) for t in ticks])
+    panel = figure.subplot(1, 2)
+    some = sorted({round(last * k / MOST_POINTS) for k in range(MOST_POINTS + 1)})
+    for marker, values in (*curves.items(), (dot, target)):
+        _draw(panel, [(float(lag), values[lag]) for lag in some if math.isfinite(values[lag])], marker)
+    panel.title("K against lag")
+    panel.ruler("x").lim(0, last)
+    where = [last * k / 4 for k in range(5)]
+    panel.ruler("x").ticks(where, [steps(lag) if lag else "0" for lag in where])
+    return _lines(figure, settings)
+
+
+def noise_picture(
+    curves: Mapping[str, Sequence[tuple[float, float]]], settings: Settings, say: Callable[[float], str]
+) -> list[str]:
+    """Return (β, loss) curves by their letters, both axes logarithmic; β = 0 stands at the left."""
+    figure = _figure(settings, 100, 12)
+    betas = sorted({beta for curve in curves.values() for beta, _ in curve})
+    finite = [value for curve in curves.values() for _, value in curve if 0 < value < math.inf]
+    if not finite:
+        return []
+    low, high = math.log10(min(finite)), math.log10(min(max(finite), 1e6 * min(finite)))
+    high = max(high, low + math.log10(2))
+    for letter, curve in curves.items():
+        points = [
+            (float(betas.index(beta)), min(math.log10(value), high) if value < math.inf else high)
+            for beta, value in curve
+            if value > 0
+        ]
+        figure.draw(_signal(figure, points, "braille" if settings.unicode else "-").lines())
+        _draw(figure, points, letter)
+    pad = 0.06 * (high - low)
+    figure.ruler("y").lim(low - pad, high + pad)
+    levels = [low + (high - low) * k / 4 for k in range(5)]
+    figure.ruler("y").ticks(levels, [say(10**level) for level in levels])
+    figure.ruler("x").lim(0, len(betas) - 1)
+    every = 1 if settings.width >= 90 else 2
+    shown = [k for k in range(len(betas)) if (len(betas) - 1 - k) % every == 0 or k == 0]
+    figure.ruler("x").ticks(shown, [f"{betas[k]:.2g}" for k in shown])
+    return _lines(figure, settings)
+
+
+def _figure(settings: Settings, most: int, height: int) -> Any:
+    import plotext
+
+    plotext.terminal.limit(False, False)
+    plotext.figure.clear()
+    plotext.figure.theme("simple" if settings.colour else "colorless")
+    plotext.figure.plot_size(min(settings.width - 1, most), height)
+    return plotext.figure
+
+
+def _signal(panel: Any, points: Sequence[tuple[float, float]], marker: str) -> Any:
+    return panel.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+
+
+def _draw(panel: Any, points: Sequence[tuple[float, float]], marker: str) -> None:
+    if points:
+        panel.draw(_signal(panel, points, marker))
+
+
+def _lines(figure: Any, settings: Settings) -> list[str]:
+    import plotext
+
+    text = str(figure.build())
+    return (text if settings.colour else plotext.uncolorize(text)).splitlines()
+
+
+def _log_lags(last: int) -> list[int]:
+    return sorted({round(math.expm1(math.log1p(last) * k / MOST_POINTS)) for k in range(MOST_POINTS + 1)})
+
+
+def _decibels(value: float) -> float:
+    return 20 * math.log10(abs(value)) if value and math.isfinite(value) else -math.inf

@@ -1,0 +1,65 @@
+"""The linear memory kernel a trained model has learned, to set beside the one that was asked for.
+
+    K̂(s) = mean over validation inputs of ∂y_T / ∂x_{T−s}
+
+with y_T the answer at the last step. Of a linear model it is the kernel; of a nonlinear one the kernel of its best
+linear approximation on white Gaussian inputs, where E[∂y_T/∂x_{T−s}] = E[y_T x_{T−s}] (Stein). P1's memory
+function is the response to a step of input instead, which no sequence of these tasks contains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssmdiag.retrain.model import Ensemble, ModelSettings
+from ssmdiag.retrain.results import ArmResult, LearnedKernel
+
+if TYPE_CHECKING:
+    from ssmdiag.retrain.tasks import TaskData
+
+SEQUENCES = 256
+"""Validation sequences the derivative is a mean over, at most."""
+AT_ONCE = 16_384
+"""Steps of all sequences that go through the model at a time."""
+
+
+def learned_kernel(
+    result: ArmResult, data: TaskData, settings: ModelSettings, *, device: str = "cpu"
+) -> LearnedKernel | None:
+    """Return the kernel of a trained arm from its last checkpoint.
+
+    None where the task has no kernel, or the arm diverged, or has no checkpoint.
+    """
+    if data.kernel is None or result.final_loss is None or not result.checkpoints:
+        return None
+    ensemble = Ensemble([result.arm], settings, data, device)
+    ensemble.load_state(0, load_file(result.checkpoints[-1]))
+    for value in ensemble.parameters.values():
+        value.requires_grad_(False)
+    inputs = data.validation_inputs[:SEQUENCES].to(device)
+    return compare_with(data.kernel, mean_derivative(lambda x: ensemble.forward(x[None])[0], inputs))
+
+
+def mean_derivative(answer: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Return the mean of ∂y_T/∂x_{T−s} over sequences, (lag,) float64.
+
+    `answer` maps inputs (sample, step, 1) to answers (sample, step, 1).
+    """
+    total = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    for some in inputs.split(max(1, AT_ONCE // inputs.shape[1])):
+        x = some.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            (derivative,) = torch.autograd.grad(answer(x)[:, -1].sum(), x)
+        total += derivative[..., 0].sum(0).double().cpu()
+    return total.flip(0) / len(inputs)
+
+
+def compare_with(target: Tensor, values: Tensor) -> LearnedKernel:
+    """Return a kernel with its distance from the target, both (lag,)."""
+    distance = (values - target).norm() / target.norm()
+    return LearnedKernel(tuple(values.tolist()), float(distance))
