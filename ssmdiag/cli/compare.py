@@ -165,8 +165,8 @@ def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
 
 def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[str, int]:
     from ssmdiag.conversion import prove_conversion
-    from ssmdiag.reports.comparison_json import conversion_document, render
-    from ssmdiag.reports.conversion_text import conversion_report
+    from ssmdiag.reports.compare.conversion import conversion_report
+    from ssmdiag.reports.compare.json import conversion_document, render
 
     proof = prove_conversion(
         a,
@@ -184,8 +184,8 @@ def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[st
 
 def _side_by_side(a: Path, b: Path, asked: _Asked) -> tuple[str, int]:
     from ssmdiag.model_comparison import compare_models
-    from ssmdiag.reports.comparison_json import models_document, render
-    from ssmdiag.reports.models_text import models_report
+    from ssmdiag.reports.compare.json import models_document, render
+    from ssmdiag.reports.compare.models import models_report
 
     pair = compare_models(
         a, b, assume=asked.assume, families=asked.families, device=asked.device, context_length=asked.length
@@ -197,8 +197,8 @@ def _side_by_side(a: Path, b: Path, asked: _Asked) -> tuple[str, int]:
 
 def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> tuple[str, int]:
     from ssmdiag.comparison import compare_run
-    from ssmdiag.reports.comparison_json import render, run_document
-    from ssmdiag.reports.comparison_text import report
+    from ssmdiag.reports.compare.json import render, run_document
+    from ssmdiag.reports.compare.run import report
 
     progress = _Progress(asked.settings.quiet)
     try:

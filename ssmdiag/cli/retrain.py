@@ -176,15 +176,15 @@ def retrain(
 
 
 def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
-    from ssmdiag.reports import retrain_json, retrain_markdown, retrain_text
+    from ssmdiag.reports.retrain import json, markdown, text
 
     if format is Format.json:
-        text_ = retrain_json.render(result)
+        report = json.render(result)
     elif format is Format.markdown:
-        text_ = retrain_markdown.render(result)
+        report = markdown.render(result)
     else:
-        text_ = retrain_text.report(result, settings)
-    terminal.emit(text_, None)
+        report = text.report(result, settings)
+    terminal.emit(report, None)
 
 
 def _stop_politely() -> None:
@@ -234,7 +234,7 @@ class _Watch:
 
 
 def _line(progress: Progress) -> str:
-    from ssmdiag.reports.retrain_words import loss
+    from ssmdiag.reports.retrain.words import loss
 
     losses = ", ".join(
         f"{arm.label} {loss(value)}" for arm, value in list(zip(progress.arms, progress.losses, strict=True))[:6]
@@ -244,7 +244,7 @@ def _line(progress: Progress) -> str:
 
 
 def _picture(progress: Progress) -> str:
-    from ssmdiag.reports.retrain_words import loss
+    from ssmdiag.reports.retrain.words import loss
 
     share = progress.step / max(progress.steps, 1)
     bar = "█" * round(30 * share) + "·" * (30 - round(30 * share))

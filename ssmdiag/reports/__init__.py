@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Settings", "formats", "render"]
 
-MACHINERY = frozenset({
-    "interface", "words", "folding", "grouping", "pictures", "kernel_text", "check_text", "comparison_text",
-    "comparison_json", "run_words", "conversion_text", "models_text",
-    "retrain_text", "retrain_json", "retrain_words", "retrain_markdown", "capacity_text",
-})  # fmt: skip
-"""Modules of this package that are not formats of a diagnosis."""
+MACHINERY = frozenset(
+    {"interface", "words", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
+)
+"""Modules of this package that are not formats of a diagnosis; nor are its packages."""
 
 
 def formats() -> tuple[str, ...]:
     """Return the names of all formats."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in MACHINERY))
+    modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return tuple(sorted(name for name in modules if name not in MACHINERY))
 
 
 def render(results: Sequence[Diagnosis | Failure], format: str, settings: Settings) -> str:

@@ -14,8 +14,8 @@ from ssmdiag.comparison import RunCheckpoint, RunComparison
 from ssmdiag.layer_history import judge_layers
 from ssmdiag.layer_point import ROUNDS_TO_ONE, LayerPoint
 from ssmdiag.reports import Settings
-from ssmdiag.reports.comparison_json import run_document
-from ssmdiag.reports.comparison_text import report
+from ssmdiag.reports.compare.json import run_document
+from ssmdiag.reports.compare.run import report
 from ssmdiag.run_order import OrderSource
 from ssmdiag.spectrum import Quantiles
 from ssmdiag.trend import LEAST_CHANGE

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssmdiag.reports import retrain_json
+from ssmdiag.reports.retrain.json import document as as_document
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.foreign import compare_modules
@@ -110,7 +110,7 @@ def test_the_command_speaks_with_one_voice_and_ends_where_one_process_ends(tmp_p
     single = compare_modules(
         [Arm(OWN, lr=0.05)], function_source(f"{GIVEN}:regressor"), read_data(f"{GIVEN}:pairs", 7), budget, task="t"
     )
-    (expected,) = retrain_json.document(single)["arms"]
+    (expected,) = as_document(single)["arms"]
     assert [point["loss"] for point in ours["history"]] == pytest.approx(
         [point["loss"] for point in expected["history"]], rel=2e-5
     )

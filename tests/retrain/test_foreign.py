@@ -451,10 +451,10 @@ def write_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def test_the_records_are_those_of_the_built_in_model() -> None:
-    from ssmdiag.reports import retrain_json
+    from ssmdiag.reports.retrain.json import document as as_document
 
     result = compare([Arm(OWN)], Budget(2, 8, 2))
-    document = retrain_json.document(result)
+    document = as_document(result)
     assert document["arms"][0].keys() >= {*asdict(Arm(OWN)), "diverged_at", "final_loss", "memory", "checkpoint"}
     assert document["model"] == f"{GIVEN}:regressor: Net, {sum(p.numel() for p in Net().parameters()):,} parameters"
     assert document["notes"] == ["own is exp"]

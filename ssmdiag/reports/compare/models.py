@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ssmdiag.reports import words
-from ssmdiag.reports.comparison_text import close_console, open_console, plain_table, write
+from ssmdiag.reports.compare.run import close_console, open_console, plain_table, write
 from ssmdiag.reports.folding import Row, join_labels, label_layers
 from ssmdiag.reports.pictures import time_constant_strip
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE

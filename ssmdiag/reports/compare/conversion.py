@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ssmdiag.conversion import Outcome
 from ssmdiag.reports import words
-from ssmdiag.reports.comparison_text import close_console, open_console, plain_table, write
+from ssmdiag.reports.compare.run import close_console, open_console, plain_table, write
 from ssmdiag.reports.folding import join_labels, label_layers
 
 if TYPE_CHECKING:

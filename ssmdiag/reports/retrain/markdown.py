@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.reports.retrain_words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
+from ssmdiag.reports.retrain.words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
 from ssmdiag.retrain.verdict import Summary, summarise_arms
 
 if TYPE_CHECKING:

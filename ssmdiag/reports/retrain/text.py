@@ -15,8 +15,8 @@ from rich.text import Text
 
 from ssmdiag.reports import words
 from ssmdiag.reports.pictures import run_picture
-from ssmdiag.reports.retrain_pictures import kernel_picture, noise_picture
-from ssmdiag.reports.retrain_words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
+from ssmdiag.reports.retrain.pictures import kernel_picture, noise_picture
+from ssmdiag.reports.retrain.words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
 from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_arms
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ssmdiag.reports import words
+from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
-from ssmdiag.reports.run_words import answer, layer_sentences, reach_note, urgency
 from ssmdiag.trend import FEWEST, LEAST_CHANGE, Verdict
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Reports of checkpoints compared: runs, pairs of models, conversions."""

@@ -1,0 +1,1 @@
+"""Reports of a comparison of arms: text, JSON, Markdown."""
