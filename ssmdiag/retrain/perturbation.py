@@ -110,7 +110,7 @@ def module_perturbation_curve(
 
 
 def _rates_of(found: LiveRecurrence) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Return the stored tensors of rates and which of their entries those are; empty where some are held fast."""
+    """Return the stored tensors of rates and which of their entries those are; without those that `freeze` holds."""
     weights: dict[str, tuple[Tensor, Tensor | None]] = {}
     for weight in found.weights:
         place = found.places[weight.name]

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import parametrize
 
+from ssmdiag.reparam import freeze, reparameterize
+from ssmdiag.reparam.parametrisations import Hold
 from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.comparison import compare_arms
+from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.model import Ensemble
-from ssmdiag.retrain.perturbation import BETAS, perturbation_curve
+from ssmdiag.retrain.perturbation import BETAS, module_perturbation_curve, perturbation_curve
 from ssmdiag.retrain.results import ArmResult, PerturbationCurve
+from ssmdiag.retrain.sources import function_source
 from ssmdiag.retrain.training import losses_of, train
+from tests.retrain import given_models
 from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task
 
 ARMS = (Arm("exp", lr=0.05), Arm("best", lr=0.05), Arm("direct", lr=0.05))
@@ -106,3 +115,85 @@ def test_the_reach_of_a_curve_is_the_last_beta_before_it_leaves_the_limit() -> N
     assert curve.reach(3.0) == 0.4
     assert curve.reach(0.5) is None
     assert replace(curve, worst=(1.0, math.inf, 1.0, 1.0)).reach() == 0.0
+
+
+class Bare(nn.Module):
+    """An LRU-like recurrence under the names of LRU-pytorch, with a loss that its rates alone decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = given_models.Net().double()
+
+    def rates(self) -> torch.Tensor:
+        return self.net.lru.nu_log.exp()
+
+
+def loss_of(module: Bare, seen: list[torch.Tensor]) -> Callable[[int], tuple[float, int]]:
+    def loss(sequences: int) -> tuple[float, int]:
+        seen.append(module.rates().detach().clone())
+        return float(module.rates().square().sum()), min(sequences, 7)
+
+    return loss
+
+
+def test_a_modules_rates_alone_are_moved_through_its_own_map_and_put_back() -> None:
+    module, seen = Bare(), list[torch.Tensor]()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    curve = module_perturbation_curve(module, loss_of(module, seen), betas=(0.0, 0.25), draws=20, sequences=9)
+    assert curve is not None
+    assert (curve.draws, curve.sequences) == (20, 7)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    plain, moved = seen[0], torch.stack(seen[1:])
+    assert len(moved) == 20
+    # nu_log moved by at most β is a rate times e^±β.
+    assert 0.2 < float((moved / plain).log().abs().max()) <= 0.25 + 1e-12
+    assert curve.worst == (
+        pytest.approx(float(plain.square().sum())),
+        pytest.approx(float(moved.square().sum(1).max())),
+    )
+
+
+def test_under_another_map_it_is_that_maps_weight_that_moves() -> None:
+    module, seen = Bare(), list[torch.Tensor]()
+    reparameterize(module, "best(b=0.05)")
+    rates = module.rates().detach()
+    curve = module_perturbation_curve(module, loss_of(module, seen), betas=(0.0, 0.1), draws=20)
+    assert curve is not None
+    # rate = 1/(w² + b): |δ(1/rate)| ≤ 2 |w| β + β².
+    weight = (1 / rates - 0.05).sqrt()
+    assert float(((1 / torch.stack(seen[1:]) - 1 / rates).abs() - 2 * weight * 0.1 - 0.01).max()) < 1e-9
+    torch.testing.assert_close(module.rates().detach(), rates, rtol=0, atol=0)
+
+
+def test_rates_that_are_a_part_of_a_tensor_and_held_have_no_curve() -> None:
+    module = Bare()
+    freeze(module, "eigenvalues")
+    assert (
+        module_perturbation_curve(module, loss_of(module, []), betas=(0.0,)) is not None
+    )  # a whole tensor still moves
+    held = Bare()
+    part = held.net.lru
+    parametrize.register_parametrization(
+        part, "nu_log", Hold(torch.arange(2), part.nu_log.detach()[:2].clone(), tuple(part._parameters)), unsafe=True
+    )
+    assert module_perturbation_curve(held, loss_of(held, []), betas=(0.0,)) is None
+
+
+def test_arms_of_a_given_model_have_curves(tmp_path: Path) -> None:
+    data = task(length=given_models.STEPS)
+    source = function_source("tests.retrain.given_models:regressor", None)
+    arms = [Arm("own", lr=0.05), Arm("best(b=0.05)", lr=0.05), Arm("own", lr=1e12)]
+    result = compare_modules(
+        arms, source, SampledBatches.of(data, 8), BUDGET, task="lf-poly", folder=tmp_path, perturb=True
+    )
+    for arm in result.arms:
+        if arm.diverged_at is not None:
+            assert arm.perturbation is None
+            assert arm.kernel is None
+            continue
+        assert arm.perturbation is not None
+        assert arm.kernel is not None
+        assert arm.perturbation.worst[0] <= arm.perturbation.worst[-1]
+        assert len(arm.kernel.values) == given_models.STEPS == len(result.target)
+    assert result.arms[0].diverged_at is None
