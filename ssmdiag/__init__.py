@@ -23,11 +23,11 @@ _WHERE = {
     "Recurrence": "ssmdiag.recurrence",
     "Spelling": "ssmdiag.families",
     "SsmdiagError": "ssmdiag.errors",
-    "assess_capacity": "ssmdiag.capacity",
+    "assess_capacity": "ssmdiag.capacity.capacity",
     "assess_memory": "ssmdiag.memory",
-    "compare_models": "ssmdiag.model_comparison",
-    "compare_run": "ssmdiag.comparison",
-    "compute_kernel": "ssmdiag.kernel",
+    "compare_models": "ssmdiag.compare.models",
+    "compare_run": "ssmdiag.compare.run",
+    "compute_kernel": "ssmdiag.kernel.kernel",
     "diagnose": "ssmdiag.diagnosis",
     "extract_recurrences": "ssmdiag.diagnosis",
     "find_map": "ssmdiag.maps",
@@ -35,53 +35,55 @@ _WHERE = {
     "folded_state_dict": "ssmdiag.reparam",
     "freeze": "ssmdiag.reparam",
     "gradient_scale": "ssmdiag.stability",
-    "hankel_singular_values": "ssmdiag.hankel",
-    "horizon": "ssmdiag.energy",
-    "initial_spectra": "ssmdiag.initial_spectra",
+    "hankel_singular_values": "ssmdiag.capacity.hankel",
+    "horizon": "ssmdiag.kernel.energy",
+    "initial_spectra": "ssmdiag.capacity.initial_spectra",
     "known_families": "ssmdiag.families",
-    "memory_function": "ssmdiag.reconstruction",
-    "noisy_capacity": "ssmdiag.noise",
-    "noisy_memory_function": "ssmdiag.noise",
+    "memory_function": "ssmdiag.capacity.reconstruction",
+    "noisy_capacity": "ssmdiag.capacity.noise",
+    "noisy_memory_function": "ssmdiag.capacity.noise",
     "parameter_groups": "ssmdiag.reparam",
-    "prove_conversion": "ssmdiag.conversion",
+    "prove_conversion": "ssmdiag.compare.conversion",
     "read_checkpoint": "ssmdiag.checkpoint",
     "read_module": "ssmdiag.reparam",
     "recognise": "ssmdiag.families.recognition",
-    "recommend_step": "ssmdiag.timescale",
+    "recommend_step": "ssmdiag.capacity.timescale",
     "relative_perturbation": "ssmdiag.stability",
     "reparameterize": "ssmdiag.reparam",
     "rounding_step": "ssmdiag.stability",
     "stability_bound": "ssmdiag.stability",
-    "trade_off": "ssmdiag.timescale",
+    "trade_off": "ssmdiag.capacity.timescale",
 }
 
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
-    from ssmdiag.capacity import assess_capacity as assess_capacity
+    from ssmdiag.capacity.capacity import assess_capacity as assess_capacity
+    from ssmdiag.capacity.hankel import hankel_singular_values as hankel_singular_values
+    from ssmdiag.capacity.initial_spectra import initial_spectra as initial_spectra
+    from ssmdiag.capacity.noise import noisy_capacity as noisy_capacity
+    from ssmdiag.capacity.noise import noisy_memory_function as noisy_memory_function
+    from ssmdiag.capacity.reconstruction import memory_function as memory_function
+    from ssmdiag.capacity.timescale import recommend_step as recommend_step
+    from ssmdiag.capacity.timescale import trade_off as trade_off
     from ssmdiag.checkpoint import Checkpoint as Checkpoint
     from ssmdiag.checkpoint import read_checkpoint as read_checkpoint
-    from ssmdiag.comparison import compare_run as compare_run
-    from ssmdiag.conversion import prove_conversion as prove_conversion
+    from ssmdiag.compare.conversion import prove_conversion as prove_conversion
+    from ssmdiag.compare.models import compare_models as compare_models
+    from ssmdiag.compare.run import compare_run as compare_run
     from ssmdiag.diagnosis import Diagnosis as Diagnosis
     from ssmdiag.diagnosis import diagnose as diagnose
     from ssmdiag.diagnosis import extract_recurrences as extract_recurrences
-    from ssmdiag.energy import horizon as horizon
     from ssmdiag.errors import SsmdiagError as SsmdiagError
     from ssmdiag.families import Family as Family
     from ssmdiag.families import Option as Option
     from ssmdiag.families import Spelling as Spelling
     from ssmdiag.families import known_families as known_families
     from ssmdiag.families.recognition import recognise as recognise
-    from ssmdiag.hankel import hankel_singular_values as hankel_singular_values
-    from ssmdiag.initial_spectra import initial_spectra as initial_spectra
-    from ssmdiag.kernel import compute_kernel as compute_kernel
+    from ssmdiag.kernel.energy import horizon as horizon
+    from ssmdiag.kernel.kernel import compute_kernel as compute_kernel
     from ssmdiag.maps import find_map as find_map
     from ssmdiag.memory import assess_memory as assess_memory
-    from ssmdiag.model_comparison import compare_models as compare_models
-    from ssmdiag.noise import noisy_capacity as noisy_capacity
-    from ssmdiag.noise import noisy_memory_function as noisy_memory_function
-    from ssmdiag.reconstruction import memory_function as memory_function
     from ssmdiag.recurrence import Recurrence as Recurrence
     from ssmdiag.reparam import fold as fold
     from ssmdiag.reparam import folded_state_dict as folded_state_dict
@@ -93,8 +95,6 @@ if TYPE_CHECKING:
     from ssmdiag.stability import relative_perturbation as relative_perturbation
     from ssmdiag.stability import rounding_step as rounding_step
     from ssmdiag.stability import stability_bound as stability_bound
-    from ssmdiag.timescale import recommend_step as recommend_step
-    from ssmdiag.timescale import trade_off as trade_off
 
 
 def __getattr__(name: str) -> Any:

@@ -254,7 +254,7 @@ def _examine(
     most_channels: int | None,
 ) -> Iterator[LayerEvidence]:
     """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory."""
-    from ssmdiag.capacity import assess_capacity, summarise_capacity
+    from ssmdiag.capacity.capacity import assess_capacity, summarise_capacity
     from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, sample_channels, summarise_memory
 
     def sample(recurrence: Recurrence, most: int) -> Recurrence:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.decay import NEPER_DB, ChannelDecay, DecayComparison, Law, compare_decay
-from ssmdiag.energy import Horizon, band_energy, horizon
-from ssmdiag.powers import retention
+from ssmdiag.decay.decay import NEPER_DB, ChannelDecay, DecayComparison, Law, compare_decay
+from ssmdiag.kernel.energy import Horizon, band_energy, horizon
+from ssmdiag.kernel.powers import retention
 from ssmdiag.spectrum import Quantiles
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from ssmdiag.recurrence import Assumption, Recurrence
 
 if TYPE_CHECKING:
-    from ssmdiag.capacity import CapacitySummary
+    from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.memory import LayerDecay
 
 BINS_PER_DECADE = 4

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssmdiag.decay import LAWS, DecayComparison, Law, compare_decay
+from ssmdiag.decay.decay import LAWS, DecayComparison, Law, compare_decay
 
 FLOAT32 = 2.0**-24
 """Rounding noise of a kernel in float32, relative to its peak."""

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmdiag.baseline import Baseline, Entry, compare, compare_results
-from ssmdiag.baseline_file import as_text, keep_baseline, read_baseline, write_baseline
+from ssmdiag.check.baseline import Baseline, Entry, compare, compare_results
+from ssmdiag.check.baseline_file import as_text, keep_baseline, read_baseline, write_baseline
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import BaselineError
 from ssmdiag.finding import Finding
@@ -91,7 +91,7 @@ def test_a_value_is_relative_to_zero_where_the_rule_says_nothing_else() -> None:
 
 def test_worse_is_lower_for_rules_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = replace(known_rules()[0], code="SSM999", worse="lower", origin=0.0)
-    monkeypatch.setattr("ssmdiag.baseline.known_rules", lambda: (rule,))
+    monkeypatch.setattr("ssmdiag.check.baseline.known_rules", lambda: (rule,))
     baseline = accepted(finding(1, code="SSM999", value=800.0))
     assert states([finding(1, code="SSM999", value=5000.0)], baseline) == ["known"]
     assert states([finding(1, code="SSM999", value=721.0)], baseline) == ["known"]

@@ -13,10 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmdiag.capacity import LayerCapacity, assess_capacity, initial_capacities, state_format, summarise_capacity
-from ssmdiag.initial_spectra import FAMILIES, initial_spectra, legs_matrix, normal_legs
-from ssmdiag.noise import STATE_PRECISION, noisy_capacity, noisy_memory_function
-from ssmdiag.reconstruction import memory_function
+from ssmdiag.capacity.capacity import (
+    LayerCapacity,
+    assess_capacity,
+    initial_capacities,
+    state_format,
+    summarise_capacity,
+)
+from ssmdiag.capacity.initial_spectra import FAMILIES, initial_spectra, legs_matrix, normal_legs
+from ssmdiag.capacity.noise import STATE_PRECISION, noisy_capacity, noisy_memory_function
+from ssmdiag.capacity.reconstruction import memory_function
 from ssmdiag.recurrence import Recurrence
 from tests.capacity_reference import exact_memory, exact_within, spectrum
 from tests.families.synthetic import config, state_dict

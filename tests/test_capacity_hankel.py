@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssmdiag.hankel import hankel_singular_values
+from ssmdiag.capacity.hankel import hankel_singular_values
 from ssmdiag.recurrence import Recurrence
 from ssmdiag.status import Status
 from tests.families.synthetic import config, state_dict

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssmdiag.cascade import SMALL, cascade_of
-from ssmdiag.initial_spectra import legs_matrix, normal_legs
-from ssmdiag.reconstruction import EXACT, MemorySizeError, leading_memory, memory_function
+from ssmdiag.capacity.cascade import SMALL, cascade_of
+from ssmdiag.capacity.initial_spectra import legs_matrix, normal_legs
+from ssmdiag.capacity.reconstruction import EXACT, MemorySizeError, leading_memory, memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence, bilinear
 from tests.capacity_reference import cholesky, exact_memory, gram, solve_lower, spectrum
 from tests.families.synthetic import config, state_dict

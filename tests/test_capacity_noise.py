@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssmdiag.cascade import SMALL
-from ssmdiag.noise import STATE_PRECISION, noisy_capacity, noisy_memory_function, noisy_states
-from ssmdiag.reconstruction import memory_function
+from ssmdiag.capacity.cascade import SMALL
+from ssmdiag.capacity.noise import STATE_PRECISION, noisy_capacity, noisy_memory_function, noisy_states
+from ssmdiag.capacity.reconstruction import memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from tests.capacity_reference import exact_capacity, exact_memory, spectrum
 from tests.test_capacity_memory import exactly, ring

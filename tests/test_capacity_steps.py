@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssmdiag.capacity import assess_capacity
-from ssmdiag.initial_spectra import initial_spectra, legs_matrix
-from ssmdiag.noise import noisy_memory_function
-from ssmdiag.reconstruction import memory_function
+from ssmdiag.capacity.capacity import assess_capacity
+from ssmdiag.capacity.initial_spectra import initial_spectra, legs_matrix
+from ssmdiag.capacity.noise import noisy_memory_function
+from ssmdiag.capacity.reconstruction import memory_function
+from ssmdiag.capacity.timescale import OCTAVES, recommend_step, scaled, trade_off
 from ssmdiag.recurrence import Assumption, DenseRealisation, Recurrence, bilinear, zoh
-from ssmdiag.timescale import OCTAVES, recommend_step, scaled, trade_off
 from tests.capacity_reference import spectrum
 from tests.test_capacity_memory import exactly, ring
 from tests.test_kernel import random_dense, random_mimo, random_siso

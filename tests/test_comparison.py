@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import ssmdiag.comparison
-from ssmdiag.comparison import RunComparison, compare_run
+import ssmdiag.compare.run
+from ssmdiag.compare.layer_point import ROUNDS_TO_ONE
+from ssmdiag.compare.models import compare_models, same_structure
+from ssmdiag.compare.run import RunComparison, compare_run
+from ssmdiag.compare.run_order import OrderSource, order_checkpoints
+from ssmdiag.compare.trend import Verdict
 from ssmdiag.errors import AssumptionError, SsmdiagError
-from ssmdiag.layer_point import ROUNDS_TO_ONE
-from ssmdiag.model_comparison import compare_models, same_structure
 from ssmdiag.recurrence import Recurrence
-from ssmdiag.run_order import OrderSource, order_checkpoints
-from ssmdiag.trend import Verdict
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CHANNELS, MODES = 24, 4
@@ -372,7 +372,7 @@ def test_a_mode_that_stops_decaying_has_crossed(tmp_path: Path) -> None:
 def test_only_one_checkpoint_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Recurrence]] = []
     most = 0
-    original = ssmdiag.comparison.read_point
+    original = ssmdiag.compare.run.read_point
 
     def watch(step: int, recurrence: Recurrence, *arguments: object, **options: object) -> object:
         nonlocal most
@@ -380,7 +380,7 @@ def test_only_one_checkpoint_is_in_memory_at_a_time(tmp_path: Path, monkeypatch:
         most = max(most, sum(reference() is not None for reference in alive))
         return original(step, recurrence, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ssmdiag.comparison, "read_point", watch)
+    monkeypatch.setattr(ssmdiag.compare.run, "read_point", watch)
     compare_run(write_run(tmp_path, STEPS, steady), memory="none")
     assert len(alive) == len(STEPS) * 3
     assert most <= 2

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmdiag.configuration import Configuration, find_configuration, read_configuration
-from ssmdiag.configuration_text import as_toml
+from ssmdiag.check.configuration import Configuration, find_configuration, read_configuration
+from ssmdiag.check.configuration_text import as_toml
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.rules import Rule, Threshold, known_rules
 
@@ -40,7 +40,7 @@ def rule(monkeypatch: pytest.MonkeyPatch) -> Rule:
     thresholds = {"spread": Threshold(0.1, "share"), "least": Threshold(2.0, "modes")}
     rule = replace(known_rules()[0], code="SSM901", name="made-up", thresholds=thresholds)
     rules = (*known_rules(), rule)
-    for module in ("configuration", "configuration_text", "rules.selection"):
+    for module in ("check.configuration", "check.configuration_text", "rules.selection"):
         monkeypatch.setattr(f"ssmdiag.{module}.known_rules", lambda: rules)
     return rule
 
@@ -258,8 +258,9 @@ def test_any_text_survives_being_shown(glob: str, name: str) -> None:
 def test_reading_the_configuration_imports_no_torch(tmp_path: Path) -> None:
     written(tmp_path, "[thresholds]\n")
     code = (
-        "import sys; from pathlib import Path; from ssmdiag.configuration import read_configuration as read;"
-        "from ssmdiag.configuration_text import as_toml; as_toml(read(Path())); import ssmdiag.baseline_file;"
+        "import sys; from pathlib import Path; from ssmdiag.check.configuration import read_configuration as read;"
+        "from ssmdiag.check.configuration_text import as_toml; as_toml(read(Path()));"
+        "import ssmdiag.check.baseline_file;"
         "assert not {'torch', 'numpy', 'rich', 'plotext'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
-from ssmdiag.conversion import Outcome, default_tolerance, log_lags, prove_conversion, prove_recurrence
+from ssmdiag.compare.conversion import Outcome, default_tolerance, log_lags, prove_conversion, prove_recurrence
+from ssmdiag.compare.spectrum_matching import match_spectra, relative_difference
 from ssmdiag.diagnosis import extract_recurrences
 from ssmdiag.recurrence import DenseRealisation, Recurrence, as_complex
-from ssmdiag.spectrum_matching import match_spectra, relative_difference
 from tests.test_comparison import EXAMPLES, base, mamba
 
 S4D = EXAMPLES / "s4d-digits" / "step-02000.safetensors"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssmdiag.decay import LAWS, STATUSES, DecayStatus, Law, compare_decay
-from ssmdiag.decay_laws import binned_law
+from ssmdiag.decay.decay import LAWS, STATUSES, DecayStatus, Law, compare_decay
+from ssmdiag.decay.laws import binned_law
 from tests.decay_suite import bin_energy, log_spaced_edges, power_law_by_quadrature, sum_of_exponentials
 
 CONTEXT = 10_000

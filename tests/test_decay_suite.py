@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ssmdiag.decay import Law
+from ssmdiag.decay.decay import Law
 from tests.decay_suite import KINDS, Verdict, confusion, run
 
 SEEDS = range(5)

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssmdiag.dense import LEAST, on_real_state, times
-from ssmdiag.energy import band_energy, horizon, tail_energy
-from ssmdiag.kernel import sample_kernel
-from ssmdiag.orthonormal import orthonormal_factor
-from ssmdiag.powers import retention
+from ssmdiag.kernel.dense import LEAST, on_real_state, times
+from ssmdiag.kernel.energy import band_energy, horizon, tail_energy
+from ssmdiag.kernel.kernel import sample_kernel
+from ssmdiag.kernel.orthonormal import orthonormal_factor
+from ssmdiag.kernel.powers import retention
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import Status
 from tests.test_kernel import SPELLINGS, count_dense, random_dense, random_mimo, random_siso, siso

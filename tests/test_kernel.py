@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssmdiag.families import known_families
-from ssmdiag.kernel import KernelSizeError, compute_kernel, iter_kernel, sample_kernel
-from ssmdiag.powers import powers, powers_minus_one, retention
+from ssmdiag.kernel.kernel import KernelSizeError, compute_kernel, iter_kernel, sample_kernel
+from ssmdiag.kernel.powers import powers, powers_minus_one, retention
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import Status
 from tests.families.synthetic import config, state_dict

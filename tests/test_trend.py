@@ -1,6 +1,6 @@
 """Trends in a few checkpoints: against scipy, by brute force, and by how often chance is called a trend.
 
-The rates asserted here are the ones the README and `ssmdiag.trend` state.
+The rates asserted here are the ones the README and `ssmdiag.compare.trend` state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ssmdiag.significance import (
+from ssmdiag.compare.significance import (
     EXACT,
     Slope,
     adjust,
@@ -26,7 +26,7 @@ from ssmdiag.significance import (
     student_quantile,
     theil_sen,
 )
-from ssmdiag.trend import FEWEST, LEAST_CHANGE, REACH, Verdict, fit_trend, judge, project
+from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, REACH, Verdict, fit_trend, judge, project
 
 RUNS = 1000
 MARGIN = 3 * math.sqrt(0.05 * 0.95 / RUNS)

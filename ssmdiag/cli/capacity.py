@@ -117,10 +117,10 @@ def capacity(
 def _assess(
     recurrence: Recurrence, context: int, state: str | None, most: int | None, *, closely: bool, wanted: int | None
 ) -> CapacityLayer:
-    from ssmdiag.capacity import assess_capacity, initial_capacities, summarise_capacity
+    from ssmdiag.capacity.capacity import assess_capacity, initial_capacities, summarise_capacity
+    from ssmdiag.capacity.timescale import trade_off
     from ssmdiag.memory import sample_channels
     from ssmdiag.reports.capacity_text import CapacityLayer
-    from ssmdiag.timescale import trade_off
 
     sample = recurrence if most is None else sample_channels(recurrence, most)
     initial = initial_capacities(recurrence, context, state_dtype=state)
@@ -141,7 +141,7 @@ def _assess(
 
 def _recommend(recurrence: Recurrence, wanted: int, state: str | None) -> dict[str, Any]:
     """Return the range of factors on Δ that gives a length, over the channels that can reach it."""
-    from ssmdiag.timescale import recommend_step
+    from ssmdiag.capacity.timescale import recommend_step
 
     found = recommend_step(recurrence, wanted, state_dtype=state)
     able = found.reachable
@@ -161,7 +161,7 @@ def _recommend(recurrence: Recurrence, wanted: int, state: str | None) -> dict[s
 
 
 def _states_used(recurrence: Recurrence) -> float | None:
-    from ssmdiag.hankel import hankel_singular_values
+    from ssmdiag.capacity.hankel import hankel_singular_values
 
     if not recurrence.time_invariant or recurrence.layout == "none":
         return None

@@ -18,7 +18,7 @@ from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
 
 if TYPE_CHECKING:
-    from ssmdiag.configuration import Configuration
+    from ssmdiag.check.configuration import Configuration
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports import Failure
 
@@ -106,7 +106,7 @@ def check(
 
     Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
     """
-    from ssmdiag.configuration import read_configuration
+    from ssmdiag.check.configuration import read_configuration
     from ssmdiag.reports import Settings, render
     from ssmdiag.reports.check_text import render_all
 
@@ -154,8 +154,8 @@ def _against_baseline(
                 expected="--baseline FILE, or baseline in ssmdiag.toml",
             )
         return results
-    from ssmdiag.baseline import Baseline, compare_results
-    from ssmdiag.baseline_file import keep_baseline, read_baseline
+    from ssmdiag.check.baseline import Baseline, compare_results
+    from ssmdiag.check.baseline_file import keep_baseline, read_baseline
 
     path = configuration.baseline
     known = Baseline() if write and not path.exists() else read_baseline(path)

@@ -103,8 +103,8 @@ def compare(
     the memory. Exit 0: read. Exit 1: --strict or --fail-on found what it looks for. Exit 2: a checkpoint, or
     part of one, could not be read; what could be is still compared.
     """
+    from ssmdiag.compare.run_order import expand_run
     from ssmdiag.reports import Settings
-    from ssmdiag.run_order import expand_run
 
     paths = expand_run(paths)
     if len(paths) < 2:
@@ -155,7 +155,7 @@ class _Asked:
 
 
 def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
-    from ssmdiag.model_comparison import same_structure
+    from ssmdiag.compare.models import same_structure
 
     try:
         return same_structure(a, b, assume=asked.assume, families=asked.families)
@@ -164,7 +164,7 @@ def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
 
 
 def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[str, int]:
-    from ssmdiag.conversion import prove_conversion
+    from ssmdiag.compare.conversion import prove_conversion
     from ssmdiag.reports.compare.conversion import conversion_report
     from ssmdiag.reports.compare.json import conversion_document, render
 
@@ -183,7 +183,7 @@ def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[st
 
 
 def _side_by_side(a: Path, b: Path, asked: _Asked) -> tuple[str, int]:
-    from ssmdiag.model_comparison import compare_models
+    from ssmdiag.compare.models import compare_models
     from ssmdiag.reports.compare.json import models_document, render
     from ssmdiag.reports.compare.models import models_report
 
@@ -196,7 +196,7 @@ def _side_by_side(a: Path, b: Path, asked: _Asked) -> tuple[str, int]:
 
 
 def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> tuple[str, int]:
-    from ssmdiag.comparison import compare_run
+    from ssmdiag.compare.run import compare_run
     from ssmdiag.reports.compare.json import render, run_document
     from ssmdiag.reports.compare.run import report
 

@@ -25,7 +25,7 @@ def show(
     isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
 ) -> None:
     """Print the settings in effect as a ssmdiag.toml, each with where it comes from."""
-    from ssmdiag.configuration import read_configuration
-    from ssmdiag.configuration_text import as_toml
+    from ssmdiag.check.configuration import read_configuration
+    from ssmdiag.check.configuration_text import as_toml
 
     terminal.emit(as_toml(read_configuration(Path.cwd(), config, isolated)), None)

@@ -79,7 +79,7 @@ def kernel(
     if channel is not None:
         recurrences = [_one_channel(select_channel, recurrence, channel) for recurrence in recurrences[:1]]
     if output is not None:
-        from ssmdiag.kernel_file import write_kernels
+        from ssmdiag.kernel.file import write_kernels
 
         written = write_kernels(recurrences, context, output, source=checkpoint, quiet=quiet or not sys.stderr.isatty())
         terminal.emit(f"{output}: {written}\n", None)

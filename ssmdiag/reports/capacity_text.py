@@ -14,7 +14,7 @@ from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, plain
 from ssmdiag.reports.pictures import heat_map
 
 if TYPE_CHECKING:
-    from ssmdiag.capacity import CapacitySummary
+    from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.reports.interface import Settings
     from ssmdiag.spectrum import Quantiles
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
-    from ssmdiag.capacity import CapacitySummary
+    from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.memory import LayerDecay
     from ssmdiag.spectrum import LayerDiagnosis

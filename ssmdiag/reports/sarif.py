@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ssmdiag import __version__
-from ssmdiag.baseline import key_of
+from ssmdiag.check.baseline import key_of
 from ssmdiag.reports.interface import Failure, Settings
 from ssmdiag.reports.json import plain
 from ssmdiag.rules import known_rules

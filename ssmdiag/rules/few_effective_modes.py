@@ -32,8 +32,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 @cache
 def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | None:
     """Return the median effective modes of the poorest of a family's initialisations; None where none is known."""
-    from ssmdiag.capacity import assess_capacity, summarise_capacity
-    from ssmdiag.initial_spectra import initial_spectra
+    from ssmdiag.capacity.capacity import assess_capacity, summarise_capacity
+    from ssmdiag.capacity.initial_spectra import initial_spectra
 
     summaries = [
         summarise_capacity(assess_capacity(start.recurrence, 1, state_dtype=state_dtype))

@@ -12,10 +12,10 @@ import time
 import torch
 from torch import Tensor
 
-from ssmdiag.capacity import assess_capacity, summarise_capacity
-from ssmdiag.full_spectrum import full_spectrum
-from ssmdiag.hankel import hankel_singular_values
-from ssmdiag.reconstruction import memory_function
+from ssmdiag.capacity.capacity import assess_capacity, summarise_capacity
+from ssmdiag.capacity.full_spectrum import full_spectrum
+from ssmdiag.capacity.hankel import hankel_singular_values
+from ssmdiag.capacity.reconstruction import memory_function
 from ssmdiag.recurrence import Recurrence
 from tests.benchmarks.kernel_speed import best_of, diagonal
 

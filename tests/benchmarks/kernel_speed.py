@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ssmdiag.energy import band_energy, horizon
-from ssmdiag.kernel import compute_kernel
-from ssmdiag.powers import modal_weights, retention
+from ssmdiag.kernel.energy import band_energy, horizon
+from ssmdiag.kernel.kernel import compute_kernel
+from ssmdiag.kernel.powers import modal_weights, retention
 from ssmdiag.recurrence import Recurrence
 
 CHANNELS, MODES, LAGS = 256, 32, 16_384

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ssmdiag.decay import ChannelDecay, DecayStatus, Law
+from ssmdiag.decay.decay import ChannelDecay, DecayStatus, Law
 from ssmdiag.diagnosis import Alternative, Diagnosis
 from ssmdiag.finding import Finding
 from ssmdiag.memory import LayerDecay

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from ssmdiag.comparison import RunCheckpoint, RunComparison
-from ssmdiag.layer_history import judge_layers
-from ssmdiag.layer_point import ROUNDS_TO_ONE, LayerPoint
+from ssmdiag.compare.layer_history import judge_layers
+from ssmdiag.compare.layer_point import ROUNDS_TO_ONE, LayerPoint
+from ssmdiag.compare.run import RunCheckpoint, RunComparison
+from ssmdiag.compare.run_order import OrderSource
+from ssmdiag.compare.trend import LEAST_CHANGE
 from ssmdiag.reports import Settings
 from ssmdiag.reports.compare.json import run_document
 from ssmdiag.reports.compare.run import report
-from ssmdiag.run_order import OrderSource
 from ssmdiag.spectrum import Quantiles
-from ssmdiag.trend import LEAST_CHANGE
 
 GOLDEN = Path(__file__).parent / "golden_compare"
 STEPS = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator, FormatChecker
 
-from ssmdiag.baseline import Baseline, compare_results
+from ssmdiag.check.baseline import Baseline, compare_results
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.reports import Settings, render
 from ssmdiag.reports.sarif import address, fingerprint

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssmdiag import diagnose, extract_recurrences
-from ssmdiag.comparison import compare_run
+from ssmdiag.compare.run import compare_run
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.maps import STABLE_MAPS, find_map
 from ssmdiag.retrain.arms import Arm, Budget

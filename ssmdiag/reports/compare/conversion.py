@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ssmdiag.conversion import Outcome
+from ssmdiag.compare.conversion import Outcome
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.run import close_console, open_console, plain_table, write
 from ssmdiag.reports.folding import join_labels, label_layers
 
 if TYPE_CHECKING:
-    from ssmdiag.conversion import ConversionProof, LayerProof
+    from ssmdiag.compare.conversion import ConversionProof, LayerProof
+    from ssmdiag.compare.spectrum_matching import Difference
     from ssmdiag.reports.interface import Settings
-    from ssmdiag.spectrum_matching import Difference
 
 MOST_ROWS = 12
 

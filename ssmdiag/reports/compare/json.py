@@ -6,18 +6,18 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.conversion import Outcome
+from ssmdiag.compare.conversion import Outcome
 from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, document, plain
 from ssmdiag.spectrum import FIRST_DECADE
 
 if TYPE_CHECKING:
-    from ssmdiag.comparison import RunComparison
-    from ssmdiag.conversion import ConversionProof, LayerProof
-    from ssmdiag.layer_history import LayerHistory, Limit
-    from ssmdiag.layer_point import LayerPoint
-    from ssmdiag.model_comparison import ModelComparison
-    from ssmdiag.significance import Slope
-    from ssmdiag.trend import Trend
+    from ssmdiag.compare.conversion import ConversionProof, LayerProof
+    from ssmdiag.compare.layer_history import LayerHistory, Limit
+    from ssmdiag.compare.layer_point import LayerPoint
+    from ssmdiag.compare.models import ModelComparison
+    from ssmdiag.compare.run import RunComparison
+    from ssmdiag.compare.significance import Slope
+    from ssmdiag.compare.trend import Trend
 
 
 def render(data: dict[str, Any]) -> str:

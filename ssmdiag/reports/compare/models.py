@@ -16,8 +16,8 @@ from ssmdiag.reports.pictures import time_constant_strip
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
 if TYPE_CHECKING:
+    from ssmdiag.compare.models import Gap, ModelComparison
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.model_comparison import Gap, ModelComparison
     from ssmdiag.reports.interface import Settings
     from ssmdiag.spectrum import LayerDiagnosis
 

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
-from ssmdiag.trend import FEWEST, LEAST_CHANGE, Verdict
 
 if TYPE_CHECKING:
-    from ssmdiag.comparison import RunComparison
-    from ssmdiag.layer_history import LayerHistory
-    from ssmdiag.layer_point import LayerPoint
+    from ssmdiag.compare.layer_history import LayerHistory
+    from ssmdiag.compare.layer_point import LayerPoint
+    from ssmdiag.compare.run import RunComparison
     from ssmdiag.reports.interface import Settings
 
 MOST_ROWS = 12

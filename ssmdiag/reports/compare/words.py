@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.compare.trend import FEWEST, REACH, Verdict
 from ssmdiag.reports.folding import join_labels
 from ssmdiag.reports.words import margin, steps
-from ssmdiag.trend import FEWEST, REACH, Verdict
 
 if TYPE_CHECKING:
-    from ssmdiag.comparison import RunComparison
-    from ssmdiag.layer_history import LayerHistory, Limit
-    from ssmdiag.significance import Slope
-    from ssmdiag.trend import Crossing
+    from ssmdiag.compare.layer_history import LayerHistory, Limit
+    from ssmdiag.compare.run import RunComparison
+    from ssmdiag.compare.significance import Slope
+    from ssmdiag.compare.trend import Crossing
 
 MOST_SENTENCES = 6
 _REST = {

@@ -21,14 +21,14 @@ import torch
 
 from ssmdiag import __version__
 from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.compare.layer_history import LayerHistory, judge_layers
+from ssmdiag.compare.layer_point import LayerPoint, read_point
+from ssmdiag.compare.run_order import OrderSource, order_checkpoints
+from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
-from ssmdiag.layer_history import LayerHistory, judge_layers
-from ssmdiag.layer_point import LayerPoint, read_point
 from ssmdiag.memory import DEFAULT_CONTEXT
-from ssmdiag.run_order import OrderSource, order_checkpoints
-from ssmdiag.trend import LEAST_CHANGE, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor

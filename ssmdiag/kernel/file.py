@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from ssmdiag import __version__
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.kernel import MEMORY_LIMIT, compute_kernel
+from ssmdiag.kernel.kernel import MEMORY_LIMIT, compute_kernel
 from ssmdiag.memory import profile
 
 if TYPE_CHECKING:

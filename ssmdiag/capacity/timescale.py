@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.capacity import LayerCapacity, assess_capacity, state_format
-from ssmdiag.dense import realise
-from ssmdiag.noise import noisy_memory_function, precision_of
+from ssmdiag.capacity.capacity import LayerCapacity, assess_capacity, state_format
+from ssmdiag.capacity.noise import noisy_memory_function, precision_of
+from ssmdiag.kernel.dense import realise
 from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.cascade import Cascade
-from ssmdiag.dense import realise
-from ssmdiag.full_spectrum import REASONS, Excluded
-from ssmdiag.initial_spectra import initial_spectra
-from ssmdiag.noise import STATE_PRECISION, noisy_states
-from ssmdiag.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
-from ssmdiag.response import square_of
+from ssmdiag.capacity.cascade import Cascade
+from ssmdiag.capacity.full_spectrum import REASONS, Excluded
+from ssmdiag.capacity.initial_spectra import initial_spectra
+from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
+from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
+from ssmdiag.kernel.dense import realise
+from ssmdiag.kernel.response import square_of
 from ssmdiag.spectrum import Quantiles
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ssmdiag.configuration import COMMAND_LINE, Configuration
+from ssmdiag.check.configuration import COMMAND_LINE, Configuration
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.selection import codes_of
 

@@ -13,8 +13,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ssmdiag.decay_profile import Profile
-from ssmdiag.gauss_newton import LawFit
+from ssmdiag.decay.gauss_newton import LawFit
+from ssmdiag.decay.profile import Profile
 
 NEPER_DB = 20 / math.log(10)
 """dB per neper of amplitude."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.powers import UNDERFLOW, _angle, is_real
+from ssmdiag.kernel.powers import UNDERFLOW, _angle, is_real
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.gramian import gramian_factor
-from ssmdiag.powers import powers
+from ssmdiag.kernel.gramian import gramian_factor
+from ssmdiag.kernel.powers import powers
 
 if TYPE_CHECKING:
     from torch import Tensor

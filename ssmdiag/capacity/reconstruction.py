@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.cascade import Cascade, cascade_of, dense_cascade
+from ssmdiag.capacity.cascade import Cascade, cascade_of, dense_cascade
+from ssmdiag.capacity.full_spectrum import Excluded, full_spectrum
 from ssmdiag.cores import share_out
-from ssmdiag.dense import realise
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.full_spectrum import Excluded, full_spectrum
-from ssmdiag.powers import is_real, lags_of
+from ssmdiag.kernel.dense import realise
+from ssmdiag.kernel.powers import is_real, lags_of
+from ssmdiag.kernel.response import square_of
 from ssmdiag.recurrence import DenseRealisation
-from ssmdiag.response import square_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.kernel import sample_kernel
-from ssmdiag.powers import powers
+from ssmdiag.kernel.kernel import sample_kernel
+from ssmdiag.kernel.powers import powers
 
 if TYPE_CHECKING:
     from torch import Tensor

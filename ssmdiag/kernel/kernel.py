@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.powers import lags_of, modal_weights, powers
+from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
+from ssmdiag.kernel.powers import lags_of, modal_weights, powers
 from ssmdiag.status import channel_status
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ssmdiag.cores import share_out
-from ssmdiag.decay_comparison import ChannelDecay, DecayComparison, blank_comparison
-from ssmdiag.decay_profile import Profile, pool_rising
-from ssmdiag.decay_verdict import LAWS, NEPER_DB, STATUSES, DecayStatus, Law, judge
-from ssmdiag.gauss_newton import LawFit, fit_laws
+from ssmdiag.decay.comparison import ChannelDecay, DecayComparison, blank_comparison
+from ssmdiag.decay.gauss_newton import LawFit, fit_laws
+from ssmdiag.decay.profile import Profile, pool_rising
+from ssmdiag.decay.verdict import LAWS, NEPER_DB, STATUSES, DecayStatus, Law, judge
 
 __all__ = [
     "LAWS",

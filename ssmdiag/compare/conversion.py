@@ -20,11 +20,11 @@ import torch
 
 from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import LayerError
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.memory import DEFAULT_CONTEXT
-from ssmdiag.spectrum_matching import Difference, compare_kernels, match_spectra
 
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family

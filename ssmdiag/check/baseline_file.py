@@ -20,7 +20,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ssmdiag.baseline import TOLERANCE, Baseline, BaselineComparison, Entry
+from ssmdiag.check.baseline import TOLERANCE, Baseline, BaselineComparison, Entry
 from ssmdiag.errors import BaselineError
 from ssmdiag.finding import SEVERITIES
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ssmdiag.decay_grid import SHORTEST_OFFSET, best_grid_points, longest_offset
-from ssmdiag.decay_laws import binned_law
-from ssmdiag.decay_profile import Profile
+from ssmdiag.decay.grid import SHORTEST_OFFSET, best_grid_points, longest_offset
+from ssmdiag.decay.laws import binned_law
+from ssmdiag.decay.profile import Profile
 
 ROUNDS = 4
 SLICE = 8192

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmdiag.decay_profile import Profile
+from ssmdiag.decay.profile import Profile
 
 GRID_POINTS = 24
 SHORTEST_OFFSET = 0.25

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.cascade import SMALL
+from ssmdiag.capacity.cascade import SMALL
+from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
+from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
 from ssmdiag.cores import orthogonal
-from ssmdiag.dense import krylov, realise, states_at
-from ssmdiag.full_spectrum import FullSpectrum, full_spectrum
-from ssmdiag.gramian import gramian_factor
-from ssmdiag.orthonormal import orthonormal_factor
-from ssmdiag.powers import lags_of, powers
-from ssmdiag.reconstruction import dense_channels, each_chunk, states_of
-from ssmdiag.response import square_of
+from ssmdiag.kernel.dense import krylov, realise, states_at
+from ssmdiag.kernel.gramian import gramian_factor
+from ssmdiag.kernel.orthonormal import orthonormal_factor
+from ssmdiag.kernel.powers import lags_of, powers
+from ssmdiag.kernel.response import square_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ssmdiag.decay_verdict import FITTED_LAWS, LAWS, NEPER_DB, STATUSES, DecayStatus, Law
-from ssmdiag.gauss_newton import LawFit
+from ssmdiag.decay.gauss_newton import LawFit
+from ssmdiag.decay.verdict import FITTED_LAWS, LAWS, NEPER_DB, STATUSES, DecayStatus, Law
 
 
 @dataclass(frozen=True)

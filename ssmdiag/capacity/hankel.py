@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.dense import realise
-from ssmdiag.gramian import diagonal_gramian_factor, gramian_factor, triangle
-from ssmdiag.orthonormal import orthonormal_factor
-from ssmdiag.powers import powers
-from ssmdiag.reconstruction import each_chunk
-from ssmdiag.response import modal_terms
+from ssmdiag.capacity.reconstruction import each_chunk
+from ssmdiag.kernel.dense import realise
+from ssmdiag.kernel.gramian import diagonal_gramian_factor, gramian_factor, triangle
+from ssmdiag.kernel.orthonormal import orthonormal_factor
+from ssmdiag.kernel.powers import powers
+from ssmdiag.kernel.response import modal_terms
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:

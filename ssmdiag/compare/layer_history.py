@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ssmdiag.layer_point import ROUNDS_TO_ONE, LayerPoint
-from ssmdiag.trend import Crossing, Trend, Verdict, fit_trend, judge, project
+from ssmdiag.compare.layer_point import ROUNDS_TO_ONE, LayerPoint
+from ssmdiag.compare.trend import Crossing, Trend, Verdict, fit_trend, judge, project
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from enum import Enum
 from itertools import pairwise
 from statistics import median
 
-from ssmdiag.significance import Slope, adjust, mann_kendall, random_walk_drift, theil_sen
+from ssmdiag.compare.significance import Slope, adjust, mann_kendall, random_walk_drift, theil_sen
 
 ALPHA = 0.05
 """Chance that a run without any trend is given one, in either direction and in any of its layers."""

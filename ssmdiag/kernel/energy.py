@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.dense import realise
-from ssmdiag.powers import MAX_LAG, lags_of, powers, powers_minus_one
-from ssmdiag.response import Response, for_responses, modal_terms, square_of
+from ssmdiag.kernel.dense import realise
+from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
+from ssmdiag.kernel.response import Response, for_responses, modal_terms, square_of
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.cores import share_out, triangular
-from ssmdiag.dense import krylov, states_at, times
-from ssmdiag.orthonormal import orthonormal_factor
-from ssmdiag.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
+from ssmdiag.kernel.dense import krylov, states_at, times
+from ssmdiag.kernel.orthonormal import orthonormal_factor
+from ssmdiag.kernel.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
 from ssmdiag.recurrence import DenseRealisation
 from ssmdiag.status import Status
 

@@ -1,0 +1,1 @@
+"""Settings and baselines of `ssmdiag check`."""

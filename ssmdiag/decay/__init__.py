@@ -1,0 +1,1 @@
+"""The law a kernel decays by: exponential, polynomial, truncated or flat, or undetermined."""

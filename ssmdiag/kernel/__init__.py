@@ -1,0 +1,1 @@
+"""Memory kernels: values at any lag, energy, horizon; on any device."""
