@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.adamw import ArmAdamW
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
 from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.gradients import losses_and_gradients, losses_of, shared_losses_and_gradients
 from ssmdiag.retrain.interruption import finishing_steps
 from ssmdiag.retrain.memory_limit import saying_what_fits
 from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
@@ -115,9 +115,9 @@ def train(
             with saying_what_fits(partial(_attempt, ensemble, batches, data), len(arms), batches.draw.size, device):
                 inputs, targets = batches.at(run.step)
                 if model is None:
-                    losses, gradients = _losses_and_gradients(ensemble, inputs, targets, data)
+                    losses, gradients = losses_and_gradients(ensemble, inputs, targets, data)
                 else:
-                    losses, gradients = _shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
+                    losses, gradients = shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
             _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
             running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
             optimiser.step(gradients, schedule(run.step, budget), running)
@@ -146,68 +146,6 @@ def schedule(step: int, budget: Budget) -> float:
     """Return what the learning rates are multiplied with: a linear rise, then a cosine to zero."""
     rise = min(1.0, (step + 1) / budget.warm_up) if budget.warm_up else 1.0
     return rise * 0.5 * (1 + math.cos(math.pi * step / max(budget.steps, 1)))
-
-
-def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:
-    """Return the mean loss of each arm, (arm,). Raises ValueError for shapes that do not belong together."""
-    if data.loss == "squared error":
-        if answers.shape != targets.shape:
-            raise ValueError(f"answers are {tuple(answers.shape)}, targets {tuple(targets.shape)}")
-        return (answers - targets).square().flatten(1).mean(1)
-    classes = answers.shape[-1]
-    each = functional.cross_entropy(answers.reshape(-1, classes), targets.reshape(-1), reduction="none")
-    return each.view(len(answers), -1).mean(1)
-
-
-def _losses_and_gradients(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return every arm's loss and its gradients, a part of the batch at a time where all of it would be too large."""
-    size = inputs.shape[1]
-    at_once = ensemble.sequences_at_once(inputs.shape[2])
-    if size <= at_once:
-        return _of_sequences(ensemble, inputs, targets, data)
-    total = torch.zeros(len(inputs), device=inputs.device)
-    sums: dict[str, Tensor] = {}
-    for start in range(0, size, at_once):
-        part = slice(start, min(start + at_once, size))
-        share = (part.stop - part.start) / size
-        losses, gradients = _of_sequences(ensemble, inputs[:, part], targets[:, part], data)
-        total += share * losses
-        for name, gradient in gradients.items():
-            sums[name] = sums[name].add_(gradient, alpha=share) if name in sums else share * gradient
-    return total, sums
-
-
-def _of_sequences(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
-) -> tuple[Tensor, dict[str, Tensor]]:
-    losses, gradients = [], []
-    for some in ensemble.pieces(*inputs.shape[1:3]):
-        own = {name: value[some].detach().requires_grad_() for name, value in ensemble.parameters.items()}
-        loss = losses_of(ensemble.answers(inputs[some], some, own), targets[some], data)
-        # The sum's gradient is each arm's own: arms do not mix. A diverged arm's infinity stays with it.
-        gradients.append(torch.autograd.grad(loss.sum(), list(own.values())))
-        losses.append(loss.detach())
-    together = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
-    return torch.cat(losses), dict(zip(ensemble.parameters, together, strict=True))
-
-
-def _shared_losses_and_gradients(
-    ensemble: Ensemble, model: nn.Module, inputs: Tensor, targets: Tensor, data: TaskData, ranks: Ranks
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the same, each rank having a part of the batch: weighted by its size, the parts' means are the mean."""
-    size = inputs.shape[1]
-    part = ranks.part(size)
-    if part.start == part.stop:
-        raise ConfigurationError(f"a batch of {size} for {ranks.count} ranks.", expected="a sample for each rank")
-    weight = (part.stop - part.start) / size
-    for value in ensemble.parameters.values():
-        value.grad = None
-    losses = weight * losses_of(model(inputs[:, part]), targets[:, part], data)
-    (ranks.count * losses.sum()).backward()
-    gradients = {name: value.grad for name, value in ensemble.parameters.items() if value.grad is not None}
-    return ranks.sum(losses), gradients
 
 
 def _note_divergence(run: _Run, losses: Sequence[float], limit: float) -> None:
@@ -284,7 +222,7 @@ def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str
 def _attempt(ensemble: Ensemble, batches: ArmBatches, data: TaskData, arms: int, batch: int) -> None:
     """Do the first step's work for some arms and sequences, and forget it."""
     inputs, targets = batches.at(0, slice(arms), slice(batch))
-    _losses_and_gradients(ensemble, inputs, targets, data)
+    losses_and_gradients(ensemble, inputs, targets, data)
 
 
 def _digest(data: TaskData, start: StartingPoint | None) -> str:

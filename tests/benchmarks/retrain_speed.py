@@ -52,7 +52,7 @@ def stepper(arms: tuple[Arm, ...], data: TaskData, settings: ModelSettings, devi
     running = torch.ones(len(arms), dtype=torch.bool, device=device)
 
     def step() -> None:
-        losses, gradients = training._losses_and_gradients(ensemble, *batches.at(optimiser.steps), data)
+        losses, gradients = training.losses_and_gradients(ensemble, *batches.at(optimiser.steps), data)
         losses.tolist()
         optimiser.step(gradients, 1.0, running)
 

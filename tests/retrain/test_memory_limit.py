@@ -61,14 +61,14 @@ def test_messages_of_torch_are_recognised_and_others_pass() -> None:
 
 
 def test_a_run_that_does_not_fit_says_which_batch_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = training._losses_and_gradients
+    plain = training.losses_and_gradients
 
     def limited(ensemble: object, inputs: torch.Tensor, *rest: object) -> object:
         if inputs.shape[1] > 3:
             raise RuntimeError(ON_CPU)
         return plain(ensemble, inputs, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "_losses_and_gradients", limited)
+    monkeypatch.setattr(training, "losses_and_gradients", limited)
     with pytest.raises(
         SsmdiagError,
         match=r"2 arms together and 8 sequences a step, at a tensor of 6553600 bytes.\n  next: --batch 2 fits",

@@ -19,11 +19,12 @@ from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.foreign import compare_modules
+from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.perturbation import BETAS, module_perturbation_curve, perturbation_curve
 from ssmdiag.retrain.results import ArmResult, PerturbationCurve
 from ssmdiag.retrain.sources import function_source
-from ssmdiag.retrain.training import losses_of, train
+from ssmdiag.retrain.training import train
 from tests.retrain import given_models
 from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task
 

@@ -16,9 +16,9 @@ import torch
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import loss_of_nothing
+from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task, known_tasks
 from ssmdiag.retrain.tasks.listops import TOKENS, draw_expression, evaluate
-from ssmdiag.retrain.training import losses_of
 from tests.retrain.small import ensemble
 
 WITHOUT_FILES = [task.name for task in known_tasks() if not task.needs_path]

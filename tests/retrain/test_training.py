@@ -21,10 +21,11 @@ from ssmdiag.retrain import training
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches
 from ssmdiag.retrain.comparison import compare_arms
+from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.model import ACTIVATION, MOST
 from ssmdiag.retrain.results import ArmResult
 from ssmdiag.retrain.tasks import TaskData
-from ssmdiag.retrain.training import Progress, losses_of, schedule, train
+from ssmdiag.retrain.training import Progress, schedule, train
 from tests.retrain.small import BUDGET, FREEZES, RECURRENCES, Freeze, ensemble, history, model, task
 
 ARMS = (
@@ -78,7 +79,7 @@ def test_an_arm_of_nan_leaves_the_bits_of_the_others(pieces: int, monkeypatch: p
                 for value in arms.parameters.values():
                     value[1] = math.nan
         batch = ArmBatches(arms.arms, data, 8, "cpu").at(0)
-        loss, gradient = training._losses_and_gradients(arms, *batch, data)
+        loss, gradient = training.losses_and_gradients(arms, *batch, data)
         losses.append(loss)
         gradients.append(gradient)
     assert losses[1][1].isnan()
@@ -176,7 +177,7 @@ def test_an_interruption_leaves_a_state_that_goes_on_to_the_same_bits(number: in
     budget = replace(BUDGET, steps=40, validate_every=40)
     whole = train(ARMS, data, model(), budget, folder=tmp_path / "whole")
     calls = 0
-    plain = training._losses_and_gradients
+    plain = training.losses_and_gradients
 
     def interrupted(*arguments: object) -> object:
         nonlocal calls
@@ -186,7 +187,7 @@ def test_an_interruption_leaves_a_state_that_goes_on_to_the_same_bits(number: in
         return plain(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_losses_and_gradients", interrupted)
+        patch.setattr(training, "losses_and_gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(ARMS, data, model(), budget, folder=folder)
     (state,) = folder.glob("state-*.pt")
@@ -319,10 +320,10 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
     data = task()
     arms = ensemble(*ARMS, recurrence=recurrence, data=data)
     batch = ArmBatches(ARMS, data, 22, "cpu").at(0)
-    losses, gradients = training._losses_and_gradients(arms, *batch, data)
+    losses, gradients = training.losses_and_gradients(arms, *batch, data)
     monkeypatch.setitem(MOST, "cpu", 5 * 4 * 16 * 6)  # five sequences of 16 steps and 6 channels
     assert arms.sequences_at_once(16) == 5
-    in_parts, also = training._losses_and_gradients(arms, *batch, data)
+    in_parts, also = training.losses_and_gradients(arms, *batch, data)
     assert not in_parts.equal(losses)  # rounding: it was in parts
     torch.testing.assert_close(in_parts, losses, rtol=1e-5, atol=0)
     for name, gradient in gradients.items():
