@@ -254,8 +254,9 @@ def _examine(
     most_channels: int | None,
 ) -> Iterator[LayerEvidence]:
     """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory."""
-    from ssmdiag.capacity.capacity import assess_capacity, summarise_capacity
-    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, sample_channels, summarise_memory
+    from ssmdiag.capacity.capacity import assess_capacities, summarise_capacity
+    from ssmdiag.channels import sample_channels
+    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, summarise_memory
 
     def sample(recurrence: Recurrence, most: int) -> Recurrence:
         if most_channels is None:
@@ -268,11 +269,12 @@ def _examine(
     memories = (
         assess_memories([sample(r, MOST_CHANNELS) for _, _, r in held], steps) if remember else [None] * len(held)
     )
-    for (layer, branch, recurrence), memory in zip(held, memories, strict=True):
+    capacities = assess_capacities([sample(r, MOST_CAPACITIES) for _, _, r in held], steps) if remember else []
+    for position, ((layer, branch, recurrence), memory) in enumerate(zip(held, memories, strict=True)):
         numbers = summarise(recurrence, layer.family.title)
         if memory is not None:
             horizon, decay = summarise_memory(memory)
-            capacity = summarise_capacity(assess_capacity(sample(recurrence, MOST_CAPACITIES), steps))
+            capacity = summarise_capacity(capacities[position])
             numbers = replace(numbers, horizon=horizon, decay=decay, capacity=capacity)
         yield LayerEvidence(recurrence, layer, numbers, memory, whole, branch)
 

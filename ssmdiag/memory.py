@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.channels import group_alike, join_channels
 from ssmdiag.decay.decay import NEPER_DB, ChannelDecay, DecayComparison, Law, compare_decay
 from ssmdiag.kernel.energy import Horizon, band_energy, horizon
 from ssmdiag.kernel.powers import retention
@@ -20,7 +21,7 @@ from ssmdiag.spectrum import Quantiles
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import DenseRealisation, Recurrence
+    from ssmdiag.recurrence import Recurrence
 
 DEFAULT_CONTEXT = 4096
 """Steps looked over where neither the user nor the checkpoint gives a context."""
@@ -105,41 +106,6 @@ def profile(recurrence: Recurrence) -> Recurrence:
     return retention(recurrence) if recurrence.layout == "none" else recurrence
 
 
-def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:
-    """Return one channel of a recurrence. Raises IndexError where there is none of that number."""
-    if not 0 <= channel < recurrence.channels:
-        raise IndexError(f"{recurrence.layer} has channels 0 to {recurrence.channels - 1}, not {channel}")
-    return select_channels(recurrence, torch.tensor([channel], device=recurrence.log_eigenvalues.device))
-
-
-def select_channels(recurrence: Recurrence, index: Tensor) -> Recurrence:
-    """Return some channels of a recurrence, in the order of `index`; weights stay those of the whole layer."""
-    if recurrence.layout == "many inputs":  # one channel, whose inputs and outputs belong together
-        return recurrence
-    dense = recurrence.dense
-    parts: dict[str, object] = {"log_eigenvalues": recurrence.log_eigenvalues[index]}
-    step = recurrence.step
-    if step is not None and step.ndim == 2 and step.shape[0] == recurrence.channels:
-        parts["step"] = step[index]
-    if recurrence.layout == "channels":
-        assert recurrence.input_matrix is not None
-        assert recurrence.output_matrix is not None
-        parts["input_matrix"] = recurrence.input_matrix.expand(recurrence.channels, -1)[index]
-        parts["output_matrix"] = recurrence.output_matrix.expand(-1, recurrence.channels, -1)[:, index]
-    if dense is not None:
-        parts["dense"] = lambda: _slice_dense(dense(), index)
-    return replace(recurrence, **parts)  # type: ignore[arg-type]
-
-
-def sample_channels(recurrence: Recurrence, most: int) -> Recurrence:
-    """Return at most that many channels, spread evenly over the order of their slowest modes, both ends included."""
-    if recurrence.channels <= most:
-        return recurrence
-    order = recurrence.rate.amin(1).argsort()
-    picks = torch.linspace(0, recurrence.channels - 1, most, dtype=torch.float64).round().long()
-    return select_channels(recurrence, order[picks.to(order.device)].sort().values)
-
-
 def lag_edges(context: int) -> Tensor:
     """Return edges from lag 0 to the context, every lag at first, then four bins an octave; (bin + 1,) int64."""
     octaves = torch.arange(int(BINS_PER_OCTAVE * 41), dtype=torch.float64) / BINS_PER_OCTAVE
@@ -165,7 +131,7 @@ def assess_memories(recurrences: Sequence[Recurrence], context: int) -> list[Lay
     if not recurrences:
         return []
     edges = lag_edges(context)
-    profiles = [_profile(recurrence, edges) for recurrence in recurrences]
+    profiles = _profiles([profile(recurrence) for recurrence in recurrences], edges)
     # Every layer's channels, then the layer as one: rows of one comparison.
     rows = torch.cat([part for own in profiles for part in (own.mean_square, own.summed)])
     noise = torch.cat([part for own in profiles for part in (own.noise, own.summed_noise)])
@@ -202,26 +168,32 @@ class _Profile:
     horizon: Horizon
 
 
-def _profile(recurrence: Recurrence, edges: Tensor) -> _Profile:
-    source = profile(recurrence)
-    energy = band_energy(source, edges)
-    sound = energy.values.isfinite().all(1)
+def _profiles(sources: Sequence[Recurrence], edges: Tensor) -> list[_Profile]:
+    """Return the profile of each layer; layers alike are measured as one."""
+    found: dict[int, _Profile] = {}
+    for positions in group_alike(sources):
+        joined = join_channels([sources[position] for position in positions])
+        energy, reach = band_energy(joined, edges), horizon(joined)
+        counts = [len(reach.lags)] if len(positions) == 1 else [sources[position].channels for position in positions]
+        start = 0
+        for position, count in zip(positions, counts, strict=True):
+            own = slice(start, start + count)
+            start += count
+            found[position] = _profile(
+                energy.values[own], energy.noise[own], replace(reach, lags=reach.lags[own], status=reach.status[own])
+            )
+    return [found[position] for position in range(len(sources))]
+
+
+def _profile(values: Tensor, noise: Tensor, reach: Horizon) -> _Profile:
+    sound = values.isfinite().all(1)
     counted = sound if bool(sound.any()) else ~sound  # a sum of nothing would pass for a kernel that is zero
-    peak = energy.values.where(sound[:, None], 0.0).amax(1, keepdim=True)
-    noise = energy.noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak
+    peak = values.where(sound[:, None], 0.0).amax(1, keepdim=True)
+    noise = noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak
     return _Profile(
-        mean_square=energy.values,
+        mean_square=values,
         noise=noise,
-        summed=energy.values[counted].sum(0, keepdim=True),
+        summed=values[counted].sum(0, keepdim=True),
         summed_noise=noise[counted].sum(0, keepdim=True),
-        horizon=horizon(source),
-    )
-
-
-def _slice_dense(dense: DenseRealisation, at: Tensor) -> DenseRealisation:
-    return replace(
-        dense,
-        state_matrix=dense.state_matrix[at],
-        input_matrix=dense.input_matrix[at],
-        output_matrix=dense.output_matrix[:, at],
+        horizon=reach,
     )

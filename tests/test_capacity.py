@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ssmdiag.capacity.capacity import (
     LayerCapacity,
+    assess_capacities,
     assess_capacity,
     initial_capacities,
     state_format,
@@ -253,3 +254,44 @@ def test_a_layers_memory_equals_three_hundred_digits() -> None:
     assert found.length_half.item() == sum(value >= 0.5 for value in exact) - 1
     assert found.length_tenth.item() == sum(value >= 0.1 for value in exact) - 1
     assert found.capacity.item() == pytest.approx(sum(exact[:100]), rel=1e-12)
+
+
+def test_layers_together_are_each_layer_alone() -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def made(channels: int, modes: int, *, real: bool, reached: bool | None, dtype: str = "float32") -> Recurrence:
+        ell = -torch.rand(channels, modes, generator=generator, dtype=torch.float64) - 1e-4 + 0j
+        if not real:
+            ell = ell + 3j * torch.rand(channels, modes, generator=generator, dtype=torch.float64)
+        B = None if reached is None else torch.ones(1, modes, dtype=torch.complex128)
+        if reached is False:
+            B = B.repeat(channels, 1)  # type: ignore[union-attr]
+            B[0, :2] = 0
+        return Recurrence(
+            f"layer{channels}", "s4d", "x", ell, time_invariant=True, dtype=dtype, input_matrix=B,
+            output_matrix=None if B is None else torch.ones(1, channels, modes, dtype=torch.complex128),
+        )  # fmt: skip
+
+    broken = made(2, 4, real=True, reached=True)
+    broken.log_eigenvalues[1, 0] = torch.nan
+    broken.log_eigenvalues[0, 1] = 0.5
+    layers = [
+        made(3, 4, real=True, reached=True), made(2, 4, real=False, reached=True), made(5, 4, real=True, reached=None),
+        made(1, 4, real=True, reached=False), made(4, 4, real=True, reached=True, dtype="bfloat16"), broken,
+        made(4, 5, real=True, reached=True), made(3, 4, real=False, reached=False),
+    ]  # fmt: skip
+    for together, layer in zip(assess_capacities(layers, 64), layers, strict=True):
+        alone = assess_capacity(layer, 64)
+        assert (together.layer, together.state_dtype) == (alone.layer, alone.state_dtype)
+        for name in ("modes", "sound", "lags"):
+            assert torch.equal(getattr(together, name), getattr(alone, name)), name
+        for name in ("length_half", "length_tenth", "accuracy", "capacity", "rounded_half", "rounded_tenth", "memory"):
+            torch.testing.assert_close(
+                getattr(together, name), getattr(alone, name), rtol=1e-9, atol=1e-9, equal_nan=True, msg=name
+            )
+        for state in alone.surviving:
+            torch.testing.assert_close(
+                together.surviving[state], alone.surviving[state], rtol=1e-6, atol=1e-6, equal_nan=True
+            )
+        assert together.excluded.totals() == alone.excluded.totals()
+    assert assess_capacities([], 64) == []

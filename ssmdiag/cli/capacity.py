@@ -119,7 +119,7 @@ def _assess(
 ) -> CapacityLayer:
     from ssmdiag.capacity.capacity import assess_capacity, initial_capacities, summarise_capacity
     from ssmdiag.capacity.timescale import trade_off
-    from ssmdiag.memory import sample_channels
+    from ssmdiag.channels import sample_channels
     from ssmdiag.reports.capacity_text import CapacityLayer
 
     sample = recurrence if most is None else sample_channels(recurrence, most)

@@ -56,10 +56,11 @@ def kernel(
 
     A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, stands for it.
     """
+    from ssmdiag.channels import select_channel
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
     from ssmdiag.families.recognition import recognise
-    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory, select_channel
+    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.reports import Settings
     from ssmdiag.reports.kernel_text import document, report
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.memory import assess_memory, sample_channels, summarise_memory
+from ssmdiag.channels import sample_channels
+from ssmdiag.memory import assess_memory, summarise_memory
 from ssmdiag.spectrum import Quantiles, summarise
 
 if TYPE_CHECKING:

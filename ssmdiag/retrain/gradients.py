@@ -1,0 +1,80 @@
+"""Losses of all arms and their gradients: a part of the batch at a time, or one part on each rank.
+
+The gradient of the arms' summed loss is each arm's own, as arms do not mix; an infinite loss stays with its arm.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.retrain.distributed import Ranks
+from ssmdiag.retrain.model import Ensemble
+
+if TYPE_CHECKING:
+    from ssmdiag.retrain.tasks import TaskData
+
+
+def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:
+    """Return the mean loss of each arm, (arm,). Raises ValueError for shapes that do not belong together."""
+    if data.loss == "squared error":
+        if answers.shape != targets.shape:
+            raise ValueError(f"answers are {tuple(answers.shape)}, targets {tuple(targets.shape)}")
+        return (answers - targets).square().flatten(1).mean(1)
+    classes = answers.shape[-1]
+    each = functional.cross_entropy(answers.reshape(-1, classes), targets.reshape(-1), reduction="none")
+    return each.view(len(answers), -1).mean(1)
+
+
+def losses_and_gradients(
+    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return every arm's loss and its gradients, a part of the batch at a time where all of it would be too large."""
+    size = inputs.shape[1]
+    at_once = ensemble.sequences_at_once(inputs.shape[2])
+    if size <= at_once:
+        return _of_sequences(ensemble, inputs, targets, data)
+    total = torch.zeros(len(inputs), device=inputs.device)
+    sums: dict[str, Tensor] = {}
+    for start in range(0, size, at_once):
+        part = slice(start, min(start + at_once, size))
+        share = (part.stop - part.start) / size
+        losses, gradients = _of_sequences(ensemble, inputs[:, part], targets[:, part], data)
+        total += share * losses
+        for name, gradient in gradients.items():
+            sums[name] = sums[name].add_(gradient, alpha=share) if name in sums else share * gradient
+    return total, sums
+
+
+def _of_sequences(
+    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
+) -> tuple[Tensor, dict[str, Tensor]]:
+    losses, gradients = [], []
+    for some in ensemble.pieces(*inputs.shape[1:3]):
+        own = {name: value[some].detach().requires_grad_() for name, value in ensemble.parameters.items()}
+        loss = losses_of(ensemble.answers(inputs[some], some, own), targets[some], data)
+        gradients.append(torch.autograd.grad(loss.sum(), list(own.values())))
+        losses.append(loss.detach())
+    together = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+    return torch.cat(losses), dict(zip(ensemble.parameters, together, strict=True))
+
+
+def shared_losses_and_gradients(
+    ensemble: Ensemble, model: nn.Module, inputs: Tensor, targets: Tensor, data: TaskData, ranks: Ranks
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the same, each rank having a part of the batch: weighted by its size, the parts' means are the mean."""
+    size = inputs.shape[1]
+    part = ranks.part(size)
+    if part.start == part.stop:
+        raise ConfigurationError(f"a batch of {size} for {ranks.count} ranks.", expected="a sample for each rank")
+    weight = (part.stop - part.start) / size
+    for value in ensemble.parameters.values():
+        value.grad = None
+    losses = weight * losses_of(model(inputs[:, part]), targets[:, part], data)
+    (ranks.count * losses.sum()).backward()
+    gradients = {name: value.grad for name, value in ensemble.parameters.items() if value.grad is not None}
+    return ranks.sum(losses), gradients
