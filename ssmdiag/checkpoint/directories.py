@@ -160,6 +160,8 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
             f"{path} holds {len(candidates)} checkpoints: {some}",
             advice=f"name the files: ssmdiag inspect {path}/*{Path(candidates[0]).suffix}",
         )
+    if runs := runs_in(path):
+        return several_runs(path, runs)
     below = sorted({file.parent for file in path.glob("*/*") if file.name.endswith((*SUFFIXES, ".index.json"))})
     below += sorted(path.glob("snapshots/*/"))  # the Hugging Face cache
     listing = ", ".join(sorted(present)[:6]) or "nothing"
@@ -167,6 +169,30 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
         f"{path} is a directory without a checkpoint; it holds {listing}.",
         expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(SUFFIXES)} file",
         advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else "name the file with the weights.",
+    )
+
+
+def runs_in(path: Path) -> list[Path]:
+    """Return the folders in a directory that each hold the checkpoints of a run, as those of `ssmdiag retrain`'s arms.
+
+    A model directory may hold several files of one step; a run has several steps, or a state to resume from beside it.
+    """
+    least = 1 if any(path.glob("state-*.state")) else 2
+    inside = {entry: [file.name for file in entry.iterdir()] for entry in sorted(path.iterdir()) if entry.is_dir()}
+    steps = {
+        folder: {_step_in(name) for name in names if name.endswith(SUFFIXES) and name not in TRAINER_FILES} - {None}
+        for folder, names in inside.items()
+        if not any(name in WEIGHTS or name.endswith(".index.json") for name in names)
+    }
+    return [folder for folder, found in steps.items() if len(found) >= least]
+
+
+def several_runs(path: Path, runs: list[Path]) -> CheckpointError:
+    """Return the error for a directory whose folders hold a run each."""
+    some = ", ".join([*(run.name for run in runs[:6]), *["…"][: len(runs) - 6]])
+    many = "a run in a folder of its own" if len(runs) == 1 else f"{len(runs)} runs, each in a folder of its own"
+    return CheckpointError(
+        f"{path} holds {many}: {some}", expected="one of them", advice=f"ssmdiag compare {runs[0]}, or a file in it."
     )
 
 

@@ -44,7 +44,11 @@ def expand_run(paths: Sequence[str | Path]) -> list[Path]:
     """Return the checkpoints that paths stand for: patterns that no shell has expanded, and one directory of a run.
 
     A directory stands for the numbered checkpoint files and model directories in it, if there are two or more.
+
+    Raises CheckpointError for a directory of whole runs: the checkpoints of one are no order of the others'.
     """
+    from ssmdiag.checkpoint.directories import runs_in, several_runs
+
     expanded: list[Path] = []
     for path in map(Path, paths):
         pattern = not path.exists() and any(character in str(path) for character in "*?[")
@@ -52,6 +56,8 @@ def expand_run(paths: Sequence[str | Path]) -> list[Path]:
         expanded += found or [path]
     if len(expanded) == 1 and expanded[0].is_dir():
         inside = [entry for entry in sorted(expanded[0].iterdir()) if _is_numbered_checkpoint(entry)]
+        if not any(entry.is_file() for entry in inside) and (runs := runs_in(expanded[0])):
+            raise several_runs(expanded[0], runs)
         return inside if len(inside) > 1 else expanded
     return expanded
 

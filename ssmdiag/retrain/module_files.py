@@ -2,7 +2,7 @@
 
     FOLDER/ARM/step-00100.safetensors    one arm at one step, folded back: its own code loads it, strict=True
     FOLDER/ARM/config.json               the model's settings
-    FOLDER/state-module-….pt             weights as trained, optimiser, losses and step
+    FOLDER/state-module-….state          weights as trained, optimiser, losses and step
 
 A state dict that safetensors cannot hold (complex128, extra state) is written as a torch file, `step-00100.pt`.
 """

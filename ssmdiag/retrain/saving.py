@@ -1,8 +1,8 @@
-"""What a training run leaves on disk: checkpoints others can read, and a state to resume from.
+"""What a training run leaves on disk: checkpoints others can read, and a state to resume from, which is none of them.
 
     FOLDER/ARM/step-00100.safetensors    one arm at one step, named as the published code names its tensors
     FOLDER/ARM/config.json               sequence length and map, for whoever reads the checkpoints
-    FOLDER/state-….pt                    optimiser, losses and step of a group of arms
+    FOLDER/state-….state                 optimiser, losses and step of a group of arms
 
 Every file is written under another name and renamed: a full disk or a kill leaves the old one intact.
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.model import Ensemble
 
 STATE_VERSION = 1
+STATE = ".state"
+"""Suffix of a resumable state: one that no reader of checkpoints takes for its own."""
 _PARTS = frozenset({
     "version", "arms", "settings", "budget", "data", "step", "seconds", "diverged", "history",
     "parameters", "optimiser",
@@ -149,7 +151,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _require_no_other_group(folder: Path, arms: tuple[Arm, ...]) -> None:
     """Raise where one of these arms was begun in a group of others: its state would be left aside unseen."""
     wanted = [asdict(arm) for arm in arms]
-    for path in sorted(folder.glob("state-[0-9a-f]*.pt")):
+    for path in sorted(folder.glob(f"state-[0-9a-f]*{STATE}")):
         there = _read_state(path)["arms"]
         shared = [arm for arm, fields in zip(arms, wanted, strict=True) if fields in there]
         if shared:
@@ -164,7 +166,7 @@ def _require_no_other_group(folder: Path, arms: tuple[Arm, ...]) -> None:
 def state_path(folder: Path, arms: tuple[Arm, ...]) -> Path:
     """Return where the state of a group of arms is kept: a name by what the arms are."""
     digest = hashlib.sha256(json.dumps([asdict(arm) for arm in arms]).encode()).hexdigest()[:12]
-    return folder / f"state-{digest}.pt"
+    return folder / f"state-{digest}{STATE}"
 
 
 def write(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ssmdiag import Checkpoint, diagnose, read_checkpoint
+from ssmdiag.compare.run_order import expand_run
 from ssmdiag.errors import CheckpointError
 
 STATE = {"layers.0.A_log": torch.zeros(4, 2), "layers.0.dt_proj.bias": torch.zeros(4)}
@@ -291,3 +292,22 @@ def test_a_zip_of_other_things_says_what_it_holds(tmp_path: Path) -> None:
         archive.writestr("README.txt", "hello")
     with pytest.raises(CheckpointError, match=r"without tensors \(it holds README.txt\)"):
         read_checkpoint(tmp_path / "m.zip")
+
+
+def test_a_directory_of_runs_asks_for_one_of_them(tmp_path: Path) -> None:
+    for arm in ("best-lr0.01-seed0", "exp-lr0.01-seed0"):
+        for step in (0, 20):
+            write(tmp_path / arm, f"step-{step:02d}.safetensors")
+    (tmp_path / "state-7d8b9a55e2c6.state").write_bytes(b"no checkpoint")
+    said = rf"holds 2 runs, each in a folder of its own: best-lr0.01-seed0, exp(.|\n)*ssmdiag compare {tmp_path}/best"
+    for read in (read_checkpoint, lambda path: expand_run([path])):
+        with pytest.raises(CheckpointError, match=said):
+            read(tmp_path)
+
+
+def test_directories_of_one_checkpoint_each_are_a_run(tmp_path: Path) -> None:
+    for step in (10, 20):
+        write(tmp_path / f"checkpoint-{step}")
+        for rank in (0, 1):
+            write(tmp_path / f"checkpoint-{step}", f"rng_state_{rank}.pth")
+    assert [path.name for path in expand_run([tmp_path])] == ["checkpoint-10", "checkpoint-20"]

@@ -95,7 +95,7 @@ def test_every_rank_has_all_results_in_the_order_of_the_arms(kind: str, together
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_leaves_a_state(together: Any) -> None:
     assert together[0]["stopped"] == [True, True]
-    (state,) = (together[2] / "interrupted").glob("state-module-*.pt")
+    (state,) = (together[2] / "interrupted").glob("state-module-*.state")
     assert torch.load(state, weights_only=True)["step"] == 3
 
 

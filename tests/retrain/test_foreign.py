@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "--resume" in str(raised.value)
     assert not list(tmp_path.rglob("*.tmp"))
-    (state,) = tmp_path.glob("state-module-*.pt")
+    (state,) = tmp_path.glob("state-module-*.state")
     assert torch.load(state, weights_only=True)["step"] == 2
     assert run(folder=tmp_path, resume=True).arms[0].final_loss == run().arms[0].final_loss
 
@@ -279,7 +279,7 @@ def test_a_state_of_another_budget_or_model_is_not_resumed(tmp_path: Path) -> No
         compare(arms, Budget(3, 8, 2), folder=tmp_path, resume=True)
     with pytest.raises(ConfigurationError, match=r"model .*regressor.* then, .*noisy.* now"):
         compare(arms, Budget(2, 8, 2), "noisy", folder=tmp_path, resume=True)
-    (state,) = tmp_path.glob("state-module-*.pt")
+    (state,) = tmp_path.glob("state-module-*.state")
     state.write_bytes(state.read_bytes()[:300])
     with pytest.raises(SsmdiagError, match="not a state to resume from"):
         compare(arms, Budget(2, 8, 2), folder=tmp_path, resume=True)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from ssmdiag import diagnose, extract_recurrences
 from ssmdiag.compare.run import compare_run
-from ssmdiag.errors import SsmdiagError
+from ssmdiag.compare.run_order import expand_run
+from ssmdiag.errors import CheckpointError, SsmdiagError
 from ssmdiag.maps import STABLE_MAPS, find_map
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.saving import checkpoint_path, state_path, write
@@ -179,3 +180,10 @@ def test_a_run_is_compared_in_the_order_of_its_steps(recurrence: str, tmp_path: 
         run = compare_run(paths)
         assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 3, 6, 9, 12]
         assert not run.problems
+
+
+def test_the_folder_of_a_run_offers_its_arms_and_never_its_state(tmp_path: Path) -> None:
+    train([ARM, Arm("exp")], task(), model(), BUDGET, folder=tmp_path)
+    for read in (diagnose, lambda path: expand_run([path])):
+        with pytest.raises(CheckpointError, match="2 runs, each in a folder of its own: best-lr0.05-seed0, exp-lr0"):
+            read(tmp_path)

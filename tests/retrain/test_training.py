@@ -164,7 +164,7 @@ def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(recurrence
     folder = tmp_path / "parts"
     with pytest.raises(StoppedError):
         train(arms, data, settings, BUDGET, folder=folder, on_progress=stop)
-    (state,) = folder.glob("state-*.pt")
+    (state,) = folder.glob("state-*.state")
     assert torch.load(state, weights_only=True)["step"] == at
     resumed = train(arms, data, settings, BUDGET, folder=folder, resume=True)
     assert resumed[2].diverged_at == whole[2].diverged_at == 1
@@ -190,7 +190,7 @@ def test_an_interruption_leaves_a_state_that_goes_on_to_the_same_bits(number: in
         patch.setattr(training, "losses_and_gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(ARMS, data, model(), budget, folder=folder)
-    (state,) = folder.glob("state-*.pt")
+    (state,) = folder.glob("state-*.state")
     assert torch.load(state, weights_only=True)["step"] == 17
     assert same(whole, train(ARMS, data, model(), budget, folder=folder, resume=True))
 
@@ -214,7 +214,7 @@ def test_a_kill_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
     finally:
         run.kill()
         run.wait()
-    (path,) = tmp_path.glob("state-*.pt")
+    (path,) = tmp_path.glob("state-*.state")
     step = torch.load(path, weights_only=True)["step"]
     assert step > 0
     seen: list[int] = []
