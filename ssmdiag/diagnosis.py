@@ -37,7 +37,9 @@ CONTEXT_SETTINGS = (
 
 
 MOST_CHANNELS = 64
-"""Channels of a layer whose horizon and law are found unless all are asked for: a second for 64 layers."""
+"""Channels of a layer whose law is found unless all are asked for: a second for 64 layers."""
+EVERY_HORIZON = 2**15
+"""Modes of a layer up to which every channel's horizon is found; of a larger one, that of the same channels."""
 
 DENSE_WORK = 2**23
 """States cubed times channels, of dense state matrices that are worth the wait: 32 channels of 64 states."""
@@ -145,8 +147,8 @@ def diagnose(
         Also find each layer's horizon, decay law and capacity over the context, or over `memory.DEFAULT_CONTEXT`
         steps where none is known.
     most_channels
-        Channels of a layer whose horizon and law are looked for, spread over the order of their slowest modes,
-        both ends included; None for every channel.
+        Channels of a layer whose law is looked for, spread over the order of their slowest modes, both ends
+        included; None for every channel. Horizons are those of all channels in layers of up to `EVERY_HORIZON` modes.
     rules
         What to check, from `rules.selection.select_rules`; all rules by default.
     on_layer
@@ -266,13 +268,20 @@ def _examine(
         return sample_channels(recurrence, min(most_channels, most))
 
     steps, remember = context or DEFAULT_CONTEXT, most_channels != 0
-    memories = (
-        assess_memories([sample(r, MOST_CHANNELS) for _, _, r in held], steps) if remember else [None] * len(held)
-    )
-    capacities = assess_capacities([sample(r, MOST_CAPACITIES) for _, _, r in held], steps) if remember else []
-    for position, ((layer, branch, recurrence), memory) in enumerate(zip(held, memories, strict=True)):
-        numbers = summarise(recurrence, layer.family.title)
-        if memory is not None:
+    recurrences = [recurrence for _, _, recurrence in held]
+    if remember:
+        some = [sample(recurrence, MOST_CHANNELS) for recurrence in recurrences]
+        small = [r.dense is None and r.log_eigenvalues.numel() <= EVERY_HORIZON for r in recurrences]
+        memories = assess_memories(
+            some,
+            steps,
+            horizons_of=[r if all_ else few for r, few, all_ in zip(recurrences, some, small, strict=True)],
+        )
+        capacities = assess_capacities([sample(recurrence, MOST_CAPACITIES) for recurrence in recurrences], steps)
+    for position, (layer, branch, recurrence) in enumerate(held):
+        numbers, memory = summarise(recurrence, layer.family.title), None
+        if remember:
+            memory = memories[position]
             horizon, decay = summarise_memory(memory)
             capacity = summarise_capacity(capacities[position])
             numbers = replace(numbers, horizon=horizon, decay=decay, capacity=capacity)

@@ -6,22 +6,26 @@ it, the mean over modes of |λ̄|^t at the operating point of the reading.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from ssmdiag.channels import group_alike, join_channels
-from ssmdiag.decay.decay import NEPER_DB, ChannelDecay, DecayComparison, Law, compare_decay
-from ssmdiag.kernel.energy import Horizon, band_energy, horizon
-from ssmdiag.kernel.powers import retention
+from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
+from ssmdiag.kernel.energy import Energy, Horizon, band_energy, horizon
+from ssmdiag.kernel.powers import MAX_LAG, retention
 from ssmdiag.spectrum import Quantiles
+from ssmdiag.status import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.recurrence import Recurrence
+
+Measured = TypeVar("Measured", Energy, Horizon)
 
 DEFAULT_CONTEXT = 4096
 """Steps looked over where neither the user nor the checkpoint gives a context."""
@@ -48,11 +52,18 @@ class LayerMemory:
     """Mean of K² over the lags of each bin, (channel, bin) float64."""
     noise: Tensor
     """What drowns it: its own rounding and that of a model in float32, (channel, bin)."""
+    status: Tensor
+    """`Status` of each channel's kernel, (channel,) uint8."""
     horizon: Horizon
-    """Lags to 99 % of the energy, per channel."""
+    """Lags to 99 % of the energy: of these channels, or of all that the layer has."""
     channels: DecayComparison
     whole: DecayComparison
     """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
+
+    @property
+    def left_out(self) -> int:
+        """Channels that the sum is without: not finite, or cancelled beyond the digits of float64."""
+        return int(((self.status == Status.NOT_FINITE) | (self.status == Status.CANCELLED)).sum())
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,18 @@ class LayerDecay:
 def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]:
     """Return the horizon over channels, in steps, and the decay of a layer.
 
-    A channel whose energy never runs out has an infinite horizon; channels without one are left out.
+    A channel whose energy never runs out, grows, or lasts for more than 2⁴⁰ steps has an infinite horizon; one that
+    is zero, not finite or cancelled has none.
     """
-    lags = memory.horizon.lags
+    status = memory.horizon.status
+    lags = memory.horizon.lags.where((status != Status.GROWS) & (status != Status.BEYOND), math.inf)
     counts = {law.value: count for law, count in memory.channels.counts().items()}
     envelope, curves = _curves(memory) if bool(memory.whole.fitted[0]) else ((), {})
-    decay = LayerDecay(counts, memory.whole.channel(0), memory.whole.describe(0), envelope, curves)
+    sentence = memory.whole.describe(0)
+    if memory.left_out and bool(memory.whole.fitted[0]):
+        channels = "1 channel is" if memory.left_out == 1 else f"{memory.left_out:,} channels are"
+        sentence += f" {channels} left out, without a kernel that is known."
+    decay = LayerDecay(counts, memory.whole.channel(0), sentence, envelope, curves)
     return Quantiles.of_sorted(lags[~lags.isnan()].sort().values), decay
 
 
@@ -88,7 +105,7 @@ Curve = tuple[tuple[float, float], ...]
 def _curves(memory: LayerMemory) -> tuple[Curve, dict[Law, Curve]]:
     """Return the layer's rms envelope and the laws fitted to it, as (lag, dB below the peak) over the window."""
     first, last = int(memory.whole.first[0]), int(memory.whole.last[0])
-    energy = memory.mean_square.nansum(0)
+    energy = memory.mean_square[_countable(memory.mean_square, memory.status)].sum(0)
     lag = ((memory.edges[:-1] + memory.edges[1:] - 1) / 2).double()
     inside = (energy > 0) & (memory.edges[:-1] >= first) & (memory.edges[:-1] <= last)
     lag, level = lag[inside], 10 * energy[inside].log10()
@@ -121,9 +138,12 @@ def assess_memory(recurrence: Recurrence, context: int) -> LayerMemory:
     return assess_memories([recurrence], context)[0]
 
 
-def assess_memories(recurrences: Sequence[Recurrence], context: int) -> list[LayerMemory]:
+def assess_memories(
+    recurrences: Sequence[Recurrence], context: int, *, horizons_of: Sequence[Recurrence] | None = None
+) -> list[LayerMemory]:
     """Return the same of several layers: their laws are found in one go, at a tenth of the cost for small layers.
 
+    Horizons are those of `horizons_of` where it is given: the layers that `recurrences` are some channels of.
     Raises ValueError for a context under 1.
     """
     if context < 1:
@@ -131,14 +151,25 @@ def assess_memories(recurrences: Sequence[Recurrence], context: int) -> list[Lay
     if not recurrences:
         return []
     edges = lag_edges(context)
-    profiles = _profiles([profile(recurrence) for recurrence in recurrences], edges)
+    energies = _energies([profile(recurrence) for recurrence in recurrences], edges)
+    horizons = _horizons([profile(recurrence) for recurrence in horizons_of or recurrences])
     # Every layer's channels, then the layer as one: rows of one comparison.
-    rows = torch.cat([part for own in profiles for part in (own.mean_square, own.summed)])
-    noise = torch.cat([part for own in profiles for part in (own.noise, own.summed_noise)])
+    sums = [_summed(own) for own in energies]
+    rows = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.values, whole.values)])
+    noise = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.noise, whole.noise)])
+    status = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.status, whole.status)])
     laws = compare_decay(edges, rows, noise, context=context)
+    zero = laws.status == STATUSES.index(DecayStatus.ZERO)
+    for where, why in (
+        (zero & (status != Status.ZERO), DecayStatus.TINY),
+        (status == Status.CANCELLED, DecayStatus.CANCELLED),
+        (status == Status.NOT_FINITE, DecayStatus.NOT_FINITE),
+        (status == Status.GROWS, DecayStatus.UNBOUNDED),
+    ):
+        laws.withhold(where, why)
     memories, start = [], 0
-    for recurrence, own in zip(recurrences, profiles, strict=True):
-        stop = start + own.mean_square.shape[0]
+    for recurrence, own, reach in zip(recurrences, energies, horizons, strict=True):
+        stop = start + len(own.status)
         memories.append(
             LayerMemory(
                 layer=recurrence.layer,
@@ -146,9 +177,10 @@ def assess_memories(recurrences: Sequence[Recurrence], context: int) -> list[Lay
                 is_kernel=recurrence.layout != "none",
                 context=context,
                 edges=edges,
-                mean_square=own.mean_square,
+                mean_square=own.values,
                 noise=own.noise,
-                horizon=own.horizon,
+                status=own.status,
+                horizon=reach,
                 channels=laws.select(slice(start, stop)),
                 whole=laws.select(slice(stop, stop + 1)),
             )
@@ -157,43 +189,53 @@ def assess_memories(recurrences: Sequence[Recurrence], context: int) -> list[Lay
     return memories
 
 
-@dataclass(frozen=True, eq=False)
-class _Profile:
-    """Energies of one layer in bins of lags, of its channels and of their sum, with what drowns them."""
-
-    mean_square: Tensor
-    noise: Tensor
-    summed: Tensor
-    summed_noise: Tensor
-    horizon: Horizon
-
-
-def _profiles(sources: Sequence[Recurrence], edges: Tensor) -> list[_Profile]:
-    """Return the profile of each layer; layers alike are measured as one."""
-    found: dict[int, _Profile] = {}
-    for positions in group_alike(sources):
-        joined = join_channels([sources[position] for position in positions])
-        energy, reach = band_energy(joined, edges), horizon(joined)
-        counts = [len(reach.lags)] if len(positions) == 1 else [sources[position].channels for position in positions]
-        start = 0
-        for position, count in zip(positions, counts, strict=True):
-            own = slice(start, start + count)
-            start += count
-            found[position] = _profile(
-                energy.values[own], energy.noise[own], replace(reach, lags=reach.lags[own], status=reach.status[own])
-            )
+def _energies(sources: Sequence[Recurrence], edges: Tensor) -> list[Energy]:
+    """Return each layer's energy in bins, with float32's floor in its noise; layers alike are measured as one."""
+    found: dict[int, Energy] = {}
+    for positions, own in _alike(sources, lambda joined: band_energy(joined, edges)):
+        for position, part in zip(positions, own, strict=True):
+            peak = part.values.where(part.values.isfinite(), 0.0).amax(1, keepdim=True)
+            found[position] = replace(part, noise=part.noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak)
     return [found[position] for position in range(len(sources))]
 
 
-def _profile(values: Tensor, noise: Tensor, reach: Horizon) -> _Profile:
-    sound = values.isfinite().all(1)
-    counted = sound if bool(sound.any()) else ~sound  # a sum of nothing would pass for a kernel that is zero
-    peak = values.where(sound[:, None], 0.0).amax(1, keepdim=True)
-    noise = noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak
-    return _Profile(
-        mean_square=values,
-        noise=noise,
-        summed=values[counted].sum(0, keepdim=True),
-        summed_noise=noise[counted].sum(0, keepdim=True),
-        horizon=reach,
-    )
+def _horizons(sources: Sequence[Recurrence]) -> list[Horizon]:
+    """Return each layer's horizons, to the largest lag there is; layers alike are measured as one."""
+    found: dict[int, Horizon] = {}
+    for positions, own in _alike(sources, lambda joined: horizon(joined, max_lag=MAX_LAG)):
+        found |= dict(zip(positions, own, strict=True))
+    return [found[position] for position in range(len(sources))]
+
+
+def _alike(
+    sources: Sequence[Recurrence], measure: Callable[[Recurrence], Measured]
+) -> Iterator[tuple[list[int], list[Measured]]]:
+    """Yield positions of layers alike, and for each what is measured of the channels of all side by side."""
+    for positions in group_alike(sources):
+        whole = measure(join_channels([sources[position] for position in positions]))
+        if len(positions) == 1:
+            yield positions, [whole]
+            continue
+        tensors = [field.name for field in fields(whole) if isinstance(getattr(whole, field.name), torch.Tensor)]
+        sizes = [sources[position].channels for position in positions]
+        cut = {name: getattr(whole, name).split(sizes) for name in tensors}
+        yield (
+            positions,
+            [replace(whole, **{name: parts[k] for name, parts in cut.items()}) for k in range(len(positions))],
+        )
+
+
+def _countable(values: Tensor, status: Tensor) -> Tensor:
+    """Return which channels' energies can be added up, (channel,) bool."""
+    known = (status != Status.NOT_FINITE) & (status != Status.CANCELLED) & (status != Status.GROWS)
+    return known & values.isfinite().all(1)
+
+
+def _summed(energy: Energy) -> Energy:
+    """Return the channels' energy as one channel's; of a layer where one grows, that it does."""
+    countable = _countable(energy.values, energy.status)
+    counted = countable if bool(countable.any()) else ~countable  # a sum of nothing would pass for a kernel of zero
+    status = energy.status[counted].amin(0, keepdim=True)  # KNOWN is the least
+    if bool((energy.status == Status.GROWS).any()):
+        status = torch.full_like(status, Status.GROWS)
+    return Energy(energy.values[counted].sum(0, keepdim=True), energy.noise[counted].sum(0, keepdim=True), status)

@@ -64,6 +64,12 @@ class DecayComparison:
         }
         return replace(self, fits=fits, **{name: getattr(self, name)[index] for name in names})
 
+    def withhold(self, channels: Tensor, status: DecayStatus) -> None:
+        """Take back what was said of some channels, (channel,) bool: they have no law, for this reason."""
+        self.law[channels] = LAWS.index(Law.UNDETERMINED)
+        self.status[channels] = STATUSES.index(status)
+        self.fitted[channels] = False
+
     def counts(self) -> dict[Law, int]:
         """Return how many channels follow each law."""
         return dict(zip(LAWS, torch.bincount(self.law, minlength=len(LAWS)).tolist(), strict=True))

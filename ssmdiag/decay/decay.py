@@ -33,6 +33,8 @@ __all__ = [
 NOISE_MARGIN = 1000.0
 """A bin counts where its mean square is 30 dB above the floor, so that noise bends it by a quarter dB at most."""
 FEWEST_BINS = 6
+LEVEL_DB = 0.5
+"""Largest difference between the octaves of a kernel that does not decay."""
 CHUNK = 16384
 _SMALLEST = 1e-290
 
@@ -95,6 +97,7 @@ def _compare_chunk(
     rising = _grows(edges, mean_square)
     for mark, where in (
         (DecayStatus.ZERO, zero),
+        (DecayStatus.TINY, zero & (mean_square > 0).any(1)),
         (DecayStatus.NOT_FINITE, broken),
         (DecayStatus.GROWS, overflow | (rising & ~broken & ~zero)),
     ):
@@ -130,13 +133,31 @@ def _grows(edges: Tensor, mean_square: Tensor) -> Tensor:
     return (late >= peak) & (late > 2 * early) & (late > 2 * mean_square[:, 0])
 
 
+def _is_level(edges: Tensor, mean_square: Tensor) -> Tensor:
+    """Return whether the energy is the same in the last three octaves of lags and before them, (channel,) bool.
+
+    Pooled, a kernel that rises slowly or swings once is level too.
+    """
+    width = edges.diff().double()
+    end = int(edges[-1])
+    which = sum((edges[1:] > end // 2**k).long() for k in (1, 2, 3))
+    assert isinstance(which, Tensor)
+    into = torch.zeros(4, len(width), dtype=torch.float64, device=edges.device)
+    into[which, torch.arange(len(width), device=edges.device)] = width
+    means = mean_square @ (into / into.sum(1, keepdim=True).clamp(min=1)).T
+    means = means[:, into.sum(1) > 0]
+    return 10 * (means.amax(1) / means.amin(1)).log10() <= LEVEL_DB
+
+
 def _fit_group(
     edges: Tensor, mean_square: Tensor, floor: Tensor, smooth: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[Law, Tensor]]:
     """Return law, status, last lag of the window, whether laws were fitted, and tables of the fits."""
     width = edges.diff().double()[None]
     bins = torch.ones_like(width)
+    level = torch.ones(len(mean_square), dtype=torch.bool, device=edges.device)
     if not smooth:
+        level = _is_level(edges, mean_square)
         mean_square, floor, width, bins = pool_rising(mean_square, floor, width)
     # Pooled energy never rises, so what is above the noise is one window from the first lag on.
     above = ((mean_square > NOISE_MARGIN * floor) & (mean_square > _SMALLEST)).cummin(1).values
@@ -156,7 +177,8 @@ def _fit_group(
     fits = {law: LawFit(*table.unbind(1)) for law, table in found.items()}
     law, status = judge(profile, fits, int(edges[0]), int(edges[-1]) - 1)
     short, few = inside < FEWEST_BINS, profile.blocks < FEWEST_BINS
-    unclear = few & ~short & (law != LAWS.index(Law.FLAT))
+    flat = law == LAWS.index(Law.FLAT)
+    unclear = (few & ~short & ~flat) | (flat & ~level)
     for mark, where in (
         (DecayStatus.UNRESOLVED, unclear),
         (DecayStatus.TOO_FEW, short),

@@ -26,7 +26,7 @@ EXPONENTIAL_DB = 1.5
 PLAIN_DB = 0.1
 """An exponential this near is the law, unless a power takes its part too: rates that nearly agree leave so much."""
 EXPONENTIAL_DROP_DB = 10.0
-RATE_ERROR = 0.03
+RATE_ERROR = 0.02
 """Largest standard error of an exponential's rate, relative to it."""
 SAME_RATE = 0.05
 """A truncated law whose rate is this near the exponential's differs by what an oscillation does to the first lags."""
@@ -36,8 +36,10 @@ POWER_DB = 0.3
 """Largest rms residual of a power law: the best four exponentials over four decades leave more."""
 TRUNCATED_DB = 0.6
 """Largest rms residual of a truncated power law, which claims less: layers of many channels come near it."""
-POWER_DECADES = 1.5
-"""Decades of t + t₀ in the window."""
+POWER_DECADES = 1.8
+"""Decades of t + t₀ in the window: over fewer, three exponentials pass for a power."""
+TRUNCATED_DECADES = 1.0
+"""Decades of t + t₀ before the cut-off 1/β."""
 SMALLEST_EXPONENT = 0.2
 SMALLEST_PART_DB = 3.0
 """What each factor of a truncated power law must take from the kernel over the window."""
@@ -64,12 +66,15 @@ class DecayStatus(Enum):
     INDISTINCT = "the laws fit too nearly alike to tell which one holds"
     SHORT_WINDOW = "the window spans too few decades of lags to tell the laws apart"
     LITTLE_DECAY = "the kernel decays too little over the window to tell the laws apart"
-    UNRESOLVED = "the kernel oscillates too slowly for its envelope to be seen"
+    UNRESOLVED = "the kernel rises or swings too slowly for its envelope to be seen"
     TOO_FEW = "too few bins of lags lie above the noise"
     SHORT_MEMORY = "the memory ends within a few steps, too few to tell a law"
     SHORT_CONTEXT = "the context has too few lags to tell a law"
     GROWS = "the kernel still grows at the end of the context"
+    UNBOUNDED = "a growing mode reaches the output: the kernel has no bound"
     ZERO = "the kernel is zero at every lag"
+    TINY = "the kernel is too small to be told from the arithmetic's noise"
+    CANCELLED = "the modes cancel beyond float64's digits"
     NOT_FINITE = "the kernel is not finite"
 
 
@@ -91,12 +96,12 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
         allowance = 1 + 8 * parameters / (blocks - 4).clamp(min=1)
         return other**2 + MODEL_ERROR_DB**2 <= allowance * (cut**2 + MODEL_ERROR_DB**2)
 
-    def decades(fit: LawFit) -> Tensor:
-        return ((profile.last + fit.offset) / (first + fit.offset)).log10()
+    def decades(fit: LawFit, last: Tensor) -> Tensor:
+        return ((last + fit.offset) / (first + fit.offset)).log10()
 
     rate, polynomial, truncated = fits[Law.EXPONENTIAL], fits[Law.POLYNOMIAL], fits[Law.TRUNCATED]
     drop = NEPER_DB * rate.rate * span
-    power_drop = NEPER_DB * truncated.exponent * math.log(10) * decades(truncated)
+    power_drop = NEPER_DB * truncated.exponent * math.log(10) * decades(truncated, profile.last)
     cut_drop = NEPER_DB * truncated.rate * span
     # A memory that stops at once is level up to there, but does not stay.
     is_flat = (profile.last == end) & (flat <= FLAT_DB) & (drop <= 4 * FLAT_DB)
@@ -117,7 +122,7 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
     polynomial_stands_out = (exponential >= torch.clamp(3 * power, min=1.0)) & (
         polynomial.exponent >= SMALLEST_EXPONENT
     )
-    polynomial_reaches = decades(polynomial) >= POWER_DECADES
+    polynomial_reaches = decades(polynomial, profile.last) >= POWER_DECADES
     polynomial_wins = polynomial_holds & polynomial_stands_out & polynomial_reaches
     truncated_holds = (cut <= TRUNCATED_DB) & ~holds(exponential, 2) & ~plain & ~holds(power, 1)
     truncated_stands_out = (
@@ -126,7 +131,9 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
         & (power_drop >= SMALLEST_PART_DB)
         & (cut_drop >= SMALLEST_PART_DB)
     )
-    truncated_reaches = decades(truncated) >= 1.0
+    # Past 1/β the exponential rules: what is left to the power are the lags before.
+    powered = torch.minimum(profile.last, 1 / truncated.rate.clamp(min=1e-300))
+    truncated_reaches = decades(truncated, powered) >= TRUNCATED_DECADES
     truncated_wins = truncated_holds & truncated_stands_out & truncated_reaches
 
     law = torch.full_like(blocks, LAWS.index(Law.UNDETERMINED))

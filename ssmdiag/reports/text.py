@@ -144,7 +144,11 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
         yield f"layer {best.label}{one}: {best.farthest.capacity.sentence}"
     sampled = [sum(r.farthest.decay.counts.values()) for r in known if r.farthest.decay]
     if any(count < row.first.channels for count, row in zip(sampled, known, strict=True)):
-        yield f"horizon and law are those of {max(sampled)} channels a layer, the slowest among them: --every-channel"
+        from ssmdiag.diagnosis import EVERY_HORIZON
+
+        large = any(row.first.channels * row.first.modes > EVERY_HORIZON for row in known)
+        what = "horizons and laws are" if large else "laws are"
+        yield f"{what} those of {max(sampled)} channels a layer, the slowest among them: --every-channel"
 
 
 def _rebuilt(row: Row) -> float:

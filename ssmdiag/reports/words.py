@@ -147,7 +147,7 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequen
     halves += f", the median mode in {steps(median)}"
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in read) else ""
     context = diagnosis.context_length
-    known = [layer for layer in read if layer.horizon and math.isfinite(layer.horizon.max)]
+    known = [layer for layer in read if layer.horizon]
     if not known or len(finite) < len(read):
         which = halves.replace("mode", "mode that decays", 1) if len(finite) < len(read) else halves
         limit = "the context is unknown" if context is None else f"the context is {context:,}"
@@ -155,7 +155,9 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequen
     farthest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
     assert farthest.horizon is not None
     reach, where = steps(farthest.horizon.max), _of(farthest, diagnosis, labels)
-    if context is None:
+    if math.isinf(farthest.horizon.max):
+        verdict = f"remembers for more than 10¹² steps (99 % of the energy{where})"
+    elif context is None:
         verdict = f"forgets within {reach} steps (99 % of the energy{where}); the context is unknown"
     elif farthest.horizon.max > context:
         verdict = f"remembers {reach} steps (99 % of the energy{where}), more than the context of {context:,}"
