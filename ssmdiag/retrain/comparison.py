@@ -14,8 +14,10 @@ from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.learned_kernel import learned_kernel
 from ssmdiag.retrain.model import ModelSettings, require_reach
+from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.results import ArmResult, RetrainResult
+from ssmdiag.retrain.saving import state_path
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, groups_of, train
@@ -55,6 +57,11 @@ def compare_arms(
     else:
         require_reach(arms, settings, data)
     spread = ranks.spreads(arms)
+    notes = _notes(arms) + (start.notes if start else ())
+    if folder is not None:
+        shares = [arms[rank :: ranks.count] for rank in range(ranks.count)] if spread else [arms]
+        states = [state_path(folder, group) for share in shares for group in groups_of(share, together)]
+        notes += prepare(folder, arms, states, resume=resume, ranks=ranks, writes=spread or ranks.first)
     here = ranks.device if ranks.count > 1 else device
     results: list[ArmResult] = []
     with ExitStack() as stack:
@@ -85,7 +92,7 @@ def compare_arms(
         device=device,
         context=data.length,
         target=() if data.kernel is None else tuple(data.kernel.tolist()),
-        notes=_notes(arms) + (start.notes if start else ()),
+        notes=notes,
         seconds=time.perf_counter() - begun,
     )
 

@@ -21,7 +21,9 @@ from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
 from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.module_files import module_state_path
 from ssmdiag.retrain.module_training import train_module
+from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 from ssmdiag.retrain.sources import ModelSource, settings_file
 from ssmdiag.retrain.training import Progress
@@ -61,6 +63,9 @@ def compare_modules(
     notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
     settings = settings_file(source, prototype, batches.length)
     spread = ranks.spreads(arms)
+    if folder is not None:
+        states = [module_state_path(folder, arm) for arm in arms]
+        notes += prepare(folder, arms, states, resume=resume, ranks=ranks, writes=spread or ranks.first)
     own = ranks.share(range(len(arms))) if spread else list(range(len(arms)))
     results: dict[int, ArmResult] = {}
     seed = arms[0].seed

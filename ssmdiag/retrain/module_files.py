@@ -25,7 +25,7 @@ from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.reparam import folded_state_dict
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.results import Point
-from ssmdiag.retrain.saving import STATE_VERSION, replacing, state_path, write
+from ssmdiag.retrain.saving import STATE_VERSION, checkpoint_path, replacing, state_path, write
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.module_training import ModuleRun
@@ -35,11 +35,10 @@ _NOT_IN_SAFETENSORS = frozenset({torch.complex128, torch.complex32})
 
 def save_module(folder: Path, arm: Arm, module: nn.Module, settings: bytes, step: int, budget: Budget) -> Path:
     """Write the module's folded state dict and its settings; return the checkpoint's path. Raises SsmdiagError."""
-    own = folder / arm.label
     state: dict[str, Any] = folded_state_dict(module)
     plain = all(isinstance(value, Tensor) and value.dtype not in _NOT_IN_SAFETENSORS for value in state.values())
-    path = own / f"step-{step:0{len(str(budget.steps))}d}{'.safetensors' if plain else '.pt'}"
-    write(own / "config.json", settings)
+    path = checkpoint_path(folder, arm, step, budget).with_suffix(".safetensors" if plain else ".pt")
+    write(path.with_name("config.json"), settings)
     with replacing(path) as temporary, _disk_errors():
         if plain:
             # Tied weights stand under each of their names, as load_state_dict(strict=True) asks for.
@@ -50,9 +49,10 @@ def save_module(folder: Path, arm: Arm, module: nn.Module, settings: bytes, step
     return path
 
 
-def checkpoints_of(folder: Path, arm: Arm) -> tuple[Path, ...]:
-    """Return an arm's checkpoints, in the order of steps."""
-    return tuple(sorted([*(folder / arm.label).glob("step-*.safetensors"), *(folder / arm.label).glob("step-*.pt")]))
+def checkpoints_of(folder: Path, arm: Arm, budget: Budget, last: int) -> tuple[Path, ...]:
+    """Return an arm's checkpoints of a run of this budget, up to a step; what other runs left is not among them."""
+    plain = [checkpoint_path(folder, arm, step, budget) for step in range(last + 1) if budget.keeps(step)]
+    return tuple(path for each in plain for path in (each, each.with_suffix(".pt")) if path.exists())
 
 
 def save_module_state(
@@ -77,7 +77,7 @@ def save_module_state(
         "module": module.state_dict(),
         "optimiser": optimiser.state_dict(),
     }
-    with replacing(_state_path(folder, arm)) as temporary, _disk_errors():
+    with replacing(module_state_path(folder, arm)) as temporary, _disk_errors():
         torch.save(state, temporary)
 
 
@@ -91,7 +91,7 @@ def load_module_state(
     budget: Budget,
 ) -> None:
     """Put back the state of this arm, if there is one. Raises ConfigurationError for another model's or budget's."""
-    path = _state_path(folder, arm)
+    path = module_state_path(folder, arm)
     if not path.exists():
         return
     try:
@@ -135,7 +135,8 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-def _state_path(folder: Path, arm: Arm) -> Path:
+def module_state_path(folder: Path, arm: Arm) -> Path:
+    """Return where the state of an arm of a module is kept."""
     path = state_path(folder, (arm,))
     return path.with_name(path.name.replace("state-", "state-module-", 1))
 

@@ -120,7 +120,7 @@ def train_module(
         diverged_at=run.diverged_at,
         history=tuple(run.history),
         seconds_per_step=run.seconds / max(run.step, 1),
-        checkpoints=checkpoints_of(folder, arm) if folder else (),
+        checkpoints=checkpoints_of(folder, arm, budget, run.step) if folder else (),
         perturbation=module_perturbation_curve(module, trainer.loss_over, assume=assume)
         if perturb and finished
         else None,

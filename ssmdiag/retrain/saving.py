@@ -10,6 +10,7 @@ Every file is written under another name and renamed: a full disk or a kill leav
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 STATE_VERSION = 1
 STATE = ".state"
 """Suffix of a resumable state: one that no reader of checkpoints takes for its own."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+"""Numbers of the errors of a disk that is full; torch and safetensors give none."""
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _PARTS = frozenset({
     "version", "arms", "settings", "budget", "data", "step", "seconds", "diverged", "history",
     "parameters", "optimiser",
@@ -188,8 +192,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise SsmdiagError(
             f"{path}: cannot be written ({error.strerror or error}); what was there before is intact.",
-            advice="make room and give --resume to go on from the last saved step.",
+            advice=advice_for(error),
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def advice_for(error: OSError) -> str:
+    """Return what to do about a file that cannot be written."""
+    if error.errno in _FULL:
+        return "make room and give --resume to go on from the last saved step."
+    return "give write permission, or another --output." if error.errno in _FORBIDDEN else "give another --output."

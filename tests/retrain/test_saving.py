@@ -185,5 +185,5 @@ def test_a_run_is_compared_in_the_order_of_its_steps(recurrence: str, tmp_path: 
 def test_the_folder_of_a_run_offers_its_arms_and_never_its_state(tmp_path: Path) -> None:
     train([ARM, Arm("exp")], task(), model(), BUDGET, folder=tmp_path)
     for read in (diagnose, lambda path: expand_run([path])):
-        with pytest.raises(CheckpointError, match="2 runs, each in a folder of its own: best-lr0.05-seed0, exp-lr0"):
+        with pytest.raises(CheckpointError, match=r"2 runs, each in a folder of its own: best-lr0.05-seed0, exp-lr0"):
             read(tmp_path)

@@ -1,0 +1,61 @@
+"""The folder a run is kept in, looked at before anything is trained: can it be written, does it hold a run already?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.distributed import Ranks
+from ssmdiag.retrain.saving import STATE, advice_for
+
+
+def prepare(
+    folder: Path, arms: Sequence[Arm], states: Sequence[Path], *, resume: bool, ranks: Ranks, writes: bool
+) -> tuple[str, ...]:
+    """Make the folder and return what a reader of the results must know of it.
+
+    `states` are where the states of these arms would lie; `writes` says whether this rank writes. Every rank looks
+    before any of them trains. Raises ConfigurationError where the folder cannot be written, or without `resume` holds
+    a run of these arms.
+    """
+    if writes:
+        _require_writable(folder)
+    # What the first rank sees counts: the others may have a disk of their own.
+    held, resumable = ranks.gather((_held(folder, arms, states), any(path.exists() for path in states)))[0]
+    if held and not resume:
+        raise ConfigurationError(
+            f"--output {folder} holds a run already: {held}.",
+            advice="give --resume to go on with it, or another --output.",
+        )
+    return (f"nothing to resume from in {folder}: started anew",) if resume and not resumable else ()
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether there is a state in a folder that --resume goes on from."""
+    return any(folder.glob(f"state-*{STATE}"))
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output {folder}: cannot be written ({error.strerror or error}).",
+            expected="a folder, or the name of one that can be made",
+            advice=advice_for(error),
+        ) from error
+
+
+def _held(folder: Path, arms: Sequence[Arm], states: Sequence[Path]) -> str:
+    """Return what lies where these arms would be kept; nothing where there is nothing."""
+    for arm in arms:
+        steps = sorted(path.name for path in (folder / arm.label).glob("step-*"))
+        if steps:
+            some = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+            return f"{arm.label} has {some}"
+    return next((path.name for path in states if path.exists()), "")
