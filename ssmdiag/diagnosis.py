@@ -7,7 +7,7 @@ depth of the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ import torch
 from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.errors import LayerError
+from ssmdiag.examination import MOST_CHANNELS, examine_layers
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.finding import SEVERITIES, Finding
 from ssmdiag.recurrence import Assumption, Recurrence
-from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence
+from ssmdiag.rules.interface import CheckpointEvidence
 from ssmdiag.rules.selection import select_rules
-from ssmdiag.spectrum import LayerDiagnosis, summarise
+from ssmdiag.spectrum import LayerDiagnosis
 
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family
@@ -36,18 +37,8 @@ CONTEXT_SETTINGS = (
 """Settings that give the context length, in the order they are looked for."""
 
 
-MOST_CHANNELS = 64
-"""Channels of a layer whose law is found unless all are asked for: a second for 64 layers."""
-EVERY_HORIZON = 2**15
-"""Modes of a layer up to which every channel's horizon is found; of a larger one, that of the same channels."""
-
-DENSE_WORK = 2**23
-"""States cubed times channels, of dense state matrices that are worth the wait: 32 channels of 64 states."""
-FEWEST_CHANNELS = 4
 HELD_LAYERS = 8
 """Layers read before their laws are found in one go; only these are in memory at once."""
-MOST_CAPACITIES = 16
-"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,7 @@ def diagnose(
         steps where none is known.
     most_channels
         Channels of a layer whose law is looked for, spread over the order of their slowest modes, both ends
-        included; None for every channel. Horizons are those of all channels in layers of up to `EVERY_HORIZON` modes.
+        included; None for every channel. Horizons are those of all channels in layers of moderate size.
     rules
         What to check, from `rules.selection.select_rules`; all rules by default.
     on_layer
@@ -181,7 +172,7 @@ def diagnose(
             held += [(layer, branch, recurrence) for branch, recurrence in enumerate(recurrences)]
             _collect_assumptions(assumed, layer, recurrences)
         if len(held) >= HELD_LAYERS or position == len(found.layers):
-            for evidence in _examine(held, whole, context, most_channels if memory else 0):
+            for evidence in examine_layers(held, whole, context, most_channels if memory else 0):
                 layers.append(evidence.numbers)
                 findings += selection.examine_layer(evidence)
             held = []
@@ -247,45 +238,6 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
     values = torch.cat([recurrence.half_life.flatten() for recurrence in recurrences])
     values = values[~values.isnan()]
     return float(values.max()) if values.numel() else None
-
-
-def _examine(
-    held: Sequence[tuple[Layer, int, Recurrence]],
-    whole: CheckpointEvidence,
-    context: int | None,
-    most_channels: int | None,
-) -> Iterator[LayerEvidence]:
-    """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory."""
-    from ssmdiag.capacity.capacity import assess_capacities, summarise_capacity
-    from ssmdiag.channels import sample_channels
-    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, summarise_memory
-
-    def sample(recurrence: Recurrence, most: int) -> Recurrence:
-        if most_channels is None:
-            return recurrence
-        if recurrence.dense is not None:  # each channel's Gramian takes the cube of its states
-            most = max(min(most, DENSE_WORK * most // MOST_CHANNELS // recurrence.modes**3), FEWEST_CHANNELS)
-        return sample_channels(recurrence, min(most_channels, most))
-
-    steps, remember = context or DEFAULT_CONTEXT, most_channels != 0
-    recurrences = [recurrence for _, _, recurrence in held]
-    if remember:
-        some = [sample(recurrence, MOST_CHANNELS) for recurrence in recurrences]
-        small = [r.dense is None and r.log_eigenvalues.numel() <= EVERY_HORIZON for r in recurrences]
-        memories = assess_memories(
-            some,
-            steps,
-            horizons_of=[r if all_ else few for r, few, all_ in zip(recurrences, some, small, strict=True)],
-        )
-        capacities = assess_capacities([sample(recurrence, MOST_CAPACITIES) for recurrence in recurrences], steps)
-    for position, (layer, branch, recurrence) in enumerate(held):
-        numbers, memory = summarise(recurrence, layer.family.title), None
-        if remember:
-            memory = memories[position]
-            horizon, decay = summarise_memory(memory)
-            capacity = summarise_capacity(capacities[position])
-            numbers = replace(numbers, horizon=horizon, decay=decay, capacity=capacity)
-        yield LayerEvidence(recurrence, layer, numbers, memory, whole, branch)
 
 
 def _incomplete(found: Recognition) -> tuple[str, ...]:

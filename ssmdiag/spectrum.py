@@ -76,6 +76,8 @@ class LayerDiagnosis:
     tensors: tuple[str, ...]
     horizon: Quantiles | None = None
     """Steps to 99 % of the energy, over channels; None where it was not asked for."""
+    every_horizon: bool = False
+    """Whether those are all of its channels."""
     decay: LayerDecay | None = None
     """Laws of the channels and of the layer; None where they were not asked for."""
     capacity: CapacitySummary | None = None

@@ -67,7 +67,8 @@ def _start_worker() -> None:
 def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:
     """Return the diagnosis of one path, or why there is none. Raises AssumptionError: that is the command's fault."""
     from ssmdiag.checkpoint import read_checkpoint
-    from ssmdiag.diagnosis import MOST_CHANNELS, diagnose
+    from ssmdiag.diagnosis import diagnose
+    from ssmdiag.examination import MOST_CHANNELS
     from ssmdiag.reports import Failure
 
     progress = _Progress(path.name, quiet)

@@ -118,7 +118,9 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
         cells.append(words.margin(row.margin))
         cells += [words.steps(row.longest_horizon), row.law] if memory else []
         cells += [SHORT_DTYPES.get(first.dtype, first.dtype)] if wide or not memory else []
-        cells += [("exact" if first.time_invariant else "nominal") + _broken(row)] if decay else []
+        if decay:
+            what = "exact" if first.time_invariant else "nominal"
+            cells.append(what + _broken(row) if wide or len(kinds) > 1 else _broken(row).removeprefix(", ") or what)
         if settings.verbose:
             cells.append(first.name)
         table.add_row(*(Text(cell) for cell in cells), style="red" if _broken(row) else "")
@@ -144,10 +146,7 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
         yield f"layer {best.label}{one}: {best.farthest.capacity.sentence}"
     sampled = [sum(r.farthest.decay.counts.values()) for r in known if r.farthest.decay]
     if any(count < row.first.channels for count, row in zip(sampled, known, strict=True)):
-        from ssmdiag.diagnosis import EVERY_HORIZON
-
-        large = any(row.first.channels * row.first.modes > EVERY_HORIZON for row in known)
-        what = "horizons and laws are" if large else "laws are"
+        what = "laws are" if all(row.first.every_horizon for row in known) else "horizons and laws are"
         yield f"{what} those of {max(sampled)} channels a layer, the slowest among them: --every-channel"
 
 

@@ -98,6 +98,17 @@ def share_read(read: int, size: int) -> str:
     return f"{digits[0]} of {digits[1]} {unit}"
 
 
+def factor(value: float | None) -> str:
+    """Return by what a growing mode grows with a step: two digits of what is above 1, at least.
+
+    >>> [factor(v) for v in (1.02, 1.5, 1.0001, 1.0000000123, 37.2, None)]
+    ['1.02', '1.5', '1.0001', '1.000000012', '37.2', '–']
+    """
+    if value is None or not 1 < value < 2:
+        return "–" if value is None else f"{value:.4g}"
+    return f"{value:.{max(3, 1 - math.floor(math.log10(value - 1)))}f}".rstrip("0")
+
+
 def plural(count: int, noun: str) -> str:
     """Return `1 layer`, `2,000 layers`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -116,7 +127,7 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
         count = sum(layer.unstable for layer in grow)
         parts.append(
             f"Unstable: {plural(count, 'mode')} in {_where(grow, layers, labels)} grow{'s' * (count == 1)} with every "
-            f"step, {'the fastest ' if count > 1 else ''}by a factor of {worst.spectral_radius:.4g}"
+            f"step, {'the fastest ' if count > 1 else ''}by a factor of {factor(worst.spectral_radius)}"
             + (f" (layer {labels[layers.index(worst)]})." if len(grow) > 1 else ".")
         )
     flat = [layer for layer in layers if layer.marginal]
