@@ -39,9 +39,10 @@ class Asked:
     @property
     def foreign(self) -> bool:
         """Whether the model is one that the tool does not build."""
+        from ssmdiag.retrain.sources import of_transformers
         from ssmdiag.retrain.user_code import names_function
 
-        return names_function(self.model) or (self.path is not None and self.path.is_dir())
+        return names_function(self.model) or (self.path is not None and of_transformers(self.path))
 
 
 def hush_other_ranks() -> None:

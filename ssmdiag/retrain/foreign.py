@@ -25,6 +25,7 @@ from ssmdiag.retrain.module_files import module_state_path
 from ssmdiag.retrain.module_training import train_module
 from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.results import ArmResult, RetrainResult
+from ssmdiag.retrain.saving import write
 from ssmdiag.retrain.sources import ModelSource, settings_file
 from ssmdiag.retrain.training import Progress
 from ssmdiag.rules.selection import Selection
@@ -76,6 +77,9 @@ def compare_modules(
         seed = arm.seed
         module, _ = _prepared(prototype, arm, assume)
         tells = spread or ranks.first
+        if folder is not None and tells:
+            for path in source.tokenizer:
+                write(folder / arm.label / path.name, path.read_bytes())
         before = _memory(module, batches.length, assume) if tells else ()
         result = train_module(
             module.to(ranks.device), arm, batches, budget, settings=settings, source=title,

@@ -60,7 +60,8 @@ def next_token_data(
 
 
 def directory_tokenizer(path: Path) -> Any:
-    """Return the tokenizer in a directory of transformers, or None where there is none; no code of it is run."""
+    """Return the tokenizer in a directory of transformers or beside a checkpoint, None without one; runs no code."""
+    path = path.parent if path.is_file() else path
     if not any((path / name).is_file() for name in TOKENIZERS):
         return None
     transformers = import_transformers()

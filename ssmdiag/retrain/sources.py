@@ -13,8 +13,15 @@ import torch
 from torch import nn
 
 from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.checkpoint.directories import WEIGHTS
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
+from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.user_code import build_model
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +38,8 @@ class ModelSource:
     """Whether the seed decides the initial weights."""
     vocabulary: int | None = None
     """Number of tokens, for a language model."""
+    tokenizer: tuple[Path, ...] = ()
+    """Files of its tokenizer, to lie beside its checkpoints: a step can be gone on from with its own tokens."""
     notes: tuple[str, ...] = ()
 
 
@@ -44,48 +53,51 @@ def function_source(name: str, weights: Path | None = None) -> ModelSource:
 
     def build(seed: int) -> nn.Module:
         module = build_model(name, seed)
-        state = {tensor.stored_name: tensor.load() for tensor in read_checkpoint(weights).values()}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-            raise CheckpointError(
-                f"{weights}: not the weights of {type(module).__name__}. {reasons}",
-                expected="the state dict of the module that --model builds",
-            ) from error
+        _load_into(module, weights, "the state dict of the module that --model builds")
         return without_nan(str(weights), module)
 
     notes = (f"all arms start with the weights of {weights}",)
     return ModelSource(name, build, seeded=False, notes=notes)
 
 
+def of_transformers(path: Path) -> bool:
+    """Whether PATH is a directory, or a checkpoint that retraining one saved: its config.json names an architecture."""
+    return path.is_dir() or (path.name.startswith("step-") and path.is_file() and bool(_architecture(path.parent)))
+
+
 def directory_source(path: Path) -> ModelSource:
     """Return the source of a directory that transformers' `save_pretrained` wrote, read without a network.
 
-    Weights narrower than float32 are trained in float32. Code that lies in the directory is not run.
+    Or of a step-….safetensors that retraining such a directory saved, with config.json beside it. Weights narrower
+    than float32 are trained in float32. Code that lies in the directory is not run.
     Raises ConfigurationError without transformers, CheckpointError where it cannot make a causal language model of it.
     """
     transformers = import_transformers()
-    config = path / "config.json"
+    folder = path.parent if path.is_file() else path
+    config = folder / "config.json"
+    if path == folder:
+        _require_no_run(path)
     if not config.is_file():
         raise CheckpointError(f"{path}: no config.json in it.", expected="what save_pretrained wrote")
     title = str(path)
     notes: list[str] = []
+    load = _load if path == folder else _load_step
     with _quietly(transformers):
         try:
-            settings = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             vocabulary = int(settings.get_text_config().vocab_size)
         except Exception as error:  # whatever its many readers raise
             raise _unreadable(path, error) from error
-    if _stored_dtype(settings) in (torch.float16, torch.bfloat16):
-        notes.append(f"{path.name} is stored in {str(settings.dtype).removeprefix('torch.')} and trained in float32")
+    if path == folder and _stored_dtype(settings) in (torch.float16, torch.bfloat16):
+        notes.append(f"{folder.name} is stored in {str(settings.dtype).removeprefix('torch.')} and trained in float32")
     return ModelSource(
         title,
-        lambda seed: without_nan(title, _load(transformers, path)),
+        lambda seed: without_nan(title, load(transformers, path)),
         config=config.read_bytes(),
         seeded=False,
         vocabulary=vocabulary,
         notes=tuple(notes),
+        tokenizer=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
 
 
@@ -142,6 +154,35 @@ def _load(transformers: Any, path: Path) -> nn.Module:
             "would draw them at random.",
             expected="all weights of the model that config.json describes",
         )
+    return _to_train(model)
+
+
+def _load_step(transformers: Any, path: Path) -> nn.Module:
+    with _quietly(transformers), seeded("model"):
+        try:
+            settings = transformers.AutoConfig.from_pretrained(
+                path.parent, local_files_only=True, trust_remote_code=False
+            )
+            model = _to_train(transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False))
+        except Exception as error:
+            raise _unreadable(path.parent, error) from error
+    _load_into(model, path, "the state dict of the model that config.json beside it describes")
+    return model
+
+
+def _load_into(module: nn.Module, path: Path, expected: str) -> None:
+    state = {tensor.stored_name: tensor.load() for tensor in read_checkpoint(path).values()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise CheckpointError(
+            f"{path}: not the weights of {type(module).__name__}. {reasons}", expected=expected
+        ) from error
+
+
+def _to_train(model: Any) -> nn.Module:
+    """Return a model of transformers without what is narrower than float32, or for inference alone."""
     model.config.use_cache = False  # a state kept between calls has no gradient
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype.itemsize < 4:
@@ -151,6 +192,29 @@ def _load(transformers: Any, path: Path) -> nn.Module:
             if buffer is not None and buffer.is_floating_point() and buffer.dtype.itemsize < 4:
                 owner._buffers[key] = buffer.float()
     return model
+
+
+def _architecture(folder: Path) -> str | None:
+    """Return the model type in a directory's config.json, where there is one."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = content.get("model_type") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _require_no_run(path: Path) -> None:
+    """Raise CheckpointError for the folder of an arm or of a whole run, and name a checkpoint in it."""
+    steps = sorted(path.glob("step-*.*"))
+    below = sorted(path.glob("*/step-*.*"))
+    if (steps or below) and not any((path / name).exists() for name in WEIGHTS):
+        kind = f"one arm's folder, with {len(steps)} checkpoints" if steps else "the folder of a run"
+        raise CheckpointError(
+            f"{path} is {kind}.",
+            expected="one of its step-….safetensors, or what save_pretrained wrote",
+            advice=f"to go on from the last, name it: {(steps or below)[-1]}",
+        )
 
 
 def _stored_dtype(settings: Any) -> torch.dtype | None:

@@ -95,6 +95,11 @@ def read_starting_point(path: Path) -> StartingPoint:
     name = next((name for name, depth in layers.items() if depth), None)
     map = checkpoint.settings.get("rate_map")
     if name is None or not isinstance(map, str) or not {"encoder.weight", "decoder.weight"} <= tensors.keys():
+        if map is None and (path.name.startswith("step-") or "arm" in checkpoint.settings):
+            raise CheckpointError(
+                f"{path}: a checkpoint of a model that was given to `ssmdiag retrain`, not of the built-in one.",
+                advice=f"name what builds the model as well: {path} --model package.module:function",
+            )
         raise CheckpointError(
             f"{path}: {_what_is_there(checkpoint)}",
             expected="a step-….safetensors that `ssmdiag retrain` saved, or a directory of transformers",

@@ -97,3 +97,26 @@ def test_a_directory_without_a_text_says_what_to_give(run: Run, tmp_path: Path) 
     code, _, errors = run("retrain", tmp_path, *SMALL)
     assert code == 2
     assert "expected: --text FILE, or --data package.module:function" in errors
+
+
+def test_a_saved_step_of_a_directory_is_gone_on_from(run: Run, tmp_path: Path) -> None:
+    tiny_model("mamba", vocab_size=128).float().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "corpus.txt").write_text("to be or not to be " * 20)
+    options = ("--text", tmp_path / "corpus.txt", "--length", 8, "--param", "own", *SMALL)
+    _, output, _ = run("retrain", tmp_path / "tiny", *options, "--output", tmp_path / "run")
+    (first,) = arms_of(output)
+    code, output, _ = run("retrain", first["checkpoint"], *options)
+    assert code == 0
+    assert arms_of(output)[0]["history"][0]["loss"] == pytest.approx(first["final_loss"], rel=1e-5)
+
+
+def test_a_saved_step_of_a_function_asks_for_the_function(run: Run, tmp_path: Path) -> None:
+    given = ("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:pairs", "--param", "own", *SMALL)
+    _, output, _ = run("retrain", *given, "--output", tmp_path)
+    (first,) = arms_of(output)
+    code, _, errors = run("retrain", first["checkpoint"], *SMALL)
+    assert code == 2
+    assert "a checkpoint of a model that was given" in errors
+    assert "--model package.module:function" in errors
+    code, output, _ = run("retrain", first["checkpoint"], *given)
+    assert arms_of(output)[0]["history"][0]["loss"] == pytest.approx(first["final_loss"], rel=1e-5)

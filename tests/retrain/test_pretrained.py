@@ -184,3 +184,31 @@ def test_bytes_the_vocabulary_lacks_and_texts_too_short_are_told_with_figures(tm
         next_token_data(text_file(tmp_path, ""), vocabulary=128, length=LENGTH, samples=9)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         next_token_data(tmp_path / "absent.txt", vocabulary=128, length=LENGTH, samples=9)
+
+
+def test_a_saved_step_is_gone_on_from_with_its_weights_and_its_tokenizer(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    (path / "tokenizer.json").write_text("{}")
+    source = directory_source(path)
+    feed = batches(source, text_file(tmp_path))
+    first = compare_modules([Arm(OWN, lr=0.05)], source, feed, Budget(2, 4, 2), task="t", folder=tmp_path / "run")
+    step = first.arms[0].checkpoints[-1]
+    assert (step.parent / "tokenizer.json").read_text() == "{}"
+    again = directory_source(step)
+    assert again.vocabulary == source.vocabulary
+    result = compare_modules([Arm(OWN), Arm("softplus")], again, feed, Budget(1, 4, 1), task="t")
+    assert [arm.history[0].loss for arm in result.arms] == pytest.approx([first.arms[0].final_loss] * 2, rel=1e-5)
+    state = load_file(step)
+    save_file(dict(list(state.items())[1:]), step)
+    with pytest.raises(CheckpointError, match="not the weights of MambaForCausalLM"):
+        again.build(0)
+
+
+@pytest.mark.parametrize("place", ["run", "run/best-lr0.01-seed0"])
+def test_the_folder_of_a_run_names_a_checkpoint_to_go_on_from(place: str, tmp_path: Path) -> None:
+    arm = tmp_path / "run/best-lr0.01-seed0"
+    arm.mkdir(parents=True)
+    for name in ("config.json", "step-0.safetensors", "step-4.safetensors"):
+        (arm / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"name it: {arm}/step-4.safetensors"):
+        directory_source(tmp_path / place)
