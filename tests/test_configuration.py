@@ -128,6 +128,7 @@ def test_an_explicit_file_may_have_any_name_and_must_exist(tmp_path: Path) -> No
         ("ignore = ['unstable-modes']", "unknown rule 'unstable-modes'", "a code", "did you mean unstable-mode?"),
         ("ignore = ['']", "ignore: unknown rule ''", "a code", None),
         ("context-length = 0", "context-length is 0", "at least 1", "correct it"),
+        ("context-length = 1_099_511_627_777", "context-length is 1099511627777", "at most 2**40", "correct it"),
         ("context-length = true", "context-length is True, a boolean", "at least 1", "correct it"),
         ("context-length = 4e3", "context-length is 4000.0, a number", "at least 1", "correct it"),
         ("context-length = 2026-01-01", "context-length is a date or a time", "at least 1", "correct it"),

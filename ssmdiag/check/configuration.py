@@ -197,8 +197,8 @@ def _one_of(choices: Callable[[], Collection[str]]) -> Callable[[Path, str, Any]
 
 
 def _context_length(path: Path, key: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _mistyped(path, key, value, "a number of steps, at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**40:
+        raise _mistyped(path, key, value, "a number of steps, at least 1 and at most 2**40")
     return value
 
 

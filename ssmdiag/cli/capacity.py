@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.kernel import choose_layer
-from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.options import Device, check_length, choose_device, load_families, parse_assumptions, read_layers
 from ssmdiag.cli.terminal import Colour
 
 if TYPE_CHECKING:
@@ -43,7 +42,13 @@ def capacity(
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option("--length", metavar="STEPS", min=1, help="Context; by default what config.json says."),
+        typer.Option(
+            "--length",
+            metavar="STEPS",
+            min=1,
+            callback=check_length,
+            help="Context; by default what config.json says.",
+        ),
     ] = None,
     state_dtype: Annotated[
         State | None,
@@ -53,7 +58,13 @@ def capacity(
     ] = None,
     wanted: Annotated[
         int | None,
-        typer.Option("--for-length", metavar="STEPS", min=1, help="Which steps Δ would rebuild inputs so far back."),
+        typer.Option(
+            "--for-length",
+            metavar="STEPS",
+            min=1,
+            callback=check_length,
+            help="Which steps Δ would rebuild inputs so far back.",
+        ),
     ] = None,
     every_channel: Annotated[
         bool, typer.Option("--every-channel", help="All channels, not 64 a layer; seconds for large models.")
@@ -94,12 +105,11 @@ def capacity(
     found.require_layers(checkpoint)
     known = length or context_length_of(checkpoint.settings)
     context = known or DEFAULT_CONTEXT
-    recurrences = [recurrence for entry in found.layers for recurrence in entry.read()]
-    chosen = choose_layer(recurrences, layer) if layer is not None else recurrences
     most = None if every_channel else 64
     state = state_dtype and state_dtype.value
     layers = [
-        _assess(recurrence, context, state, most, closely=layer is not None, wanted=wanted) for recurrence in chosen
+        _assess(recurrence, context, state, most, closely=layer is not None, wanted=wanted)
+        for recurrence in read_layers(found.layers, layer)
     ]
     if format is Format.json:
         terminal.emit(json.dumps(document(str(path), layers, context), indent=2) + "\n", output)

@@ -13,7 +13,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
-from ssmdiag.cli.options import Device, choose_device, parse_assumptions, parse_outputs
+from ssmdiag.cli.options import Device, Length, choose_device, parse_assumptions, parse_outputs
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
 
@@ -82,10 +82,7 @@ def check(
         typer.Option("--config", metavar="FILE", help="Settings, in place of the nearest ssmdiag.toml."),
     ] = None,
     isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
-    length: Annotated[
-        int | None,
-        typer.Option("--length", metavar="STEPS", min=1, help="Context length; by default what config.json says."),
-    ] = None,
+    length: Length = None,
     assume: Annotated[
         list[str] | None,
         typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell."),

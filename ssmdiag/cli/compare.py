@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.options import Device, Length, choose_device, load_families, parse_assumptions
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import CheckpointError, SsmdiagError
 
@@ -78,10 +78,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
     ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option("--length", metavar="STEPS", min=1, help="Context length; by default what config.json says."),
-    ] = None,
+    length: Length = None,
     memory: Annotated[
         Memory, typer.Option("--memory", help="Checkpoints of a run at which horizon and decay law are found.")
     ] = Memory.ends,

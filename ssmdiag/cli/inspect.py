@@ -10,7 +10,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
-from ssmdiag.cli.options import Device, choose_device, parse_assumptions
+from ssmdiag.cli.options import Device, Length, choose_device, parse_assumptions
 from ssmdiag.cli.terminal import Colour
 
 
@@ -33,10 +33,7 @@ def inspect(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
     ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option("--length", metavar="STEPS", min=1, help="Context length; by default what config.json says."),
-    ] = None,
+    length: Length = None,
     assume: Annotated[
         list[str] | None,
         typer.Option(

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.families import Family
+    from ssmdiag.families.layer import Layer
+    from ssmdiag.recurrence import Recurrence
+
+MAX_LENGTH = 2**40
+"""`kernel.powers.MAX_LAG`, which cannot be imported without torch."""
+
+
+def check_length(steps: int | None) -> int | None:
+    """Return a number of steps. Raises BadParameter past the lags that can be told apart."""
+    if steps is not None and steps > MAX_LENGTH:
+        raise typer.BadParameter(f"{steps:,} steps are too many; memory is known up to 2**40, {MAX_LENGTH:,}.")
+    return steps
+
+
+Length = Annotated[
+    int | None,
+    typer.Option(
+        "--length",
+        metavar="STEPS",
+        min=1,
+        callback=check_length,
+        help="Context length; by default what config.json says.",
+    ),
+]
+"""--length of the commands that report on a context."""
 
 
 class Device(StrEnum):
@@ -66,3 +94,57 @@ def parse_outputs(pairs: list[str]) -> list[tuple[str, Path]]:
             raise SsmdiagError(f"--also {pair}: not understood.", expected=f"FORMAT=FILE; FORMAT: {', '.join(known)}")
         parsed.append((format, Path(file)))
     return parsed
+
+
+def read_layers(layers: Sequence[Layer], wanted: str | None) -> list[Recurrence]:
+    """Return the recurrences of the layer that --layer names, of all layers by default; no others are read.
+
+    Raises SsmdiagError where no layer has that name or several do, LayerError where it cannot be read.
+    """
+    if wanted is None:
+        return [recurrence for layer in layers for recurrence in layer.read()]
+    chosen = choose_layers(layers, wanted)
+    found = [recurrence for layer in chosen for recurrence in layer.read()]
+    branch = _split(wanted)[1]
+    if branch or len({layer.path for layer in chosen}) > 1:  # a number of several: reports call one of them by it
+        kept = [r for r in found if r.layer.endswith(f" ({branch})" if branch else tuple(x.path for x in chosen))]
+        if len(kept) != 1:
+            names = ", ".join(recurrence.layer for recurrence in found[:12]) + ", …" * (len(found) > 12)
+            seen = f"{len(kept):,} go by that name" if kept else "there is no such layer or branch"
+            raise SsmdiagError(f"--layer {wanted}: {seen}.", expected=f"one of {names}")
+        return kept
+    return found
+
+
+def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
+    """Return the layers that are meant, one unless several share a path or a number; reads no values.
+
+    A layer goes by its path, by the start of one, by the label that reports give it and by its number.
+    Raises SsmdiagError where none goes by that name, or the start is that of several.
+    """
+    from ssmdiag.reports.folding import label_layers
+
+    name = _split(wanted)[0]
+    paths = [layer.path for layer in layers]
+    labels = label_layers(paths)
+    for chosen in (
+        [layer for layer in layers if layer.path == name],
+        [layer for layer, label in zip(layers, labels, strict=True) if label == name],
+        [layer for layer in layers if layer.path.startswith(f"{name}.")],
+        [layer for layer in layers if name.isdecimal() and layer.number == int(name)],
+    ):
+        if chosen:
+            break
+    else:
+        some = ", ".join(labels[:12]) + ", …" * (len(labels) > 12)
+        raise SsmdiagError(f"--layer {wanted}: there is no such layer.", expected=f"one of {some}, or a full path")
+    if len({layer.path for layer in chosen}) > 1 and not name.isdecimal():
+        several = ", ".join(layer.path for layer in chosen[:6]) + ", …" * (len(chosen) > 6)
+        raise SsmdiagError(f"--layer {wanted}: {len(chosen)} layers start so.", expected=f"one of {several}")
+    return chosen
+
+
+def _split(wanted: str) -> tuple[str, str]:
+    """Return the name of a layer and its branch: `0 (backward)` is `0` and `backward`."""
+    name, _, branch = wanted.partition(" (")
+    return name, branch.removesuffix(")")
