@@ -158,6 +158,13 @@ def require_reach(arms: Sequence[Arm], settings: ModelSettings, data: TaskData) 
         _start(arm, settings, data)
 
 
+def shapes_of(settings: ModelSettings, features: int, outputs: int, vocabulary: int | None) -> dict[str, torch.Size]:
+    """Return the shape of every tensor in one arm's checkpoint."""
+    inputs, targets = torch.zeros(1, 2, features), torch.zeros(1, 2, outputs)
+    data = TaskData(inputs, targets, inputs, targets, "squared error", "every step", outputs, vocabulary)
+    return {name: value.shape for name, value in _start(Arm("exp"), settings, data).items()}
+
+
 def _start(arm: Arm, settings: ModelSettings, data: TaskData) -> dict[str, Tensor]:
     """Return one arm's initial parameters. The seed alone decides them: every map starts as the same function."""
     generator = torch.Generator().manual_seed(arm.seed)

@@ -15,10 +15,11 @@ from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapE
 from ssmdiag.maps import find_map
 from ssmdiag.reparam.fit import advise
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.model import ModelSettings, shapes_of
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D
 from ssmdiag.retrain.tasks import TaskData
 
+_UNCHANGED = "give a step-….safetensors as `ssmdiag retrain` saved it."
 _RATES = {S4D.name: "kernel.log_A_real", LRU.name: "nu_log"}
 
 
@@ -113,9 +114,36 @@ def read_starting_point(path: Path) -> StartingPoint:
             advice="go back to a checkpoint from before they were.",
         )
     find_map(map)
-    rates = tensors[f"{RECURRENCES[name].path}.0.{_RATES[name]}"]
-    settings = ModelSettings(name, tensors["decoder.weight"].shape[1], rates.shape[-1], layers[name])
+    settings = _settings_of(path, tensors, name, layers[name])
     return StartingPoint(path, settings, tensors, map, checkpoint.train_step)
+
+
+def _settings_of(path: Path, tensors: Mapping[str, Tensor], recurrence: str, depth: int) -> ModelSettings:
+    """Return the sizes of the model. Raises CheckpointError where a tensor of it is absent, or of another shape."""
+    rate = f"{RECURRENCES[recurrence].path}.0.{_RATES[recurrence]}"
+    axes = {"encoder.weight": 2, "decoder.weight": 2, rate: 2 if recurrence == S4D.name else 1}
+    for name, count in axes.items():
+        if name not in tensors or tensors[name].ndim != count or 0 in tensors[name].shape:
+            seen = f"has shape {tuple(tensors[name].shape)}" if name in tensors else "is not there"
+            raise CheckpointError(
+                f"{path}: {name} {seen}.", expected=f"{count} ax{'es' if count > 1 else 'is'}", advice=_UNCHANGED
+            )
+    encoder, decoder = tensors["encoder.weight"], tensors["decoder.weight"]
+    settings = ModelSettings(recurrence, decoder.shape[1], tensors[rate].shape[-1], depth)
+    tokens = "encoder.bias" not in tensors and encoder.shape[1] == settings.width
+    expected = shapes_of(settings, encoder.shape[1], len(decoder), len(encoder) if tokens else None)
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)}, not {tuple(shape)}" if name in tensors else f"no {name}"
+        for name, shape in expected.items()
+        if name not in tensors or tensors[name].shape != shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} of {len(expected)} tensors do not fit: {'; '.join(wrong[:3])}.",
+            expected=f"those of {settings.title}",
+            advice=_UNCHANGED,
+        )
+    return settings
 
 
 def _depth(tensors: Mapping[str, Tensor], head: str, tail: str) -> int:

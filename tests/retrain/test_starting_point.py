@@ -89,3 +89,34 @@ def test_files_that_are_no_start_are_told(trained: ArmResult, tmp_path: Path) ->
         read_starting_point(tmp_path / "nan.safetensors")
     with pytest.raises(CheckpointError, match="does not exist"):
         read_starting_point(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"decoder.bias": None}, r"1 of \d+ tensors do not fit: no decoder\.bias"),
+        ({"encoder.bias": None}, r"1 of \d+ tensors do not fit: no encoder\.bias"),
+        ({"encoder.weight": (5, 1)}, r"encoder\.weight \(5, 1\), not \(4, 1\)"),
+        ({"encoder.weight": (4,)}, r"encoder\.weight has shape \(4,\)"),
+        ({"decoder.weight": (0, 4)}, r"decoder\.weight has shape \(0, 4\)"),
+        ({"mixers.1.weight": (8, 3), "norms.0.bias": None}, r"2 of \d+ tensors do not fit: no norms"),
+    ],
+)
+def test_a_damaged_start_says_what_is_there_and_what_should_be(
+    damage: dict[str, tuple[int, ...] | None], message: str, trained: ArmResult, tmp_path: Path
+) -> None:
+    tensors = load_file(trained.checkpoints[-1])
+    for name, shape in damage.items():
+        del tensors[name]
+        if shape is not None:
+            tensors[name] = torch.ones(shape)
+    save_file(tensors, tmp_path / "damaged.safetensors", {"rate_map": "best"})
+    with pytest.raises(CheckpointError, match=message):
+        read_starting_point(tmp_path / "damaged.safetensors")
+
+
+def test_a_start_without_its_first_layer_is_told(trained: ArmResult, tmp_path: Path) -> None:
+    tensors = {name: value for name, value in load_file(trained.checkpoints[-1]).items() if "_layers.0." not in name}
+    save_file(tensors, tmp_path / "damaged.safetensors", {"rate_map": "best"})
+    with pytest.raises(CheckpointError, match=r"_layers\.0\..* is not there"):
+        read_starting_point(tmp_path / "damaged.safetensors")
