@@ -13,7 +13,7 @@ from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 
 USABLE = 2.0
-"""An arm is usable whose final loss is at most this many times the best final loss of all arms."""
+"""An arm is usable whose final loss is at most this many times the best of all arms, and half of the way down to it."""
 LEVELS = 3
 """Loss levels whose first step is told: a quarter, a half and three quarters of the way down, in log loss."""
 
@@ -50,9 +50,17 @@ class Window:
     """Tried, ascending."""
     usable: tuple[float, ...]
     """Those at which every seed ended within `USABLE` times the best loss of all arms."""
-    best: float | None
-    """Smallest median final loss over the rates."""
-    best_rate: float | None
+    top: Summary | None
+    """The rate with the smallest median final loss, of those where fewest seeds diverged; None if no run finished."""
+
+    @property
+    def best(self) -> float | None:
+        """Final loss at the best rate."""
+        return self.top.final if self.top else None
+
+    @property
+    def best_rate(self) -> float | None:
+        return self.top.arm.lr if self.top else None
 
     @property
     def decades(self) -> float | None:
@@ -83,7 +91,10 @@ def learning_rate_windows(result: RetrainResult) -> list[Window]:
     """Return a window for each setting, its learning rates together."""
     summaries = summarise_arms(result)
     finals = [summary.final for summary in summaries if summary.final is not None]
-    limit = USABLE * min(finals) if finals else math.nan
+    limit = math.nan
+    if finals:
+        start = max(run.history[0].loss for run in result.arms if run.history)
+        limit = min(USABLE * min(finals), (start + min(finals)) / 2)
     together: dict[Arm, list[Summary]] = {}
     for summary in summaries:
         together.setdefault(replace(summary.arm, lr=0.0, seed=0), []).append(summary)
@@ -91,17 +102,24 @@ def learning_rate_windows(result: RetrainResult) -> list[Window]:
     for group in together.values():
         ordered = sorted(group, key=lambda summary: summary.arm.lr)
         known = [summary for summary in ordered if summary.final is not None]
-        top = min(known, key=lambda summary: summary.final or 0.0, default=None)
+        top = min(known, key=lambda summary: (len(summary.diverged), summary.final or 0.0), default=None)
         windows.append(
             Window(
                 arm=group[0].arm,
                 rates=tuple(summary.arm.lr for summary in ordered),
                 usable=tuple(summary.arm.lr for summary in ordered if _usable(summary, limit)),
-                best=top.final if top else None,
-                best_rate=top.arm.lr if top else None,
+                top=top,
             )
         )
     return windows
+
+
+def overlap(a: Summary, b: Summary) -> bool:
+    """Whether the final losses of two settings' seeds overlap; with one run left of either, lie within 5 %."""
+    if a.spread and b.spread:
+        return a.spread[1] >= b.spread[0] and b.spread[1] >= a.spread[0]
+    low, high = sorted((a.final or 0.0, b.final or 0.0))
+    return high <= 1.05 * low
 
 
 def loss_levels(result: RetrainResult) -> tuple[float, ...]:
@@ -142,7 +160,7 @@ def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
 
 def _median_step(steps: Sequence[int | None]) -> int | None:
     ordered = sorted(math.inf if step is None else step for step in steps)
-    middle = ordered[len(ordered) // 2]
+    middle = ordered[(len(ordered) - 1) // 2]
     return None if middle == math.inf else int(middle)
 
 

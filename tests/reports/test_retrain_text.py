@@ -109,12 +109,12 @@ def test_every_golden_file_belongs_to_a_case() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
 
 
-@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize("width", [50, 60, 80, 140])
 @pytest.mark.parametrize("case", CASES)
 def test_no_line_is_wider_than_asked_and_no_heading_is_cut(case: str, width: int) -> None:
     got = text.report(CASES[case], Settings(width=width))
     assert max(cell_len(line) for line in got.splitlines()) <= width
-    if width >= 80:
+    if width >= 60:
         cells = [cell for line in got.splitlines() for cell in line.split()]
         assert not [cell for cell in cells if cell.endswith("…") and cell != "…"]
 
@@ -136,7 +136,7 @@ def test_a_map_past_the_boundary_and_the_noise_borne_are_in_the_answer() -> None
     said = text.report(CASES["three-maps"], Settings(quiet=True, width=1000))
     assert "Ends past the stability boundary, and will blow up on longer sequences: direct." in said
     # Losses are 1 + (β/0.13)² for direct, at β = 0.001 · 2^k: 0.128 is the last within twice.
-    assert "Noise on the rates at most doubles the loss up to β: direct 0.13, best 0.064, exp 0.064." in said
+    assert "Noise on the rates at most doubles the loss up to β: direct 0.13; best 0.064; exp 0.064." in said
 
 
 def test_of_a_sweep_each_setting_is_shown_at_its_best_rate_and_its_window_told() -> None:
@@ -165,3 +165,38 @@ def test_json_has_kernels_and_noise() -> None:
     sweep = json.loads(render(CASES["sweep"]))
     assert sweep["arms"][-1]["kernel"] is None
     assert sweep["arms"][-1]["perturbation"] is None
+
+
+def said_of(*runs: ArmResult) -> str:
+    return text.report(result_of(runs), Settings(quiet=True, width=1000)).splitlines()[1]
+
+
+def test_an_opponent_that_diverged_is_in_the_answer() -> None:
+    said = said_of(run(Arm("direct"), 1.0, diverged=2), run(Arm("exp"), 1.0))
+    assert said == "exp ends at a loss of 1. direct diverged at step 2."
+    seeds = [run(Arm("direct", seed=seed), 1.0, diverged=7 + seed) for seed in range(2)]
+    said = said_of(*seeds, run(Arm("exp"), 1.0), run(Arm("exp", seed=1), 1.0, diverged=9))
+    assert "direct diverged in every run, the first at step 7. 3 runs of 4 diverged." in said
+
+
+def test_settings_that_cannot_be_told_apart_are_named_together() -> None:
+    said = said_of(
+        *(run(Arm(param, seed=seed), final + 0.02 * seed)
+          for param, final in (("exp", 0.1), ("best", 0.11), ("direct", 0.3)) for seed in (0, 1))
+    )  # fmt: skip
+    assert said.startswith("exp ends lowest, at 0.11 (so does best: their seeds overlap); direct at 0.31.")
+    assert said_of(run(Arm("exp"), 0.1), run(Arm("best"), 0.103)).startswith(
+        "No clear difference, within 5 %: exp 0.1; best 0.1"
+    )
+
+
+def test_a_setting_that_lost_a_seed_does_not_end_lowest_on_the_rest() -> None:
+    lucky = [run(Arm("direct"), 0.01), run(Arm("direct", seed=1), 1.0, diverged=40)]
+    said = said_of(*lucky, run(Arm("exp"), 0.1), run(Arm("exp", seed=1), 0.1))
+    assert said.startswith("exp ends at a loss of 0.1. 1 run of 4 diverged.")
+
+
+def test_a_rate_at_which_nothing_is_learned_is_not_usable() -> None:
+    rates = (1e-6, 1e-3, 1e-1)
+    runs = [run(Arm(param, lr=rate), 5.0 if rate > 1e-6 else 8.0) for param in ("exp", "best") for rate in rates]
+    assert "Decades of learning rate within 2× the best loss: exp 2; best 2." in said_of(*runs)

@@ -16,7 +16,17 @@ from rich.text import Text
 from ssmdiag.reports import words
 from ssmdiag.reports.pictures import run_picture
 from ssmdiag.reports.retrain.pictures import kernel_picture, noise_picture
-from ssmdiag.reports.retrain.words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
+from ssmdiag.reports.retrain.words import (
+    Column,
+    answer,
+    kernel_error,
+    learning_rate,
+    loss,
+    memory_columns,
+    noise_borne,
+    settings_of,
+    whole,
+)
 from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_arms
 
 if TYPE_CHECKING:
@@ -32,51 +42,112 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def report(result: RetrainResult, settings: Settings) -> str:
     """Return the comparison as text."""
-    out = Console(
-        file=io.StringIO(),
-        width=settings.width,
-        force_terminal=settings.colour,
-        color_system="standard" if settings.colour else None,
-        highlight=False,
-        legacy_windows=False,
-        emoji=False,
-    )
+    page = _Page(settings)
     budget = result.budget
-    head = (
+    page.paragraph(
         f"{result.task}  {result.model}  {budget.steps:,} steps × {budget.batch}  "
-        f"{words.plural(len(result.arms), 'run')}  {result.device} {result.seconds:,.0f} s"
+        f"{words.plural(len(result.arms), 'run')}  {result.device} {result.seconds:,.0f} s",
+        "bold",
     )
-    _paragraph(out, head, "bold")
-    _paragraph(out, answer(result), "bold green")
+    finished = any(run.final_loss is not None for run in result.arms)
+    page.paragraph(answer(result), "bold green" if finished else "bold red")
     if not settings.quiet:
         summaries = summarise_arms(result)
         shown = _shown(result, summaries)
         names = _Names(summaries, settings.width)
         rates = sorted({summary.arm.lr for summary in summaries})
-        names.print_key(out)
+        for line in names.key():
+            page.paragraph(line, "")
         if len(rates) > 1:
-            out.print()
-            out.print(_grid(result, summaries, names, rates))
-        _table(out, "setting", shown, names, _loss_columns(shown, len(rates) > 1))
+            settings_, columns = _grid(result, summaries, rates)
+            page.table("final loss at lr", settings_, names, columns)
+        page.table("setting", shown, names, _loss_columns(shown, len(rates) > 1))
         memory = memory_columns([summary.runs[0] for summary in shown])
         same = {cell for heading, cells in memory if heading == "law" for cell in cells}
         if len(same) == 1:  # a column that says one thing is a line
             memory = [column for column in memory if column[0] != "law"]
-        _table(out, "memory", shown, names, memory)
+        page.table("memory", shown, names, memory)
         if len(same) == 1 and not same & {"–"}:
-            _paragraph(out, f"  law of the kernels, in every setting: {same.pop()}", "")
+            page.paragraph(f"  law of the kernels, in every setting: {same.pop()}", "")
         if settings.plots:
-            _curves(out, result, shown, names, settings)
+            _curves(page, result, shown, names)
         notes = [*result.notes]
         if any(summary.seeds > 1 for summary in shown):
             notes.append("memory and curves are those of the first seed")
         if notes:
-            out.print()
+            page.out.print()
         for note in notes:
-            _paragraph(out, f"  {note}", "")
-    assert isinstance(out.file, io.StringIO)
-    text = "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+            page.paragraph(f"  {note}", "")
+    return page.text()
+
+
+class _Page:
+    """What is printed, line by line; in ASCII from the start where the terminal takes no more."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.file = io.StringIO()
+        self.out = Console(
+            file=self.file,
+            width=settings.width,
+            force_terminal=settings.colour,
+            color_system="standard" if settings.colour else None,
+            highlight=False,
+            legacy_windows=False,
+            emoji=False,
+        )
+
+    def text(self) -> str:
+        text = "\n".join(line.rstrip() for line in self.file.getvalue().splitlines()) + "\n"
+        return text if self.settings.unicode else self.plain(text)
+
+    def plain(self, text: str) -> str:
+        return text if self.settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+
+    def paragraph(self, text: str, style: str) -> None:
+        text = self.plain(text)
+        lead = text[: len(text) - len(text.lstrip())]
+        hanging = lead + "  " * bool(lead)
+        lines = textwrap.wrap(
+            text.strip(),
+            self.settings.width - 1,
+            initial_indent=lead,
+            subsequent_indent=hanging,
+            break_on_hyphens=False,
+        )
+        for line in lines:
+            self.out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)
+
+    def table(self, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[Column]) -> None:
+        """Print a row for each setting; columns that do not fit the line go into another table below."""
+        rows = [self.plain(names.row(summary)) for summary in summaries]
+        columns = [(self.plain(heading), [self.plain(cell) for cell in cells]) for heading, cells in columns]
+        first = max(map(len, [lead, *rows]))
+        parts: list[list[Column]] = [[]]
+        room = self.settings.width - first
+        for heading, cells in columns:
+            wide = 2 + max(map(len, [*heading.splitlines(), *cells]))
+            if wide > room and parts[-1]:
+                parts.append([])
+                room = self.settings.width - first
+            parts[-1].append((heading, cells))
+            room -= wide
+        for part in parts:
+            table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
+            table.add_column(lead, no_wrap=True)
+            for heading, _ in part:
+                table.add_column(heading, justify="left" if heading == "law" else "right", no_wrap=True)
+            for position, summary in enumerate(summaries):
+                style = "red" if summary.diverged else ""
+                table.add_row(rows[position], *(cells[position] for _, cells in part), style=style)
+            self.out.print()
+            self.out.print(table)
+
+    def picture(self, caption: str, lines: Sequence[str]) -> None:
+        self.out.print()
+        self.paragraph(caption, "")
+        for line in lines:
+            self.out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
 
 
 class _Names:
@@ -97,11 +168,11 @@ class _Names:
     def with_letter(self, summary: Summary) -> str:
         return f"{self.letter(summary)} {self._names[_key(summary.arm)]}"
 
-    def print_key(self, out: Console) -> None:
-        if self._apart:
-            out.print()
-            for key, name in self._names.items():
-                _paragraph(out, f" {self._letters.get(key, '?')}  {name}", "")
+    def key(self) -> list[str]:
+        """Return the key's lines, an empty one before them; none where names stand in the rows."""
+        if not self._apart:
+            return []
+        return [" ", *(f" {self._letters.get(key, '?')}  {name}" for key, name in self._names.items())]
 
 
 def _shown(result: RetrainResult, summaries: Sequence[Summary]) -> list[Summary]:
@@ -113,23 +184,19 @@ def _shown(result: RetrainResult, summaries: Sequence[Summary]) -> list[Summary]
     return sorted(shown, key=lambda summary: summary.final or math.inf)[:MOST_ROWS]
 
 
-def _grid(result: RetrainResult, summaries: Sequence[Summary], names: _Names, rates: Sequence[float]) -> Table:
-    """Return final losses by setting and learning rate; `×` where a seed diverged."""
-    table = _empty_table()
-    table.add_column("final loss at lr", no_wrap=True)
-    for rate in rates:
-        table.add_column(f"{rate:.2g}".replace("e-0", "e-"), justify="right", no_wrap=True)
-    table.add_column("decades", justify="right", no_wrap=True)
+def _grid(
+    result: RetrainResult, summaries: Sequence[Summary], rates: Sequence[float]
+) -> tuple[list[Summary], list[Column]]:
+    """Return a summary of each setting, and final losses by learning rate; `×` where a seed diverged."""
     windows = {_key(window.arm): window for window in learning_rate_windows(result)}
     rows: dict[tuple[object, ...], dict[float, Summary]] = {}
     for summary in summaries:
         rows.setdefault(_key(summary.arm), {})[summary.arm.lr] = summary
-    for key, cells in rows.items():
-        losses = [_cell(cells.get(rate)) for rate in rates]
-        decades = windows[key].decades
-        name = names.row(next(iter(cells.values())))
-        table.add_row(name, *losses, "–" if decades is None else f"{decades:.1f}")
-    return table
+    columns = [(learning_rate(rate), [_cell(cells.get(rate)) for cells in rows.values()]) for rate in rates]
+    decades = [windows[key].decades for key in rows]
+    columns.append(("decades", ["–" if width is None else f"{width:.1f}" for width in decades]))
+    # The row of a setting is red where it diverged at its best rate.
+    return [windows[key].top or next(iter(cells.values())) for key, cells in rows.items()], columns
 
 
 def _cell(summary: Summary | None) -> str:
@@ -138,14 +205,14 @@ def _cell(summary: Summary | None) -> str:
     return "×" if summary.final is None else loss(summary.final) + "×" * bool(summary.diverged)
 
 
-def _loss_columns(summaries: Sequence[Summary], sweep: bool) -> list[tuple[str, list[str]]]:
+def _loss_columns(summaries: Sequence[Summary], sweep: bool) -> list[Column]:
     """Return the losses of each setting; columns that say nothing new are left out."""
     columns: list[tuple[str, Callable[[Summary], str]]] = []
     if sweep:
-        columns.append(("best lr", lambda s: f"{s.arm.lr:.2g}"))
+        columns.append(("best lr", lambda s: learning_rate(s.arm.lr)))
     columns.append(("final loss", lambda s: loss(s.final)))
     if any(summary.spread for summary in summaries):
-        columns.append(("over seeds", lambda s: f"{loss(s.spread[0])} … {loss(s.spread[1])}" if s.spread else "–"))
+        columns.append(("over seeds", lambda s: f"{loss(s.spread[0])} – {loss(s.spread[1])}" if s.spread else "–"))
     if any(loss(summary.best) != loss(summary.final) for summary in summaries):
         columns.append(("best", lambda s: loss(s.best)))
     if any(summary.accuracy is not None for summary in summaries):
@@ -157,49 +224,20 @@ def _loss_columns(summaries: Sequence[Summary], sweep: bool) -> list[tuple[str, 
     if any(summary.runs[0].kernel for summary in summaries):
         columns.append(("kernel\nerror", lambda s: kernel_error(s.runs)))
     if any(summary.runs[0].perturbation for summary in summaries):
-        columns.append(("noise borne\nβ, loss × 2", lambda s: noise_borne(s.runs)))
+        columns.append(("noise β at\nloss × 2", lambda s: noise_borne(s.runs)))
     columns.append(("ms/step", lambda s: f"{1e3 * s.seconds_per_step:.1f}"))
     return [(heading, [cell(summary) for summary in summaries]) for heading, cell in columns]
 
 
 def _steps_to(level: float, summary: Summary) -> str:
     at = summary.steps_to[level]
-    return words.steps(None if at is None else float(at))
+    return whole(None if at is None else float(at))
 
 
-def _table(
-    out: Console, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[tuple[str, list[str]]]
-) -> None:
-    """Print a row for each setting; columns that do not fit the line go into another table below."""
-    rows = [names.row(summary) for summary in summaries]
-    first = max(map(len, [lead, *rows]))
-    parts: list[list[tuple[str, list[str]]]] = [[]]
-    room = out.width - first
-    for heading, cells in columns:
-        wide = 2 + max(map(len, [*heading.splitlines(), *cells]))
-        if wide > room and parts[-1]:
-            parts.append([])
-            room = out.width - first
-        parts[-1].append((heading, cells))
-        room -= wide
-    for part in parts:
-        table = _empty_table()
-        table.add_column(lead, no_wrap=True)
-        for heading, _ in part:
-            table.add_column(heading, justify="left" if heading == "law" else "right", no_wrap=True)
-        for position, summary in enumerate(summaries):
-            style = "red" if summary.diverged else ""
-            table.add_row(rows[position], *(cells[position] for _, cells in part), style=style)
-        out.print()
-        out.print(table)
-
-
-def _curves(
-    out: Console, result: RetrainResult, summaries: Sequence[Summary], names: _Names, settings: Settings
-) -> None:
+def _curves(page: _Page, result: RetrainResult, summaries: Sequence[Summary], names: _Names) -> None:
     """Draw what there is of losses over steps, kernels learned and asked for, and losses over noise."""
-    some = summaries[:MOST_CURVES]
-    key = ", ".join(names.with_letter(summary) for summary in some)
+    some, settings = summaries[:MOST_CURVES], page.settings
+    key = "; ".join(names.with_letter(summary) for summary in some)
     if len(key) > 2 * settings.width:
         key = "letters as above"
     losses, kernels, noises = {}, {}, {}
@@ -212,32 +250,14 @@ def _curves(
     losses = {letter: points for letter, points in losses.items() if len(points) > 1}
     kernels = {letter: values for letter, values in kernels.items() if values}
     if losses:
-        _picture(out, f" validation loss over steps: {key}", run_picture(losses, {}, settings, loss))
+        page.picture(f" validation loss over steps: {key}", run_picture(losses, {}, settings, loss))
     if kernels:
         said = f" learned kernel: • asked for, {key}"
-        _picture(out, said, kernel_picture(result.target, kernels, settings))
+        page.picture(said, kernel_picture(result.target, kernels, settings))
     if noises:
         said = f" worst validation loss with noise up to β on the weights of the rates: {key}"
-        _picture(out, said, noise_picture(noises, settings, loss))
-
-
-def _picture(out: Console, caption: str, lines: Sequence[str]) -> None:
-    out.print()
-    _paragraph(out, caption, "")
-    for line in lines:
-        out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+        page.picture(said, noise_picture(noises, settings, loss))
 
 
 def _key(arm: Arm) -> tuple[object, ...]:
     return (arm.param, arm.freeze, arm.init, arm.recurrence_lr, arm.weight_decay)
-
-
-def _empty_table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
-
-
-def _paragraph(out: Console, text: str, style: str) -> None:
-    lead = text[: len(text) - len(text.lstrip())]
-    hanging = lead + "  " * bool(lead)
-    for line in textwrap.wrap(text.strip(), out.width - 1, initial_indent=lead, subsequent_indent=hanging):
-        out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)

@@ -10,21 +10,49 @@ from typing import TYPE_CHECKING
 from ssmdiag.reports import words
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.results import ArmResult, PerturbationCurve
-from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, summarise_arms
+from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, overlap, summarise_arms
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.results import RetrainResult
     from ssmdiag.spectrum import LayerDiagnosis
 
 
+Column = tuple[str, list[str]]
+"""A heading, and a cell for each row."""
+MOST_SAID = 5
+"""Settings named in one sentence."""
+
+
+def learning_rate(value: float) -> str:
+    """Return a learning rate as short as it goes.
+
+    >>> [learning_rate(rate) for rate in (5e-6, 5e-4, 0.005, 0.05, 0.5, 5.0, 0.0)]
+    ['5e-6', '5e-4', '5e-3', '0.05', '0.5', '5', '0']
+    """
+    if value >= 0.0095 or not value:
+        return f"{value:.3g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def whole(value: float | None) -> str:
+    """Return a number of steps that is a whole one.
+
+    >>> [whole(v) for v in (3.0, 50.0, 1234.0, None)]
+    ['3', '50', '1.2k', '–']
+    """
+    return f"{value:.0f}" if value is not None and value < 999.5 else words.steps(value)
+
+
 def loss(value: float | None) -> str:
     """Return a loss with two digits.
 
-    >>> loss(0.01234), loss(3.1e-5), loss(None)
-    ('0.012', '3.1e-5', '–')
+    >>> loss(0.01234), loss(3.1e-5), loss(468.0), loss(None)
+    ('0.012', '3.1e-5', '468', '–')
     """
     if value is None or not math.isfinite(value):
         return "–"
+    if value >= 99.5:
+        return f"{value:.0f}" if value < 9999.5 else f"{value:.1e}".replace("e+0", "e")
     return f"{value:.2g}" if value >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
 
 
@@ -52,38 +80,54 @@ def _part(name: str, value: object) -> str:
 
 
 def answer(result: RetrainResult) -> str:
-    """Return the verdict in one or two sentences: who ended lowest, and over which learning rates."""
+    """Return the verdict: who ended lowest, over which learning rates, what diverged, what will blow up."""
     summaries = summarise_arms(result)
     names = settings_of([summary.arm for summary in summaries])
     windows = learning_rate_windows(result)
-    finished = [summary for summary in summaries if summary.final is not None]
-    lost = sum(len(summary.diverged) for summary in summaries)
-    diverged = f" {words.plural(lost, 'run')} of {len(result.arms):,} diverged." if lost else ""
+    finished = [window.top for window in windows if window.top]
     if not finished:
-        return f"No run finished: all {len(result.arms):,} diverged."
-    by_setting = sorted((w for w in windows if w.best is not None), key=lambda window: window.best or 0.0)
-    if len(by_setting) < 2:
-        only = by_setting[0]
-        return (
-            f"{_named(only, names)} ends at a loss of {loss(only.best)}; there is nothing to compare it with.{diverged}"
-        )
-    first, second = by_setting[:2]
-    overlap = _overlap(first, second, summaries)
-    seeds = finished[0].seeds
-    sure = "" if seeds > 1 else " One seed each: a small difference may be chance."
-    if overlap:
-        near = "and their seeds overlap" if seeds > 1 else "which is within 5 %"
-        verdict = (
-            f"No clear difference: {_named(first, names)} ends at {loss(first.best)}, {_named(second, names)} at "
-            f"{loss(second.best)}, {near}."
-        )
-    else:
-        rest = "all others" if len(by_setting) > 2 else _named(second, names)
-        verdict = f"{_named(first, names)} ends lowest, at {loss(first.best)}; {rest} at {loss(second.best)} or above."
-        if len(by_setting) == 2:
-            verdict = verdict.replace(" or above", "")
-    more = _widest(windows, names) + _past_the_boundary(result, names) + _noise(by_setting, summaries, names)
-    return f"{verdict}{more}{diverged}{sure}"
+        return f"No run finished: {words.plural(len(result.arms), 'run')} diverged."
+    parts = [_ranking(windows, names), _widest(windows, names), _lost(windows, summaries, names, len(result.arms))]
+    parts += [_past_the_boundary(result, names), _noise(windows, names)]
+    if len(finished) > 1 and all(top.seeds == 1 for top in finished):
+        parts.append("One seed each: a small difference may be chance.")
+    return " ".join(part for part in parts if part)
+
+
+def _ranking(windows: Sequence[Window], names: dict[Arm, str]) -> str:
+    """Say which setting ended lowest at its best learning rate, and which ones cannot be told from it."""
+    known = [window for window in windows if window.top]
+    whole_ones = [window for window in known if window.top and not window.top.diverged]
+    first, *others = sorted(whole_ones or known, key=lambda window: window.best or 0.0)
+    assert first.top is not None
+    if not others:
+        alone = "; there is nothing to compare it with" if len(windows) == 1 else ""
+        return f"{_named(first, names)} ends at a loss of {loss(first.best)}{alone}."
+    near = [window for window in others if window.top and overlap(first.top, window.top)]
+    far = [window for window in others if window not in near]
+    why = "their seeds overlap" if first.top.spread and all(w.top and w.top.spread for w in near) else "within 5 %"
+    if near and not far:
+        said = "; ".join(f"{_named(window, names)} {loss(window.best)}" for window in [first, *near[:4]])
+        return f"No clear difference, {why}: {said}{'; …' if len(near) > 4 else ''}."
+    nearest = min(window.best or 0.0 for window in far)
+    rest = _named(far[0], names) if len(far) == 1 else "all others" if not near else "the others"
+    more = " or above" if len(far) > 1 else ""
+    also = f" (so do{'es' * (len(near) == 1)} {_listed([_named(w, names) for w in near])}: {why})" if near else ""
+    return f"{_named(first, names)} ends lowest, at {loss(first.best)}{also}; {rest} at {loss(nearest)}{more}."
+
+
+def _lost(windows: Sequence[Window], summaries: Sequence[Summary], names: dict[Arm, str], runs: int) -> str:
+    """Say which settings diverged whatever the learning rate and the seed, and how many runs did in all."""
+    lost = [(summary, at) for summary in summaries for at in summary.diverged]
+    parts = []
+    for window in windows:
+        steps = [at for summary, at in lost if _same(summary.arm, window.arm)]
+        if window.top is None and len(parts) < MOST_SAID:
+            when = f"at step {steps[0]:,}" if len(steps) == 1 else f"in every run, the first at step {min(steps):,}"
+            parts.append(f"{_name(window.arm, names)} diverged {when}.")
+    if len(lost) > len(parts):
+        parts.append(f"{words.plural(len(lost), 'run')} of {runs:,} diverged.")
+    return " ".join(parts)
 
 
 def _past_the_boundary(result: RetrainResult, names: dict[Arm, str]) -> str:
@@ -95,19 +139,28 @@ def _past_the_boundary(result: RetrainResult, names: dict[Arm, str]) -> str:
     }
     if not grown:
         return ""
-    return f" Ends past the stability boundary, and will blow up on longer sequences: {', '.join(sorted(grown))}."
+    return f"Ends past the stability boundary, and will blow up on longer sequences: {_listed(sorted(grown))}."
 
 
-def _noise(windows: Sequence[Window], summaries: Sequence[Summary], names: dict[Arm, str]) -> str:
+def _noise(windows: Sequence[Window], names: dict[Arm, str]) -> str:
     """Say up to which noise on the rates each setting holds, at its best learning rate; the sturdiest first."""
     borne = []
-    for window in windows[:5]:
-        runs = next(s for s in summaries if _same(s.arm, window.arm) and s.arm.lr == window.best_rate).runs
+    for window in windows:
+        runs = window.top.runs if window.top else ()
         curves = [run.perturbation for run in runs if run.perturbation]
         if curves:
-            borne.append((-_reach(curves), f"{_name(window.arm, names)} {noise_borne(runs)}"))
-    said = ", ".join(text for _, text in sorted(borne))
-    return f" Noise on the rates at most doubles the loss up to β: {said}." if borne else ""
+            borne.append((-_reach(curves), _name(window.arm, names), noise_borne(runs)))
+    borne.sort()
+    if not borne:
+        return ""
+    if len({said for _, _, said in borne}) == 1:
+        return f"Noise on the rates at most doubles the loss up to β = {borne[0][2]} in every setting."
+    said = "; ".join(f"{name} {reach}" for _, name, reach in borne[:MOST_SAID])
+    return f"Noise on the rates at most doubles the loss up to β: {said}{'; …' if len(borne) > MOST_SAID else ''}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "; ".join(names[:MOST_SAID]) + ("; …" if len(names) > MOST_SAID else "")
 
 
 @dataclass(frozen=True)
@@ -142,14 +195,14 @@ def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
     )
 
 
-def memory_columns(runs: Sequence[ArmResult]) -> list[tuple[str, list[str]]]:
+def memory_columns(runs: Sequence[ArmResult]) -> list[Column]:
     """Return (heading, cells) for the memory of each run before and after; what is known of none is left out."""
     pairs = [(memory_of(run.before), memory_of(run.after)) for run in runs]
     said: list[tuple[str, Callable[[Memory], str]]] = [
         ("horizon", lambda m: words.steps(m.horizon)),
         ("half-life", lambda m: words.steps(m.half_life)),
         ("margin", lambda m: words.margin(m.margin)),
-        ("length", lambda m: words.steps(m.length)),
+        ("length", lambda m: whole(m.length)),
         ("capacity", lambda m: "–" if m.capacity is None else f"{m.capacity:.3g}"),
         ("law", lambda m: m.law),
     ]
@@ -179,7 +232,7 @@ def noise_borne(runs: Sequence[ArmResult]) -> str:
 def kernel_error(runs: Sequence[ArmResult]) -> str:
     """Return how far the learned kernel is from the one asked for: the median over seeds."""
     error = median(sorted(run.kernel.error for run in runs if run.kernel))
-    return "–" if error is None else f"{100 * error:.2g} %"
+    return "–" if error is None else f"{100 * error:.2g} %" if error < 0.0995 else f"{100 * error:.0f} %"
 
 
 def _reach(curves: Sequence[PerturbationCurve]) -> float:
@@ -194,29 +247,23 @@ def _name(arm: Arm, names: dict[Arm, str]) -> str:
 
 def _named(window: Window, names: dict[Arm, str]) -> str:
     name = _name(window.arm, names)
-    return f"{name} (lr {window.best_rate:g})" if len(window.rates) > 1 and window.best_rate is not None else name
+    return (
+        f"{name} (lr {learning_rate(window.best_rate)})"
+        if len(window.rates) > 1 and window.best_rate is not None
+        else name
+    )
 
 
 def _same(a: Arm, b: Arm) -> bool:
     return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(Arm) if f.name not in ("lr", "seed"))
 
 
-def _overlap(first: Window, second: Window, summaries: Sequence[Summary]) -> bool:
-    """Whether the seeds of the two at their best rates overlap; for one seed each, within 5 %."""
-    a, b = (
-        next(s for s in summaries if _same(s.arm, window.arm) and s.arm.lr == window.best_rate)
-        for window in (first, second)
-    )
-    if a.spread and b.spread:
-        return a.spread[1] >= b.spread[0]
-    return (b.final or 0.0) <= 1.05 * (a.final or 0.0)
-
-
 def _widest(windows: Sequence[Window], names: dict[Arm, str]) -> str:
     known = [(window.decades, window) for window in windows if window.decades is not None]
     if not any(decades for decades, _ in known):
         return ""
-    said = ", ".join(
-        f"{_name(window.arm, names)} {decades:.2g}" for decades, window in sorted(known, key=lambda pair: -pair[0])[:5]
+    ordered = sorted(known, key=lambda pair: -pair[0])
+    said = "; ".join(f"{_name(window.arm, names)} {decades:.2g}" for decades, window in ordered[:MOST_SAID])
+    return (
+        f"Decades of learning rate within {USABLE:g}× the best loss: {said}{'; …' if len(ordered) > MOST_SAID else ''}."
     )
-    return f" Decades of learning rate within {USABLE:g}× the best loss: {said}."
