@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Device, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.options import (
+    Device,
+    check_length,
+    choose_device,
+    load_families,
+    parse_assumptions,
+    read_layers,
+)
 from ssmdiag.cli.terminal import Colour
-from ssmdiag.errors import SsmdiagError
+from ssmdiag.errors import LayerError, SsmdiagError
 
 if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
 
@@ -26,20 +36,38 @@ class Format(StrEnum):
     json = "json"
 
 
+TOO_LARGE = "--memory-limit GIB allows more; --channel, or a smaller --length, asks for less."
+
+
 def kernel(
     path: Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)],
     layer: Annotated[
         str | None,
-        typer.Option("--layer", help="Number or path of one layer; by default all to a file, the first shown."),
+        typer.Option(
+            "--layer",
+            help="Number or path of one layer, or the path's start; by default all to a file, the first shown.",
+        ),
     ] = None,
     channel: Annotated[int | None, typer.Option("--channel", min=0, help="One channel of the layer.")] = None,
     length: Annotated[
         int | None,
-        typer.Option("--length", metavar="STEPS", min=1, help="Lags; by default the context of config.json."),
+        typer.Option(
+            "--length",
+            metavar="STEPS",
+            min=1,
+            callback=check_length,
+            help="Lags; by default the context of config.json.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write kernels to this .safetensors or .npz.")
     ] = None,
+    memory_limit: Annotated[
+        float,
+        typer.Option(
+            "--memory-limit", metavar="GIB", min=0.001, help="Most memory for the kernel of one layer; with --output."
+        ),
+    ] = 2.0,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of what is shown.")] = Format.text,
     assume: Annotated[
         list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell.")
@@ -56,13 +84,12 @@ def kernel(
 
     A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, stands for it.
     """
-    from ssmdiag.channels import select_channel
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
     from ssmdiag.families.recognition import recognise
     from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.reports import Settings
-    from ssmdiag.reports.kernel_text import document, report
+    from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
 
     checkpoint = read_checkpoint(path)
     found = recognise(
@@ -72,49 +99,91 @@ def kernel(
         device=choose_device(device),
     )
     found.require_layers(checkpoint)
-    known = context_length_of(checkpoint.settings)
-    context = length or known or DEFAULT_CONTEXT
-    recurrences = [recurrence for entry in found.layers for recurrence in entry.read()]
-    if layer is not None:
-        recurrences = choose_layer(recurrences, layer)
-    if channel is not None:
-        recurrences = [_one_channel(select_channel, recurrence, channel) for recurrence in recurrences[:1]]
-    if output is not None:
-        from ssmdiag.kernel.file import write_kernels
-
-        written = write_kernels(recurrences, context, output, source=checkpoint, quiet=quiet or not sys.stderr.isatty())
-        terminal.emit(f"{output}: {written}\n", None)
-        return
-    memory = assess_memory(recurrences[0], context)
-    said = context if (length or known) else None
-    if format is Format.json:
-        terminal.emit(json.dumps(document(memory, path=str(path), channel=channel), indent=2) + "\n", None)
-        return
+    stated = length or context_length_of(checkpoint.settings)
+    context = stated or DEFAULT_CONTEXT
     settings = Settings(
         width=terminal.width(), colour=terminal.colour(color), unicode=terminal.unicode(), plots=plots, quiet=quiet
     )
-    terminal.emit(report(memory, settings, path=str(path), channel=channel, stated_context=said), None)
+    asked = _Asked(found.layers, layer, channel)
+    if output is not None:
+        from ssmdiag.kernel.file import write_kernels
+        from ssmdiag.kernel.kernel import KernelSizeError
+
+        most = int(memory_limit * 2**30)
+        try:
+            with closing(asked.all(progress=not quiet and sys.stderr.isatty())) as recurrences:
+                written = write_kernels(
+                    recurrences, context, output, source=checkpoint, channel=channel, memory_limit=most
+                )
+        except KernelSizeError as error:
+            raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
+        terminal.emit(file_report(written, settings, output=str(output), stated_context=stated), None)
+        for problem in asked.problems:
+            print(f"not written: {problem.sentence}", file=sys.stderr)
+        raise typer.Exit(2 if asked.problems else 0)
+    recurrence, branches = asked.first()
+    memory = assess_memory(recurrence, context)
+    shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
+    if format is Format.json:
+        terminal.emit(render(document(memory, shown)), None)
+        return
+    terminal.emit(report(memory, settings, shown), None)
 
 
-def choose_layer(recurrences: list[Recurrence], wanted: str) -> list[Recurrence]:
-    """Return the recurrences of one layer, named by its number or its path. Raises SsmdiagError."""
-    from ssmdiag.reports.folding import label_layers
+@dataclass
+class _Asked:
+    """The layers of a checkpoint, and which of them, and which channel, are asked for."""
 
-    names = [recurrence.layer for recurrence in recurrences]
-    labels = label_layers(names)
-    chosen = [
-        recurrence
-        for recurrence, name, label in zip(recurrences, names, labels, strict=True)
-        if wanted in (label, name, label.partition(" ")[0], name.partition(" ")[0])
-    ]
-    if not chosen:
-        some = ", ".join([*labels[:12], *["…"][: len(labels) - 12]])
-        raise SsmdiagError(f"--layer {wanted}: there is no such layer.", expected=f"one of {some}, or a full path")
-    return chosen
+    layers: Sequence[Layer]
+    layer: str | None
+    channel: int | None
+    problems: list[LayerError] = field(default_factory=list)
+    """Layers that could not be read, of several."""
+
+    def first(self) -> tuple[Recurrence, list[str]]:
+        """Return the recurrence to show, and the names of all of its layer."""
+        found = read_layers(self.layers[:1] if self.layer is None else self.layers, self.layer)
+        return self.narrow(found[0]), [recurrence.layer for recurrence in found]
+
+    def all(self, *, progress: bool) -> Generator[Recurrence]:
+        """Return all that are asked for, read one layer at a time.
+
+        Raises SsmdiagError for a channel of several layers, LayerError where none can be read.
+        """
+        if self.layer is not None:
+            return (self.narrow(recurrence) for recurrence in read_layers(self.layers, self.layer))
+        if self.channel is not None and len(self.layers) > 1:
+            raise SsmdiagError(
+                f"--channel {self.channel}: of which of the {len(self.layers):,} layers?",
+                expected="--layer as well, where --output is given",
+            )
+        return self._each(progress)
+
+    def _each(self, progress: bool) -> Generator[Recurrence]:
+        for layer in _track(self.layers) if progress else self.layers:
+            try:
+                found = layer.read()
+            except LayerError as error:
+                self.problems.append(error)
+                if len(self.problems) == len(self.layers):
+                    raise
+            else:
+                yield from map(self.narrow, found)
+
+    def narrow(self, recurrence: Recurrence) -> Recurrence:
+        """Return the channel that is asked for. Raises SsmdiagError where there is none of that number."""
+        from ssmdiag.channels import select_channel
+
+        if self.channel is None:
+            return recurrence
+        try:
+            return select_channel(recurrence, self.channel)
+        except IndexError as error:
+            raise SsmdiagError(f"--channel {self.channel}: {error}.") from error
 
 
-def _one_channel(select, recurrence: Recurrence, channel: int) -> Recurrence:  # type: ignore[no-untyped-def]
-    try:
-        return select(recurrence, channel)
-    except IndexError as error:
-        raise SsmdiagError(f"--channel {channel}: {error}.") from error
+def _track(layers: Sequence[Layer]) -> Iterable[Layer]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(layers, "kernels", console=Console(stderr=True), transient=True)

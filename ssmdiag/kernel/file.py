@@ -4,68 +4,97 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save
 
 from ssmdiag import __version__
-from ssmdiag.errors import SsmdiagError
+from ssmdiag.kernel.archive import create_archive
+from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.kernel import MEMORY_LIMIT, compute_kernel
 from ssmdiag.memory import profile
+from ssmdiag.status import Status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.recurrence import Recurrence
 
-SUFFIXES = (".safetensors", ".npz")
+UNITS = {
+    "kernel": "output per unit of input",
+    "retention": "share of a state that is left, the mean of |λ̄|^t over modes",
+}
+PART = 2**22
+"""Values that are made contiguous at a time."""
+
+
+@dataclass(frozen=True)
+class WrittenKernels:
+    """What a file of kernels holds."""
+
+    length: int
+    size: int
+    """Bytes of all values."""
+    tensors: Mapping[str, Mapping[str, Any]]
+    """What is written beside each, from `describe`, by the tensor's name."""
 
 
 def write_kernels(
-    recurrences: Sequence[Recurrence], length: int, output: Path, *, source: Checkpoint, quiet: bool = True
-) -> str:
-    """Write the kernel of every recurrence, float32, under `<layer>.kernel`; return what was written, in words.
+    recurrences: Iterable[Recurrence],
+    length: int,
+    output: Path,
+    *,
+    source: Checkpoint,
+    channel: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> WrittenKernels:
+    """Write the kernel of every recurrence, float32, under `<layer>.kernel`; return what was written.
 
     Each is (copy, channel, lag), or (output, input, lag) of layers with many inputs; selective layers give
-    their retention, (1, channel, lag), under `<layer>.retention`. The file appears whole or not at all.
+    their retention, (1, channel, lag), under `<layer>.retention`. `channel` says which one the recurrences were
+    narrowed to, if any. The file appears whole or not at all; one kernel at a time is in memory.
     Raises SsmdiagError where the file exists, has another ending or cannot be written, KernelSizeError
-    where the kernels do not fit into memory.
+    where one kernel takes more than `memory_limit` bytes.
     """
-    if output.suffix not in SUFFIXES:
-        raise SsmdiagError(f"--output {output}: unknown ending.", expected=f"one of {', '.join(SUFFIXES)}")
-    if output.exists():
-        raise SsmdiagError(f"--output {output}: exists already.", advice="remove it, or choose another name.")
-    tensors: dict[str, torch.Tensor] = {}
-    about: dict[str, dict[str, object]] = {}
-    left = MEMORY_LIMIT
-    for recurrence in _progress(recurrences, quiet):
-        kernel = compute_kernel(profile(recurrence), length, dtype=torch.float32, memory_limit=left)
-        left -= kernel.values.nbytes
-        name = f"{recurrence.layer}.{'retention' if recurrence.layout == 'none' else 'kernel'}"
-        tensors[name] = kernel.values.contiguous().cpu()
-        about[name] = describe(recurrence)
-    metadata = {
-        "ssmdiag_version": __version__,
-        "source": source.path.name,
-        "length": str(length),
-        "units": "output per unit of input at lag 0 … length − 1, in steps",
-        "layers": json.dumps(about, ensure_ascii=False),
-    }
-    _write_whole(output, tensors, metadata)
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    return f"{len(tensors)} {'kernel' if len(tensors) == 1 else 'kernels'} of {length:,} lags, {size / 1e6:.1f} MB"
+    tensors: dict[str, dict[str, Any]] = {}
+    size = 0
+    with create_archive(output) as archive:
+        for recurrence in recurrences:
+            recurrence = realise(recurrence)
+            kind = "retention" if recurrence.layout == "none" else "kernel"
+            kernel = compute_kernel(profile(recurrence), length, dtype=torch.float32, memory_limit=memory_limit)
+            parts = list(_split(kernel.values))
+            name = f"{recurrence.layer}.{kind}"
+            if name in tensors:  # two families in one module
+                name = f"{recurrence.layer} ({recurrence.family}).{kind}"
+            archive.add(name, kernel.values.shape, (part.contiguous().cpu() for part in parts))
+            size += kernel.values.nbytes
+            tensors[name] = describe(recurrence) | {
+                "layer": recurrence.layer,
+                "channel": channel,
+                "channels": len(kernel.status),
+                "units": UNITS[kind],
+                "status": _count(kernel.status),
+                "not_finite": sum(int((~part.isfinite()).sum()) for part in parts),
+            }
+        metadata = {
+            "ssmdiag_version": __version__,
+            "source": source.path.name,
+            "length": str(length),
+            "units": f"lags 0 … length − 1 in steps; {'; '.join(f'{kind}: {unit}' for kind, unit in UNITS.items())}",
+            "layers": json.dumps(tensors, ensure_ascii=False),
+        }
+        archive.describe(metadata)
+    return WrittenKernels(length, size, tensors)
 
 
-def describe(recurrence: Recurrence) -> dict[str, object]:
+def describe(recurrence: Recurrence) -> dict[str, Any]:
     """Return a kernel's origin: family, step Δ, operating point, and a hash of what it was computed from."""
     step = recurrence.step
-    digest = hashlib.sha256()
-    for values in (recurrence.log_eigenvalues, recurrence.input_matrix, recurrence.output_matrix):
-        if values is not None:
-            digest.update(values.resolve_conj().contiguous().cpu().numpy().tobytes())
     return {
         "family": recurrence.family,
         "spelling": recurrence.spelling,
@@ -74,32 +103,30 @@ def describe(recurrence: Recurrence) -> dict[str, object]:
         "step": None if step is None else {"min": float(step.min()), "max": float(step.max())},
         "assumptions": {a.option: a.value for a in recurrence.assumptions},
         "tensors": list(recurrence.tensors),
-        "sha256": digest.hexdigest(),
+        "sha256": _hash(recurrence),
     }
 
 
-def _write_whole(output: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        if output.suffix == ".npz":
-            import numpy as np
-
-            with temporary.open("wb") as file:
-                arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-                np.savez(file, **arrays, metadata=np.array(json.dumps(metadata)))
-        else:
-            temporary.write_bytes(save(tensors, metadata))
-        temporary.replace(output)
-    except OSError as error:
-        raise SsmdiagError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _hash(recurrence: Recurrence) -> str:
+    """Return the SHA-256 of ℓ, B̄ and C, and of Ā, B̄ and C where the state matrix is dense."""
+    parts = [recurrence.log_eigenvalues, recurrence.input_matrix, recurrence.output_matrix]
+    if recurrence.dense is not None:
+        dense = recurrence.dense()
+        parts += [dense.state_matrix, dense.input_matrix, dense.output_matrix]
+    digest = hashlib.sha256()
+    for values in parts:
+        if values is not None:
+            digest.update(values.resolve_conj().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _progress(recurrences: Sequence[Recurrence], quiet: bool) -> Sequence[Recurrence]:
-    if quiet:
-        return recurrences
-    from rich.console import Console
-    from rich.progress import track
+def _count(status: Tensor) -> dict[str, int]:
+    """Return how many channels have each `Status` but KNOWN, by its name in lower case."""
+    counts = torch.bincount(status.long(), minlength=len(Status)).tolist()
+    return {code.name.lower(): counts[code] for code in Status if code is not Status.KNOWN and counts[code]}
 
-    return list(track(recurrences, "kernels", console=Console(stderr=True), transient=True))
+
+def _split(values: Tensor) -> Iterator[Tensor]:
+    """Yield views of the values, a few MB each, in the order of a contiguous tensor."""
+    for plane in values:
+        yield from plane.split(max(1, PART // plane.shape[-1]))

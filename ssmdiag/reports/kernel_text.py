@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.memory import summarise_memory
 from ssmdiag.reports import words
 from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
@@ -13,31 +17,56 @@ from ssmdiag.reports.pictures import decay_picture
 from ssmdiag.status import Status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.decay.comparison import ChannelDecay, DecayComparison
+    from ssmdiag.kernel.file import WrittenKernels
     from ssmdiag.memory import LayerMemory
     from ssmdiag.reports.interface import Settings
 
+FREE = {
+    "exponent": (Law.POLYNOMIAL, Law.TRUNCATED),
+    "rate": (Law.EXPONENTIAL, Law.TRUNCATED),
+    "offset": (Law.POLYNOMIAL, Law.TRUNCATED),
+}
+"""Laws that have each parameter."""
 
-def report(
-    memory: LayerMemory, settings: Settings, *, path: str, channel: int | None, stated_context: int | None
-) -> str:
-    """Return the report of one layer; `stated_context` is None where nothing gave a context."""
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of which file."""
+
+    path: str
+    channel: int | None = None
+    """The one channel of its layer; None for all."""
+    stated_context: int | None = None
+    """None where nothing gave a context."""
+    branches: tuple[str, ...] = ()
+    """Names of all recurrences of the layer."""
+    layers: int = 1
+    """Layers of which it is the first."""
+
+
+def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
+    """Return the report of one layer."""
+    decay = summarise_memory(memory)[1]
     what = "kernel" if memory.is_kernel else "retention at the nominal point"
-    where = memory.layer + (f", channel {channel}" if channel is not None else "")
-    context = f"{memory.context:,} lags" + ("" if stated_context else " (no context is given: --length sets it)")
-    paragraphs = [
-        f"{words.checkpoint_name(path)}  {where}  {what}, {context}",
-        memory.whole.describe(0),
-        horizons(memory),
-    ]
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, settings.width - 1, break_on_hyphens=False)]
+    where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
+    context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
+    lines = _wrap(
+        [
+            f"{words.checkpoint_name(shown.path)}  {where}  {what}, {context}",
+            decay.sentence,
+            horizons(memory),
+        ],
+        settings,
+    )
     if not settings.quiet:
         if settings.plots and bool(memory.whole.fitted[0]):
-            lines += ["", *decay_picture(summarise_memory(memory)[1], "", settings)]
-        if memory.channels.channels > 1:
-            counts = ", ".join(f"{count:,} {law.value}" for law, count in memory.channels.counts().items() if count)
-            lines += ["", f"  channels by themselves: {counts}"]
-    text = "\n".join(line.rstrip() for line in lines) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+            lines += ["", *decay_picture(decay, "", settings)]
+        details = [*_fits(decay.whole), *_remarks(memory, shown)]
+        lines += ["", *_wrap(details, settings, indent="  ")] if details else []
+    return _text(lines, settings)
 
 
 def horizons(memory: LayerMemory) -> str:
@@ -60,21 +89,160 @@ def horizons(memory: LayerMemory) -> str:
     return " ".join(parts)
 
 
-def document(memory: LayerMemory, *, path: str, channel: int | None) -> dict[str, Any]:
-    """Return the same as plain data."""
-    lags = memory.horizon.lags
-    return plain(
+def with_error(value: float, error: float) -> str:
+    """Return a number with its standard error, to two digits of it and five of the number.
+
+    >>> with_error(1.09987, 0.0034), with_error(2.0511e-05, 1.7e-7), with_error(12345.6, 310.0), with_error(0.5, 0.0)
+    ('1.0999 ± 0.0034', '2.051e-05 ± 1.7e-07', '12,346 ± 310', '0.5 ± 0')
+    """
+    size = abs(value)
+    if not (math.isfinite(error) and error > 0 and size > 0):
+        return f"{value:.4g} ± {error:.2g}"
+    last = 1 - math.floor(math.log10(error))
+    first = math.floor(math.log10(size))
+    if not 1e-3 <= size < 1e6:
+        return f"{value:.{min(max(first + last, 1), 4)}e} ± {error:.1e}"
+    decimals = max(min(last, 4 - first), 0)
+    small = error < 10.0**-decimals
+    return f"{value:,.{decimals}f} ± " + (f"{error:.1g}" if small else f"{error:,.{decimals}f}")
+
+
+def _fits(decay: ChannelDecay) -> list[str]:
+    """Return one sentence on what each law leaves, and one on the parameters of the law that is taken."""
+    if decay.residual_db is None:
+        return []
+    left = [f"{law.value} {f'{dB:.2g}' if dB >= 1e-3 else '<0.001'} dB" for law, dB in decay.residual_db.items()]
+    said = [f"rms residuals: {', '.join(left)}"]
+    units = {"exponent": "exponent {}", "offset": "t₀ {} steps", "rate": "rate {} per step"}
+    parameters = []
+    for name, unit in units.items():
+        value, error = getattr(decay, name), getattr(decay, f"{name}_error")
+        if value is not None and error is not None:
+            parameters.append(unit.format(with_error(value, error)))
+    return [*said, f"{decay.law.value}: {', '.join(parameters)} (standard errors)"] if parameters else said
+
+
+def _remarks(memory: LayerMemory, shown: Shown) -> list[str]:
+    said = []
+    if memory.channels.channels > 1:
+        counts = ", ".join(f"{count:,} {law.value}" for law, count in memory.channels.counts().items() if count)
+        said.append(f"channels by themselves: {counts}")
+    others = [name for name in shown.branches if name != memory.layer]
+    if others:
+        said.append(f"also in this layer: {', '.join(others)}; --layer {json.dumps(others[0])} shows it")
+    if shown.layers > 1:
+        said.append(f"the first of {shown.layers:,} layers; --layer shows another")
+    return said
+
+
+def file_report(written: WrittenKernels, settings: Settings, *, output: str, stated_context: int | None) -> str:
+    """Return what was written to a file, and which of it is no ordinary kernel."""
+    tensors = written.tensors.values()
+    kinds = [name.rpartition(".")[2] for name in written.tensors]
+    counts = [words.plural(kinds.count(kind), kind) for kind in ("kernel", "retention") if kind in kinds]
+    default = "" if stated_context else " (no context is given: --length sets it)"
+    said = [f"{output}: {' and '.join(counts)} of {written.length:,} lags{default}, {_size(written.size)}"]
+    for code in Status:
+        found = {about["layer"]: about["status"].get(code.name.lower(), 0) for about in tensors}
+        said += _among(found, "channel", code.sentence)
+    lost = {about["layer"]: about["not_finite"] for about in tensors}
+    said += _among(lost, "value", "written as NaN or infinity")
+    return _text([said[0], *_wrap(said[1:], settings, indent="  ")], settings)
+
+
+def _size(count: int) -> str:
+    scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e5 else (1e3, "kB")
+    return f"{count / scale:.1f} {unit}"
+
+
+def _among(counts: dict[str, int], noun: str, sentence: str) -> list[str]:
+    where = [layer for layer, count in counts.items() if count]
+    if not where:
+        return []
+    layers = where[0] if len(where) == 1 else f"{len(where):,} layers, {where[0]} the first"
+    return [f"{words.plural(sum(counts.values()), noun)} of {layers}: {sentence}"]
+
+
+def document(memory: LayerMemory, shown: Shown) -> dict[str, Any]:
+    """Return the same as plain data, the channels one by one besides."""
+    found = summarise_memory(memory)[1]
+    decay = decay_document(found)
+    decay["layer"]["offset_error"] = found.whole.offset_error
+    document: dict[str, Any] = plain(
         {
             "schema_version": SCHEMA_VERSION,
-            "checkpoint": {"path": path},
+            "checkpoint": {"path": shown.path},
             "layer": memory.layer,
-            "channel": channel,
+            "branches": shown.branches,
+            "channel": shown.channel,
             "family": memory.family,
             "profile": "kernel" if memory.is_kernel else "retention",
             "context_length": memory.context,
-            "horizon": [None if math.isnan(value) else value for value in lags.tolist()],
-            "decay": decay_document(summarise_memory(memory)[1]),
+            "horizon": memory.horizon.lags.tolist(),
+            "decay": decay,
+            "channels": columns(memory.channels)
+            | {
+                "horizon": memory.horizon.lags.tolist(),
+                "horizon_status": _names([code.name.lower() for code in Status], memory.horizon.status),
+            },
             "lags": memory.edges.tolist(),
             "mean_square": memory.mean_square.nansum(0).tolist(),
         }
     )
+    return document
+
+
+def columns(channels: DecayComparison) -> dict[str, list[Any]]:
+    """Return law, parameters and window of every channel; None where a law does not have them."""
+    import torch
+
+    laws = [law.value for law in LAWS]
+    data: dict[str, list[Any]] = {
+        "law": _names(laws, channels.law),
+        "status": _names([status.name.lower() for status in STATUSES], channels.status),
+    }
+    for name, among in FREE.items():
+        for field in (name, f"{name}_error"):
+            values = torch.full(channels.law.shape, torch.nan, dtype=torch.float64, device=channels.law.device)
+            for law in among:
+                values = getattr(channels.fits[law], field).where(channels.law == LAWS.index(law), values)
+            data[field] = values.tolist()
+    windows = torch.stack([channels.first, channels.last], 1).tolist()
+    fitted = channels.fitted.tolist()
+    return data | {"window": [window if known else None for window, known in zip(windows, fitted, strict=True)]}
+
+
+def render(data: dict[str, Any]) -> str:
+    """Return the document as JSON, one line for each list: there may be 300,000 channels."""
+    return _render(data, "") + "\n"
+
+
+def _render(value: Any, indent: str) -> str:
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    inside = indent + "  "
+    entries = [f"{inside}{json.dumps(key)}: {_render(entry, inside)}" for key, entry in value.items()]
+    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+
+
+def _names(names: Sequence[str], index: Tensor) -> list[str]:
+    return [names[position] for position in index.tolist()]
+
+
+def _wrap(paragraphs: Sequence[str], settings: Settings, indent: str = "") -> list[str]:
+    return [
+        line
+        for text in paragraphs
+        for line in textwrap.wrap(
+            text,
+            settings.width - 1,
+            initial_indent=indent,
+            subsequent_indent=indent and f"{indent}  ",
+            break_on_hyphens=False,
+        )
+    ]
+
+
+def _text(lines: Sequence[str], settings: Settings) -> str:
+    text = "\n".join(line.rstrip() for line in lines) + "\n"
+    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ssmdiag import extract_recurrences
 from ssmdiag.cli import main
+from ssmdiag.cli.options import MAX_LENGTH
+from ssmdiag.kernel.powers import MAX_LAG
+from ssmdiag.memory import assess_memory
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", "80")
+    def call(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "argv", ["ssmdiag", *map(str, arguments)])
         code = 0
         try:
@@ -102,7 +106,9 @@ def test_npz_holds_the_same_and_one_channel_can_be_chosen(run: Run, s4d: Path, t
     assert run("kernel", s4d, "--layer", 1, "--channel", 2, "--length", 10, "-o", target)[0] == 0
     with np.load(target) as file:
         assert file["s4_layers.1.kernel"].shape == (1, 1, 10)
-        assert json.loads(str(file["metadata"]))["source"] == "s4d.safetensors"
+        metadata = json.loads(str(file["metadata"]))
+    assert metadata["source"] == "s4d.safetensors"
+    assert json.loads(metadata["layers"])["s4_layers.1.kernel"]["channel"] == 2
 
 
 def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: Path) -> None:
@@ -119,8 +125,15 @@ def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: P
     [
         (["--layer", "7"], "there is no such layer"),
         (["--channel", "9"], "has channels 0 to 3, not 9"),
+        (["--channel", "1", "--output", "k.npz"], "expected: --layer as well"),
+        (["--layer", "s4_layers"], "2 layers start so"),
+        (["--layer", "0 (backward)"], "no such layer or branch"),
+        (["--length", str(2**40 + 1)], "memory is known up to 2**40"),
+        (["--length", "99999999999", "--output", "k.npz"], "next: --memory-limit GIB allows more; --channel"),
+        (["--memory-limit", "0.001", "--length", "99999", "--output", "k.npz"], "0.0 are allowed"),
         (["--output", "k.txt"], "unknown ending"),
         (["--output", "nowhere/k.npz"], "cannot be written"),
+        (["--output", "s4d.safetensors/k.npz"], "cannot be written"),
     ],
 )
 def test_bad_requests_are_sentences(run: Run, s4d: Path, arguments: list[str], says: str, tmp_path: Path) -> None:
@@ -129,6 +142,7 @@ def test_bad_requests_are_sentences(run: Run, s4d: Path, arguments: list[str], s
     assert code == 2
     assert says in err
     assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["s4d.safetensors"]
 
 
 def test_an_existing_file_is_never_written_over(run: Run, s4d: Path) -> None:
@@ -153,3 +167,164 @@ def test_a_kernel_that_grows_or_is_nan_gets_a_sentence_and_no_number(
     assert code == 0, err
     assert says in out
     assert "half gone" not in out
+
+
+def growing(tmp_path: Path) -> list[object]:
+    """A layer of four channels, one of which grows by 10 % a step and one of which is NaN."""
+    rate = torch.tensor([[0.5], [-0.1], [0.2], [float("nan")]])
+    save_file({"x.rnn.rate": rate, "x.rnn.b": torch.ones(4, 1)}, tmp_path / "bad.safetensors")
+    (tmp_path / "map.toml").write_text(
+        '[[layer]]\nname = "x"\nweight = "*.rnn.rate"\naxes = "channel mode"\nmap = "none"\ndomain = "rate"\n'
+    )
+    return [tmp_path / "bad.safetensors", "--map", tmp_path / "map.toml"]
+
+
+def test_the_file_and_the_answer_say_which_kernels_are_no_numbers(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "k.safetensors"
+    code, out, err = run("kernel", *growing(tmp_path), "--length", 2000, "-o", target)
+    assert (code, err) == (0, "")
+    said = " ".join(out.split())
+    assert "1 channel of x.rnn: a growing mode reaches the output: the kernel has no bound" in said
+    assert "1 channel of x.rnn: weights that are NaN or infinite: the kernel is not a number" in said
+    with safe_open(target, "pt") as file:
+        (name,) = file.keys()
+        lost = int((~file.get_tensor(name).isfinite()).sum())
+        about = json.loads(file.metadata()["layers"])[name]
+        assert "retention: share of a state" in file.metadata()["units"]
+    # e^(0.1 t) passes float32's 3.4e38 at lag 888.
+    assert lost == 2000 + 2000 - 888
+    assert f"{lost:,} values of x.rnn: written as NaN or infinity" in said
+    assert about["status"] == {"grows": 1, "not_finite": 1}
+    assert about["not_finite"] == lost
+    assert about["units"] == "share of a state that is left, the mean of |λ̄|^t over modes"
+
+
+def test_a_context_that_nothing_gave_is_said_of_the_file_too(run: Run, s4d: Path, tmp_path: Path) -> None:
+    out = run("kernel", s4d, "-o", tmp_path / "k.npz")[1]
+    assert "2 kernels of 4,096 lags (no context is given: --length sets it), 0.1 MB" in out
+    assert "no context" not in run("kernel", s4d, "--length", 9, "-o", tmp_path / "l.npz")[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("inspect", "--length"),
+        ("check", "--length"),
+        ("kernel", "--length"),
+        ("compare", "--length"),
+        ("capacity", "--length"),
+        ("capacity", "--for-length"),
+    ],
+)
+def test_a_length_past_the_largest_lag_is_a_sentence(run: Run, s4d: Path, command: str, option: str) -> None:
+    code, _, err = run(command, s4d, *([s4d] if command == "compare" else []), option, 2**40 + 1)
+    assert code == 2
+    assert "1,099,511,627,777 steps are too many" in err
+    assert "Traceback" not in err
+
+
+def test_the_largest_length_is_the_largest_lag(run: Run, s4d: Path) -> None:
+    assert MAX_LENGTH == MAX_LAG
+    assert run("kernel", s4d, "--length", 2**40)[0] == 0
+
+
+def test_the_report_gives_every_residual_and_parameters_with_their_errors(run: Run, s4d: Path) -> None:
+    said = " ".join(run("kernel", s4d, "--layer", 0, "--channel", 0, "--length", 2000, "--no-plots")[1].split())
+    assert re.search(r"rms residuals: flat \S+ dB, exponential <0.001 dB, polynomial \S+ dB, truncated \S+ dB", said)
+    assert re.search(r"exponential: rate 0\.013863 ± \S+ per step \(standard errors\)", said)
+    assert "rms residuals" not in run("kernel", s4d, "--length", 2000, "--quiet")[1]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_no_line_is_wider_than_the_terminal(run: Run, s4d: Path, tmp_path: Path, columns: int) -> None:
+    assert max(map(len, run("kernel", s4d, columns=columns)[1].splitlines())) <= columns
+    bad = growing(tmp_path)
+    assert max(map(len, run("kernel", *bad, columns=columns)[1].splitlines())) <= columns
+
+
+def test_json_gives_every_channel_in_columns(run: Run, s4d: Path) -> None:
+    text = run("kernel", s4d, "--layer", 0, "--length", 2000, "-f", "json")[1]
+    assert len(text.splitlines()) < 70  # a line for each list
+    columns = json.loads(text)["channels"]
+    memory = assess_memory(extract_recurrences(s4d)[0], 2000)
+    for index in range(4):
+        decay = memory.channels.channel(index)
+        assert columns["law"][index] == decay.law.value
+        assert columns["status"][index] == decay.status.name.lower()
+        assert columns["window"][index] == (decay.window and list(decay.window))
+        for name in ("exponent", "exponent_error", "rate", "rate_error", "offset", "offset_error"):
+            assert columns[name][index] == getattr(decay, name), name
+    assert columns["law"][0] == "exponential"
+    assert columns["horizon"] == memory.horizon.lags.tolist()
+    assert columns["horizon_status"] == ["known"] * 4
+
+
+def test_a_layer_is_found_without_reading_the_others(run: Run, s4d: Path, tmp_path: Path) -> None:
+    state = load_file(s4d)
+    state["s4_layers.1.kernel.C"] = torch.zeros(5, 3, 2)
+    broken = tmp_path / "broken.safetensors"
+    save_file(state, broken)
+    for name in ("0", "s4_layers.0", "00"):
+        code, out, err = run("kernel", broken, "--layer", name, "--length", 50)
+        assert (code, err) == (0, "")
+        assert "s4_layers.0" in out
+    assert run("kernel", broken, "--length", 50)[0] == 0
+    assert run("kernel", broken, "--layer", "1", "--length", 50)[0] == 2
+    assert run("capacity", broken, "--layer", "0", "--length", 50, "--no-plots")[0] == 0
+    assert run("capacity", broken, "--length", 50, "--no-plots")[0] == 2
+
+
+def test_layers_that_cannot_be_read_are_left_out_of_the_file_and_named(run: Run, s4d: Path, tmp_path: Path) -> None:
+    state = load_file(s4d)
+    state["s4_layers.0.kernel.C"] = torch.zeros(5, 3, 2)
+    broken, target = tmp_path / "broken.safetensors", tmp_path / "k.safetensors"
+    save_file(state, broken)
+    code, out, err = run("kernel", broken, "--length", 50, "-o", target)
+    assert code == 2
+    assert "1 kernel of 50 lags" in out
+    assert "not written: s4_layers.0" in err
+    with safe_open(target, "pt") as file:
+        assert list(file.keys()) == ["s4_layers.1.kernel"]
+    state["s4_layers.1.kernel.C"] = torch.zeros(5, 3, 2)
+    save_file(state, broken)
+    assert run("kernel", broken, "--length", 50, "-o", tmp_path / "none.npz")[0] == 2
+    assert not (tmp_path / "none.npz").exists()
+
+
+@pytest.fixture
+def s5(tmp_path: Path) -> Path:
+    """One bidirectional layer: a state of three modes, two inputs and two outputs."""
+    generator = torch.Generator().manual_seed(1)
+    local = {
+        "Lambda_re": -torch.rand(3, generator=generator),
+        "Lambda_im": torch.rand(3, generator=generator),
+        "log_step": torch.full((3, 1), -3.0),
+        "B": torch.randn(3, 2, 2, generator=generator),
+        "C1": torch.randn(2, 3, 2, generator=generator),
+        "C2": torch.randn(2, 3, 2, generator=generator),
+    }
+    path = tmp_path / "s5.safetensors"
+    save_file({f"params.encoder.layers_0.seq.{name}": value for name, value in local.items()}, path)
+    return path
+
+
+def test_a_layer_with_two_directions_goes_by_its_number_and_by_each_branch(run: Run, s5: Path, tmp_path: Path) -> None:
+    path = "params.encoder.layers_0.seq"
+    for name, branch in (("0", "forward"), ("0 (backward)", "backward"), ("params.encoder (backward)", "backward")):
+        out = run("kernel", s5, "--layer", name, "--length", 100, "--no-plots")[1]
+        assert out.startswith(f"s5.safetensors  {path} ({branch})")
+    said = " ".join(run("kernel", s5, "--length", 100, "--no-plots")[1].split())
+    assert f'also in this layer: {path} (backward); --layer "{path} (backward)" shows it' in said
+    data = json.loads(run("kernel", s5, "--length", 100, "-f", "json")[1])
+    assert data["branches"] == [f"{path} (forward)", f"{path} (backward)"]
+    run("kernel", s5, "--layer", "0", "--length", 10, "-o", tmp_path / "both.npz")
+    with np.load(tmp_path / "both.npz") as file:
+        assert {name: array.shape for name, array in file.items() if name != "metadata"} == {
+            f"{path} (forward).kernel": (2, 2, 10),
+            f"{path} (backward).kernel": (2, 2, 10),
+        }
+
+
+def test_a_report_of_one_layer_says_that_there_are_others(run: Run, s4d: Path) -> None:
+    assert "the first of 2 layers; --layer shows another" in run("kernel", s4d, "--length", 50)[1]
+    assert "the first of" not in run("kernel", s4d, "--length", 50, "--layer", 1)[1]

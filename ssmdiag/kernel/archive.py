@@ -1,0 +1,113 @@
+"""A .safetensors or .npz file of float32 tensors, written one after another: it may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ssmdiag.errors import SsmdiagError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALIGNMENT = 8
+"""Bytes that the header of a .safetensors file is a multiple of."""
+
+
+class Archive(Protocol):
+    """What tensors are put into; the metadata come last, when all is known."""
+
+    def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
+        """Write one tensor, given as parts that follow each other in memory."""
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Write the metadata."""
+
+
+@contextmanager
+def create_archive(output: Path) -> Iterator[Archive]:
+    """Yield the archive behind a new file, which appears whole at the end or not at all.
+
+    Raises SsmdiagError where the file exists, has another ending or cannot be written.
+    """
+    if output.suffix not in FORMATS:
+        raise SsmdiagError(f"--output {output}: unknown ending.", expected=f"one of {', '.join(FORMATS)}")
+    if output.exists():
+        raise SsmdiagError(f"--output {output}: exists already.", advice="remove it, or choose another name.")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file, FORMATS[output.suffix](file, output.parent) as archive:
+            yield archive
+        temporary.replace(output)
+    except OSError as error:
+        raise SsmdiagError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+class _Npz:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+
+    def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
+        with self.archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_1_0(entry, header)
+            _write(entry, parts)
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        with self.archive.open("metadata.npy", "w") as entry:
+            np.lib.format.write_array(entry, np.array(json.dumps(metadata)), allow_pickle=False)
+
+
+class _Safetensors:
+    """The header stands before the values and knows all of them: these wait in a file without a name."""
+
+    def __init__(self, file: IO[bytes], values: IO[bytes]) -> None:
+        self.file, self.values = file, values
+        self.header: dict[str, object] = {}
+
+    def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
+        start = self.values.tell()
+        _write(self.values, parts)
+        self.header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, self.values.tell()]}
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        header = json.dumps({"__metadata__": metadata, **self.header}, ensure_ascii=False).encode()
+        header += b" " * (-len(header) % ALIGNMENT)
+        self.file.write(len(header).to_bytes(8, "little") + header)
+        self.values.seek(0)
+        shutil.copyfileobj(self.values, self.file, 2**22)
+
+
+@contextmanager
+def _npz(file: IO[bytes], directory: Path) -> Iterator[Archive]:
+    with zipfile.ZipFile(file, "w") as archive:
+        yield _Npz(archive)
+
+
+@contextmanager
+def _safetensors(file: IO[bytes], directory: Path) -> Iterator[Archive]:
+    with tempfile.TemporaryFile(dir=directory) as values:
+        yield _Safetensors(file, values)
+
+
+FORMATS: dict[str, Callable[[IO[bytes], Path], AbstractContextManager[Archive]]] = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+}
+
+
+def _write(file: IO[bytes], parts: Iterable[Tensor]) -> None:
+    for part in parts:
+        file.write(part.numpy().astype("<f4", copy=False).data)
