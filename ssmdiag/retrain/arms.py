@@ -13,6 +13,8 @@ from ssmdiag.maps import find_map
 
 FREEZES = ("none", "eigenvalues", "step", "both")
 STARTS = ("family", "short", "long")
+LARGEST_SEED = 2**31 - 1
+"""What seeds are made of it, for the batches of every epoch, fits 64 bits."""
 OWN = "own"
 """For --param: the map that a model the tool did not build goes through already, whatever it is."""
 
@@ -93,6 +95,9 @@ def product_of(
         for number in numbers:
             if number is not None and not 0 <= number < math.inf:
                 raise ConfigurationError(f"--{name} {number}: no optimiser can take it.", expected="0 or more")
+    for number in seed:
+        if not 0 <= number <= LARGEST_SEED:
+            raise ConfigurationError(f"--seed {number}: no such seed.", expected=f"0 to {LARGEST_SEED:,}")
     arms = [
         Arm(*combination)  # type: ignore[arg-type]
         for combination in product(param, freeze, lr, seed, init, recurrence_lr, weight_decay)

@@ -150,7 +150,7 @@ class StreamedBatches:
                 batch = next(iterator, None)
             if batch is None:
                 return
-            yield as_batch(batch, "validation")
+            yield require_numbers(as_batch(batch, "validation"), "validation batch", self.loss)
 
     def _begin(self, seed: int) -> None:
         with seeded("epoch", seed, self._epoch):
@@ -163,7 +163,7 @@ class StreamedBatches:
                 batch = next(self._iterator, None)
             if batch is not None:
                 self._place = (seed, step + 1)
-                return as_batch(batch, "training")
+                return require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
             self._epoch += 1
             self._begin(seed)
         raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
@@ -201,6 +201,29 @@ def as_batch(batch: Any, kind: str) -> Batch:
         )
     inputs, targets = batch
     return (tuple(inputs) if isinstance(inputs, list) else inputs), targets
+
+
+def require_numbers(batch: Batch, what: str, loss: Loss) -> Batch:
+    """Return a batch. Raises ConfigurationError where it has NaN in it; a loss of the user's own may know what to do
+    with NaN in targets, and several inputs with infinities: a mask has some.
+    """
+    inputs, targets = batch
+    single = isinstance(inputs, Tensor)
+    named = inputs if isinstance(inputs, Mapping) else dict(enumerate([inputs] if single else inputs))
+    parts = [("inputs" if single else f"input {name}", value, single) for name, value in named.items()]
+    parts += [("targets", targets, True)] * (not callable(loss))
+    for part, value, finite in parts:
+        number = value.is_floating_point() or value.is_complex()
+        wrong = int((~value.isfinite() if finite else value.isnan()).sum()) if number else 0
+        if wrong:
+            nans = int(value.isnan().sum())
+            kind = "NaN" if nans == wrong else "infinite" if not nans else "NaN or infinite"
+            raise ConfigurationError(
+                f"--data: {wrong:,} of {value.numel():,} numbers in the {part} of the {what} are {kind}.",
+                expected="numbers",
+                advice="leave those samples out, or fill the gaps.",
+            )
+    return batch
 
 
 def is_batch(batch: Any) -> bool:

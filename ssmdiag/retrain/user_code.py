@@ -39,6 +39,7 @@ from ssmdiag.retrain.batches import (
     describe,
     is_batch,
     loss_of_nothing,
+    require_numbers,
 )
 from ssmdiag.retrain.scoring import Score
 from ssmdiag.retrain.seeding import seeded
@@ -119,7 +120,7 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
     """
     made = _call("--data", name, ("data",))
     if isinstance(made, TaskData):
-        return SampledBatches.of(made, size)
+        return SampledBatches.of(_with_numbers(made), size)
     if not isinstance(made, (tuple, list)) or len(made) not in (2, 3) or is_batch(made):
         raise ConfigurationError(f"--data {name}: returned {describe(made)}.", expected=_DATA)
     train, held_out = (_part(name, kind, part) for kind, part in zip(("training", "validation"), made, strict=False))
@@ -131,6 +132,8 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
     if is_batch(train):
         first, last = as_batch(train, "training"), as_batch(held_out, "validation")
         loss = _loss(name, made[2] if len(made) == 3 else None, first)
+        for batch, kind in ((first, "training data"), (last, "validation data")):
+            require_numbers(batch, kind, loss)
         return SampledBatches(first, last, size, loss, nothing=_nothing(loss, [last]))
     loss = _loss(name, made[2] if len(made) == 3 else None, _first_of(name, held_out))
     return StreamedBatches(train, held_out, loss)
@@ -145,7 +148,14 @@ def read_task_data(name: str) -> TaskData:
             expected="ssmdiag.retrain.tasks.TaskData, for the built-in model",
             advice="batches of any other kind go with a model of your own: --model package.module:function.",
         )
-    return made
+    return _with_numbers(made)
+
+
+def _with_numbers(data: TaskData) -> TaskData:
+    """Return the data. Raises ConfigurationError where there is NaN in them."""
+    require_numbers((data.inputs, data.targets), "training data", data.loss)
+    require_numbers((data.validation_inputs, data.validation_targets), "validation data", data.loss)
+    return data
 
 
 def _call(option: str, name: str, place: tuple[object, ...]) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ssmdiag.errors import ConfigurationError, MapError
-from ssmdiag.retrain.arms import Arm, product_of
+from ssmdiag.retrain.arms import LARGEST_SEED, Arm, Budget, product_of
+from ssmdiag.retrain.training import train
+from tests.retrain.small import model, task
 
 
 def test_a_product_has_every_combination_once_in_order() -> None:
@@ -39,6 +41,9 @@ def test_labels_differ_wherever_arms_do() -> None:
         ({"lr": [float("nan")]}, "--lr nan"),
         ({"recurrence_lr": [float("inf")]}, "--recurrence-lr inf"),
         ({"weight_decay": [-1.0]}, "--weight-decay -1"),
+        ({"seed": [0, -1]}, "--seed -1"),
+        ({"seed": [2**63 - 1]}, "--seed 9223372036854775807"),
+        ({"seed": [99999999999999999999]}, "--seed 99999999999999999999"),
     ],
 )
 def test_a_value_no_arm_can_have_is_named(given: dict, says: str) -> None:
@@ -51,3 +56,9 @@ def test_a_value_no_arm_can_have_is_named(given: dict, says: str) -> None:
 def test_an_unknown_map_is_refused() -> None:
     with pytest.raises(MapError, match="no map is called 'tanh'"):
         product_of(param=["exp", "tanh"])
+
+
+def test_the_largest_seed_trains() -> None:
+    (arm,) = product_of(param=["exp"], seed=[LARGEST_SEED])
+    (result,) = train([arm], task(), model(), Budget(2, 64, 2))
+    assert result.final_loss is not None

@@ -354,6 +354,21 @@ BAD_DATA = {
     "of two kinds": (f"return {PAIR}, [{PAIR}]", "validation data list of 1", "both"),
     "no samples": (f"return (torch.zeros(0, 3, 1), torch.zeros(0, 3, 1)), {PAIR}", "no training samples", ""),
     "an unknown loss": (f"return {PAIR}, {PAIR}, 'hinge'", "the third is 'hinge'", "squared error"),
+    "NaN in inputs": (
+        f"a, b = {PAIR}, {PAIR}; a[0][1, 2] = torch.nan; return a, b",
+        "1 of 12 numbers in the inputs of the training data are NaN",
+        "fill the gaps",
+    ),
+    "infinities in targets": (
+        f"a, b = {PAIR}, {PAIR}; b[1][:2] = torch.inf; return a, b",
+        "6 of 12 numbers in the targets of the validation data are infinite",
+        "fill the gaps",
+    ),
+    "NaN in a mapping": (
+        f"a, b = {PAIR}, {PAIR}; x = {{'u': a[0] * torch.nan}}; return (x, a[1]), ({{'u': b[0]}}, b[1])",
+        "12 of 12 numbers in the input u of the training data are NaN",
+        "",
+    ),
     "an error of its own": ("raise KeyError('speech')", r"raised KeyError at .*given_.*py, line 3: 'speech'", ""),
     "an exit": ("raise SystemExit(3)", "raised SystemExit", ""),
 }
@@ -371,6 +386,26 @@ def test_batches_that_begin_well_and_go_wrong_are_described(write_function: Call
     source = function_source(f"{GIVEN}:regressor")
     with pytest.raises(ConfigurationError, match="training batch is str"):
         compare_modules([Arm(OWN)], source, data, Budget(2, 2, 2), task="t")
+
+
+def test_a_streamed_batch_with_nan_is_named_when_it_is_taken(write_function: Callable[[str], str]) -> None:
+    source = function_source(f"{GIVEN}:regressor")
+    spoilt = f"good, bad = {PAIR}, {PAIR}; bad[1][0] = torch.nan; return "
+    for returned, seen in (
+        ("[good, bad], [good]", "3 of 12 numbers in the targets of the training batch 1 are NaN"),
+        ("[good], [good, bad]", "3 of 12 numbers in the targets of the validation batch are NaN"),
+    ):
+        data = read_data(write_function(spoilt + returned), 2)
+        with pytest.raises(ConfigurationError, match=seen):
+            compare_modules([Arm(OWN)], source, data, Budget(2, 2, 2), task="t")
+
+
+def test_a_loss_of_the_users_own_may_be_given_targets_with_nan(write_function: Callable[[str], str]) -> None:
+    mean = "lambda a, y: (a - y.nan_to_num()).square().mean()"
+    name = write_function(f"good, bad = {PAIR}, {PAIR}; bad[1][0] = torch.nan; return bad, good, {mean}")
+    source = function_source(f"{GIVEN}:regressor")
+    result = compare_modules([Arm(OWN)], source, read_data(name, 4), Budget(1, 4, 1), task="t")
+    assert result.arms[0].diverged_at is None
 
 
 MISFITS = {
