@@ -14,7 +14,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, choose_device, parse_assumptions
-from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks
+from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
 
@@ -41,6 +41,7 @@ BETWEEN_LINES = 15.0
 
 
 def retrain(
+    context: typer.Context,
     path: Annotated[
         Path | None,
         typer.Argument(
@@ -49,9 +50,19 @@ def retrain(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option("--param", metavar="MAP", help="Map of the rates: direct, relu, exp, softplus, sigmoid, best, …"),
+        typer.Option(
+            "--param",
+            metavar="MAP",
+            help="Map of the rates: direct, relu, exp, softplus, sigmoid, heavy-tail, best, …  [default: best; "
+            "heavy-tail for a model that is given]",
+        ),
     ] = None,
-    task: Annotated[str, typer.Option("--task", help="What to learn; lf-poly needs long memory.")] = "lf-poly",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", help="What to learn.  [default: lf-poly, or what --text or --data say]", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option("--model", help="s4d or lru, built in; or package.module:function, which returns a Module.")
     ] = "s4d",
@@ -72,7 +83,12 @@ def retrain(
         list[float] | None, typer.Option("--recurrence-lr", metavar="RATE", help="Learning rate of the recurrence.")
     ] = None,
     weight_decay: Annotated[
-        list[float] | None, typer.Option("--weight-decay", metavar="X", help="On every weight.  [default: 0]")
+        list[float] | None,
+        typer.Option(
+            "--weight-decay",
+            metavar="X",
+            help="On every weight; of a model that is given, on all but the recurrence's.  [default: 0]",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps of every arm.")] = 1000,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a step.")] = 128,
@@ -135,10 +151,11 @@ def retrain(
         if resume and output is None:
             raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
         asked = Asked(
-            path, model, task, text, data, length, samples, width, modes, depth, together,
+            path, model, task or task_of(text, data), text, data, length, samples, width, modes, depth, together,
             parse_assumptions(assume or []),
         )  # fmt: skip
-        maps = list(dict.fromkeys(param or ["best"]))
+        asked.require_meant(context)
+        maps = list(dict.fromkeys(param or [asked.usual_map()]))
         reference = OWN if path or asked.foreign else REFERENCE
         maps = [reference, *maps] if len(maps) == 1 and maps != [reference] and not freeze else maps
         arms = product_of(

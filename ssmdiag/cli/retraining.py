@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ssmdiag.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import typer
+
     from ssmdiag.retrain.arms import Budget
     from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
     from ssmdiag.retrain.results import RetrainResult
@@ -43,6 +45,37 @@ class Asked:
         from ssmdiag.retrain.user_code import names_function
 
         return names_function(self.model) or (self.path is not None and of_transformers(self.path))
+
+    def usual_map(self) -> str:
+        """Return the map to compare with where none is asked for: one that holds any rate of a model that is given."""
+        if self.foreign:
+            return "heavy-tail"
+        if self.path is not None:
+            from ssmdiag.retrain.starting_point import read_starting_point
+
+            return "exp" if read_starting_point(self.path).map == "best" else "best"
+        return "best"
+
+    def require_meant(self, context: typer.Context) -> None:
+        """Raise ConfigurationError for options that would not be heeded."""
+        if self.path is None and not self.foreign:
+            return
+        for name in ("width", "modes", "depth", *(["model"] if not self.foreign else [])):
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise ConfigurationError(
+                    f"--{name}: {self.path.name if self.path else self.model} has a model and sizes of its own.",
+                    advice="leave it out.",
+                )
+
+
+def task_of(text: Path | None, data: str | None) -> str:
+    """Return the task where none is named: what the file is for, else lf-poly, which needs long memory."""
+    from ssmdiag.retrain.user_code import names_function
+
+    if data is not None and not names_function(data):
+        return "arrays"
+    return "text" if text is not None else "lf-poly"
 
 
 def hush_other_ranks() -> None:
@@ -124,5 +157,10 @@ def _task_data(asked: Asked) -> tuple[str, TaskData]:
     if asked.data and names_function(asked.data):
         return asked.data, read_task_data(asked.data)
     path = asked.text or (Path(asked.data) if asked.data else None)
-    made = find_task(asked.task).make(TaskSettings(length=asked.length, samples=asked.samples, path=path))
+    task = find_task(asked.task)
+    if path is not None and not task.needs_path:
+        raise ConfigurationError(
+            f"--task {task.name} reads no file, and {path.name} would not be used.", advice="leave one of them out."
+        )
+    made = task.make(TaskSettings(length=asked.length, samples=asked.samples, path=path))
     return asked.task, made

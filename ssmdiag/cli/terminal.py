@@ -47,7 +47,13 @@ def unicode() -> bool:
 def emit(text: str, output: Path | None) -> None:
     """Write to stdout, or to a file by way of a temporary name. Raises SsmdiagError where it cannot."""
     if output is None:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            from ssmdiag.reports.words import ASCII
+
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.translate(ASCII).encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
         return
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ssmdiag.cli import terminal
 from tests.families.tiny_transformers import tiny_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -120,3 +124,48 @@ def test_a_saved_step_of_a_function_asks_for_the_function(run: Run, tmp_path: Pa
     assert "--model package.module:function" in errors
     code, output, _ = run("retrain", first["checkpoint"], *given)
     assert arms_of(output)[0]["history"][0]["loss"] == pytest.approx(first["final_loss"], rel=1e-5)
+
+
+def test_data_that_are_given_are_what_is_learned(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("to be or not to be " * 40)
+    sizes = ("--width", 3, "--modes", 2, "--length", 8)
+    code, output, _ = run("retrain", "--text", tmp_path / "corpus.txt", *sizes, *SMALL)
+    assert (code, json.loads(output)["task"]) == (0, "text")
+    np.savez(tmp_path / "own.npz", x=np.zeros((6, 5, 1), np.float32), y=np.ones((6, 5, 1), np.float32))
+    code, output, _ = run("retrain", "--data", tmp_path / "own.npz", "--width", 3, "--modes", 2, *SMALL)
+    assert (code, json.loads(output)["task"]) == (0, "arrays")
+    code, _, errors = run("retrain", "--task", "delay", "--data", tmp_path / "own.npz", *SMALL)
+    assert code == 2
+    assert "--task delay reads no file, and own.npz would not be used" in errors
+
+
+def test_without_a_map_a_given_model_gets_one_that_holds_its_rates(run: Run, tmp_path: Path) -> None:
+    tiny_model("mamba", vocab_size=128).float().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "corpus.txt").write_text("to be or not to be " * 20)
+    code, output, _ = run("retrain", tmp_path / "tiny", "--text", tmp_path / "corpus.txt", "--length", 8, *SMALL)
+    assert code == 0
+    assert [arm["param"] for arm in arms_of(output)] == ["own", "heavy-tail"]
+
+
+def test_sizes_of_a_checkpoint_cannot_be_asked_for_and_it_is_compared_with_another_map(
+    run: Run, tmp_path: Path
+) -> None:
+    task = ("--task", "lf-exp", "--length", 10, "--samples", 16)
+    _, output, _ = run("retrain", *task, "--width", 3, "--modes", 2, "--param", "best", *SMALL, "--output", tmp_path)
+    saved = arms_of(output)[-1]["checkpoint"]
+    assert arms_of(output)[-1]["param"].startswith("best")
+    code, output, _ = run("retrain", saved, *task, *SMALL)
+    assert code == 0
+    assert sorted(arm["param"] for arm in arms_of(output)) == ["best", "exp"]
+    for option in (("--width", 4), ("--model", "lru")):
+        code, _, errors = run("retrain", saved, *task, *option, *SMALL)
+        assert code == 2
+        assert "has a model and sizes of its own" in errors
+
+
+def test_a_terminal_of_ascii_gets_what_it_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    terminal.emit("β ≤ 1 → ½\n", None)
+    stream.seek(0)
+    assert stream.read() == "beta <= 1 -> ?\n"

@@ -119,7 +119,7 @@ def _ranking(windows: Sequence[Window], names: dict[Arm, str]) -> str:
 def _lost(windows: Sequence[Window], summaries: Sequence[Summary], names: dict[Arm, str], runs: int) -> str:
     """Say which settings diverged whatever the learning rate and the seed, and how many runs did in all."""
     lost = [(summary, at) for summary in summaries for at in summary.diverged]
-    parts = []
+    parts: list[str] = []
     for window in windows:
         steps = [at for summary, at in lost if _same(summary.arm, window.arm)]
         if window.top is None and len(parts) < MOST_SAID:
