@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -109,6 +110,8 @@ def kernel(
         from ssmdiag.kernel.file import write_kernels
         from ssmdiag.kernel.kernel import KernelSizeError
 
+        if math.isinf(memory_limit):
+            raise SsmdiagError(f"--memory-limit {memory_limit}: not an amount of memory.", expected="a number of GiB")
         most = int(memory_limit * 2**30)
         try:
             with closing(asked.all(progress=not quiet and sys.stderr.isatty())) as recurrences:
