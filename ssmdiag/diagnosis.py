@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",
-    "n_ctx", "context_length", "model_max_length", "l_max", "ctx_len", "block_size",
+    "n_ctx", "n_positions", "context_length", "model_max_length", "l_max", "ctx_len", "block_size",
 )  # fmt: skip
 """Settings that give the context length, in the order they are looked for."""
 
@@ -252,9 +252,19 @@ def _caveats(found: Recognition) -> tuple[str, ...]:
 
 
 def context_length_of(settings: Mapping[str, Any]) -> int | None:
-    """Return the context length that settings give, in steps, or None."""
+    """Return the context length that settings give, in steps, or None; of a model with a vision part, the text's."""
+    text_first = sorted(settings.items(), key=lambda item: "vision" in item[0] or "audio" in item[0])
     for leaf in CONTEXT_SETTINGS:
-        for key, value in settings.items():
-            if (key == leaf or key.endswith(f".{leaf}")) and str(value).isdecimal() and 1 < int(value) < 10**12:
-                return int(value)
+        for key, value in text_first:
+            if (key == leaf or key.endswith(f".{leaf}")) and (steps := _whole_number(value)) is not None:
+                return steps
     return None
+
+
+def _whole_number(value: Any) -> int | None:
+    """Return a number of steps, also where YAML made it 4096.0 or 1e6; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() and 1 < number < 10**12 and not isinstance(value, bool) else None

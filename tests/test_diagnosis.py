@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ssmdiag import diagnose
+from ssmdiag.diagnosis import context_length_of
 from ssmdiag.recurrence import Recurrence
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, Quantiles, summarise
 
@@ -131,3 +133,19 @@ def test_siblings_of_different_shapes_are_a_problem_of_their_layer_alone(write_m
     assert "backbone.layers.1.mixer" in result.problems[0]
     assert "do not belong together" in result.problems[0]
     assert result.exit_code() == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"l_max": 777.0}, 777),
+        ({"l_max": "1e6"}, 1_000_000),
+        ({"n_positions": 1024}, 1024),
+        ({"vision_config.max_position_embeddings": 77, "text_config.max_position_embeddings": 4096}, 4096),
+        ({"l_max": True, "seq_len": 0.5, "n_ctx": "many", "block_size": None}, None),
+        ({"max_position_embeddings": 10**30}, None),
+    ],
+)
+def test_the_context_is_read_from_any_spelling_of_a_whole_number(settings: dict[str, Any], steps: int | None) -> None:
+    assert context_length_of(settings) == steps

@@ -61,14 +61,14 @@ class Row:
 
     @property
     def law(self) -> str:
-        """Decay law of the layers with the last lag it was seen at, `mixed` where they differ."""
+        """Decay law of the layers and the lags it was seen over, `mixed` where they differ."""
         wholes = [layer.decay.whole for layer in self.layers if layer.decay]
         laws = {whole.law.value for whole in wholes}
         if len(laws) != 1:
             return "mixed" if laws else "–"
         last = min((whole.window[1] for whole in wholes if whole.window), default=None)
         law = laws.pop()
-        return law if law == "undetermined" or last is None else f"{law} to {last:,}"
+        return law if law == "undetermined" or last is None else f"{law} 0–{last:,}"
 
     @property
     def histogram(self) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
     table.add_column("margin\n1−|λ̄|" if settings.unicode else "margin\n1-|l|", justify="right", no_wrap=True)
     if memory:
         table.add_column("horizon\nlongest", justify="right", no_wrap=True)
-        table.add_column("law", no_wrap=True)
+        table.add_column("law,\nover lags", no_wrap=True)
     if wide or not memory:
         table.add_column("stored", no_wrap=True)
     kinds = {layer.time_invariant for layer in diagnosis.layers}

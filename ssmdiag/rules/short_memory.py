@@ -55,9 +55,14 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 
 def _horizon(layer: LayerDiagnosis) -> float:
-    """Return the longest horizon of a layer's channels, that of its slowest mode where it was not looked for."""
+    """Return the longest horizon of a layer's channels, that of its slowest mode where it was not looked for.
+
+    A layer that was looked at and has none is zero, not finite or cancelled: how far it reaches is not known.
+    """
     if layer.horizon is not None:
         return layer.horizon.max
+    if layer.decay is not None:
+        return math.inf
     return TO_ONE_PERCENT * layer.time_constant.max if layer.time_constant else 0.0
 
 
