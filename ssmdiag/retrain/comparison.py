@@ -13,6 +13,7 @@ from ssmdiag.diagnosis import diagnose
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.learned_kernel import learned_kernel
+from ssmdiag.retrain.memory_limit import saying_what_to_lower
 from ssmdiag.retrain.model import ModelSettings, require_reach
 from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.perturbation import perturbation_curve
@@ -24,6 +25,7 @@ from ssmdiag.retrain.training import Progress, groups_of, train
 from ssmdiag.rules.selection import Selection
 from ssmdiag.spectrum import LayerDiagnosis
 
+_LOWER = "fewer arms --together, or a smaller --length, --width, --modes or --depth."
 TOGETHER = 12
 """Arms trained as one batch: more only fill the caches."""
 
@@ -55,7 +57,8 @@ def compare_arms(
     if start is not None:
         start.require_fit(arms, data)
     else:
-        require_reach(arms, settings, data)
+        with saying_what_to_lower(f"starting {settings.title}", "a smaller --width, --modes or --depth."):
+            require_reach(arms, settings, data)
     spread = ranks.spreads(arms)
     notes = _notes(arms) + (start.notes if start else ())
     if folder is not None:
@@ -65,6 +68,7 @@ def compare_arms(
     here = ranks.device if ranks.count > 1 else device
     results: list[ArmResult] = []
     with ExitStack() as stack:
+        stack.enter_context(saying_what_to_lower(f"on {here}", _LOWER))
         kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for group in groups_of(ranks.share(arms) if spread else arms, together):
             trained = train(
@@ -74,11 +78,9 @@ def compare_arms(
             )  # fmt: skip
             tells = spread or ranks.first  # the others have no files to read
             for result in trained if tells else ():
-                known = replace(
-                    result,
-                    perturbation=perturbation_curve(result, data, settings, device=here) if perturb else None,
-                    kernel=learned_kernel(result, data, settings, device=here),
-                )
+                with saying_what_to_lower(f"on {here}, adding noise to {result.arm.label}", "leave out --perturb."):
+                    noisy = perturbation_curve(result, data, settings, device=here) if perturb else None
+                known = replace(result, perturbation=noisy, kernel=learned_kernel(result, data, settings, device=here))
                 results.append(_with_memory(known, data.length, keep=folder is not None))
             results += [] if tells else trained
     if spread:

@@ -21,6 +21,7 @@ from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
 from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_to_lower
 from ssmdiag.retrain.module_files import module_state_path
 from ssmdiag.retrain.module_training import train_module
 from ssmdiag.retrain.output import prepare
@@ -59,9 +60,12 @@ def compare_modules(
     start = time.perf_counter()
     ranks = replace(ranks, device=ranks.device if ranks.count > 1 else device)
     _require_possible(arms)
-    prototype = source.build(arms[0].seed)
+    lower = "a smaller model."
+    with saying_what_to_lower(f"building {source.name}", lower):
+        prototype = source.build(arms[0].seed)
     title = f"{source.name}: {type(prototype).__name__}, {sum(p.numel() for p in prototype.parameters()):,} parameters"
-    notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
+    with saying_what_to_lower(f"copying {title}", lower):
+        notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
     settings = settings_file(source, prototype, batches.length)
     spread = ranks.spreads(arms)
     if folder is not None:
@@ -75,18 +79,19 @@ def compare_modules(
         if arm.seed != seed and source.seeded:
             prototype = source.build(arm.seed)
         seed = arm.seed
-        module, _ = _prepared(prototype, arm, assume)
         tells = spread or ranks.first
         if folder is not None and tells:
             for path in source.tokenizer:
                 write(folder / arm.label / path.name, path.read_bytes())
-        before = _memory(module, batches.length, assume) if tells else ()
-        result = train_module(
-            module.to(ranks.device), arm, batches, budget, settings=settings, source=title,
-            ranks=ranks.on_its_own() if spread else ranks,
-            folder=folder, resume=resume, assume=assume, perturb=perturb, on_progress=on_progress,
-        )  # fmt: skip
-        after = _after(module, result, batches.length, assume) if tells else ()
+        with saying_what_to_lower(f"on {ranks.device}, with {title}", "a smaller model, --batch or --length."):
+            module, _ = _prepared(prototype, arm, assume)
+            before = _memory(module, batches.length, assume) if tells else ()
+            result = train_module(
+                module.to(ranks.device), arm, batches, budget, settings=settings, source=title,
+                ranks=ranks.on_its_own() if spread else ranks,
+                folder=folder, resume=resume, assume=assume, perturb=perturb, on_progress=on_progress,
+            )  # fmt: skip
+            after = _after(module, result, batches.length, assume) if tells else ()
         results[position] = replace(result, before=before, after=after)
     if spread:
         results = {position: result for part in ranks.gather(results) for position, result in part.items()}
@@ -142,6 +147,8 @@ def _prepared(prototype: nn.Module, arm: Arm, assume: Mapping[str, str] | None) 
     try:
         module = deepcopy(prototype)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise LayerError(
             f"{type(prototype).__name__} cannot be copied ({str(error).splitlines()[0]}).",
             expected="a module whose tensors are parameters and buffers",

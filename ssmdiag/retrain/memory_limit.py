@@ -1,4 +1,4 @@
-"""When a step does not fit in memory: how many arms, or sequences, do, found by trying."""
+"""When something does not fit in memory: how many arms, or sequences, do, found by trying; else what to lower."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import gc
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from ssmdiag.errors import SsmdiagError
 
-_WORDS = ("not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory")
+UNKNOWN = 4 << 30
+"""Bytes taken to be free where the system does not say."""
+_WORDS = (
+    "not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory",
+    "storage size calculation overflowed",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,11 +33,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def saying_what_fits(attempt: Callable[[int, int], object], arms: int, batch: int, device: str) -> Iterator[None]:
+def saying_what_fits(
+    attempt: Callable[[int, int], object],
+    arms: int,
+    batch: int,
+    device: str,
+    smaller: str = "a smaller --width, --modes, --depth or --length.",
+) -> Iterator[None]:
     """Raise SsmdiagError with what would fit where memory runs out inside.
 
-    `attempt` takes a number of arms and of sequences and does a step with so many, for nothing.
+    `attempt` takes a number of arms and of sequences and does a step with so many, for nothing; `smaller` is what
+    to do where nothing fits.
     """
+    what = f"on {device} with {arms:,} arm{'s' * (arms != 1)} together and {batch:,} sequences a step"
+    with saying_what_to_lower(what, lambda: _advice(attempt, arms, batch, smaller)):
+        yield
+
+
+@contextmanager
+def saying_what_to_lower(what: str, advice: str | Callable[[], str]) -> Iterator[None]:
+    """Raise SsmdiagError with advice where memory runs out inside; `what` says on what or with what."""
     try:
         yield
         return
@@ -43,13 +64,31 @@ def saying_what_fits(attempt: Callable[[int, int], object], arms: int, batch: in
         traceback.clear_frames(error.__traceback__)
     gc.collect()
     raise SsmdiagError(
-        f"out of memory on {device} with {arms:,} arm{'s' * (arms != 1)} together and {batch:,} sequences a step"
-        f"{f', at a tensor of {asked[1]}' if asked else ''}.",
-        advice=_advice(attempt, arms, batch),
+        f"out of memory {what}{f', at a tensor of {asked[1]}' if asked else ''}.",
+        advice=advice if isinstance(advice, str) else advice(),
     )
 
 
-def _advice(attempt: Callable[[int, int], object], arms: int, batch: int) -> str:
+def free_memory() -> int:
+    """Return how many bytes this process may still take: what the machine has, or less where it has a limit."""
+    free: list[int] = []
+    with suppress(OSError, ValueError, ImportError):
+        import resource  # not on Windows
+
+        page = resource.getpagesize()
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+        free += [int(available[1]) << 10] if available else []
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * page
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        free += [limit - used] * (limit != resource.RLIM_INFINITY)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most, taken = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        free += [int(most) - int(taken)]
+    return max(0, min(free, default=UNKNOWN))
+
+
+def _advice(attempt: Callable[[int, int], object], arms: int, batch: int, smaller: str) -> str:
     """Return what was tried and fitted: fewer arms together change no result, fewer sequences do."""
     for some in _halves(arms):
         if _fits(attempt, some, batch):
@@ -60,7 +99,7 @@ def _advice(attempt: Callable[[int, int], object], arms: int, batch: int) -> str
     for some in _halves(batch):
         if _fits(attempt, 1, some):
             return f"--batch {some} --together 1 fits: a step of it was tried."
-    return "not even one sequence of one arm fits: a smaller --width, --modes, --depth or --length."
+    return f"not even one sequence of one arm fits: {smaller}"
 
 
 def _halves(number: int) -> Iterator[int]:

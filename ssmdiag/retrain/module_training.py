@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, StreamedBatch
 from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.interruption import finishing_steps
 from ssmdiag.retrain.learned_kernel import SEQUENCES, compare_with, mean_derivative
+from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits, saying_what_to_lower
 from ssmdiag.retrain.module_files import checkpoints_of, load_module_state, save_module, save_module_state
 from ssmdiag.retrain.perturbation import module_perturbation_curve
 from ssmdiag.retrain.results import ArmResult, LearnedKernel, Point
@@ -79,7 +81,7 @@ def train_module(
         if writer is not None:
             save_module_state(writer, arm, source, module, optimiser, run, budget)
 
-    with finishing_steps() as stopping:
+    with finishing_steps() as stopping, trainer.saying_what_fits():
         while run.diverged_at is None:
             last = run.step == budget.steps
             new = not run.history or run.history[-1].step != run.step
@@ -115,16 +117,19 @@ def train_module(
         if run.diverged_at is not None:
             save_state()
     finished = run.diverged_at is None
+    with trainer.saying_what_fits():
+        perturbation = (
+            module_perturbation_curve(module, trainer.loss_over, assume=assume) if perturb and finished else None
+        )
+        kernel = trainer.learned_kernel() if finished else None
     return ArmResult(
         arm=arm,
         diverged_at=run.diverged_at,
         history=tuple(run.history),
         seconds_per_step=run.seconds / max(run.step, 1),
         checkpoints=checkpoints_of(folder, arm, budget, run.step) if folder else (),
-        perturbation=module_perturbation_curve(module, trainer.loss_over, assume=assume)
-        if perturb and finished
-        else None,
-        kernel=trainer.learned_kernel() if finished else None,
+        perturbation=perturbation,
+        kernel=kernel,
     )
 
 
@@ -150,6 +155,25 @@ class _Trainer:
         # DDP takes the mean over ranks, of which each has its share of the whole.
         (loss * (share * self.ranks.count)).backward()
         return float(self.ranks.sum(share * loss.detach().double()))
+
+    def saying_what_fits(self) -> AbstractContextManager[None]:
+        """Raise SsmdiagError with a batch that fits, or what to lower, where memory runs out inside."""
+        device, smaller = self.ranks.device, "a smaller model, or a smaller --length."
+        if isinstance(self.batches, SampledBatches) and self.ranks.count == 1:
+            return saying_what_fits(self._attempt, 1, self.batches.draw.size, device, smaller)
+        lower = "--batch" if isinstance(self.batches, SampledBatches) else "batches of --data"
+        return saying_what_to_lower(f"on {device}, training {type(self.module).__name__}", f"smaller {lower}.")
+
+    def _attempt(self, arms: int, batch: int) -> None:
+        """Do the first step's work for some sequences, and forget it."""
+        some = slice(batch)
+        inputs, targets = self.batches.at(self.seed, 0)
+        self.module.train()
+        try:
+            loss = self._loss(self.module, self._moved(pick(inputs, some)), targets[some].to(self.ranks.device))
+            loss.backward()
+        finally:
+            self.module.zero_grad()
 
     def validate(self, step: int) -> Point:
         """Return mean loss and accuracy over the validation data."""
@@ -234,10 +258,10 @@ class _Trainer:
     def _answers(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Any:
         try:
             output = call(model, inputs)
-        except (SsmdiagError, torch.OutOfMemoryError):
+        except SsmdiagError:
             raise
         except Exception as error:
-            if self.fits:
+            if self.fits or is_out_of_memory(error):
                 raise
             raise ConfigurationError(
                 f"{type(self.module).__name__} takes no batch of inputs {describe(inputs)} with targets "

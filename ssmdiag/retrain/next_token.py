@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def next_token_data(
     wanted = int(samples / (1 - HELD_OUT) + 2) * length + 1
     try:
         with text.open("rb") as file:
-            content = file.read(wanted * (BYTES_PER_TOKEN if tokenizer else 1))
+            most = os.fstat(file.fileno()).st_size or 1 << 40  # a pipe has no size
+            content = file.read(min(most, wanted * (BYTES_PER_TOKEN if tokenizer else 1)))
     except OSError as error:
         raise ConfigurationError(f"--text {text}: cannot be read ({error.strerror or error}).") from error
     tokens = _tokens(content, tokenizer)[:wanted]

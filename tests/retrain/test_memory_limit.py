@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.retrain import training
-from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits
+from ssmdiag.retrain import comparison, memory_limit, training
+from ssmdiag.retrain.arms import OWN, Arm
+from ssmdiag.retrain.comparison import compare_arms
+from ssmdiag.retrain.foreign import compare_modules
+from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory, saying_what_fits
+from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.sources import ModelSource
+from ssmdiag.retrain.tasks import TaskSettings, find_task
 from ssmdiag.retrain.training import train
+from ssmdiag.retrain.user_code import read_data
+from tests.retrain.given_models import Net
 from tests.retrain.small import BUDGET, model, task
 
 ON_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 6553600 bytes. Error code 12 (Cannot …)"
@@ -74,6 +83,63 @@ def test_a_run_that_does_not_fit_says_which_batch_does(monkeypatch: pytest.Monke
         match=r"2 arms together and 8 sequences a step, at a tensor of 6553600 bytes.\n  next: --batch 2 fits",
     ):
         train([Arm("exp"), Arm("best")], task(), model(), BUDGET)
+
+
+class Limited(Net):
+    """Has room for three sequences."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 3:
+            raise RuntimeError(ON_CPU)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [("pairs", "--batch 2 fits: a step of it was tried"), ("loaders", "smaller batches of --data")]
+)
+def test_a_given_model_that_does_not_fit_says_what_does(data: str, says: str) -> None:
+    batches = read_data(f"tests.retrain.given_models:{data}", 8)
+    with pytest.raises(SsmdiagError, match=rf"out of memory on cpu.* at a tensor of 6553600 bytes.\n  next: {says}"):
+        compare_modules([Arm(OWN)], ModelSource("m", lambda seed: Limited()), batches, BUDGET, task="t")
+
+
+def test_noise_that_does_not_fit_is_to_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise RuntimeError(ON_CPU)
+
+    monkeypatch.setattr(comparison, "perturbation_curve", full)
+    with pytest.raises(SsmdiagError, match=r"adding noise to exp-lr0.01-seed0(.|\n)*leave out --perturb"):
+        compare_arms([Arm("exp")], task(), model(), BUDGET, task="t", perturb=True)
+
+
+def test_a_model_too_large_to_start_is_said() -> None:
+    large = ModelSettings(width=10**11, modes=2)
+    with pytest.raises(SsmdiagError, match=r"out of memory starting S4D(.|\n)*a smaller --width, --modes or --depth"):
+        compare_arms([Arm("exp")], task(), large, BUDGET, task="t")
+
+
+@pytest.mark.parametrize("name", ["lf-poly", "delay", "listops"])
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        (TaskSettings(samples=10**13, length=10), r"--samples (\d+) fits"),
+        (TaskSettings(samples=10**20), r"--samples (\d+) fits"),
+        (TaskSettings(samples=4, length=10**13), r"--length (\d+) with 2,048 samples fits"),
+    ],
+)
+def test_data_that_do_not_fit_say_how_many_do(
+    name: str, asked: TaskSettings, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_limit, "free_memory", lambda: 200 << 20)
+    with pytest.raises(SsmdiagError, match=f"out of memory making the data of --task {name} with --samples") as caught:
+        find_task(name).make(asked)
+    found = re.match(advice, str(caught.value.advice))
+    assert found
+    assert 20 <= int(found[1]) <= 200 << 20
+
+
+def test_some_memory_is_free_and_not_all_that_can_be_addressed() -> None:
+    assert 1 << 20 < free_memory() < 1 << 50
 
 
 LIMITED = """

@@ -7,13 +7,19 @@ generator of their own: a task never touches torch's global random state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+
+BYTES_PER_NUMBER = 200
+"""Memory that making one number of the inputs takes at most; the linear functionals' transforms are the largest."""
+FEW = 2048
+"""More sequences than any task makes for validation."""
 
 
 @dataclass(frozen=True)
@@ -67,5 +73,35 @@ class Task:
     summary: str
     source: str
     """The paper or data set."""
-    make: Callable[[TaskSettings], TaskData]
+    maker: Callable[[TaskSettings], TaskData]
     needs_path: bool = False
+
+    def make(self, settings: TaskSettings) -> TaskData:
+        """Return the data. Raises SsmdiagError with what would fit where memory does not hold them."""
+        from ssmdiag.retrain.memory_limit import saying_what_to_lower
+
+        asked = {"--samples": settings.samples, "--length": settings.length}
+        what = " ".join(f"{option} {number}" for option, number in asked.items() if number is not None)
+        with saying_what_to_lower(
+            f"making the data of --task {self.name}{f' with {what}' if what else ''}", lambda: self._fitting(settings)
+        ):
+            if (settings.samples or 1) * (settings.length or 1) >= 1 << 60:
+                raise MemoryError
+            return self.maker(settings)
+
+    def _fitting(self, settings: TaskSettings) -> str:
+        """Return options with which the data fit in the memory that is free."""
+        from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory
+
+        free = free_memory()
+        numbers = max(1, free // BYTES_PER_NUMBER)
+        had = f"the {free / 2**30:.1f} GiB that are free"
+        try:
+            if (settings.length or 1) > numbers:
+                raise MemoryError
+            length = self.maker(replace(settings, samples=1)).length
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return f"--length {max(2, numbers // (2 * FEW))} with {FEW:,} samples fits in {had}."
+        return f"--samples {max(1, numbers // length - FEW)} fits in {had}, or a smaller --length."
