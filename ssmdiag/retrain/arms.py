@@ -71,6 +71,11 @@ class Budget:
         every = self.checkpoint_every
         return step in (0, self.steps) or (every is not None and step % every == 0)
 
+    def notes(self, samples: int) -> tuple[str, ...]:
+        """Return what there is to say of a batch with more sequences than there are."""
+        few = f"--batch {self.batch}: there are {samples:,} training sequences, and every step takes all of them"
+        return (few,) if self.batch > samples else ()
+
 
 def product_of(
     *,

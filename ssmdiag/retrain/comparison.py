@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssmdiag.diagnosis import diagnose
+from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.learned_kernel import learned_kernel
@@ -17,6 +18,7 @@ from ssmdiag.retrain.memory_limit import saying_what_to_lower
 from ssmdiag.retrain.model import ModelSettings, require_reach
 from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.perturbation import perturbation_curve
+from ssmdiag.retrain.recurrences import RECURRENCES
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 from ssmdiag.retrain.saving import state_path
 from ssmdiag.retrain.starting_point import StartingPoint
@@ -54,13 +56,14 @@ def compare_arms(
     loss with noise on its trained recurrence.
     """
     begun = time.perf_counter()
+    _require_possible(arms, settings)
     if start is not None:
         start.require_fit(arms, data)
     else:
         with saying_what_to_lower(f"starting {settings.title}", "a smaller --width, --modes or --depth."):
             require_reach(arms, settings, data)
     spread = ranks.spreads(arms)
-    notes = _notes(arms) + (start.notes if start else ())
+    notes = _notes(arms) + (start.notes if start else ()) + budget.notes(len(data.inputs))
     if folder is not None:
         shares = [arms[rank :: ranks.count] for rank in range(ranks.count)] if spread else [arms]
         states = [state_path(folder, group) for share in shares for group in groups_of(share, together)]
@@ -103,12 +106,21 @@ def _with_memory(result: ArmResult, context: int, *, keep: bool) -> ArmResult:
     paths = result.checkpoints
     before = _memory(paths[0], context) if paths else ()
     # An arm that diverged has no last checkpoint: its memory is that of the last one saved, or unknown.
-    after = _memory(paths[-1], context) if len(paths) > 1 else ()
+    after = _memory(paths[-1], context) if len(paths) > 1 else before if result.diverged_at is None else ()
     return replace(result, before=before, after=after, checkpoints=paths if keep else ())
 
 
 def _memory(path: Path, context: int) -> tuple[LayerDiagnosis, ...]:
     return diagnose(path, context_length=context, rules=Selection(rules=())).layers
+
+
+def _require_possible(arms: Sequence[Arm], settings: ModelSettings) -> None:
+    layer = RECURRENCES[settings.recurrence]
+    if not layer.step and any(arm.freeze == "step" for arm in arms):
+        raise ConfigurationError(
+            f"--freeze step: {layer.title} has no weight that decides its step.",
+            expected="none, eigenvalues, or both, which is eigenvalues alone here",
+        )
 
 
 def _notes(arms: Sequence[Arm]) -> tuple[str, ...]:

@@ -66,6 +66,8 @@ def compare_modules(
     title = f"{source.name}: {type(prototype).__name__}, {sum(p.numel() for p in prototype.parameters()):,} parameters"
     with saying_what_to_lower(f"copying {title}", lower):
         notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
+    if isinstance(batches, SampledBatches):
+        notes += budget.notes(batches.draw.count)
     settings = settings_file(source, prototype, batches.length)
     spread = ranks.spreads(arms)
     if folder is not None:
