@@ -49,6 +49,11 @@ def open_container(path: Path) -> Container:
         raise CheckpointError(
             f"{path.name} is a Git LFS pointer, not the weights.", advice="git lfs pull, then inspect it again."
         )
+    if path.name.startswith("state-") and path.suffix == ".state":
+        raise CheckpointError(
+            f"{path.name} is what `ssmdiag retrain --resume` goes on from: weights of several arms, and no checkpoint.",
+            advice="name a step-….safetensors in the folder of an arm.",
+        )
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
             raise CheckpointError(f"{path.name} is {kind}, which ssmdiag does not read.", advice=advice)

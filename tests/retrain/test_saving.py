@@ -187,3 +187,5 @@ def test_the_folder_of_a_run_offers_its_arms_and_never_its_state(tmp_path: Path)
     for read in (diagnose, lambda path: expand_run([path])):
         with pytest.raises(CheckpointError, match=r"2 runs, each in a folder of its own: best-lr0.05-seed0, exp-lr0"):
             read(tmp_path)
+    with pytest.raises(CheckpointError, match=r"retrain --resume(.|\n)*name a step-"):
+        diagnose(state_path(tmp_path, (ARM, Arm("exp"))))
