@@ -183,7 +183,9 @@ def retrain(
             )
         except KeyboardInterrupt:
             watch.close()
-            if output is not None and ranks.first:
+            from ssmdiag.retrain.output import can_resume
+
+            if output is not None and ranks.first and can_resume(output):
                 print(f"\nstopped; the same command with --resume goes on from {output}", file=sys.stderr)
             raise
         finally:

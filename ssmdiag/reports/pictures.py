@@ -64,7 +64,7 @@ def heat_map(rows: Mapping[str, Sequence[tuple[float, float]]], settings: Settin
     ramp = BLOCKS if settings.unicode else ASCII_BLOCKS
     gutter = max([len(label) for label in rows] + [5]) + 3
     columns = min(settings.width - gutter - 6, 72)
-    last = max(lag for curve in rows.values() for lag, value in curve if value >= 0.01)
+    last = max((lag for curve in rows.values() for lag, value in curve if value >= 0.01), default=0.0)
     top = max(math.ceil(2 * math.log10(1 + last)) / 2, 1.0)
     ruler = [" "] * (columns + 6)
     for tick in range(math.floor(top) + 1):

@@ -160,7 +160,7 @@ def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
 
 def _median_step(steps: Sequence[int | None]) -> int | None:
     ordered = sorted(math.inf if step is None else step for step in steps)
-    middle = ordered[(len(ordered) - 1) // 2]
+    middle = ordered[len(ordered) // 2]
     return None if middle == math.inf else int(middle)
 
 

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.reports import Settings, formats, render
+from ssmdiag.reports.pictures import heat_map
 from tests.reports.example_diagnoses import CASES, diagnosis, layer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -117,3 +118,8 @@ def test_exit_code_is_two_where_something_could_not_be_read() -> None:
     assert isinstance(partly, Diagnosis)
     assert isinstance(whole, Diagnosis)
     assert (partly.exit_code(), whole.exit_code()) == (2, 0)
+
+
+def test_a_memory_that_is_nowhere_is_drawn_as_nothing() -> None:
+    lines = heat_map({"0": [(0.0, 0.004), (10.0, 0.001)]}, Settings(width=80))
+    assert lines[1].split() == ["0"]
