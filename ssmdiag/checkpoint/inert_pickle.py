@@ -55,6 +55,8 @@ class StandIn:
     state: Any
     origin = ""
     """Dotted name that the file gives its class."""
+    attribute = ""
+    """Name of the attribute that a class stands for, where the file has got it with getattr."""
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> StandIn:
         self = object.__new__(cls)
@@ -122,7 +124,10 @@ def _path(*parts: Any) -> str:
 
 
 def _getattr(owner: Any, name: str, *default: Any) -> type[StandIn]:
-    return stand_in(getattr(owner, "origin", "") if isinstance(owner, (StandIn, type)) else "", name)
+    """Return what stands in for an attribute; some releases of Python 3.11 pickle members of an enum so."""
+    found = stand_in(getattr(owner, "origin", "") if isinstance(owner, (StandIn, type)) else "", name)
+    found.attribute = name
+    return found
 
 
 PLAIN: dict[str, type] = {

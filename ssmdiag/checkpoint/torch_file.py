@@ -164,6 +164,8 @@ def _plain(value: Any) -> Any:
             value = value.arguments[0]
         else:
             break
+    if isinstance(value, type) and issubclass(value, StandIn) and value.attribute:  # a member of an enum, by its name
+        return value.attribute
     return value
 
 

@@ -167,6 +167,22 @@ class DictConfig:
         self._content = content
 
 
+class Kind(enum.Enum):
+    """Pickles its members as some releases of Python 3.11 do."""
+
+    zoh = "a value that is not in the file then"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (Kind, self.name)
+
+
+@both_formats
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_member_of_an_enum_is_known_by_its_name_at_least(zipped: bool, protocol: int, tmp_path: Path) -> None:
+    content = {"state_dict": WEIGHTS, "hyper_parameters": {"disc": Kind.zoh, "cls": Kind}}
+    assert read_checkpoint(save(content, tmp_path / "m.ckpt", zipped, protocol)).settings == {"disc": "zoh"}
+
+
 @both_formats
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_settings_of_objects_are_read_without_their_classes(zipped: bool, protocol: int, tmp_path: Path) -> None:
