@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ import typer
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, check_length, choose_device, load_families, parse_assumptions, read_layers
 from ssmdiag.cli.terminal import Colour
+from ssmdiag.errors import LayerError
 
 if TYPE_CHECKING:
     from ssmdiag.recurrence import Recurrence
@@ -107,13 +110,20 @@ def capacity(
     context = known or DEFAULT_CONTEXT
     most = None if every_channel else 64
     state = state_dtype and state_dtype.value
-    layers = [
-        _assess(recurrence, context, state, most, closely=layer is not None, wanted=wanted)
-        for recurrence in read_layers(found.layers, layer)
-    ]
+    layers: list[CapacityLayer] = []
+    problems: list[LayerError] = []
+    for part in found.layers if layer is None else [None]:
+        try:
+            recurrences = read_layers(found.layers, layer) if part is None else part.read()
+        except LayerError as error:
+            problems.append(error)
+            continue
+        layers += [_assess(one, context, state, most, closely=layer is not None, wanted=wanted) for one in recurrences]
+    if not layers:
+        raise problems[0]
     if format is Format.json:
         terminal.emit(json.dumps(document(str(path), layers, context), indent=2) + "\n", output)
-        return
+        _exit(problems)
     settings = Settings(
         width=terminal.width(),
         colour=output is None and terminal.colour(color),
@@ -122,6 +132,14 @@ def capacity(
         quiet=quiet,
     )
     terminal.emit(report(str(path), layers, context, known is not None, settings), output)
+    _exit(problems)
+
+
+def _exit(problems: Sequence[LayerError]) -> None:
+    """Name the layers that could not be read and leave with 2, or with 0 where there are none."""
+    for problem in problems:
+        print(f"left out: {problem.sentence}", file=sys.stderr)
+    raise typer.Exit(2 if problems else 0)
 
 
 def _assess(

@@ -113,6 +113,12 @@ def test_delays_are_the_inputs_of_so_many_steps_ago() -> None:
     assert float(data.inputs.abs().max()) <= 1
 
 
+def test_images_have_the_length_they_have() -> None:
+    assert make("digits", length=64, samples=4).length == 64
+    with pytest.raises(ConfigurationError, match="--length 32: an image has 64 pixels"):
+        make("digits", length=32)
+
+
 def test_digits_are_scikit_learns_without_overlap() -> None:
     data = make("digits", samples=None)
     assert (len(data.inputs), len(data.validation_inputs), data.length, data.outputs) == (1438, 359, 64, 10)

@@ -10,11 +10,17 @@ import importlib
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
+PIXELS = 64
+
 
 def make(settings: TaskSettings) -> TaskData:
     """Return sequences of 64 pixels in [0, 1] and their classes; a fifth is for validation."""
     import torch
 
+    if settings.length not in (None, PIXELS):
+        raise ConfigurationError(
+            f"--length {settings.length:,}: an image has {PIXELS} pixels.", advice="leave it out; delay has any length."
+        )
     try:
         load_digits = importlib.import_module("sklearn.datasets").load_digits
     except ImportError as error:
