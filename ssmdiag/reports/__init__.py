@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "Settings", "formats", "render"]
 
 MACHINERY = frozenset(
-    {"interface", "words", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
+    {"interface", "words", "console", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
 )
 """Modules of this package that are not formats of a diagnosis; nor are its packages."""
 

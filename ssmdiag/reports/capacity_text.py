@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.reports import words
+from ssmdiag.reports.console import carried
 from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, plain
 from ssmdiag.reports.pictures import heat_map
@@ -56,7 +57,7 @@ def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: boo
             lines += _other_steps(layer, label, settings)
         lines += _remarks(layers, settings)
     text = "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return carried(text, settings)
 
 
 def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[str, Any]:

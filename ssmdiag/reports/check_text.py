@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ssmdiag.reports import words
+from ssmdiag.reports.console import carried
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
 from ssmdiag.reports.interface import Failure, Settings
 
@@ -28,7 +29,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     if len(results) > 1:
         lines += _overall(diagnoses, len(results) - len(diagnoses), settings)
     text = "\n".join(line.rstrip() for line in lines) + "\n" if lines else ""
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return carried(text, settings)
 
 
 def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:

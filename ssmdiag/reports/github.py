@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.reports import words
 from ssmdiag.reports.check_text import verdict
+from ssmdiag.reports.console import carried
 from ssmdiag.reports.grouping import group_findings
 from ssmdiag.reports.interface import Failure, Settings
 
@@ -48,7 +48,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     # A line of the log must not pass for a command: GitHub looks for :: at its start and for ##[ anywhere.
     lines += [f"ssmdiag: {_one_line(line).replace('##[', '## [')}" for line in verdicts]
     text = "\n".join(lines) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return carried(text, settings)
 
 
 def _fit(annotations: Sequence[Annotation]) -> list[Annotation]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.memory import summarise_memory
 from ssmdiag.reports import words
+from ssmdiag.reports.console import carried
 from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
 from ssmdiag.reports.pictures import decay_picture
 from ssmdiag.status import Status
@@ -245,4 +246,4 @@ def _wrap(paragraphs: Sequence[str], settings: Settings, indent: str = "") -> li
 
 def _text(lines: Sequence[str], settings: Settings) -> str:
     text = "\n".join(line.rstrip() for line in lines) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return carried(text, settings)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import verdict
+from ssmdiag.reports.console import carried
 from ssmdiag.reports.folding import fold, label_layers
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
 from ssmdiag.reports.interface import Failure, Settings
@@ -39,7 +40,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
         kept.append(section)
         room -= _bytes(section) + 1
     text = "\n".join([head, *kept])
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return carried(text, settings)
 
 
 def code(text: str, *, cell: bool = True) -> str:

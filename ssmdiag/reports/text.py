@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import finding_lines
+from ssmdiag.reports.console import carried, close_console, open_console
 from ssmdiag.reports.folding import Row, fold, label_layers
 from ssmdiag.reports.grouping import count_findings
 from ssmdiag.reports.interface import Failure, Settings
@@ -34,15 +34,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 def report(diagnosis: Diagnosis, settings: Settings) -> str:
     """Return the report of one checkpoint."""
     labels = label_layers([layer.name for layer in diagnosis.layers])
-    out = Console(
-        file=io.StringIO(),
-        width=settings.width,
-        force_terminal=settings.colour,
-        color_system="standard" if settings.colour else None,
-        highlight=False,
-        legacy_windows=False,
-        emoji=False,
-    )
+    out = open_console(settings)
     broken = any(layer.unstable or layer.nonfinite or layer.marginal for layer in diagnosis.layers)
     _line(out, _header(diagnosis), "bold")
     _line(out, words.answer(diagnosis, labels), "bold red" if broken or diagnosis.problems else "bold green")
@@ -61,9 +53,7 @@ def report(diagnosis: Diagnosis, settings: Settings) -> str:
         for remark in remarks:
             _line(out, remark, "", indent=2)
     _findings(out, diagnosis, settings)
-    assert isinstance(out.file, io.StringIO)
-    text = "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return close_console(out, settings)
 
 
 def _header(diagnosis: Diagnosis) -> str:
@@ -255,7 +245,7 @@ def _failure(failure: Failure, settings: Settings) -> str:
     lines += [f"  expected: {failure.expected}"] if failure.expected else []
     lines += [f"  next: {failure.advice}"] if failure.advice else []
     text = "\n".join(lines) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return carried(text, settings)
 
 
 def _line(out: Console, text: str, style: str, indent: int = 0) -> None:

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from ssmdiag.compare.conversion import Outcome
 from ssmdiag.reports import words
-from ssmdiag.reports.compare.run import close_console, open_console, plain_table, write
+from ssmdiag.reports.compare.run import plain_table, write
+from ssmdiag.reports.console import close_console, open_console
 from ssmdiag.reports.folding import join_labels, label_layers
 
 if TYPE_CHECKING:

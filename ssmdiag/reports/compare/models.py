@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ssmdiag.reports import words
-from ssmdiag.reports.compare.run import close_console, open_console, plain_table, write
+from ssmdiag.reports.compare.run import plain_table, write
+from ssmdiag.reports.console import close_console, open_console
 from ssmdiag.reports.folding import Row, join_labels, label_layers
 from ssmdiag.reports.pictures import time_constant_strip
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from rich.text import Text
 from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
+from ssmdiag.reports.console import close_console, open_console
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
 
@@ -55,26 +55,6 @@ def report(run: RunComparison, settings: Settings) -> str:
         for remark in remarks:
             write(out, remark, "", indent=2)
     return close_console(out, settings)
-
-
-def open_console(settings: Settings) -> Console:
-    """Return a console that writes into memory at the width and colour asked for."""
-    return Console(
-        file=io.StringIO(),
-        width=settings.width,
-        force_terminal=settings.colour,
-        color_system="standard" if settings.colour else None,
-        highlight=False,
-        legacy_windows=False,
-        emoji=False,
-    )
-
-
-def close_console(out: Console, settings: Settings) -> str:
-    """Return what was written, in ASCII where that is asked for."""
-    assert isinstance(out.file, io.StringIO)
-    text = "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
 
 
 def write(out: Console, text: str, style: str, indent: int = 0) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ssmdiag.reports import words
+from ssmdiag.reports.console import carried, close_console, open_console
 from ssmdiag.reports.pictures import run_picture
 from ssmdiag.reports.retrain.pictures import kernel_picture, noise_picture
 from ssmdiag.reports.retrain.words import (
@@ -86,26 +85,16 @@ class _Page:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.file = io.StringIO()
-        self.out = Console(
-            file=self.file,
-            width=settings.width,
-            force_terminal=settings.colour,
-            color_system="standard" if settings.colour else None,
-            highlight=False,
-            legacy_windows=False,
-            emoji=False,
-        )
+        self.out = open_console(settings)
 
     def text(self) -> str:
-        text = "\n".join(line.rstrip() for line in self.file.getvalue().splitlines()) + "\n"
-        return text if self.settings.unicode else self.plain(text)
+        return close_console(self.out, self.settings)
 
-    def plain(self, text: str) -> str:
-        return text if self.settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    def _carried(self, text: str) -> str:
+        return carried(text, self.settings)
 
     def paragraph(self, text: str, style: str) -> None:
-        text = self.plain(text)
+        text = self._carried(text)
         lead = text[: len(text) - len(text.lstrip())]
         hanging = lead + "  " * bool(lead)
         lines = textwrap.wrap(
@@ -120,8 +109,8 @@ class _Page:
 
     def table(self, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[Column]) -> None:
         """Print a row for each setting; columns that do not fit the line go into another table below."""
-        rows = [self.plain(names.row(summary)) for summary in summaries]
-        columns = [(self.plain(heading), [self.plain(cell) for cell in cells]) for heading, cells in columns]
+        rows = [self._carried(names.row(summary)) for summary in summaries]
+        columns = [(self._carried(heading), [self._carried(cell) for cell in cells]) for heading, cells in columns]
         first = max(map(len, [lead, *rows]))
         parts: list[list[Column]] = [[]]
         room = self.settings.width - first
