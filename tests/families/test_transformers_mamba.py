@@ -56,10 +56,10 @@ def forgotten(model: Any, mixer: Any, tokens: int) -> torch.Tensor:
     cache = transformers.DynamicCache(config=model.config)
     prompt = torch.randn(1, 5, model.config.hidden_size, dtype=torch.float64).expand(2, -1, -1)
     with torch.no_grad():
-        mixer(prompt, cache_params=cache)
+        mixer(prompt, cache)  # by position: its name changed in transformers 5.24
         state = cache.get_recurrent_state(mixer.layer_idx)
         state[0], state[1] = 0.0, LARGE
-        mixer(torch.zeros(2, tokens, model.config.hidden_size, dtype=torch.float64), cache_params=cache)
+        mixer(torch.zeros(2, tokens, model.config.hidden_size, dtype=torch.float64), cache)
         state = cache.get_recurrent_state(mixer.layer_idx)
         return ((state[1] - state[0]) / LARGE).double().log()
 
