@@ -81,11 +81,12 @@ def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     return _finish(values, noise, status, growing=torch.inf, marginal=torch.inf)
 
 
-def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy:
+def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int], *, matrix: MatrixEnergy | None = None) -> Energy:
     """Return the mean of K_t² over each bin edges[k] ≤ t < edges[k + 1], (channel, bin).
 
     A difference of tail energies E(a) − E(b) = ⟨F(x_a − x_b), F(x_a + x_b)⟩, with x_a − x_b formed without
-    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series.
+    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series. `matrix` is
+    the layer's `MatrixEnergy`, where it has many inputs and that is at hand.
     Raises ValueError where edges do not increase, or B or C is absent.
     """
     at = lags_of(edges, recurrence.log_eigenvalues.device)
@@ -112,12 +113,14 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
         for one in (status == Status.BOUNDARY).nonzero()[:, 0].tolist():
             values[one], noise[one] = _geometric(recurrence, one, first, width)
     elif status[0] in (Status.KNOWN, Status.BOUNDARY):
-        values[0], noise[0] = MatrixEnergy(recurrence).bands(at)
+        values[0], noise[0] = (matrix or MatrixEnergy(recurrence)).bands(at)
     return _finish(values / width, noise / width, status, growing=torch.inf, marginal=None)
 
 
-def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
-    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it.
+def horizon(
+    recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9, *, matrix: MatrixEnergy | None = None
+) -> Horizon:
+    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it; `matrix` as in `band_energy`.
 
     Raises ValueError where B or C is absent, or `share` is not between 0 and 1.
     """
@@ -144,7 +147,7 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
     if recurrence.layout != "many inputs":
         for_responses(recurrence, status.clone(), 1, search)
     elif status[0] == Status.KNOWN:
-        last, relative = MatrixEnergy(recurrence).horizon(share, max_lag)
+        last, relative = (matrix or MatrixEnergy(recurrence)).horizon(share, max_lag)
         lags[0] = last + 1
         status[lags > max_lag] = Status.BEYOND
         status[0] = Status.CANCELLED if relative > UNSURE else status[0]

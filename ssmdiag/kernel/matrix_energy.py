@@ -27,10 +27,15 @@ SUMMED_LAGS = 16
 
 
 class MatrixEnergy:
-    """Σ ‖K_t‖² from any lag on, over bins, and the horizon; no mode may grow or be other than finite."""
+    """Σ ‖K_t‖² from any lag on, over bins, and the horizon; asked only where no mode that counts grows or is NaN."""
 
     def __init__(self, recurrence: Recurrence) -> None:
-        self.form = QuadraticForm(recurrence)
+        self.recurrence = recurrence
+
+    @cached_property
+    def form(self) -> QuadraticForm:
+        """The quick route."""
+        return QuadraticForm(self.recurrence)
 
     @cached_property
     def factor(self) -> TangentialFactor:

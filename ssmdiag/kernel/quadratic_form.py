@@ -134,12 +134,11 @@ def _directions(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_products(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return XᴴX and XᵀX, (column, column), both from one product of real and imaginary parts."""
-    count = columns.shape[1]
-    parts = torch.cat([columns.real, columns.imag], 1)
-    product = parts.mT @ parts
-    real, imaginary, cross = product[:count, :count], product[count:, count:], product[:count, count:]
-    return torch.complex(real + imaginary, cross - cross.mT), torch.complex(real - imaginary, cross + cross.mT)
+    """Return XᴴX and XᵀX, (column, column), from three products of real and imaginary parts."""
+    real, imaginary = columns.real.contiguous(), columns.imag.contiguous()
+    both, cross = real.mT @ real, real.mT @ imaginary
+    imaginary = imaginary.mT @ imaginary
+    return torch.complex(both + imaginary, cross - cross.mT), torch.complex(both - imaginary, cross + cross.mT)
 
 
 def _one_minus(first: Tensor, second: Tensor) -> Tensor:
