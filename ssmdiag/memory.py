@@ -16,6 +16,7 @@ import torch
 from ssmdiag.channels import group_alike, join_channels
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, horizon
+from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, retention
 from ssmdiag.spectrum import Quantiles
 from ssmdiag.status import Status
@@ -151,8 +152,8 @@ def assess_memories(
     if not recurrences:
         return []
     edges = lag_edges(context)
-    energies = _energies([profile(recurrence) for recurrence in recurrences], edges)
-    horizons = _horizons([profile(recurrence) for recurrence in horizons_of or recurrences])
+    sources, reaching = ([profile(layer) for layer in layers] for layers in (recurrences, horizons_of or recurrences))
+    energies, horizons = _measure(sources, reaching, edges)
     # Every layer's channels, then the layer as one: rows of one comparison.
     sums = [_summed(own) for own in energies]
     rows = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.values, whole.values)])
@@ -189,22 +190,30 @@ def assess_memories(
     return memories
 
 
-def _energies(sources: Sequence[Recurrence], edges: Tensor) -> list[Energy]:
-    """Return each layer's energy in bins, with float32's floor in its noise; layers alike are measured as one."""
-    found: dict[int, Energy] = {}
-    for positions, own in _alike(sources, lambda joined: band_energy(joined, edges)):
-        for position, part in zip(positions, own, strict=True):
-            peak = part.values.where(part.values.isfinite(), 0.0).amax(1, keepdim=True)
-            found[position] = replace(part, noise=part.noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak)
-    return [found[position] for position in range(len(sources))]
+def _measure(
+    sources: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor
+) -> tuple[list[Energy], list[Horizon]]:
+    """Return each layer's energy in bins, and its horizons to the largest lag; layers alike are measured as one."""
+    energies: dict[int, Energy] = {}
+    horizons: dict[int, Horizon] = {}
+    for position, source in enumerate(sources):
+        if source.layout == "many inputs":  # one form serves both, and no more than one layer's is in memory
+            matrix = MatrixEnergy(source)
+            energies[position] = band_energy(source, edges, matrix=matrix)
+            horizons[position] = horizon(source, max_lag=MAX_LAG, matrix=matrix)
+    rest = [position for position in range(len(sources)) if position not in energies]
+    for positions, own in _alike([sources[k] for k in rest], lambda joined: band_energy(joined, edges)):
+        energies |= {rest[k]: part for k, part in zip(positions, own, strict=True)}
+    for positions, lasting in _alike([reaching[k] for k in rest], lambda joined: horizon(joined, max_lag=MAX_LAG)):
+        horizons |= {rest[k]: part for k, part in zip(positions, lasting, strict=True)}
+    order = range(len(sources))
+    return [_above_float32(energies[k]) for k in order], [horizons[k] for k in order]
 
 
-def _horizons(sources: Sequence[Recurrence]) -> list[Horizon]:
-    """Return each layer's horizons, to the largest lag there is; layers alike are measured as one."""
-    found: dict[int, Horizon] = {}
-    for positions, own in _alike(sources, lambda joined: horizon(joined, max_lag=MAX_LAG)):
-        found |= dict(zip(positions, own, strict=True))
-    return [found[position] for position in range(len(sources))]
+def _above_float32(energy: Energy) -> Energy:
+    """Return the energy with float32's floor in its noise."""
+    peak = energy.values.where(energy.values.isfinite(), 0.0).amax(1, keepdim=True)
+    return replace(energy, noise=energy.noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak)
 
 
 def _alike(

@@ -334,3 +334,21 @@ def test_every_family_has_an_energy_a_horizon_or_a_reason(family, spelling, read
                 assert abs(between - float(square[channel, :10].sum())) <= slack
             else:
                 assert status in (Status.GROWS, Status.BOUNDARY, Status.ZERO)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("angle", [0.0, 2.0])
+def test_noise_holds_where_a_power_is_rounded_by_its_own_exponent(angle: float, copies: int) -> None:
+    """The rounding of rτ is rτ ε of e^{−rτ}: more than the modes' own where the kernel is all but gone."""
+    generator = torch.Generator().manual_seed(0)
+    rate = 0.3 + 0.1 * torch.rand(40, 1, generator=generator, dtype=torch.float64)
+    recurrence = siso(torch.complex(-rate, torch.full_like(rate, angle)), torch.ones(copies, 40, 1))
+    lags = [0, 10, 100, 500, 800]
+    found, bands = tail_energy(recurrence, lags), band_energy(recurrence, lags)
+    for channel in range(40):
+        tails = [exact(recurrence, lag, channel) for lag in lags]
+        between = [(a - b) / (j - i) for (a, b), (i, j) in zip(pairwise(tails), pairwise(lags), strict=True)]
+        for energy, expected in ((found, tails), (bands, between)):
+            for k, value in enumerate(expected):
+                error = abs(float(value - float(energy.values[channel, k])))
+                assert error <= float(energy.noise[channel, k]) <= 1e-12 * float(value)

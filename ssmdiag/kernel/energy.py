@@ -4,7 +4,8 @@
 
 x_τ is the state τ steps after an impulse, (w_n λ̄_n^τ) or Ā^τ B̄, and F the factor of `orthonormal`, or one
 of the Gramian Σ (CĀ^t)ᵀ(CĀ^t). Nothing is summed over lags: lag 10 and lag 10⁹ cost the same.
-Energies sum over copies, and over outputs and inputs where there are many (the Frobenius norm of K_t).
+Energies sum over copies, and over outputs and inputs where there are many (the Frobenius norm of K_t), by the forms
+of `quadratic_form`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.kernel.dense import realise
+from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
 from ssmdiag.kernel.response import Response, for_responses, modal_terms, square_of
 from ssmdiag.status import Status, channel_status
@@ -72,15 +74,19 @@ def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     def measure(chunk: slice, response: Response) -> None:
         values[chunk], noise[chunk] = _energy(response, response.states(at))
 
-    for_responses(recurrence, status, len(at), measure)
+    if recurrence.layout != "many inputs":
+        for_responses(recurrence, status, len(at), measure)
+    elif status[0] == Status.KNOWN:
+        values[0], noise[0] = MatrixEnergy(recurrence).tail(at)
     return _finish(values, noise, status, growing=torch.inf, marginal=torch.inf)
 
 
-def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy:
+def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int], *, matrix: MatrixEnergy | None = None) -> Energy:
     """Return the mean of K_t² over each bin edges[k] ≤ t < edges[k + 1], (channel, bin).
 
     A difference of tail energies E(a) − E(b) = ⟨F(x_a − x_b), F(x_a + x_b)⟩, with x_a − x_b formed without
-    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series.
+    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series. `matrix` is
+    the layer's `MatrixEnergy`, where it has many inputs and that is at hand.
     Raises ValueError where edges do not increase, or B or C is absent.
     """
     at = lags_of(edges, recurrence.log_eigenvalues.device)
@@ -102,15 +108,19 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
         if bool(again.any()):
             part[:, again], unsure[:, again] = _sum(response, first[again], width[again])
 
-    for_responses(recurrence, status, len(first), measure)
-    marginal = (status == Status.BOUNDARY).nonzero()[:, 0]
-    for one in marginal.tolist():
-        values[one], noise[one] = _geometric(recurrence, one, first, width)
+    if recurrence.layout != "many inputs":
+        for_responses(recurrence, status, len(first), measure)
+        for one in (status == Status.BOUNDARY).nonzero()[:, 0].tolist():
+            values[one], noise[one] = _geometric(recurrence, one, first, width)
+    elif status[0] in (Status.KNOWN, Status.BOUNDARY):
+        values[0], noise[0] = (matrix or MatrixEnergy(recurrence)).bands(at)
     return _finish(values / width, noise / width, status, growing=torch.inf, marginal=None)
 
 
-def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
-    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it.
+def horizon(
+    recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9, *, matrix: MatrixEnergy | None = None
+) -> Horizon:
+    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it; `matrix` as in `band_energy`.
 
     Raises ValueError where B or C is absent, or `share` is not between 0 and 1.
     """
@@ -134,7 +144,13 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
         status[chunk] = torch.where(usable & (lags[chunk] > max_lag), Status.BEYOND, status[chunk])
         status[chunk] = torch.where(usable & unknown, Status.CANCELLED, status[chunk])
 
-    for_responses(recurrence, status.clone(), 1, search)
+    if recurrence.layout != "many inputs":
+        for_responses(recurrence, status.clone(), 1, search)
+    elif status[0] == Status.KNOWN:
+        last, relative = (matrix or MatrixEnergy(recurrence)).horizon(share, max_lag)
+        lags[0] = last + 1
+        status[lags > max_lag] = Status.BEYOND
+        status[0] = Status.CANCELLED if relative > UNSURE else status[0]
     lags = lags.where(status == Status.KNOWN, torch.nan).where(status != Status.BOUNDARY, torch.inf)
     return Horizon(lags, status, share)
 

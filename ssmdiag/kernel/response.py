@@ -64,7 +64,7 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
     Either all is real, or modes come with their conjugates. Modes without weight are put where they do no harm.
     """
     ell = recurrence.log_eigenvalues[chunk]
-    weights = _compress(recurrence) if recurrence.layout == "many inputs" else _channel_weights(recurrence, chunk)
+    weights = _channel_weights(recurrence, chunk)
     idle = (weights == 0).all(1)
     if usable is not None:
         idle = idle | ~usable[:, None]
@@ -91,34 +91,6 @@ def _channel_weights(recurrence: Recurrence, chunk: slice) -> Tensor:
     return recurrence.kernel_factor * (recurrence.output_matrix[:, chunk] * recurrence.input_matrix[chunk]).transpose(
         0, 1
     )
-
-
-def _compress(recurrence: Recurrence) -> Tensor:
-    """Return weights (1, copy, mode) of at most 2·modes copies with the same Frobenius norm as C diag(λ̄^t) B̄.
-
-    Rotations of the outputs, the inputs and then of their pairs change no norm: three QR factors, and no
-    outputs × inputs array.
-    """
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    assert B is not None
-    assert C is not None
-    B = B.where(B.isfinite(), 0.0)
-    C = C.where(C.isfinite(), 0.0)
-    outputs, inputs = _triangle(C), _triangle(B.T)
-    rows = None
-    block = max(1, 8 * WORKING_SET // (16 * inputs.numel()))
-    for start in range(0, len(outputs), block):
-        more = (outputs[start : start + block, None] * inputs).flatten(0, 1)
-        rows = _triangle(more if rows is None else torch.cat([rows, more]))
-    assert rows is not None
-    return recurrence.kernel_factor * rows[None]
-
-
-def _triangle(rows: Tensor) -> Tensor:
-    """Return R of the QR factors of (Re, Im) rows, packed as complex again."""
-    modes = rows.shape[1]
-    triangle = triangular(torch.cat([rows.real, rows.imag], 1))
-    return torch.complex(triangle[:, :modes].contiguous(), triangle[:, modes:].contiguous())
 
 
 class Response:
@@ -195,8 +167,9 @@ class Response:
 
     def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and its noise, (channel, copy, lag)."""
-        states = self.states(lags)
-        return (self.readers @ states).real, (self.readers.abs() @ states.abs()) * self.epsilon[..., None]
+        states, sizes = self.states(lags), self.readers.abs()
+        reach = rounded_reach(sizes @ states.abs(), sizes.sum(-1, keepdim=True))
+        return (self.readers @ states).real, reach * self.epsilon[..., None]
 
     def measure(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return F x, whose squares sum to the energy, and what rounding may add to its norm.
@@ -204,8 +177,9 @@ class Response:
         Where all modes are real and positive, a state's own sum over modes is its bound: one product gives both.
         """
         if self.positive:
-            rows = torch.cat([self.factor, (self.roots * self.epsilon)[:, None]], 1) @ states
-            return rows[:, :-1], rows[:, -1].abs()
+            rows = torch.cat([self.factor, self.roots[:, None]], 1) @ states
+            reach = rounded_reach(rows[:, -1].abs(), self.roots.sum(1, keepdim=True))
+            return rows[:, :-1], reach * self.epsilon
         return self.factor @ states, self.floor(states)
 
     def energy(self, states: Tensor) -> Tensor:
@@ -214,7 +188,7 @@ class Response:
 
     def floor(self, states: Tensor) -> Tensor:
         """Return what rounding may add to ‖F x‖: it cannot exceed the sum over modes, each by itself."""
-        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
+        return reach_of(self.roots, states) * self.epsilon
 
 
 class DenseResponse(Response):
@@ -237,7 +211,7 @@ class DenseResponse(Response):
                 break
         self.roots = self.factor.square().sum(1).sqrt()
         steps = time_constant.clamp(max=2.0**60).where(usable, 1.0)
-        self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])
+        self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])  # the powers' own rounding is in the steps
 
     def start(self) -> Tensor:
         return self.B[..., None]
@@ -260,9 +234,26 @@ class DenseResponse(Response):
             lags += above * 2.0**bit
         return lags, state
 
+    def floor(self, states: Tensor) -> Tensor:
+        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
+
     def change(self, edges: Tensor) -> Tensor:
         states = self.states(edges)
         return torch.cat([states[..., :-1], states.diff(dim=-1)], -1)
+
+
+def reach_of(sizes: Tensor, states: Tensor) -> Tensor:
+    """Return Σ_n size_n |x_n|, (channel, lag), with room for what `rounded_reach` knows of."""
+    return rounded_reach((sizes[:, None] @ states.abs())[:, 0], sizes.sum(1, keepdim=True))
+
+
+def rounded_reach(reach: Tensor, total: Tensor) -> Tensor:
+    """Return Σ_n s_n |x_n| (1 + r_n τ/8) or more, of the sum without the bracket, and Σ_n s_n.
+
+    rτ is rounded before e^{−rτ} is taken of it, which costs rτ ε of the power. As |x| = e^{−rτ}, and x (1 − log x / 8)
+    is concave, the sum is largest where all modes are alike; a change x_b − x_a may be twice its own e^{−rτ}.
+    """
+    return reach + (torch.special.entr(reach) + torch.special.xlogy(reach, 2 * total)).clamp(min=0) / 8
 
 
 def _exponential(exponent: Tensor) -> Tensor:

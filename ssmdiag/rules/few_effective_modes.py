@@ -7,15 +7,21 @@ from functools import cache
 
 from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
 
+MANY = 128
+"""Modes above which a start is known by its middle step alone."""
+
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     own = evidence.numbers.capacity
     if own is None or own.effective_modes is None or own.modes is None:
         return
-    initial = _effective_at_start(evidence.recurrence.family, evidence.recurrence.modes, own.state_dtype)
+    median, modes = own.effective_modes.median, evidence.recurrence.modes
+    # No start has more than all of its modes and their conjugates, and where that is enough it need not be looked at.
+    if median >= limits["share"] * 2 * modes:
+        return
+    initial = _effective_at_start(evidence.recurrence.family, modes, own.state_dtype)
     if initial is None:
         return
-    median = own.effective_modes.median
     # Held against the poorest of the family's starts: what every healthy fresh model has.
     if median < limits["share"] * initial:
         yield Observation(
@@ -32,14 +38,19 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 @cache
 def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | None:
     """Return the median effective modes of the poorest of a family's initialisations; None where none is known."""
-    from ssmdiag.capacity.capacity import assess_capacity, summarise_capacity
     from ssmdiag.capacity.initial_spectra import initial_spectra
+    from ssmdiag.capacity.noise import noisy_capacity
+    from ssmdiag.channels import select_channel
+    from ssmdiag.spectrum import Quantiles
 
-    summaries = [
-        summarise_capacity(assess_capacity(start.recurrence, 1, state_dtype=state_dtype))
-        for start in initial_spectra(family, modes)
-    ]
-    return min((s.effective_modes.median for s in summaries if s.effective_modes), default=None)
+    medians = []
+    for start in initial_spectra(family, modes):
+        layer = start.recurrence
+        # They hardly differ between channels, and each takes the cube of its modes.
+        values = noisy_capacity(select_channel(layer, layer.channels // 2) if modes > MANY else layer, state_dtype)
+        own = Quantiles.of_sorted(values[~values.isnan()].sort().values)
+        medians += [own.median] if own else []
+    return min(medians, default=None)
 
 
 RULE = Rule(

@@ -9,6 +9,7 @@ import torch
 
 from ssmdiag import diagnose
 from ssmdiag.finding import Finding
+from ssmdiag.rules.few_effective_modes import _effective_at_start
 from ssmdiag.rules.selection import select_rules
 from tests.rules.planting import fill, plant
 
@@ -46,3 +47,18 @@ def test_a_fresh_model_is_not_reported(tmp_path: Path, name: str) -> None:
 
 def test_the_threshold_can_be_set(tmp_path: Path) -> None:
     assert found(plant(tmp_path, "mamba"), share=2.0)
+
+
+def test_a_start_that_no_layer_falls_short_of_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 512 modes it takes minutes."""
+    monkeypatch.setattr("ssmdiag.rules.few_effective_modes._effective_at_start", None)
+    assert not found(plant(tmp_path, "s4d"))
+
+
+@pytest.mark.parametrize("family", ["s5", "lru", "s4d"])
+def test_a_start_is_known_by_its_middle_step(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = _effective_at_start.__wrapped__(family, 32, "bf16")
+    monkeypatch.setattr("ssmdiag.rules.few_effective_modes.MANY", 8)
+    middle = _effective_at_start.__wrapped__(family, 32, "bf16")
+    assert every is not None
+    assert middle == pytest.approx(every, rel=0.05)

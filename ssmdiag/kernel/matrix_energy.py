@@ -1,0 +1,96 @@
+"""Energies and the horizon of a layer with many inputs and outputs on one state: ‖K_t‖², the Frobenius norm.
+
+By a quadratic form over pairs of modes; where its rounding is too large, by a factor. Of two answers the surer counts.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.kernel.quadratic_form import QuadraticForm
+from ssmdiag.kernel.tangential import TangentialFactor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+WANTED = 1e-6
+"""Noise, relative to the figure, above which a factor is made."""
+DROWNED = 2.0**-48
+"""Mean square, relative to the largest bin's, that need not be surer: a model in float32 does not see it."""
+SUMMED_LAGS = 16
+"""Bins of up to this many lags are summed lag by lag where the form is unsure."""
+
+
+class MatrixEnergy:
+    """Σ ‖K_t‖² from any lag on, over bins, and the horizon; asked only where no mode that counts grows or is NaN."""
+
+    def __init__(self, recurrence: Recurrence) -> None:
+        self.recurrence = recurrence
+
+    @cached_property
+    def form(self) -> QuadraticForm:
+        """The quick route."""
+        return QuadraticForm(self.recurrence)
+
+    @cached_property
+    def factor(self) -> TangentialFactor:
+        """The surer route."""
+        return TangentialFactor(self.form)
+
+    def tail(self, lags: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E(τ) and its noise, (lag,), for float64 lags (lag,)."""
+        values, noise = (part[0] for part in self.form.tail(self.form.states(lags)))
+        unsure = (noise > WANTED * values).nonzero()[:, 0]
+        if len(unsure):
+            _take_surer(values, noise, unsure, *self.factor.tail(self.factor.states(lags[unsure])))
+        return self._in_units(values), self._in_units(noise)
+
+    def bands(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Σ ‖K_t‖² over bins and its noise, (bin,), for float64 edges (bin + 1,)."""
+        values, noise = (part[0] for part in self.form.bands(edges))
+        first, width = edges[:-1], edges.diff()
+        enough = torch.maximum(WANTED * values, DROWNED * (values / width).amax() * width)
+        unsure = noise > enough
+        short = (unsure & (width <= SUMMED_LAGS)).nonzero()[:, 0]
+        if len(short):
+            bins = torch.arange(len(short), device=edges.device).repeat_interleave(width[short].long())
+            offset = torch.arange(len(bins), device=edges.device) - (width[short].cumsum(0) - width[short])[bins]
+            found = [torch.zeros_like(edges[short]) for _ in range(2)]
+            for into, part in zip(found, self.factor.squares(first[short][bins] + offset), strict=True):
+                into.index_add_(0, bins, part[0])
+            _take_surer(values, noise, short, *found)
+        long = (unsure & (width > SUMMED_LAGS)).nonzero()[:, 0]
+        if len(long) and self.form.stable:
+            _take_surer(values, noise, long, *self.factor.difference(first[long], width[long]))
+        return self._in_units(values), self._in_units(noise)
+
+    def _in_units(self, values: Tensor) -> Tensor:
+        return values * self.form.unit * self.form.unit
+
+    def horizon(self, share: float, max_lag: int) -> tuple[float, float]:
+        """Return the last lag with more than 1 − share of the energy after it, and the target's relative noise."""
+        lag, unsure = self._search(self.form, share, max_lag)
+        if unsure <= WANTED:
+            return lag, unsure
+        return min((lag, unsure), self._search(self.factor, share, max_lag), key=lambda found: found[1])
+
+    def _search(self, response: QuadraticForm | TangentialFactor, share: float, max_lag: int) -> tuple[float, float]:
+        total, floor = response.tail(response.start())
+        target = (1 - share) * total
+        if not bool(floor < total):
+            return torch.nan, torch.inf
+        last, state = response.last_above(target, max_lag)
+        unsure = torch.maximum(response.tail(state)[1] / target, floor / total)
+        return float(last), float(unsure)
+
+
+def _take_surer(values: Tensor, noise: Tensor, at: Tensor, others: Tensor, floors: Tensor) -> None:
+    """Put other values in the place of those at some positions where their noise is smaller."""
+    surer = floors.flatten() < noise[at]
+    values[at] = others.flatten().where(surer, values[at])
+    noise[at] = floors.flatten().where(surer, noise[at])
