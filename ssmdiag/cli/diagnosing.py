@@ -86,7 +86,7 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
     except AssumptionError:
         raise
     except SsmdiagError as error:
-        return Failure(str(path), type(error).__name__, error.seen, error.expected, error.advice)
+        return Failure.of(str(path), error)
     finally:
         progress.close()
 
