@@ -89,3 +89,7 @@ class MapError(SsmdiagError):
 
 class BaselineError(SsmdiagError):
     """The baseline's file is absent, torn, of another version, or must not be written here."""
+
+
+class OutputError(SsmdiagError):
+    """A file cannot be written, or must not be: it is what the command reads, or written twice."""

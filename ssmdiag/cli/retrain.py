@@ -17,6 +17,7 @@ from ssmdiag.cli.options import Device, choose_device, parse_assumptions
 from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
+from ssmdiag.printable import harmless, printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -155,6 +156,8 @@ def retrain(
             parse_assumptions(assume or []),
         )  # fmt: skip
         asked.require_meant(context)
+        if asked.foreign:
+            terminal.let_others_draw()
         maps = list(dict.fromkeys(param or [asked.usual_map()]))
         reference = OWN if path or asked.foreign else REFERENCE
         maps = [reference, *maps] if len(maps) == 1 and maps != [reference] and not freeze else maps
@@ -186,7 +189,7 @@ def retrain(
             from ssmdiag.retrain.output import can_resume
 
             if output is not None and ranks.first and can_resume(output):
-                print(f"\nstopped; the same command with --resume goes on from {output}", file=sys.stderr)
+                terminal.remark(f"\nstopped; the same command with --resume goes on from {printable(str(output))}")
             raise
         finally:
             watch.close()
@@ -235,7 +238,7 @@ class _Watch:
             self.draw(progress)
         elif time.monotonic() - self.said >= BETWEEN_LINES:
             self.said = time.monotonic()
-            print(_line(progress), file=sys.stderr, flush=True)
+            terminal.remark(printable(_line(progress)))
 
     def close(self) -> None:
         if self.stop:
@@ -245,11 +248,12 @@ class _Watch:
     def _open(self) -> None:
         from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
-        live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+        live = Live(console=Console(file=terminal.drawing()), transient=True, refresh_per_second=4)
         live.start()
         self.stop = live.stop
-        self.draw = lambda progress: live.update(_picture(progress))
+        self.draw = lambda progress: live.update(Text(harmless(_picture(progress))))
 
 
 def _line(progress: Progress) -> str:
