@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -140,6 +141,7 @@ def retrain(
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.distributed import joined
+    from ssmdiag.retrain.output import require_apart
 
     settings = Settings(
         width=terminal.width(),
@@ -170,6 +172,9 @@ def retrain(
             recurrence_lr=recurrence_lr or [None],
             weight_decay=weight_decay or [0.0],
         )
+        if output is not None:
+            reads = [read for read in (path, text, data) if read is not None and os.path.exists(read)]
+            require_apart(output, arms, list(map(Path, reads)))
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
         watch = _Watch(len(arms), quiet or not ranks.first)
         _stop_politely()
