@@ -32,7 +32,8 @@ _JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 _COMMAND = r"#(?=#\w*\[)"
 
 _IN_NAMES = re.compile(rf"[{_HIDDEN}\t\n]|{_JOINER}|{_COMMAND}")
-_IN_TEXT = re.compile(rf"(?P<colour>\x1b\[[0-9;]*m)|[{_HIDDEN}]|{_JOINER}|{_COMMAND}")
+_IN_TEXT = re.compile(rf"[{_HIDDEN}]|{_JOINER}|{_COMMAND}")
+_IN_COLOURED_TEXT = re.compile(rf"\x1b\[[0-9;]*m|{_IN_TEXT.pattern}")
 _AT_START = re.compile(r"^((?:\x1b\[[0-9;]*m|[^\S\n])*):(?=:)", re.MULTILINE)
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
@@ -48,8 +49,8 @@ def printable(text: str) -> str:
     return _IN_NAMES.sub(lambda found: _SHORT.get(found[0]) or _code(found[0]), text)
 
 
-def harmless(text: str, *, commands: bool = False) -> str:
-    r"""Return lines in which only our own layout has an effect: line ends, tabs and colours.
+def harmless(text: str, *, colours: bool = False, commands: bool = False) -> str:
+    r"""Return lines in which only our own layout has an effect: line ends, tabs and, where asked for, colours.
 
     `commands`: the text is a list of workflow commands, whose lines may start with `::`.
 
@@ -57,7 +58,7 @@ def harmless(text: str, *, commands: bool = False) -> str:
     a\u000d\u202e
      \u003a:add-mask::x
     """
-    shown = _IN_TEXT.sub(lambda found: found[0] if found["colour"] else _code(found[0]), text)
+    shown = (_IN_COLOURED_TEXT if colours else _IN_TEXT).sub(_shown, text)
     return shown if commands else _AT_START.sub(lambda found: f"{found[1]}\\u003a", shown)
 
 
@@ -113,6 +114,10 @@ def _dataclass(value: Any, seen: dict[int, Any]) -> Any:
     for name, after in changed.items():
         object.__setattr__(new, name, after)
     return new
+
+
+def _shown(found: re.Match[str]) -> str:
+    return found[0] if len(found[0]) > 1 else _code(found[0])
 
 
 def _code(character: str) -> str:

@@ -48,10 +48,11 @@ def test_a_printable_text_is_one_line_that_acts_on_nothing(text: str) -> None:
 
 @given(st.lists(st.sampled_from([*"\x1b[31m\r\n\t :#vso[x\u202e\x9b\u2028\u00a0\u3000"]), max_size=12).map("".join))
 def test_no_line_of_a_harmless_text_is_a_command(text: str) -> None:
-    shown = harmless(text)
+    shown = harmless(text, colours=True)
     assert not COMMAND.search(re.sub(r"\x1b\[[0-9;]*m", "", shown))
     assert acts(re.sub(r"\x1b\[[0-9;]*m", "", shown), "\t\n") == []
-    assert harmless(shown) == shown
+    assert harmless(shown, colours=True) == shown
+    assert acts(harmless(text), "\t\n") == []
     assert shown.count("\n") == text.count("\n")
 
 
@@ -100,9 +101,11 @@ def test_what_hides_or_acts_is_shown_as_its_code(text: str, shown: str) -> None:
 
 
 def test_our_own_line_ends_and_colours_pass_the_second_gate_and_nothing_else() -> None:
-    assert harmless("\x1b[1;31mred\x1b[0m\n  │ τ\n") == "\x1b[1;31mred\x1b[0m\n  │ τ\n"
-    assert harmless("\x1b]0;title\x07\x1b[2J") == r"\u001b]0;title\u0007\u001b[2J"
-    assert harmless("\u3000\x1b[1m ::stop-commands::x") == "\u3000\x1b[1m \\u003a:stop-commands::x"
+    assert harmless("\x1b[1;31mred\x1b[0m\n  │ τ\n", colours=True) == "\x1b[1;31mred\x1b[0m\n  │ τ\n"
+    assert harmless("\x1b[1;31mred\n") == "\\u001b[1;31mred\n"
+    assert harmless("\x1b]0;title\x07\x1b[2J", colours=True) == r"\u001b]0;title\u0007\u001b[2J"
+    shown = "\u3000\x1b[1m \\u003a:stop-commands::x"
+    assert harmless("\u3000\x1b[1m ::stop-commands::x", colours=True) == shown
     assert harmless("::error::ours", commands=True) == "::error::ours"
 
 

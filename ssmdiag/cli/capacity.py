@@ -131,7 +131,7 @@ def capacity(
         plots=plots,
         quiet=quiet,
     )
-    terminal.emit(report(str(path), layers, context, known is not None, settings), target)
+    terminal.emit(report(str(path), layers, context, known is not None, settings), target, colours=settings.colour)
     _exit(problems)
 
 

@@ -136,7 +136,7 @@ def compare(
         text, code = _side_by_side(paths[0], paths[1], asked)
     else:
         text, code = _run(paths, asked, memory, fail_on)
-    terminal.emit(text, target)
+    terminal.emit(text, target, colours=settings.colour)
     raise typer.Exit(code)
 
 

@@ -109,7 +109,8 @@ def report(
         return
     shown = [result for result in results if not isinstance(result, Failure)]
     if shown:
-        terminal.emit(text(results, settings) if text else render(shown, "text", settings), output)
+        said = text(results, settings) if text else render(shown, "text", settings)
+        terminal.emit(said, output, colours=settings.colour)
     for result in results:
         if isinstance(result, Failure):
             terminal.remark(render([result], "text", settings))

@@ -120,7 +120,9 @@ def kernel(
                 )
         except KernelSizeError as error:
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
-        terminal.emit(file_report(written, settings, output=str(output), stated_context=stated), None)
+        terminal.emit(
+            file_report(written, settings, output=str(output), stated_context=stated), None, colours=settings.colour
+        )
         for problem in asked.problems:
             terminal.remark(f"not written: {problem.sentence}")
         raise typer.Exit(2 if asked.problems else 0)
@@ -130,7 +132,7 @@ def kernel(
     if format is Format.json:
         terminal.emit(render(document(memory, shown)), None)
         return
-    terminal.emit(report(memory, settings, shown), None)
+    terminal.emit(report(memory, settings, shown), None, colours=settings.colour)
 
 
 @dataclass

@@ -211,7 +211,7 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
         report = markdown.render(result)
     else:
         report = text.report(result, settings)
-    terminal.emit(report, None)
+    terminal.emit(report, None, colours=settings.colour)
 
 
 def _stop_politely() -> None:

@@ -47,13 +47,14 @@ def unicode() -> bool:
     return True
 
 
-def emit(text: str, output: Target | None, *, commands: bool = False) -> None:
+def emit(text: str, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:
     """Write to stdout or to a file, through the one escape and the one writer.
 
-    `commands`: a list of workflow commands, whose lines may begin with `::`. Raises OutputError.
+    `colours`: the text has some, which a file does not keep. `commands`: it is a list of workflow commands, whose
+    lines may begin with `::`. Raises OutputError.
     """
     if output is None:
-        _say(sys.stdout, harmless(text, commands=commands))
+        _say(sys.stdout, harmless(text, colours=colours, commands=commands))
     else:
         output.write(text, commands=commands)
 

@@ -39,4 +39,4 @@ def render(results: Sequence[Diagnosis | Failure], format: str, settings: Settin
     if format not in EXACT:
         results = printable_record(results)
     text = importlib.import_module(f"{__name__}.{format}").render_all(results, settings)
-    return harmless(text if text.endswith("\n") else text + "\n", commands=format == "github")
+    return harmless(text if text.endswith("\n") else text + "\n", colours=settings.colour, commands=format == "github")
