@@ -124,13 +124,19 @@ def arguments_of(case: str) -> list[str]:
 
 @pytest.mark.parametrize("color", ["never", "always"])
 @pytest.mark.parametrize("case", CASES)
-def test_no_report_and_no_error_acts_on_a_terminal(case: str, color: str, run: Run, folder: Path) -> None:
+def test_no_report_and_no_error_acts_on_a_terminal(
+    case: str, color: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if color == "never":
+        monkeypatch.setenv("COLUMNS", "5000")
     code, out, err = run(*arguments_of(case), "--color", color)
     assert code in (0, 1, 2)
     assert out or err
     assert "crashed" not in err
     assert_harmless(out, coloured=color == "always")
     assert_harmless(err, coloured=False)
+    if color == "never":  # where no line is broken, a name stays within its own
+        assert r"\u003a" not in out + err
     if case != "compare a run":  # which shows labels alone
         assert "λ層🙂" in COLOUR.sub("", out + err).replace("\n", "").replace(" ", ""), "what is no danger stays"
 
