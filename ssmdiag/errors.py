@@ -5,30 +5,54 @@ Misuse of the Python API raises built-in exceptions; these are for the state of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ssmdiag.printable import printable
+
 
 class SsmdiagError(Exception):
-    """A known problem: what was seen, what was expected, what to do. The CLI exits 2."""
+    """A known problem: what was seen, what was expected, what to do. The CLI exits 2.
 
-    def __init__(self, seen: str, *, expected: str | None = None, advice: str | None = None) -> None:
+    Each part is one line, as it may hold names from a file: what breaks a line in it is escaped. What takes lines of
+    its own stands in `details`, one each below what was seen, or in `sample`, a text to copy below all else.
+    """
+
+    def __init__(
+        self,
+        seen: str,
+        *,
+        expected: str | None = None,
+        advice: str | None = None,
+        details: Sequence[str] = (),
+        sample: Sequence[str] = (),
+    ) -> None:
         self.seen = seen
         self.expected = expected
         self.advice = advice
-        lines = [seen]
-        if expected:
-            lines.append(f"  expected: {expected}")
-        if advice:
-            lines.append(f"  next: {advice}")
-        super().__init__("\n".join(lines))
+        self.details = tuple(details)
+        self.sample = tuple(sample)
+        super().__init__("\n".join(message_lines(seen, expected, advice, self.details, self.sample)))
 
     @property
     def sentence(self) -> str:
         """The message as one paragraph, for lists."""
         parts = [
             self.seen,
+            *self.details,
             f"Expected {self.expected}." if self.expected else "",
             self.advice[:1].upper() + self.advice[1:] if self.advice else "",
         ]
-        return " ".join(part for part in parts if part)
+        return printable(" ".join(part for part in parts if part))
+
+
+def message_lines(
+    seen: str, expected: str | None, advice: str | None, details: Sequence[str] = (), sample: Sequence[str] = ()
+) -> list[str]:
+    """Return the lines of a problem as users read it."""
+    lines = [seen, *(f"  {line}" for line in details)]
+    lines += [f"  expected: {expected}"] if expected else []
+    lines += [f"  next: {advice}"] if advice else []
+    return [printable(line) for line in [*lines, *sample]]
 
 
 class CheckpointError(SsmdiagError):
@@ -65,3 +89,7 @@ class MapError(SsmdiagError):
 
 class BaselineError(SsmdiagError):
     """The baseline's file is absent, torn, of another version, or must not be written here."""
+
+
+class OutputError(SsmdiagError):
+    """A file cannot be written, or must not be: it is what the command reads, or written twice."""

@@ -10,10 +10,8 @@ CI it is never written: a file that changes there is lost with the machine, or p
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -21,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ssmdiag.check.baseline import TOLERANCE, Baseline, BaselineComparison, Entry
-from ssmdiag.errors import BaselineError
+from ssmdiag.errors import BaselineError, OutputError
 from ssmdiag.finding import SEVERITIES
+from ssmdiag.writer import Target
 
 SCHEMA_VERSION = 1
 
@@ -53,16 +52,11 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Write a baseline by way of a temporary name. Raises BaselineError where it cannot."""
-    target = Path(os.path.realpath(path))  # a link stays a link
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write a baseline whole, or leave the old one. Raises BaselineError where it cannot."""
     try:
-        temporary.write_text(as_text(baseline), encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BaselineError(f"baseline {path} cannot be written ({error.strerror or error}).") from error
+        Target(path, "baseline").write(as_text(baseline))
+    except OutputError as error:
+        raise BaselineError(error.seen, expected=error.expected, advice=error.advice) from error
 
 
 def keep_baseline(

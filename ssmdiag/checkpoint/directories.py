@@ -120,7 +120,8 @@ def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origi
         size += shard.stat().st_size
     if not opened:
         raise CheckpointError(
-            f"{directory}: none of its {len(promised)} shards can be read.\n  " + "\n  ".join(problems[:8]),
+            f"{directory}: none of its {len(promised)} shards can be read.",
+            details=problems[:8],
             expected=f"the files that {origin} names",
             advice="download them again.",
         )

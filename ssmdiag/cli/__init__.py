@@ -11,9 +11,11 @@ def main() -> None:
     # torch's threads spin while they wait: on a busy CI machine small operations then take twenty times as long.
     # Read when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ssmdiag.cli import terminal
     from ssmdiag.cli.app import app
     from ssmdiag.errors import SsmdiagError
 
+    terminal.guard_errors()
     try:
         app()
     except SsmdiagError as error:
@@ -27,6 +29,6 @@ def main() -> None:
     except Exception:
         import traceback
 
-        traceback.print_exc()
-        print("ssmdiag crashed: this is a bug in ssmdiag, not in your checkpoint.", file=sys.stderr)
+        terminal.remark(traceback.format_exc())
+        terminal.remark("ssmdiag crashed: this is a bug in ssmdiag, not in your checkpoint.")
         sys.exit(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +97,7 @@ def capacity(
     from ssmdiag.reports import Settings
     from ssmdiag.reports.capacity_text import document, report
 
+    target, _ = terminal.claim_outputs(output, reads=[path, map_file])
     checkpoint = read_checkpoint(path)
     found = recognise(
         checkpoint,
@@ -122,7 +122,7 @@ def capacity(
     if not layers:
         raise problems[0]
     if format is Format.json:
-        terminal.emit(json.dumps(document(str(path), layers, context), indent=2) + "\n", output)
+        terminal.emit(json.dumps(document(str(path), layers, context), indent=2) + "\n", target)
         _exit(problems)
     settings = Settings(
         width=terminal.width(),
@@ -131,14 +131,14 @@ def capacity(
         plots=plots,
         quiet=quiet,
     )
-    terminal.emit(report(str(path), layers, context, known is not None, settings), output)
+    terminal.emit(report(str(path), layers, context, known is not None, settings), target, colours=settings.colour)
     _exit(problems)
 
 
 def _exit(problems: Sequence[LayerError]) -> None:
     """Name the layers that could not be read and leave with 2, or with 0 where there are none."""
     for problem in problems:
-        print(f"left out: {problem.sentence}", file=sys.stderr)
+        terminal.remark(f"left out: {problem.sentence}")
     raise typer.Exit(2 if problems else 0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -116,6 +115,17 @@ def check(
         context_length=length,
         baseline=baseline,
     )
+    if write_baseline and settings_.baseline is None:
+        raise SsmdiagError(
+            "--write-baseline: there is no baseline to write.", expected="--baseline FILE, or baseline in ssmdiag.toml"
+        )
+    target, copies = terminal.claim_outputs(
+        output,
+        besides,
+        reads=[*paths, map_file, settings_.path],
+        format=settings_.format,
+        baseline=settings_.baseline,
+    )
     asked = Asked(
         parse_assumptions(assume or []),
         map_file,
@@ -134,9 +144,9 @@ def check(
     )
     results: list[Diagnosis | Failure] = diagnose_paths(paths, asked, quiet=quiet)
     results = _against_baseline(results, settings_, write_baseline)
-    report(results, settings_.format, settings, output, text=render_all)
-    for form, file in besides:
-        terminal.emit(render(results, form, replace(settings, unicode=True)), file)
+    report(results, settings_.format, settings, target, text=render_all)
+    for (form, _), file in zip(besides, copies, strict=True):
+        terminal.emit(render(results, form, replace(settings, unicode=True)), file, commands=form == "github")
     raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))
 
 
@@ -145,11 +155,6 @@ def _against_baseline(
 ) -> list[Diagnosis | Failure]:
     """Return the results with what the baseline knows taken out of the findings; keep its file up to date."""
     if configuration.baseline is None:
-        if write:
-            raise SsmdiagError(
-                "--write-baseline: there is no baseline to write.",
-                expected="--baseline FILE, or baseline in ssmdiag.toml",
-            )
         return results
     from ssmdiag.check.baseline import Baseline, compare_results
     from ssmdiag.check.baseline_file import keep_baseline, read_baseline
@@ -163,5 +168,5 @@ def _against_baseline(
         path, comparison, accept=write, successful=whole and (write or clean), environment=os.environ
     )
     if remark:
-        print(remark, file=sys.stderr)
+        terminal.remark(remark)
     return compare_results(results, comparison.updated(accept=True))[0] if write else marked

@@ -110,6 +110,7 @@ def compare(
             expected="two or more, or a directory of numbered checkpoints",
             advice="`ssmdiag inspect` reports on one.",
         )
+    target, _ = terminal.claim_outputs(output, reads=[*paths, map_file])
     strict = strict or tolerance is not None
     if strict and len(paths) != 2:
         raise SsmdiagError(f"--strict compares two checkpoints, {len(paths)} were given.")
@@ -135,7 +136,7 @@ def compare(
         text, code = _side_by_side(paths[0], paths[1], asked)
     else:
         text, code = _run(paths, asked, memory, fail_on)
-    terminal.emit(text, output)
+    terminal.emit(text, target, colours=settings.colour)
     raise typer.Exit(code)
 
 
@@ -229,8 +230,9 @@ class _Progress:
             return
         self.last = now
         self.open = True
-        print(f"{done} of {total} checkpoints", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        said = f"{done} of {total} checkpoints"
+        print(said, end="\r" if sys.stderr.isatty() else "\n", file=terminal.drawing(), flush=True)
 
     def close(self) -> None:
         if self.open and sys.stderr.isatty():
-            print(" " * 40, end="\r", file=sys.stderr, flush=True)
+            print(" " * 40, end="\r", file=terminal.drawing(), flush=True)

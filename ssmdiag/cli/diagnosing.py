@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import load_families
 from ssmdiag.errors import AssumptionError, SsmdiagError
+from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports import Failure, Settings
     from ssmdiag.rules.selection import Selection
+    from ssmdiag.writer import Target
 
 PATHS_A_WORKER = 16
 """Checkpoints that are worth a process of their own, which takes as long to start as several take to diagnose."""
@@ -86,7 +88,7 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
     except AssumptionError:
         raise
     except SsmdiagError as error:
-        return Failure(str(path), type(error).__name__, error.seen, error.expected, error.advice)
+        return Failure.of(str(path), error)
     finally:
         progress.close()
 
@@ -95,7 +97,7 @@ def report(
     results: Sequence[Diagnosis | Failure],
     format: str,
     settings: Settings,
-    output: Path | None,
+    output: Target | None,
     *,
     text: Callable[[Sequence[Diagnosis | Failure], Settings], str] | None = None,
 ) -> None:
@@ -103,14 +105,15 @@ def report(
     from ssmdiag.reports import Failure, render
 
     if format != "text":
-        terminal.emit(render(results, format, settings), output)
+        terminal.emit(render(results, format, settings), output, commands=format == "github")
         return
     shown = [result for result in results if not isinstance(result, Failure)]
     if shown:
-        terminal.emit(text(results, settings) if text else render(shown, "text", settings), output)
+        said = text(results, settings) if text else render(shown, "text", settings)
+        terminal.emit(said, output, colours=settings.colour)
     for result in results:
         if isinstance(result, Failure):
-            print(render([result], "text", settings), end="", file=sys.stderr)
+            terminal.remark(render([result], "text", settings))
 
 
 def exit_code(result: Diagnosis | Failure, fail_on: str | None = None) -> int:
@@ -144,14 +147,15 @@ class _Progress:
 
     def _open(self, done: int, total: int) -> None:
         if not sys.stderr.isatty():
-            print(f"{self.name}: reading layer {done} of {total} …", file=sys.stderr)
+            terminal.remark(f"{printable(self.name)}: reading layer {done} of {total} …")
             self.advance = lambda done, total: None
             return
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress
 
-        bar = Progress(console=Console(stderr=True), transient=True)
-        task = bar.add_task(self.name, total=total)
+        bar = Progress(console=Console(file=terminal.drawing()), transient=True)
+        task = bar.add_task(escape(printable(self.name)), total=total)
         bar.start()
         self.stop = bar.stop
         self.advance = lambda done, total: bar.update(task, completed=done)

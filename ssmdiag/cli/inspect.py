@@ -69,6 +69,7 @@ def inspect(
     from ssmdiag.reports import Settings
 
     assumptions = parse_assumptions(assume or [])
+    target, _ = terminal.claim_outputs(output, reads=[*paths, map_file], format=format)
     settings = Settings(
         width=terminal.width(),
         colour=format is Format.text and output is None and terminal.colour(color),
@@ -80,5 +81,5 @@ def inspect(
     )
     asked = Asked(assumptions, map_file, choose_device(device), length, every_channel)
     results = diagnose_paths(paths, asked, quiet=quiet)
-    report(results, format, settings, output)
+    report(results, format, settings, target)
     raise typer.Exit(max(exit_code(result) for result in results))

@@ -120,9 +120,11 @@ def kernel(
                 )
         except KernelSizeError as error:
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
-        terminal.emit(file_report(written, settings, output=str(output), stated_context=stated), None)
+        terminal.emit(
+            file_report(written, settings, output=str(output), stated_context=stated), None, colours=settings.colour
+        )
         for problem in asked.problems:
-            print(f"not written: {problem.sentence}", file=sys.stderr)
+            terminal.remark(f"not written: {problem.sentence}")
         raise typer.Exit(2 if asked.problems else 0)
     recurrence, branches = asked.first()
     memory = assess_memory(recurrence, context)
@@ -130,7 +132,7 @@ def kernel(
     if format is Format.json:
         terminal.emit(render(document(memory, shown)), None)
         return
-    terminal.emit(report(memory, settings, shown), None)
+    terminal.emit(report(memory, settings, shown), None, colours=settings.colour)
 
 
 @dataclass
@@ -189,4 +191,4 @@ def _track(layers: Sequence[Layer]) -> Iterable[Layer]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(layers, "kernels", console=Console(stderr=True), transient=True)
+    return track(layers, "kernels", console=Console(file=terminal.drawing()), transient=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from ssmdiag.cli.options import Device, choose_device, parse_assumptions
 from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
+from ssmdiag.printable import harmless, printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -139,6 +141,7 @@ def retrain(
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.distributed import joined
+    from ssmdiag.retrain.output import require_apart
 
     settings = Settings(
         width=terminal.width(),
@@ -155,6 +158,8 @@ def retrain(
             parse_assumptions(assume or []),
         )  # fmt: skip
         asked.require_meant(context)
+        if asked.foreign:
+            terminal.let_others_draw()
         maps = list(dict.fromkeys(param or [asked.usual_map()]))
         reference = OWN if path or asked.foreign else REFERENCE
         maps = [reference, *maps] if len(maps) == 1 and maps != [reference] and not freeze else maps
@@ -167,6 +172,9 @@ def retrain(
             recurrence_lr=recurrence_lr or [None],
             weight_decay=weight_decay or [0.0],
         )
+        if output is not None:
+            reads = [read for read in (path, text, data) if read is not None and os.path.exists(read)]
+            require_apart(output, arms, list(map(Path, reads)))
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
         watch = _Watch(len(arms), quiet or not ranks.first)
         _stop_politely()
@@ -186,7 +194,7 @@ def retrain(
             from ssmdiag.retrain.output import can_resume
 
             if output is not None and ranks.first and can_resume(output):
-                print(f"\nstopped; the same command with --resume goes on from {output}", file=sys.stderr)
+                terminal.remark(f"\nstopped; the same command with --resume goes on from {printable(str(output))}")
             raise
         finally:
             watch.close()
@@ -203,7 +211,7 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
         report = markdown.render(result)
     else:
         report = text.report(result, settings)
-    terminal.emit(report, None)
+    terminal.emit(report, None, colours=settings.colour)
 
 
 def _stop_politely() -> None:
@@ -235,7 +243,7 @@ class _Watch:
             self.draw(progress)
         elif time.monotonic() - self.said >= BETWEEN_LINES:
             self.said = time.monotonic()
-            print(_line(progress), file=sys.stderr, flush=True)
+            terminal.remark(printable(_line(progress)))
 
     def close(self) -> None:
         if self.stop:
@@ -245,11 +253,12 @@ class _Watch:
     def _open(self) -> None:
         from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
-        live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+        live = Live(console=Console(file=terminal.drawing()), transient=True, refresh_per_second=4)
         live.start()
         self.stop = live.stop
-        self.draw = lambda progress: live.update(_picture(progress))
+        self.draw = lambda progress: live.update(Text(harmless(_picture(progress))))
 
 
 def _line(progress: Progress) -> str:

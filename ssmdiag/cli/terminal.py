@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from ssmdiag.errors import SsmdiagError
+from ssmdiag.printable import harmless
+
+if TYPE_CHECKING:
+    from ssmdiag.writer import Target
 
 
 class Colour(StrEnum):
@@ -44,26 +47,121 @@ def unicode() -> bool:
     return True
 
 
-def emit(text: str, output: Path | None) -> None:
-    """Write to stdout, or to a file by way of a temporary name. Raises SsmdiagError where it cannot."""
-    if output is None:
-        try:
-            sys.stdout.write(text)
-        except UnicodeEncodeError:
-            from ssmdiag.reports.words import ASCII
+def emit(text: str, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:
+    """Write to stdout or to a file, through the one escape and the one writer.
 
-            encoding = sys.stdout.encoding or "ascii"
-            sys.stdout.write(text.translate(ASCII).encode(encoding, "replace").decode(encoding))
-        sys.stdout.flush()
-        return
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    `colours`: the text has some, which a file does not keep. `commands`: it is a list of workflow commands, whose
+    lines may begin with `::`. Raises OutputError.
+    """
+    if output is None:
+        _say(sys.stdout, harmless(text, colours=colours, commands=commands))
+    else:
+        output.write(text, commands=commands)
+
+
+def remark(text: str) -> None:
+    """Write a line, or lines, to stderr, through the one escape."""
+    _say(sys.stderr, harmless(text).rstrip("\n") + "\n")
+
+
+class Lines(Protocol):
+    """Where lines of JSON go one by one."""
+
+    def write(self, line: str) -> None:
+        """Write one line, given without its end; it is out when this returns."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+def open_lines(output: Target | None) -> Lines:
+    """Return where to write lines of JSON as they come: stdout, or a file that is added to. Raises OutputError."""
+    if output is None:
+        return _StandardOutput()
+    from ssmdiag.writer import Stream
+
+    return Stream(output)
+
+
+def claim_outputs(
+    output: Path | None,
+    also: Sequence[tuple[str, Path]] = (),
+    *,
+    reads: Iterable[Path | None],
+    format: str = "text",
+    baseline: Path | None = None,
+) -> tuple[Target | None, list[Target]]:
+    """Return where a report and its copies go, after a look at each: before the work, not after it.
+
+    `reads` are the files and folders that the command reads, `baseline` the one that it keeps up to date. Raises
+    OutputError for a file that cannot be written, is read, or is given twice.
+    """
+    from ssmdiag.writer import Target, claim
+
+    read = tuple(path for path in (*reads, baseline) if path is not None)
+    main = None if output is None else Target(output, "--output", read, lines=format == "jsonl")
+    others = [Target(path, f"--also {form}", read, lines=form == "jsonl") for form, path in also]
+    claim([*([main] if main else []), *others], rewritten=baseline)
+    return main, others
+
+
+def guard_errors() -> None:
+    """Let nothing that acts on a terminal or a CI runner reach stderr, whoever writes: usage errors, tracebacks."""
+    if sys.stderr is not None and not isinstance(sys.stderr, _Guard):
+        sys.stderr = _Guard(sys.stderr)
+
+
+def drawing() -> TextIO:
+    """Return stderr for bars that move the cursor; names in them must be printable."""
+    return sys.stderr.stream if isinstance(sys.stderr, _Guard) else sys.stderr
+
+
+def let_others_draw() -> None:
+    """Leave stderr to code of the user's, which may draw bars of its own."""
+    sys.stderr = drawing()
+
+
+class _Guard:
+    """A stream that shows instead of obeying. Without `buffer`, through which a text could go round it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        _put(self.stream, harmless(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+class _StandardOutput:
+    def write(self, line: str) -> None:
+        _say(sys.stdout, harmless(line) + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+def _say(stream: TextIO, text: str) -> None:
+    _put(stream, text)
+    stream.flush()
+
+
+def _put(stream: TextIO, text: str) -> None:
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise SsmdiagError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
+        stream.write(text)
+    except UnicodeEncodeError:
+        from ssmdiag.reports.words import ASCII
+
+        encoding = stream.encoding or "ascii"
+        stream.write(text.translate(ASCII).encode(encoding, "replace").decode(encoding))
 
 
 def _sized() -> bool:

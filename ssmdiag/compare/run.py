@@ -232,8 +232,8 @@ def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Se
         return
     if not problems:
         raise CheckpointError("one checkpoint alone has nothing to be compared with.", expected="two or more")
-    lines = [f"{len(usable)} of {len(paths)} checkpoints could be read:", *(f"  {problem}" for problem in problems)]
-    raise CheckpointError("\n".join(lines), expected="two or more")
+    seen = f"{len(usable)} of {len(paths)} checkpoints could be read:"
+    raise CheckpointError(seen, expected="two or more", details=problems)
 
 
 def _require_common_layers(layers: Mapping[str, Sequence[LayerPoint]], checkpoints: Sequence[RunCheckpoint]) -> None:

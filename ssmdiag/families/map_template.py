@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,5 +165,9 @@ def _map(weight: _Repeated) -> str:
 
 
 def _line(key: str, value: str | bool, comment: str) -> str:
-    line = f"{key} = {str(value).lower()}" if isinstance(value, bool) else f'{key} = "{value}"'
+    line = (
+        f"{key} = {str(value).lower()}"
+        if isinstance(value, bool)
+        else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    )
     return f"{line:<40}# {comment}"

@@ -267,8 +267,7 @@ def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) ->
 
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:
     """Return the error for a file without a known layer: what came closest, and a map to start from."""
-    lines = [f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors)."]
-    lines += [f"  {problem}" for problem in recognition.problems]
+    details = list(recognition.problems)
     shown: dict[str, NearMiss] = {}
     for miss in recognition.near_misses:
         shown.setdefault(miss.family.name, miss)
@@ -276,11 +275,14 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
     for miss in list(shown.values())[:3]:
         if miss.evidence >= best / 2 and (miss.spelling.telltale in miss.present or miss.evidence > 0.4):
             present = f"{', '.join(miss.present[:4])} at {miss.path or 'the top'}"
-            lines.append(f"  closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
+            details.append(f"closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
     from ssmdiag.families.map_template import starting_map
 
     template = starting_map(checkpoint, recognition.unrecognised)
-    advice = '`ssmdiag families` lists what is known; README, "Adding a family".'
-    if template:
-        advice += f"\n\nOr save this as map.toml, correct it, and use --map map.toml:\n\n{template}"
-    return UnknownFamilyError("\n".join(lines), advice=advice)
+    offer = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *template.split("\n")]
+    return UnknownFamilyError(
+        f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors).",
+        advice='`ssmdiag families` lists what is known; README, "Adding a family".',
+        details=details,
+        sample=offer if template else (),
+    )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ssmdiag.errors import SsmdiagError
+from ssmdiag.temporaries import replacing
+from ssmdiag.writer import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,16 +44,15 @@ def create_archive(output: Path) -> Iterator[Archive]:
         raise SsmdiagError(f"--output {output}: unknown ending.", expected=f"one of {', '.join(FORMATS)}")
     if output.exists():
         raise SsmdiagError(f"--output {output}: exists already.", advice="remove it, or choose another name.")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file, FORMATS[output.suffix](file, output.parent) as archive:
-            yield archive
-        temporary.replace(output)
-    except OSError as error:
-        raise SsmdiagError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    target = Target(output)
+    target.require_writable()
+    with (
+        target.sentences("nothing is left of it"),
+        replacing(output) as temporary,
+        temporary.open("wb") as file,
+        FORMATS[output.suffix](file, temporary.parent) as archive,
+    ):
+        yield archive
 
 
 class _Npz:

@@ -64,27 +64,29 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
         numbers = flatten_numbers(tensor)
         numbers = (numbers if weight.entries is None else numbers[weight.entries.to(numbers.device)]).double()
         if nans := int(numbers.isnan().sum()):
-            broken.append(f"  {weight.name}: {nans} of {numbers.numel()} are NaN")
+            broken.append(f"{weight.name}: {nans} of {numbers.numel()} are NaN")
             continue
         magnitude = old(numbers)
         wrong = magnitude[~new.holds(magnitude)]
         if wrong.numel():
             outside.append(
-                f"  {weight.name}: {wrong.numel():,} of {numbers.numel():,}, "
+                f"{weight.name}: {wrong.numel():,} of {numbers.numel():,}, "
                 f"from {_shown(wrong.min(), new)} to {_shown(wrong.max(), new)}"
             )
             fastest, allowed = max(fastest, float(wrong.max())), min(allowed, old.high)
             grows |= bool((wrong <= 0).any())
     if broken:
         raise LayerError(
-            f"weights of {_tensors(broken)} are NaN.\n" + _first(broken),
+            f"weights of {_tensors(broken)} are NaN.",
+            details=_first(broken),
             expected="numbers",
             advice="go back to a checkpoint from before they were.",
         )
     if outside:
         edge = "]" if new.reaches_high else ")"
         raise MapError(
-            f"{new.name}, f(w) = {new.formula}, cannot hold the {of} of {_tensors(outside)}.\n" + _first(outside),
+            f"{new.name}, f(w) = {new.formula}, cannot hold the {of} of {_tensors(outside)}.",
+            details=_first(outside),
             expected=f"values in ({new.low:g}, {new.high:g}{edge}",
             advice=advise(new, fastest, allowed, grows),
         )
@@ -147,5 +149,5 @@ def _tensors(lines: list[str]) -> str:
     return "one tensor" if len(lines) == 1 else f"{len(lines)} tensors"
 
 
-def _first(lines: list[str], count: int = 5) -> str:
-    return "\n".join(lines[:count]) + (f"\n  and {len(lines) - count} more" if len(lines) > count else "")
+def _first(lines: list[str], count: int = 5) -> list[str]:
+    return [*lines[:count], *[f"and {len(lines) - count} more"][: len(lines) - count]]

@@ -97,11 +97,10 @@ def reparameterize(
             else:
                 chosen.append(weight)
     if not chosen and not any(weight.reason == _ALREADY for weight in left):
-        reasons = "\n".join(f"  {weight.name}: {weight.reason}" for weight in left[:3])
-        more = f"\n  and {len(left) - 3} more" if len(left) > 3 else ""
+        reasons = [f"{weight.name}: {weight.reason}" for weight in left[:3]]
         raise MapError(
-            f"{type(module).__name__} has no trainable weight of a {' or '.join(roles)} to put under {new.name}."
-            + (f"\n{reasons}{more}" if left else ""),
+            f"{type(module).__name__} has no trainable weight of a {' or '.join(roles)} to put under {new.name}.",
+            details=[*reasons, *[f"and {len(left) - 3} more"][: len(left) - 3]],
             advice="`freeze` also holds weights that no map can be put under.",
         )
     chosen = without_ties(chosen, found.places)

@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.printable import harmless, printable_record
 from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ MACHINERY = frozenset(
     {"interface", "words", "console", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
 )
 """Modules of this package that are not formats of a diagnosis; nor are its packages."""
+EXACT = frozenset({"json", "jsonl", "sarif"})
+"""Formats that are read back: their own escapes keep every name exactly."""
 
 
 def formats() -> tuple[str, ...]:
@@ -33,5 +36,7 @@ def render(results: Sequence[Diagnosis | Failure], format: str, settings: Settin
     """
     if format not in formats():
         raise ValueError(f"unknown format {format!r}; expected one of {', '.join(formats())}")
+    if format not in EXACT:
+        results = printable_record(results)
     text = importlib.import_module(f"{__name__}.{format}").render_all(results, settings)
-    return text if text.endswith("\n") else text + "\n"
+    return harmless(text if text.endswith("\n") else text + "\n", colours=settings.colour, commands=format == "github")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.folding import label_layers
@@ -42,6 +43,7 @@ class CapacityLayer:
 
 def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: bool, settings: Settings) -> str:
     """Return the report of one checkpoint."""
+    path, layers = printable_record((path, layers))
     labels = label_layers([layer.name for layer in layers])
     families = ", ".join(dict.fromkeys(layer.family for layer in layers))
     where = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
@@ -23,6 +24,7 @@ INDENT = 16
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return the findings of every checkpoint, and a line on all of them where there are several."""
+    results = printable_record(results)
     blocks = [list(_block(result, settings)) for result in results if not isinstance(result, Failure)]
     lines = [line for block in blocks for line in block]
     diagnoses = [result for result in results if not isinstance(result, Failure)]

@@ -21,6 +21,7 @@ def open_console(settings: Settings) -> Console:
         force_terminal=settings.colour,
         color_system="standard" if settings.colour else None,
         highlight=False,
+        markup=False,
         legacy_windows=False,
         emoji=False,
     )

@@ -34,7 +34,8 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     verdicts = []
     for result in results:
         if isinstance(result, Failure):
-            message = " ".join(part for part in (result.seen, _labelled("Next", result.advice)) if part)
+            parts = (result.seen, *result.details, _labelled("Next", result.advice))
+            message = " ".join(part for part in parts if part)
             kinds["error"].append((result.path, "not diagnosed", message))
             continue
         kinds["error"] += [(result.path, "not read", problem) for problem in result.problems]
@@ -45,8 +46,8 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
             kinds[KINDS[worst.severity]].append((result.path, title, message))
         verdicts.append(f"{result.path}: {verdict(result)}")
     lines = [_command(kind, *one) for kind, some in kinds.items() for one in _fit(some)]
-    # A line of the log must not pass for a command: GitHub looks for :: at its start and for ##[ anywhere.
-    lines += [f"ssmdiag: {_one_line(line).replace('##[', '## [')}" for line in verdicts]
+    # A line of the log must not pass for a command: GitHub looks for :: at its start.
+    lines += [f"ssmdiag: {_one_line(line)}" for line in verdicts]
     text = "\n".join(lines) + "\n"
     return carried(text, settings)
 

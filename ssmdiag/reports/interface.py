@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssmdiag.errors import SsmdiagError
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,12 @@ class Failure:
     seen: str
     expected: str | None
     advice: str | None
+    details: tuple[str, ...] = ()
+    """Lines on what was seen."""
+    sample: tuple[str, ...] = ()
+    """Lines of a text to copy."""
+
+    @classmethod
+    def of(cls, path: str, error: SsmdiagError) -> Failure:
+        """Return the failure of a path by what it raised."""
+        return cls(path, type(error).__name__, error.seen, error.expected, error.advice, error.details, error.sample)

@@ -28,7 +28,9 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 def document(result: Diagnosis | Failure) -> dict[str, Any]:
     """Return one result as plain data: unknown is None, infinity the string "inf"."""
     if isinstance(result, Failure):
-        error = {"kind": result.kind, "seen": result.seen, "expected": result.expected, "advice": result.advice}
+        seen = "\n".join([result.seen, *(f"  {line}" for line in result.details)])
+        advice = "\n".join([result.advice or "", *result.sample]) or None
+        error = {"kind": result.kind, "seen": seen, "expected": result.expected, "advice": advice}
         return {"schema_version": SCHEMA_VERSION, "checkpoint": {"path": result.path}, "error": error}
     data = {
         "schema_version": SCHEMA_VERSION,

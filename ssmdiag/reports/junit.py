@@ -9,7 +9,6 @@ baseline knows, are in the case's output. 64 layers under 25 rules are 1,601 cas
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -20,9 +19,6 @@ from ssmdiag.rules import known_rules
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-
-FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold in any form (§2.2)."""
 
 WHOLE = "checkpoint"
 """Class of the cases that concern no single layer."""
@@ -44,9 +40,10 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 
 
 def _failure(failure: Failure, prefix: str) -> ElementTree.Element:
-    lines = [failure.seen]
+    lines = [failure.seen, *failure.details]
     lines += [f"expected: {failure.expected}"] if failure.expected else []
     lines += [f"next: {failure.advice}"] if failure.advice else []
+    lines += failure.sample
     return _counted(failure.path, [_read(prefix, lines, failure.kind)])
 
 
@@ -76,28 +73,26 @@ def _cases(diagnosis: Diagnosis, prefix: str, settings: Settings) -> Iterator[El
 
 
 def _case(name: str, where: str, findings: Sequence[Finding], settings: Settings) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", classname=_clean(where), name=_clean(name))
+    case = ElementTree.Element("testcase", classname=where, name=name)
     least = SEVERITIES.index(settings.fail_on)
     failing = [finding for finding in findings if finding.rank >= least and finding.baseline != "known"]
     others = [finding for finding in findings if finding not in failing]
     if failing:
         more = f" (and {len(failing) - 1:,} more)" if len(failing) > 1 else ""
-        failure = ElementTree.SubElement(
-            case, "failure", type=failing[0].severity, message=_clean(failing[0].message + more)
-        )
-        failure.text = _clean("\n".join(_words(finding) for finding in failing))
+        failure = ElementTree.SubElement(case, "failure", type=failing[0].severity, message=failing[0].message + more)
+        failure.text = "\n".join(_words(finding) for finding in failing)
     if others:
-        ElementTree.SubElement(case, "system-out").text = _clean("\n".join(_words(finding) for finding in others))
+        ElementTree.SubElement(case, "system-out").text = "\n".join(_words(finding) for finding in others)
     return case
 
 
 def _read(prefix: str, problems: Sequence[str], kind: str) -> ElementTree.Element:
     """Return the case that fails where the checkpoint, or a part of it, could not be read."""
-    case = ElementTree.Element("testcase", classname=_clean(f"{prefix}{WHOLE}"), name="read")
+    case = ElementTree.Element("testcase", classname=f"{prefix}{WHOLE}", name="read")
     if problems:
         more = f" (and {len(problems) - 1:,} more)" if len(problems) > 1 and kind == "not read" else ""
-        error = ElementTree.SubElement(case, "error", type=_clean(kind), message=_clean(problems[0] + more))
-        error.text = _clean("\n".join(problems))
+        error = ElementTree.SubElement(case, "error", type=kind, message=problems[0] + more)
+        error.text = "\n".join(problems)
     return case
 
 
@@ -105,7 +100,7 @@ def _counted(path: str, cases: Sequence[ElementTree.Element]) -> ElementTree.Ele
     failures = sum(case.find("failure") is not None for case in cases)
     errors = sum(case.find("error") is not None for case in cases)
     suite = ElementTree.Element(
-        "testsuite", name=_clean(path), tests=str(len(cases)), failures=str(failures), errors=str(errors), skipped="0"
+        "testsuite", name=path, tests=str(len(cases)), failures=str(failures), errors=str(errors), skipped="0"
     )
     suite.extend(cases)
     return suite
@@ -116,8 +111,3 @@ def _words(finding: Finding) -> str:
     state = f" [{finding.baseline}]" if finding.baseline else ""
     lines = [f"{finding.severity}{state}: {where}{': ' if where else ''}{finding.message}"]
     return "\n".join([*lines, f"next: {finding.advice}", f"ssmdiag explain {finding.code}"])
-
-
-def _clean(text: str) -> str:
-    """Return text that XML can hold; what it cannot is written as its code point."""
-    return FORBIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

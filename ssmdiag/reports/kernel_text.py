@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.memory import summarise_memory
+from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
@@ -50,6 +51,7 @@ class Shown:
 
 def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     """Return the report of one layer."""
+    memory, shown = printable_record((memory, shown))
     decay = summarise_memory(memory)[1]
     what = "kernel" if memory.is_kernel else "retention at the nominal point"
     where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
@@ -138,6 +140,7 @@ def _remarks(memory: LayerMemory, shown: Shown) -> list[str]:
 
 def file_report(written: WrittenKernels, settings: Settings, *, output: str, stated_context: int | None) -> str:
     """Return what was written to a file, and which of it is no ordinary kernel."""
+    written, output = printable_record((written, output))
     tensors = written.tensors.values()
     kinds = [name.rpartition(".")[2] for name in written.tensors]
     counts = [words.plural(kinds.count(kind), kind) for kind in ("kernel", "retention") if kind in kinds]

@@ -67,7 +67,8 @@ def escape(text: str) -> str:
     plain = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
     marked = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", plain)
     # A name with an at sign is no user to be called, and an address no link.
-    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    marked = marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    return re.sub("(?i)(?<=www)[.]", "&#46;", marked.replace("://", ":&#47;&#47;"))
 
 
 def _fit(result: Diagnosis | Failure, settings: Settings, room: int) -> str | None:
@@ -102,6 +103,7 @@ def _head(results: Sequence[Diagnosis | Failure]) -> str:
 def _failure(failure: Failure) -> Iterator[str]:
     yield f"### {code(failure.path, cell=False)}\n"
     yield f"Not diagnosed: {escape(failure.seen)}"
+    yield from (f"- {escape(line)}" for line in failure.details)
     if failure.expected:
         yield f"Expected: {escape(failure.expected)}"
     if failure.advice:

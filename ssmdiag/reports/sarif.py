@@ -150,7 +150,8 @@ def _artifact(result: Diagnosis | Failure) -> dict[str, Any]:
 
 def _notifications(result: Diagnosis | Failure) -> Iterator[dict[str, Any]]:
     if isinstance(result, Failure):
-        parts = (result.seen, f"Expected {result.expected}." if result.expected else "", result.advice or "")
+        expected = f"Expected {result.expected}." if result.expected else ""
+        parts = (result.seen, *result.details, expected, result.advice or "")
         said = [(" ".join(part for part in parts if part), result.kind)]
     else:
         said = [(problem, "NotRead") for problem in result.problems]

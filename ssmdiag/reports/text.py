@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssmdiag.errors import message_lines
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import finding_lines
 from ssmdiag.reports.console import carried, close_console, open_console
@@ -241,11 +242,9 @@ def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:
 
 def _failure(failure: Failure, settings: Settings) -> str:
     named = Path(failure.path).name in failure.seen
-    lines = [failure.seen if named else f"{failure.path}: {failure.seen}"]
-    lines += [f"  expected: {failure.expected}"] if failure.expected else []
-    lines += [f"  next: {failure.advice}"] if failure.advice else []
-    text = "\n".join(lines) + "\n"
-    return carried(text, settings)
+    seen = failure.seen if named else f"{failure.path}: {failure.seen}"
+    lines = message_lines(seen, failure.expected, failure.advice, failure.details, failure.sample)
+    return carried("\n".join(lines) + "\n", settings)
 
 
 def _line(out: Console, text: str, style: str, indent: int = 0) -> None:

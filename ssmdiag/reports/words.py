@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssmdiag.printable import printable
+
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.spectrum import LayerDiagnosis
@@ -28,7 +30,8 @@ def checkpoint_name(path: str) -> str:
     """
     whole = Path(path).absolute()
     hub = next((part for part in whole.parts if part.startswith("models--")), None)
-    return hub.removeprefix("models--").replace("--", "/") if hub else Path(path).name or whole.resolve().name
+    name = hub.removeprefix("models--").replace("--", "/") if hub else Path(path).name or whole.resolve().name
+    return printable(name)
 
 
 def steps(value: float | None) -> str:

@@ -33,6 +33,18 @@ def prepare(
     return (f"nothing to resume from in {folder}: started anew",) if resume and not resumable else ()
 
 
+def require_apart(folder: Path, arms: Sequence[Arm], reads: Sequence[Path]) -> None:
+    """Raise ConfigurationError where a run would write beside what it reads: over its config.json, at the least."""
+    for arm in arms:
+        place = folder / arm.label
+        for read in reads:
+            if place.is_dir() and place.samefile(read if read.is_dir() else read.absolute().parent):
+                raise ConfigurationError(
+                    f"--output {folder}: {read} lies where {arm.label} would be kept.",
+                    advice="give another --output.",
+                )
+
+
 def can_resume(folder: Path) -> bool:
     """Whether there is a state in a folder that --resume goes on from."""
     return any(folder.glob(f"state-*{STATE}"))

@@ -14,12 +14,12 @@ import errno
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag import temporaries
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.retrain.results import Point
 
@@ -182,21 +182,15 @@ def write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield where to write a file; once that is on disk it takes the place of `path`. Raises SsmdiagError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with temporaries.replacing(path, durable=True) as temporary:
+            yield temporary
     except OSError as error:
         raise SsmdiagError(
             f"{path}: cannot be written ({error.strerror or error}); what was there before is intact.",
             advice=advice_for(error),
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def advice_for(error: OSError) -> str:

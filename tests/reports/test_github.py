@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssmdiag.printable import printable
 from ssmdiag.reports import Settings, render
 from tests.reports.example_diagnoses import CASES, diagnosis, finding, layer
 
@@ -57,12 +58,12 @@ def test_a_note_is_a_notice() -> None:
 
 
 @given(path=st.text(), message=st.text(), rule=st.text())
-def test_any_text_arrives_as_it_was_sent(path: str, message: str, rule: str) -> None:
+def test_any_text_arrives_as_it_is_shown_everywhere(path: str, message: str, rule: str) -> None:
     model = diagnosis(layer(0), path=path, findings=(finding(None, message=message, rule=rule),))
     (one,) = annotations(github(model))
-    assert one.properties.get("file", "") == path
-    assert one.properties["title"] == f"SSM101 {rule}"
-    assert one.message.startswith(f"{message}.\n")
+    assert one.properties.get("file", "") == printable(path)
+    assert one.properties["title"] == f"SSM101 {printable(rule)}"
+    assert one.message.startswith(f"{printable(message)}.\n")
 
 
 @pytest.mark.parametrize("evil", ["x\n::stop-commands::t", "a ##[error]b", "::warning::no", "%0A::error::no"])

@@ -154,8 +154,8 @@ def test_there_is_no_emoji_and_ascii_is_ascii() -> None:
         assert not re.search("[\u2600-\u27bf\U0001f000-\U0001faff]", markdown(result))
 
 
-def test_a_failure_of_many_lines_is_one_paragraph() -> None:
-    failure = Failure("a|b.pt", "CheckpointError", "seen\nin <two> lines", "1 | 2", None)
+def test_a_failure_is_a_paragraph_and_its_details_are_a_list() -> None:
+    failure = Failure("a|b.pt", "CheckpointError", "seen\nin <two> lines", "1 | 2", None, ("shard <1>",))
     text = markdown(failure)
-    assert "Not diagnosed: seen in &lt;two&gt; lines\nExpected: 1 \\| 2\n" in text
+    assert "Not diagnosed: seen\\\\nin &lt;two&gt; lines\n- shard &lt;1&gt;\nExpected: 1 \\| 2\n" in text
     assert "### `a|b.pt`" in text

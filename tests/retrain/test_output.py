@@ -14,7 +14,7 @@ from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.foreign import compare_modules
-from ssmdiag.retrain.output import can_resume
+from ssmdiag.retrain.output import can_resume, require_apart
 from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.saving import STATE, advice_for
 from ssmdiag.retrain.sources import function_source
@@ -100,3 +100,17 @@ def test_only_a_state_can_be_resumed_from(tmp_path: Path) -> None:
     for state in tmp_path.glob(f"state-*{STATE}"):
         state.unlink()
     assert not can_resume(tmp_path)
+
+
+def test_a_run_is_not_written_beside_what_it_reads(tmp_path: Path) -> None:
+    arms = [Arm("exp"), Arm("best")]
+    folder = tmp_path / "runs" / arms[1].label
+    folder.mkdir(parents=True)
+    (folder / "step-2.safetensors").touch()
+    (tmp_path / "corpus.txt").touch()
+    (tmp_path / "link").symlink_to(folder)
+    for read in (folder, folder / "step-2.safetensors", tmp_path / "link" / "step-2.safetensors"):
+        with pytest.raises(ConfigurationError, match=f"lies where {arms[1].label} would be kept"):
+            require_apart(tmp_path / "runs", arms, [tmp_path / "corpus.txt", read])
+    require_apart(tmp_path / "runs", arms, [tmp_path / "corpus.txt", tmp_path / "runs"])
+    require_apart(tmp_path / "other", arms, [folder])

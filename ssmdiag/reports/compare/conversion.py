@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ssmdiag.compare.conversion import Outcome
+from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.run import plain_table, write
 from ssmdiag.reports.console import close_console, open_console
@@ -24,13 +25,13 @@ MOST_ROWS = 12
 
 def conversion_report(proof: ConversionProof, settings: Settings) -> str:
     """Return the report of a comparison that proves, or does not."""
+    proof = printable_record(proof)
     labels = label_layers([layer.a or layer.b or "" for layer in proof.layers])
     out = open_console(settings)
     names = [words.checkpoint_name(path) for path in (proof.a, proof.b)]
     if names[0] == names[1]:
-        names = [
-            f"{Path(path).absolute().parent.name}/{name}" for path, name in zip((proof.a, proof.b), names, strict=True)
-        ]
+        folders = [printable(Path(path).absolute().parent.name) for path in (proof.a, proof.b)]
+        names = [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
     write(
         out,
         f"a {names[0]}  b {names[1]}  {words.plural(len(proof.layers), 'layer')}  {proof.device} {proof.seconds:.1f} s",

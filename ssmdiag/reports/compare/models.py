@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.run import plain_table, write
 from ssmdiag.reports.console import close_console, open_console
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def models_report(pair: ModelComparison, settings: Settings) -> str:
     """Return the report of two models side by side."""
+    pair = printable_record(pair)
     out = open_console(settings)
     write(out, f"a  {_header(pair.a)}", "bold")
     write(out, f"b  {_header(pair.b)}", "bold")
@@ -54,8 +56,8 @@ def _header(side: Diagnosis) -> str:
         titles[layer.title] = titles.get(layer.title, 0) + 1
     families = " + ".join(f"{title}, {words.plural(count, 'layer')}" for title, count in titles.items())
     modes = sum(layer.channels * layer.modes for layer in side.layers)
-    path = Path(side.path).absolute()
-    return f"{path.parent.name}/{words.checkpoint_name(side.path)}  {families}, {modes:,} modes"
+    folder = printable(Path(side.path).absolute().parent.name)
+    return f"{folder}/{words.checkpoint_name(side.path)}  {families}, {modes:,} modes"
 
 
 def _answer(pair: ModelComparison) -> str:

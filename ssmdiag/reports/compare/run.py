@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict
+from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
 from ssmdiag.reports.console import close_console, open_console
@@ -36,6 +37,7 @@ _STYLES = {Verdict.BROKEN: "red", Verdict.CROSSED: "red", Verdict.CONVERGING: "y
 
 def report(run: RunComparison, settings: Settings) -> str:
     """Return the report of a run."""
+    run = printable_record(run)
     labels = label_layers([layer.name for layer in run.layers])
     out = open_console(settings)
     write(out, _header(run), "bold")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.printable import printable_record
+from ssmdiag.reports.markdown import escape
 from ssmdiag.reports.retrain.words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
 from ssmdiag.retrain.verdict import Summary, summarise_arms
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 def render(result: RetrainResult) -> str:
     """Return the comparison as Markdown."""
+    result = printable_record(result)
     summaries = summarise_arms(result)
     names = settings_of([summary.arm for summary in summaries])
     columns = [
@@ -36,9 +39,9 @@ def render(result: RetrainResult) -> str:
     heading = [name for name, _ in columns]
     rows = list(zip(*(cells for _, cells in columns), strict=True))
     lines = [
-        f"### {result.task}: {result.model}",
+        f"### {escape(result.task)}: {escape(result.model)}",
         "",
-        answer(result),
+        escape(answer(result)),
         "",
         _row(heading),
         _row(["---"] * len(heading)),
@@ -46,7 +49,7 @@ def render(result: RetrainResult) -> str:
         "",
         f"{result.budget.steps:,} steps of {result.budget.batch} sequences, {len(result.arms):,} runs, "
         f"{result.device}, {result.seconds:,.0f} s.",
-        *(f"- {note}" for note in result.notes),
+        *(f"- {escape(note)}" for note in result.notes),
     ]
     return "\n".join(lines) + "\n"
 
@@ -56,4 +59,4 @@ def _spread(summary: Summary) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(escape, cells)) + " |"

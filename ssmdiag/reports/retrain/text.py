@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried, close_console, open_console
 from ssmdiag.reports.pictures import run_picture
@@ -41,6 +42,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def report(result: RetrainResult, settings: Settings) -> str:
     """Return the comparison as text."""
+    result = printable_record(result)
     page = _Page(settings)
     budget = result.budget
     page.paragraph(

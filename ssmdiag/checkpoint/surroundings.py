@@ -1,0 +1,52 @@
+"""Which files a checkpoint is read from, or looked into with it: what no output may replace. Opens none of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_MODEL = re.compile(
+    r".*\.(?:safetensors|pt|pth|bin|ckpt|npz|gguf|distcp|state|index\.json)"
+    r"|(?:config|generation_config|trainer_state|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|tokenizer\.model|\.metadata",
+    re.DOTALL,
+)
+"""Names of weights, shards, indexes, settings, tokenizers and the states of optimisers and runs."""
+
+
+def belongs_to_model(name: str) -> bool:
+    """Whether a file of this name is a model's, or of the run that trained it.
+
+    >>> [belongs_to_model(name) for name in ("model-00001-of-00002.safetensors", "config.json", "report.json")]
+    [True, True, False]
+    """
+    return _MODEL.fullmatch(name) is not None
+
+
+def files_read_with(path: Path) -> Iterator[Path]:
+    """Yield the file, or a folder's files, and what is looked into beside or below: settings, shards, optimisers.
+
+    One level below a folder lie the steps of a run, or the optimisers of DeepSpeed.
+    """
+    if not os.path.isdir(path):
+        yield path
+        yield from _files(path.parent)
+        return
+    yield from _files(path)
+    for folder in _entries(path):
+        if folder.is_dir():
+            yield from _files(Path(folder.path))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(entry.path) for entry in _entries(folder) if belongs_to_model(entry.name))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []

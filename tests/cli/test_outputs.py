@@ -1,0 +1,152 @@
+"""Outputs of every command as users give them: never over what is read, never half, refused before the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+Run = Callable[..., tuple[int, str, str]]
+
+LAYER = {
+    "mixer.A_log": torch.arange(1, 5).float().log().repeat(4, 1),
+    "mixer.dt_proj.bias": torch.full((4,), -4.0),
+    "mixer.dt_proj.weight": torch.ones(4, 2),
+    "mixer.x_proj.weight": torch.ones(10, 4),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two models, which is also where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        state = {f"layers.{i}.{local}": value + i for i in range(2) for local, value in LAYER.items()}
+        save_file(state, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"max_position_embeddings": 512}')
+    (tmp_path / "settings.toml").write_text("[thresholds]\n")
+    (tmp_path / "map.toml").write_text(
+        '[[layer]]\nname = "m"\nweight = "w"\naxes = "mode"\nmap = "exp"\ndomain = "rate"\n'
+    )
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FILE = "model/model.safetensors"
+REFUSED = {
+    "inspect -o its file": ["inspect", FILE, "-o", FILE],
+    "inspect as jsonl": ["inspect", FILE, "-f", "jsonl", "-o", FILE],
+    "inspect by another name": ["inspect", FILE, "-o", "./other/../model/model.safetensors"],
+    "inspect a folder -o its file": ["inspect", "model", "-o", FILE],
+    "inspect -o config.json": ["inspect", "model", "-o", "model/config.json"],
+    "inspect a file -o the config.json beside it": ["inspect", FILE, "-o", "model/config.json"],
+    "inspect two -o the second": ["inspect", FILE, "other", "-o", "other/model.safetensors"],
+    "inspect -o a checkpoint that is not read": ["inspect", FILE, "-o", "other/model.safetensors"],
+    "inspect -o the map": ["inspect", FILE, "--map", "map.toml", "-o", "map.toml"],
+    "check -o its file": ["check", FILE, "-o", FILE],
+    "check --also its file": ["check", FILE, "--also", f"json={FILE}"],
+    "check --also jsonl its file": ["check", FILE, "--also", f"jsonl={FILE}"],
+    "check -o the settings": ["check", FILE, "--config", "settings.toml", "-o", "settings.toml"],
+    "check twice the same": ["check", FILE, "-o", "x", "--also", "json=x"],
+    "check twice the same copy": ["check", FILE, "--also", "json=x", "--also", "sarif=./x"],
+    "check -o the new baseline": ["check", FILE, "--baseline", "b", "--write-baseline", "-o", "b"],
+    "capacity -o its file": ["capacity", FILE, "-o", FILE],
+    "capacity as JSON": ["capacity", "model", "-f", "json", "-o", "model/config.json"],
+    "compare -o one of them": ["compare", FILE, "other/model.safetensors", "-o", "other/model.safetensors"],
+    "compare --strict": ["compare", "--strict", "model", "other", "-o", "other/config.json"],
+    "kernel -o its file": ["kernel", FILE, "-o", FILE],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_read_is_not_written_over_and_the_work_is_not_begun(
+    case: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ssmdiag.checkpoint
+    import ssmdiag.diagnosis
+
+    def begun(*arguments: object, **options: object) -> None:
+        raise AssertionError("the work is begun")
+
+    if not case.startswith("kernel"):
+        monkeypatch.setattr(ssmdiag.diagnosis, "diagnose", begun)
+        monkeypatch.setattr(ssmdiag.checkpoint, "read_checkpoint", begun)
+    before = contents(folder)
+    code, out, err = run(*REFUSED[case])
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    assert err.startswith(("OutputError: --", "SsmdiagError: --output"))
+    assert contents(folder) == before
+
+
+def test_a_baseline_that_is_read_is_no_output(run: Run, folder: Path) -> None:
+    assert run("check", FILE, "--baseline", "b", "--write-baseline")[0] == 0
+    before = contents(folder)
+    code, _, err = run("check", FILE, "--baseline", "b", "-o", "b")
+    assert code == 2
+    assert "the same file" in err or "is what is read" in err
+    assert contents(folder) == before
+
+
+def test_a_report_of_an_earlier_run_is_replaced(run: Run, folder: Path) -> None:
+    for _ in range(2):
+        assert run("check", FILE, "-o", "r", "--also", "json=r.json", "--also", "sarif=r.sarif")[0] == 0
+        json.loads(Path("r.json").read_text())
+    assert {*os.listdir(folder)} == {"model", "other", "map.toml", "settings.toml", "r", "r.json", "r.sarif"}
+
+
+def test_json_lines_are_added_to_those_of_an_earlier_run(run: Run, folder: Path) -> None:
+    assert run("inspect", FILE, "-f", "jsonl", "-o", "r.jsonl")[0] == 0
+    with Path("r.jsonl").open("a") as file:
+        file.write('{"schema_version": 1, "torn')
+    assert run("check", FILE, "other", "--also", "jsonl=r.jsonl")[0] == 0
+    paths = [json.loads(line)["checkpoint"]["path"] for line in Path("r.jsonl").read_text().splitlines()]
+    assert paths == [FILE, FILE, "other"]
+    code, _, err = run("inspect", FILE, "-f", "jsonl", "-o", "settings.toml")
+    assert code == 2
+    assert "none is added to it" in err
+    assert Path("settings.toml").read_text() == "[thresholds]\n"
+
+
+@pytest.mark.parametrize("output", ["", ".", "model", "none/r", "n" * 300])
+@pytest.mark.parametrize("command", ["inspect", "check", "capacity", "compare"])
+def test_no_output_ends_in_a_traceback(command: str, output: str, run: Run, folder: Path) -> None:
+    code, out, err = run(command, FILE, *(["other"] * (command == "compare")), "-o", output)
+    assert (code, out) == (2, "")
+    assert err.startswith("OutputError: --output ")
+    assert "Traceback" not in err
+
+
+def test_nothing_is_left_of_kernels_that_are_interrupted(folder: Path) -> None:
+    code = "import sys\nfrom ssmdiag.cli import main\nimport ssmdiag.kernel.file as file\nimport time\n"
+    code += "def wait(*a, **k):\n    print('half', flush=True)\n    time.sleep(60)\nfile.compute_kernel = wait\nmain()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "kernel", FILE, "-o", "k.npz"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half\n"
+    assert any(name.startswith(".ssmdiag-") for name in os.listdir(folder))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert not any(name.startswith((".ssmdiag-", "k.npz")) for name in os.listdir(folder))
+
+
+def test_the_look_at_outputs_comes_before_torch_is_imported(folder: Path) -> None:
+    code = "import sys\nfrom ssmdiag.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    for command in ("inspect", "check"):
+        arguments = [sys.executable, "-c", code, command, FILE, "-o", FILE]
+        done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "False\n")
