@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssmdiag.capacity.cascade import SMALL, cascade_of
+from ssmdiag.capacity.full_spectrum import full_spectrum
 from ssmdiag.capacity.initial_spectra import legs_matrix, normal_legs
 from ssmdiag.capacity.reconstruction import EXACT, MemorySizeError, leading_memory, memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence, bilinear
@@ -85,9 +86,10 @@ def test_modes_at_the_boundary_keep_their_digits_at_any_lag(margin: float, shape
 @pytest.mark.parametrize(("value", "modes"), [(-0.05, 8), (-0.02 + 0.5j, 8), (-0.05, SMALL + 4)])
 def test_equal_sections_are_the_limit_of_modes_that_approach(value: complex, modes: int) -> None:
     ell = torch.full((1, modes), value, dtype=torch.complex128)
-    found = leading_memory(cascade_of(ell, torch.ones_like(ell, dtype=torch.bool)), 512).values[0]
+    found = leading_memory(cascade_of(full_spectrum(spectrum(ell), distinct=False)), 512).values[0]
     with mpmath.workdps(1200):
         near = [mpmath.mpc(value) * (1 + k * mpmath.mpf(10) ** -20) for k in range(modes)]
+        near += [mpmath.conj(z) for z in near if z.imag]
         rows = cholesky(gram(near))
         for lag in (0, 3, 50, 300):
             state = solve_lower(rows, [mpmath.exp(z * lag) for z in near])
@@ -335,7 +337,7 @@ def test_a_broken_or_growing_dense_channel_does_not_touch_the_others() -> None:
 def test_the_self_test_sees_a_cascade_that_is_not_orthonormal() -> None:
     ell = -0.1 * torch.arange(1, 6, dtype=torch.float64)[None]
     for field in ("state_matrix", "entry", "exit", "direct"):
-        cascade = cascade_of(ell, torch.ones_like(ell, dtype=torch.bool))
+        cascade = cascade_of(full_spectrum(spectrum(ell)))
         assert bool(leading_memory(cascade, 64).passes(cascade).all())
         getattr(cascade, field)[:] *= 1 + 100 * EXACT
         assert not bool(leading_memory(cascade, 64).passes(cascade).any())

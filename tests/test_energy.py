@@ -60,7 +60,8 @@ def exact(recurrence: Recurrence, lag: int, channel: int = 0) -> mpmath.mpf:
     weights = recurrence.kernel_factor * (recurrence.output_matrix * recurrence.input_matrix)[:, channel]
     total = mpmath.mpf(0)
     with mpmath.workdps(60):
-        ell = [mpmath.mpc(e) for e in recurrence.log_eigenvalues[channel].tolist()]
+        turn = {math.pi: mpmath.pi, -math.pi: -mpmath.pi}  # float64's π stands for π
+        ell = [mpmath.mpc(e.real, turn.get(e.imag, e.imag)) for e in recurrence.log_eigenvalues[channel].tolist()]
         full = ell + [mpmath.conj(e) for e in ell]
         for row in weights.tolist():
             half = [mpmath.mpc(w) / 2 for w in row]

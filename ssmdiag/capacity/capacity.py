@@ -166,12 +166,11 @@ def _assess(layers: Sequence[Recurrence], context: int, state_dtype: str) -> lis
         curve = _curve(cascade, leading, lags).where(good[:, None], 0.0)
         curves[chunk.start] = curve.new_zeros(len(layers), len(lags)).index_add_(0, layer_of[chunk], curve)
         states = noisy_states(recurrence, chunk)
-        for name, precision in STATE_PRECISION.items():
-            factor, survivors = states.rounded(precision)
-            surviving[name][chunk] = survivors.where(good, torch.nan)
-            if name == state_dtype:
-                lengths = states.lengths(factor, (HALF, TENTH))
-                values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
+        factor, survivors = states.in_formats(state_dtype)
+        for name, shares in survivors.items():
+            surviving[name][chunk] = shares.where(good, torch.nan)
+        lengths = states.lengths(factor, (HALF, TENTH))
+        values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
 
     each_chunk(recurrence, leading_lags, assess)
     total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)

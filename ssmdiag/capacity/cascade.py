@@ -6,22 +6,30 @@ With all x as the state, A Aᴴ + b bᴴ = I: white input makes the states white
 know of the input t steps ago is ‖A^t b‖² (Takenaka, 1925; Malmquist, 1926). [A b; c d] is unitary, so that every
 step passes |c x|² on to the output v_N: ‖A^t b‖² = Σ_{j>t} |β_j|², with β_0 = d, β_j = c A^{j−1} b.
 
+A mode and its conjugate are one section of two real states (Kautz, 1954; g² = 1 − |λ̄|²):
+
+    A = Re λ̄ + ½ [g² q; −q −g²],   b = g/√2 (p, s)ᵀ,   c = g/√2 (p, −s),   d = |λ̄|²
+    p = |1 − λ̄|,   s = |1 + λ̄|,   q = ps,   A^t = Re λ̄^t + Im λ̄^t / Im λ̄ · (A − Re λ̄)
+
 A dense state matrix is brought to the same form by a factor of its Gramian, without eigenvectors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from ssmdiag.kernel.gramian import gramian_factor
+from ssmdiag.kernel.orthonormal import around_one
 from ssmdiag.kernel.powers import powers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssmdiag.capacity.full_spectrum import FullSpectrum
     from ssmdiag.recurrence import DenseRealisation
 
 SMALL = 24
@@ -48,8 +56,10 @@ class Cascade:
     """d, (channel,)."""
     counted: Tensor
     """Which states hold anything, (channel, state) bool; the others are zero and stay it."""
-    log_eigenvalues: Tensor | None = None
-    """ℓ on the diagonal of a lower triangular A, (channel, state); None for a dense one."""
+    diagonal: Callable[[float], Tensor] | None = None
+    """The blocks (channel, section, state, state) on the diagonal of A^t, which is else lower triangular."""
+    block: int = 1
+    """States of a section."""
     _squares: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -73,11 +83,12 @@ class Cascade:
     def times(self, power: Tensor, columns: Tensor, *, lower: bool = False) -> Tensor:
         """Return a power of A times columns (channel, state, column); `lower`: these are a power of A too."""
         if not self._side_by_side:
-            return _lower_product(power, columns) if lower and self.log_eigenvalues is not None else power @ columns
+            return _lower_product(power, columns) if lower and self.diagonal is not None else power @ columns
         product = self.columns(columns.shape[-1]).zero_()
         for k in range(power.shape[-1]):
-            width = k + 1 if lower else columns.shape[-1]
-            product[:, k:, :width].addcmul_(power[:, k:, k : k + 1], columns[:, k : k + 1, :width])
+            first = k - k % self.block
+            width = first + self.block if lower else columns.shape[-1]
+            product[:, first:, :width].addcmul_(power[:, first:, k : k + 1], columns[:, k : k + 1, :width])
         return product
 
     def rows_times(self, rows: Tensor, power: Tensor) -> Tensor:
@@ -86,7 +97,8 @@ class Cascade:
             return rows @ power
         product = self.columns(rows.shape[1]).mT.zero_()
         for k in range(power.shape[-1]):
-            product[:, :, : k + 1].addcmul_(rows[:, :, k : k + 1], power[:, k : k + 1, : k + 1])
+            width = k - k % self.block + self.block
+            product[:, :, :width].addcmul_(rows[:, :, k : k + 1], power[:, k : k + 1, :width])
         return product
 
     def columns(self, count: int) -> Tensor:
@@ -99,15 +111,16 @@ class Cascade:
     @property
     def _side_by_side(self) -> bool:
         """Whether channels lie side by side in memory, which pays where products are small."""
-        return self.log_eigenvalues is not None and self.counted.shape[1] <= SMALL
+        return self.diagonal is not None and self.counted.shape[1] <= SMALL
 
     def _exact(self, power: Tensor, lag: int) -> Tensor:
-        """Set the diagonal of A^t to λ̄^t: made by squaring, it would lose as many digits as t has."""
-        ell = self.log_eigenvalues
-        if ell is not None:
-            at = torch.as_tensor(float(lag), dtype=torch.float64, device=ell.device)
-            values = powers(ell, at) if ell.is_complex() else (ell * at).exp()
-            power.diagonal(dim1=1, dim2=2).copy_(values.where(self.counted, 0.0))
+        """Set the blocks on the diagonal of A^t: made by squaring, they would lose as many digits as t has."""
+        if self.diagonal is not None:
+            blocks = self.diagonal(float(lag))
+            for row in range(self.block):
+                for column in range(self.block):
+                    entries = power[:, row :: self.block, column :: self.block].diagonal(dim1=1, dim2=2)
+                    entries.copy_(blocks[:, :, row, column])
         return power
 
     def states_at(self, lags: Tensor) -> Tensor:
@@ -134,39 +147,77 @@ class Cascade:
         return product
 
 
-def cascade_of(log_eigenvalues: Tensor, counted: Tensor) -> Cascade:
-    """Return the cascade of ℓ (channel, mode), all with Re ℓ < 0; modes that do not count hold nothing.
+def cascade_of(spectrum: FullSpectrum) -> Cascade:
+    """Return the cascade of some channels' modes, all with Re ℓ < 0.
 
     Equal modes are two sections one after the other: the limit of modes that approach each other.
     """
-    ell = log_eigenvalues
-    channels, modes = ell.shape
-    # Channels last: slices of modes are then contiguous.
-    here = counted.T
-    gain = (-(2 * ell.T.real).expm1()).sqrt() * here
-    decay = ell.T.exp() * here
-    through = (-decay.conj()).where(here, 1.0)
-    rows = ell.new_zeros(modes + 1, modes + 1, channels)
-    signal = rows[modes]  # v_k as a sum over states and, last, the input
-    signal[modes] = 1
-    for k in range(modes):
-        torch.mul(signal, gain[k], out=rows[k])
-        rows[k, k] = decay[k]
-        signal[:k] *= through[k]
-        signal[modes] *= through[k]
-        signal[k] = gain[k]
+    made = _paired_sections(spectrum) if spectrum.log_eigenvalues.is_complex() else _real_sections(spectrum)
+    diagonal, counted, entry, leave, direct = made
+    # Channels last: slices of states are then contiguous.
+    blocks, entry, leave, direct = diagonal(1.0).movedim(0, 3), entry.movedim(0, 2), leave.movedim(0, 2), direct.T
+    sections, block, channels = entry.shape
+    n = sections * block
+    rows = entry.new_zeros(n + 1, n + 1, channels)
+    signal = rows[n]  # v_k as a sum over states and, last, the input
+    signal[n] = 1
+    for k in range(sections):
+        own = slice(k * block, (k + 1) * block)
+        torch.mul(signal, entry[k][:, None], out=rows[own])
+        rows[own, own] = blocks[k]
+        signal[: own.start] *= direct[k]
+        signal[n] *= direct[k]
+        signal[own] = leave[k]
     unitary = rows.permute(2, 0, 1)
-    if modes > SMALL:
+    if n > SMALL:
         unitary = unitary.contiguous()
-    n = modes
     return Cascade(
         state_matrix=unitary[:, :n, :n],
         entry=unitary[:, :n, n:],
         exit=unitary[:, n:, :n],
         direct=unitary[:, n, n],
         counted=counted,
-        log_eigenvalues=ell,
+        diagonal=diagonal,
+        block=block,
     )
+
+
+_Sections = tuple[Callable[[float], "Tensor"], "Tensor", "Tensor", "Tensor", "Tensor"]
+"""Blocks of A^t, which states count, and b, c (channel, section, state) and d (channel, section) of each section."""
+
+
+def _real_sections(spectrum: FullSpectrum) -> _Sections:
+    ell, here = spectrum.log_eigenvalues, spectrum.counted
+    gain = ((-(2 * ell).expm1()).sqrt() * here)[..., None]
+
+    def diagonal(lag: float) -> Tensor:
+        return (ell * lag).exp().where(here, 0.0)[..., None, None]
+
+    return diagonal, here, gain, gain, (-ell.exp()).where(here, 1.0)
+
+
+def _paired_sections(spectrum: FullSpectrum) -> _Sections:
+    """Return sections of two states, the second of which holds nothing where a mode is its own conjugate."""
+    ell, here, paired = spectrum.log_eigenvalues, spectrum.counted, spectrum.paired
+    square, above, below = -(2 * ell.real).expm1(), *(one.abs() for one in around_one(ell))
+    value = powers(ell, ell.real.new_ones(()))
+    cross = above * below
+    turn = torch.stack([square, cross, -cross, -square], -1) / (2 * value.imag.where(paired, torch.inf))[..., None]
+    counted = torch.stack([here, paired], -1)
+
+    def diagonal(lag: float) -> Tensor:
+        power = powers(ell, torch.as_tensor(lag, dtype=torch.float64, device=ell.device))
+        blocks = (power.imag[..., None] * turn).unflatten(-1, (2, 2))
+        blocks.diagonal(dim1=2, dim2=3).add_(power.real[..., None] * counted)
+        return blocks
+
+    gain = (square / 2).sqrt()
+    entry = torch.stack([gain * below, gain * above], -1).where(paired[..., None], 0.0)
+    leave = entry * entry.new_tensor([1.0, -1.0])
+    for vector in (entry, leave):
+        vector[..., 0] = torch.where(here & ~paired, square.sqrt(), vector[..., 0])
+    direct = torch.where(paired, (2 * ell.real).exp(), -value.real).where(here, 1.0)
+    return diagonal, counted.flatten(1), entry, leave, direct
 
 
 def dense_cascade(dense: DenseRealisation) -> tuple[Cascade, Tensor]:
@@ -195,11 +246,11 @@ def dense_cascade(dense: DenseRealisation) -> tuple[Cascade, Tensor]:
 
 
 def _lower_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the product of two lower triangular matrices, a third of the work of any others."""
+    """Return the product of two lower triangular matrices of blocks of two, a third of the work of any others."""
     size = left.shape[-1]
     if size <= LARGE:
         return left @ right
-    half = size // 2
+    half = size // 4 * 2
     product = torch.zeros_like(left)
     product[:, :half, :half] = _lower_product(left[:, :half, :half], right[:, :half, :half])
     product[:, half:, half:] = _lower_product(left[:, half:, half:], right[:, half:, half:])

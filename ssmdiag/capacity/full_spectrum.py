@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ALIAS = 2.0**-50
 """Relative rounding of a frequency Δ·Im λ."""
 
+LEAST_FREQUENCY = 1e-290
+"""Radians per step below which a mode is its own conjugate."""
+
 
 @dataclass(frozen=True, eq=False)
 class Excluded:
@@ -49,18 +52,20 @@ REASONS = ("not_finite", "unstable", "marginal", "unreached", "repeated")
 
 @dataclass(frozen=True, eq=False)
 class FullSpectrum:
-    """Distinct modes of some channels, conjugates included, slowest first."""
+    """Distinct modes of some channels, slowest first; conjugates are told by `paired`."""
 
     log_eigenvalues: Tensor
-    """ℓ (channel, mode): float64 where every mode is real and positive, else complex128."""
+    """ℓ (channel, mode): float64 where every mode is real and positive, else complex128 with 0 ≤ Im ℓ ≤ π."""
     counted: Tensor
     """Which of them are modes, (channel, mode) bool; the others fill up channels that have fewer."""
+    paired: Tensor
+    """Which of these have a conjugate, (channel, mode) bool."""
     excluded: Excluded
 
     @property
     def modes(self) -> Tensor:
-        """Number of modes of each channel, (channel,) int64."""
-        return self.counted.sum(1)
+        """Number of modes of each channel, conjugates included, (channel,) int64."""
+        return self.counted.sum(1) + self.paired.sum(1)
 
 
 def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinct: bool = True) -> FullSpectrum:
@@ -94,14 +99,8 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     excluded = Excluded(*counts)
     if distinct:
         counted = counted & ~repeated
-    if real:
-        ell = -rate
-    else:
-        ell = torch.complex(-rate, frequency)
-        has_conjugate = counted & (frequency > 0) & (frequency < math.pi)
-        ell = torch.stack([ell, ell.conj()], 2).flatten(1)
-        counted = torch.stack([counted, has_conjugate], 2).flatten(1)
-    return _trimmed(ell, counted, excluded)
+    paired = counted & (frequency > 0) & (frequency < math.pi)
+    return _trimmed(-rate if real else torch.complex(-rate, frequency), counted, paired, excluded)
 
 
 def _written(recurrence: Recurrence, chunk: slice) -> Tensor | None:
@@ -122,7 +121,7 @@ def _folded(frequency: Tensor) -> tuple[Tensor, Tensor]:
     size = frequency.abs()
     alike = (ALIAS * size).where(size > math.pi, 0.0)
     folded = _angle(frequency, frequency.new_ones(())).abs()
-    folded = folded.where(folded > alike, 0.0)
+    folded = folded.where(folded > alike.clamp(min=LEAST_FREQUENCY), 0.0)
     return folded.where((math.pi - folded > alike) & (size != math.pi), math.pi), alike
 
 
@@ -142,11 +141,11 @@ def _slowest_first(
     return rate, frequency, alike, counted
 
 
-def _trimmed(ell: Tensor, counted: Tensor, excluded: Excluded) -> FullSpectrum:
+def _trimmed(ell: Tensor, counted: Tensor, paired: Tensor, excluded: Excluded) -> FullSpectrum:
     """Move what does not count to the end, and cut what no channel needs."""
     width = int(counted.sum(1).amax()) if counted.numel() else 0
     if width < ell.shape[1]:
         order = (~counted).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-        ell, counted = ell.gather(1, order), counted.gather(1, order)
+        ell, counted, paired = (values.gather(1, order) for values in (ell, counted, paired))
     fill = torch.full_like(ell, -UNDERFLOW)
-    return FullSpectrum(ell.where(counted, fill), counted, excluded)
+    return FullSpectrum(ell.where(counted, fill), counted, paired, excluded)

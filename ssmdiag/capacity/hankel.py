@@ -22,7 +22,7 @@ from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.gramian import diagonal_gramian_factor, gramian_factor, triangle
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import powers
-from ssmdiag.kernel.response import modal_terms
+from ssmdiag.kernel.response import modal_terms, on_parts
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:
@@ -98,9 +98,13 @@ def _modal(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
     """The same with all weight on one side, w = C B̄: M = Lᵀ diag(w) L, copies of it below each other."""
     ell, weights = modal_terms(recurrence, chunk, usable)
     factor = orthonormal_factor(ell)
-    rows = factor[:, :0]
+    columns = on_parts(factor).mT
+    rows = columns[:, :0]
     for copy in range(weights.shape[1]):
-        rows = triangle(torch.cat([rows, (factor * weights[:, copy, None]) @ factor.mT], 1))
+        weighted = factor * weights[:, copy, None]
+        if weighted.is_complex():  # M = Re(Lᵀ diag(w) L) in a real basis
+            weighted = torch.cat([weighted.real, weighted.imag], -1)
+        rows = triangle(torch.cat([rows, weighted @ columns], 1))
     return torch.linalg.svdvals(rows)
 
 

@@ -23,7 +23,7 @@ import torch
 from ssmdiag.capacity.cascade import SMALL
 from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
-from ssmdiag.cores import orthogonal
+from ssmdiag.cores import orthogonal, triangular
 from ssmdiag.kernel.dense import krylov, realise, states_at
 from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import orthonormal_factor
@@ -98,10 +98,15 @@ def noisy_states(recurrence: Recurrence, chunk: slice) -> NoisyStates:
 
 
 def _modal(spectrum: FullSpectrum) -> NoisyStates:
-    ell = spectrum.log_eigenvalues
-    margin = -(2 * ell.real).expm1() * spectrum.counted
-    signal = orthonormal_factor(ell).conj().mul_(margin[:, None])
-    return NoisyStates(signal, None, spectrum.modes >= 0, ell=ell, margin=margin)
+    ell, known = spectrum.log_eigenvalues, spectrum.modes >= 0
+    factor, weight = orthonormal_factor(ell), -(2 * ell.real).expm1() * spectrum.counted
+    if not ell.is_complex():
+        return NoisyStates(factor * weight[:, None], None, known, ell=ell, weight=weight[..., None])
+    # A mode and its conjugate round as √2 times their real and imaginary parts do.
+    both = weight * spectrum.paired * math.sqrt(2)
+    weight = torch.stack([both.where(spectrum.paired, weight), both], 2)
+    rows = torch.view_as_real(factor.unflatten(1, (2, -1))).transpose(1, 2) * weight[:, None, None]
+    return NoisyStates(rows.flatten(1, 2).flatten(2), None, known, ell=ell, weight=weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,42 +114,61 @@ class NoisyStates:
     """Factors of what is written to some states and of what rounding adds to them."""
 
     signal: Tensor
-    """Upper triangular (D L)ᴴ, or a factor of a dense state's Gramian, (channel, row, state)."""
+    """Upper triangular (D L)ᴴ, in blocks where modes have parts, or a factor of a dense state's Gramian, (channel, row,
+    state)."""
     noise: Tensor | None
     """A factor of N for ε² = 3, (channel, row, state); None for the identity."""
     known: Tensor
     """(channel,) bool."""
     ell: Tensor | None = None
-    margin: Tensor | None = None
+    weight: Tensor | None = None
+    """D, (channel, mode, part)."""
     dense: DenseRealisation | None = None
 
     def rounded(self, precision: float) -> tuple[Tensor, Tensor]:
         """Return R of the state rounded to ε, (channel, state, state), and what survives, (channel,)."""
-        scale = precision / math.sqrt(3)
         if self.noise is None and self.signal.shape[-1] <= SMALL:
-            factor, shares = _triangular_qr(self.signal, scale)
+            assert self.weight is not None
+            factor, shares = _triangular_qr(self.signal, precision / math.sqrt(3), self.weight.shape[-1])
         else:
-            noise = self.noise
-            if noise is None:
-                noise = torch.eye(self.signal.shape[-1], dtype=self.signal.dtype, device=self.signal.device)
-                noise = noise.expand(len(self.signal), -1, -1)
-            Q, factor = orthogonal(torch.cat([self.signal, scale * noise], 1))
+            Q, factor = orthogonal(self._stacked(precision))
             shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
         return factor, shares.where(self.known, torch.nan)
+
+    def in_formats(self, own: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return R of the state in its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
+        if self.noise is not None or self.signal.shape[-1] <= SMALL:
+            rounded = {name: self.rounded(precision) for name, precision in STATE_PRECISION.items()}
+            return rounded[own][0], {name: shares for name, (_, shares) in rounded.items()}
+        # tr((G + N)⁻¹ G) = Σ σ²/(σ² + ε²/3): one decomposition serves all.
+        squares = torch.linalg.svdvals(self.signal).square()
+        shares = {name: (squares / (squares + epsilon**2 / 3)).sum(1) for name, epsilon in STATE_PRECISION.items()}
+        factor = triangular(self._stacked(STATE_PRECISION[own]))
+        return factor, {name: share.where(self.known, torch.nan) for name, share in shares.items()}
 
     def memory(self, factor: Tensor, lags: Tensor) -> Tensor:
         """Return MF_ε for R of `rounded`, (channel, lag), at lags (lag,), or (channel, lag) of a modal state."""
         if self.dense is None:
             assert self.ell is not None
-            assert self.margin is not None
+            assert self.weight is not None
             at = lags.expand(len(self.ell), -1)[:, None]
-            real = not self.ell.is_complex()
-            states = (self.ell[..., None] * at).exp() if real else powers(self.ell[..., None], at)
-            states = states * self.margin[..., None]
+            if self.ell.is_complex():
+                parts = torch.view_as_real(powers(self.ell[..., None], at)).movedim(3, 2)
+            else:
+                parts = (self.ell[..., None] * at).exp()[:, :, None]
+            states = (parts * self.weight[..., None]).flatten(1, 2)
         else:
             states = states_at(self.dense, lags)
         values = square_of(torch.linalg.solve_triangular(factor.mH, states, upper=False)).sum(1)
         return values.where(self.known[:, None], torch.nan)
+
+    def _stacked(self, precision: float) -> Tensor:
+        """Return what is written above what rounding adds, (channel, row, state)."""
+        noise = self.noise
+        if noise is None:
+            noise = torch.eye(self.signal.shape[-1], dtype=self.signal.dtype, device=self.signal.device)
+            noise = noise.expand(len(self.signal), -1, -1)
+        return torch.cat([self.signal, precision / math.sqrt(3) * noise], 1)
 
     def lengths(self, factor: Tensor, shares: Sequence[float]) -> Tensor:
         """Return the largest lags with MF_ε ≥ each share for R of `rounded`, (share, channel) float64; −1 for none.
@@ -166,11 +190,12 @@ class NoisyStates:
         return low.T
 
 
-def _triangular_qr(upper: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _triangular_qr(upper: Tensor, scale: float, block: int) -> tuple[Tensor, Tensor]:
     """Return R and ‖upper half of Q‖² of [upper; scale I], all channels side by side, by modified Gram–Schmidt.
 
-    Its R is as good as Householder's, and Q good enough: it is orthogonal to κ(R) ε, under 1e-7. Column k has only
-    its first k rows in either half, which is a third of the work, and batches of small matrices cost ten times more.
+    Its R is as good as Householder's, and Q good enough: it is orthogonal to κ(R) ε, under 1e-7. Column k has only the
+    rows of its block and those before in either half, which is a third of the work, and batches of small matrices cost
+    ten times more.
     """
     size, channels = upper.shape[-1], len(upper)
     work = upper.new_zeros(2, size, size, channels)  # half, row, column, channel
@@ -178,12 +203,13 @@ def _triangular_qr(upper: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     work[1].diagonal().fill_(scale)
     factor = upper.new_zeros(size, size, channels)
     for k in range(size):
-        column = work[:, : k + 1, k]
-        norm = square_of(column).sum((0, 1)).sqrt()
+        rows = k - k % block + block
+        column = work[:, :rows, k]
+        norm = column.square().sum((0, 1)).sqrt()
         column /= norm
         factor[k, k] = norm
         if k + 1 < size:
-            rest = work[:, : k + 1, k + 1 :]
-            torch.sum(column.conj()[:, :, None] * rest, (0, 1), out=factor[k, k + 1 :])
+            rest = work[:, :rows, k + 1 :]
+            torch.sum(column[:, :, None] * rest, (0, 1), out=factor[k, k + 1 :])
             rest.addcmul_(column[:, :, None], factor[k, k + 1 :], value=-1)
-    return factor.permute(2, 0, 1), square_of(work[0]).sum((0, 1))
+    return factor.permute(2, 0, 1), work[0].square().sum((0, 1))

@@ -155,7 +155,7 @@ def cascade_at(recurrence: Recurrence, chunk: slice) -> tuple[Cascade, Excluded,
     excluded = spectrum.excluded
     if recurrence.dense is None:
         lost = (spectrum.modes == 0) & (excluded.not_finite + excluded.unstable > 0)
-        return cascade_of(spectrum.log_eigenvalues, spectrum.counted), excluded, ~lost
+        return cascade_of(spectrum), excluded, ~lost
     dense, usable = dense_channels(recurrence, chunk)
     cascade, converged = dense_cascade(dense)
     converged = converged & usable
@@ -183,9 +183,8 @@ def states_of(recurrence: Recurrence) -> int:
 def each_chunk(recurrence: Recurrence, lags: int, work: Callable[[slice], None]) -> None:
     """Do the work on as many channels at a time as stay in cache while so many lags are computed."""
     device, channels = recurrence.log_eigenvalues.device, recurrence.channels
-    size = 8 if recurrence.dense is not None or is_real(recurrence.log_eigenvalues) else 16
     threads, room = (torch.get_num_threads(), 1) if device.type == "cpu" else (1, 10)
-    span = max(1, room * WORKING_SET // (size * (6 * states_of(recurrence) ** 2 + 3 * lags)))
+    span = max(1, room * WORKING_SET // (8 * (6 * states_of(recurrence) ** 2 + 3 * lags)))
     share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), threads)
 
 

@@ -166,7 +166,7 @@ def _difference(response: Response, edges: Tensor) -> tuple[Tensor, Tensor]:
     coordinates, floor = response.measure(response.change(edges))
     state, change = coordinates.tensor_split(2, -1)
     floor, change_floor = floor.tensor_split(2, -1)
-    product = ((state * change.conj()).real if state.is_complex() else state * change).sum(1)
+    product = (state * change).sum(1)
     norm, change_norm = square_of(coordinates).sum(1).tensor_split(2, -1)
     # No energy grows: the norm of both states' sum is at most twice the first's.
     noise = 2 * (change_floor * norm.sqrt() + floor * (change_norm.sqrt() + change_floor))
@@ -190,6 +190,8 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
     """
     ell, weights = modal_terms(recurrence, slice(channel, channel + 1))
     ell, weights = ell[0].to(torch.complex128), weights[0].to(torch.complex128)
+    # Each term with its conjugate: a sum that is real by itself.
+    ell, weights = torch.cat([ell, ell.conj()]), torch.cat([weights, weights.conj()], 1) / 2
     pair = ell[:, None] + ell.conj()
     one = powers_minus_one(pair, first.new_ones(()))
     weight = weights.T @ weights.conj()

@@ -3,12 +3,20 @@
     λ̄_n^t = Σ_{k≤n} L_nk φ_k(t),     L_nk = √(1 − |λ̄_k|²) / (1 − λ̄_n λ̄_k*) · Π_{j<k} (λ̄_n − λ̄_j)/(1 − λ̄_n λ̄_j*)
 
 so that L Lᴴ = G, G_ij = 1/(1 − λ̄_i λ̄_j*). The energy of Σ w_n λ̄_n^t is the sum of squares ‖Lᵀw‖²: where
-modes cancel it loses half the digits that wᵀG w* loses, and it is never negative. Every factor of L comes
-from differences of ℓ, so that L has all its digits where modes touch each other or the boundary.
+modes cancel it loses half the digits that wᵀG w* loses, and it is never negative.
+
+Where modes come with their conjugates, two functions of each pair are real (Kautz, 1954), and so is all arithmetic on
+them. With D_k(z) = (1 − λ̄_k z)(1 − λ̄_k* z),
+
+    λ̄_n^t = Σ_{k≤n} L_nk φ_k(t) + L'_nk φ'_k(t),     Π = Π_{j<k} (λ̄_n − λ̄_j)(λ̄_n − λ̄_j*)/D_j(λ̄_n)
+    L_nk = √((1 − |λ̄_k|²)/2) |1 − λ̄_k| (1 + λ̄_n)/D_k(λ̄_n) Π,     L'_nk: both signs the other way
+
+Every factor comes from differences of ℓ, so that L has all its digits where modes touch each other or the boundary.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,29 +26,17 @@ if TYPE_CHECKING:
 
 
 def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
-    """Return Lᵀ, (channel, k, n), for ℓ (channel, mode) of modes sorted slowest first, all with Re ℓ < 0.
+    """Return Lᵀ for ℓ (channel, mode) of modes sorted slowest first, all with Re ℓ < 0.
 
-    Real ℓ (a real dtype) stands for real positive λ̄ and gives a real factor.
+    Real ℓ (a real dtype) stands for real positive λ̄: (channel, k, n) float64. Complex ℓ, 0 ≤ Im ℓ ≤ π, stand for
+    themselves and their conjugates: (channel, 2·k, n) complex128, all φ before all φ', which are real, so that
+    Re Σ w_n λ̄_n^t has the coordinates Re(Lᵀw).
     """
-    if not log_eigenvalues.is_complex():
-        return _real_factor(log_eigenvalues)
-    # Modes first: slices of them are then contiguous.
-    ell = log_eigenvalues.T.contiguous()
-    factor = ell.new_zeros(len(ell), *ell.shape)
-    gain = (-(2 * ell.real).expm1()).sqrt()
-    decay = ell.exp()
-    product = torch.ones_like(ell)
-    for k in range(len(ell)):
-        distance = -_expm1(ell[k:] + ell[k].conj())
-        product = product / distance
-        torch.mul(product, gain[k], out=factor[k, k:])
-        # Slowest first keeps the exponent from overflowing where λ̄_n is zero.
-        product = product[1:] * (_expm1(ell[k + 1 :] - ell[k]) * decay[k])
-    return factor.permute(2, 0, 1).contiguous()
+    return _paired_factor(log_eigenvalues) if log_eigenvalues.is_complex() else _real_factor(log_eigenvalues)
 
 
 def _real_factor(ell: Tensor) -> Tensor:
-    """Return the same for real modes, all columns at once."""
+    """Return the factor of real modes, all columns at once."""
     decay, margin = ell.exp(), -ell.expm1()
     # 1 − λ̄_n λ̄_k as a sum of what is not negative, (channel, k, n).
     closeness = torch.addcmul(margin[:, None], decay[:, None], margin[:, :, None]).reciprocal_()
@@ -51,7 +47,54 @@ def _real_factor(ell: Tensor) -> Tensor:
     return factor
 
 
-def _expm1(z: Tensor) -> Tensor:
-    """Return e^z − 1 without cancellation."""
-    half = (z.imag / 2).sin()
-    return torch.complex(z.real.expm1() * z.imag.cos() - 2 * half.square(), z.real.exp() * z.imag.sin())
+def _paired_factor(ell: Tensor) -> Tensor:
+    """Return the factor of modes with their conjugates.
+
+    Two transcendental functions a pair of modes give all four of its factors: with e^{iφ} − 1 = 2 sin(φ/2)(i cos(φ/2)
+    − sin(φ/2)), φ = ω_n ± ω_k, m = |λ̄| and d = e^{r_k − r_n} − 1,
+
+        1 − λ̄_n λ̄_k = (1 − m_n + m_n (1 − m_k)) − m_n m_k (e^{iφ} − 1),     λ̄_n − λ̄_k* = λ̄_k* (d + (1 + d)(e^{iφ} − 1))
+
+    for the sum of frequencies, and the other two for their difference. No sum of real parts cancels.
+    """
+    rate, angle = ell.real, ell.imag
+    decay, margin = rate.exp(), -rate.expm1()
+    sine, cosine = _half_angle(angle)
+    k = (slice(None), slice(None), None)
+    both = decay[:, None] * decay[k]
+    apart = torch.addcmul(margin[:, None], decay[:, None], margin[k])
+    change = (rate[:, None] - rate[k]).clamp_(max=0.0).expm1_()
+    kept = change + 1
+    cc, ss = cosine[:, None] * cosine[k], sine[:, None] * sine[k]
+    sums = torch.addcmul(sine[:, None] * cosine[k], cosine[:, None], sine[k]), cc - ss
+    differences = (angle[:, None] - angle[k]).mul_(0.5).sin_(), cc + ss
+    ratio = inverse = None
+    for half_sine, half_cosine in (sums, differences):
+        square, product = 2 * half_sine.square(), half_cosine.mul_(half_sine).mul_(2)
+        distance = torch.complex(torch.addcmul(apart, both, square), (both * product).neg_())
+        step = torch.complex(torch.addcmul(change, kept, square, value=-1), kept * product)
+        inverse = distance if inverse is None else inverse.mul_(distance)
+        ratio = step if ratio is None else ratio.mul_(step)
+    assert ratio is not None
+    assert inverse is not None
+    inverse.reciprocal_()
+    ratio.mul_(inverse).mul_(decay.square()[k])
+    inverse.mul_((-(2 * rate).expm1() / 2).sqrt()[k])
+    inverse[:, 1:] *= ratio[:, :-1].cumprod(1)
+    above, below = around_one(ell)
+    return torch.cat([inverse * above[:, None] * below.abs()[k], inverse * below[:, None] * above.abs()[k]], 1)
+
+
+def around_one(log_eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 + λ̄ and 1 − λ̄ of complex ℓ, 0 ≤ Im ℓ ≤ π, without cancellation."""
+    decay, margin = log_eigenvalues.real.exp(), -log_eigenvalues.real.expm1()
+    sine, cosine = _half_angle(log_eigenvalues.imag)
+    swing = 2 * decay * sine * cosine
+    above, below = (torch.addcmul(margin, 2 * decay, half.square()) for half in (cosine, sine))
+    return torch.complex(above, swing), torch.complex(below, -swing)
+
+
+def _half_angle(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sine and cosine of ω/2."""
+    # float64's π stands for a mode on the negative axis.
+    return (angle / 2).sin(), (angle / 2).cos().where(angle != math.pi, 0.0)

@@ -1,7 +1,7 @@
 """The state after an impulse, and the factor that turns it into energy: modal or dense alike.
 
-`Response` holds some channels of a recurrence. States are (channel, mode, lag), float64 where all
-modes are real and positive, else complex128 over the spectrum and its conjugate.
+`Response` holds some channels of a recurrence. States are (channel, row, lag) float64: a row for each mode where all
+are real and positive, else the real parts of all modes and then their imaginary parts.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def for_responses(recurrence: Recurrence, status: Tensor, lags: int, work: Calla
 
 
 def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return ℓ (channel, mode) and weights (channel, copy, mode) of a sum K_t = Σ w λ̄^t that is real by itself.
+    """Return ℓ (channel, mode), slowest first, and weights (channel, copy, mode) of K_t = Re Σ w λ̄^t.
 
-    Either all is real, or modes come with their conjugates. Modes without weight are put where they do no harm.
+    Either all is real, or 0 ≤ Im ℓ ≤ π. Modes without weight are put where they do no harm.
     """
     ell = recurrence.log_eigenvalues[chunk]
     weights = _channel_weights(recurrence, chunk)
@@ -74,11 +74,9 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
         ell, weights = -rate, weights.real
     else:
         frequency = _angle(ell.imag, ell.imag.new_ones(())).where(~idle, 0.0)
-        # π and −π are one angle: a real mode must not seem to differ from its conjugate.
-        frequency = frequency.where(ell.imag.abs() != math.pi, math.pi)
-        mirrored = torch.where(frequency == math.pi, frequency, -frequency)
-        ell = torch.complex(-rate.repeat(1, 2), torch.cat([frequency, mirrored], 1))
-        weights = torch.cat([weights, weights.conj()], -1) / 2
+        # π and −π are one angle, and a mode and its conjugate one real part.
+        weights = torch.where((frequency < 0)[:, None], weights.conj(), weights)
+        ell = torch.complex(-rate, frequency.abs().where(ell.imag.abs() != math.pi, math.pi))
     if bool((ell.real.diff(dim=1) <= 0).all()):
         return ell, weights
     order = (-ell.real).argsort(dim=1, stable=True)
@@ -97,29 +95,26 @@ class Response:
     """States λ̄^t of a modal recurrence; what the modes weigh is part of the factor."""
 
     def __init__(self, ell: Tensor, weights: Tensor) -> None:
-        self.ell, self.readers, self.positive = ell, weights, not ell.is_complex()
-        modes = ell.shape[1]
-        factor = orthonormal_factor(ell)
-        if weights.shape[1] == 1:
-            self.factor = factor * weights
-        else:
-            self.factor = factor[:, :0]
-            block = max(1, 8 * WORKING_SET // (16 * modes**2))
-            for some in weights.split(block, 1):  # ‖F x‖² over all copies is that of one triangle
-                rows = (factor[:, None] * some[:, :, None]).flatten(1, 2)
-                self.factor = triangular(torch.cat([self.factor, rows], 1))
+        self.ell, self.positive = ell, not ell.is_complex()
+        self.readers = on_parts(weights)
+        basis = orthonormal_factor(ell)
+        self.factor = on_parts(basis * weights[:, :1])
+        for copy in range(1, weights.shape[1]):
+            rows = torch.cat([self.factor, on_parts(basis * weights[:, copy, None])], 1)
+            # ‖F x‖² over all copies is that of one triangle, which for two costs more than it saves.
+            self.factor = triangular(rows) if weights.shape[1] > 2 else rows
         self.roots = square_of(weights).sum(1).sqrt() * (-(2 * ell.real).expm1()).rsqrt()
-        self.epsilon = EPSILON * (8 + modes) * torch.ones_like(ell.real[:, :1])
+        self.epsilon = EPSILON * (8 + self.factor.shape[2]) * torch.ones_like(ell.real[:, :1])
 
     def start(self) -> Tensor:
-        """Return the states at lag 0, (channel, mode, 1)."""
-        return torch.ones_like(self.ell)[..., None]
+        """Return the states at lag 0, (channel, row, 1)."""
+        return self.states(self.ell.real.new_zeros(1))
 
     def states(self, lags: Tensor) -> Tensor:
-        """Return the states at any lags, (channel, mode, lag); lags may differ between channels."""
-        if self.ell.is_complex():
-            return powers(self.ell[..., None], lags)
-        return _exponential(self.ell[..., None] * lags)
+        """Return the states at any lags, (channel, row, lag); lags may differ between channels."""
+        if self.positive:
+            return _exponential(self.ell[..., None] * lags)
+        return _parts(powers(self.ell[..., None], lags))
 
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         """Return the last lag up to `max_lag` with more energy than `target`, both (channel, 1), and the states there.
@@ -157,8 +152,8 @@ class Response:
         """Return the states at all edges but the last, then what each changes by to the next, without cancellation."""
         lags, width = edges[:-1], edges.diff()
         if not self.positive:
-            states = self.states(lags)
-            return torch.cat([states, states * powers_minus_one(self.ell[..., None], width)], -1)
+            states = powers(self.ell[..., None], lags)
+            return _parts(torch.cat([states, states * powers_minus_one(self.ell[..., None], width)], -1))
         both = self.ell[..., None] * torch.cat([lags, width])
         states, change = both.tensor_split(2, -1)
         _exponential(states)
@@ -167,9 +162,10 @@ class Response:
 
     def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and its noise, (channel, copy, lag)."""
-        states, sizes = self.states(lags), self.readers.abs()
-        reach = rounded_reach(sizes @ states.abs(), sizes.sum(-1, keepdim=True))
-        return (self.readers @ states).real, reach * self.epsilon[..., None]
+        states, modes = self.states(lags), self.roots.shape[1]
+        sizes = _moduli(self.readers, modes, 2)
+        reach = rounded_reach(sizes @ _moduli(states, modes, 1), sizes.sum(-1, keepdim=True))
+        return self.readers @ states, reach * self.epsilon[..., None]
 
     def measure(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return F x, whose squares sum to the energy, and what rounding may add to its norm.
@@ -188,7 +184,22 @@ class Response:
 
     def floor(self, states: Tensor) -> Tensor:
         """Return what rounding may add to ‖F x‖: it cannot exceed the sum over modes, each by itself."""
-        return reach_of(self.roots, states) * self.epsilon
+        return reach_of(self.roots, _moduli(states, self.roots.shape[1], 1)) * self.epsilon
+
+
+def _moduli(values: Tensor, modes: int, dim: int) -> Tensor:
+    """Return |x| of each mode where a dimension holds modes, or the real and imaginary parts of each."""
+    return values.abs() if values.shape[dim] == modes else torch.hypot(*values.tensor_split(2, dim))
+
+
+def _parts(values: Tensor) -> Tensor:
+    """Return real parts (channel, row, …) and then imaginary ones of (channel, mode, …)."""
+    return torch.cat([values.real, values.imag], 1)
+
+
+def on_parts(rows: Tensor) -> Tensor:
+    """Return R for which Re(rows x) = R (Re x, Im x), or real rows themselves."""
+    return torch.cat([rows.real, -rows.imag], -1) if rows.is_complex() else rows
 
 
 class DenseResponse(Response):
@@ -219,6 +230,9 @@ class DenseResponse(Response):
     def states(self, lags: Tensor) -> Tensor:
         return states_at(DenseRealisation(self.A, self.B, self.readers), lags)
 
+    def floor(self, states: Tensor) -> Tensor:
+        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
+
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         squares = [self.A]
         # E never rises: where it is low enough after 2^k steps in every channel, no larger step is tried.
@@ -233,9 +247,6 @@ class DenseResponse(Response):
             state = torch.where(above[:, None], further, state)
             lags += above * 2.0**bit
         return lags, state
-
-    def floor(self, states: Tensor) -> Tensor:
-        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
 
     def change(self, edges: Tensor) -> Tensor:
         states = self.states(edges)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.cores import triangular
-from ssmdiag.kernel.orthonormal import _expm1
 from ssmdiag.kernel.powers import powers_minus_one
 from ssmdiag.kernel.quadratic_form import QuadraticForm, StoredModes, conjugate_of
 from ssmdiag.kernel.response import EPSILON, WORKING_SET, reach_of
@@ -143,3 +142,9 @@ def _narrowed(columns: Tensor) -> Tensor:
 def with_noise(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     """Return values, and the rounding of each by what may have been added to its square root."""
     return values, 2 * values.sqrt() * floor + floor.square()
+
+
+def _expm1(z: Tensor) -> Tensor:
+    """Return e^z − 1 without cancellation."""
+    half = (z.imag / 2).sin()
+    return torch.complex(z.real.expm1() * z.imag.cos() - 2 * half.square(), z.real.exp() * z.imag.sin())

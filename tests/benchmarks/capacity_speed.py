@@ -42,7 +42,10 @@ def spectra(device: str) -> dict[str, Recurrence]:
 
 def stepped(recurrence: Recurrence, lags: int) -> Tensor:
     """Return MF at the first lags by the cascade, section after section, one step after another."""
-    ell = full_spectrum(recurrence).log_eigenvalues.T
+    found = full_spectrum(recurrence)
+    ell = found.log_eigenvalues.T
+    if ell.is_complex():  # the same pairs in every channel
+        ell = torch.cat([ell, ell.conj()[found.paired[0]]])
     gain, decay = (-(2 * ell.real).expm1()).sqrt(), ell.exp()
     state = torch.zeros_like(decay)
     values = torch.empty(lags, ell.shape[1], dtype=torch.float64, device=ell.device)
