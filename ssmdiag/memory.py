@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ssmdiag.channels import group_alike, join_channels
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
-from ssmdiag.kernel.energy import Energy, Horizon, band_energy, horizon
-from ssmdiag.kernel.matrix_energy import MatrixEnergy
+from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
 from ssmdiag.kernel.powers import MAX_LAG, retention
 from ssmdiag.spectrum import Quantiles
 from ssmdiag.status import Status
@@ -152,8 +151,7 @@ def assess_memories(
     if not recurrences:
         return []
     edges = lag_edges(context)
-    sources, reaching = ([profile(layer) for layer in layers] for layers in (recurrences, horizons_of or recurrences))
-    energies, horizons = _measure(sources, reaching, edges)
+    energies, horizons = _measure(recurrences, horizons_of or recurrences, edges)
     # Every layer's channels, then the layer as one: rows of one comparison.
     sums = [_summed(own) for own in energies]
     rows = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.values, whole.values)])
@@ -191,22 +189,18 @@ def assess_memories(
 
 
 def _measure(
-    sources: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor
+    layers: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor
 ) -> tuple[list[Energy], list[Horizon]]:
     """Return each layer's energy in bins, and its horizons to the largest lag; layers alike are measured as one."""
     energies: dict[int, Energy] = {}
     horizons: dict[int, Horizon] = {}
-    for position, source in enumerate(sources):
-        if source.layout == "many inputs":  # one form serves both, and no more than one layer's is in memory
-            matrix = MatrixEnergy(source)
-            energies[position] = band_energy(source, edges, matrix=matrix)
-            horizons[position] = horizon(source, max_lag=MAX_LAG, matrix=matrix)
-    rest = [position for position in range(len(sources)) if position not in energies]
-    for positions, own in _alike([sources[k] for k in rest], lambda joined: band_energy(joined, edges)):
-        energies |= {rest[k]: part for k, part in zip(positions, own, strict=True)}
-    for positions, lasting in _alike([reaching[k] for k in rest], lambda joined: horizon(joined, max_lag=MAX_LAG)):
-        horizons |= {rest[k]: part for k, part in zip(positions, lasting, strict=True)}
-    order = range(len(sources))
+    order = range(len(layers))
+    same = [k for k in order if layers[k] is reaching[k]]
+    other = [k for k in order if layers[k] is not reaching[k]]
+    for k, energy, lasting in _alike(layers, same, lambda one: band_energy_and_horizon(one, edges, max_lag=MAX_LAG)):
+        energies[k], horizons[k] = energy, lasting
+    energies |= dict(_alike(layers, other, lambda one: (band_energy(one, edges),)))
+    horizons |= dict(_alike(reaching, other, lambda one: (horizon(one, max_lag=MAX_LAG),)))
     return [_above_float32(energies[k]) for k in order], [horizons[k] for k in order]
 
 
@@ -217,21 +211,22 @@ def _above_float32(energy: Energy) -> Energy:
 
 
 def _alike(
-    sources: Sequence[Recurrence], measure: Callable[[Recurrence], Measured]
-) -> Iterator[tuple[list[int], list[Measured]]]:
-    """Yield positions of layers alike, and for each what is measured of the channels of all side by side."""
+    layers: Sequence[Recurrence], which: Sequence[int], measure: Callable[[Recurrence], tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield positions of layers, and what is measured of each: of layers alike, with their channels side by side."""
+    sources = [profile(layers[k]) for k in which]
     for positions in group_alike(sources):
-        whole = measure(join_channels([sources[position] for position in positions]))
-        if len(positions) == 1:
-            yield positions, [whole]
-            continue
-        tensors = [field.name for field in fields(whole) if isinstance(getattr(whole, field.name), torch.Tensor)]
-        sizes = [sources[position].channels for position in positions]
-        cut = {name: getattr(whole, name).split(sizes) for name in tensors}
-        yield (
-            positions,
-            [replace(whole, **{name: parts[k] for name, parts in cut.items()}) for k in range(len(positions))],
-        )
+        found = measure(join_channels([sources[position] for position in positions]))
+        parts = [_split(whole, [sources[position].channels for position in positions]) for whole in found]
+        for place, position in enumerate(positions):
+            yield (which[position], *(part[place] for part in parts))
+
+
+def _split(whole: Measured, sizes: list[int]) -> list[Measured]:
+    """Return what was measured of so many channels each."""
+    tensors = [field.name for field in fields(whole) if isinstance(getattr(whole, field.name), torch.Tensor)]
+    cut = {name: getattr(whole, name).split(sizes) for name in tensors}
+    return [replace(whole, **{name: parts[k] for name, parts in cut.items()}) for k in range(len(sizes))]
 
 
 def _countable(values: Tensor, status: Tensor) -> Tensor:

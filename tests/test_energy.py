@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssmdiag.kernel.dense import LEAST, on_real_state, times
-from ssmdiag.kernel.energy import band_energy, horizon, tail_energy
+from ssmdiag.kernel.energy import band_energy, band_energy_and_horizon, horizon, tail_energy
 from ssmdiag.kernel.kernel import sample_kernel
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import retention
@@ -158,7 +158,26 @@ def test_a_dense_matrix_whose_poles_cancel_keeps_all_digits_but_those_of_the_gap
     assert horizon(recurrence).lags.item() == pytest.approx(horizon(reference).lags.item(), abs=max(1, 1e-8 / gap))
 
 
-@pytest.mark.parametrize("ask", [horizon, lambda r: tail_energy(r, [0, 3]), lambda r: band_energy(r, [0, 3, 9])])
+@pytest.mark.parametrize("make", [random_siso, lambda: random_siso(real=True), random_mimo, random_dense])
+def test_bands_and_horizon_found_together_are_those_found_alone(make: Callable[[], Recurrence]) -> None:
+    recurrence = make()
+    bands, found = band_energy_and_horizon(recurrence, EDGES, 0.9, 2**40)
+    alone, lags = band_energy(recurrence, EDGES), horizon(recurrence, 0.9, 2**40)
+    for name in ("values", "noise", "status"):
+        torch.testing.assert_close(getattr(bands, name), getattr(alone, name), rtol=1e-14, atol=0)
+    assert found.lags.tolist() == lags.lags.tolist()
+    assert found.status.tolist() == lags.status.tolist()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        horizon,
+        lambda r: tail_energy(r, [0, 3]),
+        lambda r: band_energy(r, [0, 3, 9]),
+        lambda r: band_energy_and_horizon(r, [0, 3, 9]),
+    ],
+)
 def test_a_dense_matrix_is_built_once_for_a_question(ask: Callable[[Recurrence], object]) -> None:
     recurrence, built = count_dense(random_dense())
     ask(recurrence)

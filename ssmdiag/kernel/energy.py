@@ -81,78 +81,130 @@ def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     return _finish(values, noise, status, growing=torch.inf, marginal=torch.inf)
 
 
-def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int], *, matrix: MatrixEnergy | None = None) -> Energy:
+def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy:
     """Return the mean of K_t² over each bin edges[k] ≤ t < edges[k + 1], (channel, bin).
 
     A difference of tail energies E(a) − E(b) = ⟨F(x_a − x_b), F(x_a + x_b)⟩, with x_a − x_b formed without
-    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series. `matrix` is
-    the layer's `MatrixEnergy`, where it has many inputs and that is at hand.
+    cancellation. Modes on the boundary, whose tails are infinite, are summed as finite geometric series.
     Raises ValueError where edges do not increase, or B or C is absent.
     """
-    at = lags_of(edges, recurrence.log_eigenvalues.device)
-    if len(at) < 2 or not bool((at.diff() > 0).all()):
-        raise ValueError("edges must be at least two lags that increase")
     recurrence = realise(recurrence)
     status = channel_status(recurrence)
-    first, width = at[:-1], at.diff()
-    # Bins that come first and are short are summed lag by lag, which takes less time than a difference of tails.
-    near = int((width > SHORT).to(torch.uint8).argmax()) if bool((width > SHORT).any()) else len(width)
-    values, noise = _empty(status, len(first)), _empty(status, len(first))
-
-    def measure(chunk: slice, response: Response) -> None:
-        part, unsure = values[chunk], noise[chunk]
-        if near < len(width):
-            part[:, near:], unsure[:, near:] = _difference(response, at[near:])
-        again = (width <= SUMMED_LAGS) & (unsure > PRECISE * part).any(0)
-        again[:near] = True
-        if bool(again.any()):
-            part[:, again], unsure[:, again] = _sum(response, first[again], width[again])
-
-    if recurrence.layout != "many inputs":
-        for_responses(recurrence, status, len(first), measure)
-        for one in (status == Status.BOUNDARY).nonzero()[:, 0].tolist():
-            values[one], noise[one] = _geometric(recurrence, one, first, width)
-    elif status[0] in (Status.KNOWN, Status.BOUNDARY):
-        values[0], noise[0] = (matrix or MatrixEnergy(recurrence)).bands(at)
-    return _finish(values / width, noise / width, status, growing=torch.inf, marginal=None)
+    bands = _Bands(recurrence, edges, status)
+    _ask(recurrence, status, bands)
+    return bands.energy()
 
 
-def horizon(
-    recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9, *, matrix: MatrixEnergy | None = None
-) -> Horizon:
-    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it; `matrix` as in `band_energy`.
+def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
+    """Return H_q, (channel,), exact to the step, at a cost that does not depend on it.
 
     Raises ValueError where B or C is absent, or `share` is not between 0 and 1.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1, got {share}")
-    if not 1 <= max_lag <= MAX_LAG:
-        raise ValueError(f"max_lag must lie between 1 and {MAX_LAG:,}, got {max_lag:,}")
     recurrence = realise(recurrence)
     status = channel_status(recurrence)
-    lags = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
+    search = _Search(share, max_lag, status)
+    _ask(recurrence, status, search)
+    return search.horizon()
 
-    def search(chunk: slice, response: Response) -> None:
-        total, unsure = _energy(response, response.start())
-        unknown = unsure > UNSURE * total
-        target = (1 - share) * total
-        last, state = response.last_above(target, max_lag)
-        _, unsure = _energy(response, state)
-        unknown = (unknown | (unsure > UNSURE * target))[:, 0]
-        lags[chunk] = last[:, 0] + 1
-        usable = status[chunk] == Status.KNOWN
-        status[chunk] = torch.where(usable & (lags[chunk] > max_lag), Status.BEYOND, status[chunk])
-        status[chunk] = torch.where(usable & unknown, Status.CANCELLED, status[chunk])
+
+def band_energy_and_horizon(
+    recurrence: Recurrence, edges: Tensor | Sequence[int], share: float = 0.99, max_lag: int = 10**9
+) -> tuple[Energy, Horizon]:
+    """Return both of the same channels, of whose modes only one factor is made."""
+    recurrence = realise(recurrence)
+    status = channel_status(recurrence)
+    bands, search = _Bands(recurrence, edges, status), _Search(share, max_lag, status)
+    _ask(recurrence, status, bands, search)
+    return bands.energy(), search.horizon()
+
+
+def _ask(recurrence: Recurrence, status: Tensor, *questions: _Bands | _Search) -> None:
+    """Put the questions to the response of every channel that has one."""
+
+    def measure(chunk: slice, response: Response) -> None:
+        for question in questions:
+            question.measure(chunk, response)
 
     if recurrence.layout != "many inputs":
-        for_responses(recurrence, status.clone(), 1, search)
-    elif status[0] == Status.KNOWN:
-        last, relative = (matrix or MatrixEnergy(recurrence)).horizon(share, max_lag)
-        lags[0] = last + 1
-        status[lags > max_lag] = Status.BEYOND
-        status[0] = Status.CANCELLED if relative > UNSURE else status[0]
-    lags = lags.where(status == Status.KNOWN, torch.nan).where(status != Status.BOUNDARY, torch.inf)
-    return Horizon(lags, status, share)
+        for_responses(recurrence, status, max(question.lags for question in questions), measure)
+        return
+    matrix = MatrixEnergy(recurrence)
+    for question in questions:
+        question.measure_matrix(matrix)
+
+
+class _Bands:
+    """The answer of `band_energy`, chunk by chunk."""
+
+    def __init__(self, recurrence: Recurrence, edges: Tensor | Sequence[int], status: Tensor) -> None:
+        self.edges = at = lags_of(edges, recurrence.log_eigenvalues.device)
+        if len(at) < 2 or not bool((at.diff() > 0).all()):
+            raise ValueError("edges must be at least two lags that increase")
+        self.recurrence, self.status = recurrence, status
+        self.first, self.width = at[:-1], at.diff()
+        self.lags = len(self.width)
+        self.values, self.noise = _empty(status, self.lags), _empty(status, self.lags)
+        # Bins that come first and are short are summed lag by lag, which takes less time than a difference of tails.
+        long = self.width > SHORT
+        self.near = int(long.to(torch.uint8).argmax()) if bool(long.any()) else self.lags
+
+    def measure(self, chunk: slice, response: Response) -> None:
+        part, unsure, near, width = self.values[chunk], self.noise[chunk], self.near, self.width
+        if near < len(width):
+            part[:, near:], unsure[:, near:] = _difference(response, self.edges[near:])
+        again = (width <= SUMMED_LAGS) & (unsure > PRECISE * part).any(0)
+        again[:near] = True
+        if bool(again.any()):
+            part[:, again], unsure[:, again] = _sum(response, self.first[again], width[again])
+
+    def measure_matrix(self, matrix: MatrixEnergy) -> None:
+        if self.status[0] in (Status.KNOWN, Status.BOUNDARY):
+            self.values[0], self.noise[0] = matrix.bands(self.edges)
+
+    def energy(self) -> Energy:
+        if self.recurrence.layout != "many inputs":
+            for one in (self.status == Status.BOUNDARY).nonzero()[:, 0].tolist():
+                self.values[one], self.noise[one] = _geometric(self.recurrence, one, self.first, self.width)
+        values, noise = self.values / self.width, self.noise / self.width
+        return _finish(values, noise, self.status, growing=torch.inf, marginal=None)
+
+
+class _Search:
+    """The answer of `horizon`, chunk by chunk."""
+
+    lags = 1
+
+    def __init__(self, share: float, max_lag: int, status: Tensor) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"share must lie between 0 and 1, got {share}")
+        if not 1 <= max_lag <= MAX_LAG:
+            raise ValueError(f"max_lag must lie between 1 and {MAX_LAG:,}, got {max_lag:,}")
+        self.share, self.max_lag, self.status = share, max_lag, status.clone()
+        self.found = torch.full(status.shape, torch.nan, dtype=torch.float64, device=status.device)
+
+    def measure(self, chunk: slice, response: Response) -> None:
+        total, unsure = _energy(response, response.start())
+        unknown = unsure > UNSURE * total
+        target = (1 - self.share) * total
+        last, state = response.last_above(target, self.max_lag)
+        _, unsure = _energy(response, state)
+        self._settle(chunk, last[:, 0] + 1, (unknown | (unsure > UNSURE * target))[:, 0])
+
+    def measure_matrix(self, matrix: MatrixEnergy) -> None:
+        if self.status[0] == Status.KNOWN:
+            last, relative = matrix.horizon(self.share, self.max_lag)
+            self._settle(slice(1), self.found.new_tensor([last + 1]), self.found.new_tensor([relative]) > UNSURE)
+
+    def _settle(self, chunk: slice, lags: Tensor, unknown: Tensor) -> None:
+        status = self.status[chunk]
+        usable = status == Status.KNOWN
+        status = torch.where(usable & (lags > self.max_lag), int(Status.BEYOND), status)
+        self.status[chunk] = torch.where(usable & unknown, int(Status.CANCELLED), status).to(status.dtype)
+        self.found[chunk] = lags
+
+    def horizon(self) -> Horizon:
+        lags = self.found.where(self.status == Status.KNOWN, torch.nan)
+        return Horizon(lags.where(self.status != Status.BOUNDARY, torch.inf), self.status, self.share)
 
 
 def _energy(response: Response, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,12 +96,13 @@ class Response:
 
     def __init__(self, ell: Tensor, weights: Tensor) -> None:
         self.ell, self.positive = ell, not ell.is_complex()
-        self.readers, self.reader_sizes = on_parts(weights), weights.abs()
+        self.readers = on_parts(weights)
         basis = orthonormal_factor(ell)
         self.factor = on_parts(basis * weights[:, :1])
-        for copy in range(1, weights.shape[1]):  # ‖F x‖² over all copies is that of one triangle
+        for copy in range(1, weights.shape[1]):
             rows = torch.cat([self.factor, on_parts(basis * weights[:, copy, None])], 1)
-            self.factor = triangular(rows) if copy > 1 or weights.shape[1] > 2 else rows
+            # ‖F x‖² over all copies is that of one triangle, which for two costs more than it saves.
+            self.factor = triangular(rows) if weights.shape[1] > 2 else rows
         self.roots = square_of(weights).sum(1).sqrt() * (-(2 * ell.real).expm1()).rsqrt()
         self.epsilon = EPSILON * (8 + self.factor.shape[2]) * torch.ones_like(ell.real[:, :1])
 
@@ -161,9 +162,9 @@ class Response:
 
     def outputs(self, lags: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and its noise, (channel, copy, lag)."""
-        states = self.states(lags)
-        sizes = self.reader_sizes
-        reach = rounded_reach(sizes @ self.magnitudes(states), sizes.sum(-1, keepdim=True))
+        states, modes = self.states(lags), self.roots.shape[1]
+        sizes = _moduli(self.readers, modes, 2)
+        reach = rounded_reach(sizes @ _moduli(states, modes, 1), sizes.sum(-1, keepdim=True))
         return self.readers @ states, reach * self.epsilon[..., None]
 
     def measure(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,11 +184,12 @@ class Response:
 
     def floor(self, states: Tensor) -> Tensor:
         """Return what rounding may add to ‖F x‖: it cannot exceed the sum over modes, each by itself."""
-        return reach_of(self.roots, self.magnitudes(states)) * self.epsilon
+        return reach_of(self.roots, _moduli(states, self.roots.shape[1], 1)) * self.epsilon
 
-    def magnitudes(self, states: Tensor) -> Tensor:
-        """Return |x_n| of every mode, (channel, mode, lag)."""
-        return states.abs() if self.positive else torch.hypot(*states.tensor_split(2, 1))
+
+def _moduli(values: Tensor, modes: int, dim: int) -> Tensor:
+    """Return |x| of each mode where a dimension holds modes, or the real and imaginary parts of each."""
+    return values.abs() if values.shape[dim] == modes else torch.hypot(*values.tensor_split(2, dim))
 
 
 def _parts(values: Tensor) -> Tensor:
@@ -208,7 +210,6 @@ class DenseResponse(Response):
         self.A = dense.state_matrix[chunk].where(keep, 0.0)
         self.B = dense.input_matrix[chunk].where(keep[:, 0], 0.0)
         self.readers = dense.output_matrix[:, chunk].movedim(0, 1).where(keep, 0.0)
-        self.reader_sizes = self.readers.abs()
         # C, CĀ, CĀ², … as one triangle, doubled: eigenvalues of the Gramian would lose half the digits.
         states = self.A.shape[1]
         rows, power = krylov(self.A.mT[:, None], self.readers[..., None], FIRST_ROWS * states)
@@ -229,6 +230,9 @@ class DenseResponse(Response):
     def states(self, lags: Tensor) -> Tensor:
         return states_at(DenseRealisation(self.A, self.B, self.readers), lags)
 
+    def floor(self, states: Tensor) -> Tensor:
+        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
+
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         squares = [self.A]
         # E never rises: where it is low enough after 2^k steps in every channel, no larger step is tried.
@@ -243,12 +247,6 @@ class DenseResponse(Response):
             state = torch.where(above[:, None], further, state)
             lags += above * 2.0**bit
         return lags, state
-
-    def magnitudes(self, states: Tensor) -> Tensor:
-        return states.abs()
-
-    def floor(self, states: Tensor) -> Tensor:
-        return (self.roots[:, None] @ states.abs())[:, 0] * self.epsilon
 
     def change(self, edges: Tensor) -> Tensor:
         states = self.states(edges)
