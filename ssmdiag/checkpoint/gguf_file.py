@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import StableFile, open_regular, shortened
 from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
+from ssmdiag.checkpoint.names import MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
 
@@ -125,6 +126,8 @@ class _Reader:
         if version not in (2, 3):
             raise _TornError(f"version {version}, or written on a big-endian machine")
         tensors, pairs = self._number("<Q"), self._number("<Q")
+        if tensors > MOST_NAMES:
+            raise _TornError(f"{tensors:,} tensors")
         settings: dict[str, Any] = {}
         for _ in range(pairs):
             key, kind = self._text(), self._number("<I")

@@ -43,7 +43,7 @@ CODE_RUNNING_BUILTINS = frozenset({
 })  # fmt: skip
 
 
-FEWEST_STEPS, BYTES_A_STEP = 3_000_000, 4
+FEWEST_STEPS, BYTES_A_STEP = 2_000_000, 4
 """Instructions, and elements copied by them, that any pickle may have, or one for so many bytes of its file.
 
 A torch file takes forty for a tensor, in 200 bytes or more."""

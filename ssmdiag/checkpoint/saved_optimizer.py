@@ -6,6 +6,7 @@ shapes are in the pickle. `group_membership` finds the names where the file give
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,9 +83,10 @@ def find_optimizers(content: Any, read: Read) -> list[SavedOptimizer]:
             groups = _groups(tree, read, left) if isinstance(tree, Mapping) else ()
             if groups:
                 found.append(SavedOptimizer(_name(path, node, groups), groups))
-            else:
+            elif len(below) < MOST_MAPPINGS:
                 items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-                below += [((*path, str(key)), value) for key, value in items if isinstance(value, _NESTED)]
+                some = itertools.islice(items, MOST_MAPPINGS)
+                below += [((*path, str(key)), value) for key, value in some if isinstance(value, _NESTED)]
         level = below
     return found
 

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ssmdiag.checkpoint.budget import Allowance, StableFile, open_regular
+from ssmdiag.checkpoint.budget import Allowance, StableFile, open_regular, shortened
 from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
 from ssmdiag.checkpoint.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
 from ssmdiag.checkpoint.zip_file import MOST_TIMES, open_zip, read_member
@@ -293,7 +293,7 @@ def open_archive(path: Path) -> TorchZip | TorchPickles:
 
 def _torn(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} is torn or not a torch checkpoint ({str(error) or type(error).__name__}).",
+        f"{path.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
         expected="what torch.save writes",
         advice="save or download it again.",
     )

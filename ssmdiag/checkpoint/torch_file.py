@@ -7,6 +7,7 @@ stand-ins, and what they hold stays readable.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ TRAINER_KEYS = frozenset({
 MOST_REMARKED = 20
 """Names in one remark."""
 DEEPEST_WEIGHTS, DEEPEST_WRAPPER = 100, 4
-MOST_NESTED = 4_000_000
+MOST_NESTED = 1_000_000
 """Entries of nested mappings and lists looked into for tensors: an object graph can be made to unfold without end."""
 
 
@@ -57,6 +58,12 @@ class TorchFile:
         key, state = _state_dict(content, left)
         found = list(_leaves(state, left))
         self._tensors = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
+        if not self._tensors and left.spent:
+            raise CheckpointError(
+                f"{path.name} holds no tensors among the first {MOST_NESTED:,} things in it: it unfolds without end.",
+                expected="a state dict",
+                advice="save model.state_dict() alone.",
+            )
         if not self._tensors:
             raise CheckpointError(
                 f"{path.name} holds no tensors{_top_level(content)}.",
@@ -131,7 +138,7 @@ def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | No
     direct = sum(isinstance(value, TensorRecord) and bool(value.size) for value in content.values())
     for key in STATE_DICT_KEYS:
         # {"model": …, "best_loss": tensor}: a stray tensor beside the weights does not make a state dict.
-        if sum(1 for _ in _leaves(content.get(key), left)) > direct:
+        if next(itertools.islice(_leaves(content.get(key), left), direct, None), None) is not None:
             inner = content[key]
             deeper, state = _state_dict(inner, left, depth + 1)
             return key, state if deeper in ("state_dict", "params") else inner

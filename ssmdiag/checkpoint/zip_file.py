@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
 """Bytes that a file may unpack to in all, or how many times its own size; weights compress by half at best."""
 _PIECE = 1 << 20
+_LOCAL_HEADER = 30
+_MORE_WHEN_PACKED = 1024
+"""Bytes by which what is packed may be longer than what it unpacks to."""
 
 
 class ZipError(zipfile.BadZipFile):
@@ -33,6 +38,23 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     if (total := sum(member.file_size for member in members)) > max(MOST_UNPACKED, MOST_TIMES * size):
         raise ZipError(f"{size:,} bytes that unpack to {total:,}")
     return archive
+
+
+def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> bytes:
+    """Return the first bytes of a member, so many at most: a tenth of the time that opening it takes."""
+    file = archive.fp
+    if file is None:
+        raise ValueError("the archive is closed")
+    file.seek(member.header_offset)
+    local = file.read(_LOCAL_HEADER)
+    if len(local) < _LOCAL_HEADER or not local.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"no member where {member.filename[:80]} should be")
+    name, extra = struct.unpack_from("<HH", local, _LOCAL_HEADER - 4)
+    file.seek(name + extra, 1)
+    stored = file.read(min(member.compress_size, length + _MORE_WHEN_PACKED))
+    if member.compress_type == zipfile.ZIP_STORED:
+        return stored[:length]
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, length)
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

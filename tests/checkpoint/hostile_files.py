@@ -61,8 +61,9 @@ def mapping(entries: Mapping[str, bytes]) -> bytes:
     return b"}(" + b"".join(text(key) + value for key, value in entries.items()) + b"u"
 
 
-def tensor(key: str, shape: tuple[int, ...], stride: tuple[int, ...], numel: int) -> bytes:
-    storage = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", text(key), text("cpu"), number(numel)) + b"Q"
+def tensor(key: str, shape: tuple[int, ...], stride: tuple[int, ...], numel: int, view: bytes = b"") -> bytes:
+    """Return the instructions that make a tensor; the old format has a view beside its storage, or None."""
+    storage = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", text(key), text("cpu"), number(numel), view) + b"Q"
     sizes = (tuple_of(*map(number, shape)), tuple_of(*map(number, stride)))
     return b"ctorch._utils\n_rebuild_tensor_v2\n" + tuple_of(storage, number(0), *sizes, b"\x89", b"}") + b"R"
 
@@ -71,9 +72,9 @@ def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
 
 
-def layer() -> dict[str, bytes]:
+def layer(view: bytes = b"") -> dict[str, bytes]:
     """Return a sound layer, its tensors all in storage 0."""
-    return {name: tensor("0", shape, strides(shape), 100) for name, shape in MAMBA.items()}
+    return {name: tensor("0", shape, strides(shape), 100, view) for name, shape in MAMBA.items()}
 
 
 def laughs(depth: int, opening: bytes = b"]", closing: bytes = b"e") -> bytes:
@@ -353,21 +354,19 @@ def a_string_longer_than_the_file(folder: Path) -> Path:
 
 @case
 def old_format_keys_that_laugh(folder: Path) -> Path:
-    return torch_old(folder / "m.bin", HEAD + mapping(layer()) + b".", HEAD + b"](" + tuple_laughs(60) + b"e.")
+    return torch_old(folder / "m.bin", HEAD + mapping(layer(b"N")) + b".", HEAD + b"](" + tuple_laughs(60) + b"e.")
 
 
 @case
 def old_format_view_beyond_its_storage(folder: Path) -> Path:
     view = tuple_of(text("v"), number(0), number(2**40))
-    pid = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", text("0"), text("cpu"), number(100), view) + b"Q"
-    sizes = tuple_of(number(2**33), number(8)) + tuple_of(number(8), number(1))
-    wide = b"ctorch._utils\n_rebuild_tensor_v2\n" + tuple_of(pid, number(0), sizes, b"\x89", b"}") + b"R"
-    return torch_old(folder / "m.bin", HEAD + mapping({**layer(), "layers.0.mixer.A_log": wide}) + b".")
+    wide = tensor("0", (2**33, 8), (8, 1), 100, view)
+    return torch_old(folder / "m.bin", HEAD + mapping({**layer(b"N"), "layers.0.mixer.A_log": wide}) + b".")
 
 
 @case
 def old_format_storage_of_negative_size(folder: Path) -> Path:
-    return torch_old(folder / "m.bin", HEAD + mapping(layer()) + b".", values=struct.pack("<q", -(2**62)))
+    return torch_old(folder / "m.bin", HEAD + mapping(layer(b"N")) + b".", values=struct.pack("<q", -(2**62)))
 
 
 # --- zip archives ---------------------------------------------------------------------------------
