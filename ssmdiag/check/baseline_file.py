@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmdiag.check.baseline import TOLERANCE, Baseline, BaselineComparison, Entry
+from ssmdiag.checkpoint.budget import MOST_BASELINE, parse_json, read_text, shortened
 from ssmdiag.errors import BaselineError, OutputError
 from ssmdiag.finding import SEVERITIES
 from ssmdiag.writer import Target
@@ -29,15 +30,16 @@ SCHEMA_VERSION = 1
 def read_baseline(path: Path) -> Baseline:
     """Return the baseline in a file. Raises BaselineError where it is absent, torn or not a baseline."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BASELINE)
     except FileNotFoundError as error:
         raise BaselineError(
             f"baseline {path} does not exist.", advice="create it with --write-baseline, read it, and commit it."
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except OSError as error:
         raise BaselineError(
-            f"baseline {path} cannot be read: {reason}.", expected="a JSON file", advice="check the path."
+            f"baseline {path} cannot be read: {error.strerror or error}.",
+            expected="a JSON file",
+            advice="check the path.",
         ) from error
     if re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE):
         raise BaselineError(
@@ -45,8 +47,8 @@ def read_baseline(path: Path) -> Baseline:
             advice="keep the lines of both sides, or write it again with --write-baseline.",
         )
     try:
-        data = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text, parse_constant=_refuse)
+    except ValueError as error:
         raise _corrupt(path, f"not JSON ({error})") from error
     return _baseline(path, data)
 
@@ -116,8 +118,8 @@ def _line(entry: Entry) -> str:
 
 
 def _order(entry: Entry) -> tuple[Any, ...]:
-    parts = re.split(r"(\d+)", entry.key[1])
-    return entry.code, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], entry.key
+    parts = re.split(r"([0-9]{1,18})", entry.key[1])
+    return entry.code, [(-1, part) if at % 2 == 0 else (int(part), "") for at, part in enumerate(parts)], entry.key
 
 
 def _baseline(path: Path, data: Any) -> Baseline:
@@ -126,7 +128,7 @@ def _baseline(path: Path, data: Any) -> Baseline:
     version = data["schema_version"]
     if version != SCHEMA_VERSION:
         raise BaselineError(
-            f"baseline {path} has schema_version {version!r}.",
+            f"baseline {path} has schema_version {shortened(repr(version))}.",
             expected=str(SCHEMA_VERSION),
             advice="upgrade ssmdiag, or write the baseline again with --write-baseline under another name.",
         )
@@ -135,12 +137,14 @@ def _baseline(path: Path, data: Any) -> Baseline:
         raise _corrupt(path, "findings is not a list")
     tolerance = data.get("tolerance", TOLERANCE)
     if not _is_share(tolerance):
-        raise _corrupt(path, f"tolerance is {tolerance!r}, not {_SHARE[1]}")
+        raise _corrupt(path, f"tolerance is {shortened(repr(tolerance))}, not {_SHARE[1]}")
     entries: dict[tuple[str, str, str], Entry] = {}
     for number, item in enumerate(data["findings"], 1):
         entry = _entry(path, item, f"finding {number}")
         if entry.key in entries:
-            raise _corrupt(path, f"{entry.code} of {entry.key[1] or 'the checkpoint'} is listed twice")
+            raise _corrupt(
+                path, f"{shortened(entry.code)} of {shortened(entry.key[1] or 'the checkpoint')} is listed twice"
+            )
         entries[entry.key] = entry
     return Baseline(tuple(entries.values()), float(tolerance))
 
@@ -155,7 +159,7 @@ def _entry(path: Path, item: Any, where: str) -> Entry:
             raise _corrupt(path, f"{where} has no {name}")
         fits, expected = _FIELDS[name]
         if name in item and not fits(item[name]):
-            raise _corrupt(path, f"{name} of {where} is {item[name]!r}, not {expected}")
+            raise _corrupt(path, f"{name} of {where} is {shortened(repr(item[name]))}, not {expected}")
     value = item["value"]
     return Entry(**{**item, "value": None if value is None else float(value)})
 
@@ -193,7 +197,7 @@ def _only(path: Path, data: Mapping[str, Any], known: set[str], where: str) -> N
     unknown = sorted(set(data) - known)
     if unknown:
         raise BaselineError(
-            f"baseline {path}: {where} has an unknown key {unknown[0]}.",
+            f"baseline {path}: {where} has an unknown key {shortened(unknown[0])}.",
             expected=", ".join(sorted(known)),
             advice="upgrade ssmdiag if a newer one wrote the file; else correct the key.",
         )

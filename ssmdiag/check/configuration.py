@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ssmdiag.checkpoint.budget import MOST_TOML, parse_toml, read_text, shortened
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.finding import SEVERITIES
 from ssmdiag.reports import formats
@@ -34,6 +34,8 @@ from ssmdiag.rules import known_rules
 from ssmdiag.rules.selection import Selection, codes_of, select_rules
 
 NAME = "ssmdiag.toml"
+LONGEST_NAME = 100
+"""Characters of an unknown name that are compared with the known ones."""
 COMMAND_LINE = "command line"
 
 
@@ -137,14 +139,13 @@ def find_configuration(start: Path) -> Path | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return parse_toml(read_text(path, MOST_TOML))
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be read: {error.strerror or error}.", advice="check the path, or give --isolated."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "not UTF-8 text, or nested too deep"
-        raise ConfigurationError(f"{path} is not TOML: {reason}.", advice=_CORRECT) from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}.", advice=_CORRECT) from error
 
 
 def _section(path: Path, data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -251,7 +252,7 @@ _TYPES = {str: "a string", bool: "a boolean", int: "an integer", float: "a numbe
 
 def _mistyped(path: Path, key: str, value: Any, expected: str) -> ConfigurationError:
     kind = _TYPES.get(type(value), "a date or a time")
-    shown = f" {value!r}," if isinstance(value, str | int | float) else ""
+    shown = f" {shortened(repr(value))}," if isinstance(value, str | int | float) else ""
     return ConfigurationError(f"{path}: {key} is{shown} {kind}.", expected=expected, advice=_CORRECT)
 
 
@@ -259,9 +260,10 @@ def _unknown(
     path: Path, name: str, where: str, known: Iterable[str], *, kind: str = "key", expected: str | None = None
 ) -> ConfigurationError:
     known = sorted(known) if isinstance(known, set) else list(known)
-    close = difflib.get_close_matches(name.lower(), known, n=1) or difflib.get_close_matches(name.upper(), known, n=1)
+    near = [name.lower()[:LONGEST_NAME], name.upper()[:LONGEST_NAME]]
+    close = [match for spelt in near for match in difflib.get_close_matches(spelt, known, n=1)]
     return ConfigurationError(
-        f"{path}: {where + ': ' if where else ''}unknown {kind} {name!r}.",
+        f"{path}: {where + ': ' if where else ''}unknown {kind} {shortened(repr(name))}.",
         expected=expected or ", ".join(known),
         advice=f"did you mean {close[0]}?" if close else None,
     )

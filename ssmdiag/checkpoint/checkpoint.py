@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ssmdiag.checkpoint.names import clean_names
+from ssmdiag.checkpoint.names import clean_names, require_short_names
+from ssmdiag.checkpoint.settings import flatten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,6 +180,18 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
         return read_optimizer_state(self)
 
+    def settings_named(self, leaf: str) -> list[Any]:
+        """Return the settings whose dotted name is `leaf` or ends in it."""
+        last = leaf.rpartition(".")[2]
+        return [v for k, v in self._settings_by_leaf.get(last, ()) if k == leaf or k.endswith(f".{leaf}")]
+
+    @cached_property
+    def _settings_by_leaf(self) -> dict[str, list[tuple[str, Any]]]:
+        found: dict[str, list[tuple[str, Any]]] = {}
+        for name, value in self.settings.items():
+            found.setdefault(name.rpartition(".")[2], []).append((name, value))
+        return found
+
     def ending_in(self, suffix: str) -> list[str]:
         """Return the names that end in a dotted suffix, in the order of the file."""
         last = suffix.rpartition(".")[2]
@@ -192,8 +205,10 @@ class Checkpoint(Mapping[str, StoredTensor]):
         return found
 
 
-def collect(containers: Mapping[Container, Iterable[str]]) -> dict[str, StoredTensor]:
+def collect(containers: Mapping[Container, Collection[str]]) -> dict[str, StoredTensor]:
     """Return the tensors of several containers, given with their stored names, under their cleaned names."""
+    for container, names in containers.items():
+        require_short_names(container.path, names)
     loaded: set[str] = set()
     stored = [(name, container) for container, names in containers.items() for name in names]
     cleaned = clean_names([name for name, _ in stored])
@@ -201,13 +216,3 @@ def collect(containers: Mapping[Container, Iterable[str]]) -> dict[str, StoredTe
         clean: StoredTensor(clean, name, container, loaded)
         for clean, (name, container) in zip(cleaned, stored, strict=True)
     }
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings under dotted names; everything else is a leaf."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat

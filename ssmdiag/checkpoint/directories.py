@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssmdiag.checkpoint.budget import (
+    MOST_CONFIG,
+    MOST_INDEX,
+    MOST_TRAINER_STATE,
+    parse_json,
+    read_text,
+    shortened,
+    train_step,
+)
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.reading import open_container
 from ssmdiag.errors import CheckpointError, UnsafePickleError
@@ -22,6 +31,11 @@ TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "schedule
 
 DEEPSPEED_WEIGHTS = re.compile(r"mp_rank_\d+_model_states\.pt$")
 """Weights that DeepSpeed saves, its optimiser's state in files beside them."""
+
+MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
+"""Shards of one model, missing ones that are named, and characters of a shard's name."""
+MOST_LISTED = 100_000
+"""Entries of a directory, with those of the folders in it, that are looked at; a link can lead back to it."""
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
@@ -70,14 +84,18 @@ def read_directory(path: Path) -> Checkpoint:
 
 def read_index(path: Path) -> Checkpoint:
     """Return the checkpoint of a shard index, {"weight_map": {tensor: file}}."""
+    promised: dict[str, set[str]] = {}
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        promised: dict[str, set[str]] = {}
-        for name, file in weight_map.items():
-            promised.setdefault(str(file), set()).add(name)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        for name, file in parse_json(read_text(path, MOST_INDEX))["weight_map"].items():
+            if len(file) > LONGEST_FILE:
+                raise ValueError(f"the name of a file has {len(file):,} characters")
+            promised.setdefault(str(Path(file)), set()).add(name)
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or shortened(f"{type(error).__name__}: {error}", 200)
         raise CheckpointError(
-            f"{path.name} is not a shard index ({type(error).__name__}: {error}).",
+            f"{path.name} is not a shard index ({reason}).",
             expected='{"weight_map": {tensor: file, …}}',
             advice="download it again.",
         ) from error
@@ -86,9 +104,14 @@ def read_index(path: Path) -> Checkpoint:
 
 def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
     """Open every shard; what `origin` promises and a shard lacks becomes a problem, not a crash."""
-    opened: dict[Container, Iterable[str]] = {}
+    opened: dict[Container, list[str]] = {}
     config, notes = _read_config(directory)
     problems: list[str] = []
+    missing: list[str] = []
+    if len(promised) > MOST_SHARDS:
+        raise CheckpointError(
+            f"{directory}: {origin} names {len(promised):,} files.", expected=f"at most {MOST_SHARDS:,} shards"
+        )
     home = {name: file for file, names in promised.items() for name in names or ()}
     size = 0
     for file, names in sorted(promised.items()):
@@ -98,7 +121,7 @@ def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origi
             continue
         shard = directory / file
         if not shard.exists():
-            problems.append(f"shard {file} is missing{lost}")
+            missing.append(f"shard {file} is missing{lost}")
             continue
         try:
             container = open_container(shard)
@@ -118,6 +141,9 @@ def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origi
         opened[container] = [name for name in held if home.get(name, file) == file]
         notes.extend(container.notes)
         size += shard.stat().st_size
+    problems += missing[:MOST_NAMED]
+    if len(missing) > MOST_NAMED:
+        problems.append(f"{len(missing) - MOST_NAMED:,} more shards are missing")
     if not opened:
         raise CheckpointError(
             f"{directory}: none of its {len(promised)} shards can be read.",
@@ -141,12 +167,11 @@ def _read_shards(directory: Path, promised: Mapping[str, set[str] | None], origi
 
 def _all_of(shards: list[str]) -> list[str]:
     """Return the names of all shards of a set of which some are there."""
+    sets = {(name[: found.start()], found[2], name[found.end() :]) for name in shards if (found := SHARD.search(name))}
     names = set(shards)
-    for name in shards:
-        if found := SHARD.search(name):
-            head, tail = name[: found.start()], name[found.end() :]
-            count = min(int(found[2]), 9999)
-            names |= {f"{head}-{number:05d}-of-{found[2]}.{tail}" for number in range(1, count + 1)}
+    for head, count, tail in sorted(sets):
+        numbers = range(1, min(int(count), MOST_SHARDS - len(names)) + 1)
+        names |= {f"{head}-{number:05d}-of-{count}.{tail}" for number in numbers}
     return sorted(names)
 
 
@@ -163,8 +188,9 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
         )
     if runs := runs_in(path):
         return several_runs(path, runs)
-    below = sorted({file.parent for file in path.glob("*/*") if file.name.endswith((*SUFFIXES, ".index.json"))})
-    below += sorted(path.glob("snapshots/*/"))  # the Hugging Face cache
+    ends = (*SUFFIXES, ".index.json")
+    inside = [folder for folder, names in _folders_in(path) if any(name.endswith(ends) for name in names)]
+    below = [*inside, *(folder for folder, _ in _folders_in(path / "snapshots"))]  # the Hugging Face cache
     listing = ", ".join(sorted(present)[:6]) or "nothing"
     return CheckpointError(
         f"{path} is a directory without a checkpoint; it holds {listing}.",
@@ -179,13 +205,30 @@ def runs_in(path: Path) -> list[Path]:
     A model directory may hold several files of one step; a run has several steps, or a state to resume from beside it.
     """
     least = 1 if any(path.glob("state-*.state")) else 2
-    inside = {entry: [file.name for file in entry.iterdir()] for entry in sorted(path.iterdir()) if entry.is_dir()}
     steps = {
         folder: {_step_in(name) for name in names if name.endswith(SUFFIXES) and name not in TRAINER_FILES} - {None}
-        for folder, names in inside.items()
+        for folder, names in _folders_in(path)
         if not any(name in WEIGHTS or name.endswith(".index.json") for name in names)
     }
     return [folder for folder, found in steps.items() if len(found) >= least]
+
+
+def _folders_in(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders in a directory that can be listed, with the names in them, while there are not too many."""
+    left = MOST_LISTED
+    try:
+        entries = sorted(itertools.islice(path.iterdir(), left))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            names = [file.name for file in itertools.islice(entry.iterdir(), left)]
+        except OSError:
+            continue
+        yield entry, names
+        left -= 1 + len(names)
+        if left <= 0:
+            return
 
 
 def several_runs(path: Path, runs: list[Path]) -> CheckpointError:
@@ -220,11 +263,12 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], list[str]]:
     """Return config.json, and remarks if it is there and cannot be used."""
     path = directory / "config.json"
     try:
-        if not path.is_file() and not path.is_symlink():
+        if not path.exists() and not path.is_symlink():
             return {}, []
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, [f"config.json cannot be read ({error}); settings are taken to be the usual ones"]
+        content = parse_json(read_text(path, MOST_CONFIG), object_hook=_special_float)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return {}, [f"config.json cannot be read ({reason}); settings are taken to be the usual ones"]
     if not isinstance(content, dict):
         return {}, ["config.json holds no settings; they are taken to be the usual ones"]
     return content, []
@@ -243,14 +287,14 @@ def _step_of(directory: Path) -> int | None:
     path = directory / "trainer_state.json"
     if step is None and path.is_file():
         try:
-            step = json.loads(path.read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            step = parse_json(read_text(path, MOST_TRAINER_STATE))["global_step"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-    return step if type(step) is int else None
+    return train_step(step) if type(step) is int else None
 
 
 def _step_in(name: str) -> int | None:
     """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`; `step-10k` is left alone."""
     word = r"(?:^|[^a-z])(?:global_?step|step|checkpoint|ckpt|iter)"
-    found = re.search(rf"{word}[-_=]?(\d+)(?![\dkm])", name, re.IGNORECASE)
+    found = re.search(rf"{word}[-_=]?(\d{{1,15}})(?![\dkm])", name, re.IGNORECASE)
     return int(found[1]) if found else None

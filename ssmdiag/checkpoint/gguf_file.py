@@ -1,4 +1,4 @@
-"""GGUF, versions 2 and 3 (llama.cpp): metadata and tensor table at the front, values mapped, not read.
+"""GGUF, versions 2 and 3 (llama.cpp): metadata and tensor table at the front, values read when asked for.
 
 The layout is public (ggml, docs/gguf.md): a header, key-value metadata, one entry per tensor with its
 name, its sizes (fastest axis first, so reversed here), its type and its offset, then the values.
@@ -7,15 +7,18 @@ Tensors of quantised types keep the name of their type, such as `q4_k`, and cann
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from ssmdiag.checkpoint.budget import StableFile, open_regular, shortened
 from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
+from ssmdiag.checkpoint.names import MOST_NAMES
+from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -61,11 +64,10 @@ class GgufFile:
         self.notes: list[str] = []
         self.train_step: int | None = None
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            reader = _Reader(self._map)
-            self._entries, settings = reader.read_all()
-        except (_TornError, ValueError, struct.error, UnicodeDecodeError) as error:
+            self._file = StableFile(path)
+            with open_regular(path) as file:
+                self._entries, settings = _Reader(file).read_all()
+        except (_TornError, EOFError, ValueError, struct.error, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{path.name} is torn or not a GGUF file of version 2 or 3 ({error}).",
                 expected="what llama.cpp's converters write, little-endian",
@@ -75,7 +77,7 @@ class GgufFile:
             if settings.get(key) == value:
                 del settings[key]
                 self.notes.append(f"{key} = {value:,} is what the converter writes for want of one; left aside")
-        self.settings: Mapping[str, Any] = settings
+        self.settings: Mapping[str, Any] = flatten(settings)
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -99,16 +101,21 @@ class GgufFile:
         count = prod(entry.shape)
         if not count:
             return torch.empty(entry.shape, dtype=dtype)
-        end = entry.offset + count * DTYPE_BITS[entry.dtype] // 8
-        return torch.frombuffer(bytearray(memoryview(self._map)[entry.offset : end]), dtype=dtype).reshape(entry.shape)
+        try:
+            content = self._file.read(entry.offset, count * DTYPE_BITS[entry.dtype] // 8)
+        except (EOFError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="download or convert it again."
+            ) from error
+        return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
 
 
 class _Reader:
     """Reads on from where it stands; every length is held against the end of the file."""
 
-    def __init__(self, content: mmap.mmap) -> None:
-        self._content = content
-        self._end = len(content)
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._end = os.fstat(file.fileno()).st_size
         self._at = 0
 
     def read_all(self) -> tuple[dict[str, _Entry], dict[str, Any]]:
@@ -119,6 +126,8 @@ class _Reader:
         if version not in (2, 3):
             raise _TornError(f"version {version}, or written on a big-endian machine")
         tensors, pairs = self._number("<Q"), self._number("<Q")
+        if tensors > MOST_NAMES:
+            raise _TornError(f"{tensors:,} tensors")
         settings: dict[str, Any] = {}
         for _ in range(pairs):
             key, kind = self._text(), self._number("<I")
@@ -133,18 +142,21 @@ class _Reader:
         entries: dict[str, _Entry] = {}
         for name, shape, number, offset in table:
             dtype, count = _TYPES.get(number, f"ggml type {number}"), prod(shape)
-            width = count * DTYPE_BITS[dtype] // 8 if dtype in DTYPE_BITS else min(count, 1)
+            # No packed type puts more than eight values into a byte.
+            width = count * DTYPE_BITS[dtype] // 8 if dtype in DTYPE_BITS else -(-count // 8)
+            if any(size >= 2**63 for size in shape) or prod(size for size in shape if size) >= 2**63:
+                raise _TornError(f"{shortened(name)} has an impossible shape")
             if name in entries:
-                raise _TornError(f"two tensors are called {name}")
+                raise _TornError(f"two tensors are called {shortened(name)}")
             if width and start + offset + width > self._end:
-                raise _TornError(f"it ends before the values of {name}")
+                raise _TornError(f"it ends before the values of {shortened(name)}")
             entries[name] = _Entry(shape, dtype, start + offset)
         return entries, settings
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name, axes = self._text(), self._number("<I")
         if axes > MOST_AXES:
-            raise _TornError(f"{name} has {axes} axes")
+            raise _TornError(f"{shortened(name)} has {axes:,} axes")
         sizes = [self._number("<Q") for _ in range(axes)]
         return name, tuple(reversed(sizes)), self._number("<I"), self._number("<Q")
 
@@ -179,4 +191,10 @@ class _Reader:
         if length > self._end - self._at:
             raise _TornError(f"it ends after {self._end:,} bytes, within its header")
         self._at += length
-        return self._content[self._at - length : self._at] if keep else b""
+        if not keep:
+            self._file.seek(self._at)
+            return b""
+        content = self._file.read(length)
+        if len(content) < length:
+            raise _TornError("it became shorter while it was read")
+        return content

@@ -22,6 +22,8 @@ from typing import Literal
 Shape = tuple[int, ...]
 MOST_STEPS = 500_000
 """Steps of the search before it gives up, about a second; 64 layers of Mamba in two groups take 11,000."""
+MOST_GROUPS = 2000
+"""Groups that the search keeps count of at once; one a parameter of a large model."""
 
 NONE = -1
 """Stands for "in no group" among the groups that a tensor may be in."""
@@ -45,6 +47,8 @@ def certain_groups(
     in_order
         Whether the tensors stand in the model's order.
     """
+    if len(groups) > MOST_GROUPS:
+        return {}
     held = Counter(shapes)
     wanted = Counter(shape for group in groups for shape in group)
     guesses = wanted.pop(None, 0)

@@ -8,11 +8,16 @@ reason to use are refused outright.
 
 All these classes have slots, define `__setstate__` and keep what they are given as data: the BUILD
 instruction, which otherwise sets attributes of whatever lies on the stack, changes nothing else.
+
+A small pickle can also ask for more time and memory than there is: instructions are counted, and so are the elements
+that one instruction copies; names and numbers have a length; and nothing is hashed but what is cheap to hash and to
+tell apart, as the hash of a deep tuple ends the process and keys can be made to collide.
 """
 
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
@@ -36,6 +41,17 @@ CODE_RUNNING = frozenset({
 CODE_RUNNING_BUILTINS = frozenset({
     "compile", "open", "input", "raw_input", "breakpoint", "globals", "locals", "vars", "setattr", "delattr",
 })  # fmt: skip
+
+
+FEWEST_STEPS, BYTES_A_STEP = 2_000_000, 4
+"""Instructions, and elements copied by them, that any pickle may have, or one for so many bytes of its file.
+
+A torch file takes forty for a tensor, in 200 bytes or more."""
+STEPS_A_CLASS = 50
+"""What making a class counts for."""
+MOST_NAMES, LONGEST_NAME, LONGEST_PATH = 20_000, 1000, 4096
+LONGEST_NUMBER = 64
+"""Bytes of a whole number; random states have numbers of 16."""
 
 
 class UnsafeName(pickle.UnpicklingError):
@@ -77,20 +93,35 @@ class StandIn:
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(self.items, dict):
             self.items = {}
-        self.items[key] = value
+        self.items[_key(key)] = value
 
     def extend(self, values: list[Any]) -> None:
-        self.items = [*(self.items if isinstance(self.items, list) else ()), *values]
+        if not isinstance(self.items, list):
+            self.items = []
+        self.items.extend(values)
 
     def append(self, value: Any) -> None:
         self.extend([value])
 
-    def add(self, value: Any) -> None:
-        self.extend([value])
+    def __repr__(self) -> str:  # as a key of settings: short, and the same every time
+        return f"<{self.origin}>"
+
+
+def _key(key: Any) -> Any:
+    """Return a key of a mapping: text, a number of usual size or an object; a tuple of such as text, others told apart.
+
+    Tuples may be deep or unfold without end, and whole numbers beyond 2**61 − 1 and complex ones be chosen to collide.
+    """
+    if isinstance(key, (str, bytes, bool, float, StandIn, type)) or key is None:
+        return key
+    if type(key) is int and abs(key) < 2**60:
+        return key
+    plain = type(key) is tuple and len(key) <= 8 and all(type(part) in (str, int, bool) for part in key)
+    return str(key) if plain else _KEY(key)
 
 
 class _Dict(dict[Any, Any]):
-    """OrderedDict, Counter, defaultdict: a dict that ignores the attributes set on it."""
+    """Every dict of a pickle; it ignores the attributes set on it."""
 
     __slots__ = ()
 
@@ -99,10 +130,18 @@ class _Dict(dict[Any, Any]):
 
     def __init__(self, *arguments: Any) -> None:
         content = arguments[-1] if arguments else ()
-        super().__init__(content if isinstance(content, (Mapping, list)) else ())
+        pairs = content.items() if isinstance(content, dict) else content if isinstance(content, list) else ()
+        for key, value in pairs:
+            self[key] = value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_key(key), value)
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+_KEY = type("StandIn", (StandIn,), {"__slots__": (), "origin": "key"})
 
 
 class _Value:
@@ -120,12 +159,16 @@ def inert(make: Callable[..., Any]) -> type:
 
 
 def _path(*parts: Any) -> str:
-    return str(PurePosixPath(*(part for part in parts if isinstance(part, str))))
+    given = [part for part in parts if isinstance(part, str)]
+    return str(PurePosixPath(*given)) if sum(map(len, given)) <= LONGEST_PATH else ""
 
 
 def _getattr(owner: Any, name: str, *default: Any) -> type[StandIn]:
     """Return what stands in for an attribute; some releases of Python 3.11 pickle members of an enum so."""
-    found = stand_in(getattr(owner, "origin", "") if isinstance(owner, (StandIn, type)) else "", name)
+    module = getattr(owner, "origin", "") if isinstance(owner, (StandIn, type)) else ""
+    if len(module) + len(name) > LONGEST_NAME:
+        raise pickle.UnpicklingError("its pickle has too long a name of an attribute")
+    found = stand_in(module, name)
     found.attribute = name
     return found
 
@@ -135,8 +178,8 @@ PLAIN: dict[str, type] = {
     "collections.defaultdict": _Dict,
     "collections.Counter": _Dict,
     "builtins.dict": _Dict,
-    "builtins.set": inert(lambda values=(): set(values)),
-    "builtins.frozenset": inert(lambda values=(): frozenset(values)),
+    "builtins.set": inert(lambda values=(): list(values)),  # read as lists: see the top
+    "builtins.frozenset": inert(lambda values=(): list(values)),
     "builtins.list": inert(lambda values=(): list(values)),
     "builtins.tuple": inert(lambda values=(): tuple(values)),
     "builtins.bytearray": inert(lambda values=b"", *_: values),
@@ -165,6 +208,20 @@ def stand_in(module: str, name: str) -> type[StandIn]:
     return type("StandIn", (StandIn,), {"__slots__": (), "origin": f"{module}.{name}".strip(".")})
 
 
+class _Counted:
+    """The instructions by their number, each counted as it is looked up."""
+
+    def __init__(self, table: Mapping[int, Callable[[Any], None]], most: int) -> None:
+        self._table = table
+        self.left = most
+
+    def __getitem__(self, number: int) -> Callable[[Any], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError("its pickle goes on and on")
+        return self._table[number]
+
+
 class InertUnpickler(pickle._Unpickler):
     """Reads one pickle from a file; calls nothing but this module and what `known` gives.
 
@@ -174,25 +231,35 @@ class InertUnpickler(pickle._Unpickler):
 
     Parameters
     ----------
+    file
+        Gives no more than it has: `read` must not make room for what is not there.
     known
         Dotted name → class to use for it, besides plain data.
     load_storage
         Called with the persistent ids of the pickle.
+    size
+        Bytes of the file, which decide how many instructions there may be.
     """
 
-    dispatch = {  # noqa: RUF012
-        **pickle._Unpickler.dispatch,
-        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
-    }
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, file: IO[bytes], known: Mapping[str, type], load_storage: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, file: IO[bytes], known: Mapping[str, type], load_storage: Callable[[Any], Any], size: int = 0
+    ) -> None:
         super().__init__(file, encoding="latin1")
         self.names: dict[str, type] = {}
         """Every name the pickle gives, and what it became."""
         self._known = known
         self._load_storage = load_storage
+        self._steps = _Counted(_INSTRUCTIONS, max(FEWEST_STEPS, size // BYTES_A_STEP))
+        self.dispatch = self._steps  # type: ignore[assignment, misc]
 
     def find_class(self, module: str, name: str) -> type:
+        if len(module) + len(name) > LONGEST_NAME or len(self.names) > MOST_NAMES:
+            raise pickle.UnpicklingError("its pickle has too many names of classes, or too long ones")
         # Protocols below 3 write the names of Python 2: `commands` for `subprocess`.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         dotted = f"{module}.{name}"
@@ -203,3 +270,67 @@ class InertUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return self._load_storage(pid)
+
+    def _made(self, function: Any, arguments: Any) -> Any:
+        """Return what a name that the pickle gave makes of its arguments; what that may copy is counted."""
+        if not isinstance(function, (type, StandIn)) or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError("its pickle calls what is no class")
+        for value in (arguments, *arguments):
+            if isinstance(value, (tuple, list, dict)):
+                self._steps.left -= len(value)
+            elif isinstance(value, (str, bytes)):
+                self._steps.left -= len(value) // 8
+        if function is PLAIN["builtins.getattr"]:
+            self._steps.left -= STEPS_A_CLASS
+        if self._steps.left < 0:
+            raise pickle.UnpicklingError("its pickle copies on and on")
+        return function(*arguments)
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        self.append(self._made(klass, tuple(args)))
+
+    def _reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self._made(self.stack[-1], arguments)
+
+    def _newobj_ex(self) -> None:
+        self.stack.pop()  # keywords are not kept
+        self._reduce()
+
+    def _long(self, width: str) -> None:
+        (length,) = struct.unpack(width, self.read(struct.calcsize(width)))
+        if not 0 <= length <= LONGEST_NUMBER:
+            raise pickle.UnpicklingError(f"its pickle has a whole number of {length:,} bytes")
+        self.append(int.from_bytes(self.read(length), "little", signed=True))
+
+    def _empty_dict(self) -> None:
+        self.append(_Dict())
+
+    def _dict(self) -> None:
+        values = self.pop_mark()
+        made = _Dict()
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            made[key] = value
+        self.append(made)
+
+    def _empty_list(self) -> None:
+        self.append([])
+
+    def _items_as_list(self) -> None:
+        self.append(self.pop_mark())
+
+
+_INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
+    **pickle._Unpickler.dispatch,
+    pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+    pickle.REDUCE[0]: InertUnpickler._reduce,
+    pickle.NEWOBJ[0]: InertUnpickler._reduce,
+    pickle.NEWOBJ_EX[0]: InertUnpickler._newobj_ex,
+    pickle.LONG1[0]: lambda self: self._long("<B"),
+    pickle.LONG4[0]: lambda self: self._long("<i"),
+    pickle.EMPTY_DICT[0]: InertUnpickler._empty_dict,
+    pickle.DICT[0]: InertUnpickler._dict,
+    pickle.EMPTY_SET[0]: InertUnpickler._empty_list,
+    pickle.FROZENSET[0]: InertUnpickler._items_as_list,
+    pickle.ADDITEMS[0]: pickle._Unpickler.dispatch[pickle.APPENDS[0]],
+}  # fmt: skip

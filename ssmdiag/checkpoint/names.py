@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from ssmdiag.checkpoint.budget import shortened
+from ssmdiag.errors import CheckpointError
 
 WRAPPERS = frozenset(
     {
@@ -22,8 +27,23 @@ WRAPPERS = frozenset(
 )
 """Path elements that wrappers insert; removed wherever they stand as a whole element."""
 
-_BRACKETS = re.compile(r"""\[['"]?([^\]'"]*)['"]?\]""")
+LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES = 1024, 64, 250_000
+"""Characters and path elements of a tensor's name, and names in a file."""
+_BRACKETS = re.compile(r"""\[['"]?([^\[\]'"]*)['"]?\]""")
 _PARAMETRIZED = re.compile(r"(?P<dot>^|\.)parametrizations\.(?P<name>[^.]+)\.original$")
+
+
+def require_short_names(path: Path, stored: Collection[str]) -> None:
+    """Raise CheckpointError where a file has longer names, or more of them, than any model."""
+    if len(stored) > MOST_NAMES:
+        raise CheckpointError(f"{path.name} has {len(stored):,} tensors.", expected=f"at most {MOST_NAMES:,} in a file")
+    for name in stored:
+        if len(name) > LONGEST_NAME or sum(map(name.count, "./[")) >= MOST_ELEMENTS:
+            raise CheckpointError(
+                f"{path.name} has a tensor whose name has {len(name):,} characters: {shortened(name, 60)}",
+                expected=f"at most {LONGEST_NAME:,}, in at most {MOST_ELEMENTS} elements",
+                advice="save the file again under the model's own names.",
+            )
 
 
 def clean_names(stored: list[str]) -> list[str]:
@@ -39,11 +59,13 @@ def clean_names(stored: list[str]) -> list[str]:
     if len(count) == len(stored):
         return result
     taken = {name for name, times in count.items() if times == 1}
+    used: Counter[str] = Counter()
     rivals = [position for position, name in enumerate(result) if count[name] > 1]
     for position in sorted(rivals, key=lambda i: (len(stored[i]), stored[i])):
-        name = result[position] if result[position] not in taken else dotted[position]
+        name = base = result[position] if result[position] not in taken else dotted[position]
         while name in taken:
-            name += "_"
+            used[base] += 1
+            name = f"{base}_" if used[base] == 1 else f"{base}_{used[base]}"
         taken.add(name)
         result[position] = name
     return result
@@ -65,7 +87,7 @@ def layer_numbers(name: str) -> tuple[int, ...]:
     >>> layer_numbers("model.layers.10.mixer"), layer_numbers("encoder.layers_3.seq")
     ((10,), (3,))
     """
-    found = (re.fullmatch(r"(?:.*_)?(\d+)", element) for element in name.split("."))
+    found = (re.fullmatch(r"(?:.*_)?(\d{1,15})", element) for element in name.split("."))
     return tuple(int(match.group(1)) for match in found if match)
 
 

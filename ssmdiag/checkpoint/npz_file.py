@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,12 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from ssmdiag.checkpoint.budget import shortened
+from ssmdiag.checkpoint.zip_file import beginning_of, open_zip
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError, OSError)
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, TypeError, SyntaxError, EOFError,
+    NotImplementedError, RuntimeError, MemoryError, OverflowError, OSError,
+)  # fmt: skip
+"""What reading a damaged or forged file can raise, NumPy's parser of headers included."""
+LONGEST_HEADER = 10_000
+"""Bytes of an array's header, as NumPy's own limit."""
 _WIDEST = {"float128": "float64", "longdouble": "float64", "complex256": "complex128", "clongdouble": "complex128"}
 """Extended precision, which torch lacks; read in double."""
 
@@ -35,13 +48,14 @@ class NpzFile:
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         skipped: dict[str, list[str]] = {}
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = open_zip(path)
             for member in self._zip.infolist():
                 if member.filename.endswith(".npy"):
                     self._read_header(member, skipped)
         except _BROKEN as error:
             raise CheckpointError(
-                f"{path.name} is a broken .npz file ({error}).", advice="save or download it again."
+                f"{path.name} is a broken .npz file ({shortened(str(error) or type(error).__name__, 200)}).",
+                advice="save or download it again.",
             ) from error
         if any(_is_bfloat16(dtype) for _, dtype in self._headers.values()):
             self.notes.append("two-byte arrays without a NumPy type are read as bfloat16, as JAX writes them")
@@ -65,30 +79,55 @@ class NpzFile:
         try:
             with self._zip.open(name + ".npy") as file:
                 array = npy.read_array(file, allow_pickle=False)
+            if _is_bfloat16(array.dtype):
+                return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
+            return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
         except _BROKEN as error:
             raise CheckpointError(
-                f"{self.path.name}: array {name} cannot be read ({error}).", advice="save or download the file again."
+                f"{self.path.name}: array {name} cannot be read ({shortened(str(error), 200)}).",
+                advice="save or download the file again.",
             ) from error
-        if _is_bfloat16(array.dtype):
-            return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
 
     def _read_header(self, member: zipfile.ZipInfo, skipped: dict[str, list[str]]) -> None:
-        with self._zip.open(member) as file:
-            version = npy.read_magic(file)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(file)
-            start = file.tell()
+        content = beginning_of(self._zip, member, LONGEST_HEADER)
+        if not content.startswith(b"\x93NUMPY") or len(content) < npy.MAGIC_LEN + 4:
+            raise ValueError(f"{member.filename} is no array")
+        width = "<H" if content[len(npy.MAGIC_PREFIX)] == 1 else "<I"
+        begin = npy.MAGIC_LEN + struct.calcsize(width)
+        start = begin + struct.unpack_from(width, content, npy.MAGIC_LEN)[0]
+        if start > len(content):
+            raise ValueError(f"the header of an array announces {start:,} bytes")
+        shape, dtype = _parsed(content[begin:start], content[npy.MAGIC_LEN : begin])
         name = member.filename.removesuffix(".npy")
         if dtype.hasobject:
             skipped.setdefault("Python objects", []).append(name)
         elif dtype.kind not in "fciub" and not _is_bfloat16(dtype):
-            skipped.setdefault("text" if dtype.kind in "US" else f"type {dtype}", []).append(name)
+            kind = "text" if dtype.kind in "US" else "structures" if dtype.names else f"type {dtype}"
+            skipped.setdefault(kind, []).append(name)
+        elif any(size < 0 for size in shape) or prod(size for size in shape if size) > 2**60:
+            raise ValueError(f"array {name} has an impossible shape")
         elif start + prod(shape) * dtype.itemsize > member.file_size:
             raise ValueError(f"array {name} announces more values than it holds")
         else:
-            self._headers[name] = (tuple(shape), dtype)
+            self._headers[name] = (shape, dtype)
+
+
+def _parsed(text: bytes, length: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and dtype from an array's header; `length` is how its own length stands before it."""
+    if usual := _USUAL.fullmatch(text):
+        return tuple(int(size) for size in usual[2].split(b",") if size.strip()), np.dtype(usual[1].decode())
+    read = npy.read_array_header_1_0 if len(length) == 2 else npy.read_array_header_2_0
+    with warnings.catch_warnings(action="ignore"):  # headers of Python 2
+        shape, _, dtype = read(io.BytesIO(length + text))
+    return tuple(shape), dtype
+
+
+_USUAL = re.compile(
+    rb"\{'descr': '([<>|=]?[fciub]\d{1,2})', 'fortran_order': (?:True|False), "
+    rb"'shape': \(((?: ?\d{1,18},?){0,32})\), \}[ \n]*"
+)
+"""What numpy.save writes of an array of numbers; NumPy's own parser takes ten times as long."""
 
 
 def _is_bfloat16(dtype: np.dtype) -> bool:
-    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
+    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None and dtype.subdtype is None

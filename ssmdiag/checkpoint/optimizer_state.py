@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import OptimizerGroup
 from ssmdiag.checkpoint.group_membership import certain_groups
 from ssmdiag.checkpoint.names import clean_names
-from ssmdiag.checkpoint.reading import require_file
 from ssmdiag.checkpoint.saved_optimizer import (
     SavedGroup,
     SavedOptimizer,
@@ -26,8 +26,9 @@ from ssmdiag.checkpoint.saved_optimizer import (
     number,
     other_settings,
 )
+from ssmdiag.checkpoint.settings import settings_of
 from ssmdiag.checkpoint.torch_archive import TensorRecord
-from ssmdiag.checkpoint.torch_file import TorchFile, open_pickle, settings_of
+from ssmdiag.checkpoint.torch_file import TorchFile, open_pickle
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ OPTIMIZER_SETTINGS = (
 
 TRAINER_FILES = ("trainer_state.json", "training_args.bin")
 """What transformers' Trainer leaves beside the weights, and nobody else."""
+
+MOST_MATCHES = 16
+"""Tensors that the first name an optimiser gives is tried on, to see what all its names have before them."""
 
 WITHOUT_DECAY = (
     re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)"),
@@ -203,7 +207,7 @@ def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
         return best
     elements = strange.split(".")
     for strip in range(max(1, min(len(elements) - 1, 4))):
-        for match in checkpoint.ending_in(".".join(elements[strip:])):
+        for match in checkpoint.ending_in(".".join(elements[strip:]))[:MOST_MATCHES]:
             prefix = [*match.split(".")][: -len(elements[strip:])]
             moved = {name: ".".join([*prefix, *clean.split(".")[strip:]]) for name, clean in cleaned.items()}
             found = {name: new for name, new in moved.items() if new in checkpoint}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
+import struct
 import zipfile
 from pathlib import Path
 
+from ssmdiag.checkpoint.budget import naming, open_regular, require_file, shortened
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container
 from ssmdiag.errors import CheckpointError
 
@@ -22,18 +23,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     path = Path(path)
     try:
-        if path.is_dir():
-            return read_directory(path)
-        if path.name.endswith(".index.json") and path.exists():
-            return read_index(path)
-        return read_single(path)
+        with naming(path):
+            if path.is_dir():
+                return read_directory(path)
+            if path.name.endswith(".index.json") and path.exists():
+                return read_index(path)
+            return read_single(path)
     except PermissionError as error:
         raise CheckpointError(
             f"{error.filename or path} cannot be opened: permission denied.", advice="chmod +r, or copy it."
         ) from error
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}.",
+            f"{shortened(str(error.filename or path), 200)} cannot be read: {error.strerror or error}.",
             advice="check the disk and the path; copying the file may help.",
         ) from error
 
@@ -41,7 +43,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def open_container(path: Path) -> Container:
     """Open one file by what it is. Raises CheckpointError."""
     require_file(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(256)
     if not head:
         raise CheckpointError(f"{path.name} is empty (0 bytes).", advice="save or download it again.")
@@ -95,28 +97,19 @@ _CONVERT = {
 }
 
 
-def require_file(path: Path) -> None:
-    """Raise CheckpointError unless the path is a regular file: reading a pipe or a device would hang."""
-    if path.is_file():
-        return
-    if path.is_symlink() and not path.exists():
-        raise CheckpointError(
-            f"{path} is a link to {path.readlink()}, which does not exist.", advice="download the model again."
-        )
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist.", advice=_neighbours(path))
-    raise CheckpointError(
-        f"{path} is a directory, a pipe or a device, not a file.",
-        expected="a checkpoint file",
-        advice="save what it gives to a file first: cat PIPE > model.safetensors.",
-    )
-
-
 def _open_zip(path: Path) -> Container:
+    from ssmdiag.checkpoint.zip_file import ZipError, open_zip
+
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except ZipError as error:
+        raise CheckpointError(
+            f"{path.name} is a zip archive that is not read: {error}.",
+            expected="what torch.save and numpy.savez write",
+            advice="save it again, without compression; or unpack it and inspect what is inside.",
+        ) from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error):
         members = []
     if not members:
         raise CheckpointError(
@@ -137,16 +130,7 @@ def _open_zip(path: Path) -> Container:
 
         return NpzFile(path)
     raise CheckpointError(
-        f"{path.name} is a zip archive without tensors (it holds {', '.join(members[:4])}).",
+        f"{path.name} is a zip archive without tensors (it holds {shortened(', '.join(members[:4]))}).",
         expected="an .npz or a file written by torch.save",
         advice="unpack it and inspect the checkpoint inside.",
     )
-
-
-def _neighbours(path: Path) -> str:
-    """Name files of the same directory that could be meant."""
-    try:
-        close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=3)
-    except OSError:
-        return f"there is no directory {path.parent}."
-    return f"did you mean {', '.join(close)}?" if close else f"list what is there: ls {path.parent}"

@@ -1,31 +1,50 @@
-"""safetensors: the header gives every name and shape; values are mapped, not read."""
+"""safetensors: the header gives every name and shape; values are read by offset, when asked for.
+
+The layout is public (https://github.com/huggingface/safetensors): eight bytes with the length of the header, the header
+as JSON, {name: {"dtype", "shape", "data_offsets"}}, then the values, one tensor after another without gaps.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
-from ssmdiag.checkpoint.checkpoint import flatten
+from ssmdiag.checkpoint.budget import StableFile, parse_json, shortened, train_step
+from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    "F4": "float4_e2m1fn_x2", "C64": "complex64",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F6_E2M3": ("f6_e2m3", 6), "F6_E3M2": ("f6_e3m2", 6), "F4": ("float4_e2m1fn_x2", 4), "C64": ("complex64", 64),
+    "I64": ("int64", 64), "I32": ("int32", 32), "I16": ("int16", 16), "I8": ("int8", 8), "BOOL": ("bool", 8),
+    "U64": ("uint64", 64), "U32": ("uint32", 32), "U16": ("uint16", 16), "U8": ("uint8", 8),
 }  # fmt: skip
-
-
+"""Code in the file → torch name, bits of a value."""
+LONGEST_HEADER = 100_000_000
+"""Bytes, as the package that writes the files has it."""
 STEP_KEYS = ("train_step", "step", "global_step", "iteration")
 """Metadata that gives the optimiser step."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    """From the start of the file, in bytes."""
+    length: int
+
+
+class _InvalidError(Exception):
+    """The header describes no tensors that could be in the file."""
 
 
 class SafetensorsFile:
@@ -35,66 +54,121 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file: Any = safe_open(str(path), framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise _explain(path, error) from error
         self.notes: list[str] = []
-        metadata = (self._file.metadata() or {}).items()
-        self.settings: Mapping[str, Any] = {k: v for key, text in metadata for k, v in _settings(key, text).items()}
-        step = next((self.settings[key] for key in STEP_KEYS if str(self.settings.get(key, "")).isdigit()), None)
-        self.train_step = None if step is None else int(step)
+        self._file = StableFile(path)
+        header, start = self._header()
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise self._invalid("its metadata is not text")
+        self._entries = self._placed(header, start)
+        self.settings: Mapping[str, Any] = {
+            k: v for key, text in metadata.items() for k, v in _settings(key, text).items()
+        }
+        steps = (train_step(self.settings.get(key)) for key in STEP_KEYS)
+        self.train_step: int | None = next((step for step in steps if step is not None), None)
 
     def names(self) -> list[str]:
-        return list(self._file.keys())
+        return list(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        code = self._file.get_slice(name).get_dtype()
-        return _DTYPES.get(code, str(code).lower())
+        return self._entries[name].dtype
 
     def load(self, name: str) -> Tensor:
+        import torch
+
+        entry = self._entries[name]
         try:
-            return self._file.get_tensor(name)
-        except (SafetensorError, RuntimeError, OSError) as error:
+            dtype = getattr(torch, entry.dtype)
+            shape = entry.shape
+            if entry.dtype == "float4_e2m1fn_x2":  # two values a byte
+                shape = (*shape[:-1], shape[-1] // 2)
+            if not entry.length:
+                return torch.empty(shape, dtype=dtype)
+            return torch.frombuffer(self._file.read(entry.start, entry.length), dtype=dtype).reshape(shape)
+        except (EOFError, OSError, RuntimeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="save or download the file again."
             ) from error
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        """Return the header and where the values start."""
+        size = self._file.size
+        length = int.from_bytes(self._file.read(0, min(size, 8)), "little")
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise CheckpointError(
+                f"{self.path.name} is torn or not a safetensors file: it has {size:,} bytes, "
+                f"its first eight announce a header of {length:,}.",
+                advice="download or save it again; compare the size with the source.",
+            )
+        try:
+            header = parse_json(self._file.read(8, length).decode(), object_pairs_hook=_without_repeats)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.path.name}: its safetensors header is not readable ({error}).",
+                advice="download or save it again.",
+            ) from error
+        if not isinstance(header, dict):
+            raise self._invalid("its header is no table of tensors")
+        return header, 8 + length
+
+    def _placed(self, header: Mapping[str, Any], start: int) -> dict[str, _Entry]:
+        """Return where each tensor is, by name in the order of the alphabet."""
+        entries: dict[str, _Entry] = {}
+        for name in sorted(header):
+            try:
+                entries[name] = _entry(header[name], start)
+            except _InvalidError as error:
+                raise self._invalid(f"tensor {shortened(name)}: {error}") from error
+        end = max((entry.start + entry.length for entry in entries.values()), default=start)
+        if end != self._file.size:
+            raise CheckpointError(
+                f"{self.path.name} is torn: {self._file.size:,} bytes, but its header describes {end:,}.",
+                advice="the download or the save was cut short; get the file again.",
+            )
+        at = start
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].length)):
+            if entry.start != at:
+                raise self._invalid(f"tensor {shortened(name)} does not begin where the one before it ends")
+            at += entry.length
+        return entries
+
+    def _invalid(self, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.path.name} is not a valid safetensors file ({why}).", advice="save it again.")
+
+
+def _entry(entry: Any, start: int) -> _Entry:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _InvalidError("no dtype, shape and data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
+        raise _InvalidError(f"unknown dtype {shortened(repr(entry['dtype']))}")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise _InvalidError("its shape or its offsets are not whole numbers")
+    dtype, bits = _DTYPES[entry["dtype"]]
+    if prod(size for size in shape if size) >= 2**63:
+        raise _InvalidError("its shape has more values than any memory")
+    if prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
+        raise _InvalidError(f"{prod(shape):,} values of {dtype} in {offsets[1] - offsets[0]:,} bytes")
+    return _Entry(tuple(shape), dtype, start + offsets[0], offsets[1] - offsets[0])
+
+
+def _are_sizes(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return content
 
 
 def _settings(key: str, text: str) -> dict[str, Any]:
     """Return one entry of the metadata, opened where it is a JSON object."""
     try:
-        return flatten(json.loads(text), key) if text.lstrip().startswith("{") else {key: text}
+        return flatten(parse_json(text), key) if text.lstrip().startswith("{") else flatten({key: text})
     except ValueError:
-        return {key: text}
-
-
-def _explain(path: Path, error: SafetensorError) -> CheckpointError:
-    """Say what is wrong with the file, by reading its header once more."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if 8 + length <= min(size, 100_000_000) else b""
-    if not header:
-        return CheckpointError(
-            f"{path.name} is torn or not a safetensors file: it has {size:,} bytes, "
-            f"its first eight announce a header of {length:,}.",
-            advice="download or save it again; compare the size with the source.",
-        )
-    try:
-        entries = json.loads(header)
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-        needed = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        return CheckpointError(
-            f"{path.name}: its safetensors header is not readable ({error}).", advice="download or save it again."
-        )
-    if needed != size:
-        return CheckpointError(
-            f"{path.name} is torn: {size:,} bytes, but its header describes {needed:,}.",
-            advice="the download or the save was cut short; get the file again.",
-        )
-    return CheckpointError(f"{path.name} is not a valid safetensors file ({error}).", advice="save it again.")
+        return flatten({key: text})

@@ -6,12 +6,15 @@ shapes are in the pickle. `group_membership` finds the names where the file give
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ssmdiag.checkpoint.budget import Allowance
 from ssmdiag.checkpoint.inert_pickle import StandIn
+from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS
 from ssmdiag.checkpoint.torch_archive import BROKEN, Storage, TensorRecord
 
 Shape = tuple[int, ...]
@@ -41,6 +44,9 @@ class SavedOptimizer:
 
 DEEPEST, MOST_MAPPINGS = 6, 20_000
 """How far an optimiser is looked for in the plain data of a file."""
+MOST_GROUPS, MOST_PARAMETERS = 10_000, 1_000_000
+"""Groups of one optimiser, and parameters and settings of all of them: one group can stand in many places."""
+DEEPEST_VALUE, MOST_MOMENTS = 3, 64
 
 MOMENTS = ("exp_avg", "momentum_buffer", "exp_avg_sq", "square_avg", "sum", "state1", "acc_delta", "variance")
 """Tensors with the shape of their parameter, as the usual optimisers call them."""
@@ -64,6 +70,7 @@ def find_optimizers(content: Any, read: Read) -> list[SavedOptimizer]:
         Gives bytes of a storage; used for learning rates that are stored as a tensor, nothing else.
     """
     found: list[SavedOptimizer] = []
+    left = Allowance(MOST_PARAMETERS)
     seen: set[int] = set()
     level: list[tuple[tuple[str, ...], Any]] = [((), content)]
     for _ in range(DEEPEST):
@@ -73,12 +80,13 @@ def find_optimizers(content: Any, read: Read) -> list[SavedOptimizer]:
             if not isinstance(tree, (Mapping, list, tuple)) or id(tree) in seen or len(seen) > MOST_MAPPINGS:
                 continue
             seen.add(id(tree))
-            groups = _groups(tree, read) if isinstance(tree, Mapping) else ()
+            groups = _groups(tree, read, left) if isinstance(tree, Mapping) else ()
             if groups:
                 found.append(SavedOptimizer(_name(path, node, groups), groups))
-            else:
+            elif len(below) < MOST_MAPPINGS:
                 items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-                below += [((*path, str(key)), value) for key, value in items if isinstance(value, _NESTED)]
+                some = itertools.islice(items, MOST_MAPPINGS)
+                below += [((*path, str(key)), value) for key, value in some if isinstance(value, _NESTED)]
         level = below
     return found
 
@@ -90,15 +98,21 @@ def name_by_partition(optimizer: SavedOptimizer, partitions: Any) -> SavedOptimi
     what the optimiser numbers; `param_shapes` lists the names and shapes behind each flat tensor.
     """
     groups = []
+    if not isinstance(partitions, (list, tuple)):
+        return None
+    left = Allowance(MOST_PARAMETERS)
     for group in optimizer.groups:
         members: dict[str, Any] = {}
         for number in group.parameters:
-            if type(number) is not int or not isinstance(partitions, (list, tuple)) or number >= len(partitions):
+            if type(number) is not int or not 0 <= number < len(partitions):
                 return None
-            if not isinstance(partitions[number], Mapping):
+            partition = partitions[number]
+            if not isinstance(partition, Mapping) or not left.take(len(partition)):
                 return None
-            members.update(partitions[number])
+            members.update(partition)
         names = tuple(map(str, members))
+        if not all(map(_is_name, names)):
+            return None
         shapes = tuple(_size(shape) for shape in members.values())
         groups.append(replace(group, parameters=names, shapes=shapes, names=names))
     return replace(optimizer, groups=tuple(groups))
@@ -108,10 +122,14 @@ def _size(shape: Any) -> Shape | None:
     return tuple(shape) if isinstance(shape, (tuple, list)) and all(type(n) is int for n in shape) else None
 
 
-def _groups(tree: Mapping[Any, Any], read: Read) -> tuple[SavedGroup, ...]:
+def _groups(tree: Mapping[Any, Any], read: Read, left: Allowance) -> tuple[SavedGroup, ...]:
     """Return the groups of an optimiser's state dict; none if it is not one."""
     groups = tree.get("param_groups")
     if isinstance(groups, (list, tuple)) and groups and all(isinstance(group, Mapping) for group in groups):
+        lists = [value for group in groups for value in (group, group.get("params"), group.get("param_names"))]
+        entries = sum(len(value) for value in lists if isinstance(value, (Mapping, list, tuple)))
+        if len(groups) > MOST_GROUPS or not left.take(entries):
+            return ()
         state = tree.get("state")
         return tuple(_group(group, state if isinstance(state, Mapping) else {}, read) for group in groups)
     if any(isinstance(key, str) and key.startswith("param_groups.") for key in tree):
@@ -128,8 +146,12 @@ def _group(group: Mapping[Any, Any], state: Mapping[Any, Any], read: Read) -> Sa
         settings=_settings(group, read),
         parameters=parameters,
         shapes=tuple(_shape(key, state) for key in parameters),
-        names=tuple(names) if named and all(isinstance(name, str) for name in names) else None,
+        names=tuple(names) if named and all(map(_is_name, names)) else None,
     )
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and name.count(".") < MOST_ELEMENTS
 
 
 def _flattened(tree: Mapping[Any, Any], read: Read) -> Iterator[SavedGroup]:
@@ -139,7 +161,7 @@ def _flattened(tree: Mapping[Any, Any], read: Read) -> Iterator[SavedGroup]:
     for key, value in tree.items():
         kind, _, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
         name, _, entry = rest.rpartition(".")
-        if name and kind in ("param_groups", "state"):
+        if name and kind in ("param_groups", "state") and _is_name(name):
             (settings if kind == "param_groups" else state).setdefault(name, {})[entry] = value
     together: dict[str, list[str]] = {}
     for name, values in settings.items():
@@ -155,7 +177,7 @@ def _shape(key: Any, state: Mapping[Any, Any]) -> Shape | None:
     if isinstance(key, TensorRecord):
         return key.size
     kept = state.get(key) if isinstance(key, (int, str)) else None
-    if not isinstance(kept, Mapping):
+    if not isinstance(kept, Mapping) or len(kept) > MOST_MOMENTS:
         return None
     for moment in MOMENTS:
         if isinstance(kept.get(moment), TensorRecord):
@@ -173,13 +195,17 @@ def _settings(group: Mapping[Any, Any], read: Read) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value is not None}
 
 
-def plain_value(value: Any, read: Read) -> Any:
-    """Return a number, a word, or a tuple of them; None for anything else."""
-    if isinstance(value, (bool, int, float, str)):
+def plain_value(value: Any, read: Read, depth: int = 0) -> Any:
+    """Return a number, a word, or a short tuple of them; None for anything else."""
+    if isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_NAME else None
     if isinstance(value, (list, tuple)):
-        items = tuple(plain_value(item, read) for item in value[:16])
-        return None if None in items or len(value) > 16 else items
+        if len(value) > 16 or depth >= DEEPEST_VALUE:
+            return None
+        items = tuple(plain_value(item, read, depth + 1) for item in value)
+        return None if None in items else items
     try:
         if isinstance(value, TensorRecord) and value.size in ((), (1,)) and not value.dtype.startswith("complex"):
             return value.load(read).item()

@@ -17,8 +17,10 @@ from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ssmdiag.checkpoint.budget import Allowance, StableFile, open_regular, shortened
 from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
 from ssmdiag.checkpoint.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
+from ssmdiag.checkpoint.zip_file import MOST_TIMES, open_zip, read_member
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ _STORAGE_DTYPES = {
     "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
     "Untyped": "uint8",
 }  # fmt: skip
+MOST_AXES = 64
+FLIPS = ("conj", "neg")
+"""Views that torch stores as a bit instead of values."""
+MOST_REPEATED = 2**16
+"""Values of a tensor that repeats those of a smaller storage, as `expand` does, which are still read."""
+MOST_PICKLE = 64 << 20
+"""Bytes of a pickle that unpacks to more than its file has."""
+LONGEST_LINE, LONGEST_KEY = 1 << 20, 256
 _MAGIC = 0x1950A86A20F9469CFC6C
 _BIG_ENDIAN = "written on a big-endian machine, which is not supported"
 UNREADABLE = stand_in("torch._utils", "_rebuild_qtensor")
@@ -80,6 +90,8 @@ class TensorRecord(_Record):
         dtype = getattr(torch, self.dtype)
         if 0 in self.size:
             return torch.empty(self.size, dtype=dtype)
+        if prod(self.size) > max(self.storage.numel, MOST_REPEATED):
+            raise TornError(f"{prod(self.size):,} values expanded from {self.storage.numel:,}")
         span = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
         width = DTYPE_BITS[self.dtype] // 8
         content = bytearray(read(self.storage, self.offset * width, span * width))
@@ -90,17 +102,20 @@ class TensorRecord(_Record):
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
     """Return the record of one tensor; a stand-in where it is of a kind that cannot be read."""
-    numbers = (offset, *size, *stride)
     if not isinstance(storage, Storage) or dtype not in DTYPE_BITS:
         return UNREADABLE()
-    if len(size) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
+    lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list))
+    if not lists or not len(size) == len(stride) <= MOST_AXES:
+        raise TornError("a tensor of impossible shape")
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in (offset, *size, *stride)):
         raise TornError("a tensor of impossible shape")
     span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     available = storage.numel * DTYPE_BITS[storage.dtype] // DTYPE_BITS[dtype]
-    if 0 not in size and (offset + span > available or prod(size) > 2**48):
+    if (0 not in size and offset + span > available) or prod(n for n in size if n) > 2**48:
         raise TornError("a tensor larger than its storage")
-    flipped = frozenset(key for key, value in (metadata or {}).items() if value) if isinstance(metadata, dict) else ()
-    return TensorRecord(storage, offset, tuple(size), tuple(stride), dtype, frozenset(flipped))
+    bits = metadata if isinstance(metadata, dict) else {}
+    flipped = frozenset(key for key in FLIPS if bits.get(key))
+    return TensorRecord(storage, offset, tuple(size), tuple(stride), dtype, flipped)
 
 
 def _v2(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
@@ -114,7 +129,9 @@ def _v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any
 
 
 def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    return function(*arguments) if function in KNOWN.values() else UNREADABLE()
+    plain = any(function is KNOWN[f"torch._utils._rebuild_{name}"] for name in ("tensor", "tensor_v2", "tensor_v3"))
+    few = isinstance(arguments, tuple) and len(arguments) < 16
+    return function(*arguments) if plain and few else UNREADABLE()
 
 
 KNOWN: dict[str, type] = {
@@ -136,25 +153,33 @@ class TorchZip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = zipfile.ZipFile(path)
+        self._zip = open_zip(path)
         members = self._zip.namelist()
         pickled = next(name for name in members if name == "data.pkl" or name.endswith("/data.pkl"))
         self._prefix = pickled.removesuffix("data.pkl")
         order = f"{self._prefix}byteorder"
-        if order in members and self._zip.read(order) != b"little":
+        if order in self._zip.NameToInfo and read_member(self._zip, order, 16) != b"little":
             raise TornError(_BIG_ENDIAN)
-        unpickler = InertUnpickler(io.BytesIO(self._zip.read(pickled)), KNOWN, self._storage)
+        size = path.stat().st_size
+        self._unpacking = Allowance(MOST_TIMES * max(MOST_PICKLE, size))
+        content = read_member(self._zip, pickled, max(MOST_PICKLE, size))
+        unpickler = InertUnpickler(io.BytesIO(content), KNOWN, self._storage, size)
         self.content = unpickler.load()
         self.names = tuple(unpickler.names)
 
     def read(self, storage: Storage, start: int, length: int) -> bytes:
-        with self._zip.open(f"{self._prefix}data/{storage.key}") as file:
+        member = self._zip.getinfo(f"{self._prefix}data/{storage.key}")
+        if start + length > member.file_size:
+            raise TornError(f"ends after {member.file_size:,} of {start + length:,} bytes of a storage")
+        if member.compress_type != zipfile.ZIP_STORED and not self._unpacking.take(start + length):
+            raise TornError("packed so that reading it takes too long; unpack it and zip it without compression")
+        with self._zip.open(member) as file:
             file.seek(start)
             return _whole(file.read(length), length)
 
     def _storage(self, pid: Any) -> Any:
         _, kind, key, _, numel = pid
-        return _storage(kind, numel, str(key))
+        return _storage(kind, numel, key)
 
 
 class TorchPickles:
@@ -165,55 +190,82 @@ class TorchPickles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._start: dict[str, int] = {}
+        self._file = StableFile(path)
+        self._size = self._file.size
         storages: dict[str, Storage] = {}
 
         def load_storage(pid: Any) -> Any:
             if pid[0] == "module":
                 return pid[1]
             _, kind, key, _, numel, view = pid
-            whole = storages.setdefault(str(key), _storage(kind, numel, str(key)))
-            return whole if view is None else replace(whole, key=f"{key}@{int(view[1])}", numel=int(view[2]))
+            whole = storages.setdefault(_storage_key(key), _storage(kind, numel, key))
+            if view is None or not isinstance(whole, Storage):
+                return whole
+            _, offset, length = view
+            if type(offset) is not int or type(length) is not int or not 0 <= offset <= offset + length <= whole.numel:
+                raise TornError("a view that reaches outside its storage")
+            return replace(whole, key=f"{whole.key}@{offset}", numel=length)
 
-        with path.open("rb") as file:
+        with open_regular(path) as opened:
+            file = _Bounded(opened, self._size)
             if self._unpickle(file, load_storage) != _MAGIC:
                 raise TornError("a pickle, but not one of torch.save")
             self._unpickle(file, load_storage)
             if not self._unpickle(file, load_storage).get("little_endian", True):
                 raise TornError(_BIG_ENDIAN)
-            unpickler = InertUnpickler(file, KNOWN, load_storage)
+            unpickler = InertUnpickler(file, KNOWN, load_storage, self._size)  # type: ignore[arg-type]
             self.content = unpickler.load()
-            self._place(file, self._unpickle(file, load_storage), storages)
+            self._place(opened, self._unpickle(file, load_storage), storages)
         self.names = tuple(unpickler.names)
 
     def read(self, storage: Storage, start: int, length: int) -> bytes:
         key, _, view = storage.key.partition("@")
-        with self.path.open("rb") as file:
-            file.seek(self._start[key] + start + int(view or 0) * DTYPE_BITS[storage.dtype] // 8)
-            return _whole(file.read(length), length)
+        at = self._start[key] + start + int(view or 0) * DTYPE_BITS[storage.dtype] // 8
+        return bytes(self._file.read(at, length))
 
     def _place(self, file: IO[bytes], keys: Iterable[Any], storages: dict[str, Storage]) -> None:
         """Find where each storage starts: eight bytes of length, then its values."""
-        end = self.path.stat().st_size
         for key in keys:
-            storage = storages[str(key)]
+            storage = storages[_storage_key(key)]
             (numel,) = struct.unpack("<q", file.read(8))
-            self._start[str(key)] = file.tell()
-            file.seek(numel * DTYPE_BITS[storage.dtype] // 8, 1)
-            if numel != storage.numel or file.tell() > end:
+            self._start[storage.key] = file.tell()
+            if numel != storage.numel or file.tell() + numel * DTYPE_BITS[storage.dtype] // 8 > self._size:
                 raise TornError(f"ends within the values of storage {key}")
+            file.seek(numel * DTYPE_BITS[storage.dtype] // 8, 1)
 
-    @staticmethod
-    def _unpickle(file: IO[bytes], load_storage: Callable[[Any], Any]) -> Any:
-        return InertUnpickler(file, KNOWN, load_storage).load()
+    def _unpickle(self, file: _Bounded, load_storage: Callable[[Any], Any]) -> Any:
+        return InertUnpickler(file, KNOWN, load_storage, self._size).load()  # type: ignore[arg-type]
 
 
-def _storage(kind: Any, numel: Any, key: str) -> Any:
+class _Bounded:
+    """A file whose `read` makes no room for bytes that are not there."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def read(self, length: int) -> bytes:
+        if length > self._size - self._file.tell():
+            raise EOFError("its pickle ends early")
+        return self._file.read(length)
+
+    def readline(self) -> bytes:
+        return self._file.readline(LONGEST_LINE)
+
+
+def _storage_key(key: Any) -> str:
+    if not isinstance(key, (str, int)) or len(str(key)) > LONGEST_KEY:
+        raise TornError("a storage of impossible name")
+    return str(key)
+
+
+def _storage(kind: Any, numel: Any, key: Any) -> Any:
     name = getattr(kind, "origin", "").rpartition(".")[2].removesuffix("Storage")
     if name not in _STORAGE_DTYPES:  # quantised
         return UNREADABLE()
-    if type(numel) is not int or numel < 0:
+    if type(numel) is not int or not 0 <= numel < 2**60:
         raise TornError("a storage of impossible size")
-    return Storage(_STORAGE_DTYPES[name], numel, key)
+    return Storage(_STORAGE_DTYPES[name], numel, _storage_key(key))
 
 
 def _whole(content: bytes, length: int) -> bytes:
@@ -241,7 +293,7 @@ def open_archive(path: Path) -> TorchZip | TorchPickles:
 
 def _torn(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} is torn or not a torch checkpoint ({str(error) or type(error).__name__}).",
+        f"{path.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
         expected="what torch.save writes",
         advice="save or download it again.",
     )

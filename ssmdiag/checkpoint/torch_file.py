@@ -8,13 +8,15 @@ stand-ins, and what they hold stays readable.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
 from ssmdiag.checkpoint.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
+from ssmdiag.checkpoint.names import LONGEST_NAME
 from ssmdiag.checkpoint.saved_optimizer import SavedOptimizer, find_optimizers
+from ssmdiag.checkpoint.settings import settings_of
 from ssmdiag.checkpoint.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
@@ -36,12 +38,11 @@ TRAINER_KEYS = frozenset({
 })  # fmt: skip
 """What else trainers save; its tensors are not the model's."""
 
-_SETTING = (str, int, float, bool, list, tuple, Mapping, type(None))
-_REFERENCE = re.compile(r"\$\{(.*)\}")
-MOST_SETTINGS, DEEPEST_SETTING = 100_000, 32
-"""Settings read from one file, and how deep: an object graph can be made to unfold without end."""
-MOST_NESTED = 200_000
-"""Nested mappings and lists looked into for tensors, for the same reason."""
+MOST_REMARKED = 20
+"""Names in one remark."""
+DEEPEST_WEIGHTS, DEEPEST_WRAPPER = 100, 4
+MOST_NESTED = 1_000_000
+"""Entries of nested mappings and lists looked into for tensors: an object graph can be made to unfold without end."""
 
 
 class TorchFile:
@@ -53,9 +54,16 @@ class TorchFile:
         self._archive = open_pickle(path)
         self.format = self._archive.format
         content = self._archive.content
-        key, state = _state_dict(content)
-        found = list(_leaves(state))
+        left = Allowance(MOST_NESTED)
+        key, state = _state_dict(content, left)
+        found = list(_leaves(state, left))
         self._tensors = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
+        if not self._tensors and left.spent:
+            raise CheckpointError(
+                f"{path.name} holds no tensors among the first {MOST_NESTED:,} things in it: it unfolds without end.",
+                expected="a state dict",
+                advice="save model.state_dict() alone.",
+            )
         if not self._tensors:
             raise CheckpointError(
                 f"{path.name} holds no tensors{_top_level(content)}.",
@@ -64,8 +72,10 @@ class TorchFile:
             )
         rest = {name: value for name, value in content.items() if name != key} if isinstance(content, Mapping) else {}
         self._remark(key, rest, [name for name, leaf in found if not isinstance(leaf, TensorRecord)])
+        if left.spent:
+            self.notes.append(f"what it holds unfolds without end; tensors were looked for in {MOST_NESTED:,} places")
         step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
-        self.train_step: int | None = step
+        self.train_step: int | None = train_step(step)
         self.settings: Mapping[str, Any] = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
 
     def names(self) -> list[str]:
@@ -96,8 +106,10 @@ class TorchFile:
     def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
         packages = sorted({name.partition(".")[0] for name in self._archive.names} - PLAIN_MODULES - {"torch"})
         if packages:
-            self.notes.append(f"objects of {', '.join(packages)} were not built; what they hold was read as plain data")
-        others = [repr(name) for name, value in rest.items() if name not in TRAINER_KEYS and _holds_tensors(value)]
+            some = ", ".join([*packages[:MOST_REMARKED], *["…"][: len(packages) - MOST_REMARKED]])
+            self.notes.append(f"objects of {some} were not built; what they hold was read as plain data")
+        candidates = [(name, value) for name, value in rest.items() if name not in TRAINER_KEYS][:MOST_REMARKED]
+        others = [shortened(repr(name)) for name, value in candidates if _holds_tensors(value)]
         if key is not None and others:
             self.notes.append(f"the weights under {key!r} were read; tensors under {', '.join(others)} were not")
         if unreadable:
@@ -119,99 +131,72 @@ def open_pickle(path: Path) -> TorchZip | TorchPickles:
         ) from error
 
 
-def settings_of(tree: Any) -> dict[str, Any]:
-    """Return settings flat and dotted, with omegaconf, Namespace and other objects opened."""
-    flat: dict[str, Any] = {}
-    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
-    for _ in range(MOST_SETTINGS):
-        if not left:
-            break
-        path, value = left.pop()
-        value = _plain(value)
-        if isinstance(value, (list, tuple)):
-            value = [item if isinstance(item, _SETTING) else None for item in map(_plain, value)]
-            if any(isinstance(item, Mapping) for item in value):
-                value = dict(enumerate(value))
-        if isinstance(value, Mapping) and len(path) < DEEPEST_SETTING:
-            left += reversed([((*path, str(key)), item) for key, item in value.items()])
-        elif path and isinstance(value, _SETTING):
-            flat[".".join(path)] = value
-    return {key: value for key, value in _followed(flat) if not _REFERENCE.fullmatch(str(value))}
-
-
-def _followed(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield settings with omegaconf's absolute references, ${model.d_model}, replaced by what they name."""
-    for key, value in flat.items():
-        for _ in range(8):
-            found = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-            value = flat.get(found[1], value) if found else value
-        yield key, value
-
-
-def _plain(value: Any) -> Any:
-    """Return what an object of an unknown class holds: its attributes, its items or the one value it was made of."""
-    for _ in range(8):  # wrappers within wrappers
-        if not isinstance(value, StandIn):
-            break
-        state = value.state
-        if isinstance(state, tuple) and len(state) == 2:  # attributes, slots
-            state = {key: item for part in state if isinstance(part, Mapping) for key, item in part.items()}
-        if isinstance(state, Mapping) and state:
-            value = state.get("_content", state.get("_val", state))  # omegaconf: container, leaf
-        elif value.items is not None:
-            value = value.items
-        elif len(value.arguments) == 1:  # an enum's value
-            value = value.arguments[0]
-        else:
-            break
-    if isinstance(value, type) and issubclass(value, StandIn) and value.attribute:  # a member of an enum, by its name
-        return value.attribute
-    return value
-
-
-def _state_dict(content: Any, depth: int = 0) -> tuple[str | None, Any]:
+def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | None, Any]:
     """Return the mapping that holds the weights and the key it stood under, None if it is the whole."""
-    if not isinstance(content, Mapping) or depth > DEEPEST_SETTING:
+    if not isinstance(content, Mapping) or depth > DEEPEST_WRAPPER:
         return None, content
     direct = sum(isinstance(value, TensorRecord) and bool(value.size) for value in content.values())
     for key in STATE_DICT_KEYS:
         # {"model": …, "best_loss": tensor}: a stray tensor beside the weights does not make a state dict.
-        if sum(1 for _ in _leaves(content.get(key))) > direct:
+        if next(itertools.islice(_leaves(content.get(key), left), direct, None), None) is not None:
             inner = content[key]
-            deeper, state = _state_dict(inner, depth + 1)
+            deeper, state = _state_dict(inner, left, depth + 1)
             return key, state if deeper in ("state_dict", "params") else inner
     for key in WRAPPER_KEYS:
-        deeper, state = _state_dict(content.get(key), depth + 1)
+        deeper, state = _state_dict(content.get(key), left, depth + 1)
         if deeper in STATE_DICT_KEYS:
             return key, state
     return None, {key: value for key, value in content.items() if key not in TRAINER_KEYS}
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every tensor of nested mappings, lists and pickled modules, under its dotted name, while it is sane."""
-    return _leaves_below(tree, "", (), itertools.repeat(True, MOST_NESTED))
+def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
+    """Yield every tensor of nested mappings, lists and pickled modules, under its dotted name, while there is room."""
+    waiting: list[tuple[Any, _Path, tuple[int, ...]]] = [(tree, None, ())]
+    while waiting:
+        node, path, above = waiting.pop()
+        if isinstance(node, TensorRecord) or (isinstance(node, StandIn) and node.origin.startswith(_REBUILT)):
+            name = _name(path)
+            if not left.take(1 + len(name) // 16):
+                return
+            yield name or "tensor", node
+        if isinstance(node, TensorRecord) or id(node) in above or len(above) > DEEPEST_WEIGHTS:
+            continue
+        items: Iterable[tuple[Any, Any]] = ()
+        if isinstance(node, StandIn):
+            if isinstance(node.state, Mapping):
+                items = [(None, node.state.get(part)) for part in ("_parameters", "_buffers", "_modules")]
+        elif isinstance(node, (Mapping, list, tuple)):
+            if not left.take(1 + len(node)):
+                return
+            items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        inside = (*above, id(node))
+        below = [(value, path if key is None else (path, key), inside) for key, value in items if _may_hold(value)]
+        waiting += reversed(below)
 
 
-def _leaves_below(tree: Any, prefix: str, above: tuple[int, ...], left: Iterator[bool]) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, TensorRecord):
-        yield prefix or "tensor", tree
-    elif isinstance(tree, StandIn):
-        if tree.origin.startswith("torch._utils._rebuild"):
-            yield prefix, tree
-        for part in ("_parameters", "_buffers", "_modules") if isinstance(tree.state, Mapping) else ():
-            if id(tree) not in above:
-                yield from _leaves_below(tree.state.get(part), prefix, (*above, id(tree)), left)
-    elif isinstance(tree, (Mapping, list, tuple)) and id(tree) not in above and len(above) < 100 and next(left, False):
-        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        for key, value in items:
-            yield from _leaves_below(value, f"{prefix}.{key}" if prefix else str(key), (*above, id(tree)), left)
+_Path = tuple[Any, Any] | None
+"""A path as (path before, key), which takes no room for names that nobody asks for."""
+_REBUILT = "torch._utils._rebuild"
+
+
+def _may_hold(value: Any) -> bool:
+    return isinstance(value, (TensorRecord, StandIn, Mapping, list, tuple))
+
+
+def _name(path: _Path) -> str:
+    """Return a path as a dotted name, cut where it is longer than any that is read."""
+    keys: list[str] = []
+    while path is not None:
+        path, key = path
+        keys.append(str(key)[: LONGEST_NAME + 1])
+    return ".".join(reversed(keys))
 
 
 def _holds_tensors(tree: Any) -> bool:
-    return any(True for _ in _leaves(tree))
+    return any(True for _ in _leaves(tree, Allowance(MOST_NESTED // 10)))
 
 
 def _top_level(content: Any) -> str:
     if isinstance(content, Mapping) and content:
-        return f": its top level has {', '.join(str(key) for key in list(content)[:8])}"
+        return f": its top level has {', '.join(shortened(str(key)) for key in list(content)[:8])}"
     return f": it is one {content.origin}" if isinstance(content, StandIn) and content.origin else ""

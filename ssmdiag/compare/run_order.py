@@ -13,7 +13,10 @@ COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|upd
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
-THOUSANDS = re.compile(r"(\d+)([kKM])(?![A-Za-z])")
+THOUSANDS = re.compile(r"(?<![0-9])([0-9]{1,9})([kKM])(?![A-Za-z])")
+_NUMBERS = re.compile(r"([0-9]+)")
+LONGEST_STEP = 15
+"""Digits of a step; a longer number is a name."""
 
 
 class OrderSource(Enum):
@@ -55,18 +58,26 @@ def expand_run(paths: Sequence[str | Path]) -> list[Path]:
         found = sorted(map(Path, glob(str(path)))) if pattern else []
         expanded += found or [path]
     if len(expanded) == 1 and expanded[0].is_dir():
-        inside = [entry for entry in sorted(expanded[0].iterdir()) if _is_numbered_checkpoint(entry)]
+        inside = [entry for entry in _entries(expanded[0]) if _is_numbered_checkpoint(entry)]
         if not any(entry.is_file() for entry in inside) and (runs := runs_in(expanded[0])):
             raise several_runs(expanded[0], runs)
         return inside if len(inside) > 1 else expanded
     return expanded
 
 
+def _entries(directory: Path) -> list[Path]:
+    """Return what is in a directory, in order; nothing where it may not be listed: who opens it says why."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
 def _is_numbered_checkpoint(entry: Path) -> bool:
     if not any(character.isdigit() for character in entry.stem) or SHARD.search(entry.name):
         return False
     if entry.is_dir():
-        return any(file.suffix in SUFFIXES for file in entry.iterdir())
+        return any(file.suffix in SUFFIXES for file in _entries(entry))
     return entry.suffix in SUFFIXES
 
 
@@ -103,7 +114,7 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     depth, names = next(((depth, level) for depth, level in enumerate(levels) if len(set(level)) > 1), (0, ()))
     if not names:
         return None
-    split = [re.split(r"(\d+)", THOUSANDS.sub(_written_out, name)) for name in names]
+    split = [_NUMBERS.split(THOUSANDS.sub(_written_out, name)) for name in names]
     if len({tuple(parts[::2]) for parts in split}) > 1:
         return None
     words = split[0][::2]
@@ -118,6 +129,8 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     if len(chosen) != 1:
         return None
     (at,) = chosen
+    if any(len(parts[2 * at + 1].lstrip("0")) > LONGEST_STEP for parts in split):
+        return None
     unit = "epoch" if COUNTS_EPOCHS.search(words[at]) else "step"
     return unit, tuple(int(parts[2 * at + 1]) for parts in split)
 

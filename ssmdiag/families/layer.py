@@ -121,7 +121,7 @@ class Layer:
 
     def setting(self, *leaves: str, default: Any = None) -> Any:
         """Return the first setting of config.json or of the file whose last path element is one of these."""
-        found = _find(self.checkpoint.settings, leaves)
+        found = _find(self.checkpoint, leaves)
         return default if found is None else found
 
     def rate_map(self) -> str | None:
@@ -158,7 +158,7 @@ class Layer:
         source: Literal["--assume", "file", "inferred", "usual"] = "usual"
         if inferred is not None:
             value, source = inferred, "inferred"
-        found = _find(self.checkpoint.settings, (name, *option.settings))
+        found = _find(self.checkpoint, (name, *option.settings))
         text = str(found).lower()
         if known is not None:
             value, source = known, "file"
@@ -239,10 +239,10 @@ def _values_of(stored: StoredTensor) -> Tensor:
         raise LayerError(error.seen, advice=error.advice) from error
 
 
-def _find(settings: Mapping[str, Any], leaves: tuple[str, ...]) -> Any:
+def _find(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> Any:
     """Return the value under the first leaf that all its occurrences agree on."""
     for leaf in leaves:
-        values = [v for k, v in settings.items() if k == leaf or k.endswith(f".{leaf}")]
+        values = checkpoint.settings_named(leaf)
         if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
             return values[0]
     return None

@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.checkpoint.budget import MOST_TOML, parse_toml, read_text, shortened
+from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS
 from ssmdiag.errors import LayerError, MapFileError
 from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.maps import MAPS
@@ -50,6 +51,7 @@ CHOICES = {
     "frequency_map": tuple(MAPS),
     "step_map": tuple(MAPS),
 }
+MOST_LAYERS = 1000
 TENSOR_KEYS = ("weight", "frequency", "step", "input", "output")
 """Keys that name tensors; the first three decide the spectrum."""
 
@@ -99,22 +101,26 @@ def read_map(path: str | Path) -> tuple[Family, ...]:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = parse_toml(read_text(path, MOST_TOML))
     except OSError as error:
-        raise MapFileError(f"{path} cannot be read: {error.strerror}.", advice="give --map a TOML file.") from error
+        reason = error.strerror or error
+        raise MapFileError(f"{path} cannot be read: {reason}.", advice="give --map a TOML file.") from error
     except ValueError as error:
         raise MapFileError(f"{path} is not TOML: {error}", advice="quote strings; one `key = value` a line.") from error
     layers = content.get("layer")
     valid = isinstance(layers, list) and layers and all(isinstance(layer, dict) for layer in layers)
     if set(content) != {"layer"} or not valid:
-        seen = ", ".join(content) or "nothing"
+        seen = shortened(", ".join(content), 200) or "nothing"
         raise MapFileError(
             f"{path} has {seen} at its top level.", expected="one or more tables [[layer]], nothing else"
         )
+    if len(content["layer"]) > MOST_LAYERS:
+        raise MapFileError(f"{path} has {len(content['layer']):,} tables [[layer]].", expected=f"at most {MOST_LAYERS}")
     families = tuple(_family(layer, f"{path}, [[layer]] {number}") for number, layer in enumerate(content["layer"], 1))
     names = [family.name for family in families]
+    known = _known_names()
     for name in names:
-        if names.count(name) > 1 or name in _known_names():
+        if names.count(name) > 1 or name in known:
             raise MapFileError(
                 f'{path}: name = "{name}" is taken.', expected="a name of its own for each layer", advice="rename it."
             )
@@ -145,9 +151,9 @@ def _declaration(table: Mapping[str, Any], where: str) -> tuple[str | None, Decl
     known = {field.name: field for field in fields(Declaration)}
     for key, value in table.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(key[:100], known, n=1)
             raise MapFileError(
-                f"{where}: unknown key {key}.",
+                f"{where}: unknown key {shortened(key)}.",
                 expected=f"one of {', '.join(known)}",
                 advice=f"did you mean {close[0]}?" if close else "remove it.",
             )
@@ -190,18 +196,23 @@ def _check_value(key: str, value: Any, where: str) -> None:
         good, expected = isinstance(value, bool), "true or false"
     elif key in TENSOR_KEYS and isinstance(value, str):
         elements = value.split(".")
-        good = elements[-1] != "*" and all(e == "*" or re.fullmatch(r"[^*\s]+", e) for e in elements)
+        short = len(value) <= LONGEST_NAME and len(elements) <= MOST_ELEMENTS
+        good = short and elements[-1] != "*" and all(e == "*" or re.fullmatch(r"[^*\s]+", e) for e in elements)
         expected = 'a tensor name, such as "*.rnn.log_decay"'
     elif key == "step":
         good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
         expected = "a tensor name or a positive number"
     elif key.endswith("axes"):
-        good = isinstance(value, str) and re.fullmatch(r"(1|[a-z]+)( (1|[a-z]+))*( 2)?", value) is not None
+        good = (
+            isinstance(value, str)
+            and len(value) <= LONGEST_NAME
+            and re.fullmatch(r"(1|[a-z]+)( (1|[a-z]+))*( 2)?", value) is not None
+        )
         expected = 'names such as "channel mode", 1 for an axis of one, 2 last for (re, im)'
     else:
-        good, expected = isinstance(value, str) and bool(value.strip()), "text"
+        good, expected = isinstance(value, str) and bool(value.strip()) and len(value) <= LONGEST_NAME, "text"
     if not good:
-        raise MapFileError(f"{where}: {key} = {value!r}.", expected=expected)
+        raise MapFileError(f"{where}: {key} = {shortened(repr(value))}.", expected=expected)
 
 
 def _check_axes(declared: Declaration, where: str) -> None:

@@ -133,7 +133,6 @@ class _Index:
         self.chosen = chosen
         self.checkpoint = checkpoint
         self.families = families
-        self.settings = checkpoint.settings
         self.users: dict[str, set[str]] = defaultdict(set)
         for family in families:
             for spelling in family.spellings:
@@ -198,7 +197,7 @@ class _Index:
         if any(_join(path, local) in self.checkpoint for local in spelling.absent):
             return True
         for leaf, values in spelling.settings.items():
-            found = [str(v).lower() for k, v in self.settings.items() if k == leaf or k.endswith(f".{leaf}")]
+            found = [str(value).lower() for value in self.checkpoint.settings_named(leaf)]
             if not any(value in values for value in found):
                 return True
         return False

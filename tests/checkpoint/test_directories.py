@@ -188,12 +188,12 @@ def test_what_may_not_be_opened_is_a_known_problem(
 ) -> None:
     write(tmp_path)
 
-    def refuse(self: Path, *arguments: object, **keywords: object) -> object:
-        raise PermissionError(number, os.strerror(number), str(self))
+    def refuse(path: object, *arguments: object, **keywords: object) -> object:
+        raise PermissionError(number, os.strerror(number), str(path))
 
-    for method, path in (("open", tmp_path / "model.safetensors"), ("iterdir", tmp_path)):
+    for owner, method, path in ((os, "open", tmp_path / "model.safetensors"), (Path, "iterdir", tmp_path)):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, method, refuse)
+            patch.setattr(owner, method, refuse)
             with pytest.raises(CheckpointError, match="permission denied") as caught:
                 read_checkpoint(path)
             assert str(path) in caught.value.seen
@@ -202,10 +202,10 @@ def test_what_may_not_be_opened_is_a_known_problem(
 def test_a_failing_disk_is_a_known_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
 
-    def fail(self: Path, *arguments: object, **keywords: object) -> object:
-        raise OSError(errno.EIO, "Input/output error", str(self))
+    def fail(path: object, *arguments: object, **keywords: object) -> object:
+        raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(CheckpointError, match="Input/output error"):
         read_checkpoint(path)
 

@@ -1,0 +1,211 @@
+"""What reading a file may cost: regular files only, a size for each kind, an end to whatever unfolds.
+
+Nobody vouches for a file. A configuration may be a pipe that never ends, JSON of a megabyte may nest a hundred
+thousand deep, a pickle of a kilobyte may stand for more objects than there are atoms. Everything ssmdiag opens goes
+through here, so that each is refused or read within seconds and a gigabyte of memory. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import itertools
+import json
+import os
+import re
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ssmdiag.errors import CheckpointError, SsmdiagError
+
+MOST_CONFIG = 16 << 20
+"""Bytes of a config.json; the largest published ones have two million, for names of classes."""
+MOST_INDEX = 64 << 20
+"""Bytes of a shard index; one of 90,000 tensors has nine million."""
+MOST_TRAINER_STATE = 64 << 20
+"""Bytes of a trainer_state.json, which keeps every loss that was logged."""
+MOST_BASELINE = 16 << 20
+"""Bytes of a baseline: 60,000 findings."""
+MOST_TOML = 1 << 20
+"""Bytes of a settings or map file."""
+LONGEST_NUMBER = 40
+"""Digits of a whole number: no setting needs more, and Python takes time that grows with their square."""
+LARGEST_STEP = 10**15
+"""Optimiser steps that any run could have taken."""
+MOST_COMPARED = 2000
+"""Names of a directory that one which is not there is compared with."""
+_MOST_DOTS = 10_000_000
+"""Sum over the lines of TOML of their dots squared: what dotted keys cost its reader."""
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless the path is a regular file: reading a pipe or a device would hang."""
+    if path.is_file():
+        return
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"{path} is a link to {path.readlink()}, which does not exist.", advice="download the model again."
+        )
+    if not path.exists():
+        raise CheckpointError(f"{shortened(str(path), 300)} does not exist.", advice=_neighbours(path))
+    raise CheckpointError(
+        f"{path} is a directory, a pipe or a device, not a file.",
+        expected="a checkpoint file",
+        advice="save what it gives to a file first: cat PIPE > model.safetensors.",
+    )
+
+
+def _neighbours(path: Path) -> str:
+    """Name files of the same directory that could be meant."""
+    try:
+        present = [entry.name for entry in itertools.islice(path.parent.iterdir(), MOST_COMPARED)]
+    except OSError:
+        return f"there is no directory {path.parent}."
+    close = difflib.get_close_matches(path.name, present, n=3)
+    return f"did you mean {', '.join(close)}?" if close else f"list what is there: ls {path.parent}"
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Return a file open for reading. Raises OSError for a pipe or a device too, without waiting for it."""
+    # O_NONBLOCK: a pipe that nobody writes into would hang here.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            what = "it is a directory" if stat.S_ISDIR(kind) else "it is a pipe or a device"
+            raise OSError(errno.EINVAL, f"{what}, not a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return a file as text, at most so many bytes of it.
+
+    Raises OSError where it cannot be opened, is no regular file, is larger or is not UTF-8.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else file.read(most + 1)
+    if max(size, len(content)) > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read", str(path))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, f"it is not UTF-8 text (byte {error.start:,})", str(path)) from error
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Return what JSON holds. Raises ValueError, also where it is nested too deep or a number is too long."""
+    try:
+        return json.loads(text, parse_int=_whole_number, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what TOML holds. Raises ValueError, also where it is nested too deep or a number is too long."""
+    import tomllib
+
+    if sum(line.count(".") ** 2 for line in text.splitlines()) > _MOST_DOTS:
+        raise ValueError("its keys have too many dots")
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    left: list[Any] = [data]
+    while left:
+        value = left.pop()
+        if isinstance(value, (dict, list)):
+            left += value.values() if isinstance(value, dict) else value
+        elif type(value) is int and not -(2**63) <= value < 2**63:
+            raise ValueError("a whole number is out of range")
+    return data
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return int(digits)
+
+
+def train_step(value: Any) -> int | None:
+    """Return an optimiser step given as a number or in digits; None for anything else.
+
+    >>> train_step("1200"), train_step(7), train_step("²"), train_step(10**400)
+    (1200, 7, None, None)
+    """
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,16}", value):
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= LARGEST_STEP else None
+
+
+class StableFile:
+    """A file that is read piece by piece, by offset, and must stay what it was when it was opened.
+
+    Not mapped: a file that shrinks while it is mapped ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_regular(path) as file:
+            self._state = _state_of(file)
+        self.size = self._state[0]
+
+    def read(self, start: int, length: int) -> bytearray:
+        """Return bytes. Raises EOFError where it ends before, and then takes no memory, or where it was changed."""
+        if not 0 <= start <= start + length <= self.size:
+            raise EOFError(f"the file ends before byte {start + length:,}")
+        with open_regular(self.path) as file:
+            if _state_of(file) != self._state:
+                raise EOFError("the file was changed while it was read")
+            content = bytearray(length)
+            file.seek(start)
+            if file.readinto(content) != length:  # type: ignore[attr-defined]
+                raise EOFError("the file became shorter while it was read")
+        return content
+
+
+def _state_of(file: IO[bytes]) -> tuple[int, int, int]:
+    state = os.fstat(file.fileno())
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
+class Allowance:
+    """How much may still be looked into of something that can be made to unfold without end."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def take(self, steps: int = 1) -> bool:
+        """Whether there is room for so many more; once there was none, there is none for anything."""
+        self._left -= steps
+        return self._left >= 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether something was left out."""
+        return self._left < 0
+
+
+@contextlib.contextmanager
+def naming(path: Path, error: type[SsmdiagError] = CheckpointError) -> Iterator[None]:
+    """Raise as an SsmdiagError that names the file what reading damaged or forged content can raise anywhere."""
+    try:
+        yield
+    except (RecursionError, MemoryError, OverflowError, zlib.error, struct.error, UnicodeDecodeError) as caught:
+        raise error(
+            f"{path.name} cannot be read ({str(caught) or type(caught).__name__}).",
+            advice="it is damaged, or was made to exhaust its reader; save or download it again.",
+        ) from caught
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text, or its beginning, for a message."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,70 @@
+"""Zip archives whose table of contents is held against the file before anything is unpacked."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
+"""Bytes that a file may unpack to in all, or how many times its own size; weights compress by half at best."""
+_PIECE = 1 << 20
+_LOCAL_HEADER = 30
+_MORE_WHEN_PACKED = 1024
+"""Bytes by which what is packed may be longer than what it unpacks to."""
+
+
+class ZipError(zipfile.BadZipFile):
+    """The table of contents contradicts the file, or promises more than anybody should unpack."""
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Return an archive of which every member can be read safely. Raises ZipError, BadZipFile."""
+    archive = zipfile.ZipFile(path)
+    size = path.stat().st_size
+    members = archive.infolist()
+    if len(archive.NameToInfo) < len(members):
+        raise ZipError("two of its members have one name")
+    for member in members:
+        if member.flag_bits & 1:
+            raise ZipError(f"its member {member.filename[:80]} is encrypted")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ZipError("it is packed by another method than zip's usual one")
+        if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
+            raise ZipError(f"its member {member.filename[:80]} announces {member.file_size:,} bytes it does not have")
+    if sum(member.compress_size for member in members) > size:
+        raise ZipError("its members lie over one another, or beyond its end")
+    if (total := sum(member.file_size for member in members)) > max(MOST_UNPACKED, MOST_TIMES * size):
+        raise ZipError(f"{size:,} bytes that unpack to {total:,}")
+    return archive
+
+
+def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> bytes:
+    """Return the first bytes of a member, so many at most: a tenth of the time that opening it takes."""
+    file = archive.fp
+    if file is None:
+        raise ValueError("the archive is closed")
+    file.seek(member.header_offset)
+    local = file.read(_LOCAL_HEADER)
+    if len(local) < _LOCAL_HEADER or not local.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"no member where {member.filename[:80]} should be")
+    name, extra = struct.unpack_from("<HH", local, _LOCAL_HEADER - 4)
+    file.seek(name + extra, 1)
+    stored = file.read(min(member.compress_size, length + _MORE_WHEN_PACKED))
+    if member.compress_type == zipfile.ZIP_STORED:
+        return stored[:length]
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, length)
+
+
+def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Return a member of so many bytes at most. Raises ZipError where it announces more."""
+    member = archive.getinfo(name)
+    if member.file_size > most:
+        raise ZipError(f"its member {name[:80]} announces {member.file_size:,} bytes, and at most {most:,} are read")
+    pieces = []
+    with archive.open(member) as file:
+        # In pieces: one read of everything unpacks whatever is there before it looks at the announced size.
+        while piece := file.read(_PIECE):
+            pieces.append(piece)
+    return b"".join(pieces)
