@@ -12,7 +12,10 @@ def main() -> None:
     # Read when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ssmdiag.cli.app import app
+    from ssmdiag.cli.terminal import show_tracebacks
     from ssmdiag.errors import SsmdiagError
+
+    show_tracebacks()
 
     try:
         app()

@@ -66,5 +66,15 @@ def emit(text: str, output: Path | None) -> None:
         raise SsmdiagError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
 
 
+def show_tracebacks() -> None:
+    """Show on stderr, where SSMDIAG_DEBUG is set, what lies behind the errors of layers; in every process."""
+    if os.environ.get("SSMDIAG_DEBUG"):
+        import logging
+
+        logger = logging.getLogger("ssmdiag")
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.DEBUG)
+
+
 def _sized() -> bool:
     return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
