@@ -173,12 +173,15 @@ def diagnose(
             _collect_assumptions(assumed, layer, recurrences)
         if len(held) >= HELD_LAYERS or position == len(found.layers):
             for evidence in examine_layers(held, whole, context, most_channels if memory else 0):
-                layers.append(evidence.numbers)
-                findings += selection.examine_layer(evidence)
+                if isinstance(evidence, LayerError):
+                    problems.append(evidence.sentence)
+                else:
+                    layers.append(evidence.numbers)
+                    findings += selection.examine_layer(evidence, problems)
             held = []
         if on_layer:
             on_layer(position, len(found.layers))
-    findings += selection.examine_checkpoint(replace(whole, layers=tuple(layers), unread=tuple(unread)))
+    findings += selection.examine_checkpoint(replace(whole, layers=tuple(layers), unread=tuple(unread)), problems)
     return Diagnosis(
         path=str(checkpoint.path),
         format=checkpoint.format,

@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import LayerError
+from ssmdiag.guard import guard
 from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence
 from ssmdiag.spectrum import summarise
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
+
+Held = tuple["Layer", int, "Recurrence"]
+"""A layer, which of its recurrences this is, and the recurrence."""
 
 MOST_CHANNELS = 64
 """Channels of a layer whose law is found unless all are asked for: a second for 64 layers."""
@@ -28,12 +33,32 @@ FEWEST_CHANNELS = 4
 
 
 def examine_layers(
-    held: Sequence[tuple[Layer, int, Recurrence]],
+    held: Sequence[Held],
     whole: CheckpointEvidence,
     context: int | None,
     most_channels: int | None,
+) -> Iterator[LayerEvidence | LayerError]:
+    """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory.
+
+    In place of one that cannot be examined stands a LayerError; the numbers of the others do not depend on it.
+    """
+    try:
+        yield from list(_examine(held, whole, context, most_channels))
+    except Exception:  # of one of them: alone it is found, and loses nobody else
+        for one in held:
+            try:
+                with guard(one[2].layer, "its examination"):
+                    found = list(_examine([one], whole, context, most_channels))
+            except LayerError as error:
+                yield error
+            else:
+                yield from found
+
+
+def _examine(
+    held: Sequence[Held], whole: CheckpointEvidence, context: int | None, most_channels: int | None
 ) -> Iterator[LayerEvidence]:
-    """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory."""
+    """Yield what is known of each recurrence, those alike measured as one."""
     from ssmdiag.capacity.capacity import assess_capacities, summarise_capacity
     from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, summarise_memory
 

@@ -161,8 +161,10 @@ def best(a: float = 1.0, b: float = 0.5) -> StableMap:
     )
 
 
-_GROWS = math.expm1
-"""β → e^β − 1."""
+def _grows(beta: float) -> float:
+    """Return e^β − 1, infinite where that is beyond float64."""
+    return math.expm1(beta) if beta < 709 else math.inf
+
 
 _ENTRIES = (
     StableMap(
@@ -196,21 +198,21 @@ _ENTRIES = (
         lambda w: w.exp(), lambda r: r.log(),
         lambda w: (-w).exp(),
         lambda w, d: (-d).expm1() + 0 * w,
-        _GROWS,
+        _grows,
     ),
     StableMap(
         "softplus", "log(1 + exp(w))",
         softplus, inverse_softplus,
         lambda w: (w.sigmoid() / softplus(w) / softplus(w)).where(w > -700, (-w).exp()),
         _softplus_change,
-        _GROWS,
+        _grows,
     ),
     StableMap(
         "softplus+1e-4", "log(1 + exp(w)) + 1e-4",
         lambda w: softplus(w) + FLOOR, lambda r: inverse_softplus(r - FLOOR),
         lambda w: w.sigmoid() / (softplus(w) + FLOOR).square(),
         _quotient(lambda w: softplus(w) + FLOOR),
-        _GROWS,
+        _grows,
         low=FLOOR,
     ),
     StableMap(
@@ -218,7 +220,7 @@ _ENTRIES = (
         lambda w: w.sigmoid(), lambda r: r.log() - (-r).log1p(),
         lambda w: (-w).exp(),
         lambda w, d: (-w).sigmoid() * (-d).expm1(),
-        _GROWS,
+        _grows,
         high=1.0,
     ),
     StableMap(
@@ -226,7 +228,7 @@ _ENTRIES = (
         lambda w: softplus(-w), lambda r: -inverse_softplus(r),
         lambda w: ((-w).sigmoid() / softplus(-w) / softplus(-w)).where(w < 700, w.exp()),
         lambda w, d: _softplus_change(-w, -d),
-        _GROWS,
+        _grows,
     ),
     StableMap(
         "relu", "max(w, 0)",

@@ -100,6 +100,23 @@ class Recurrence:
         ell = self.log_eigenvalues
         if ell.ndim != 2 or str(ell.dtype) != "torch.complex128":
             raise ValueError(f"log_eigenvalues must be (channel, mode) complex128, got {tuple(ell.shape)} {ell.dtype}")
+        if not ell.numel():
+            raise ValueError(f"it has {self.channels} channels of {self.modes} modes: nothing to remember with")
+        if self.step is not None and not _expands(self.step, self.channels, self.modes):
+            raise ValueError(f"its step has shape {tuple(self.step.shape)}, its modes {tuple(ell.shape)}")
+        if self.input_matrix is not None and self.output_matrix is not None:
+            self._check_matrices(self.input_matrix, self.output_matrix)
+
+    def _check_matrices(self, B: Tensor, C: Tensor) -> None:
+        if C.ndim == 3:
+            fits = _expands(B, self.channels, self.modes) and _expands(C[0:1], 1, self.channels, self.modes)
+        else:
+            fits = B.ndim == C.ndim == 2 and self.channels == 1 and len(B) == C.shape[1] == self.modes
+        if not fits or not B.numel() or not C.numel():
+            raise ValueError(
+                f"its B and C have shapes {tuple(B.shape)} and {tuple(C.shape)}, "
+                f"which do not fit {self.channels} channels of {self.modes} modes"
+            )
 
     @property
     def channels(self) -> int:
@@ -145,6 +162,12 @@ class Recurrence:
         return -(-self.rate).expm1()
 
 
+def _expands(values: Tensor, *shape: int) -> bool:
+    """Whether the values can be expanded to this shape."""
+    missing = len(shape) - values.ndim
+    return missing >= 0 and all(own in (1, size) for own, size in zip(values.shape, shape[missing:], strict=True))
+
+
 def zoh(eigenvalues: Tensor, step: Tensor) -> Tensor:
     """Return ℓ = Δλ, exact for a zero-order hold.
 
@@ -181,6 +204,40 @@ def bilinear(eigenvalues: Tensor, step: Tensor) -> Tensor:
 def bilinear_gain(eigenvalues: Tensor, step: Tensor) -> Tensor:
     """Return B̄/B = Δ/(1 − Δλ/2), (channel, mode) complex128."""
     return step / (1 - as_complex(eigenvalues * step) / 2)
+
+
+def bilinear_matrix(A: Tensor, B: Tensor, C: Tensor, step: Tensor, length: int) -> DenseRealisation:
+    """Return the bilinear rule of a full state matrix: Ā = (1 − ΔA/2)⁻¹(1 + ΔA/2), B̄ = (1 − ΔA/2)⁻¹ΔB.
+
+    `A` (channel, state, state), `B` (channel, state), `C` (copy, channel, state), `step` (channel, 1). A `length`
+    L over 0 says that C is C̃ = C(1 − Ā^L). NaN in a channel where a matrix is singular.
+    """
+    import torch
+
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    half = step[..., None] / 2 * A
+    solved = _solve(identity - half, torch.cat([identity + half, (step * B)[..., None]], -1))
+    state_matrix, input_matrix = solved[..., :-1], solved[..., -1]
+    if length:
+        correction = identity - torch.linalg.matrix_power(state_matrix, length)
+        C = _solve(correction.mT, C.movedim(0, -1)).movedim(-1, 0)
+    return DenseRealisation(as_complex(state_matrix), as_complex(input_matrix), as_complex(C))
+
+
+def _solve(matrices: Tensor, right: Tensor) -> Tensor:
+    """Return the solution of every system of a batch; NaN for those whose matrix is singular."""
+    import torch
+
+    solution, failed = torch.linalg.solve_ex(matrices, right)
+    return solution.where((failed == 0)[..., None, None], torch.nan)
+
+
+def matrix_eigenvalues(matrices: Tensor) -> Tensor:
+    """Return the eigenvalues (copy, state) of square matrices; NaN for those that hold NaN or infinity."""
+    import torch
+
+    sound = matrices.isfinite().flatten(1).all(1)[:, None]
+    return torch.linalg.eigvals(matrices.where(sound[..., None], 0.0)).where(sound, torch.nan)
 
 
 def log_of(discrete: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ def main() -> None:
     from ssmdiag.errors import SsmdiagError
 
     terminal.guard_errors()
+    terminal.show_tracebacks()
     try:
         app()
     except SsmdiagError as error:

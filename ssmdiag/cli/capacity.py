@@ -14,6 +14,7 @@ from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, check_length, choose_device, load_families, parse_assumptions, read_layers
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import LayerError
+from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
     from ssmdiag.recurrence import Recurrence
@@ -118,7 +119,12 @@ def capacity(
         except LayerError as error:
             problems.append(error)
             continue
-        layers += [_assess(one, context, state, most, closely=layer is not None, wanted=wanted) for one in recurrences]
+        for one in recurrences:
+            try:
+                with guard(one.layer, "its capacity"):
+                    layers.append(_assess(one, context, state, most, closely=layer is not None, wanted=wanted))
+            except LayerError as error:
+                problems.append(error)
     if not layers:
         raise problems[0]
     if format is Format.json:

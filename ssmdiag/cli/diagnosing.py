@@ -55,7 +55,7 @@ def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> list[
 
     # Started afresh, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool:
         return list(pool.map(partial(diagnose_path, asked=asked, quiet=True), paths))
 
 
@@ -64,6 +64,12 @@ def _start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _start_process() -> None:
+    """Start a process of its own as a worker: what is set in one is not set in another."""
+    terminal.show_tracebacks()
+    _start_worker()
 
 
 def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:

@@ -24,6 +24,7 @@ from ssmdiag.cli.options import (
 )
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import LayerError, SsmdiagError
+from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -123,11 +124,13 @@ def kernel(
         terminal.emit(
             file_report(written, settings, output=str(output), stated_context=stated), None, colours=settings.colour
         )
-        for problem in asked.problems:
+        problems = [*asked.problems, *written.problems]
+        for problem in problems:
             terminal.remark(f"not written: {problem.sentence}")
-        raise typer.Exit(2 if asked.problems else 0)
+        raise typer.Exit(2 if problems else 0)
     recurrence, branches = asked.first()
-    memory = assess_memory(recurrence, context)
+    with guard(recurrence.layer, "its kernel"):
+        memory = assess_memory(recurrence, context)
     shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
     if format is Format.json:
         terminal.emit(render(document(memory, shown)), None)

@@ -164,5 +164,15 @@ def _put(stream: TextIO, text: str) -> None:
         stream.write(text.translate(ASCII).encode(encoding, "replace").decode(encoding))
 
 
+def show_tracebacks() -> None:
+    """Show on stderr, where SSMDIAG_DEBUG is set, what lies behind the errors of layers; in every process."""
+    if os.environ.get("SSMDIAG_DEBUG"):
+        import logging
+
+        logger = logging.getLogger("ssmdiag")
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.DEBUG)
+
+
 def _sized() -> bool:
     return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()

@@ -24,6 +24,7 @@ from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import LayerError
 from ssmdiag.families.recognition import Recognition, recognise
+from ssmdiag.guard import guard
 from ssmdiag.memory import DEFAULT_CONTEXT
 
 if TYPE_CHECKING:
@@ -130,8 +131,10 @@ def prove_conversion(
     lags = log_lags(context_length or max(stated, default=DEFAULT_CONTEXT))
     proofs: list[LayerProof] = []
     for first, second in _pairs(found[0], found[1]):
+        names = dict.fromkeys(layer.path for layer in (first, second) if layer)
         try:
-            proofs += _prove_layer(first, second, tolerance, lags)
+            with guard(" and ".join(names), "its comparison"):
+                proofs += list(_prove_layer(first, second, tolerance, lags))
         except LayerError as error:
             problems.append(error.sentence)
     return ConversionProof(

@@ -28,6 +28,7 @@ from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
+from ssmdiag.guard import guard
 from ssmdiag.memory import DEFAULT_CONTEXT
 
 if TYPE_CHECKING:
@@ -136,17 +137,20 @@ def compare_run(
             for recurrence, title in _recurrences(path, assume, families, device, collected, missing):
                 context = (collected.context or DEFAULT_CONTEXT) if wanted else None
                 before = collected.rates.setdefault(recurrence.layer, (step, recurrence.rate))
-                collected.add(
-                    recurrence,
-                    read_point(
-                        step,
-                        recurrence,
-                        title,
-                        context=context,
-                        before=before[1] if before[0] != step else None,
-                        least_change=least_change,
-                    ),
-                )
+                try:
+                    with guard(recurrence.layer, "its examination"):
+                        point = read_point(
+                            step,
+                            recurrence,
+                            title,
+                            context=context,
+                            before=before[1] if before[0] != step else None,
+                            least_change=least_change,
+                        )
+                except LayerError as error:
+                    missing.append(error.sentence)
+                else:
+                    collected.add(recurrence, point)
         except AssumptionError:
             raise
         except SsmdiagError as error:

@@ -15,10 +15,11 @@ S4D: ZOH, K_t = Re Σ_n C_n (λ̄_n − 1)/λ_n λ̄_n^t. DSS: K_t = Re Σ_n W_n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear, zoh, zoh_gain
+from ssmdiag.recurrence import as_complex, bilinear, bilinear_matrix, matrix_eigenvalues, zoh, zoh_gain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,23 +48,11 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
 
 def _low_rank(layer: Layer, eigenvalues: Tensor, step: Tensor) -> Recurrence:
-    import torch
-
     P, B, C = layer["P"].T, layer["B"].T, layer.complex("C").T.conj()
     A = eigenvalues.diag_embed() - P[:, :, None] * P[:, None, :].conj()
     length = _length(layer)
-
-    def dense() -> DenseRealisation:
-        identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        half = step[..., None] / 2 * A
-        solved = torch.linalg.solve(identity - half, torch.cat([identity + half, (step * B)[..., None]], -1))
-        state_matrix, input_matrix = solved[..., :-1], solved[..., -1]
-        correction = identity - torch.linalg.matrix_power(state_matrix, length or 0)
-        output_matrix = torch.linalg.solve(correction.mT, C[..., None])[..., 0]
-        return DenseRealisation(state_matrix, input_matrix, output_matrix[None])
-
-    spectrum = bilinear(torch.linalg.eigvals(A), step)
-    return layer.recurrence(spectrum, step=step, dense=dense if length else None)
+    dense = partial(bilinear_matrix, A, B, C[None], step, length) if length else None
+    return layer.recurrence(bilinear(matrix_eigenvalues(A), step), step=step, dense=dense)
 
 
 def _softmax_gain(layer: Layer, eigenvalues: Tensor, ell: Tensor) -> Tensor | None:

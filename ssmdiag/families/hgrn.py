@@ -32,7 +32,7 @@ _BIASED = ("f_proj.bias", "i_proj.bias")
 
 def read(layer: Layer) -> Iterator[Recurrence]:
     bounds = layer.elsewhere("lower_bounds")
-    channels = layer.axes["channel"]
+    channels = layer.axis("channel")
     if bounds is not None:
         decay = (-_distance_to_one(layer, bounds) / 2).log1p()
     elif layer.setting("use_lower_bound") is True:

@@ -49,10 +49,10 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 def _heads(layer: Layer, prefix: str) -> int:
     """Return the number of heads; A_log may be padded beyond it."""
     (channels,) = layer.shape(f"{prefix}dt_bias")
-    stored = max(layer.shape(f"{prefix}A_log"))
+    stored = max(layer.shape(f"{prefix}A_log"), default=0)
     # GDN-2 writes channel by channel: its b_proj has as many rows as dt_bias.
     heads = min(stored, layer.shape("b_proj.weight")[0]) if "b_proj.weight" in layer else stored
-    if channels % heads:
+    if not heads or channels % heads:
         raise LayerError(
             f"{layer.names[f'{prefix}dt_bias']} has {channels} values, A_log says {heads} heads.",
             expected="a multiple of the number of heads",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.checkpoint.names import layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
+from ssmdiag.guard import guard
 from ssmdiag.maps import find_map
 from ssmdiag.recurrence import Assumption, Recurrence, RecurrentWeight, as_complex
 
@@ -60,8 +61,14 @@ class Layer:
         """
         if self.defect:
             raise LayerError(self.defect)
+        if empty := next((name for local, name in self.names.items() if 0 in self.shape(local)), None):
+            raise LayerError(
+                f"{empty} is empty: its shape is {self.checkpoint[empty].shape}.",
+                advice="where training was sharded (ZeRO-3), gather the weights before they are saved.",
+            )
         bench = replace(self, assume={**self.assume, **assume}, _record=_Record())
-        found = list(self.family.read(bench))
+        with guard(self.path, f"reading it as {self.family.title}"):
+            found = list(self.family.read(bench))
         if not found:
             raise LayerError(f"{self.path}: {self.family.name} found no recurrence in it.")
         return found
@@ -77,24 +84,56 @@ class Layer:
         return self.checkpoint[self.names[local]]
 
     def __getitem__(self, local: str) -> Tensor:
-        """Return the values in float64 or complex128. Raises LayerError for packed or scaled ones."""
-        return self._load(self.stored(local))
+        """Return the values in float64, or complex128 where the spelling says that they are complex.
+
+        Raises LayerError for packed or scaled ones, and for complex ones where real ones are meant.
+        """
+        values = self._load(self.stored(local))
+        if values.is_complex() and not (self.family.declared or self._axes_of(local).startswith("complex")):
+            raise LayerError(
+                f"{self.names[local]} is {self.stored(local).dtype} {self.shape(local)}.",
+                expected="real numbers",
+                advice=f"as {self.family.title} it has no imaginary part: look at what wrote it.",
+            )
+        return values
 
     def complex(self, local: str) -> Tensor:
         """Return complex128 values stored as a complex dtype or as a last axis of (re, im)."""
         values = self[local]
-        if values.is_complex():
+        if values.is_complex() and not self._axes_of(local).endswith(" 2"):
             return values
-        if values.shape[-1:] != (2,):
+        if values.is_complex() or values.shape[-1:] != (2,):
             raise LayerError(
-                f"{self.names[local]} has shape {tuple(values.shape)}; expected a last axis of 2 (re, im)."
+                f"{self.names[local]} is {self.stored(local).dtype} {tuple(values.shape)}.",
+                expected="real numbers with a last axis of 2 (re, im), or complex ones without it",
             )
         return as_complex(values[..., 0]) + 1j * values[..., 1]
 
-    def integer(self, local: str) -> int:
-        """Return a stored integer scalar."""
+    def _axes_of(self, local: str) -> str:
+        return self.spelling.tensors.get(local) or self.spelling.optional.get(local, "")
+
+    def axis(self, name: str) -> int:
+        """Return the size of an axis. Raises LayerError where shapes of packed tensors do not tell it."""
+        if name not in self.axes:
+            raise LayerError(
+                f"{self.path}: its tensors are packed or quantised; their shapes do not say how many {name}s it has.",
+                advice="inspect the unquantised checkpoint.",
+            )
+        return self.axes[name]
+
+    def count(self, local: str) -> int:
+        """Return a stored count, a scalar. Raises LayerError where it is none."""
         self._record.tensors[self.names[local]] = None
-        return int(_values_of(self.stored(local)).reshape(-1)[0])
+        stored = self.stored(local)
+        values = _values_of(stored).flatten()
+        plain = values.numel() == 1 and not values.is_complex()
+        number = values[0].item() if plain else math.nan
+        if not (0 <= number < math.inf and number == int(number)):
+            raise LayerError(
+                f"{stored.name} is {stored.dtype} {stored.shape}{f', {number:g}' if plain else ''}.",
+                expected="one number, zero or positive and whole",
+            )
+        return int(number)
 
     def weight(
         self,
@@ -189,19 +228,26 @@ class Layer:
         rate = next((w for w in record.weights if w.role == "rate"), None)
         nominal = self.family.memory == "nominal"
         fields.setdefault("operating_point", "the gates at their bias" if nominal else None)
-        return Recurrence(
-            layer=f"{self.path} ({branch})" if branch else self.path,
-            family=self.family.name,
-            spelling=self.spelling.name,
-            log_eigenvalues=as_complex(log_eigenvalues),
-            time_invariant=fields.pop("time_invariant", not nominal),
-            weights=tuple(record.weights),
-            tensors=tuple(record.tensors),
-            dtype=rate.dtype if rate else self.stored(self.spelling.telltale).dtype,
-            assumptions=tuple(record.assumptions.values()),
-            notes=tuple(record.notes),
-            **fields,
-        )
+        name = f"{self.path} ({branch})" if branch else self.path
+        try:
+            return Recurrence(
+                layer=name,
+                family=self.family.name,
+                spelling=self.spelling.name,
+                log_eigenvalues=as_complex(log_eigenvalues),
+                time_invariant=fields.pop("time_invariant", not nominal),
+                weights=tuple(record.weights),
+                tensors=tuple(record.tensors),
+                dtype=rate.dtype if rate else self.stored(self.spelling.telltale).dtype,
+                assumptions=tuple(record.assumptions.values()),
+                notes=tuple(record.notes),
+                **fields,
+            )
+        except ValueError as error:
+            shapes = ", ".join(f"{local} {self.shape(local)}" for local in self.spelling.tensors)
+            raise LayerError(
+                f"{name}: {error}.", advice=f"the shapes of its tensors do not belong together: {shapes}."
+            ) from error
 
     def _load(self, stored: StoredTensor) -> Tensor:
         import torch
@@ -290,7 +336,8 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
         elif size != known if not unknown else known and size % known:
             defect = defect or _disagree(tensor, f"its siblings make {token.replace('*', ' × ')} = {known}")
     for token, size in folded:
-        axes.setdefault(token, size)
+        if "*" not in token:
+            axes.setdefault(token, size)
     return axes, defect
 
 

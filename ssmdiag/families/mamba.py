@@ -73,7 +73,7 @@ def _remark(layer: Layer) -> None:
     elif layer.spelling.name == _FLAX_UNNAMED:
         layer.note("Dense_2 is taken for the projection of Δ, by its shape, and Δ for its softplus")
     elif "dt_projs_bias" in layer:
-        layer.note(f"{layer.axes['scan']} scans over the image stand one after the other in the channels")
+        layer.note(f"{layer.axis('scan')} scans over the image stand one after the other in the channels")
 
 
 def _is_block_1d(layer: Layer) -> bool:

@@ -28,7 +28,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     import torch
 
     layer.note("the gate has no bias: at zero input every decay is 1/2, whatever the weights")
-    decay = torch.full((layer.axes["channel"], 1), -math.log(2), dtype=torch.float64, device=layer.device)
+    decay = torch.full((layer.axis("channel"), 1), -math.log(2), dtype=torch.float64, device=layer.device)
     yield layer.recurrence(decay, operating_point="zero input, where the gate is 1/2")
 
 

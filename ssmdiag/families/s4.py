@@ -18,11 +18,12 @@ margins, the kernel comes from the dense realisation. Dense v4 kernels (`A`) and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.families.s4d import TRANSFORM_OPTIONS, band, note_direction, read_eigenvalues, read_step, tile
-from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear, log_of
+from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear, bilinear_matrix, log_of, matrix_eigenvalues
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,7 @@ def _length(layer: Layer) -> int | None:
     """Return the L that C̃ was made for, 0 where C is plain, None where the file does not say."""
     for name in ("l_kernel", "L"):
         if name in layer:
-            length = layer.integer(name)
+            length = layer.count(name)
             if length or layer.setting("bandlimit") is None:
                 return length
             layer.note("bandlimit acts on C̃, whose length is not set before the first forward pass: kernel unknown")
@@ -116,14 +117,6 @@ def _stack(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first, second], -1)
 
 
-def _eigenvalues(matrices: Tensor) -> Tensor:
-    """Return the eigenvalues (copy, state) of square matrices; NaN for those that hold NaN or infinity."""
-    import torch
-
-    sound = matrices.isfinite().flatten(1).all(1)[:, None]
-    return torch.linalg.eigvals(matrices.where(sound[..., None], 0.0)).where(sound, torch.nan)
-
-
 def _read_dense(layer: Layer) -> Recurrence:
     A, B = layer.complex("A"), layer.complex("B")
     step = read_step(layer)
@@ -146,35 +139,21 @@ def _read_companion(layer: Layer) -> Recurrence:
     def dense() -> DenseRealisation:
         return DenseRealisation(as_complex(tile(layer, state_matrix, channels)), as_complex(B), C)
 
-    return layer.recurrence(tile(layer, log_of(_eigenvalues(state_matrix)), channels), dense=dense)
+    return layer.recurrence(tile(layer, log_of(matrix_eigenvalues(state_matrix)), channels), dense=dense)
 
 
 def _recurrence(layer: Layer, A: Tensor, B: Tensor, C: Tensor, step: Tensor, length: int | None) -> Recurrence:
     """Return the bilinear recurrence of A (ssm, state, state), B (channel, state), C̃ (copy, channel, state)."""
-    import torch
-
     channels = step.shape[0]
     if step.shape[1] > 1:  # one Δ per state: it scales the rows of A, so each channel has its own spectrum
         A, B, C = step[..., None] * tile(layer, A, channels), step * B, C
         step = step[:, :1] * 0 + 1
-    eigenvalues = _eigenvalues(A)
+    eigenvalues = matrix_eigenvalues(A)
 
-    def dense() -> DenseRealisation:
-        half = step[..., None] / 2 * tile(layer, A, channels)
-        identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        solved = torch.linalg.solve(identity - half, torch.cat([identity + half, (step * B)[..., None]], -1))
-        state_matrix, input_matrix = solved[..., :-1], solved[..., -1]
-        output_matrix = C
-        if length:
-            correction = identity - torch.linalg.matrix_power(state_matrix, length)
-            output_matrix = torch.linalg.solve(correction.mT, C.movedim(0, -1)).movedim(-1, 0)
-        return DenseRealisation(as_complex(state_matrix), as_complex(input_matrix), as_complex(output_matrix))
-
-    return layer.recurrence(
-        bilinear(tile(layer, eigenvalues, channels), step),
-        step=step,
-        dense=dense if length is not None else None,
-    )
+    dense = None
+    if length is not None:
+        dense = partial(bilinear_matrix, tile(layer, A, channels), B, C, step, length)
+    return layer.recurrence(bilinear(tile(layer, eigenvalues, channels), step), step=step, dense=dense)
 
 
 _ROWS, _LOW_RANK = "ssm mode 2", "rank ssm mode 2"

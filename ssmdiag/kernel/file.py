@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssmdiag import __version__
+from ssmdiag.errors import LayerError
+from ssmdiag.guard import guard
 from ssmdiag.kernel.archive import create_archive
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.kernel import MEMORY_LIMIT, compute_kernel
@@ -41,6 +43,8 @@ class WrittenKernels:
     """Bytes of all values."""
     tensors: Mapping[str, Mapping[str, Any]]
     """What is written beside each, from `describe`, by the tensor's name."""
+    problems: tuple[LayerError, ...] = ()
+    """Why kernels are missing: what the tensors of a layer caused."""
 
 
 def write_kernels(
@@ -58,22 +62,29 @@ def write_kernels(
     their retention, (1, channel, lag), under `<layer>.retention`. `channel` says which one the recurrences were
     narrowed to, if any. The file appears whole or not at all; one kernel at a time is in memory.
     Raises SsmdiagError where the file exists, has another ending or cannot be written, KernelSizeError
-    where one kernel takes more than `memory_limit` bytes.
+    where one kernel takes more than `memory_limit` bytes, LayerError where no layer has a kernel.
     """
     tensors: dict[str, dict[str, Any]] = {}
+    problems: list[LayerError] = []
     size = 0
     with create_archive(output) as archive:
         for recurrence in recurrences:
-            recurrence = realise(recurrence)
             kind = "retention" if recurrence.layout == "none" else "kernel"
-            kernel = compute_kernel(profile(recurrence), length, dtype=torch.float32, memory_limit=memory_limit)
+            try:
+                with guard(recurrence.layer, f"its {kind}"):
+                    recurrence = realise(recurrence)
+                    kernel = compute_kernel(profile(recurrence), length, dtype=torch.float32, memory_limit=memory_limit)
+                    origin = describe(recurrence)
+            except LayerError as error:
+                problems.append(error)
+                continue
             parts = list(_split(kernel.values))
             name = f"{recurrence.layer}.{kind}"
             if name in tensors:  # two families in one module
                 name = f"{recurrence.layer} ({recurrence.family}).{kind}"
             archive.add(name, kernel.values.shape, (part.contiguous().cpu() for part in parts))
             size += kernel.values.nbytes
-            tensors[name] = describe(recurrence) | {
+            tensors[name] = origin | {
                 "layer": recurrence.layer,
                 "channel": channel,
                 "channels": len(kernel.status),
@@ -81,6 +92,8 @@ def write_kernels(
                 "status": _count(kernel.status),
                 "not_finite": sum(int((~part.isfinite()).sum()) for part in parts),
             }
+        if problems and not tensors:
+            raise problems[0]
         metadata = {
             "ssmdiag_version": __version__,
             "source": source.path.name,
@@ -89,7 +102,7 @@ def write_kernels(
             "layers": json.dumps(tensors, ensure_ascii=False),
         }
         archive.describe(metadata)
-    return WrittenKernels(length, size, tensors)
+    return WrittenKernels(length, size, tensors, tuple(problems))
 
 
 def describe(recurrence: Recurrence) -> dict[str, Any]:

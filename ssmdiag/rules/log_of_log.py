@@ -31,7 +31,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
                 values = layer[local]
             except LayerError:  # quantised: another finding says so
                 continue
-            modes = values.shape[-1]
+            modes = values.shape[-1] if values.numel() else 0
             if values.ndim >= 2 and modes >= 4:
                 yield from _examine_rows(layer, name, values.reshape(-1, modes), limits["distance"])
             else:

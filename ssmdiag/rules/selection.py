@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ssmdiag.errors import ConfigurationError
+from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.finding import Finding
+from ssmdiag.guard import guard
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence, Observation, Rule
 
@@ -22,20 +23,29 @@ class Selection:
     layer_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Codes left out, by glob pattern of the layer's path."""
 
-    def examine_layer(self, evidence: LayerEvidence) -> Iterator[Finding]:
-        """Yield what the rules on layers find in one."""
+    def examine_layer(self, evidence: LayerEvidence, problems: list[str]) -> Iterator[Finding]:
+        """Yield what the rules on layers find in one; a rule that fails on it is named in `problems`."""
         recurrence = evidence.recurrence
-        for rule in self.rules:
-            if rule.looks_at == "layer":
-                for seen in rule.examine(evidence, self.limits[rule.code]):
-                    yield from self._found(rule, seen, recurrence.layer, recurrence.family)
+        for rule, seen in self._observations("layer", evidence, recurrence.layer, problems):
+            yield from self._found(rule, seen, recurrence.layer, recurrence.family)
 
-    def examine_checkpoint(self, evidence: CheckpointEvidence) -> Iterator[Finding]:
-        """Yield what the rules on whole checkpoints find."""
+    def examine_checkpoint(self, evidence: CheckpointEvidence, problems: list[str]) -> Iterator[Finding]:
+        """Yield what the rules on whole checkpoints find; a rule that fails is named in `problems`."""
+        for rule, seen in self._observations("checkpoint", evidence, evidence.checkpoint.path.name, problems):
+            yield from self._found(rule, seen, seen.layer, seen.family)
+
+    def _observations(
+        self, looks_at: str, evidence: LayerEvidence | CheckpointEvidence, name: str, problems: list[str]
+    ) -> Iterator[tuple[Rule, Observation]]:
         for rule in self.rules:
-            if rule.looks_at == "checkpoint":
-                for seen in rule.examine(evidence, self.limits[rule.code]):
-                    yield from self._found(rule, seen, seen.layer, seen.family)
+            if rule.looks_at == looks_at:
+                try:
+                    with guard(name, f"rule {rule.code} ({rule.name})"):
+                        found = list(rule.examine(evidence, self.limits[rule.code]))
+                except SsmdiagError as error:
+                    problems.append(error.sentence)
+                else:
+                    yield from ((rule, seen) for seen in found)
 
     def _found(self, rule: Rule, seen: Observation, layer: str | None, family: str | None) -> Iterator[Finding]:
         if any(rule.code in codes and fnmatchcase(layer or "", glob) for glob, codes in self.layer_ignores.items()):

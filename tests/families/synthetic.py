@@ -33,14 +33,25 @@ def path_for(spelling: Spelling, number: int = 3) -> str:
     return candidate
 
 
-def state_dict(spelling: Spelling, *, seed: int = 0, path: str | None = None) -> dict[str, torch.Tensor]:
-    """Return random tensors of the declared axes and dtypes, required ones alone."""
+def state_dict(
+    spelling: Spelling,
+    *,
+    seed: int = 0,
+    path: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    optional: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return random tensors of the declared axes and dtypes: required ones alone, unless `optional` ones too.
+
+    `sizes` gives axes other sizes than the usual ones.
+    """
+    sizes = {**SIZES, **(sizes or {})}
     generator = torch.Generator().manual_seed(seed)
     path = path_for(spelling) if path is None else path
     state = {}
-    for local, pattern in spelling.tensors.items():
+    for local, pattern in {**spelling.tensors, **(spelling.optional if optional else {})}.items():
         kind, _, dims = pattern.rpartition(":")
-        shape = [math.prod(_size(factor) for factor in token.split("*")) for token in dims.split()]
+        shape = [math.prod(_size(factor, sizes) for factor in token.split("*")) for token in dims.split()]
         values = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) - 0.5
         if kind.startswith("int"):
             tensor = torch.zeros(shape, dtype=torch.int64)
@@ -52,8 +63,8 @@ def state_dict(spelling: Spelling, *, seed: int = 0, path: str | None = None) ->
     return state
 
 
-def _size(factor: str) -> int:
-    return int(factor) if factor.isdigit() else SIZES.get(factor, OTHER)
+def _size(factor: str, sizes: Mapping[str, int]) -> int:
+    return int(factor) if factor.isdigit() else sizes.get(factor, OTHER)
 
 
 def config(family: Family, spelling: Spelling) -> dict[str, object]:
