@@ -15,7 +15,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, choose_device, parse_assumptions
-from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, task_of
+from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, options_given, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.printable import harmless, printable
@@ -141,6 +141,7 @@ def retrain(
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.distributed import joined
+    from ssmdiag.retrain.interruption import signal_of
     from ssmdiag.retrain.output import require_apart
 
     settings = Settings(
@@ -155,9 +156,9 @@ def retrain(
             raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
         asked = Asked(
             path, model, task or task_of(text, data), text, data, length, samples, width, modes, depth, together,
-            parse_assumptions(assume or []),
+            parse_assumptions(assume or []), output, options_given(context),
         )  # fmt: skip
-        asked.require_meant(context)
+        asked.require_meant()
         if asked.foreign:
             terminal.let_others_draw()
         maps = list(dict.fromkeys(param or [asked.usual_map()]))
@@ -189,17 +190,28 @@ def retrain(
                 perturb=perturb,
                 on_progress=watch.update,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             watch.close()
-            from ssmdiag.retrain.output import can_resume
-
-            if output is not None and ranks.first and can_resume(output):
-                terminal.remark(f"\nstopped; the same command with --resume goes on from {printable(str(output))}")
-            raise
+            known = getattr(stop, "result", None)
+            if ranks.first and known is not None and any(arm.history for arm in known.arms):
+                _show(known, format, settings)
+            if ranks.first:
+                terminal.remark(_how_to_go_on(output))
+            raise SystemExit(128 + signal_of(stop)) from None
         finally:
             watch.close()
         if ranks.first:
             _show(result, format, settings)
+
+
+def _how_to_go_on(output: Path | None) -> str:
+    from ssmdiag.retrain.resuming import can_resume
+
+    if output is None:
+        return "stopped; nothing was kept: with --output DIR the same command and --resume would go on from here"
+    if can_resume(output):
+        return f"stopped; the same command with --resume goes on from {printable(str(output))}"
+    return "stopped before there was anything to keep"
 
 
 def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
@@ -215,10 +227,11 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
 
 
 def _stop_politely() -> None:
-    """Let a kill end the run as Ctrl-C does: with a state to resume from."""
+    """Let a kill end the run as Ctrl-C does: with what is known, and a state to resume from."""
+    from ssmdiag.retrain.interruption import InterruptedTraining
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise InterruptedTraining(number)
 
     signal.signal(signal.SIGTERM, stop)
 

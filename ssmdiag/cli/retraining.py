@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,9 @@ class Asked:
     depth: int
     together: int
     assume: Mapping[str, str]
+    output: Path | None
+    given: frozenset[str]
+    """Names of the options that stand on the command line."""
 
     @property
     def foreign(self) -> bool:
@@ -56,17 +59,43 @@ class Asked:
             return "exp" if read_starting_point(self.path).map == "best" else "best"
         return "best"
 
-    def require_meant(self, context: typer.Context) -> None:
+    def require_meant(self) -> None:
         """Raise ConfigurationError for options that would not be heeded."""
-        if self.path is None and not self.foreign:
-            return
-        for name in ("width", "modes", "depth", *(["model"] if not self.foreign else [])):
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                raise ConfigurationError(
-                    f"--{name}: {self.path.name if self.path else self.model} has a model and sizes of its own.",
-                    advice="leave it out.",
-                )
+        for name, why, advice in self._unheeded():
+            if name in self.given:
+                raise ConfigurationError(f"--{name.replace('_', '-')}: {why}", advice=advice)
+
+    def _unheeded(self) -> Iterator[tuple[str, str, str]]:
+        """Yield options that have no part in what is asked, each with why and what to do."""
+        from ssmdiag.retrain.user_code import names_function
+
+        out = "leave it out."
+        given = self.path is not None or self.foreign
+        if given:
+            own = f"{self.path.name if self.path else self.model} has a model and sizes of its own."
+            yield from ((name, own, out) for name in ("width", "modes", "depth"))
+        if self.path is not None and not names_function(self.model):
+            yield "model", f"{self.path.name} has a model and sizes of its own.", out
+        if self.foreign and self.together != 1:
+            yield "together", "models that are given are trained one after another.", out
+        if not self.foreign:
+            yield "assume", "the built-in model is known; there is nothing to assume.", out
+        if self.data is not None and names_function(self.data):
+            why = f"{self.data} returns the sequences as they are."
+            yield from ((name, why, out) for name in ("task", "length", "samples", "text"))
+        elif self.foreign and not names_function(self.model):
+            why = f"{self.path.name if self.path else self.model} learns the next token of a text."
+            yield from ((name, why, "give --text, or --data package.module:function.") for name in ("task", "data"))
+        elif self.text is not None:
+            yield "data", f"{self.text.name} is what would be learned.", "leave one of them out."
+        if self.output is None:
+            yield "checkpoint_every", "nothing is kept without --output.", "give --output DIR, or leave it out."
+
+
+def options_given(context: typer.Context) -> frozenset[str]:
+    """Return the names of the options that stand on the command line, rather than at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
 
 def task_of(text: Path | None, data: str | None) -> str:
@@ -89,10 +118,15 @@ def hush_other_ranks() -> None:
 def comparison(asked: Asked, budget: Budget) -> Callable[..., RetrainResult]:
     """Return what compares arms: takes them and the keywords that all comparisons have in common."""
     if asked.foreign:
+        from ssmdiag.retrain.batches import StreamedBatches
         from ssmdiag.retrain.foreign import compare_modules
 
         source = _source(asked)
         title, batches = _batches(asked, budget, source)
+        if isinstance(batches, StreamedBatches):
+            if "batch" in asked.given:
+                raise ConfigurationError(f"--batch: {asked.data} makes batches of its own.", advice="leave it out.")
+            budget = replace(budget, batch=batches.size)
 
         def compare_foreign(arms: Any, **common: Any) -> RetrainResult:
             return compare_modules(arms, source, batches, budget, task=title, assume=asked.assume, **common)

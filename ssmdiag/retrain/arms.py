@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +14,8 @@ FREEZES = ("none", "eigenvalues", "step", "both")
 STARTS = ("family", "short", "long")
 LARGEST_SEED = 2**31 - 1
 """What seeds are made of it, for the batches of every epoch, fits 64 bits."""
+SMALLEST, LARGEST = 2.0**-126, 2.0**128 - 2.0**104
+"""Learning rates that float32 holds with all its digits."""
 OWN = "own"
 """For --param: the map that a model the tool did not build goes through already, whatever it is."""
 
@@ -42,13 +43,13 @@ class Arm:
         parts = [self.param.replace(" ", "")]
         parts += [f"frozen_{self.freeze}"] * (self.freeze != "none")
         parts += [self.init] * (self.init != "family")
-        parts += [f"lr{_short(self.lr)}"]
-        parts += [f"rlr{_short(self.recurrence_lr)}"] if self.recurrence_lr is not None else []
-        parts += [f"wd{_short(self.weight_decay)}"] * (self.weight_decay != 0)
+        parts += [f"lr{short(self.lr)}"]
+        parts += [f"rlr{short(self.recurrence_lr)}"] if self.recurrence_lr is not None else []
+        parts += [f"wd{short(self.weight_decay)}"] * (self.weight_decay != 0)
         return "-".join([*parts, f"seed{self.seed}"])
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Return a number with all its digits: two arms must not share a folder."""
     return repr(float(number)).removesuffix(".0")
 
@@ -96,13 +97,22 @@ def product_of(
         for value in values:
             if value not in known:
                 raise ConfigurationError(f"--{what} {value}: no such value.", expected=f"one of {', '.join(known)}")
-    for name, numbers in (("lr", lr), ("recurrence-lr", recurrence_lr), ("weight-decay", weight_decay)):
+    rates = (("lr", lr, SMALLEST), ("recurrence-lr", recurrence_lr, 0.0), ("weight-decay", weight_decay, 0.0))
+    for name, numbers, least in rates:
         for number in numbers:
-            if number is not None and not 0 <= number < math.inf:
-                raise ConfigurationError(f"--{name} {number}: no optimiser can take it.", expected="0 or more")
+            if number is not None and not least <= number <= LARGEST:
+                more = "more than 0, and a number that float32 holds" if least else "0 or more, as float32 holds it"
+                raise ConfigurationError(f"--{name} {number}: no optimiser can take it.", expected=more)
     for number in seed:
         if not 0 <= number <= LARGEST_SEED:
             raise ConfigurationError(f"--seed {number}: no such seed.", expected=f"0 to {LARGEST_SEED:,}")
+    for name, given in (*((name, numbers) for name, numbers, _ in rates), ("seed", seed)):
+        twice = next((value for place, value in enumerate(given) if value in given[:place]), None)
+        if twice is not None:
+            raise ConfigurationError(
+                f"--{name} {twice} is given twice; the same run again would be the same to the bit.",
+                advice="leave one of them out; other seeds give other runs.",
+            )
     arms = [
         Arm(*combination)  # type: ignore[arg-type]
         for combination in product(param, freeze, lr, seed, init, recurrence_lr, weight_decay)

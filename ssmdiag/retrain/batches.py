@@ -7,9 +7,11 @@ tensors with the samples along their first axis; targets are a tensor.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.resuming import digest_of, update
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.tasks import TaskData
 
@@ -94,6 +97,14 @@ class SampledBatches:
         """Steps of a sequence."""
         return length_of(self.train[0])
 
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self.train, self.held_out)
+
+    def digest(self, seed: int, step: int) -> str:
+        """Return a name for what is trained and validated on, whatever the seed and the step."""
+        return self._digest
+
     def at(self, seed: int, step: int) -> Batch:
         """Return the batch of a step."""
         index = self.draw.at(seed, step)
@@ -125,21 +136,48 @@ class StreamedBatches:
     """Seed, and step to be read next."""
     _epoch: int = 0
     _iterator: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    _seen: hashlib._Hash | None = None
+    """Digest of all training batches up to `_place`; None until it is asked for."""
+    _before: tuple[int, str] = (-1, "")
+    """Step of the last batch, and the digest before it."""
 
     @property
     def length(self) -> int | None:
         """Steps of a sequence, in the first batch."""
+        return length_of(self._first[0])
+
+    @property
+    def size(self) -> int:
+        """Sequences in the first batch."""
+        return len(self._first[1])
+
+    @cached_property
+    def _first(self) -> Batch:
         with seeded("length"):
-            return length_of(next(iter(self.train))[0])
+            batch = next(iter(self.train), None)
+        if batch is None:
+            raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
+        return as_batch(batch, "training")
 
     def at(self, seed: int, step: int) -> Batch:
         """Return the batch of a step. Raises ConfigurationError where there are none, or one is no batch."""
-        if self._place != (seed, step):
-            self._place, self._epoch = (seed, 0), 0
-            self._begin(seed)
-            while self._place[1] < step:
-                self._next(seed)
+        self._go_to(seed, step)
         return self._next(seed)
+
+    def digest(self, seed: int, step: int) -> str:
+        """Return a name for the batches before a step, and those to validate on: to name them is to go through them."""
+        if self._seen is None or self._place[0] != seed or step not in (self._before[0], self._place[1]):
+            self._seen, self._place = hashlib.sha256(), (-1, 0)
+            self._go_to(seed, step)
+        before = self._seen.hexdigest() if self._place[1] == step else self._before[1]
+        return digest_of(before, self._held_out_digest)
+
+    @cached_property
+    def _held_out_digest(self) -> str:
+        digest = hashlib.sha256()
+        for batch in self.validation():
+            update(digest, batch)
+        return digest.hexdigest()
 
     def validation(self) -> Iterator[Batch]:
         """Yield the validation batches."""
@@ -152,6 +190,16 @@ class StreamedBatches:
                 return
             yield require_numbers(as_batch(batch, "validation"), "validation batch", self.loss)
 
+    def _go_to(self, seed: int, step: int) -> None:
+        """Make the batch of a step the next one, from the first on where it is not."""
+        if self._place == (seed, step):
+            return
+        self._place, self._epoch, self._before = (seed, 0), 0, (-1, "")
+        self._seen = self._seen and hashlib.sha256()
+        self._begin(seed)
+        while self._place[1] < step:
+            self._next(seed)
+
     def _begin(self, seed: int) -> None:
         with seeded("epoch", seed, self._epoch):
             self._iterator = iter(self.train)
@@ -163,7 +211,11 @@ class StreamedBatches:
                 batch = next(self._iterator, None)
             if batch is not None:
                 self._place = (seed, step + 1)
-                return require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
+                found = require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
+                if self._seen is not None:
+                    self._before = step, self._seen.hexdigest()
+                    update(self._seen, found)
+                return found
             self._epoch += 1
             self._begin(seed)
         raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")

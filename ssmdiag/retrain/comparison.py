@@ -13,6 +13,7 @@ from ssmdiag.diagnosis import diagnose
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.interruption import keeping_what_is_known
 from ssmdiag.retrain.learned_kernel import learned_kernel
 from ssmdiag.retrain.memory_limit import saying_what_to_lower
 from ssmdiag.retrain.model import ModelSettings, require_reach
@@ -20,7 +21,7 @@ from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.recurrences import RECURRENCES
 from ssmdiag.retrain.results import ArmResult, RetrainResult
-from ssmdiag.retrain.saving import state_path
+from ssmdiag.retrain.resuming import state_path
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, groups_of, train
@@ -69,37 +70,40 @@ def compare_arms(
         states = [state_path(folder, group) for share in shares for group in groups_of(share, together)]
         notes += prepare(folder, arms, states, resume=resume, ranks=ranks, writes=spread or ranks.first)
     here = ranks.device if ranks.count > 1 else device
-    results: list[ArmResult] = []
-    with ExitStack() as stack:
+    known: dict[Arm, ArmResult] = {}
+
+    def answer() -> RetrainResult:
+        return RetrainResult(
+            task=task,
+            model=settings.title,
+            budget=budget,
+            arms=tuple(known[arm] for arm in arms if arm in known),
+            device=device,
+            context=data.length,
+            target=() if data.kernel is None else tuple(data.kernel.tolist()),
+            notes=notes,
+            seconds=time.perf_counter() - begun,
+        )
+
+    with ExitStack() as stack, keeping_what_is_known(known, arms, answer, files=folder is not None):
         stack.enter_context(saying_what_to_lower(f"on {here}", _LOWER))
         kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for group in groups_of(ranks.share(arms) if spread else arms, together):
             trained = train(
-                group, data, settings, budget, device=here,
+                group, data, settings, budget, task=task, device=here,
                 folder=kept, resume=resume, start=start, ranks=ranks.on_its_own() if spread else ranks,
                 on_progress=on_progress,
             )  # fmt: skip
+            known |= {result.arm: result for result in trained}
             tells = spread or ranks.first  # the others have no files to read
             for result in trained if tells else ():
                 with saying_what_to_lower(f"on {here}, adding noise to {result.arm.label}", "leave out --perturb."):
                     noisy = perturbation_curve(result, data, settings, device=here) if perturb else None
-                known = replace(result, perturbation=noisy, kernel=learned_kernel(result, data, settings, device=here))
-                results.append(_with_memory(known, data.length, keep=folder is not None))
-            results += [] if tells else trained
-    if spread:
-        by_arm = {result.arm: result for part in ranks.gather(results) for result in part}
-        results = [by_arm[arm] for arm in arms]
-    return RetrainResult(
-        task=task,
-        model=settings.title,
-        budget=budget,
-        arms=tuple(results),
-        device=device,
-        context=data.length,
-        target=() if data.kernel is None else tuple(data.kernel.tolist()),
-        notes=notes,
-        seconds=time.perf_counter() - begun,
-    )
+                found = replace(result, perturbation=noisy, kernel=learned_kernel(result, data, settings, device=here))
+                known[result.arm] = _with_memory(found, data.length, keep=folder is not None)
+        if spread:
+            known |= {result.arm: result for part in ranks.gather(list(known.values())) for result in part}
+    return answer()
 
 
 def _with_memory(result: ArmResult, context: int, *, keep: bool) -> ArmResult:

@@ -113,7 +113,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     """Yield the ranks this process is one of, alone if nothing says otherwise.
 
     If any rank fails, the first to do so raises its error and every other exits with 2 without a word:
-    what they would say is that the first one is gone.
+    what they would say is that the first one is gone. Ranks that a signal ends all end as it says.
     """
     if not launched():
         yield Ranks(device=device)
@@ -137,7 +137,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     try:
         yield Ranks(rank, count, device)
     except BaseException as error:
-        if _first_to_fail(store):
+        if _first_to_fail(store) or isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise SystemExit(2) from error
     dist.destroy_process_group()

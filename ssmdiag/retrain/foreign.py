@@ -21,12 +21,12 @@ from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
 from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.interruption import keeping_what_is_known
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_to_lower
-from ssmdiag.retrain.module_files import module_state_path
 from ssmdiag.retrain.module_training import train_module
 from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.results import ArmResult, RetrainResult
-from ssmdiag.retrain.saving import write
+from ssmdiag.retrain.resuming import state_path
 from ssmdiag.retrain.sources import ModelSource, settings_file
 from ssmdiag.retrain.training import Progress
 from ssmdiag.rules.selection import Selection
@@ -68,51 +68,52 @@ def compare_modules(
         notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
     if isinstance(batches, SampledBatches):
         notes += budget.notes(batches.draw.count)
-    settings = settings_file(source, prototype, batches.length)
+    beside = {path.name: path.read_bytes() for path in source.tokenizer}
+    beside["config.json"] = settings_file(source, prototype, batches.length)
     spread = ranks.spreads(arms)
     if folder is not None:
-        states = [module_state_path(folder, arm) for arm in arms]
+        states = [state_path(folder, (arm,)) for arm in arms]
         notes += prepare(folder, arms, states, resume=resume, ranks=ranks, writes=spread or ranks.first)
-    own = ranks.share(range(len(arms))) if spread else list(range(len(arms)))
-    results: dict[int, ArmResult] = {}
-    seed = arms[0].seed
-    for position in sorted(own, key=lambda position: arms[position].seed):
-        arm = arms[position]
-        if arm.seed != seed and source.seeded:
-            prototype = source.build(arm.seed)
-        seed = arm.seed
-        tells = spread or ranks.first
-        if folder is not None and tells:
-            for path in source.tokenizer:
-                write(folder / arm.label / path.name, path.read_bytes())
-        with saying_what_to_lower(f"on {ranks.device}, with {title}", "a smaller model, --batch or --length."):
-            module, _ = _prepared(prototype, arm, assume)
-            before = _memory(module, batches.length, assume) if tells else ()
-            result = train_module(
-                module.to(ranks.device), arm, batches, budget, settings=settings, source=title,
-                ranks=ranks.on_its_own() if spread else ranks,
-                folder=folder, resume=resume, assume=assume, perturb=perturb, on_progress=on_progress,
-            )  # fmt: skip
-            after = _after(module, result, batches.length, assume) if tells else ()
-        results[position] = replace(result, before=before, after=after)
-    if spread:
-        results = {position: result for part in ranks.gather(results) for position, result in part.items()}
-    if perturb and any(result.perturbation is None and result.diverged_at is None for result in results.values()):
+    kernel = batches.kernel if isinstance(batches, SampledBatches) else None
+    known: dict[Arm, ArmResult] = {}
+
+    def answer() -> RetrainResult:
+        return RetrainResult(
+            task=task,
+            model=title,
+            budget=budget,
+            arms=tuple(known[arm] for arm in arms if arm in known),
+            device=device,
+            context=batches.length or 0,
+            target=() if kernel is None else tuple(kernel.tolist()),
+            notes=tuple(notes),
+            seconds=time.perf_counter() - start,
+        )
+
+    with keeping_what_is_known(known, arms, answer, files=folder is not None):
+        seed, tells = arms[0].seed, spread or ranks.first
+        for arm in sorted(ranks.share(arms) if spread else arms, key=lambda arm: arm.seed):
+            if arm.seed != seed and source.seeded:
+                prototype = source.build(arm.seed)
+            seed = arm.seed
+            with saying_what_to_lower(f"on {ranks.device}, with {title}", "a smaller model, --batch or --length."):
+                module, _ = _prepared(prototype, arm, assume)
+                before = _memory(module, batches.length, assume) if tells else ()
+                result = train_module(
+                    module.to(ranks.device), arm, batches, budget, beside=beside, source=title, task=task,
+                    ranks=ranks.on_its_own() if spread else ranks,
+                    folder=folder, resume=resume, assume=assume, perturb=perturb, on_progress=on_progress,
+                )  # fmt: skip
+                known[arm] = replace(result, before=before)
+                after = _after(module, result, batches.length, assume) if tells else ()
+            known[arm] = replace(result, before=before, after=after)
+        if spread:
+            known |= {arm: result for part in ranks.gather(known) for arm, result in part.items()}
+    if perturb and any(result.perturbation is None and result.diverged_at is None for result in known.values()):
         notes.append(
             "no perturbation error where a frozen weight is part of a larger tensor: it is held, whatever is stored"
         )
-    kernel = batches.kernel if isinstance(batches, SampledBatches) else None
-    return RetrainResult(
-        task=task,
-        model=title,
-        budget=budget,
-        arms=tuple(results[position] for position in range(len(arms))),
-        device=device,
-        context=batches.length or 0,
-        target=() if kernel is None else tuple(kernel.tolist()),
-        notes=tuple(notes),
-        seconds=time.perf_counter() - start,
-    )
+    return answer()
 
 
 def own_maps(module: nn.Module, assume: Mapping[str, str] | None = None) -> tuple[str, ...]:

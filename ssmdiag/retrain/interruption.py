@@ -5,33 +5,85 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssmdiag.retrain.arms import Arm
+    from ssmdiag.retrain.results import ArmResult, RetrainResult
 
 IMPATIENT = 2.0
 """A second signal this many seconds after the first is not held back. torchrun sends its own right after Ctrl-C."""
 
 
+class InterruptedTraining(KeyboardInterrupt):  # noqa: N818: it is no error
+    """Ctrl-C or a kill ended training, and this is what was known by then."""
+
+    def __init__(
+        self, number: int = signal.SIGINT, arms: tuple[ArmResult, ...] = (), result: RetrainResult | None = None
+    ) -> None:
+        super().__init__()
+        self.number = number
+        """The signal."""
+        self.arms = arms
+        """Those that were being trained."""
+        self.result = result
+        """All arms that were begun."""
+
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """Return the signal that an interruption came of: Ctrl-C's, where it does not say."""
+    return error.number if isinstance(error, InterruptedTraining) else signal.SIGINT
+
+
 @contextmanager
-def finishing_steps() -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether SIGINT or SIGTERM came; asked between steps, it is for the caller to stop.
+def keeping_what_is_known(
+    known: Mapping[Arm, ArmResult], arms: Sequence[Arm], answer: Callable[[], RetrainResult], *, files: bool
+) -> Iterator[None]:
+    """Raise InterruptedTraining with the arms that were begun where Ctrl-C or a kill comes inside.
+
+    `known` fills up inside with arms that came to their end; `answer` returns the comparison of those. `files` says
+    whether their checkpoints stay.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        half = {arm.arm: arm for arm in stop.arms} if isinstance(stop, InterruptedTraining) else {}
+        there = {**known, **half}
+        whole = answer()
+        left = [arm.label for arm in arms if arm not in there]
+        steps = [arm.interrupted_at for arm in half.values() if arm.interrupted_at is not None]
+        result = replace(
+            whole,
+            arms=tuple(there[arm] if files else replace(there[arm], checkpoints=()) for arm in arms if arm in there),
+            notes=(*whole.notes, *[f"not begun: {', '.join(left[:6])}{', …' * (len(left) > 6)}"] * bool(left)),
+            interrupted_at=max(steps, default=whole.budget.steps if there else 0),
+        )
+        raise InterruptedTraining(signal_of(stop), tuple(half.values()), result) from None
+
+
+@contextmanager
+def finishing_steps() -> Iterator[Callable[[], int]]:
+    """Yield what returns the signal that came, SIGINT or SIGTERM, and 0 for none; it is for the caller to stop.
 
     Handlers are put back afterwards. Outside the main thread signals never arrive, and nothing is held back.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    first: list[float] = []
+    first: list[tuple[float, int]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if first and time.monotonic() - first[0] > IMPATIENT:
-            raise KeyboardInterrupt
-        first.append(time.monotonic())
+        if first and time.monotonic() - first[0][0] > IMPATIENT:
+            raise InterruptedTraining(first[0][1])
+        first.append((time.monotonic(), number))
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(first)
+        yield lambda: first[0][1] if first else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

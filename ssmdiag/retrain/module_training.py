@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ssmdiag.reparam import parameter_groups
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, StreamedBatches, describe, pick
 from ssmdiag.retrain.distributed import Ranks
-from ssmdiag.retrain.interruption import finishing_steps
+from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
 from ssmdiag.retrain.learned_kernel import SEQUENCES, compare_with, mean_derivative
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits, saying_what_to_lower
-from ssmdiag.retrain.module_files import checkpoints_of, load_module_state, save_module, save_module_state
+from ssmdiag.retrain.module_files import checkpoints_of, save_module
+from ssmdiag.retrain.module_state import ModuleRun, ModuleState
 from ssmdiag.retrain.perturbation import module_perturbation_curve
 from ssmdiag.retrain.results import ArmResult, LearnedKernel, Point
 from ssmdiag.retrain.scoring import Score, call
@@ -31,24 +33,15 @@ from ssmdiag.retrain.training import DIVERGED, Progress, schedule
 _EXPERTS = ("expert", "router")
 
 
-@dataclass
-class ModuleRun:
-    """What changes while an arm trains, apart from its weights."""
-
-    step: int = 0
-    seconds: float = 0.0
-    diverged_at: int | None = None
-    history: list[Point] = field(default_factory=list)
-
-
 def train_module(
     module: nn.Module,
     arm: Arm,
     batches: SampledBatches | StreamedBatches,
     budget: Budget,
     *,
-    settings: bytes,
+    beside: Mapping[str, bytes],
     source: str,
+    task: str,
     ranks: Ranks,
     folder: Path | None = None,
     resume: bool = False,
@@ -58,9 +51,10 @@ def train_module(
 ) -> ArmResult:
     """Train a module in place and return how it went.
 
-    `module` is on its device, reparameterised and frozen as the arm says. `settings` is the config.json of its
-    checkpoints, `source` what it was made of: a state is resumed of the same alone. Raises ConfigurationError where
-    model and data do not fit; after Ctrl-C or SIGTERM KeyboardInterrupt, with the state of the last step written.
+    `module` is on its device, reparameterised and frozen as the arm says. `beside` are files that lie beside its
+    checkpoints, such as config.json; `source` is what it was made of, `task` what it learns: a state is resumed of
+    the same alone. Raises ConfigurationError where model and data do not fit; after Ctrl-C or SIGTERM
+    InterruptedTraining, a KeyboardInterrupt, with the state of the last step written.
     """
     groups = parameter_groups(
         module, lr=arm.lr, recurrence_lr=arm.recurrence_lr, weight_decay=arm.weight_decay, assume=assume
@@ -70,67 +64,71 @@ def train_module(
     rates = [group["lr"] for group in groups]
     optimiser = torch.optim.AdamW(groups)
     run = ModuleRun()
-    if resume and folder is not None:
-        load_module_state(folder, arm, source, module, optimiser, run, budget)
-    ranks.require_same(f"{arm.label}: the step to go on from", run.step)
     trainer = _Trainer(module, batches, Score(batches.loss, batches.read_out), ranks, arm.seed)
+    state = None
+    if folder is not None:
+        state = ModuleState(folder, arm, module, optimiser, run, batches, budget, source, task, assume)
+        if resume:
+            state.load(trainer.validate)
+    ranks.require_same(f"{arm.label}: the step to go on from", run.step)
     trainer.require_same_batches(run.step)
-    writer = folder if ranks.first else None
+    state = state if ranks.first else None
 
-    def save_state() -> None:
-        if writer is not None:
-            save_module_state(writer, arm, source, module, optimiser, run, budget)
+    def result(*, interrupted: bool = False) -> ArmResult:
+        return ArmResult(
+            arm=arm,
+            diverged_at=run.diverged_at,
+            history=tuple(run.history),
+            seconds_per_step=run.seconds / max(run.step, 1),
+            checkpoints=checkpoints_of(folder, arm, budget, run.step) if folder else (),
+            interrupted_at=run.step if interrupted and run.diverged_at is None else None,
+        )
 
     with finishing_steps() as stopping, trainer.saying_what_fits():
-        while run.diverged_at is None:
-            last = run.step == budget.steps
-            new = not run.history or run.history[-1].step != run.step
-            if (last or run.step % budget.validate_every == 0) and new:
-                point = trainer.validate(run.step)
-                if math.isfinite(point.loss):
-                    run.history.append(point)
+        try:
+            while run.diverged_at is None:
+                last = run.step == budget.steps
+                new = not run.history or run.history[-1].step != run.step
+                due = (last or run.step % budget.validate_every == 0) and new
+                if due:
+                    point = trainer.validate(run.step)
+                    if math.isfinite(point.loss):
+                        run.history.append(point)
+                    else:
+                        run.diverged_at = run.step
+                if state is not None and run.diverged_at is None and budget.keeps(run.step):
+                    save_module(state.folder, arm, module, beside, run.step, budget)
+                if state is not None and (due or budget.keeps(run.step)):
+                    state.save()
+                if due and on_progress:
+                    on_progress(Progress(run.step, budget.steps, (arm,), (point.loss,)))
+                if last or run.diverged_at is not None:
+                    break
+                start = time.perf_counter()
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * schedule(run.step, budget)
+                loss = trainer.backward(run.step)
+                limit = DIVERGED * (math.inf if batches.nothing is None else batches.nothing)
+                if loss <= limit and math.isfinite(loss):
+                    optimiser.step()
+                    run.step += 1
                 else:
                     run.diverged_at = run.step
-                if on_progress:
-                    on_progress(Progress(run.step, budget.steps, (arm,), (point.loss,)))
-            every = budget.checkpoint_every
-            if last or run.step == 0 or (every and run.step % every == 0):
-                if writer is not None and run.diverged_at is None:
-                    save_module(writer, arm, module, settings, run.step, budget)
-                save_state()
-            if last or run.diverged_at is not None:
-                break
-            start = time.perf_counter()
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(run.step, budget)
-            loss = trainer.backward(run.step)
-            if loss <= DIVERGED * (math.inf if batches.nothing is None else batches.nothing) and math.isfinite(loss):
-                optimiser.step()
-                run.step += 1
-            else:
-                run.diverged_at = run.step
-            optimiser.zero_grad()
-            run.seconds += time.perf_counter() - start
-            if ranks.any(stopping()):
-                save_state()
-                raise KeyboardInterrupt
-        if run.diverged_at is not None:
-            save_state()
-    finished = run.diverged_at is None
+                optimiser.zero_grad()
+                run.seconds += time.perf_counter() - start
+                if ranks.any(bool(stopping())):
+                    if state is not None:
+                        state.save()
+                    raise InterruptedTraining(stopping() or signal.SIGINT)
+            if run.diverged_at is not None and state is not None:
+                state.save()
+        except KeyboardInterrupt as stop:
+            raise InterruptedTraining(signal_of(stop), (result(interrupted=True),)) from None
+    if run.diverged_at is not None:
+        return result()
     with trainer.saying_what_fits():
-        perturbation = (
-            module_perturbation_curve(module, trainer.loss_over, assume=assume) if perturb and finished else None
-        )
-        kernel = trainer.learned_kernel() if finished else None
-    return ArmResult(
-        arm=arm,
-        diverged_at=run.diverged_at,
-        history=tuple(run.history),
-        seconds_per_step=run.seconds / max(run.step, 1),
-        checkpoints=checkpoints_of(folder, arm, budget, run.step) if folder else (),
-        perturbation=perturbation,
-        kernel=kernel,
-    )
+        perturbation = module_perturbation_curve(module, trainer.loss_over, assume=assume) if perturb else None
+        return replace(result(), perturbation=perturbation, kernel=trainer.learned_kernel())
 
 
 class _Trainer:

@@ -9,7 +9,8 @@ from pathlib import Path
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.distributed import Ranks
-from ssmdiag.retrain.saving import STATE, advice_for
+from ssmdiag.retrain.resuming import require_asked_for
+from ssmdiag.retrain.saving import advice_for
 
 
 def prepare(
@@ -18,8 +19,8 @@ def prepare(
     """Make the folder and return what a reader of the results must know of it.
 
     `states` are where the states of these arms would lie; `writes` says whether this rank writes. Every rank looks
-    before any of them trains. Raises ConfigurationError where the folder cannot be written, or without `resume` holds
-    a run of these arms.
+    before any of them trains. Raises ConfigurationError where the folder cannot be written, without `resume` holds
+    a run of these arms, or with it holds runs of other arms alone.
     """
     if writes:
         _require_writable(folder)
@@ -30,6 +31,8 @@ def prepare(
             f"--output {folder} holds a run already: {held}.",
             advice="give --resume to go on with it, or another --output.",
         )
+    if resume and not resumable and writes:
+        require_asked_for(folder, arms)
     return (f"nothing to resume from in {folder}: started anew",) if resume and not resumable else ()
 
 
@@ -43,11 +46,6 @@ def require_apart(folder: Path, arms: Sequence[Arm], reads: Sequence[Path]) -> N
                     f"--output {folder}: {read} lies where {arm.label} would be kept.",
                     advice="give another --output.",
                 )
-
-
-def can_resume(folder: Path) -> bool:
-    """Whether there is a state in a folder that --resume goes on from."""
-    return any(folder.glob(f"state-*{STATE}"))
 
 
 def _require_writable(folder: Path) -> None:

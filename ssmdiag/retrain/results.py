@@ -71,11 +71,14 @@ class ArmResult:
     """None where it was not asked for, and for an arm that diverged."""
     kernel: LearnedKernel | None = None
     """None where the task has no kernel, and for an arm that diverged."""
+    interrupted_at: int | None = None
+    """Step at which Ctrl-C or a kill ended it; None for an arm that went on to its end."""
 
     @property
     def final_loss(self) -> float | None:
-        """Loss of the last validation; None for an arm that diverged."""
-        return None if self.diverged_at is not None or not self.history else self.history[-1].loss
+        """Loss of the last validation; None for an arm that diverged, or did not come to its end."""
+        ended = self.diverged_at is None and self.interrupted_at is None
+        return self.history[-1].loss if ended and self.history else None
 
     @property
     def best_loss(self) -> float | None:
@@ -104,3 +107,5 @@ class RetrainResult:
     notes: tuple[str, ...] = ()
     """What a reader must know to read the numbers."""
     seconds: float = 0.0
+    interrupted_at: int | None = None
+    """Step at which Ctrl-C or a kill ended it, arms that had not begun left out; None for a whole comparison."""

@@ -7,13 +7,14 @@ not finite, or far above that of predicting nothing, has diverged: its step is k
 
 from __future__ import annotations
 
-import hashlib
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.gradients import losses_and_gradients, losses_of, shared_losses_and_gradients
-from ssmdiag.retrain.interruption import finishing_steps
+from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
 from ssmdiag.retrain.memory_limit import saying_what_fits
 from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
 from ssmdiag.retrain.results import ArmResult, Point
-from ssmdiag.retrain.saving import checkpoints_of, load_state, save_arm, save_state
+from ssmdiag.retrain.resuming import digest_of, load_run, save_run
+from ssmdiag.retrain.saving import checkpoints_of, save_arm
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 
@@ -57,8 +59,6 @@ class _Run:
     seconds: float = 0.0
     diverged: dict[int, int] = field(default_factory=dict)
     history: list[list[Point]] = field(default_factory=list)
-    data: str = ""
-    """Digest of what it is trained on and from."""
 
 
 def train(
@@ -67,6 +67,7 @@ def train(
     settings: ModelSettings,
     budget: Budget,
     *,
+    task: str = "",
     device: str = "cpu",
     folder: Path | None = None,
     resume: bool = False,
@@ -78,6 +79,8 @@ def train(
 
     Parameters
     ----------
+    task
+        What the data are called where a state of other data is refused.
     folder
         Where checkpoints and the resumable state go; None to write nothing.
     resume
@@ -87,8 +90,8 @@ def train(
     ranks
         Processes that take a part of every batch each; the first of them writes.
 
-    Raises ConfigurationError where the state belongs to other arms, OSError where the disk is full. After Ctrl-C
-    or SIGTERM the step is finished and the state written, then KeyboardInterrupt raised.
+    Raises ConfigurationError where the state is of another run, SsmdiagError where the disk is full. After Ctrl-C
+    or SIGTERM the step is finished and the state written, then InterruptedTraining raised, a KeyboardInterrupt.
     """
     if device.startswith("mps"):
         raise ConfigurationError(
@@ -100,46 +103,111 @@ def train(
             ensemble.load_state(k, start.weights(arm.param))
     model = ranks.wrap(EnsembleModule(ensemble)) if ranks.count > 1 else None
     optimiser = ArmAdamW(ensemble.parameters, *_rates(ensemble, device))
-    run = _Run(history=[[] for _ in arms], data=_digest(data, start))
-    if resume and folder is not None:
-        load_state(folder, ensemble, optimiser, run, budget)
+    run = _Run(history=[[] for _ in arms])
+    state = _State(folder, ensemble, optimiser, run, budget, data, start, task) if folder is not None else None
+    if resume and state is not None:
+        state.load()
+    state = state if ranks.first else None
     batches = ArmBatches(arms, data, budget.batch, device)
     nothing = loss_of_nothing(data.validation_targets, data.outputs) or math.inf
     ranks.require_same("the step to go on from", run.step)
     with finishing_steps() as stopping:
-        while run.step <= budget.steps:
-            _validate_and_save(ensemble, optimiser, data, run, budget, folder if ranks.first else None, on_progress)
-            if run.step == budget.steps:
-                break
-            begun = time.perf_counter()
-            with saying_what_fits(partial(_attempt, ensemble, batches, data), len(arms), batches.draw.size, device):
-                inputs, targets = batches.at(run.step)
-                if model is None:
-                    losses, gradients = losses_and_gradients(ensemble, inputs, targets, data)
-                else:
-                    losses, gradients = shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
-            _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
-            running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
-            optimiser.step(gradients, schedule(run.step, budget), running)
-            run.step += 1
-            run.seconds += time.perf_counter() - begun
-            if ranks.any(stopping()):
-                if folder is not None and ranks.first:
-                    save_state(folder, ensemble, optimiser, run, budget)
-                raise KeyboardInterrupt
-            if len(run.diverged) == len(arms):
-                break
+        try:
+            while run.step <= budget.steps:
+                _validate_and_save(ensemble, data, run, budget, state, on_progress)
+                if run.step == budget.steps:
+                    break
+                begun = time.perf_counter()
+                with saying_what_fits(partial(_attempt, ensemble, batches, data), len(arms), batches.draw.size, device):
+                    inputs, targets = batches.at(run.step)
+                    if model is None:
+                        losses, gradients = losses_and_gradients(ensemble, inputs, targets, data)
+                    else:
+                        losses, gradients = shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
+                _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
+                running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
+                optimiser.step(gradients, schedule(run.step, budget), running)
+                run.step += 1
+                run.seconds += time.perf_counter() - begun
+                if ranks.any(bool(stopping())):
+                    if state is not None:
+                        state.save()
+                    raise InterruptedTraining(stopping() or signal.SIGINT)
+                if len(run.diverged) == len(arms):
+                    break
+        except KeyboardInterrupt as stop:
+            known = _results(run, ensemble.arms, budget, folder, interrupted=True)
+            raise InterruptedTraining(signal_of(stop), known) from None
+    return list(_results(run, ensemble.arms, budget, folder))
+
+
+def _results(
+    run: _Run, arms: Sequence[Arm], budget: Budget, folder: Path | None, *, interrupted: bool = False
+) -> tuple[ArmResult, ...]:
     each = run.seconds / max(run.step, 1) / len(arms)
-    return [
+    return tuple(
         ArmResult(
             arm=arm,
             diverged_at=run.diverged.get(k),
             history=tuple(run.history[k]),
             seconds_per_step=each,
             checkpoints=checkpoints_of(folder, arm, budget, run.diverged.get(k, run.step)) if folder else (),
+            interrupted_at=run.step if interrupted and k not in run.diverged else None,
         )
         for k, arm in enumerate(arms)
-    ]
+    )
+
+
+class _State:
+    """Where the state of a group of arms is kept, what goes into it, and what it must have been trained as."""
+
+    def __init__(
+        self,
+        folder: Path,
+        ensemble: Ensemble,
+        optimiser: ArmAdamW,
+        run: _Run,
+        budget: Budget,
+        data: TaskData,
+        start: StartingPoint | None,
+        task: str,
+    ) -> None:
+        self.folder, self.ensemble, self.optimiser, self.run = folder, ensemble, optimiser, run
+        self.settings: dict[str, Any] = {
+            "task": task,
+            **asdict(ensemble.settings),
+            **asdict(budget),
+            "length": data.length,
+            "loss": data.loss,
+            "read_out": data.read_out,
+            "start": digest_of(start.tensors, start.map) if start else None,
+        }
+        self.data = digest_of(data.inputs, data.targets, data.validation_inputs, data.validation_targets)
+
+    def save(self) -> None:
+        """Write the state. Raises SsmdiagError where it cannot be written; the last one stays."""
+        run = self.run
+        weights = {name: value.detach() for name, value in self.ensemble.parameters.items()}
+        changing = {
+            "step": run.step,
+            "seconds": run.seconds,
+            "diverged": run.diverged,
+            "history": [[asdict(point) for point in points] for points in run.history],
+            "weights": weights,
+            "optimiser": self.optimiser.state(),
+        }
+        save_run(self.folder, self.ensemble.arms, self.settings, self.data, changing)
+
+    def load(self) -> None:
+        """Put back the state of these arms, if there is one. Raises SsmdiagError where it is of another run or torn."""
+        there = load_run(self.folder, self.ensemble.arms, self.settings, lambda step: self.data)
+        if there is None:
+            return
+        for name, value in self.ensemble.parameters.items():
+            value.detach().copy_(there["weights"][name])
+        self.optimiser.load(there["optimiser"])
+        self.run.step, self.run.seconds, self.run.diverged = there["step"], there["seconds"], there["diverged"]
+        self.run.history = [[Point(**point) for point in points] for points in there["history"]]
 
 
 def schedule(step: int, budget: Budget) -> float:
@@ -156,11 +224,10 @@ def _note_divergence(run: _Run, losses: Sequence[float], limit: float) -> None:
 
 def _validate_and_save(
     ensemble: Ensemble,
-    optimiser: ArmAdamW,
     data: TaskData,
     run: _Run,
     budget: Budget,
-    folder: Path | None,
+    state: _State | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
     validated = any(points and points[-1].step == run.step for points in run.history)  # resumed from here
@@ -171,12 +238,12 @@ def _validate_and_save(
                 run.diverged.setdefault(k, run.step)
             if k not in run.diverged:
                 run.history[k].append(point)
-    if folder is not None and budget.keeps(run.step):
+    if state is not None and budget.keeps(run.step):
         for k in range(len(ensemble.arms)):
             if k not in run.diverged:
-                save_arm(folder, ensemble, k, run.step, budget, data.length)
-    if folder is not None and (due or budget.keeps(run.step)):
-        save_state(folder, ensemble, optimiser, run, budget)
+                save_arm(state.folder, ensemble, k, run.step, budget, data.length)
+    if state is not None and (due or budget.keeps(run.step)):
+        state.save()
     if due and on_progress:
         latest = [math.nan if k in run.diverged else run.history[k][-1].loss for k in range(len(run.history))]
         on_progress(Progress(run.step, budget.steps, ensemble.arms, tuple(latest)))
@@ -223,17 +290,6 @@ def _attempt(ensemble: Ensemble, batches: ArmBatches, data: TaskData, arms: int,
     """Do the first step's work for some arms and sequences, and forget it."""
     inputs, targets = batches.at(0, slice(arms), slice(batch))
     losses_and_gradients(ensemble, inputs, targets, data)
-
-
-def _digest(data: TaskData, start: StartingPoint | None) -> str:
-    """Return a name for data and starting weights: of every tensor its shape and about a thousand numbers."""
-    digest = hashlib.sha256()
-    tensors = [data.inputs, data.targets, data.validation_inputs, data.validation_targets]
-    for tensor in tensors + list(start.tensors.values() if start else ()):
-        flat = tensor.detach().cpu().flatten()
-        some = flat[:: max(1, len(flat) // 1024)].contiguous()
-        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def groups_of(arms: Sequence[Arm], most: int) -> Iterator[tuple[Arm, ...]]:

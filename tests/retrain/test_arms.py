@@ -38,6 +38,12 @@ def test_labels_differ_wherever_arms_do() -> None:
         ({"freeze": ["all"]}, "--freeze all"),
         ({"init": ["random"]}, "--init random"),
         ({"lr": [-0.1]}, "--lr -0.1"),
+        ({"lr": [0.0]}, "--lr 0.0"),
+        ({"lr": [0.1, -0.0]}, "--lr -0.0"),
+        ({"lr": [1e-46]}, "--lr 1e-46"),
+        ({"lr": [1e39]}, "--lr 1e+39"),
+        ({"lr": [float("inf")]}, "--lr inf"),
+        ({"weight_decay": [float("nan")]}, "--weight-decay nan"),
         ({"lr": [float("nan")]}, "--lr nan"),
         ({"recurrence_lr": [float("inf")]}, "--recurrence-lr inf"),
         ({"weight_decay": [-1.0]}, "--weight-decay -1"),
@@ -51,6 +57,13 @@ def test_a_value_no_arm_can_have_is_named(given: dict, says: str) -> None:
         product_of(param=["exp"], **given)
     assert says in caught.value.seen
     assert caught.value.expected
+
+
+@pytest.mark.parametrize("name", ["lr", "seed", "recurrence_lr", "weight_decay"])
+def test_a_number_given_twice_is_refused(name: str) -> None:
+    option = f"--{name.replace('_', '-')} 1"
+    with pytest.raises(ConfigurationError, match=f"{option} is given twice"):
+        product_of(param=["exp"], **{name: [1, 2, 1]})  # type: ignore[arg-type]
 
 
 def test_an_unknown_map_is_refused() -> None:

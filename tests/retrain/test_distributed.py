@@ -19,6 +19,7 @@ from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.sources import function_source
+from ssmdiag.retrain.state_file import read_state
 from ssmdiag.retrain.user_code import read_data
 from tests.retrain.on_two_ranks import comparisons, losses
 
@@ -95,8 +96,8 @@ def test_every_rank_has_all_results_in_the_order_of_the_arms(kind: str, together
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_leaves_a_state(together: Any) -> None:
     assert together[0]["stopped"] == [True, True]
-    (state,) = (together[2] / "interrupted").glob("state-module-*.state")
-    assert torch.load(state, weights_only=True)["step"] == 3
+    (state,) = (together[2] / "interrupted").glob("state-*.state")
+    assert read_state(state)["run"]["step"] == 3
 
 
 @pytest.mark.slow

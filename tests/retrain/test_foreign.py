@@ -25,6 +25,7 @@ from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
 from ssmdiag.retrain.foreign import compare_modules, own_maps
 from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.sources import ModelSource, function_source
+from ssmdiag.retrain.state_file import read_state
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.user_code import build_model, read_data
 from tests.retrain import given_models
@@ -253,11 +254,11 @@ def test_weights_that_two_names_share_are_saved_under_both(tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path) -> None:
-    run = partial(compare, [Arm(OWN)], Budget(4, 8, 4, checkpoint_every=2))
+    run = partial(compare, [Arm(OWN)], Budget(4, 8, 2))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(progress: Any) -> None:
-        if progress.step == 4:
+        if progress.step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 
     try:
@@ -267,21 +268,21 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "--resume" in str(raised.value)
     assert not list(tmp_path.rglob("*.tmp"))
-    (state,) = tmp_path.glob("state-module-*.state")
-    assert torch.load(state, weights_only=True)["step"] == 2
+    (state,) = tmp_path.glob("state-*.state")
+    assert read_state(state)["run"]["step"] == 2
     assert run(folder=tmp_path, resume=True).arms[0].final_loss == run().arms[0].final_loss
 
 
 def test_a_state_of_another_budget_or_model_is_not_resumed(tmp_path: Path) -> None:
     arms = [Arm(OWN)]
     compare(arms, Budget(2, 8, 2), folder=tmp_path)
-    with pytest.raises(ConfigurationError, match="steps 2 then, 3 now"):
+    with pytest.raises(ConfigurationError, match="--steps 2 saved, 3 asked"):
         compare(arms, Budget(3, 8, 2), folder=tmp_path, resume=True)
-    with pytest.raises(ConfigurationError, match=r"model .*regressor.* then, .*noisy.* now"):
+    with pytest.raises(ConfigurationError, match=r"--model .*regressor.* saved, .*noisy.* asked"):
         compare(arms, Budget(2, 8, 2), "noisy", folder=tmp_path, resume=True)
-    (state,) = tmp_path.glob("state-module-*.state")
+    (state,) = tmp_path.glob("state-*.state")
     state.write_bytes(state.read_bytes()[:300])
-    with pytest.raises(SsmdiagError, match="not a state to resume from"):
+    with pytest.raises(SsmdiagError, match="damaged"):
         compare(arms, Budget(2, 8, 2), folder=tmp_path, resume=True)
 
 

@@ -32,6 +32,7 @@ def document(result: RetrainResult) -> dict[str, Any]:
         "context_length": result.context,
         "device": result.device,
         "seconds": result.seconds,
+        "interrupted_at": result.interrupted_at,
         "target_kernel": result.target,
         "notes": result.notes,
         "arms": [_arm(run, levels) for run in result.arms],
@@ -51,6 +52,7 @@ def _arm(run: ArmResult, levels: tuple[float, ...]) -> dict[str, Any]:
     return {
         **asdict(run.arm),
         "diverged_at": run.diverged_at,
+        "interrupted_at": run.interrupted_at,
         "final_loss": run.final_loss,
         "best_loss": run.best_loss,
         "steps_to_level": {f"{level:g}": run.steps_to(level) for level in levels},

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.printable import printable_record
 from ssmdiag.reports.markdown import escape
-from ssmdiag.reports.retrain.words import answer, kernel_error, loss, memory_columns, noise_borne, settings_of
+from ssmdiag.reports.retrain.words import (
+    Column,
+    answer,
+    kernel_error,
+    loss,
+    losses_so_far,
+    memory_columns,
+    noise_borne,
+    settings_of,
+)
 from ssmdiag.retrain.verdict import Summary, summarise_arms
 
 if TYPE_CHECKING:
@@ -17,6 +26,10 @@ if TYPE_CHECKING:
 def render(result: RetrainResult) -> str:
     """Return the comparison as Markdown."""
     result = printable_record(result)
+    return _page(result, _columns(result) if result.interrupted_at is None else losses_so_far(result))
+
+
+def _columns(result: RetrainResult) -> list[Column]:
     summaries = summarise_arms(result)
     names = settings_of([summary.arm for summary in summaries])
     columns = [
@@ -35,7 +48,10 @@ def render(result: RetrainResult) -> str:
         columns.append(("kernel error", [kernel_error(summary.runs) for summary in summaries]))
     if any(run.perturbation for run in runs):
         columns.append(("noise borne, β", [noise_borne(summary.runs) for summary in summaries]))
-    columns += memory_columns(runs)
+    return columns + memory_columns(runs)
+
+
+def _page(result: RetrainResult, columns: Sequence[Column]) -> str:
     heading = [name for name, _ in columns]
     rows = list(zip(*(cells for _, cells in columns), strict=True))
     lines = [

@@ -22,6 +22,7 @@ from ssmdiag.reports.retrain.words import (
     kernel_error,
     learning_rate,
     loss,
+    losses_so_far,
     memory_columns,
     noise_borne,
     settings_of,
@@ -50,9 +51,13 @@ def report(result: RetrainResult, settings: Settings) -> str:
         f"{words.plural(len(result.arms), 'run')}  {result.device} {result.seconds:,.0f} s",
         "bold",
     )
-    finished = any(run.final_loss is not None for run in result.arms)
+    finished = any(run.final_loss is not None for run in result.arms) and result.interrupted_at is None
     page.paragraph(answer(result), "bold green" if finished else "bold red")
-    if not settings.quiet:
+    if result.interrupted_at is not None:
+        (lead, rows), *columns = losses_so_far(result)
+        page.rows(lead, rows, columns)
+        page.notes(result.notes)
+    elif not settings.quiet:
         summaries = summarise_arms(result)
         shown = _shown(result, summaries)
         names = _Names(summaries, settings.width)
@@ -75,10 +80,7 @@ def report(result: RetrainResult, settings: Settings) -> str:
         notes = [*result.notes]
         if any(summary.seeds > 1 for summary in shown):
             notes.append("memory and curves are those of the first seed")
-        if notes:
-            page.out.print()
-        for note in notes:
-            page.paragraph(f"  {note}", "")
+        page.notes(notes)
     return page.text()
 
 
@@ -110,8 +112,12 @@ class _Page:
             self.out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)
 
     def table(self, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[Column]) -> None:
-        """Print a row for each setting; columns that do not fit the line go into another table below."""
-        rows = [self._carried(names.row(summary)) for summary in summaries]
+        """Print a row for each setting, red where it diverged."""
+        self.rows(lead, [names.row(s) for s in summaries], columns, ["red" if s.diverged else "" for s in summaries])
+
+    def rows(self, lead: str, rows: Sequence[str], columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
+        """Print a table; columns that do not fit the line go into another one below."""
+        rows = [self._carried(row) for row in rows]
         columns = [(self._carried(heading), [self._carried(cell) for cell in cells]) for heading, cells in columns]
         first = max(map(len, [lead, *rows]))
         parts: list[list[Column]] = [[]]
@@ -127,12 +133,18 @@ class _Page:
             table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
             table.add_column(lead, no_wrap=True)
             for heading, _ in part:
-                table.add_column(heading, justify="left" if heading == "law" else "right", no_wrap=True)
-            for position, summary in enumerate(summaries):
-                style = "red" if summary.diverged else ""
-                table.add_row(rows[position], *(cells[position] for _, cells in part), style=style)
+                table.add_column(heading, justify="left" if heading in ("law", "arm") else "right", no_wrap=True)
+            for position, row in enumerate(rows):
+                style = styles[position] if styles else ""
+                table.add_row(row, *(cells[position] for _, cells in part), style=style)
             self.out.print()
             self.out.print(table)
+
+    def notes(self, notes: Sequence[str]) -> None:
+        if notes:
+            self.out.print()
+        for note in notes:
+            self.paragraph(f"  {note}", "")
 
     def picture(self, caption: str, lines: Sequence[str]) -> None:
         self.out.print()

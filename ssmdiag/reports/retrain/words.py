@@ -80,7 +80,13 @@ def _part(name: str, value: object) -> str:
 
 
 def answer(result: RetrainResult) -> str:
-    """Return the verdict: who ended lowest, over which learning rates, what diverged, what will blow up."""
+    """Return the verdict: who ended lowest, over which learning rates, what diverged, what will blow up.
+
+    Of a comparison that was interrupted, that it was and where.
+    """
+    if result.interrupted_at is not None:
+        at = f"step {result.interrupted_at:,} of {result.budget.steps:,}"
+        return f"Interrupted at {at}: these are the losses so far, and no result."
     summaries = summarise_arms(result)
     names = settings_of([summary.arm for summary in summaries])
     windows = learning_rate_windows(result)
@@ -214,6 +220,32 @@ def memory_columns(runs: Sequence[ArmResult]) -> list[Column]:
         if any(set(cell.split()) - {"–", "→"} for cell in cells):
             columns.append((heading, cells))
     return columns
+
+
+def losses_so_far(result: RetrainResult) -> list[Column]:
+    """Return a row for each arm of a comparison that was interrupted: its last validation, and how far it came."""
+    arms = [run.arm for run in result.arms]
+    names = settings_of(arms)
+    last = [run.history[-1] if run.history else None for run in result.arms]
+    ends = [
+        f"diverged at {run.diverged_at:,}" if run.diverged_at is not None
+        else "done" if run.interrupted_at is None
+        else f"stopped at {run.interrupted_at:,}"
+        for run in result.arms
+    ]  # fmt: skip
+    columns = [("setting", [names[arm] for arm in arms])]
+    if len({arm.lr for arm in arms}) > 1:
+        columns.append(("lr", [learning_rate(arm.lr) for arm in arms]))
+    if len({arm.seed for arm in arms}) > 1:
+        columns.append(("seed", [str(arm.seed) for arm in arms]))
+    columns += [
+        ("loss", [loss(point.loss if point else None) for point in last]),
+        ("at step", [f"{point.step:,}" if point else "–" for point in last]),
+    ]
+    if any(point and point.accuracy is not None for point in last):
+        said = [f"{100 * point.accuracy:.1f} %" if point and point.accuracy is not None else "–" for point in last]
+        columns.append(("accuracy", said))
+    return [*columns, ("arm", ends)]
 
 
 def noise_borne(runs: Sequence[ArmResult]) -> str:
