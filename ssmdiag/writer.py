@@ -54,8 +54,7 @@ class Target:
         if self.lines:
             stream = Stream(self)
             try:
-                for line in filter(None, text.split("\n")):
-                    stream.write(line)
+                stream.write(text)
             finally:
                 stream.close()
             return
@@ -143,9 +142,9 @@ class Stream:
         with target.sentences():
             self._file = _open_special(target.path) or _open_lines(target.path)
 
-    def write(self, line: str) -> None:
-        """Add one line, given without its end. Raises OutputError; lines before it are kept."""
-        data = harmless(line).encode() + b"\n"
+    def write(self, text: str) -> None:
+        """Add whole lines. Raises OutputError where not all can be; lines before them are kept."""
+        data = harmless(text).encode()
         with self._target.sentences(f"{self._count:,} lines of this run are in it"):
             written = 0
             try:
@@ -155,7 +154,7 @@ class Stream:
                 if written and self._file.seekable():
                     self._file.truncate(self._file.seek(0, os.SEEK_END) - written)
                 raise
-        self._count += 1
+        self._count += data.count(b"\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -19,7 +19,7 @@ from ssmdiag.errors import OutputError
 from ssmdiag.temporaries import discard_temporaries, replacing
 from ssmdiag.writer import Stream, Target, claim
 
-LINE = '{"schema_version": 1, "checkpoint": {"path": "a"}}'
+LINE = '{"schema_version": 1, "checkpoint": {"path": "a"}}\n'
 
 
 @pytest.fixture
@@ -244,26 +244,26 @@ def test_lines_are_on_disk_as_they_come_and_are_added_to_those_that_are_there(tm
         stream = Stream(Target(path, lines=True))
         for line in range(2):
             stream.write(LINE)
-            assert path.read_text() == f"{LINE}\n" * (2 * run + line + 1)
+            assert path.read_text() == LINE * (2 * run + line + 1)
         stream.close()
-    Target(path, lines=True).write(f"{LINE}\n{LINE}\n")
-    assert path.read_text() == f"{LINE}\n" * 6
+    Target(path, lines=True).write(LINE * 2)
+    assert path.read_text() == LINE * 6
 
 
 @pytest.mark.parametrize("whole", [0, 1, 3])
 @pytest.mark.parametrize("tail", [LINE[:-9], LINE[:5], LINE[:1], '{"a": "' + "x" * 200_000, "[" * 100_000])
 def test_a_torn_last_line_is_dropped_before_more_are_added(tail: str, whole: int, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text(f"{LINE}\n" * whole + (tail if whole or LINE.startswith(tail) else LINE[:20]))
+    path.write_text(LINE * whole + (tail if whole or LINE.startswith(tail) else LINE[:20]))
     Target(path, lines=True).write(LINE)
-    assert path.read_text() == f"{LINE}\n" * (whole + 1)
+    assert path.read_text() == LINE * (whole + 1)
 
 
 def test_a_last_line_that_lacks_its_end_alone_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text(f"{LINE}\n{LINE}")
+    path.write_text(LINE + LINE[:-1])
     Target(path, lines=True).write(LINE)
-    assert path.read_text() == f"{LINE}\n" * 3
+    assert path.read_text() == LINE * 3
 
 
 @pytest.mark.parametrize("content", ["notes\n", '{"mine": 1}\n', '{\n  "schema_version": 1\n}\n', "\n"])
@@ -277,7 +277,7 @@ def test_lines_are_not_added_to_another_file(content: str, tmp_path: Path) -> No
 def test_a_disk_that_fills_up_keeps_whole_lines_and_says_how_many(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     stream = Stream(Target(tmp_path / "x", lines=True))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * len(LINE), hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * len(LINE) - 1, hard))
     try:
         stream.write(LINE)
         stream.write(LINE)
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up_keeps_whole_lines_and_says_how_many(tmp_path: Path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         stream.close()
-    assert (tmp_path / "x").read_text() == f"{LINE}\n" * 2
+    assert (tmp_path / "x").read_text() == LINE * 2
 
 
 HALF = """

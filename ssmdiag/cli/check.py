@@ -63,7 +63,10 @@ def check(
         typer.Option("--format", "-f", help="Form of the findings; text unless configured.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the findings to this file.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the findings to this file; lines of jsonl are added."
+        ),
     ] = None,
     also: Annotated[
         list[str] | None,

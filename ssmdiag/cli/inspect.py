@@ -31,7 +31,8 @@ def inspect(
     ],
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file; lines of jsonl are added."),
     ] = None,
     length: Length = None,
     assume: Annotated[

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ssmdiag.printable import harmless
 
 if TYPE_CHECKING:
-    from ssmdiag.writer import Target
+    from ssmdiag.writer import Stream, Target
 
 
 class Colour(StrEnum):
@@ -64,23 +64,29 @@ def remark(text: str) -> None:
     _say(sys.stderr, harmless(text).rstrip("\n") + "\n")
 
 
-class Lines(Protocol):
-    """Where lines of JSON go one by one."""
+class Lines:
+    """An output that grows: what is written is there at once, and stays where something later fails."""
 
-    def write(self, line: str) -> None:
-        """Write one line, given without its end; it is out when this returns."""
+    def __init__(self, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:
+        self._output = output
+        self._gates = {"colours": colours, "commands": commands}
+        self._stream: Stream | None = None
+
+    def write(self, text: str) -> None:
+        """Write whole lines; they are out when this returns. Raises OutputError."""
+        if self._output is None:
+            emit(text, None, **self._gates)
+            return
+        if self._stream is None:
+            from ssmdiag.writer import Stream
+
+            self._stream = Stream(self._output)
+        self._stream.write(text)
 
     def close(self) -> None:
-        """No more will come."""
-
-
-def open_lines(output: Target | None) -> Lines:
-    """Return where to write lines of JSON as they come: stdout, or a file that is added to. Raises OutputError."""
-    if output is None:
-        return _StandardOutput()
-    from ssmdiag.writer import Stream
-
-    return Stream(output)
+        """Close the file, if there is one."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 def claim_outputs(
@@ -139,14 +145,6 @@ class _Guard:
         if name == "buffer":
             raise AttributeError(name)
         return getattr(self.stream, name)
-
-
-class _StandardOutput:
-    def write(self, line: str) -> None:
-        _say(sys.stdout, harmless(line) + "\n")
-
-    def close(self) -> None:
-        pass
 
 
 def _say(stream: TextIO, text: str) -> None:
