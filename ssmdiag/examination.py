@@ -20,13 +20,16 @@ Held = tuple["Layer", int, "Recurrence"]
 
 MOST_CHANNELS = 64
 """Channels of a layer whose law is found unless all are asked for: a second for 64 layers."""
-EVERY_HORIZON = 2**15
-"""Modes of a time-invariant layer up to which every channel's horizon is found; else that of the same channels.
+EVERY_HORIZON = 2**15, 2**22
+"""Modes of a time-invariant layer, and their squares added up over channels, up to which every channel's horizon is
+found; else that of the same channels.
 
 Its C decides which channel reaches farthest; of a selective layer it is one with a slow mode, which is among them.
 """
 MOST_CAPACITIES = 16
-"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon."""
+"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon ..."""
+CAPACITY_WORK = 2**26
+"""... and fewer where stored modes cubed times channels exceed this: 4 channels of 256 modes."""
 DENSE_WORK = 2**23
 """States cubed times channels, of dense state matrices that are worth the wait: 32 channels of 64 states."""
 FEWEST_CHANNELS = 4
@@ -68,7 +71,8 @@ def _examine(
         some = [_sample(layer, most_channels, MOST_CHANNELS) for layer in layers]
         reaching = [layer if _is_quick(layer) else few for layer, few in zip(layers, some, strict=True)]
         memories = assess_memories(some, steps, horizons_of=reaching)
-        capacities = assess_capacities([_sample(layer, most_channels, MOST_CAPACITIES) for layer in layers], steps)
+        rebuilt = [_sample(layer, most_channels, _most_capacities(layer)) for layer in layers]
+        capacities = assess_capacities(rebuilt, steps)
     for position, (layer, branch, recurrence) in enumerate(held):
         numbers, memory = summarise(recurrence, layer.family.title), None
         if remember:
@@ -90,6 +94,11 @@ def _sample(layer: Recurrence, most_channels: int | None, most: int) -> Recurren
     return sample_channels(layer, min(most_channels, most))
 
 
+def _most_capacities(layer: Recurrence) -> int:
+    return min(MOST_CAPACITIES, max(FEWEST_CHANNELS, CAPACITY_WORK // layer.modes**3))
+
+
 def _is_quick(layer: Recurrence) -> bool:
     """Whether the horizons of all its channels are found at once."""
-    return layer.time_invariant and layer.dense is None and layer.log_eigenvalues.numel() <= EVERY_HORIZON
+    modes, work = layer.log_eigenvalues.numel(), layer.log_eigenvalues.numel() * layer.modes
+    return layer.time_invariant and layer.dense is None and modes <= EVERY_HORIZON[0] and work <= EVERY_HORIZON[1]

@@ -165,8 +165,7 @@ def cascade_of(spectrum: FullSpectrum) -> Cascade:
         own = slice(k * block, (k + 1) * block)
         torch.mul(signal, entry[k][:, None], out=rows[own])
         rows[own, own] = blocks[k]
-        signal[: own.start] *= direct[k]
-        signal[n] *= direct[k]
+        signal *= direct[k]
         signal[own] = leave[k]
     unitary = rows.permute(2, 0, 1)
     if n > SMALL:

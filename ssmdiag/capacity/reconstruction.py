@@ -101,17 +101,18 @@ def memory_function(
 
 @dataclass(frozen=True, eq=False)
 class LeadingMemory:
-    """MF of some channels at all lags below a power of two, and A to that power."""
+    """MF of some channels at all lags below a power of two, and A to half that power."""
 
     values: Tensor
     """MF(τ), τ = 0 … L − 1, (channel, lag) float64."""
     power: Tensor
-    """A^L, (channel, state, state)."""
+    """A^(L/2), (channel, state, state)."""
 
     @property
     def total(self) -> Tensor:
-        """Σ MF over all lags, (channel,): summed up to L, and from there on ‖A^L‖² because A Aᴴ + b bᴴ = I."""
-        return self.values.sum(1) + square_of(self.power).sum((1, 2))
+        """Σ MF over all lags, (channel,): summed up to L/2, and from there on ‖A^(L/2)‖² because A Aᴴ + b bᴴ = I."""
+        half = self.values.shape[1] // 2
+        return self.values[:, :half].sum(1) + square_of(self.power).sum((1, 2))
 
     def passes(self, cascade: Cascade) -> Tensor:
         """Whether Σ MF is N, and Σ |β|² one, (channel,) bool."""
@@ -137,9 +138,9 @@ def leading_memory(cascade: Cascade, lags: int) -> LeadingMemory:
         else:
             done //= width
             rows[:, done : 2 * done] = cascade.rows_times(rows[:, :done], square)
-    power = cascade.square(bits)
+    power = cascade.square(bits - 1)
     passed = _sums_to_the_end(square_of(rows.contiguous() @ columns.contiguous()))
-    rest = square_of(cascade.times(power, cascade.entry)).sum((1, 2))
+    rest = square_of(cascade.times(power, cascade.times(power, cascade.entry))).sum((1, 2))
     # Sums of sums: one after another, thousands of equal roundings would add up.
     later = _sums_to_the_end(torch.cat([passed[:, 1:, 0], rest[:, None]], 1))
     return LeadingMemory((passed + later[..., None]).flatten(1), power)
