@@ -310,7 +310,7 @@ def test_an_invalid_map_names_the_key_and_the_choices(
         (b"layer = [1]", "expected: one or more tables"),
         (b"[[layers]]\nname = 'x'", "has layers at its top level"),
         (b"[[layer]\n", "is not TOML"),
-        (b"name = \xff", "is not TOML"),
+        (b"name = \xff", "is not UTF-8 text"),
     ],
 )
 def test_what_is_no_map_is_named(content: bytes, says: str, tmp_path: Path) -> None:

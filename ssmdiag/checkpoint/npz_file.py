@@ -124,7 +124,7 @@ def _parsed(text: bytes, length: bytes) -> tuple[tuple[int, ...], np.dtype]:
 
 _USUAL = re.compile(
     rb"\{'descr': '([<>|=]?[fciub]\d{1,2})', 'fortran_order': (?:True|False), "
-    rb"'shape': \(((?: ?\d{1,18},?){0,32})\), \}[ \n]*"
+    rb"'shape': \(((?:\d{1,18}(?:, \d{1,18}){0,31},?)?)\), \}[ \n]*"
 )
 """What numpy.save writes of an array of numbers; NumPy's own parser takes ten times as long."""
 

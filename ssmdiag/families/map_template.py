@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ class _Repeated:
         return self.tensor.shape
 
 
-def starting_map(checkpoint: Checkpoint, candidates: Sequence[str]) -> str:
+def starting_map(checkpoint: Checkpoint, candidates: Collection[str]) -> str:
     """Return the text of a map file to correct, or "" where nothing in the file looks recurrent.
 
     `candidates` are tensors whose names are known to belong to recurrences.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,10 @@ LOOKS_RECURRENT = re.compile(
     r"log_dt|inv_dt|log_step|a_param|recurrent_param|log_decay|decay_log|ssm_a|slope_rate)(?:[._].*)?$"
 )
 """Names that almost always belong to a recurrence; what no family used is reported."""
+
+
+MOST_UNCLAIMED = 500
+"""Modules that are held against one spelling to say what they lack; a file can have a hundred thousand of one kind."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def recognise(
     layers, problems = _settle(claims)
     problems += _idle_declarations(families, claims)
     used = {name for layer in layers for name in layer.names.values()}
-    near = sorted((miss for miss in index.near_misses() if not _covered(miss, used)), key=lambda miss: miss.rank)
+    near = sorted(index.near_misses(used), key=lambda miss: miss.rank)
     options = {key: value for key, value in assume.items() if key != "family"}
     ready = [
         Layer(c.path, c.family, c.spelling, checkpoint, c.names, c.axes, c.defect, options, device)
@@ -160,15 +164,17 @@ class _Index:
             if axes is not None:
                 yield Layer(path, family, spelling, self.checkpoint, names, axes, defect)
 
-    def near_misses(self) -> Iterator[NearMiss]:
-        """Yield modules that hold the telltale, or most, of a spelling and are not it."""
+    def near_misses(self, used: Collection[str]) -> Iterator[NearMiss]:
+        """Yield modules that hold the telltale, or most, of a spelling, are not it and have no tensor that is used."""
         for family in self.families:
             for spelling in family.spellings:
                 modules: dict[str, list[str]] = defaultdict(list)
                 for local in (*spelling.tensors, *spelling.optional):
                     for path in self.paths.get(local, ()):
                         modules[path].append(local)
-                for path, present in modules.items():
+                unclaimed = [path for path, held in modules.items() if not any(_join(path, n) in used for n in held)]
+                for path in unclaimed[:MOST_UNCLAIMED]:
+                    present = modules[path]
                     required = [local for local in spelling.tensors if local in present]
                     if not required or self._ruled_out(family, spelling, path):
                         continue
@@ -238,10 +244,6 @@ def _precedence(claim: Layer) -> tuple[bool, bool, int, int, str, str]:
     return not claim.family.declared, not settings, -settings, -len(claim.names), claim.path, claim.family.name
 
 
-def _covered(miss: NearMiss, used: set[str]) -> bool:
-    return any(_join(miss.path, local) in used for local in miss.present)
-
-
 def _join(path: str, local: str) -> str:
     return f"{path}.{local}" if path else local
 
@@ -277,7 +279,7 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
             details.append(f"closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
     from ssmdiag.families.map_template import starting_map
 
-    template = starting_map(checkpoint, recognition.unrecognised)
+    template = starting_map(checkpoint, frozenset(recognition.unrecognised))
     offer = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *template.split("\n")]
     return UnknownFamilyError(
         f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors).",
