@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ssmdiag.reparam import folded_state_dict
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.saving import checkpoint_path, replacing, write
+from ssmdiag.retrain.saving import checkpoint_path, in_order, replacing, write
 
 _NOT_IN_SAFETENSORS = frozenset({torch.complex128, torch.complex32})
 
@@ -43,6 +43,11 @@ def save_module(
             # Tied weights stand under each of their names, as load_state_dict(strict=True) asks for.
             tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
             save_file(tensors, temporary, {"step": str(step), "arm": json.dumps(asdict(arm))})
+            with temporary.open("r+b") as file:
+                head = file.read(8)
+                head += file.read(int.from_bytes(head, "little"))
+                file.seek(0)
+                file.write(in_order(head))
         else:
             torch.save({name: _on_cpu(value) for name, value in state.items()}, temporary)
     return path

@@ -38,18 +38,20 @@ def save_arm(folder: Path, ensemble: Ensemble, position: int, step: int, budget:
     settings = {"seq_len": length, "rate_map": arm.param, "arm": asdict(arm)}
     write(path.with_name("config.json"), json.dumps(settings, indent=2).encode() + b"\n")
     metadata = {"step": str(step), "rate_map": arm.param}
-    write(path, _in_order(save(ensemble.state_dict(position), metadata)))
+    write(path, in_order(save(ensemble.state_dict(position), metadata)))
     return path
 
 
-def _in_order(content: bytes) -> bytes:
-    """Return a safetensors file with its metadata in order: safetensors writes them in another one every time."""
+def in_order(content: bytes) -> bytes:
+    """Return a safetensors file's head with its metadata in order: safetensors writes them in another one every time.
+
+    `content` is the head, or begins with it; what follows stays, and the head keeps its size.
+    """
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(size) + content[8 + size :] if len(text) <= size else content
 
 
 def checkpoint_path(folder: Path, arm: Arm, step: int, budget: Budget) -> Path:
