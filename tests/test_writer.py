@@ -318,7 +318,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(t
     killed = half_written(tmp_path / "y")
     killed.kill()
     killed.communicate()
-    (tmp_path / ".ssmdiag-00000000-1-0.tmp").write_text("another machine's")
+    (tmp_path / ".ssmdiag-00000000-999999999-0.tmp").write_text("another machine's")
     assert len(names(tmp_path)) == 4
     try:
         Target(tmp_path / "z").write("new")
@@ -327,10 +327,10 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(t
         live.kill()
         live.communicate()
     assert len(left) == 4
-    assert {"x", "z", ".ssmdiag-00000000-1-0.tmp"} < set(left), "those of the live process and the other machine stay"
+    assert {"x", "z", ".ssmdiag-00000000-999999999-0.tmp"} < set(left), "the live and the other machine's stay"
     assert (tmp_path / "x").read_text() == "old"
     Target(tmp_path / "z").write("newer")
-    assert names(tmp_path) == [".ssmdiag-00000000-1-0.tmp", "x", "z"]
+    assert names(tmp_path) == [".ssmdiag-00000000-999999999-0.tmp", "x", "z"]
 
 
 @pytest.mark.parametrize("then", ["sys.exit(3)", "1 / 0", "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"])
