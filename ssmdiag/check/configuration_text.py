@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ssmdiag.check.configuration import COMMAND_LINE, Configuration
+from ssmdiag.printable import printable
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.selection import codes_of
 
@@ -36,7 +37,7 @@ def as_toml(configuration: Configuration) -> str:
                 rows.append((f"{name} = {_literal(value)}", _threshold_source(configuration, rule.code, name)))
     wide = min(max(len(setting) for setting, _ in rows), 40)
     said = [f"{setting:<{wide}}  # {source}" if source else setting for setting, source in rows]
-    return "\n".join([f"# {configuration.path or 'no file'}", *said]) + "\n"
+    return "\n".join([printable(f"# {configuration.path or 'no file'}"), *said]) + "\n"
 
 
 def _threshold_source(configuration: Configuration, code: str, name: str) -> str:

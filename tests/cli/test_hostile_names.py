@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -211,6 +212,17 @@ def test_lists_and_pages_echo_no_argument_raw(run: Run, folder: Path) -> None:
         code, out, err = run(*command)
         assert code == 2
         assert_harmless(out + err)
+
+
+def test_settings_are_shown_as_settings_that_are_read_again(run: Run, folder: Path) -> None:
+    Path(EVIL).mkdir()
+    path = f"{EVIL}/ssmdiag.toml"
+    key = json.dumps(EVIL, ensure_ascii=False).replace("\x7f", r"\u007f")
+    Path(path).write_text(f"[per-layer-ignores]\n{key} = ['SSM2']\n")
+    code, out, err = run("config", "show", "--config", path)
+    assert (code, err) == (0, "")
+    assert_harmless(out)
+    assert tomllib.loads(out)["per-layer-ignores"] == {EVIL: ["SSM2"]}
 
 
 def test_retrain_echoes_no_name_raw(run: Run, folder: Path) -> None:
