@@ -187,29 +187,3 @@ def show_tracebacks() -> None:
         logger = logging.getLogger("ssmdiag")
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.DEBUG)
-
-
-class Lines:
-    """An output that grows: what is written is there at once, and stays where something later fails."""
-
-    def __init__(self, output: Path | None) -> None:
-        self.output = output
-        self.file: TextIO | None = None
-
-    def write(self, text: str) -> None:
-        """Write and flush whole lines; the first makes the file. Raises SsmdiagError where it cannot."""
-        if self.output is None:
-            emit(text, None)
-            return
-        try:
-            if self.file is None:
-                self.file = self.output.open("w", encoding="utf-8")
-            self.file.write(text)
-            self.file.flush()
-        except OSError as error:
-            raise SsmdiagError(f"--output {self.output}: cannot be written ({error.strerror or error}).") from error
-
-    def close(self) -> None:
-        """Close the file, if there is one."""
-        if self.file is not None:
-            self.file.close()
