@@ -1,6 +1,6 @@
 """`python -m ssmdiag`."""
 
-from ssmdiag.cli import main
+from ssmdiag.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 
-def main() -> None:
-    """Run the command line. Known problems and crashes alike exit 2; 1 is kept for findings."""
+def run() -> NoReturn:
+    """Run the command line as the process it is: what the console script and `python -m ssmdiag` call."""
+    from ssmdiag.cli import process
+
+    process.begin()
+    try:
+        main()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            process.say(stop.code)
+        process.end(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+    except KeyboardInterrupt:  # another one, while the first was seen to
+        process.end(130)
+
+
+def main() -> NoReturn:
+    """Run the command line in this process. Known problems and crashes alike exit 2; 1 is kept for findings."""
     # torch's threads spin while they wait: on a busy CI machine small operations then take twenty times as long.
     # Read when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ssmdiag.cli import terminal
-    from ssmdiag.cli.app import app
+    from ssmdiag.cli import process, terminal
+    from ssmdiag.cli.app import make_app
     from ssmdiag.errors import SsmdiagError
 
     terminal.guard_errors()
     terminal.show_tracebacks()
     try:
-        app()
+        make_app(sys.argv[1:])()
     except SsmdiagError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        process.say(f"{type(error).__name__}: {error}")
+    except (BrokenPipeError, SystemExit) as stop:
+        if process.ended_by_its_reader(stop):
+            process.drop_output()
+            sys.exit(process.READER_GONE)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        import traceback
+    except Exception as error:
+        if isinstance(error, OSError) and process.is_stream_error(error):
+            process.drop_output()
+            process.say_unwritable(error)
+        else:
+            import traceback
 
-        terminal.remark(traceback.format_exc())
-        terminal.remark("ssmdiag crashed: this is a bug in ssmdiag, not in your checkpoint.")
-        sys.exit(2)
+            process.say(traceback.format_exc())
+            process.say("ssmdiag crashed: this is a bug in ssmdiag, not in your checkpoint.")
+    sys.exit(2)

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ssmdiag import __version__
-from ssmdiag.cli import capacity, check, compare, config, families, inspect, kernel, retrain, rules
 
-app = typer.Typer(
-    name="ssmdiag",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("inspect")(inspect.inspect)
-app.command("check")(check.check)
-app.command("capacity")(capacity.capacity)
-app.command("compare")(compare.compare)
-app.command("kernel")(kernel.kernel)
-app.command("retrain")(retrain.retrain)
-app.command("families")(families.families)
-app.command("rules")(rules.rules)
-app.command("explain")(rules.explain)
-app.add_typer(config.app, name="config")
+COMMANDS = {
+    "inspect": "inspect",
+    "check": "check",
+    "capacity": "capacity",
+    "compare": "compare",
+    "kernel": "kernel",
+    "retrain": "retrain",
+    "families": "families",
+    "rules": "rules",
+    "explain": "rules",
+    "config": "config",
+}
+"""The module of each command, in the order that --help lists them."""
+
+
+def make_app(arguments: Sequence[str]) -> typer.Typer:
+    """Return the application. It knows one command alone where the arguments start with it: each takes time to make."""
+    app = typer.Typer(
+        name="ssmdiag",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    for name in [arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS:
+        module = importlib.import_module(f"ssmdiag.cli.{COMMANDS[name]}")
+        if name == "config":
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -34,7 +50,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Generator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ import typer
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
 from ssmdiag.cli.options import Device, Length, choose_device, parse_assumptions, parse_outputs
+from ssmdiag.cli.process import working_folder
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
 
@@ -106,11 +108,11 @@ def check(
     Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
     """
     from ssmdiag.check.configuration import read_configuration
-    from ssmdiag.reports import Settings, render
-    from ssmdiag.reports.check_text import render_all
+    from ssmdiag.reports import Settings
+    from ssmdiag.reports.check_text import render_each
 
     besides = parse_outputs(also or [])
-    settings_ = read_configuration(Path.cwd(), config, isolated).overridden(
+    settings_ = read_configuration(working_folder(), config, isolated).overridden(
         select=select,
         ignore=ignore,
         fail_on=fail_on and fail_on.value,
@@ -145,31 +147,38 @@ def check(
         quiet=quiet,
         fail_on=settings_.fail_on,
     )
-    results: list[Diagnosis | Failure] = diagnose_paths(paths, asked, quiet=quiet)
-    results = _against_baseline(results, settings_, write_baseline)
-    report(results, settings_.format, settings, target, text=render_all)
-    for (form, _), file in zip(besides, copies, strict=True):
-        terminal.emit(render(results, form, replace(settings, unicode=True)), file, commands=form == "github")
+    diagnosed = _against_baseline(diagnose_paths(paths, asked, quiet=quiet), settings_, write_baseline)
+    also_to = list(zip((form for form, _ in besides), copies, strict=True))
+    results = report(diagnosed, settings_.format, settings, target, also=also_to, text=render_each)
     raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))
 
 
 def _against_baseline(
-    results: list[Diagnosis | Failure], configuration: Configuration, write: bool
-) -> list[Diagnosis | Failure]:
-    """Return the results with what the baseline knows taken out of the findings; keep its file up to date."""
+    results: Generator[Diagnosis | Failure], configuration: Configuration, write: bool
+) -> Generator[Diagnosis | Failure]:
+    """Yield the results with what the baseline knows taken out of the findings; keep its file up to date at the end.
+
+    With `write` nothing is known until all are there.
+    """
     if configuration.baseline is None:
-        return results
+        yield from results
+        return
     from ssmdiag.check.baseline import Baseline, compare_results
     from ssmdiag.check.baseline_file import keep_baseline, read_baseline
 
     path = configuration.baseline
     known = Baseline() if write and not path.exists() else read_baseline(path)
-    marked, comparison = compare_results(results, known)
-    whole = all(exit_code(result) == 0 for result in results)
+    whole: list[Diagnosis | Failure] = []
+    with closing(results):
+        for result in results:
+            whole.append(result)
+            if not write:
+                yield from compare_results([result], known)[0]
+    marked, comparison = compare_results(whole, known)
+    read = all(exit_code(result) == 0 for result in whole)
     clean = all(exit_code(result, configuration.fail_on) == 0 for result in marked)
-    remark = keep_baseline(
-        path, comparison, accept=write, successful=whole and (write or clean), environment=os.environ
-    )
+    remark = keep_baseline(path, comparison, accept=write, successful=read and (write or clean), environment=os.environ)
+    if write:
+        yield from compare_results(whole, comparison.updated(accept=True))[0]
     if remark:
         terminal.remark(remark)
-    return compare_results(results, comparison.updated(accept=True))[0] if write else marked

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.process import working_folder
 
 app = typer.Typer(no_args_is_help=True, help="Settings of `ssmdiag check`.", rich_markup_mode=None)
 
@@ -28,4 +29,4 @@ def show(
     from ssmdiag.check.configuration import read_configuration
     from ssmdiag.check.configuration_text import as_toml
 
-    terminal.emit(as_toml(read_configuration(Path.cwd(), config, isolated)), None)
+    terminal.emit(as_toml(read_configuration(working_folder(), config, isolated)), None)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssmdiag.cli import terminal
+from ssmdiag.cli import process, terminal
 from ssmdiag.cli.options import load_families
-from ssmdiag.errors import AssumptionError, SsmdiagError
+from ssmdiag.errors import AssumptionError, CheckpointError, SsmdiagError
 from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
@@ -39,37 +40,48 @@ class Asked:
     """None: all of them."""
 
 
-def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> list[Diagnosis | Failure]:
-    """Return the diagnosis of every path, in their order; many are shared out between the processor's cores.
+def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> Generator[Diagnosis | Failure]:
+    """Yield the diagnosis of every path, in their order; many are shared out between the processor's cores.
 
     Raises AssumptionError and MapFileError: those are the command's fault, not a path's.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, len(paths) // PATHS_A_WORKER)
     if not asked.every_channel:
-        _start_worker()
+        _keep_to_one_thread()
     if workers < 2 or asked.device != "cpu":
-        return [diagnose_path(path, asked, quiet=quiet) for path in paths]
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+        for path in paths:
+            yield diagnose_path(path, asked, quiet=quiet)
+        return
+    from ssmdiag.cli.workers import in_order
 
-    # Started afresh, not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool:
-        return list(pool.map(partial(diagnose_path, asked=asked, quiet=True), paths))
+    yield from in_order(
+        partial(diagnose_path, asked=asked, quiet=True), paths, workers, prepare=_prepare_worker, lost=_lost
+    )
 
 
-def _start_worker() -> None:
+def _prepare_worker() -> None:
+    """Make a process of its own a worker: what is set in one is not set in another."""
+    process.begin()
+    terminal.guard_errors()
+    terminal.show_tracebacks()
+    _keep_to_one_thread()
+
+
+def _keep_to_one_thread() -> None:
     """Keep torch to one thread: shared between two, the small operations of a diagnosis take longer, not shorter."""
+    process.import_torch()
     import torch
 
     torch.set_num_threads(1)
 
 
-def _start_process() -> None:
-    """Start a process of its own as a worker: what is set in one is not set in another."""
-    terminal.show_tracebacks()
-    _start_worker()
+def _lost(path: Path, code: int) -> Failure:
+    from ssmdiag.reports import Failure
+
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    advice = "look whether memory ran out; give this path alone, and its error is shown."
+    return Failure.of(str(path), CheckpointError(f"{path.name}: the process that read it {how}.", advice=advice))
 
 
 def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:
@@ -100,26 +112,55 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
 
 
 def report(
-    results: Sequence[Diagnosis | Failure],
+    results: Generator[Diagnosis | Failure],
     format: str,
     settings: Settings,
     output: Target | None,
     *,
-    text: Callable[[Sequence[Diagnosis | Failure], Settings], str] | None = None,
-) -> None:
-    """Write the results; in text, failures go to stderr. `text` is the command's own text format, if it has one."""
-    from ssmdiag.reports import Failure, render
+    also: Sequence[tuple[str, Target]] = (),
+    text: Callable[[Iterable[Diagnosis | Failure], Settings], Iterator[str]] | None = None,
+) -> list[Diagnosis | Failure]:
+    """Write the results, in formats that have an end as soon as each is there, and return all of them.
 
-    if format != "text":
-        terminal.emit(render(results, format, settings), output, commands=format == "github")
-        return
-    shown = [result for result in results if not isinstance(result, Failure)]
-    if shown:
-        said = text(results, settings) if text else render(shown, "text", settings)
-        terminal.emit(said, output, colours=settings.colour)
-    for result in results:
+    In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
+    files to write besides.
+    """
+    from ssmdiag.reports import Failure, render, render_each
+
+    done: list[Diagnosis | Failure] = []
+    besides = replace(settings, unicode=True)
+    gates = {"colours": settings.colour, "commands": format == "github"}
+    main = terminal.Lines(output, **gates)
+    streams = [terminal.Lines(file) for form, file in also if form == "jsonl"]
+
+    def passing() -> Iterator[Diagnosis | Failure]:
+        with closing(results):
+            for result in results:
+                done.append(result)
+                for stream in streams:
+                    stream.write("".join(render_each([result], "jsonl", besides)))
+                if format != "text" or own or not isinstance(result, Failure):
+                    yield result
+
+    own = text if format == "text" else None
+    pieces = own(passing(), settings) if own else render_each(passing(), format, settings)
+    with ExitStack() as at_end:
+        for lines in (main, *streams):
+            at_end.callback(lines.close)
+        if output is None or format == "jsonl":
+            for piece in pieces:
+                main.write(piece)
+        else:
+            whole = "".join(pieces)
+            if whole or format != "text" or not all(isinstance(result, Failure) for result in done):
+                terminal.emit(whole, output, **gates)
+    for result in done if format == "text" else []:
         if isinstance(result, Failure):
             terminal.remark(render([result], "text", settings))
+    for form, file in also:
+        if form != "jsonl":
+            terminal.emit(render(done, form, besides), file, commands=form == "github")
+    return done
 
 
 def exit_code(result: Diagnosis | Failure, fail_on: str | None = None) -> int:

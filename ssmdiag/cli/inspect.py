@@ -81,6 +81,5 @@ def inspect(
         verbose=verbose,
     )
     asked = Asked(assumptions, map_file, choose_device(device), length, every_channel)
-    results = diagnose_paths(paths, asked, quiet=quiet)
-    report(results, format, settings, target)
+    results = report(diagnose_paths(paths, asked, quiet=quiet), format, settings, target)
     raise typer.Exit(max(exit_code(result) for result in results))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -38,6 +37,15 @@ class Format(StrEnum):
     json = "json"
 
 
+def check_memory_limit(gib: float) -> float:
+    """Return an amount of memory. Raises BadParameter for what is none."""
+    if not gib <= MOST_MEMORY:
+        raise typer.BadParameter(f"{gib:g} is not a number of GiB up to {MOST_MEMORY:,}.")
+    return gib
+
+
+MOST_MEMORY = 2**20
+"""GiB; more than any machine has."""
 TOO_LARGE = "--memory-limit GIB allows more; --channel, or a smaller --length, asks for less."
 
 
@@ -67,7 +75,11 @@ def kernel(
     memory_limit: Annotated[
         float,
         typer.Option(
-            "--memory-limit", metavar="GIB", min=0.001, help="Most memory for the kernel of one layer; with --output."
+            "--memory-limit",
+            metavar="GIB",
+            min=0.001,
+            callback=check_memory_limit,
+            help="Most memory for the kernel of one layer; with --output.",
         ),
     ] = 2.0,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of what is shown.")] = Format.text,
@@ -111,8 +123,6 @@ def kernel(
         from ssmdiag.kernel.file import write_kernels
         from ssmdiag.kernel.kernel import KernelSizeError
 
-        if math.isinf(memory_limit):
-            raise SsmdiagError(f"--memory-limit {memory_limit}: not an amount of memory.", expected="a number of GiB")
         most = int(memory_limit * 2**30)
         try:
             with closing(asked.all(progress=not quiet and sys.stderr.isatty())) as recurrences:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssmdiag.cli.process import import_torch
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Device(StrEnum):
 
 def choose_device(choice: Device) -> str:
     """Return the torch device of --device. Raises SsmdiagError where it is not there."""
+    import_torch()
     import torch
 
     if choice is Device.cuda and not torch.cuda.is_available():

@@ -15,6 +15,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, choose_device, parse_assumptions
+from ssmdiag.cli.process import import_torch
 from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, options_given, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import ConfigurationError
@@ -137,6 +138,7 @@ def retrain(
     batches, the same number of steps. One --param is compared with exp.
     """
     hush_other_ranks()
+    import_torch()
     from ssmdiag.reports import Settings
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of

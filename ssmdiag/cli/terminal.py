@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -24,9 +23,27 @@ class Colour(StrEnum):
     never = "never"
 
 
+WIDEST = 1000
+"""Columns at most; lines are built in memory."""
+
+
 def width() -> int:
     """Return COLUMNS, else the terminal's width, else 80; never under 40."""
-    return max(shutil.get_terminal_size((80, 24)).columns if _sized() else 80, 40)
+    columns = os.environ.get("COLUMNS", "")
+    if usable_size(columns):
+        wide = int(columns)
+    else:
+        wide = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 80
+    return min(max(wide or 80, 40), WIDEST)
+
+
+def usable_size(value: str) -> bool:
+    """Whether COLUMNS or LINES is a number of columns or lines. A library that reads them would fail on `²`.
+
+    >>> [usable_size(value) for value in ("132", "0", "-5", "²", "1e3", "999999999")]
+    [True, False, False, False, False, False]
+    """
+    return value.isascii() and value.isdecimal() and len(value) <= len(str(WIDEST)) and 0 < int(value) <= WIDEST
 
 
 def colour(choice: Colour, stream: TextIO | None = None) -> bool:
@@ -170,7 +187,3 @@ def show_tracebacks() -> None:
         logger = logging.getLogger("ssmdiag")
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.DEBUG)
-
-
-def _sized() -> bool:
-    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()

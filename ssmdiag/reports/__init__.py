@@ -1,10 +1,14 @@
-"""Diagnosis → text, one file per format. `FORMATS` is found by looking: a module here with `render_all`."""
+"""Diagnosis → text, one file per format. `FORMATS` is found by looking: a module here with `render_all`.
+
+A format that is one piece after another also has `render_each`, so that each can be shown as soon as it is there.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ssmdiag.printable import harmless, printable_record
@@ -13,7 +17,7 @@ from ssmdiag.reports.interface import Failure, Settings
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
-__all__ = ["Failure", "Settings", "formats", "render"]
+__all__ = ["Failure", "Settings", "formats", "render", "render_each"]
 
 MACHINERY = frozenset(
     {"interface", "words", "console", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
@@ -34,9 +38,27 @@ def render(results: Sequence[Diagnosis | Failure], format: str, settings: Settin
 
     Raises ValueError for a format that does not exist.
     """
-    if format not in formats():
-        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(formats())}")
+    module = _module(format)
     if format not in EXACT:
         results = printable_record(results)
-    text = importlib.import_module(f"{__name__}.{format}").render_all(results, settings)
+    text = module.render_all(results, settings)
     return harmless(text if text.endswith("\n") else text + "\n", colours=settings.colour, commands=format == "github")
+
+
+def render_each(results: Iterable[Diagnosis | Failure], format: str, settings: Settings) -> Iterator[str]:
+    """Yield the text of `render` piece by piece: each result's as soon as it comes, in formats that are a sequence.
+
+    Raises ValueError for a format that does not exist.
+    """
+    module = _module(format)
+    if not hasattr(module, "render_each"):
+        yield render(list(results), format, settings)
+        return
+    for piece in module.render_each(results if format in EXACT else map(printable_record, results), settings):
+        yield harmless(piece, colours=settings.colour)
+
+
+def _module(format: str) -> ModuleType:
+    if format not in formats():
+        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(formats())}")
+    return importlib.import_module(f"{__name__}.{format}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -24,14 +24,21 @@ INDENT = 16
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return the findings of every checkpoint, and a line on all of them where there are several."""
-    results = printable_record(results)
-    blocks = [list(_block(result, settings)) for result in results if not isinstance(result, Failure)]
-    lines = [line for block in blocks for line in block]
-    diagnoses = [result for result in results if not isinstance(result, Failure)]
-    if len(results) > 1:
-        lines += _overall(diagnoses, len(results) - len(diagnoses), settings)
-    text = "\n".join(line.rstrip() for line in lines) + "\n" if lines else ""
-    return carried(text, settings)
+    return "".join(render_each(results, settings))
+
+
+def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
+    """Yield the findings of each checkpoint, and a line on all of them where there are several."""
+    diagnoses: list[Diagnosis] = []
+    failed = 0
+    for result in map(printable_record, results):
+        if isinstance(result, Failure):
+            failed += 1
+            continue
+        diagnoses.append(result)
+        yield from (carried(f"{line.rstrip()}\n", settings) for line in _block(result, settings))
+    if len(diagnoses) + failed > 1:
+        yield carried(f"{_overall(diagnoses, failed)}\n", settings)
 
 
 def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
@@ -75,11 +82,11 @@ def _finding(group: Group, settings: Settings) -> Iterator[str]:
         yield from _wrap(" " * INDENT + advice, settings, "dim", indent=" " * INDENT)
 
 
-def _overall(diagnoses: Sequence[Diagnosis], failed: int, settings: Settings) -> list[str]:
+def _overall(diagnoses: Sequence[Diagnosis], failed: int) -> str:
     findings = [finding for diagnosis in diagnoses for finding in diagnosis.findings]
     clean = sum(not diagnosis.findings and not diagnosis.problems for diagnosis in diagnoses)
     text = f"{words.plural(len(diagnoses) + failed, 'checkpoint')}: {clean:,} clean, {count_findings(findings)}"
-    return [text + (f", {failed:,} could not be read" if failed else "")]
+    return text + (f", {failed:,} could not be read" if failed else "")
 
 
 def _wrap(text: str, settings: Settings, style: str, indent: str) -> Iterator[str]:
@@ -96,7 +103,7 @@ def _style(text: str, style: str, settings: Settings) -> str:
         return text
     from rich.console import Console
 
-    console = Console(force_terminal=True, color_system="standard", width=1000, legacy_windows=False)
+    console = Console(force_terminal=True, color_system="standard", width=1000, height=25, legacy_windows=False)
     with console.capture() as capture:
         console.print(Text(text, style=style), end="", soft_wrap=True)
     return capture.get()

@@ -18,6 +18,7 @@ def open_console(settings: Settings) -> Console:
     return Console(
         file=io.StringIO(),
         width=settings.width,
+        height=25,  # else it reads LINES, and fails where that is not a number
         force_terminal=settings.colour,
         color_system="standard" if settings.colour else None,
         highlight=False,

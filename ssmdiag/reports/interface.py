@@ -1,4 +1,8 @@
-"""The contract of a report format: a module with `render_all(results, settings) -> str`."""
+"""The contract of a report format: a module with `render_all(results, settings) -> str`.
+
+Where the report is one piece after another, also `render_each(results, settings) -> Iterator[str]`: the same pieces,
+each as soon as `results` yields what it is about.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports.interface import Failure, Settings
@@ -15,4 +15,10 @@ if TYPE_CHECKING:
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return one line per result."""
-    return "".join(json.dumps(document(result), ensure_ascii=not settings.unicode) + "\n" for result in results)
+    return "".join(render_each(results, settings))
+
+
+def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
+    """Yield the line of each result."""
+    for result in results:
+        yield json.dumps(document(result), ensure_ascii=not settings.unicode) + "\n"

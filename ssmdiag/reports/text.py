@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,14 @@ SHORT_DTYPES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16"
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return the reports one after another."""
-    return "\n".join(_failure(r, settings) if isinstance(r, Failure) else report(r, settings) for r in results)
+    return "".join(render_each(results, settings))
+
+
+def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
+    """Yield the report of each checkpoint; an empty line goes before all but the first."""
+    for number, result in enumerate(results):
+        text = _failure(result, settings) if isinstance(result, Failure) else report(result, settings)
+        yield f"\n{text}" if number else text
 
 
 def report(diagnosis: Diagnosis, settings: Settings) -> str:

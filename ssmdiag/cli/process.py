@@ -1,0 +1,202 @@
+"""The life of the command's own process: its streams, its signals, the import of torch, its end.
+
+Nothing of this happens to a process that only imports ssmdiag, or that calls `ssmdiag.cli.main` itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import codecs
+import contextlib
+import errno
+import gc
+import io
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from ssmdiag.cli import terminal
+from ssmdiag.errors import SsmdiagError
+
+READER_GONE = 128 + 13
+"""Exit code where nobody reads what is written any more: a shell's for SIGPIPE, a number Windows does not have."""
+STREAM_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO, errno.EAGAIN})
+"""Errors of a stream that cannot be written; those of a file carry its name."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end the command, each with 128 and its number."""
+_own = False
+
+
+def begin() -> None:
+    """Make this process the command's own: what is imported is there to stay, and signals end it with their code."""
+    global _own
+    _own = True
+    gc.disable()  # until torch is there: the collector looks for garbage in what an import builds, and finds none
+    _mend_streams()
+    _mend_sizes()
+    _on_signals(_leave)
+
+
+def import_torch() -> None:
+    """Import torch, in the command's own process without the garbage collector, which is not to look at it ever.
+
+    Raises SsmdiagError in a folder that is gone: the library torch computes with ends the process there.
+    """
+    working_folder()
+    import torch  # noqa: F401
+
+    if _own and not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+        _on_signals(_stop)
+
+
+def working_folder() -> Path:
+    """Return the folder the command was started in. Raises SsmdiagError where it is gone."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise SsmdiagError(
+            f"the folder this was started in cannot be found any more ({error.strerror or error}).",
+            advice="cd to one that is there.",
+        ) from error
+
+
+def end(code: int) -> NoReturn:
+    """End with this exit code, or with that of an output nobody can read.
+
+    Torch takes as long to take down as a small checkpoint takes to diagnose, and the system does it as well. Whatever
+    needs more than the system does is waited for: threads, other processes, debuggers and profilers.
+    """
+    code = _flushed(code)
+    if not _own or _must_be_taken_down():
+        sys.exit(code)
+    _on_signals(_leave)
+    atexit._run_exitfuncs()
+    code = _flushed(code)
+    _discard_temporaries()
+    os._exit(code)
+
+
+def is_stream_error(error: OSError) -> bool:
+    """Whether this is the error of a stream, not of a file."""
+    return error.filename is None and error.errno in STREAM_ERRORS
+
+
+def say(text: str) -> None:
+    """Print to stderr, if there is anyone to read it."""
+    with contextlib.suppress(OSError):
+        terminal.remark(text)
+
+
+def say_unwritable(error: OSError) -> None:
+    """Tell that stdout cannot be written."""
+    reason = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
+    say(f"OutputError: stdout cannot be written ({reason}).\n  next: --output FILE, where the command has it.")
+
+
+def ended_by_its_reader(error: BaseException | None) -> bool:
+    """Whether an exception is, or comes of, writing where nobody reads any more."""
+    while error is not None:
+        if isinstance(error, BrokenPipeError):
+            return True
+        error = error.__context__
+    return False
+
+
+def drop_output() -> None:
+    """Let what is still held for stdout go nowhere: its end is gone."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code once all output is out: another one where it cannot be."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+        return READER_GONE
+    except OSError as error:
+        drop_output()
+        say_unwritable(error)
+        return 2
+    return code
+
+
+def _must_be_taken_down() -> bool:
+    monitoring, processes = getattr(sys, "monitoring", None), sys.modules.get("multiprocessing")
+    return bool(
+        sys.gettrace()
+        or sys.getprofile()
+        or (monitoring and any(monitoring.get_tool(number) for number in range(6)))
+        or sys.flags.interactive
+        or sys.flags.inspect
+        or (processes and processes.active_children())
+        or any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    )
+
+
+def _on_signals(handler: signal.Handlers | signal._HANDLER) -> None:
+    """Handle what stops a process, unless whoever started it has it ignored."""
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once: nothing has been written yet, or all of it. An import would swallow an exception."""
+    _discard_temporaries()
+    os._exit(128 + number)
+
+
+def _discard_temporaries() -> None:
+    temporaries = sys.modules.get("ssmdiag.temporaries")  # not there: then there are none
+    if temporaries is not None:
+        temporaries.discard_temporaries()
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind, so that temporary files are removed and states to resume from are kept."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _mend_streams() -> None:
+    """Put something in the place of streams that are closed, and let those that are open carry every character."""
+    # Else the first file that is opened takes their number. Read-only, stdout stays unwritable, and says so.
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if file != number:
+                os.dup2(file, number)
+                os.close(file)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    codecs.register_error("ssmdiag", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="ssmdiag")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands in for characters that an encoding does not have."""
+    from ssmdiag.reports.words import ASCII
+
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return text.translate(ASCII).encode("ascii", "replace").decode("ascii"), error.end
+
+
+def _mend_sizes() -> None:
+    """Take sizes of the terminal out of the environment that no library can use."""
+    for name in ("COLUMNS", "LINES"):
+        if not terminal.usable_size(os.environ.get(name, "1")):
+            del os.environ[name]

@@ -1,0 +1,201 @@
+"""The command as a process: closed and full streams, readers that leave, odd environments, exit codes, its end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssmdiag.cli import terminal
+
+PYTHON = sys.executable
+LIGHT = ["families", "rules", "--help", "--version", "config show", "check -h"]
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="shells and their redirections")
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which $S is the command."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return subprocess.run(
+        ["bash", "-c", line],
+        env={**variables, "S": f"{PYTHON} -m ssmdiag", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        errors="surrogateescape",
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@needs_posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", LIGHT)
+def test_a_full_or_closed_stdout_exits_two_with_a_sentence(command: str, unbuffered: str) -> None:
+    for redirection, reason in ((">/dev/full", "No space left on device"), (">&-", "it is closed")):
+        if not Path("/dev/full").exists() and "full" in redirection:
+            continue
+        run = shell(f"$S {command} {redirection}", PYTHONUNBUFFERED=unbuffered)
+        assert run.returncode == 2
+        assert run.stderr.startswith(f"OutputError: stdout cannot be written ({reason}).")
+        assert "Traceback" not in run.stderr
+        assert "Exception ignored" not in run.stderr
+
+
+@needs_posix
+@pytest.mark.parametrize("command", LIGHT)
+def test_a_reader_that_leaves_is_told_by_141_and_never_by_one(command: str) -> None:
+    run = shell(f"(sleep 0.01; $S {command}) | true; echo ${{PIPESTATUS[0]}}")
+    assert (run.stdout, run.stderr) == ("141\n", "")
+
+
+@needs_posix
+def test_a_reader_of_the_first_line_gets_it() -> None:
+    run = shell("$S rules | head -n 1; echo ${PIPESTATUS[0]}")
+    first, code = run.stdout.splitlines()
+    assert first.startswith("25 rules") or first.split()[0].isdigit()
+    assert code in ("0", "141")
+    assert run.stderr == ""
+
+
+@needs_posix
+def test_errors_without_a_stderr_keep_their_code_and_stay_out_of_stdout() -> None:
+    for line in ("$S families mambo 2>&-", "$S chekc 2>&-", "$S families mambo 2>&- <&-"):
+        run = shell(line)
+        assert (run.returncode, run.stdout) == (2, "")
+
+
+@needs_posix
+def test_a_closed_stdin_does_not_lend_its_number_to_a_file() -> None:
+    assert shell("$S families <&-").stdout == shell("$S families").stdout
+
+
+@needs_posix
+@pytest.mark.parametrize("size", ["²", "0", "-5", "999999999", "1e3", ""])
+def test_odd_sizes_of_the_terminal_count_for_nothing(size: str) -> None:
+    expected = shell("$S rules").stdout
+    run = shell("$S rules", COLUMNS=size, LINES=size)
+    assert (run.returncode, run.stdout, run.stderr) == (0, expected, "")
+
+
+@pytest.mark.parametrize("size", ["²", "0", "-5", "999999999", "1e3", ""])
+def test_odd_sizes_do_not_reach_the_reports(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssmdiag.reports import Settings
+    from ssmdiag.reports.check_text import _style
+    from ssmdiag.reports.console import close_console, open_console
+
+    monkeypatch.setenv("COLUMNS", size)
+    monkeypatch.setenv("LINES", size)
+    assert terminal.width() == 80
+    settings = Settings(width=terminal.width(), colour=True)
+    console = open_console(settings)
+    console.print("text")
+    assert "text" in close_console(console, settings)
+    assert "text" in _style("text", "bold", settings)
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=str,
+)
+def test_help_is_printed_in_any_encoding(environment: dict[str, str]) -> None:
+    run = shell("$S capacity --help", **environment)
+    assert (run.returncode, run.stderr) == (0, "")
+    # What help is printed with writes UTF-8 where the encoding is ASCII.
+    assert "Which steps dt would rebuild inputs" in " ".join(run.stdout.replace("Δ", "dt").split())
+    run = shell("$S explain SSM205", **environment)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("SSM205")
+
+
+@needs_posix
+@pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict", "utf-16"])
+def test_names_that_are_no_text_are_named_in_errors(encoding: str, tmp_path: Path) -> None:
+    run = shell("$S families $'ssm\\xff\\u00fc'", PYTHONIOENCODING=encoding)
+    assert run.returncode == 2
+    assert "no family is called ssm" in run.stderr.replace("\0", "")
+    assert "Traceback" not in run.stderr
+
+
+@needs_posix
+@pytest.mark.parametrize("command", ["config show", "check m.safetensors", "inspect m.safetensors"])
+def test_a_working_folder_that_is_gone_is_a_sentence(command: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    root = Path(__file__).parents[2]
+    run = shell(f"cd {gone}; rmdir {gone}; $S {command}", PYTHONPATH=str(root))
+    assert run.returncode == 2
+    assert run.stderr.startswith("SsmdiagError: the folder this was started in cannot be found any more")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_the_library_or_calling_main_leaves_the_process_as_it_was() -> None:
+    state = "(gc.isenabled(), gc.get_freeze_count(), signal.getsignal(15), signal.getsignal(2), sys.stdout.errors)"
+    code = f"""
+import gc, signal, sys
+before = {state}
+import ssmdiag, ssmdiag.cli
+ssmdiag.diagnose
+sys.argv = ["ssmdiag", "--version"]
+try:
+    ssmdiag.cli.main()
+except SystemExit as end:
+    assert not end.code
+assert before == {state}
+"""
+    run = python(code)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+ENDS = """
+import atexit, os, sys, threading
+from ssmdiag.cli import run
+sys.argv = ["ssmdiag", "--version"]
+atexit.register(lambda: print("handler"))
+class Noticed:
+    def __del__(self, write=os.write):
+        write(2, b"taken down")
+noticed = Noticed()
+{more}
+run()
+"""
+
+
+def test_the_end_runs_exit_handlers_and_leaves_the_rest_to_the_system() -> None:
+    run = python(ENDS.format(more=""))
+    assert run.returncode == 0
+    assert run.stdout.splitlines()[1:] == ["handler"]
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "sys.settrace(lambda *_: None)",
+        "sys.setprofile(lambda *_: None)",
+        "threading.Thread(target=threading.main_thread().join).start()",
+    ],
+)
+def test_what_needs_more_than_the_system_does_is_waited_for(more: str) -> None:
+    run = python(ENDS.format(more=more))
+    assert run.returncode == 0
+    assert run.stdout.splitlines()[1:] == ["handler"]
+    assert run.stderr.startswith("taken down")
+
+
+@needs_posix
+def test_an_output_that_is_read_slowly_is_complete() -> None:
+    run = shell("$S rules --format json | (sleep 0.3; cat)")
+    assert run.stdout == shell("$S rules --format json").stdout != ""
