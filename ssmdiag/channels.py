@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.cores import share_out
 from ssmdiag.kernel.powers import is_real
 
 if TYPE_CHECKING:
@@ -66,6 +67,21 @@ def group_alike(recurrences: Sequence[Recurrence]) -> list[list[int]]:
         )  # fmt: skip
         groups.setdefault((position,) if alone else kind, []).append(position)
     return list(groups.values())
+
+
+def each_group(layers: Sequence[Recurrence], work: Callable[[list[int]], None]) -> None:
+    """Do the work on the positions of each group of layers alike.
+
+    A state that has many inputs is one piece of work, which would leave the other cores idle: such layers are shared
+    out between them.
+    """
+    groups = group_alike(layers)
+    whole = [group for group in groups if layers[group[0]].layout == "many inputs"]
+    for group in groups:
+        if group not in whole:
+            work(group)
+    on_cpu = all(layers[position].log_eigenvalues.device.type == "cpu" for position, *_ in whole)
+    share_out(lambda k: work(whole[k]), range(len(whole)), torch.get_num_threads() if on_cpu else 1)
 
 
 def join_channels(layers: Sequence[Recurrence]) -> Recurrence:

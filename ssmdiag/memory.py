@@ -7,13 +7,13 @@ it, the mean over modes of |λ̄|^t at the operating point of the reading.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ssmdiag.channels import group_alike, join_channels
+from ssmdiag.channels import each_group, join_channels
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
 from ssmdiag.kernel.powers import MAX_LAG, retention
@@ -212,14 +212,18 @@ def _above_float32(energy: Energy) -> Energy:
 
 def _alike(
     layers: Sequence[Recurrence], which: Sequence[int], measure: Callable[[Recurrence], tuple[Any, ...]]
-) -> Iterator[tuple[Any, ...]]:
-    """Yield positions of layers, and what is measured of each: of layers alike, with their channels side by side."""
+) -> list[tuple[Any, ...]]:
+    """Return positions of layers, and what is measured of each: of layers alike, with their channels side by side."""
     sources = [profile(layers[k]) for k in which]
-    for positions in group_alike(sources):
+    measured: list[tuple[Any, ...]] = []
+
+    def work(positions: list[int]) -> None:
         found = measure(join_channels([sources[position] for position in positions]))
         parts = [_split(whole, [sources[position].channels for position in positions]) for whole in found]
-        for place, position in enumerate(positions):
-            yield (which[position], *(part[place] for part in parts))
+        measured.extend([(which[position], *own) for position, *own in zip(positions, *parts, strict=True)])
+
+    each_group(sources, work)
+    return measured
 
 
 def _split(whole: Measured, sizes: list[int]) -> list[Measured]:

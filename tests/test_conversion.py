@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_b_and_c_on_the_wrong_modes_are_caught_by_the_kernel(path: Path) -> None
         assert proof.spectrum.value == 0
         assert proof.kernel is not None
         assert proof.kernel.value > 0.01
+
+
+@pytest.mark.parametrize("path", [S4D, LRU])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_output_that_is_not_finite_on_one_side_is_a_difference(path: Path, value: float) -> None:
+    one = extract_recurrences(path)[0]
+    assert one.output_matrix is not None
+    C = one.output_matrix.clone()
+    C.flatten()[0] = value
+    for a, b in ((one, replace(one, output_matrix=C)), (replace(one, output_matrix=C), one)):
+        proof = prove_recurrence(a, b, None, log_lags(64))
+        assert proof.outcome is Outcome.DIFFERS
+        assert proof.kernel is not None
+        assert proof.kernel.value == math.inf
 
 
 def test_b_scaled_up_and_c_down_is_the_same_memory() -> None:

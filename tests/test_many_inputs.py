@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from ssmdiag.kernel import matrix_energy
+from ssmdiag.capacity.capacity import assess_capacities, assess_capacity
+from ssmdiag.compare.spectrum_matching import compare_kernels
+from ssmdiag.kernel import kernel, matrix_energy
 from ssmdiag.kernel.energy import Energy, band_energy, horizon, tail_energy
-from ssmdiag.kernel.kernel import sample_kernel
+from ssmdiag.kernel.kernel import compute_kernel, sample_kernel
 from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.quadratic_form import QuadraticForm
 from ssmdiag.kernel.tangential import TangentialFactor, tangential_factor
+from ssmdiag.memory import assess_memories, assess_memory
 from ssmdiag.recurrence import Recurrence
 from ssmdiag.status import Status
 from tests.many_inputs import KINDS, ExactEnergy, as_copies, many_inputs
@@ -248,3 +251,61 @@ def test_layers_as_they_are_drawn_need_no_factor() -> None:
         energy.bands(at)
         energy.horizon(0.99, 2**40)
         assert "factor" not in vars(energy)
+
+
+@pytest.mark.parametrize("kind", ["ring", "odd", "cancelling to 1e-6"])
+@pytest.mark.parametrize("product", [torch.float64, torch.float32])
+def test_a_kernel_made_in_pieces_is_the_kernel_lag_by_lag(
+    kind: str, product: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recurrence = many_inputs(kind, factor=2.0)
+    exact = sample_kernel(recurrence, range(300))
+    for working_set in (kernel.WORKING_SET, 4096):  # all at once; lags and inputs in pieces
+        monkeypatch.setattr(kernel, "WORKING_SET", working_set)
+        found = compute_kernel(recurrence, 300, product=product)
+        assert bool(((found.values - exact).abs() <= found.noise[..., None]).all())
+        # Where modes cancel, float32 would be all noise.
+        in_double = product == torch.float64 or kind.startswith("cancelling")
+        assert float(found.noise.max()) < (1e-12 if in_double else 1e-3)
+
+
+def test_two_kernel_matrices_differ_where_one_entry_was_changed() -> None:
+    recurrence = many_inputs()
+    assert recurrence.output_matrix is not None
+    C = recurrence.output_matrix.clone()
+    C[3] *= 1.01
+    other = replace(recurrence, output_matrix=C)
+    first, second = sample_kernel(recurrence, [0, 2, 50]), sample_kernel(other, [0, 2, 50])
+    found = compare_kernels(recurrence, other, [0, 2, 50], None)
+    gap = (first - second).abs()
+    worst = np.unravel_index(int(gap.argmax()), gap.shape)
+    assert found is not None
+    assert worst[0] == 3
+    assert (found.channel, found.at) == (worst[1], [0, 2, 50][worst[2]])
+    assert found.value == pytest.approx(float(gap.max() / first.abs().max()), rel=1e-12)
+    assert (found.a, found.b) == (complex(first[worst]), complex(second[worst]))
+    same = compare_kernels(recurrence, recurrence, [0, 2], None)
+    assert same is not None
+    assert same.value == 0
+    assert compare_kernels(recurrence, many_inputs(inputs=2), [0], None) is None
+    assert compare_kernels(recurrence, as_copies(recurrence), [0], None) is None
+    broken = compare_kernels(recurrence, with_output(recurrence, math.inf), [0], None)
+    assert broken is not None
+    assert broken.value == math.inf
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_side_by_side_are_what_each_is_alone(threads: int) -> None:
+    layers = [many_inputs(seed=seed, modes=modes) for seed, modes in enumerate((8, 8, 5, 8))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        memories, capacities = assess_memories(layers, 256), assess_capacities(layers, 256)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for layer, memory, capacity in zip(layers, memories, capacities, strict=True):
+        alone = assess_memory(layer, 256)
+        assert torch.equal(memory.mean_square, alone.mean_square)
+        assert torch.equal(memory.horizon.lags, alone.horizon.lags)
+        assert torch.equal(capacity.capacity, assess_capacity(layer, 256).capacity)

@@ -24,7 +24,7 @@ from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.initial_spectra import initial_spectra
 from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
-from ssmdiag.channels import group_alike, join_channels
+from ssmdiag.channels import each_group, join_channels
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
 from ssmdiag.spectrum import Quantiles
@@ -136,9 +136,12 @@ def assess_capacities(
     if state_dtype is not None and state_dtype not in STATE_PRECISION:
         raise ValueError(f"state_dtype is one of {', '.join(STATE_PRECISION)}, not {state_dtype!r}")
     found: dict[int, LayerCapacity] = {}
-    for positions in group_alike(recurrences):
+
+    def assess(positions: list[int]) -> None:
         own = [realise(recurrences[position]) for position in positions]
-        found |= dict(zip(positions, _assess(own, context, state_dtype or state_format(own[0])), strict=True))
+        found.update(zip(positions, _assess(own, context, state_dtype or state_format(own[0])), strict=True))
+
+    each_group(recurrences, assess)
     return [found[position] for position in range(len(recurrences))]
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.kernel.kernel import sample_kernel
-from ssmdiag.kernel.powers import powers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,14 +113,15 @@ def compare_kernels(a: Recurrence, b: Recurrence, lags: Sequence[int], order: Te
     """
     if a.layout == "none" or b.layout == "none":
         return None
-    first, second = _kernel_at(a, lags), _kernel_at(b, lags)
+    if "many inputs" in (a.layout, b.layout):
+        return _compare_matrices(a, b, lags) if a.layout == b.layout else None
+    first, second = sample_kernel(a, lags), sample_kernel(b, lags)
     if first.shape != second.shape:
         return None
     if order is not None:
         second = second[:, order]
-    gap = (first - second).abs()
-    many = a.layout == "many inputs"
-    peak = first.abs().amax() if many else first.abs().amax((0, 2), keepdim=True)
+    gap = _gap(first, second)
+    peak = first.abs().amax((0, 2), keepdim=True)
     error = (gap / peak).where(gap > 0, 0.0).nan_to_num(math.inf, math.inf)
     worst = int(error.argmax())
     row, rest = divmod(worst, error.shape[1] * error.shape[2])
@@ -135,16 +135,28 @@ def compare_kernels(a: Recurrence, b: Recurrence, lags: Sequence[int], order: Te
     )
 
 
-def _kernel_at(recurrence: Recurrence, lags: Sequence[int]) -> Tensor:
-    """Return K at some lags, (copy, channel, lag), or (output, input, lag) without a table of all mode weights."""
-    if recurrence.layout != "many inputs":
-        return sample_kernel(recurrence, lags)
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    assert B is not None
-    assert C is not None
-    at = torch.as_tensor(lags, dtype=torch.float64, device=B.device)
-    decays = powers(recurrence.log_eigenvalues[0], at[:, None])
-    return torch.stack([recurrence.kernel_factor * ((C * decay) @ B).real for decay in decays], -1)
+def _compare_matrices(a: Recurrence, b: Recurrence, lags: Sequence[int]) -> Difference | None:
+    """Return the same of two layers with many inputs, one lag in memory at a time."""
+    peak, gap = torch.zeros((), dtype=torch.float64, device=a.log_eigenvalues.device), -1.0
+    for lag in lags:
+        first, second = sample_kernel(a, [lag])[..., 0], sample_kernel(b, [lag])[..., 0]
+        if first.shape != second.shape:
+            return None
+        peak = torch.maximum(peak, first.abs().amax())
+        apart = _gap(first, second)
+        worst = int(apart.argmax())
+        if float(apart.flatten()[worst]) > gap:
+            gap = float(apart.flatten()[worst])
+            output, input = divmod(worst, apart.shape[1])
+            found = input, int(lag), complex(first[output, input]), complex(second[output, input])
+    value = float((gap / peak).nan_to_num(math.inf, math.inf)) if gap > 0 else 0.0
+    return Difference(value, *found)
+
+
+def _gap(first: Tensor, second: Tensor) -> Tensor:
+    """Return |a − b|: 0 where both are the same infinity or both are not numbers, infinite where one of them is not."""
+    gap = (first - second).abs().nan_to_num(math.inf, math.inf)
+    return gap.where((first != second) & ~(first.isnan() & second.isnan()), 0.0)
 
 
 def _same_pairs(a: Recurrence, b: Recurrence) -> tuple[Tensor, Tensor, list[str]]:

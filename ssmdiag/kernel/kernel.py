@@ -116,6 +116,8 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
     if recurrence.dense is not None:
         dense = on_real_state(recurrence.dense())
         return (dense.output_matrix[:, :, None] @ states_at(dense, at))[:, :, 0]
+    if recurrence.layout == "many inputs":
+        return _sample_matrix(recurrence, at)
     weights, ell = modal_weights(recurrence), recurrence.log_eigenvalues
     values = weights.real.new_empty(*weights.shape[:2], len(at))
     span = max(1, 2 * WORKING_SET // (16 * ell.shape[1] * max(1, len(at))))
@@ -125,8 +127,19 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
         table = torch.view_as_real(powers(ell[chunk, None], at[:, None]).conj().resolve_conj()).flatten(-2)
         rows = torch.view_as_real(weights[:, chunk].resolve_conj()).flatten(-2)
         values[:, chunk] = torch.einsum("cht,hlt->chl", rows, table)
-    if recurrence.layout == "many inputs":
-        return values.reshape(*_matrix_shape(recurrence), len(at))
+    return values
+
+
+def _sample_matrix(recurrence: Recurrence, at: Tensor) -> Tensor:
+    """Return Re C diag(λ̄^t) B̄ at some lags, (output, input, lag), without a table of what each mode weighs."""
+    B, C = recurrence.input_matrix, recurrence.output_matrix
+    assert B is not None
+    assert C is not None
+    readers = recurrence.kernel_factor * torch.cat([C.real, -C.imag], 1)
+    values = readers.new_empty(*_matrix_shape(recurrence), len(at))
+    for k, decay in enumerate(powers(recurrence.log_eigenvalues[0], at[:, None])):
+        states = decay[:, None] * B
+        values[..., k] = readers @ torch.cat([states.real, states.imag])
     return values
 
 
@@ -228,21 +241,53 @@ class _ModalPart(_Part):
         return noise
 
 
-class _MatrixPart(_ModalPart):
-    """A kernel matrix on one state: outputs are chunked where others chunk channels."""
+class _MatrixPart(_Part):
+    """A kernel matrix on one state, [Re C, −Im C] (Re, Im)(z_t B̄): outputs are chunked where others chunk channels."""
 
     def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
-        _Part.__init__(self, recurrence, length, dtype, product)
+        super().__init__(recurrence, length, dtype, product)
         self.size, self.width = _matrix_shape(recurrence)
         self.states = 2 * recurrence.modes
+
+    def row_bytes(self, output: bool) -> int:
+        return self.width * self.rows * self.columns * (self.dtype.itemsize if output else 0) + 8 * self.states
+
+    def spans(self, memory: int, output: bool = False) -> Iterator[tuple[int, int]]:
+        span = min(self.size, max(1, memory // self.row_bytes(output)))
+        yield from ((start, min(start + span, self.size)) for start in range(0, self.size, span))
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
         B, C = self.recurrence.input_matrix, self.recurrence.output_matrix
         assert B is not None
         assert C is not None
-        weights = self.recurrence.kernel_factor * (C[start:stop, None] * B.T).flatten(0, 1)
-        noise = self._fill(self.recurrence.log_eigenvalues, weights[None], out.flatten(0, 1)[None])
-        return noise.reshape(stop - start, self.width)
+        C = self.recurrence.kernel_factor * C[start:stop]
+        total = C.abs() @ B.abs()
+        noise = total * (math.sqrt(self.states) * torch.finfo(self.product).eps)
+        self._multiply(C, B.mT, self.product, out)
+        if self.product == torch.float32:
+            # As for channels: where the modes cancel, all is noise.
+            largest = out[..., : self.columns].abs().amax(-1).double()
+            if bool((total > CANCELLATION * largest).any()):
+                self._multiply(C, B.mT, torch.float64, out)
+                noise *= torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        return noise
+
+    def _multiply(self, C: Tensor, columns: Tensor, product: torch.dtype, out: Tensor) -> None:
+        """Write Re C diag(z_t) B̄ for `columns` of B̄, (input, mode), into (output, input, lag)."""
+        readers = torch.view_as_real(C.conj().resolve_conj()).flatten(1).to(product)
+        ell = self.recurrence.log_eigenvalues[0]
+        lags = min(out.shape[-1], max(1, WORKING_SET // (8 * self.states)))
+        table = torch.view_as_complex(_power_table(ell[None], lags, 1)[0].unflatten(-1, (-1, 2)))
+        inputs = max(1, 4 * WORKING_SET // (8 * lags * max(self.states, len(C))))
+        for first in range(0, out.shape[-1], lags):
+            decay = table[: out.shape[-1] - first]
+            if first:
+                decay = decay * powers(ell, ell.real.new_tensor(float(first)))
+            for input in range(0, len(columns), inputs):
+                some = columns[input : input + inputs, None] * decay
+                states = torch.view_as_real(some).flatten(2).flatten(0, 1).to(product)
+                part = out[:, input : input + inputs, first : first + len(decay)]
+                part.copy_((readers @ states.mT).view(part.shape))
 
 
 class _DensePart(_Part):

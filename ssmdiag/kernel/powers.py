@@ -52,12 +52,10 @@ def retention(recurrence: Recurrence) -> Recurrence:
 
 
 def modal_weights(recurrence: Recurrence) -> Tensor:
-    """Return w = κ C B̄: (copy, channel, mode), or (output · input, 1, mode) for many inputs and outputs."""
+    """Return w = κ C B̄, (copy, channel, mode), of a layer whose channels have a state each."""
     B, C = recurrence.input_matrix, recurrence.output_matrix
     if B is None or C is None:
         raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
-    if recurrence.layout == "many inputs":
-        return recurrence.kernel_factor * torch.einsum("on,nu->oun", C, B).flatten(0, 1)[:, None]
     return recurrence.kernel_factor * (C * B)
 
 
