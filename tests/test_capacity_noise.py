@@ -170,7 +170,7 @@ def test_modes_that_are_equal_round_apart_and_halve_the_noise() -> None:
 
 def lengths(recurrence: Recurrence, share: float) -> tuple[list[float], Tensor]:
     states = noisy_states(recurrence, slice(None))
-    factor, _ = states.rounded(STATE_PRECISION["bf16"])
+    factor = states.rounded(STATE_PRECISION["bf16"])
     memory = noisy_memory_function(recurrence, range(400), "bf16")
     return states.lengths(factor, [0.9, share])[1].tolist(), (memory >= share).sum(1) - 1
 
@@ -185,6 +185,24 @@ def test_the_length_found_by_bisection_is_the_last_lag_above_the_share(share: fl
     built = DenseRealisation(*(x.real for x in vars(dense.dense()).values()))
     found, expected = lengths(replace(dense, dense=lambda: built), share)
     assert found == expected.tolist()
+
+
+@pytest.mark.parametrize("modes", [13, 31, 45, 80])
+@pytest.mark.parametrize("real", [True, False])
+def test_many_modes_are_rounded_as_the_definition_says(modes: int, real: bool) -> None:
+    """R and the survivors of large states, panel by panel, against one QR of [(D L)ᴴ; (ε/√3) I]."""
+    states = noisy_states(random_siso(modes=modes, slow=1e-2, real=real), slice(None))
+    size = states.signal.shape[-1]
+    for name, epsilon in STATE_PRECISION.items():
+        scaled = epsilon / math.sqrt(3) * torch.eye(size, dtype=torch.float64).expand(len(states.signal), -1, -1)
+        Q, R = torch.linalg.qr(torch.cat([states.signal, scaled], 1))
+        found, survivors = states.in_formats(name)
+        # R is unique up to the signs of its rows.
+        torch.testing.assert_close(found.mT @ found, R.mT @ R, rtol=1e-12, atol=1e-14)
+        assert bool((found.tril(-1) == 0).all())
+        torch.testing.assert_close(
+            survivors[name], Q[:, :size].square().sum((1, 2)), rtol=1e-6 if name == "float32" else 1e-10, atol=0
+        )
 
 
 def test_broken_and_growing_modes_count_for_nothing() -> None:

@@ -117,8 +117,8 @@ def test_inside_a_recommended_range_the_length_is_met_and_just_outside_it_is_not
 ) -> None:
     recurrence = initial_spectra(family, 16)[0].recurrence
     if recurrence.dense is None:
-        recurrence = replace(recurrence, log_eigenvalues=recurrence.log_eigenvalues[::5])
-        recurrence = replace(recurrence, step=None if recurrence.step is None else recurrence.step[::5])
+        step = None if recurrence.step is None else recurrence.step[::5]
+        recurrence = replace(recurrence, log_eigenvalues=recurrence.log_eigenvalues[::5], step=step)
     found = recommend_step(recurrence, length, state_dtype=state_dtype)
     unreachable = (family, state_dtype) == ("mamba", "bf16")
     assert found.reachable.tolist() == [not unreachable] * recurrence.channels

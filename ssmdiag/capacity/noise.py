@@ -23,7 +23,7 @@ import torch
 from ssmdiag.capacity.cascade import SMALL
 from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
-from ssmdiag.cores import orthogonal, triangular
+from ssmdiag.cores import orthogonal
 from ssmdiag.kernel.dense import krylov, realise, states_at
 from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import orthonormal_factor
@@ -46,6 +46,9 @@ The smallest relative error of a binade, whose other end is rounded twice as coa
 in bf16 came out 0.2 to 0.3 of a mode below what is said here.
 """
 
+PANEL = 64
+"""Columns that are made triangular at a time; even, so that no mode's parts are separated."""
+
 
 def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
     """Return tr((G + N)⁻¹ G) of every channel, (channel,) float64: the modes that survive rounding.
@@ -57,7 +60,7 @@ def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
     result = torch.zeros(recurrence.channels, dtype=torch.float64, device=recurrence.log_eigenvalues.device)
 
     def fill(chunk: slice) -> None:
-        result[chunk] = noisy_states(recurrence, chunk).rounded(precision)[1]
+        (result[chunk],) = noisy_states(recurrence, chunk).survivors([precision])
 
     each_chunk(recurrence, 0, fill)
     return result
@@ -71,7 +74,7 @@ def noisy_memory_function(recurrence: Recurrence, lags: Tensor | Sequence[int], 
 
     def fill(chunk: slice) -> None:
         states = noisy_states(recurrence, chunk)
-        result[chunk] = states.memory(states.rounded(precision)[0], at)
+        result[chunk] = states.memory(states.rounded(precision), at)
 
     each_chunk(recurrence, states_of(recurrence) * len(at), fill)
     return result
@@ -114,8 +117,7 @@ class NoisyStates:
     """Factors of what is written to some states and of what rounding adds to them."""
 
     signal: Tensor
-    """Upper triangular (D L)ᴴ, in blocks where modes have parts, or a factor of a dense state's Gramian, (channel, row,
-    state)."""
+    """(channel, row, state): upper triangular (D L)ᴴ, in blocks where modes have parts; or a dense state's factor."""
     noise: Tensor | None
     """A factor of N for ε² = 3, (channel, row, state); None for the identity."""
     known: Tensor
@@ -125,26 +127,40 @@ class NoisyStates:
     """D, (channel, mode, part)."""
     dense: DenseRealisation | None = None
 
-    def rounded(self, precision: float) -> tuple[Tensor, Tensor]:
-        """Return R of the state rounded to ε, (channel, state, state), and what survives, (channel,)."""
-        if self.noise is None and self.signal.shape[-1] <= SMALL:
-            assert self.weight is not None
-            factor, shares = _triangular_qr(self.signal, precision / math.sqrt(3), self.weight.shape[-1])
-        else:
-            Q, factor = orthogonal(self._stacked(precision))
-            shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
-        return factor, shares.where(self.known, torch.nan)
+    def rounded(self, precision: float) -> Tensor:
+        """Return R of the state rounded to ε, (channel, state, state)."""
+        if self._is_large:
+            return _triangle_above(self.signal, precision / math.sqrt(3))
+        return self._with_shares(precision)[0]
+
+    def survivors(self, precisions: Sequence[float]) -> list[Tensor]:
+        """Return what survives each ε, (channel,)."""
+        if self._is_large:  # tr((G + N)⁻¹ G) = Σ σ²/(σ² + ε²/3): one decomposition serves all
+            squares = torch.linalg.svdvals(self.signal).square()
+            return [(squares / (squares + epsilon**2 / 3)).sum(1) for epsilon in precisions]
+        return [self._with_shares(epsilon)[1] for epsilon in precisions]
 
     def in_formats(self, own: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return R of the state in its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
-        if self.noise is not None or self.signal.shape[-1] <= SMALL:
-            rounded = {name: self.rounded(precision) for name, precision in STATE_PRECISION.items()}
-            return rounded[own][0], {name: shares for name, (_, shares) in rounded.items()}
-        # tr((G + N)⁻¹ G) = Σ σ²/(σ² + ε²/3): one decomposition serves all.
-        squares = torch.linalg.svdvals(self.signal).square()
-        shares = {name: (squares / (squares + epsilon**2 / 3)).sum(1) for name, epsilon in STATE_PRECISION.items()}
-        factor = triangular(self._stacked(STATE_PRECISION[own]))
-        return factor, {name: share.where(self.known, torch.nan) for name, share in shares.items()}
+        if self._is_large:
+            survivors = self.survivors(list(STATE_PRECISION.values()))
+            return self.rounded(STATE_PRECISION[own]), dict(zip(STATE_PRECISION, survivors, strict=True))
+        both = {name: self._with_shares(epsilon) for name, epsilon in STATE_PRECISION.items()}
+        return both[own][0], {name: shares for name, (_, shares) in both.items()}
+
+    @property
+    def _is_large(self) -> bool:
+        return self.noise is None and self.signal.shape[-1] > SMALL
+
+    def _with_shares(self, precision: float) -> tuple[Tensor, Tensor]:
+        """Return R and what survives of the state rounded to ε."""
+        scale = precision / math.sqrt(3)
+        if self.noise is None:
+            assert self.weight is not None
+            return _triangular_qr(self.signal, scale, self.weight.shape[-1])
+        Q, factor = orthogonal(torch.cat([self.signal, scale * self.noise], 1))
+        shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
+        return factor, shares.where(self.known, torch.nan)
 
     def memory(self, factor: Tensor, lags: Tensor) -> Tensor:
         """Return MF_ε for R of `rounded`, (channel, lag), at lags (lag,), or (channel, lag) of a modal state."""
@@ -161,14 +177,6 @@ class NoisyStates:
             states = states_at(self.dense, lags)
         values = square_of(torch.linalg.solve_triangular(factor.mH, states, upper=False)).sum(1)
         return values.where(self.known[:, None], torch.nan)
-
-    def _stacked(self, precision: float) -> Tensor:
-        """Return what is written above what rounding adds, (channel, row, state)."""
-        noise = self.noise
-        if noise is None:
-            noise = torch.eye(self.signal.shape[-1], dtype=self.signal.dtype, device=self.signal.device)
-            noise = noise.expand(len(self.signal), -1, -1)
-        return torch.cat([self.signal, precision / math.sqrt(3) * noise], 1)
 
     def lengths(self, factor: Tensor, shares: Sequence[float]) -> Tensor:
         """Return the largest lags with MF_ε ≥ each share for R of `rounded`, (share, channel) float64; −1 for none.
@@ -213,3 +221,20 @@ def _triangular_qr(upper: Tensor, scale: float, block: int) -> tuple[Tensor, Ten
             torch.sum(column[:, :, None] * rest, (0, 1), out=factor[k, k + 1 :])
             rest.addcmul_(column[:, :, None], factor[k, k + 1 :], value=-1)
     return factor.permute(2, 0, 1), work[0].square().sum((0, 1))
+
+
+def _triangle_above(upper: Tensor, scale: float) -> Tensor:
+    """Return R of [upper; scale I], a fifth of the work of any others: no row is touched before its first column."""
+    size = upper.shape[-1]
+    factor, filled = torch.zeros_like(upper), upper[:, :0]
+    for start in range(0, size, PANEL):
+        stop = min(start + PANEL, size)
+        width = stop - start
+        fresh = upper.new_zeros(len(upper), width, size - start)
+        fresh.diagonal(dim1=1, dim2=2).fill_(scale)
+        rows = torch.cat([upper[:, start:stop, start:], filled, fresh], 1)
+        panel, reflectors = torch.geqrf(rows[..., :width])
+        factor[:, start:stop, start:stop] = panel[:, :width].triu()
+        rest = torch.ormqr(panel, reflectors, rows[..., width:], transpose=True)
+        factor[:, start:stop, stop:], filled = rest[:, :width], rest[:, width:]
+    return factor

@@ -24,6 +24,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+BLOCK = 2**15
+"""Pairs of modes that are worked on at a time: 512 KiB of complex numbers, ..."""
+FEWEST_ROWS = 8
+"""... but so many rows of them at least."""
+
 
 def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
     """Return Lᵀ for ℓ (channel, mode) of modes sorted slowest first, all with Re ℓ < 0.
@@ -48,7 +53,25 @@ def _real_factor(ell: Tensor) -> Tensor:
 
 
 def _paired_factor(ell: Tensor) -> Tensor:
-    """Return the factor of modes with their conjugates.
+    """Return the factor of modes with their conjugates, so many rows at a time as stay in cache."""
+    channels, modes = ell.shape
+    factor = ell.new_zeros(channels, 2, modes, modes)
+    above, below = around_one(ell)
+    rows = max(FEWEST_ROWS, BLOCK // max(1, ell.numel()))
+    passed = torch.ones_like(ell[:, None])  # Π of the modes before
+    for start in range(0, modes, rows):
+        stop = min(start + rows, modes)
+        ratio, inverse = _sections(ell[:, start:stop, None], ell[:, None, start:])
+        products = torch.cat([passed, ratio], 1).cumprod(1)
+        passed, inverse = products[:, -1:, stop - start :], inverse.mul_(products[:, :-1])
+        for into, numerator, gain in ((factor[:, 0], above, below), (factor[:, 1], below, above)):
+            part = inverse * gain.abs()[:, start:stop, None]
+            torch.mul(part, numerator[:, None, start:], out=into[:, start:stop, start:])
+    return factor.flatten(1, 2)
+
+
+def _sections(own: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (λ̄_n − λ̄_k)(λ̄_n − λ̄_k*)/D_k(λ̄_n) and √((1 − |λ̄_k|²)/2)/D_k(λ̄_n), (channel, k, n).
 
     Two transcendental functions a pair of modes give all four of its factors: with e^{iφ} − 1 = 2 sin(φ/2)(i cos(φ/2)
     − sin(φ/2)), φ = ω_n ± ω_k, m = |λ̄| and d = e^{r_k − r_n} − 1,
@@ -57,32 +80,24 @@ def _paired_factor(ell: Tensor) -> Tensor:
 
     for the sum of frequencies, and the other two for their difference. No sum of real parts cancels.
     """
-    rate, angle = ell.real, ell.imag
-    decay, margin = rate.exp(), -rate.expm1()
-    sine, cosine = _half_angle(angle)
-    k = (slice(None), slice(None), None)
-    both = decay[:, None] * decay[k]
-    apart = torch.addcmul(margin[:, None], decay[:, None], margin[k])
-    change = (rate[:, None] - rate[k]).clamp_(max=0.0).expm1_()
+    (own_sine, own_cosine), (sine, cosine) = _half_angle(own.imag), _half_angle(later.imag)
+    own_decay, decay = own.real.exp(), later.real.exp()
+    both = decay * own_decay
+    apart = torch.addcmul(-later.real.expm1(), decay, -own.real.expm1())
+    change = (later.real - own.real).clamp_(max=0.0).expm1_()
     kept = change + 1
-    cc, ss = cosine[:, None] * cosine[k], sine[:, None] * sine[k]
-    sums = torch.addcmul(sine[:, None] * cosine[k], cosine[:, None], sine[k]), cc - ss
-    differences = (angle[:, None] - angle[k]).mul_(0.5).sin_(), cc + ss
-    ratio = inverse = None
+    cc, ss = cosine * own_cosine, sine * own_sine
+    sums = torch.addcmul(sine * own_cosine, cosine, own_sine), cc - ss
+    differences = (later.imag - own.imag).mul_(0.5).sin_(), cc.add_(ss)
+    found = []
     for half_sine, half_cosine in (sums, differences):
-        square, product = 2 * half_sine.square(), half_cosine.mul_(half_sine).mul_(2)
-        distance = torch.complex(torch.addcmul(apart, both, square), (both * product).neg_())
-        step = torch.complex(torch.addcmul(change, kept, square, value=-1), kept * product)
-        inverse = distance if inverse is None else inverse.mul_(distance)
-        ratio = step if ratio is None else ratio.mul_(step)
-    assert ratio is not None
-    assert inverse is not None
-    inverse.reciprocal_()
-    ratio.mul_(inverse).mul_(decay.square()[k])
-    inverse.mul_((-(2 * rate).expm1() / 2).sqrt()[k])
-    inverse[:, 1:] *= ratio[:, :-1].cumprod(1)
-    above, below = around_one(ell)
-    return torch.cat([inverse * above[:, None] * below.abs()[k], inverse * below[:, None] * above.abs()[k]], 1)
+        turn, swing = half_sine.square().mul_(2), half_cosine.mul_(half_sine).mul_(2)  # 1 − cos φ, sin φ
+        distance = torch.complex(torch.addcmul(apart, both, turn), (both * swing).neg_())
+        found.append((torch.complex(torch.addcmul(change, kept, turn, value=-1), swing.mul_(kept)), distance))
+    (ratio, inverse), (other, distance) = found
+    inverse.mul_(distance).reciprocal_()
+    ratio.mul_(other).mul_(inverse).mul_(own_decay.square())
+    return ratio, inverse.mul_((-(2 * own.real).expm1() / 2).sqrt())
 
 
 def around_one(log_eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
