@@ -37,7 +37,7 @@ LONGEST_NUMBER = 40
 """Digits of a whole number: no setting needs more, and Python takes time that grows with their square."""
 LARGEST_STEP = 10**15
 """Optimiser steps that any run could have taken."""
-MOST_COMPARED = 2000
+MOST_COMPARED = 1000
 """Names of a directory that one which is not there is compared with."""
 _MOST_DOTS = 10_000_000
 """Sum over the lines of TOML of their dots squared: what dotted keys cost its reader."""
