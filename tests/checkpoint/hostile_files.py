@@ -174,33 +174,33 @@ def a_byte_order_of_half_a_gigabyte(folder: Path) -> Path:
 
 @case
 def a_deep_tuple_as_a_key(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"}N" + b"\x85" * 300_000 + b"Ns")
+    return torch_zip(folder / "m.pt", b"}N" + b"\x85" * 200_000 + b"Ns")
 
 
 @case
 def a_deep_tuple_in_a_set(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"\x8f(N" + b"\x85" * 300_000 + b"\x90")
+    return torch_zip(folder / "m.pt", b"\x8f(N" + b"\x85" * 200_000 + b"\x90")
 
 
 @case
 def a_deep_tuple_in_a_frozenset(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"(N" + b"\x85" * 300_000 + b"\x91")
+    return torch_zip(folder / "m.pt", b"(N" + b"\x85" * 200_000 + b"\x91")
 
 
 @case
 def a_deep_tuple_in_a_builtin_set(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"cbuiltins\nset\n](N" + b"\x85" * 300_000 + b"e\x85R")
+    return torch_zip(folder / "m.pt", b"cbuiltins\nset\n](N" + b"\x85" * 200_000 + b"e\x85R")
 
 
 @case
 def a_deep_tuple_as_a_key_of_an_ordered_dict(folder: Path) -> Path:
-    pairs = b"](N" + b"\x85" * 300_000 + b"N\x86e"
+    pairs = b"](N" + b"\x85" * 200_000 + b"N\x86e"
     return torch_zip(folder / "m.pt", b"ccollections\nOrderedDict\n" + pairs + b"\x85R")
 
 
 @case
 def a_deep_tuple_as_the_key_of_a_storage(folder: Path) -> Path:
-    pid = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", b"N" + b"\x85" * 300_000, text("cpu"), number(1))
+    pid = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", b"N" + b"\x85" * 200_000, text("cpu"), number(1))
     return torch_zip(folder / "m.pt", pid + b"Q")
 
 
