@@ -24,6 +24,8 @@ from ssmdiag.checkpoint.settings import flatten, settings_of
 from ssmdiag.compare.run_order import expand_run, numbers_in_names
 from ssmdiag.errors import BaselineError, CheckpointError, ConfigurationError, MapFileError, SsmdiagError
 from ssmdiag.families.mapfile import read_map
+from ssmdiag.retrain.sources import directory_source
+from ssmdiag.retrain.tasks import TaskSettings, find_task
 from tests.checkpoint.hostile_files import DEEP, HOSTILE, LARGE, MAMBA, Write, sound
 
 MOST_SECONDS, MOST_MB = 5.0, 1024
@@ -170,15 +172,17 @@ READERS: dict[str, tuple[str, Callable[[Path], object], type[SsmdiagError]]] = {
     "baseline": ("baseline.json", read_baseline, BaselineError),
     "map": ("map.toml", read_map, MapFileError),
     "settings": ("ssmdiag.toml", lambda path: read_configuration(path.parent, path), ConfigurationError),
+    "data": ("data.npz", lambda path: find_task("arrays").make(TaskSettings(path=path)), ConfigurationError),
 }
 
 
-@every_no_file
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("reader", "kind"),
+    # Settings may be empty.
+    [(reader, kind) for reader in READERS for kind in NO_FILES if (reader, kind) != ("settings", "empty")],
+)
 def test_what_is_no_file_of_its_kind_is_refused_by_name(reader: str, kind: str, tmp_path: Path) -> None:
     name, read, error = READERS[reader]
-    if (reader, kind) == ("settings", "empty"):
-        pytest.skip("a settings file may be empty")
     NO_FILES[kind](tmp_path / name)
     with pytest.raises(error) as caught:
         read(tmp_path / name)
@@ -204,6 +208,24 @@ def test_a_trainers_files_that_are_no_files_are_left_aside(name: str, kind: str,
     assert checkpoint.optimizer_groups == ()
     if name == "optimizer.pt":
         assert "optimizer.pt" in checkpoint.optimizer_notes[0]
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["members_over_one_another", "a_header_that_is_no_python", "a_header_of_brackets", "an_array_of_negative_shape"],
+)
+def test_data_to_train_on_have_the_same_budget(case: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"m\.npz") as caught:
+        find_task("arrays").make(TaskSettings(path=HOSTILE[case](tmp_path)))
+    assert len(str(caught.value)) < 1000
+
+
+@every_no_file
+def test_a_directory_of_transformers_with_settings_that_are_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    sound(tmp_path)
+    NO_FILES[kind](tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        directory_source(tmp_path)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
