@@ -27,6 +27,8 @@ MOST_CONFIG = 16 << 20
 """Bytes of a config.json; the largest published ones have two million, for names of classes."""
 MOST_INDEX = 64 << 20
 """Bytes of a shard index; one of 90,000 tensors has nine million."""
+MOST_TOKENIZER = 256 << 20
+"""Bytes of a file of a tokenizer; vocabularies of 250,000 tokens take 33 million."""
 MOST_TRAINER_STATE = 64 << 20
 """Bytes of a trainer_state.json, which keeps every loss that was logged."""
 MOST_BASELINE = 16 << 20
@@ -37,7 +39,7 @@ LONGEST_NUMBER = 40
 """Digits of a whole number: no setting needs more, and Python takes time that grows with their square."""
 LARGEST_STEP = 10**15
 """Optimiser steps that any run could have taken."""
-MOST_COMPARED = 2000
+MOST_COMPARED = 1000
 """Names of a directory that one which is not there is compared with."""
 _MOST_DOTS = 10_000_000
 """Sum over the lines of TOML of their dots squared: what dotted keys cost its reader."""
@@ -85,16 +87,22 @@ def open_regular(path: Path) -> IO[bytes]:
         raise
 
 
-def read_text(path: Path, most: int) -> str:
-    """Return a file as text, at most so many bytes of it.
-
-    Raises OSError where it cannot be opened, is no regular file, is larger or is not UTF-8.
-    """
+def require_size(path: Path, most: int) -> None:
+    """Raise OSError where a file cannot be opened, is no regular file or has more bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > most else file.read(most + 1)
-    if max(size, len(content)) > most:
+    if size > most:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read", str(path))
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return a file as text.
+
+    Raises OSError where it cannot be opened, is no regular file, has more bytes or is not UTF-8.
+    """
+    require_size(path, most)
+    with open_regular(path) as file:
+        content = file.read(most)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

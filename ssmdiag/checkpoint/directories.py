@@ -34,7 +34,7 @@ DEEPSPEED_WEIGHTS = re.compile(r"mp_rank_\d+_model_states\.pt$")
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
 """Shards of one model, missing ones that are named, and characters of a shard's name."""
-MOST_LISTED = 100_000
+MOST_LISTED = 50_000
 """Entries of a directory, with those of the folders in it, that are looked at; a link can lead back to it."""
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")

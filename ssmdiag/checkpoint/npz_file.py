@@ -24,7 +24,7 @@ from ssmdiag.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BROKEN = (
+BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, TypeError, SyntaxError, EOFError,
     NotImplementedError, RuntimeError, MemoryError, OverflowError, OSError,
 )  # fmt: skip
@@ -52,7 +52,7 @@ class NpzFile:
             for member in self._zip.infolist():
                 if member.filename.endswith(".npy"):
                     self._read_header(member, skipped)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise CheckpointError(
                 f"{path.name} is a broken .npz file ({shortened(str(error) or type(error).__name__, 200)}).",
                 advice="save or download it again.",
@@ -82,7 +82,7 @@ class NpzFile:
             if _is_bfloat16(array.dtype):
                 return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
             return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
-        except _BROKEN as error:
+        except BROKEN as error:
             raise CheckpointError(
                 f"{self.path.name}: array {name} cannot be read ({shortened(str(error), 200)}).",
                 advice="save or download the file again.",

@@ -90,9 +90,10 @@ class TorchFile:
     def load(self, name: str) -> Tensor:
         try:
             return self._tensors[name].load(self._archive.read)
-        except BROKEN as error:
+        except (*BROKEN, OSError) as error:
             raise CheckpointError(
-                f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="save or download the file again."
+                f"{self.path.name}: tensor {name} cannot be read ({shortened(str(error), 200)}).",
+                advice="save or download the file again.",
             ) from error
 
     def place(self, name: str) -> Hashable:

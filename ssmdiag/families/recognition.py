@@ -25,7 +25,8 @@ LOOKS_RECURRENT = re.compile(
 
 
 MOST_UNCLAIMED = 500
-"""Modules that are held against one spelling to say what they lack; a file can have a hundred thousand of one kind."""
+"""Modules outside any layer, with a tensor of one name, that are held against the spellings to say what they lack; a
+file can have a hundred thousand of them."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +167,18 @@ class _Index:
 
     def near_misses(self, used: Collection[str]) -> Iterator[NearMiss]:
         """Yield modules that hold the telltale, or most, of a spelling, are not it and have no tensor that is used."""
+        free = {
+            local: [path for path in paths if _join(path, local) not in used][:MOST_UNCLAIMED]
+            for local, paths in self.paths.items()
+        }
         for family in self.families:
             for spelling in family.spellings:
-                modules: dict[str, list[str]] = defaultdict(list)
-                for local in (*spelling.tensors, *spelling.optional):
-                    for path in self.paths.get(local, ()):
-                        modules[path].append(local)
-                unclaimed = [path for path, held in modules.items() if not any(_join(path, n) in used for n in held)]
-                for path in unclaimed[:MOST_UNCLAIMED]:
-                    present = modules[path]
+                locals_ = (*spelling.tensors, *spelling.optional)
+                for path in dict.fromkeys(path for local in locals_ for path in free.get(local, ())):
+                    present = [local for local in locals_ if _join(path, local) in self.checkpoint]
                     required = [local for local in spelling.tensors if local in present]
-                    if not required or self._ruled_out(family, spelling, path):
+                    claimed = any(_join(path, local) in used for local in present)
+                    if claimed or not required or self._ruled_out(family, spelling, path):
                         continue
                     miss = self._near_miss(family, spelling, path, present)
                     enough = 3 * len(required) >= 2 * len(spelling.tensors) and len(required) > 1

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TOKENIZER, parse_json, read_text, require_size
 from ssmdiag.checkpoint.directories import WEIGHTS
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
 from ssmdiag.retrain.seeding import seeded
@@ -79,6 +80,14 @@ def directory_source(path: Path) -> ModelSource:
         _require_no_run(path)
     if not config.is_file():
         raise CheckpointError(f"{path}: no config.json in it.", expected="what save_pretrained wrote")
+    try:
+        parse_json(read_text(config, MOST_CONFIG))
+        tokenizer = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+        for file in tokenizer:
+            require_size(file, MOST_TOKENIZER)
+    except (OSError, ValueError) as error:
+        name, reason = getattr(error, "filename", None) or config, getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{name} cannot be read: {reason}.", expected="what save_pretrained wrote") from error
     title = str(path)
     notes: list[str] = []
     load = _load if path == folder else _load_step
@@ -97,7 +106,7 @@ def directory_source(path: Path) -> ModelSource:
         seeded=False,
         vocabulary=vocabulary,
         notes=tuple(notes),
-        tokenizer=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
+        tokenizer=tokenizer,
     )
 
 
@@ -197,8 +206,8 @@ def _to_train(model: Any) -> nn.Module:
 def _architecture(folder: Path) -> str | None:
     """Return the model type in a directory's config.json, where there is one."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_text(folder / "config.json", MOST_CONFIG))
+    except (OSError, ValueError):
         return None
     found = content.get("model_type") if isinstance(content, dict) else None
     return found if isinstance(found, str) else None

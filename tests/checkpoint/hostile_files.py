@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import struct
 import zipfile
@@ -30,9 +29,19 @@ HOSTILE: dict[str, Write] = {}
 """What must be refused or read within the budget, by name."""
 
 
+LARGE: dict[str, Write] = {}
+"""Those that take seconds to write or to refuse."""
+
+
 def case(write: Write) -> Write:
     """Register a case under the name of its function."""
     HOSTILE[write.__name__] = write
+    return write
+
+
+def large(write: Write) -> Write:
+    """Register a case that takes seconds."""
+    LARGE[write.__name__] = write
     return write
 
 
@@ -122,22 +131,37 @@ def both(entries: Mapping[str, bytes]) -> bytes:
 # --- pickles --------------------------------------------------------------------------------------
 
 
-@case
+@large
 def five_million_instructions(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", b"N0" * 4_900_000 + mapping(layer()))
 
 
-@case
+@large
 def a_pickle_of_sets(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", b"](" + b"\x8f\x94" * 4_500_000 + b"e")
 
 
-@case
+@large
 def a_pickle_that_unpacks_to_half_a_gigabyte(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", b"N0" * 250_000_000 + b"}", zipfile.ZIP_DEFLATED)
 
 
 @case
+def a_pickle_that_announces_gigabytes(folder: Path) -> Path:
+    path = torch_zip(folder / "m.pt", b"N0" * 1_000_000 + mapping(layer()), zipfile.ZIP_DEFLATED)
+    return with_size(path, 4_000_000_000)
+
+
+def with_size(path: Path, size: int) -> Path:
+    """Let the table of contents give another size for its first member."""
+    content = bytearray(path.read_bytes())
+    at = content.find(b"PK\1\2")
+    content[at + 24 : at + 28] = struct.pack("<I", size)
+    path.write_bytes(content)
+    return path
+
+
+@large
 def a_byte_order_of_half_a_gigabyte(folder: Path) -> Path:
     with zipfile.ZipFile(folder / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/data.pkl", HEAD + mapping(layer()) + b".")
@@ -150,50 +174,50 @@ def a_byte_order_of_half_a_gigabyte(folder: Path) -> Path:
 
 @case
 def a_deep_tuple_as_a_key(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"}N" + b"\x85" * 1_000_000 + b"Ns")
+    return torch_zip(folder / "m.pt", b"}N" + b"\x85" * 200_000 + b"Ns")
 
 
 @case
 def a_deep_tuple_in_a_set(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"\x8f(N" + b"\x85" * 1_000_000 + b"\x90")
+    return torch_zip(folder / "m.pt", b"\x8f(N" + b"\x85" * 200_000 + b"\x90")
 
 
 @case
 def a_deep_tuple_in_a_frozenset(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"(N" + b"\x85" * 1_000_000 + b"\x91")
+    return torch_zip(folder / "m.pt", b"(N" + b"\x85" * 200_000 + b"\x91")
 
 
 @case
 def a_deep_tuple_in_a_builtin_set(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"cbuiltins\nset\n](N" + b"\x85" * 1_000_000 + b"e\x85R")
+    return torch_zip(folder / "m.pt", b"cbuiltins\nset\n](N" + b"\x85" * 200_000 + b"e\x85R")
 
 
 @case
 def a_deep_tuple_as_a_key_of_an_ordered_dict(folder: Path) -> Path:
-    pairs = b"](N" + b"\x85" * 1_000_000 + b"N\x86e"
+    pairs = b"](N" + b"\x85" * 200_000 + b"N\x86e"
     return torch_zip(folder / "m.pt", b"ccollections\nOrderedDict\n" + pairs + b"\x85R")
 
 
 @case
 def a_deep_tuple_as_the_key_of_a_storage(folder: Path) -> Path:
-    pid = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", b"N" + b"\x85" * 1_000_000, text("cpu"), number(1))
+    pid = tuple_of(text("storage"), b"ctorch\nFloatStorage\n", b"N" + b"\x85" * 200_000, text("cpu"), number(1))
     return torch_zip(folder / "m.pt", pid + b"Q")
 
 
 @case
 def a_deep_list_beside_the_weights(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", both({"hparams": mapping({"a": b"]" * 500_000 + b"a" * 499_999})}))
+    return torch_zip(folder / "m.pt", both({"hparams": mapping({"a": b"]" * 200_000 + b"a" * 199_999})}))
 
 
 @case
 def a_deep_dict_as_the_weights(folder: Path) -> Path:
-    return torch_zip(folder / "m.pt", b"}X\1\0\0\0a" * 500_000 + b"N" + b"s" * 500_000)
+    return torch_zip(folder / "m.pt", b"}X\1\0\0\0a" * 100_000 + b"N" + b"s" * 100_000)
 
 
 @case
 def modules_within_modules(folder: Path) -> Path:
     begin = b"cm\nM\n)\x81}X\x08\0\0\0_modules"
-    return torch_zip(folder / "m.pt", begin * 100_000 + b"N" + b"sb" * 100_000)
+    return torch_zip(folder / "m.pt", begin * 20_000 + b"N" + b"sb" * 20_000)
 
 
 @case
@@ -206,7 +230,7 @@ def laughing_keys(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", both({"hparams": b"}" + tuple_laughs(60) + b"Ns"}))
 
 
-@case
+@large
 def laughing_weights(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", mapping({"model": laughs(60), **layer()}))
 
@@ -217,33 +241,33 @@ def laughing_optimizer(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", both({"optimizer": mapping({"param_groups": b"](" + group + b"e"})}))
 
 
-@case
+@large
 def a_million_leaves_in_many_places(folder: Path) -> Path:
     leaves = b"](" + b"N" * 1_000_000 + b"er\1\0\0\0" + b"0"
     return torch_zip(folder / "m.pt", leaves + mapping({"model": b"](" + b"j\1\0\0\0" * 100_000 + b"e", **layer()}))
 
 
-@case
+@large
 def a_million_settings_in_many_places(folder: Path) -> Path:
     leaves = b"](" + b"}" * 1_000_000 + b"er\1\0\0\0" + b"0"
     many = b"](" + b"j\1\0\0\0" * 100_000 + b"e"
     return torch_zip(folder / "m.pt", leaves + both({"hparams": mapping({"a": many})}))
 
 
-@case
+@large
 def a_million_parameters_in_many_groups(folder: Path) -> Path:
     group = mapping({"lr": b"N", "params": b"](" + b"K\0" * 1_000_000 + b"e"}) + b"r\1\0\0\0" + b"0"
     many = b"](" + b"j\1\0\0\0" * 100_000 + b"e"
     return torch_zip(folder / "m.pt", group + both({"optimizer": mapping({"param_groups": many})}))
 
 
-@case
+@large
 def a_hundred_thousand_groups(folder: Path) -> Path:
     groups = b"](" + (b"}(" + text("params") + b"](K\0eu") * 100_000 + b"e"
     return torch_zip(folder / "m.pt", both({"optimizer": mapping({"param_groups": groups})}))
 
 
-@case
+@large
 def weights_below_weights(folder: Path) -> Path:
     made = mapping(layer())
     for level in range(60):
@@ -252,14 +276,14 @@ def weights_below_weights(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", made)
 
 
-@case
+@large
 def a_dict_copied_over_and_over(folder: Path) -> Path:
     big = b"}(" + b"".join(number(i) + b"N" for i in range(200_000)) + b"ur\1\0\0\0" + b"0"
     copies = b"(" + b"ccollections\nOrderedDict\nj\1\0\0\0\x85R" * 100_000 + b"t0"
     return torch_zip(folder / "m.pt", big + copies + mapping(layer()))
 
 
-@case
+@large
 def arguments_copied_over_and_over(folder: Path) -> Path:
     big = b"(" + b"N" * 1_000_000 + b"tr\1\0\0\0" + b"0" + b"ca\nB\nr\2\0\0\0" + b"0"
     return torch_zip(folder / "m.pt", big + b"j\2\0\0\0j\1\0\0\0\x810" * 400_000 + mapping(layer()))
@@ -287,23 +311,23 @@ def attributes_of_attributes(folder: Path) -> Path:
     )
 
 
-@case
+@large
 def half_a_million_classes(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", b"".join(b"cm\nC%d\n0" % i for i in range(600_000)) + mapping(layer()))
 
 
-@case
+@large
 def a_class_of_a_long_name_over_and_over(folder: Path) -> Path:
     names = text("m." * 1_000_000) + b"r\1\0\0\0" + b"0"
     return torch_zip(folder / "m.pt", names + b"j\1\0\0\0j\1\0\0\0\x930" * 500_000 + mapping(layer()))
 
 
-@case
+@large
 def an_object_appended_to_one_at_a_time(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", b"ca\nB\n)\x81" + b"Na" * 1_000_000)
 
 
-@case
+@large
 def keys_that_collide(folder: Path) -> Path:
     keys = b"".join(number(k * (2**61 - 1)) + b"N" for k in range(600_000))
     return torch_zip(folder / "m.pt", both({"hparams": b"}(" + keys + b"u"}))
@@ -335,7 +359,7 @@ def a_tensor_of_gigabytes_in_a_kilobyte(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", mapping(wide))
 
 
-@case
+@large
 def a_key_of_a_megabyte_at_every_level(folder: Path) -> Path:
     made = text("a" * 1_000_000) + b"r\1\0\0\0" + b"0"
     made += b"}j\1\0\0\0" * 90 + b"](" + tensor("0", (1,), (1,), 100) * 10_000 + b"e" + b"s" * 90
@@ -409,23 +433,19 @@ def an_encrypted_member(folder: Path) -> Path:
     return path
 
 
-@case
+@large
 def members_in_bzip2(folder: Path) -> Path:
     return torch_zip(folder / "m.pt", b"N0" * 50_000_000 + mapping(layer()), zipfile.ZIP_BZIP2)
 
 
-@case
+@large
 def a_member_that_lies_about_its_size(folder: Path) -> Path:
     """The table announces 100 bytes; 300 MB come out."""
     path = torch_zip(folder / "m.pt", b"N0" * 150_000_000 + b"}", zipfile.ZIP_DEFLATED)
-    content = bytearray(path.read_bytes())
-    at = content.find(b"PK\1\2")
-    content[at + 24 : at + 28] = struct.pack("<I", 100)
-    path.write_bytes(content)
-    return path
+    return with_size(path, 100)
 
 
-@case
+@large
 def sixty_thousand_members(folder: Path) -> Path:
     array = io.BytesIO()
     np.save(array, np.zeros(0, np.float32))
@@ -456,7 +476,7 @@ def npz(path: Path, header: bytes, values: bytes = b"", version: bytes = b"\1\0"
     return path
 
 
-@case
+@large
 def a_header_of_half_a_gigabyte(folder: Path) -> Path:
     return npz(folder / "m.npz", b" " * 500_000_000, version=b"\2\0")
 
@@ -507,7 +527,7 @@ def an_array_of_structures(folder: Path) -> Path:
     )
 
 
-@case
+@large
 def an_array_that_unpacks_to_a_gigabyte(folder: Path) -> Path:
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (250000000,), }\n"
     path = folder / "m.npz"
@@ -524,11 +544,7 @@ def a_stored_member_that_announces_gigabytes(folder: Path) -> Path:
     path = folder / "m.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("nu_log.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(64))
-    content = bytearray(path.read_bytes())
-    at = content.find(b"PK\1\2")
-    content[at + 24 : at + 28] = struct.pack("<I", 4_100_000_000)
-    path.write_bytes(content)
-    return path
+    return with_size(path, 4_100_000_000)
 
 
 # --- GGUF -----------------------------------------------------------------------------------------
@@ -548,7 +564,7 @@ def more_tensors_than_bytes(folder: Path) -> Path:
     return gguf(folder / "m.gguf", 2**60, 0, bytes(1000))
 
 
-@case
+@large
 def more_settings_than_bytes(folder: Path) -> Path:
     return gguf(folder / "m.gguf", 0, 2**60, (word(b"") + struct.pack("<IB", 0, 1)) * 700_000)
 
@@ -575,7 +591,7 @@ def an_alignment_of_zero(folder: Path) -> Path:
     return gguf(folder / "m.gguf", 0, 1, word(b"general.alignment") + struct.pack("<II", 4, 0))
 
 
-@case
+@large
 def four_hundred_thousand_tensors(folder: Path) -> Path:
     entries = b"".join(word(b"%d" % i) + struct.pack("<IIQ", 0, 0, 0) for i in range(330_000))
     return gguf(folder / "m.gguf", 330_000, 0, entries + bytes(100))
@@ -643,12 +659,12 @@ def a_name_of_a_thousand_elements(folder: Path) -> Path:
     return safetensors(folder / "m.safetensors", entries({"a." * 1000 + "A_log": (1,)}), bytes(4))
 
 
-@case
+@large
 def a_hundred_thousand_empty_tensors(folder: Path) -> Path:
     return safetensors(folder / "m.safetensors", entries({f"{i}.A_log": (0,) for i in range(130_000)}))
 
 
-@case
+@large
 def a_hundred_thousand_names_that_become_one(folder: Path) -> Path:
     names = [
         "".join(("_orig_mod.", "module.")[i >> bit & 1] for bit in range(7)) + f"{i >> 7}.w" for i in range(60_000)
@@ -724,13 +740,12 @@ TEXTS = {
     "of 400 digits": b'{"seq_len": ' + b"9" * 400 + b', "global_step": ' + b"9" * 400 + b"}",
     "of 5,000 digits": b'{"seq_len": ' + b"9" * 5000 + b', "global_step": ' + b"9" * 5000 + b"}",
     "not finite": b'{"seq_len": 1e999, "global_step": 1e999, "dt_min": NaN, "max_seq_len": -Infinity}',
+}  # fmt: skip
+LARGE_TEXTS = {
     "of a million lists": b'{"seq_len": [' + b"[]," * 3_000_000 + b"0]}",
     "of a million settings": json.dumps({str(i): {"x": i} for i in range(500_000)}).encode(),
     "of long keys": json.dumps({"k" * 100_000: {"l" * 100_000: {str(i): i for i in range(100_000)}}}).encode(),
-}  # fmt: skip
-for kind, content in TEXTS.items():
-    HOSTILE[f"config.json {kind}"] = beside("config.json", content)
-    HOSTILE[f"trainer_state.json {kind}"] = beside("trainer_state.json", content)
+}
 
 
 def index_of(content: bytes) -> Write:
@@ -742,12 +757,17 @@ def index_of(content: bytes) -> Write:
     return write
 
 
-for kind, content in TEXTS.items():
-    HOSTILE[f"index {kind}"] = index_of(content)
+for cases, texts in ((HOSTILE, TEXTS), (LARGE, LARGE_TEXTS)):
+    for kind, content in texts.items():
+        cases[f"config.json {kind}"] = beside("config.json", content)
+        cases[f"trainer_state.json {kind}"] = beside("trainer_state.json", content)
+        cases[f"index {kind}"] = index_of(content)
 INDEXES = {
     "of names nested deep": {"weight_map": {"w": [[["a"] * 1000] * 1000]}},
-    "of one file by many names": {"weight_map": {f"w{i}": "./" * i + "a.safetensors" for i in range(3000)}},
-    "of many missing files": {"weight_map": {f"w{i}": f"{i}.safetensors" for i in range(200_000)}},
+    "of one file by many names": {"weight_map": {f"w{i}": "./" * i + "a.safetensors" for i in range(490)}},
+    "of many missing files": {"weight_map": {f"w{i}": f"{i}.safetensors" for i in range(9000)}},
+    "of too many files": {"weight_map": {f"w{i}": f"{i}.safetensors" for i in range(12_000)}},
+    "of an impossible name": {"weight_map": {"w": "a\0b"}},
     "of a name that is too long": {"weight_map": {"w": "a" * 5_000_000, "v": "a\0b"}},
 }
 for kind, index in INDEXES.items():
@@ -764,19 +784,3 @@ def shards_of_many_counts(folder: Path) -> Path:
 @case
 def a_step_of_250_digits_in_the_name(folder: Path) -> Path:
     return sound(folder).rename(folder / f"step-{'9' * 230}.safetensors")
-
-
-# --- no files -------------------------------------------------------------------------------------
-
-NO_FILES: dict[str, Callable[[Path], None]] = {
-    "endless": lambda path: path.symlink_to("/dev/zero"),
-    "a pipe": lambda path: os.mkfifo(path),
-    "a directory": lambda path: path.mkdir(),
-    "a gigabyte": lambda path: _sparse(path, 2**30),
-    "a loop": lambda path: path.symlink_to(path.name),
-}
-
-
-def _sparse(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        file.truncate(size)

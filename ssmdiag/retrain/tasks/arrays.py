@@ -14,18 +14,22 @@ A fifth of the samples, drawn by the seed, is for validation, unless x_validatio
 
 from __future__ import annotations
 
-import zipfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssmdiag.checkpoint.budget import open_regular, shortened
+from ssmdiag.checkpoint.npz_file import BROKEN
+from ssmdiag.checkpoint.zip_file import open_zip
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+NPY = b"\x93NUMPY"
 MOST_CODES = 100_000
 """More tokens or classes than this are numbers that were stored as integers."""
 PART = 5
@@ -71,13 +75,12 @@ def make(settings: TaskSettings) -> TaskData:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        file = np.load(path, allow_pickle=False)
-        # A lone array, or anything a .npy can hold, has no names.
-        arrays = {name: file[name] for name in getattr(file, "files", ())}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        arrays = _arrays(path)
+    except BROKEN as error:
+        reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
-            f"{path}: cannot be read as arrays ({reason}).", expected="an .npz of numbers: numpy.savez(FILE, x=…, y=…)"
+            f"{path}: cannot be read as arrays ({shortened(reason, 200)}).",
+            expected="an .npz of numbers: numpy.savez(FILE, x=…, y=…)",
         ) from error
     names = ["x", "y"] + [f"{name}_validation" for name in "xy"] * any(key.endswith("_validation") for key in arrays)
     missing = [name for name in names if name not in arrays]
@@ -87,6 +90,15 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path} has no {' and no '.join(missing)}; it has {there}.", expected=" and ".join(names)
         )
     return {name: arrays[name] for name in names}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays in an archive; a lone one has no name, so of a .npy none."""
+    with open_regular(path) as file:
+        if file.read(len(NPY)) == NPY:
+            return {}
+    with open_zip(path), warnings.catch_warnings(action="ignore"), np.load(path, allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
 
 
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
