@@ -23,7 +23,7 @@ class Colour(StrEnum):
     never = "never"
 
 
-WIDEST = 1000
+WIDEST = 10_000
 """Columns at most; lines are built in memory."""
 
 

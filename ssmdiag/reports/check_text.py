@@ -6,8 +6,6 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
@@ -102,6 +100,7 @@ def _style(text: str, style: str, settings: Settings) -> str:
     if not settings.colour or not style:
         return text
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(force_terminal=True, color_system="standard", width=1000, height=25, legacy_windows=False)
     with console.capture() as capture:

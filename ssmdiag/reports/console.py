@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from ssmdiag.reports import words
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ssmdiag.reports.interface import Settings
 
 
 def open_console(settings: Settings) -> Console:
     """Return a console that writes into memory at the width and colour asked for."""
+    from rich.console import Console  # takes a while to import, and `check` without colour does not need it
+
     return Console(
         file=io.StringIO(),
         width=settings.width,
