@@ -108,14 +108,14 @@ class StandIn:
 
 
 def _key(key: Any) -> Any:
-    """Return a key of a mapping: text, a number of usual size or an object; a tuple of such as text, others told apart.
+    """Return a key of a mapping: text, a number or an object; long numbers and short tuples as text, others told apart.
 
     Tuples may be deep or unfold without end, and whole numbers beyond 2**61 − 1 and complex ones be chosen to collide.
     """
     if isinstance(key, (str, bytes, bool, float, StandIn, type)) or key is None:
         return key
-    if type(key) is int and abs(key) < 2**60:
-        return key
+    if type(key) is int:
+        return key if -(2**60) < key < 2**60 else str(key)
     plain = type(key) is tuple and len(key) <= 8 and all(type(part) in (str, int, bool) for part in key)
     return str(key) if plain else _KEY(key)
 

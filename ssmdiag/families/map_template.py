@@ -21,6 +21,7 @@ _STEP = re.compile(r"(?<![a-z])(?:dt|delta|steps?|step_?size|timescale)(?![a-z])
 _FREQUENCY = re.compile(
     r"(?<![a-z])(?:theta|omega|freq\w*|imag|im|phase|phi|a_imag|angle|rotation)(?![a-z])", re.IGNORECASE
 )
+_NUMBERED = re.compile(r"(?:.*_)?\d+")
 _MOST_VALUES = 2**22
 """A recurrence's own parameters are small beside its projections."""
 
@@ -121,7 +122,7 @@ def _local(name: str) -> str:
     ('rnn.decay', 'seq.nu', 'rnn.decay')
     """
     elements = name.split(".")
-    numbered = [i for i, element in enumerate(elements[:-1]) if re.fullmatch(r"(?:.*_)?\d+", element)]
+    numbered = [i for i, element in enumerate(elements[:-1]) if _NUMBERED.fullmatch(element)]
     return ".".join(elements[numbered[-1] + 1 :] if numbered else elements[-2:])
 
 
