@@ -275,7 +275,12 @@ def test_layers_together_are_each_layer_alone() -> None:
     broken = made(2, 4, real=True, reached=True)
     broken.log_eigenvalues[1, 0] = torch.nan
     broken.log_eigenvalues[0, 1] = 0.5
+    matrix = random_mimo(modes=4)
+    assert matrix.input_matrix is not None
+    partly, unsound = matrix.input_matrix.clone(), matrix.input_matrix.clone()
+    partly[1], unsound[2, 0] = 0, math.nan
     layers = [
+        matrix, replace(matrix, input_matrix=partly), replace(matrix, input_matrix=unsound),
         made(3, 4, real=True, reached=True), made(2, 4, real=False, reached=True), made(5, 4, real=True, reached=None),
         made(1, 4, real=True, reached=False), made(4, 4, real=True, reached=True, dtype="bfloat16"), broken,
         made(4, 5, real=True, reached=True), made(3, 4, real=False, reached=False),

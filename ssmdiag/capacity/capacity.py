@@ -14,7 +14,7 @@ and capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,9 +24,10 @@ from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.initial_spectra import initial_spectra
 from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
-from ssmdiag.channels import each_group, join_channels
+from ssmdiag.channels import group_alike, join_channels
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
+from ssmdiag.recurrence import as_complex
 from ssmdiag.spectrum import Quantiles
 
 if TYPE_CHECKING:
@@ -136,13 +137,19 @@ def assess_capacities(
     if state_dtype is not None and state_dtype not in STATE_PRECISION:
         raise ValueError(f"state_dtype is one of {', '.join(STATE_PRECISION)}, not {state_dtype!r}")
     found: dict[int, LayerCapacity] = {}
-
-    def assess(positions: list[int]) -> None:
-        own = [realise(recurrences[position]) for position in positions]
-        found.update(zip(positions, _assess(own, context, state_dtype or state_format(own[0])), strict=True))
-
-    each_group(recurrences, assess)
+    spectra = [_as_channel(recurrence) for recurrence in recurrences]
+    for positions in group_alike(spectra):
+        own = [realise(spectra[position]) for position in positions]
+        found |= dict(zip(positions, _assess(own, context, state_dtype or state_format(own[0])), strict=True))
     return [found[position] for position in range(len(recurrences))]
+
+
+def _as_channel(recurrence: Recurrence) -> Recurrence:
+    """Return a layer with many inputs as one channel like any other: only which modes are written counts."""
+    B = recurrence.input_matrix
+    if recurrence.layout != "many inputs" or B is None:
+        return recurrence
+    return replace(recurrence, input_matrix=as_complex(B.abs().amax(1))[None], output_matrix=None)
 
 
 def _assess(layers: Sequence[Recurrence], context: int, state_dtype: str) -> list[LayerCapacity]:
