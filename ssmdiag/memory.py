@@ -150,7 +150,7 @@ def assess_memories(
         raise ValueError(f"the context must be at least one step, got {context}")
     if not recurrences:
         return []
-    edges = lag_edges(context)
+    edges = lag_edges(context).to(recurrences[0].log_eigenvalues.device)
     energies, horizons = _measure(recurrences, horizons_of or recurrences, edges)
     # Every layer's channels, then the layer as one: rows of one comparison.
     sums = [_summed(own) for own in energies]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from ssmdiag.capacity.initial_spectra import legs_matrix, normal_legs
 from ssmdiag.capacity.reconstruction import EXACT, MemorySizeError, leading_memory, memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence, bilinear
 from tests.capacity_reference import cholesky, exact_memory, gram, solve_lower, spectrum
+from tests.device import cuda as cuda
 from tests.families.synthetic import config, state_dict
 from tests.test_kernel import SPELLINGS, random_dense, random_mimo, random_siso
 
@@ -366,17 +366,7 @@ def test_the_memory_of_every_family_sums_to_its_modes(
         assert bool((found.values[good] <= 1 + 1e-9).all())
 
 
-@pytest.fixture
-def cuda() -> torch.device:
-    if not torch.cuda.is_available():
-        if os.environ.get("SSMDIAG_REQUIRE_CUDA") == "1":
-            pytest.fail("SSMDIAG_REQUIRE_CUDA=1 and no GPU is visible")
-        pytest.skip("no GPU is visible")
-    return torch.device("cuda")
-
-
-@pytest.mark.gpu
-def test_memory_on_a_gpu_is_the_memory_on_the_cpu(cuda: torch.device) -> None:
+def test_memory_on_a_gpu_is_the_memory_on_the_cpu(cuda: str) -> None:
     for recurrence in (random_siso(modes=40), random_siso(real=True, modes=16)):
         moved = replace(recurrence, log_eigenvalues=recurrence.log_eigenvalues.to(cuda), input_matrix=None)
         found = memory_function(moved, FAR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +18,7 @@ from ssmdiag.maps import MAPS, STABLE_MAPS
 from ssmdiag.recurrence import log_of
 from ssmdiag.reparam import find_recurrence
 from ssmdiag.reparam.parametrisations import to_old_weight
+from tests.device import cuda as cuda
 from tests.reparam.bag import Bag
 
 MAPS_THAT_FIT_EXP = ("direct", "relu", "exp", "softplus", "best", "best(b=0.1)", "best(a=2, b=0.1)", "heavy-tail")
@@ -195,19 +195,14 @@ def test_a_wrapped_model_is_swapped_and_folded_inside_its_wrapper() -> None:
         assert list(model.state_dict()) == plain
 
 
-@pytest.mark.gpu
-def test_a_swap_follows_its_model_to_the_gpu_and_back() -> None:
-    if not torch.cuda.is_available():
-        if os.environ.get("SSMDIAG_REQUIRE_CUDA") == "1":
-            pytest.fail("no CUDA device")
-        pytest.skip("no CUDA device")
+def test_a_swap_follows_its_model_to_the_gpu_and_back(cuda: str) -> None:
     Lambda = torch.complex(torch.tensor([-0.5, -0.01]), torch.tensor([3.0, -7.0]))
     s5 = {"log_step": torch.zeros(2), "B": torch.ones(2, 1, 2), "C": torch.ones(1, 2) + 0j}
     for device_first in (True, False):
         model = Bag({"seq.Lambda": Lambda, **{f"seq.{name}": value for name, value in s5.items()}})
-        model = model.cuda() if device_first else model
+        model = model.to(cuda) if device_first else model
         ssmdiag.reparameterize(model, "best")
-        model = model.cuda()
+        model = model.to(cuda)
         assert model.seq.Lambda.device.type == "cuda"
         torch.testing.assert_close(model.seq.Lambda.cpu(), Lambda, rtol=1e-6, atol=0)
         model.seq.Lambda.abs().sum().backward()
