@@ -71,7 +71,7 @@ def _examine(
         some = [_sample(layer, most_channels, MOST_CHANNELS) for layer in layers]
         reaching = [layer if _is_quick(layer) else few for layer, few in zip(layers, some, strict=True)]
         memories = assess_memories(some, steps, horizons_of=reaching)
-        rebuilt = [_sample(layer, most_channels, _most_capacities(layer)) for layer in layers]
+        rebuilt = [_sample(layer, most_channels, most_capacities(layer)) for layer in layers]
         capacities = assess_capacities(rebuilt, steps)
     for position, (layer, branch, recurrence) in enumerate(held):
         numbers, memory = summarise(recurrence, layer.family.title), None
@@ -94,7 +94,8 @@ def _sample(layer: Recurrence, most_channels: int | None, most: int) -> Recurren
     return sample_channels(layer, min(most_channels, most))
 
 
-def _most_capacities(layer: Recurrence) -> int:
+def most_capacities(layer: Recurrence) -> int:
+    """Return how many of a layer's channels have their capacity found unless all are asked for."""
     return min(MOST_CAPACITIES, max(FEWEST_CHANNELS, CAPACITY_WORK // layer.modes**3))
 
 
