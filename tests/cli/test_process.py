@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ssmdiag.cli import terminal
 
@@ -199,3 +203,52 @@ def test_what_needs_more_than_the_system_does_is_waited_for(more: str) -> None:
 def test_an_output_that_is_read_slowly_is_complete() -> None:
     run = shell("$S rules --format json | (sleep 0.3; cat)")
     assert run.stdout == shell("$S rules --format json").stdout != ""
+
+
+@needs_posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_anything_is_written_ends_at_once_even_where_exceptions_are_swallowed(number: int) -> None:
+    run = python(f"""
+import os
+import signal
+from ssmdiag.cli import process
+process.begin()
+try:
+    os.kill(os.getpid(), {int(number)})
+except BaseException:
+    pass
+print("went on")
+""")
+    assert (run.returncode, run.stdout, run.stderr) == (128 + number, "", "")
+
+
+@needs_posix
+def test_signals_that_the_caller_has_ignored_stay_so() -> None:
+    code = "import os; from ssmdiag.cli import process; process.begin(); os.kill(os.getpid(), 1); print('went on')"
+    assert shell(f'trap "" HUP; {PYTHON} -c "{code}"').stdout == "went on\n"
+
+
+@needs_posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_being_written_is_gone_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    state = {
+        "s4_layers.0.kernel.log_A_real": torch.zeros(64, 16),
+        "s4_layers.0.kernel.A_imag": torch.arange(16.0).repeat(64, 1),
+        "s4_layers.0.kernel.log_dt": torch.full((64,), -3.0),
+        "s4_layers.0.kernel.C": torch.ones(64, 16, 2),
+    }
+    save_file(state, tmp_path / "m.safetensors")
+    arguments = ["kernel", "m.safetensors", "--length", "200000", "-o", "k.npz"]
+    with subprocess.Popen(
+        [PYTHON, "-m", "ssmdiag", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        while not list(tmp_path.glob(".ssmdiag*")) and command.poll() is None:
+            time.sleep(0.002)
+        command.send_signal(number)
+        _, errors = command.communicate(timeout=120)
+    assert (command.returncode, errors) == (128 + number, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
