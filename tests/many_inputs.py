@@ -14,7 +14,7 @@ from torch import Tensor
 from ssmdiag.cores import triangular
 from ssmdiag.recurrence import Recurrence
 
-KINDS = ("ring", "hippo", "boundary", "equal", "cancelling to 1e-4", "cancelling to 1e-6", "real", "odd")
+KINDS = ("ring", "hippo", "boundary", "equal", "cancelling to 1e-4", "cancelling to 1e-6", "real", "closed", "odd")
 
 
 def many_inputs(
@@ -41,6 +41,9 @@ def many_inputs(
         B[half : 2 * half], C[:, half : 2 * half] = B[:half], -C[:, :half]
     elif kind == "real":
         ell = torch.complex(-rate, torch.zeros_like(rate))
+    elif kind == "closed":  # both modes of each pair, as S5 without conj_sym stores them
+        ell[half : 2 * half] = ell[:half].conj()
+        B[half : 2 * half], C[:, half : 2 * half] = B[:half].conj(), C[:, :half].conj()
     elif kind == "odd":  # negative, instant, idle, at both ends of the angles
         ell[0], ell[1], ell[2] = complex(-1e-3, math.pi), complex(-0.02, -math.pi), complex(-0.01, 0.0)
         ell[3], ell[4] = complex(-math.inf, 0.0), complex(-0.3, 7.0)
