@@ -70,8 +70,9 @@ class StoredTensor:
 
     def load(self) -> Tensor:
         """Return the values in their stored dtype."""
+        values = self.container.load(self.stored_name)
         self.loaded.add(self.name)
-        return self.container.load(self.stored_name)
+        return values
 
 
 DTYPE_BITS = {
