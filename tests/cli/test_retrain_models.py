@@ -18,7 +18,8 @@ from tests.families.tiny_transformers import tiny_model
 
 Run = Callable[..., tuple[int, str, str]]
 GIVEN = "tests.retrain.given_models"
-SMALL = ("--steps", 2, "--batch", 4, "--no-plots", "--format", "json")
+QUICK = ("--steps", 2, "--no-plots", "--format", "json")
+SMALL = (*QUICK, "--batch", 4)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def arms_of(output: str) -> list[dict[str, Any]]:
 
 def test_a_single_map_is_compared_with_the_models_own(run: Run) -> None:
     code, output, _ = run(
-        "retrain", "--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:loaders", "--param", "best(b=0.05)", *SMALL
+        "retrain", "--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:loaders", "--param", "best(b=0.05)", *QUICK
     )
     assert code == 0
     assert [arm["param"] for arm in arms_of(output)] == ["own", "best(b=0.05)"]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import signal
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from ssmdiag.retrain.state_file import read_state, write_state
 
 Run = Callable[..., tuple[int, str, str]]
 GIVEN = "tests.retrain.given_models"
@@ -63,3 +70,202 @@ def test_a_run_with_another_setting_is_refused_by_name(
     assert says in errors
     assert "next: " in errors
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
+    options = ("--param", "exp", *TASK, *SIZE, "--output", tmp_path)
+    models = {
+        "module": ("--model", f"{GIVEN}:regressor"),
+        "noisy": ("--model", f"{GIVEN}:noisy"),
+        "s4d": ("--width", 4, "--modes", 3),
+        "lru": ("--model", "lru", "--width", 4, "--modes", 3),
+        "deeper": ("--width", 4, "--modes", 3, "--depth", 2),
+    }
+    assert run("retrain", *models["module"], *options)[0] == 0
+    for name in ("noisy", "s4d", "lru"):
+        code, output, errors = run("retrain", *models[name], *options, "--resume")
+        assert (code, output) == (2, "")
+        assert "--model " in errors
+    (state,) = tmp_path.glob("state-*.state")
+    state.unlink()
+    assert run("retrain", *models["s4d"], *options, "--resume")[0] == 0
+    for name, says in (("module", "--model "), ("lru", "--model s4d saved, lru asked"), ("deeper", "--depth 1 saved")):
+        code, output, errors = run("retrain", *models[name], *options, "--resume")
+        assert (code, output) == (2, "")
+        assert says in errors
+
+
+def test_a_run_that_started_with_other_weights_is_refused(run: Run, tmp_path: Path) -> None:
+    for kind in (MODULE, BUILT_IN):
+        first, folder = tmp_path / f"first-{len(kind)}", tmp_path / f"second-{len(kind)}"
+        _, output, _ = run("retrain", *kind, *TASK, *SIZE, "--checkpoint-every", 2, "--output", first)
+        steps = sorted(Path(json.loads(output)["arms"][-1]["checkpoint"]).parent.glob("step-*"))
+        options = (*TASK, *SIZE, "--param", "own", *kind[:2] * (kind is MODULE), "--output", folder)
+        code, whole, errors = run("retrain", steps[0], *options)
+        assert code == 0, errors
+        code, again, errors = run("retrain", steps[0], *options, "--resume")
+        assert losses(again) == losses(whole)
+        code, output, errors = run("retrain", steps[1], *options, "--resume")
+        assert (code, output) == (2, "")
+        assert "other initial weights" in errors
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Write mine.py, the user's own, and forget what it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(body: str) -> None:
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        Path("mine.py").write_text("import torch\n" + textwrap.dedent(body))
+
+    yield write
+    sys.modules.pop("mine", None)
+
+
+CODE = f"""
+from {GIVEN} import Net, pairs
+class Mine(Net):
+    def forward(self, x):
+        return super().forward(SCALE * x)
+def model(): return Mine()
+def loss(answers, targets): return (answers - targets).POWER().mean()
+def data(): return *pairs(), loss
+"""
+MINE = ("--model", "mine:model", "--data", "mine:data", "--param", "own", *SIZE)
+
+
+@pytest.mark.parametrize(("scale", "power"), [("2", "square"), ("1", "abs")])
+def test_a_run_whose_code_has_changed_is_refused(
+    scale: str, power: str, run: Run, write_module: Callable[[str], None]
+) -> None:
+    write_module(CODE.replace("SCALE", "1").replace("POWER", "square"))
+    _, whole, _ = run("retrain", *MINE, "--output", "run")
+    _, again, _ = run("retrain", *MINE, "--output", "run", "--resume")
+    assert losses(again) == losses(whole)
+    write_module(CODE.replace("SCALE", scale).replace("POWER", power))
+    code, output, errors = run("retrain", *MINE, "--output", "run", "--resume")
+    assert (code, output) == (2, "")
+    assert "of a model or a loss function that answered otherwise: its loss before training was " in errors
+
+
+STREAM = f"""
+from {GIVEN} import Net, sequences
+from torch.utils.data import DataLoader, TensorDataset
+def model(): return Net()
+def data():
+    x, y = sequences(22, 1)
+    held = sequences(9, 2)
+    CHANGE
+    return DataLoader(TensorDataset(x, y), 8, shuffle=True), DataLoader(TensorDataset(*held), 4)
+"""
+CHANGES = {
+    "a training sample": "x[13, 5] += 1e-3",
+    "a validation sample": "held[1][8] *= 1.1",
+    "order": "x, y = x.flip(0), y.flip(0)",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_on_other_batches_of_a_loader_is_refused(
+    change: str, run: Run, write_module: Callable[[str], None]
+) -> None:
+    write_module(STREAM.replace("CHANGE", ""))
+    options = (
+        "--model",
+        "mine:model",
+        "--data",
+        "mine:data",
+        "--param",
+        "own",
+        "--steps",
+        7,
+        *SIZE[4:],
+        "--output",
+        "run",
+    )
+    code, whole, errors = run("retrain", *options)
+    assert code == 0, errors
+    _, again, _ = run("retrain", *options, "--resume")
+    assert losses(again) == losses(whole)
+    write_module(STREAM.replace("CHANGE", CHANGES[change]))
+    code, output, errors = run("retrain", *options, "--resume")
+    assert (code, output) == (2, "")
+    assert "was trained otherwise: other data" in errors
+
+
+def test_data_may_be_called_otherwise_when_a_run_is_resumed(run: Run, tmp_path: Path) -> None:
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text("to be or not to be " * 40)
+    options = (*BUILT_IN, "--length", 8, *SIZE, "--output", tmp_path / "run")
+    _, whole, _ = run("retrain", "--text", tmp_path / "one.txt", *options)
+    code, again, errors = run("retrain", "--text", tmp_path / "two.txt", *options, "--resume")
+    assert code == 0, errors
+    assert losses(again) == losses(whole)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 4
+    path.write_bytes(content)
+
+
+def earlier(path: Path) -> None:
+    torch.save({"version": 1, "step": 4}, path)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def without_parts(path: Path) -> None:
+    write_state(path, {"arms": read_state(path)["arms"]})
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a flipped bit": (flip, "damaged: it is not what was written"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"0"), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "not a state to resume from"),
+    "an earlier version": (earlier, "a state of version '1', saved by another version of ssmdiag"),
+    "a pipe": (pipe, "not a regular file"),
+    "a device": (device, "not a regular file"),
+    "not whole": (without_parts, "not a state to resume from"),
+}
+
+
+@both
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run: Run, tmp_path: Path) -> None:
+    harm, says = DAMAGES[damage]
+    options = (*model, *TASK, *SIZE, "--output", tmp_path)
+    assert run("retrain", *options)[0] == 0
+    (state,) = tmp_path.glob("state-*.state")
+    harm(state)
+    code, output, errors = run("retrain", *options, "--resume")
+    assert (code, output) == (2, "")
+    assert errors.startswith(f"SsmdiagError: {state}: {says}")
+    assert "delete it to start these arms anew" in errors
+    # Another arm asked for alone: the folder is looked through.
+    code, output, errors = run("retrain", *options, "--lr", 0.3, "--resume")
+    assert (code, output) == (2, "")
+    assert "Traceback" not in errors
+
+
+@both
+def test_an_arm_may_join_a_run_that_is_resumed(model: tuple[object, ...], run: Run, tmp_path: Path) -> None:
+    options = (*model, *TASK, *SIZE, "--together", 1, "--output", tmp_path)
+    _, first, _ = run("retrain", *options)
+    code, output, errors = run("retrain", *options, "--lr", 0.01, "--lr", 0.02, "--resume")
+    assert code == 0, errors
+    assert losses(output)[0] == losses(first)[0]
+    assert len(losses(output)) == 2

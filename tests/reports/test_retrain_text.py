@@ -82,6 +82,13 @@ def frozen() -> RetrainResult:
     return result_of(runs, task="delay", target=())
 
 
+def interrupted() -> RetrainResult:
+    """Return a comparison with an arm that is done, one that diverged, one that was stopped, and one not begun."""
+    done, lost, stopped = run(Arm("exp"), 0.0021), run(Arm("direct"), 1.0, diverged=60), run(Arm("best"), 0.0011)
+    half = replace(stopped, history=stopped.history[:7], before=(), after=(), interrupted_at=341)
+    return result_of([done, lost, half], interrupted_at=341, notes=("not begun: relu-lr0.01-seed0",))
+
+
 CASES = {
     "three-maps": result_of([
         with_curves(run(Arm("exp"), 0.0021), 0.1),
@@ -91,6 +98,7 @@ CASES = {
     "sweep": sweep(),
     "frozen": frozen(),
     "all-diverged": result_of([run(Arm("direct"), 1.0, diverged=1), run(Arm("exp"), 1.0, diverged=60)]),
+    "interrupted": interrupted(),
     "one": result_of([run(Arm("relu"), 0.5)], notes=()),
 }  # fmt: skip
 

@@ -140,9 +140,7 @@ def test_an_interruption_says_how_to_go_on_and_that_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "arms", [("--seed", "0"), ("--seed", "0", "--seed", "1", "--seed", "2")], ids=["one", "spread"]
-)
+@pytest.mark.parametrize("arms", [(0,), (0, 1, 2)], ids=["one", "spread"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
 def test_two_ranks_that_are_interrupted_say_what_is_known_once(
     number: signal.Signals, arms: tuple[int, ...], tmp_path: Path
@@ -151,6 +149,7 @@ def test_two_ranks_that_are_interrupted_say_what_is_known_once(
     options = (*MODULE, *DATA, *SIZE, *seeds, "--output", tmp_path)
     run = retrain(*options, launch=TORCHRUN, SIGNAL=number.value, AT_STEP=60, TO="parent")
     assert run.returncode != 0
+    assert run.stdout, run.stderr
     document = json.loads(run.stdout)
     assert document["interrupted_at"] >= 61
     assert document["arms"][0]["history"][-1]["step"] >= 56
