@@ -80,8 +80,8 @@ def each_group(layers: Sequence[Recurrence], work: Callable[[list[int]], None]) 
     for group in groups:
         if group not in whole:
             work(group)
-    on_cpu = all(layers[position].log_eigenvalues.device.type == "cpu" for position, *_ in whole)
-    share_out(lambda k: work(whole[k]), range(len(whole)), torch.get_num_threads() if on_cpu else 1)
+    if whole:
+        share_out(lambda k: work(whole[k]), range(len(whole)), layers[whole[0][0]].log_eigenvalues.device)
 
 
 def join_channels(layers: Sequence[Recurrence]) -> Recurrence:

@@ -16,6 +16,7 @@ import torch
 
 from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
 from ssmdiag.examination import MOST_CHANNELS, examine_layers
 from ssmdiag.families.recognition import Recognition, recognise
@@ -112,6 +113,7 @@ def extract_recurrences(
     return [recurrence for layer in found.layers for recurrence in layer.read()]
 
 
+@one_thread()
 def diagnose(
     checkpoint: Checkpoint | str | Path,
     *,

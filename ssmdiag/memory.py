@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ssmdiag.channels import each_group, join_channels
+from ssmdiag.cores import one_thread
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
 from ssmdiag.kernel.powers import MAX_LAG, retention
@@ -138,6 +139,7 @@ def assess_memory(recurrence: Recurrence, context: int) -> LayerMemory:
     return assess_memories([recurrence], context)[0]
 
 
+@one_thread()
 def assess_memories(
     recurrences: Sequence[Recurrence], context: int, *, horizons_of: Sequence[Recurrence] | None = None
 ) -> list[LayerMemory]:

@@ -98,6 +98,9 @@ class Away(Tensor):
     def get_device(self) -> int:
         return 0
 
+    def data_ptr(self) -> int:
+        return self.home.data_ptr()
+
     def tolist(self) -> Any:
         return self.home.tolist()
 

@@ -25,6 +25,7 @@ from ssmdiag.capacity.initial_spectra import initial_spectra
 from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
 from ssmdiag.channels import group_alike, join_channels
+from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
 from ssmdiag.recurrence import as_complex
@@ -125,6 +126,7 @@ def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | 
     return assess_capacities([recurrence], context, state_dtype=state_dtype)[0]
 
 
+@one_thread()
 def assess_capacities(
     recurrences: Sequence[Recurrence], context: int, *, state_dtype: str | None = None
 ) -> list[LayerCapacity]:

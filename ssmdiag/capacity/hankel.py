@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.capacity.reconstruction import each_chunk
+from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.gramian import diagonal_gramian_factor, gramian_factor, triangle
 from ssmdiag.kernel.orthonormal import orthonormal_factor
@@ -65,6 +66,7 @@ class HankelSpectrum:
         return count.where(self.values.isfinite().all(1), torch.nan)
 
 
+@one_thread()
 def hankel_singular_values(recurrence: Recurrence) -> HankelSpectrum:
     """Return σ of every channel; of a layer with many inputs and outputs on one state, of all of them together.
 

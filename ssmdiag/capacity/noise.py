@@ -23,7 +23,7 @@ import torch
 from ssmdiag.capacity.cascade import SMALL
 from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
-from ssmdiag.cores import orthogonal
+from ssmdiag.cores import one_thread, orthogonal
 from ssmdiag.kernel.dense import krylov, realise, states_at
 from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import orthonormal_factor
@@ -50,6 +50,7 @@ PANEL = 64
 """Columns that are made triangular at a time; even, so that no mode's parts are separated."""
 
 
+@one_thread()
 def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
     """Return tr((G + N)⁻¹ G) of every channel, (channel,) float64: the modes that survive rounding.
 
@@ -66,6 +67,7 @@ def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
     return result
 
 
+@one_thread()
 def noisy_memory_function(recurrence: Recurrence, lags: Tensor | Sequence[int], state_dtype: str | float) -> Tensor:
     """Return MF_ε, (channel, lag) float64, at whole lags up to 2⁴⁰; else as `noisy_capacity`."""
     precision, recurrence = precision_of(state_dtype), realise(recurrence)

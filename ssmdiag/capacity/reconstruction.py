@@ -20,7 +20,7 @@ import torch
 
 from ssmdiag.capacity.cascade import Cascade, cascade_of, dense_cascade
 from ssmdiag.capacity.full_spectrum import Excluded, full_spectrum
-from ssmdiag.cores import share_out
+from ssmdiag.cores import one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.powers import is_real, lags_of
@@ -63,6 +63,7 @@ class MemoryFunction:
     excluded: Excluded
 
 
+@one_thread()
 def memory_function(
     recurrence: Recurrence, lags: Tensor | Sequence[int], *, memory_limit: int = MEMORY_LIMIT
 ) -> MemoryFunction:
@@ -184,9 +185,9 @@ def states_of(recurrence: Recurrence) -> int:
 def each_chunk(recurrence: Recurrence, lags: int, work: Callable[[slice], None]) -> None:
     """Do the work on as many channels at a time as stay in cache while so many lags are computed."""
     device, channels = recurrence.log_eigenvalues.device, recurrence.channels
-    threads, room = (torch.get_num_threads(), 1) if device.type == "cpu" else (1, 10)
+    room = 1 if device.type == "cpu" else 10
     span = max(1, room * WORKING_SET // (8 * (6 * states_of(recurrence) ** 2 + 3 * lags)))
-    share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), threads)
+    share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), device)
 
 
 def _blank(recurrence: Recurrence, lags: Tensor) -> MemoryFunction:

@@ -15,6 +15,7 @@ import torch
 
 from ssmdiag.capacity.capacity import LayerCapacity, assess_capacity, state_format
 from ssmdiag.capacity.noise import noisy_memory_function, precision_of
+from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear
 
@@ -93,6 +94,7 @@ class StepRange:
         return ~self.lowest.isnan()
 
 
+@one_thread()
 def recommend_step(
     recurrence: Recurrence, length: int, share: float = 0.5, *, state_dtype: str | float | None = None
 ) -> StepRange:

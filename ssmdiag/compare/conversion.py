@@ -21,6 +21,7 @@ import torch
 from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
+from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import LayerError
 from ssmdiag.families.recognition import Recognition, recognise
@@ -104,6 +105,7 @@ class ConversionProof:
         return 0 if self.proven else 2
 
 
+@one_thread()
 def prove_conversion(
     a: str | Path | Checkpoint,
     b: str | Path | Checkpoint,

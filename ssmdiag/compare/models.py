@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of, diagnose
 from ssmdiag.families.recognition import recognise
 from ssmdiag.rules.selection import Selection
@@ -82,6 +83,7 @@ class ModelComparison:
         ]
 
 
+@one_thread()
 def compare_models(
     a: str | Path | Checkpoint,
     b: str | Path | Checkpoint,

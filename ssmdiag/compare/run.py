@@ -25,6 +25,7 @@ from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
+from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
@@ -95,6 +96,7 @@ class RunComparison:
         return int(any(layer.fails(fail_on) for layer in self.layers))
 
 
+@one_thread()
 def compare_run(
     paths: Sequence[str | Path],
     *,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ssmdiag.cores import share_out
+from ssmdiag.cores import one_thread, share_out
 from ssmdiag.decay.comparison import ChannelDecay, DecayComparison, blank_comparison
 from ssmdiag.decay.gauss_newton import LawFit, fit_laws
 from ssmdiag.decay.profile import Profile, pool_rising
@@ -39,6 +39,7 @@ CHUNK = 16384
 _SMALLEST = 1e-290
 
 
+@one_thread()
 def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, context: int) -> DecayComparison:
     """Return the law each channel's kernel decays by.
 
@@ -73,7 +74,7 @@ def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, 
         chunk = slice(start, start + CHUNK)
         _compare_chunk(edges, mean_square[chunk].double(), floor[chunk], comparison, tables, start)
 
-    share_out(compare, range(0, mean_square.shape[0], CHUNK), 1 if mean_square.is_cuda else torch.get_num_threads())
+    share_out(compare, range(0, mean_square.shape[0], CHUNK), mean_square.device)
     return comparison
 
 

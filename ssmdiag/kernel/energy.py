@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
@@ -65,6 +66,7 @@ class Horizon:
     share: float
 
 
+@one_thread()
 def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     """Return E(τ), (channel, lag), at whole lags up to 2⁴⁰. Raises ValueError where B or C is absent."""
     at, recurrence = lags_of(lags, recurrence.log_eigenvalues.device), realise(recurrence)
@@ -81,6 +83,7 @@ def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     return _finish(values, noise, status, growing=torch.inf, marginal=torch.inf)
 
 
+@one_thread()
 def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy:
     """Return the mean of K_t² over each bin edges[k] ≤ t < edges[k + 1], (channel, bin).
 
@@ -95,6 +98,7 @@ def band_energy(recurrence: Recurrence, edges: Tensor | Sequence[int]) -> Energy
     return bands.energy()
 
 
+@one_thread()
 def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -> Horizon:
     """Return H_q, (channel,), exact to the step, at a cost that does not depend on it.
 
@@ -107,6 +111,7 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
     return search.horizon()
 
 
+@one_thread()
 def band_energy_and_horizon(
     recurrence: Recurrence, edges: Tensor | Sequence[int], share: float = 0.99, max_lag: int = 10**9
 ) -> tuple[Energy, Horizon]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssmdiag import __version__
+from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
 from ssmdiag.kernel.archive import create_archive
@@ -47,6 +48,7 @@ class WrittenKernels:
     """Why kernels are missing: what the tensors of a layer caused."""
 
 
+@one_thread()
 def write_kernels(
     recurrences: Iterable[Recurrence],
     length: int,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.cores import PIECES, cores_for, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.kernel.powers import lags_of, modal_weights, powers
@@ -31,6 +32,8 @@ MEMORY_LIMIT = 2 * 2**30
 """Bytes a kernel and the work on it may take, by default."""
 WORKING_SET = 8 * 2**20
 """Bytes of tables made at a time: what stays in a processor's cache is twice as fast as what does not."""
+SHARED = 2**21
+"""Values of a kernel from which cores share them: a pool of threads costs as much as fewer take."""
 CANCELLATION = 16.0
 """Σ|w| over the largest |K| above which the product of a channel is taken in float64."""
 
@@ -68,6 +71,7 @@ class Kernel:
         return self.values.device
 
 
+@one_thread()
 def compute_kernel(
     recurrence: Recurrence,
     length: int,
@@ -86,10 +90,8 @@ def compute_kernel(
     recurrence = realise(recurrence)
     part = _open(recurrence, length, dtype, product)
     values = part.allocate(part.size, memory_limit)
-    noise = []
-    for start, stop in part.spans(memory_limit - values.numel() * values.element_size()):
-        noise.append(part.fill(start, stop, values[start:stop]))
-    return part.kernel(values, torch.cat(noise), 0, channel_status(recurrence))
+    noise = part.fill_shared(0, values, memory_limit - values.nbytes)
+    return part.kernel(values, noise, 0, channel_status(recurrence))
 
 
 def iter_kernel(
@@ -101,15 +103,18 @@ def iter_kernel(
     memory_limit: int = MEMORY_LIMIT,
 ) -> Iterator[Kernel]:
     """Yield the same kernel in parts of as many channels (or outputs) as fit into `memory_limit` bytes each."""
-    recurrence = realise(recurrence)
-    part = _open(recurrence, length, dtype, product)
-    status = channel_status(recurrence)
-    for start, stop in part.spans(memory_limit, output=True):
-        values = part.allocate(stop - start, memory_limit)
-        noise = part.fill(start, stop, values)
+    with one_thread():
+        recurrence = realise(recurrence)
+        part = _open(recurrence, length, dtype, product)
+        status = channel_status(recurrence)
+    for start, stop in part.spans(part.size, memory_limit, output=True):
+        with one_thread():
+            values = part.allocate(stop - start, memory_limit)
+            noise = part.fill_shared(start, values, memory_limit - values.nbytes)
         yield part.kernel(values, noise, start, status if len(status) != part.size else status[start:stop])
 
 
+@one_thread()
 def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tensor:
     """Return K at any lags up to 2⁴⁰ in float64: (copy, channel, lag) or (output, input, lag)."""
     at = lags_of(lags, recurrence.log_eigenvalues.device)
@@ -171,6 +176,8 @@ class _Part:
     """Copies, or inputs."""
     states: int
     """Real numbers per power."""
+    fewest = 1
+    """Channels, or outputs, below which a piece of work costs more than another core saves."""
 
     def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
         self.recurrence, self.length, self.dtype, self.product = recurrence, length, dtype, product
@@ -200,12 +207,31 @@ class _Part:
             )
         return torch.empty(size, self.width, self.rows * self.columns, dtype=self.dtype, device=self.device)
 
-    def spans(self, memory: int, output: bool = False) -> Iterator[tuple[int, int]]:
-        """Yield ranges of channels: as many as the memory allows, and no more than the cache holds."""
-        tables = (self.rows * self.width + self.columns) * self.states * 12
-        span = min(memory // self.row_bytes(output), self.size if output else WORKING_SET // tables)
+    def fill_shared(self, first: int, out: Tensor, memory: int) -> Tensor:
+        """Write K of the channels from `first` on, all cores doing some of them; return the noise (channel, copy)."""
+        cores = cores_for(self.device) if out.numel() >= SHARED else 1
+        spans = self.spans(len(out), memory // cores, cores=cores)
+        noise: dict[int, Tensor] = {}
+
+        def fill(piece: int) -> None:
+            start, stop = spans[piece]
+            noise[piece] = self.fill(first + start, first + stop, out[start:stop])
+
+        share_out(fill, range(len(spans)), self.device)
+        return torch.cat([noise[piece] for piece in range(len(spans))])
+
+    def spans(self, size: int, memory: int, *, output: bool = False, cores: int = 1) -> list[tuple[int, int]]:
+        """Return ranges of so many channels: as many as the memory allows, no more than a core's share and cache."""
+        span = memory // self.row_bytes(output)
+        if not output:
+            share = size if cores == 1 else max(self.fewest, -(-size // (PIECES * cores)))
+            span = min(span, share, self.in_cache())
         span = max(1, span)
-        yield from ((start, min(start + span, self.size)) for start in range(0, self.size, span))
+        return [(start, min(start + span, size)) for start in range(0, size, span)]
+
+    def in_cache(self) -> int:
+        """Return the channels whose tables stay in a processor's cache."""
+        return WORKING_SET // ((self.rows * self.width + self.columns) * self.states * 12)
 
     def kernel(self, values: Tensor, noise: Tensor, first: int, status: Tensor) -> Kernel:
         values = values[..., : self.length]
@@ -244,6 +270,8 @@ class _ModalPart(_Part):
 class _MatrixPart(_Part):
     """A kernel matrix on one state, [Re C, −Im C] (Re, Im)(z_t B̄): outputs are chunked where others chunk channels."""
 
+    fewest = 32  # every piece makes the states of all inputs
+
     def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
         super().__init__(recurrence, length, dtype, product)
         self.size, self.width = _matrix_shape(recurrence)
@@ -252,9 +280,8 @@ class _MatrixPart(_Part):
     def row_bytes(self, output: bool) -> int:
         return self.width * self.rows * self.columns * (self.dtype.itemsize if output else 0) + 8 * self.states
 
-    def spans(self, memory: int, output: bool = False) -> Iterator[tuple[int, int]]:
-        span = min(self.size, max(1, memory // self.row_bytes(output)))
-        yield from ((start, min(start + span, self.size)) for start in range(0, self.size, span))
+    def in_cache(self) -> int:
+        return self.size  # tables are of some inputs and lags at a time
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
         B, C = self.recurrence.input_matrix, self.recurrence.output_matrix

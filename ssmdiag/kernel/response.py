@@ -54,8 +54,7 @@ def for_responses(recurrence: Recurrence, status: Tensor, lags: int, work: Calla
         else:
             work(chunk, Response(*modal_terms(recurrence, chunk, usable[chunk])))
 
-    cores = 1 if status.is_cuda else torch.get_num_threads()
-    share_out(respond, range(0, recurrence.channels, span), cores)
+    share_out(respond, range(0, recurrence.channels, span), status.device)
 
 
 def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = None) -> tuple[Tensor, Tensor]:
