@@ -1,4 +1,4 @@
-"""Some channels of a layer, or those of several layers side by side."""
+"""Some channels of a layer, and work on one layer after another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.cores import share_out
-from ssmdiag.kernel.powers import is_real
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,53 +51,18 @@ def sample_channels(recurrence: Recurrence, most: int) -> Recurrence:
     return select_channels(recurrence, order[picks.to(order.device)].sort().values)
 
 
-def group_alike(recurrences: Sequence[Recurrence]) -> list[list[int]]:
-    """Return positions of layers whose channels can stand side by side, group by group.
-
-    A layer with a dense state, or with many inputs on one, is a group of its own.
-    """
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for position, layer in enumerate(recurrences):
-        B, C, ell = layer.input_matrix, layer.output_matrix, layer.log_eigenvalues
-        alone = layer.layout in ("dense", "many inputs") or (B is not None and B.shape[-1] != layer.modes)
-        kind = (
-            layer.modes, is_real(ell), ell.device, B is None, None if C is None else C.shape[0],
-            layer.kernel_factor, layer.conjugate_pairs, layer.dtype,
-        )  # fmt: skip
-        groups.setdefault((position,) if alone else kind, []).append(position)
-    return list(groups.values())
-
-
-def each_group(layers: Sequence[Recurrence], work: Callable[[list[int]], None]) -> None:
-    """Do the work on the positions of each group of layers alike.
+def each_layer(layers: Sequence[Recurrence], work: Callable[[int], None]) -> None:
+    """Do the work on the position of each layer, one by one: of channels side by side none has its own last bits.
 
     A state that has many inputs is one piece of work, which would leave the other cores idle: such layers are shared
     out between them.
     """
-    groups = group_alike(layers)
-    whole = [group for group in groups if layers[group[0]].layout == "many inputs"]
-    for group in groups:
-        if group not in whole:
-            work(group)
+    whole = [position for position, layer in enumerate(layers) if layer.layout == "many inputs"]
+    for position in range(len(layers)):
+        if position not in whole:
+            work(position)
     if whole:
-        share_out(lambda k: work(whole[k]), range(len(whole)), layers[whole[0][0]].log_eigenvalues.device)
-
-
-def join_channels(layers: Sequence[Recurrence]) -> Recurrence:
-    """Return the channels of a group of layers as one layer's: its ℓ, B̄ and C are theirs, the rest is the first's."""
-    if len(layers) == 1:
-        return layers[0]
-    first = layers[0]
-    B = [layer.input_matrix.expand_as(layer.log_eigenvalues) for layer in layers if layer.input_matrix is not None]
-    C = [layer.output_matrix.expand(-1, layer.channels, -1) for layer in layers if layer.output_matrix is not None]
-    return replace(
-        first,
-        log_eigenvalues=torch.cat([layer.log_eigenvalues for layer in layers]),
-        input_matrix=torch.cat(B) if B else None,
-        output_matrix=torch.cat(C, 1) if C else None,
-        step=None,
-        weights=(),
-    )
+        share_out(work, whole, layers[whole[0]].log_eigenvalues.device)
 
 
 def _slice_dense(dense: DenseRealisation, at: Tensor) -> DenseRealisation:

@@ -7,13 +7,13 @@ it, the mean over modes of |λ̄|^t at the operating point of the reading.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ssmdiag.channels import each_group, join_channels
+from ssmdiag.channels import each_layer
 from ssmdiag.cores import one_thread
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
@@ -31,6 +31,8 @@ Measured = TypeVar("Measured", Energy, Horizon)
 DEFAULT_CONTEXT = 4096
 """Steps looked over where neither the user nor the checkpoint gives a context."""
 BINS_PER_OCTAVE = 4
+COMPARED_TOGETHER = 512
+"""Rows of a layer, its channels and itself, up to which its laws are found beside those of others."""
 FLOAT32_FLOOR = 2.0**-48
 """Mean square, relative to the largest bin's, below which a kernel drowns in a model's own float32 arithmetic.
 
@@ -154,12 +156,55 @@ def assess_memories(
         return []
     edges = lag_edges(context).to(recurrences[0].log_eigenvalues.device)
     energies, horizons = _measure(recurrences, horizons_of or recurrences, edges)
-    # Every layer's channels, then the layer as one: rows of one comparison.
-    sums = [_summed(own) for own in energies]
-    rows = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.values, whole.values)])
-    noise = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.noise, whole.noise)])
-    status = torch.cat([part for own, whole in zip(energies, sums, strict=True) for part in (own.status, whole.status)])
-    laws = compare_decay(edges, rows, noise, context=context)
+    laws = _compare(edges, energies, context)
+    return [
+        LayerMemory(
+            layer=recurrence.layer,
+            family=recurrence.family,
+            is_kernel=recurrence.layout != "none",
+            context=context,
+            edges=edges,
+            mean_square=own.values,
+            noise=own.noise,
+            status=own.status,
+            horizon=reach,
+            channels=law.select(slice(0, len(own.status))),
+            whole=law.select(slice(len(own.status), None)),
+        )
+        for recurrence, own, reach, law in zip(recurrences, energies, horizons, laws, strict=True)
+    ]
+
+
+def _compare(edges: Tensor, energies: Sequence[Energy], context: int) -> list[DecayComparison]:
+    """Return the laws of each layer's channels and, last, of the layer as one.
+
+    Layers of moderate size are rows of one comparison, in which no row depends on the others to the last bit.
+    """
+    rows = [_rows(own) for own in energies]
+    large = [k for k, own in enumerate(rows) if len(own.status) > COMPARED_TOGETHER]
+    found: dict[int, DecayComparison] = {}
+    for group in ([k for k in range(len(rows)) if k not in large], *([k] for k in large)):
+        if group:
+            values, noise, status = (
+                torch.cat([getattr(rows[k], name) for k in group]) for name in ("values", "noise", "status")
+            )
+            laws = compare_decay(edges, values, noise, context=context)
+            _withhold(laws, status)
+            ends = torch.tensor([len(rows[k].status) for k in group]).cumsum(0).tolist()
+            found |= {
+                k: laws.select(slice(stop - len(rows[k].status), stop)) for k, stop in zip(group, ends, strict=True)
+            }
+    return [found[k] for k in range(len(rows))]
+
+
+def _rows(own: Energy) -> Energy:
+    """Return a layer's channels, then the layer as one."""
+    whole = _summed(own)
+    return Energy(*(torch.cat([getattr(own, name), getattr(whole, name)]) for name in ("values", "noise", "status")))
+
+
+def _withhold(laws: DecayComparison, status: Tensor) -> None:
+    """Say in place of a law what keeps a kernel from having one."""
     zero = laws.status == STATUSES.index(DecayStatus.ZERO)
     for where, why in (
         (zero & (status != Status.ZERO), DecayStatus.TINY),
@@ -168,41 +213,24 @@ def assess_memories(
         (status == Status.GROWS, DecayStatus.UNBOUNDED),
     ):
         laws.withhold(where, why)
-    memories, start = [], 0
-    for recurrence, own, reach in zip(recurrences, energies, horizons, strict=True):
-        stop = start + len(own.status)
-        memories.append(
-            LayerMemory(
-                layer=recurrence.layer,
-                family=recurrence.family,
-                is_kernel=recurrence.layout != "none",
-                context=context,
-                edges=edges,
-                mean_square=own.values,
-                noise=own.noise,
-                status=own.status,
-                horizon=reach,
-                channels=laws.select(slice(start, stop)),
-                whole=laws.select(slice(stop, stop + 1)),
-            )
-        )
-        start = stop + 1
-    return memories
 
 
 def _measure(
     layers: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor
 ) -> tuple[list[Energy], list[Horizon]]:
-    """Return each layer's energy in bins, and its horizons to the largest lag; layers alike are measured as one."""
+    """Return each layer's energy in bins, and its horizons to the largest lag."""
     energies: dict[int, Energy] = {}
     horizons: dict[int, Horizon] = {}
+
+    def work(k: int) -> None:
+        source = profile(layers[k])
+        if layers[k] is reaching[k]:
+            energies[k], horizons[k] = band_energy_and_horizon(source, edges, max_lag=MAX_LAG)
+        else:
+            energies[k], horizons[k] = band_energy(source, edges), horizon(profile(reaching[k]), max_lag=MAX_LAG)
+
+    each_layer(layers, work)
     order = range(len(layers))
-    same = [k for k in order if layers[k] is reaching[k]]
-    other = [k for k in order if layers[k] is not reaching[k]]
-    for k, energy, lasting in _alike(layers, same, lambda one: band_energy_and_horizon(one, edges, max_lag=MAX_LAG)):
-        energies[k], horizons[k] = energy, lasting
-    energies |= dict(_alike(layers, other, lambda one: (band_energy(one, edges),)))
-    horizons |= dict(_alike(reaching, other, lambda one: (horizon(one, max_lag=MAX_LAG),)))
     return [_above_float32(energies[k]) for k in order], [horizons[k] for k in order]
 
 
@@ -210,29 +238,6 @@ def _above_float32(energy: Energy) -> Energy:
     """Return the energy with float32's floor in its noise."""
     peak = energy.values.where(energy.values.isfinite(), 0.0).amax(1, keepdim=True)
     return replace(energy, noise=energy.noise.nan_to_num(0.0) + FLOAT32_FLOOR * peak)
-
-
-def _alike(
-    layers: Sequence[Recurrence], which: Sequence[int], measure: Callable[[Recurrence], tuple[Any, ...]]
-) -> list[tuple[Any, ...]]:
-    """Return positions of layers, and what is measured of each: of layers alike, with their channels side by side."""
-    sources = [profile(layers[k]) for k in which]
-    measured: list[tuple[Any, ...]] = []
-
-    def work(positions: list[int]) -> None:
-        found = measure(join_channels([sources[position] for position in positions]))
-        parts = [_split(whole, [sources[position].channels for position in positions]) for whole in found]
-        measured.extend([(which[position], *own) for position, *own in zip(positions, *parts, strict=True)])
-
-    each_group(sources, work)
-    return measured
-
-
-def _split(whole: Measured, sizes: list[int]) -> list[Measured]:
-    """Return what was measured of so many channels each."""
-    tensors = [field.name for field in fields(whole) if isinstance(getattr(whole, field.name), torch.Tensor)]
-    cut = {name: getattr(whole, name).split(sizes) for name in tensors}
-    return [replace(whole, **{name: parts[k] for name, parts in cut.items()}) for k in range(len(sizes))]
 
 
 def _countable(values: Tensor, status: Tensor) -> Tensor:

@@ -292,11 +292,11 @@ def test_layers_together_are_each_layer_alone() -> None:
             assert torch.equal(getattr(together, name), getattr(alone, name)), name
         for name in ("length_half", "length_tenth", "accuracy", "capacity", "rounded_half", "rounded_tenth", "memory"):
             torch.testing.assert_close(
-                getattr(together, name), getattr(alone, name), rtol=1e-9, atol=1e-9, equal_nan=True, msg=name
+                getattr(together, name), getattr(alone, name), rtol=0, atol=0, equal_nan=True, msg=name
             )
         for state in alone.surviving:
             torch.testing.assert_close(
-                together.surviving[state], alone.surviving[state], rtol=1e-6, atol=1e-6, equal_nan=True
+                together.surviving[state], alone.surviving[state], rtol=0, atol=0, equal_nan=True
             )
         assert together.excluded.totals() == alone.excluded.totals()
     assert assess_capacities([], 64) == []

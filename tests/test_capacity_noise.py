@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssmdiag.capacity.cascade import SMALL
 from ssmdiag.capacity.noise import STATE_PRECISION, noisy_capacity, noisy_memory_function, noisy_states
 from ssmdiag.capacity.reconstruction import memory_function
 from ssmdiag.recurrence import DenseRealisation, Recurrence
@@ -29,7 +28,7 @@ SPECTRA = {
     "S4D-Lin": torch.complex(torch.full((16,), -0.005).double(), 0.01 * math.pi * torch.arange(16).double()),
     "ring": ring(8),
     "whole disc": ring(10, 0.0, 1.0),
-    "many real modes": -0.01 * torch.arange(1, SMALL + 9, dtype=torch.float64),
+    "many real modes": -0.01 * torch.arange(1, 33, dtype=torch.float64),
     "close modes": -0.01 * (1 + 1e-6 * torch.arange(6, dtype=torch.float64)),
     "at the boundary": exactly(*(complex(-1e-9 * k, 0.3 * k) for k in range(1, 5)), -0.1),
 }

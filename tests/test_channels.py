@@ -1,4 +1,4 @@
-"""Layers whose channels stand side by side are what each is alone."""
+"""Layers that are measured with others are what each is alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssmdiag.channels import group_alike, join_channels
-from ssmdiag.kernel.kernel import compute_kernel
 from ssmdiag.memory import LayerMemory, assess_memories, assess_memory
 from ssmdiag.recurrence import Recurrence
 from tests.test_kernel import random_dense, random_mimo, random_siso
@@ -27,33 +25,32 @@ def layers() -> list[Recurrence]:
     ]  # fmt: skip
 
 
-def test_what_is_alike_is_grouped_and_the_rest_stands_alone() -> None:
-    assert group_alike(layers()) == [[0, 2, 3, 9], [1], [4], [5], [6, 10], [7], [8], [11]]
-    assert group_alike([]) == []
-
-
-def test_kernels_of_joined_layers_are_those_of_each() -> None:
-    one, other = random_siso(0, channels=3), random_siso(1, channels=4)
-    joined = compute_kernel(join_channels([one, other]), 50).values
-    torch.testing.assert_close(joined[:, :3], compute_kernel(one, 50).values, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(joined[:, 3:], compute_kernel(other, 50).values, rtol=1e-12, atol=1e-12)
-    assert join_channels([one]) is one
-
-
 @pytest.mark.parametrize("context", [17, 4096])
-def test_memories_of_layers_together_are_those_of_each(context: int) -> None:
+def test_memories_of_layers_together_are_those_of_each_to_the_last_bit(context: int) -> None:
     for together, layer in zip(assess_memories(layers(), context), layers(), strict=True):
-        assert_alike(together, assess_memory(layer, context))
+        alone = assess_memory(layer, context)
+        assert (together.layer, together.is_kernel) == (alone.layer, alone.is_kernel)
+        for name in ("mean_square", "noise", "status"):
+            same(getattr(together, name), getattr(alone, name))
+        same(together.horizon.lags, alone.horizon.lags)
+        same(together.horizon.status, alone.horizon.status)
+        for laws, own in ((together.channels, alone.channels), (together.whole, alone.whole)):
+            same(laws.law, own.law)
+            same(laws.status, own.status)
+            for law, fit in laws.fits.items():
+                for name, values in vars(fit).items():
+                    same(values, getattr(own.fits[law], name))
 
 
-def assert_alike(together: LayerMemory, alone: LayerMemory) -> None:
-    assert (together.layer, together.is_kernel) == (alone.layer, alone.is_kernel)
-    # Energies are differences of tails: equal to what their own noise allows.
-    room = 4 * (together.noise + alone.noise) + 1e-9 * alone.mean_square.abs()
-    same = together.mean_square == alone.mean_square
-    assert bool((same | ((together.mean_square - alone.mean_square).abs() <= room) | alone.mean_square.isnan()).all())
-    assert torch.equal(together.mean_square.isnan(), alone.mean_square.isnan())
-    assert torch.equal(together.horizon.status, alone.horizon.status)
-    torch.testing.assert_close(together.horizon.lags, alone.horizon.lags, equal_nan=True, rtol=0, atol=0)
-    assert together.channels.counts() == alone.channels.counts()
-    assert together.whole.channel(0).law == alone.whole.channel(0).law
+def test_layers_of_many_channels_have_the_same_laws_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = [laws(memory) for memory in assess_memories(layers(), 4096)]
+    monkeypatch.setattr("ssmdiag.memory.COMPARED_TOGETHER", 3)
+    assert [laws(memory) for memory in assess_memories(layers(), 4096)] == usual
+
+
+def laws(memory: LayerMemory) -> list[str]:
+    return [memory.whole.describe(0), *(memory.channels.describe(k) for k in range(memory.channels.channels))]
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

@@ -10,6 +10,7 @@ import torch
 
 from ssmdiag.decay.decay import LAWS, STATUSES, DecayStatus, Law, compare_decay
 from ssmdiag.decay.laws import binned_law
+from ssmdiag.memory import lag_edges
 from tests.decay_suite import bin_energy, log_spaced_edges, power_law_by_quadrature, sum_of_exponentials
 
 CONTEXT = 10_000
@@ -280,3 +281,28 @@ def test_every_verdict_has_a_sentence() -> None:
     assert len({status.value for status in DecayStatus}) == len(DecayStatus)
     assert all(len(status.value.split()) > 4 for status in DecayStatus)
     assert LAWS[-1] is Law.UNDETERMINED
+
+
+@pytest.mark.parametrize("context", [64, 4096, 70_000])
+def test_no_channel_depends_on_its_neighbours_to_the_last_bit(context: int) -> None:
+    """Smooth and swinging kernels, zeros, NaN and infinity: alone, in fives or all at once, the same numbers."""
+    generator = torch.Generator().manual_seed(1)
+    edges = lag_edges(context)
+    lag = (edges[:-1] + edges[1:] - 1).double() / 2
+    rate = 10 ** (-5 * torch.rand(60, 1, generator=generator, dtype=torch.float64))
+    power = 3 * torch.rand(60, 1, generator=generator, dtype=torch.float64)
+    energy = (-2 * rate * lag).exp() * (1 + lag / 3) ** (-2 * power)
+    energy[::3] *= 1 + 0.5 * (lag * rate[::3] * 7).cos()
+    energy[5], energy[7], energy[9] = 0.0, math.nan, math.inf
+    floor = 2.0**-48 * energy.nan_to_num(0.0, posinf=1.0).amax(1, keepdim=True).expand_as(energy)
+
+    def numbers(rows: slice) -> torch.Tensor:
+        laws = compare_decay(edges, energy[rows], floor[rows], context=context)
+        fits = [getattr(fit, name) for fit in laws.fits.values() for name in vars(fit)]
+        return torch.stack([laws.law.double(), laws.status.double(), laws.last.double(), *fits])
+
+    whole = numbers(slice(None))
+    for size in (1, 5, 17, 33):
+        for start in range(0, 60 - size, size):
+            rows = slice(start, start + size)
+            torch.testing.assert_close(numbers(rows), whole[:, rows], rtol=0, atol=0, equal_nan=True)

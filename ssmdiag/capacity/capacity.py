@@ -24,7 +24,7 @@ from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.initial_spectra import initial_spectra
 from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
-from ssmdiag.channels import group_alike, join_channels
+from ssmdiag.channels import each_layer
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
@@ -130,7 +130,7 @@ def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | 
 def assess_capacities(
     recurrences: Sequence[Recurrence], context: int, *, state_dtype: str | None = None
 ) -> list[LayerCapacity]:
-    """Return the same of several layers: those alike are done as one, at a sixth of the cost for a few channels each.
+    """Return the same of several layers, each by itself.
 
     Raises ValueError for a context under 1 or an unknown format.
     """
@@ -139,10 +139,12 @@ def assess_capacities(
     if state_dtype is not None and state_dtype not in STATE_PRECISION:
         raise ValueError(f"state_dtype is one of {', '.join(STATE_PRECISION)}, not {state_dtype!r}")
     found: dict[int, LayerCapacity] = {}
-    spectra = [_as_channel(recurrence) for recurrence in recurrences]
-    for positions in group_alike(spectra):
-        own = [realise(spectra[position]) for position in positions]
-        found |= dict(zip(positions, _assess(own, context, state_dtype or state_format(own[0])), strict=True))
+
+    def work(position: int) -> None:
+        layer = recurrences[position]
+        found[position] = _assess(realise(_as_channel(layer)), context, state_dtype or state_format(layer))
+
+    each_layer(recurrences, work)
     return [found[position] for position in range(len(recurrences))]
 
 
@@ -154,11 +156,9 @@ def _as_channel(recurrence: Recurrence) -> Recurrence:
     return replace(recurrence, input_matrix=as_complex(B.abs().amax(1))[None], output_matrix=None)
 
 
-def _assess(layers: Sequence[Recurrence], context: int, state_dtype: str) -> list[LayerCapacity]:
-    """Return the capacities of realised layers that are alike, or of one."""
-    recurrence = join_channels(layers)
+def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapacity:
+    """Return the capacities of a realised layer."""
     channels, device = recurrence.channels, recurrence.log_eigenvalues.device
-    layer_of = torch.cat([torch.full((layer.channels,), k, device=device) for k, layer in enumerate(layers)])
     # MF is under 0.1 past ten times the modes, conjugates included.
     leading_lags = 2 ** (int(states_of(recurrence) / TENTH) - 1).bit_length()
     lags = _lags(context, leading_lags, device)
@@ -176,7 +176,7 @@ def _assess(layers: Sequence[Recurrence], context: int, state_dtype: str) -> lis
         counts[1:, chunk] = torch.stack([getattr(excluded, reason) for reason in REASONS])
         values[:4, chunk] = _measure(cascade, leading, context).where(good, torch.nan)
         curve = _curve(cascade, leading, lags).where(good[:, None], 0.0)
-        curves[chunk.start] = curve.new_zeros(len(layers), len(lags)).index_add_(0, layer_of[chunk], curve)
+        curves[chunk.start] = curve.sum(0)
         states = noisy_states(recurrence, chunk)
         factor, survivors = states.in_formats(state_dtype)
         for name, shares in survivors.items():
@@ -186,31 +186,24 @@ def _assess(layers: Sequence[Recurrence], context: int, state_dtype: str) -> lis
 
     each_chunk(recurrence, leading_lags, assess)
     total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)
-    capacities, start = [], 0
-    for layer, curve in zip(layers, total, strict=True):
-        own = slice(start, start + layer.channels)
-        capacities.append(
-            LayerCapacity(
-                layer=layer.layer,
-                family=layer.family,
-                context=context,
-                state_dtype=state_dtype,
-                modes=counts[0, own],
-                length_half=values[0, own],
-                length_tenth=values[1, own],
-                accuracy=values[2, own],
-                capacity=values[3, own],
-                rounded_half=values[4, own],
-                rounded_tenth=values[5, own],
-                surviving={name: each[own] for name, each in surviving.items()},
-                excluded=Excluded(*counts[1:, own]),
-                sound=sound[own],
-                lags=lags,
-                memory=curve / sound[own].sum(),
-            )
-        )
-        start = own.stop
-    return capacities
+    return LayerCapacity(
+        layer=recurrence.layer,
+        family=recurrence.family,
+        context=context,
+        state_dtype=state_dtype,
+        modes=counts[0],
+        length_half=values[0],
+        length_tenth=values[1],
+        accuracy=values[2],
+        capacity=values[3],
+        rounded_half=values[4],
+        rounded_tenth=values[5],
+        surviving=surviving,
+        excluded=Excluded(*counts[1:]),
+        sound=sound,
+        lags=lags,
+        memory=total / sound.sum(),
+    )
 
 
 def state_format(recurrence: Recurrence) -> str:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ssmdiag.capacity.full_spectrum import FullSpectrum
     from ssmdiag.recurrence import DenseRealisation
 
-SMALL = 24
-"""States up to which channels are multiplied side by side: a batch of such small products is slow, and half zeros."""
 LARGE = 128
 """States from which triangular products are split."""
 KEPT = 2**30
@@ -82,36 +80,7 @@ class Cascade:
 
     def times(self, power: Tensor, columns: Tensor, *, lower: bool = False) -> Tensor:
         """Return a power of A times columns (channel, state, column); `lower`: these are a power of A too."""
-        if not self._side_by_side:
-            return _lower_product(power, columns) if lower and self.diagonal is not None else power @ columns
-        product = self.columns(columns.shape[-1]).zero_()
-        for k in range(power.shape[-1]):
-            first = k - k % self.block
-            width = first + self.block if lower else columns.shape[-1]
-            product[:, first:, :width].addcmul_(power[:, first:, k : k + 1], columns[:, k : k + 1, :width])
-        return product
-
-    def rows_times(self, rows: Tensor, power: Tensor) -> Tensor:
-        """Return rows (channel, row, state) times a power of A."""
-        if not self._side_by_side:
-            return rows @ power
-        product = self.columns(rows.shape[1]).mT.zero_()
-        for k in range(power.shape[-1]):
-            width = k - k % self.block + self.block
-            product[:, :, :width].addcmul_(rows[:, :, k : k + 1], power[:, k : k + 1, :width])
-        return product
-
-    def columns(self, count: int) -> Tensor:
-        """Return room for columns (channel, state, column), laid out as products are."""
-        channels, states = self.counted.shape
-        if self._side_by_side:
-            return self.entry.new_empty(states, count, channels).permute(2, 0, 1)
-        return self.entry.new_empty(channels, states, count)
-
-    @property
-    def _side_by_side(self) -> bool:
-        """Whether channels lie side by side in memory, which pays where products are small."""
-        return self.diagonal is not None and self.counted.shape[1] <= SMALL
+        return _lower_product(power, columns) if lower and self.diagonal is not None else power @ columns
 
     def _exact(self, power: Tensor, lag: int) -> Tensor:
         """Set the blocks on the diagonal of A^t: made by squaring, they would lose as many digits as t has."""
@@ -154,7 +123,7 @@ def cascade_of(spectrum: FullSpectrum) -> Cascade:
     """
     made = _paired_sections(spectrum) if spectrum.log_eigenvalues.is_complex() else _real_sections(spectrum)
     diagonal, counted, entry, leave, direct = made
-    # Channels last: slices of states are then contiguous.
+    # Channels last: slices of states are then contiguous while the sections are joined.
     blocks, entry, leave, direct = diagonal(1.0).movedim(0, 3), entry.movedim(0, 2), leave.movedim(0, 2), direct.T
     sections, block, channels = entry.shape
     n = sections * block
@@ -167,9 +136,7 @@ def cascade_of(spectrum: FullSpectrum) -> Cascade:
         rows[own, own] = blocks[k]
         signal *= direct[k]
         signal[own] = leave[k]
-    unitary = rows.permute(2, 0, 1)
-    if n > SMALL:
-        unitary = unitary.contiguous()
+    unitary = rows.permute(2, 0, 1).contiguous()
     return Cascade(
         state_matrix=unitary[:, :n, :n],
         entry=unitary[:, :n, n:],

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.capacity.cascade import SMALL
 from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
 from ssmdiag.cores import one_thread, orthogonal
@@ -131,36 +130,29 @@ class NoisyStates:
 
     def rounded(self, precision: float) -> Tensor:
         """Return R of the state rounded to ε, (channel, state, state)."""
-        if self._is_large:
+        if self.noise is None:
             return _triangle_above(self.signal, precision / math.sqrt(3))
         return self._with_shares(precision)[0]
 
     def survivors(self, precisions: Sequence[float]) -> list[Tensor]:
         """Return what survives each ε, (channel,)."""
-        if self._is_large:  # tr((G + N)⁻¹ G) = Σ σ²/(σ² + ε²/3): one decomposition serves all
+        if self.noise is None:  # tr((G + N)⁻¹ G) = Σ σ²/(σ² + ε²/3): one decomposition serves all
             squares = torch.linalg.svdvals(self.signal).square()
             return [(squares / (squares + epsilon**2 / 3)).sum(1) for epsilon in precisions]
         return [self._with_shares(epsilon)[1] for epsilon in precisions]
 
     def in_formats(self, own: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return R of the state in its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
-        if self._is_large:
+        if self.noise is None:
             survivors = self.survivors(list(STATE_PRECISION.values()))
             return self.rounded(STATE_PRECISION[own]), dict(zip(STATE_PRECISION, survivors, strict=True))
         both = {name: self._with_shares(epsilon) for name, epsilon in STATE_PRECISION.items()}
         return both[own][0], {name: shares for name, (_, shares) in both.items()}
 
-    @property
-    def _is_large(self) -> bool:
-        return self.noise is None and self.signal.shape[-1] > SMALL
-
     def _with_shares(self, precision: float) -> tuple[Tensor, Tensor]:
-        """Return R and what survives of the state rounded to ε."""
-        scale = precision / math.sqrt(3)
-        if self.noise is None:
-            assert self.weight is not None
-            return _triangular_qr(self.signal, scale, self.weight.shape[-1])
-        Q, factor = orthogonal(torch.cat([self.signal, scale * self.noise], 1))
+        """Return R and what survives of a dense state rounded to ε."""
+        assert self.noise is not None
+        Q, factor = orthogonal(torch.cat([self.signal, precision / math.sqrt(3) * self.noise], 1))
         shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
         return factor, shares.where(self.known, torch.nan)
 
@@ -198,31 +190,6 @@ class NoisyStates:
             enough = self.memory(factor, middle.clamp(min=0)) >= wanted
             low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
         return low.T
-
-
-def _triangular_qr(upper: Tensor, scale: float, block: int) -> tuple[Tensor, Tensor]:
-    """Return R and ‖upper half of Q‖² of [upper; scale I], all channels side by side, by modified Gram–Schmidt.
-
-    Its R is as good as Householder's, and Q good enough: it is orthogonal to κ(R) ε, under 1e-7. Column k has only the
-    rows of its block and those before in either half, which is a third of the work, and batches of small matrices cost
-    ten times more.
-    """
-    size, channels = upper.shape[-1], len(upper)
-    work = upper.new_zeros(2, size, size, channels)  # half, row, column, channel
-    work[0] = upper.permute(1, 2, 0)
-    work[1].diagonal().fill_(scale)
-    factor = upper.new_zeros(size, size, channels)
-    for k in range(size):
-        rows = k - k % block + block
-        column = work[:, :rows, k]
-        norm = column.square().sum((0, 1)).sqrt()
-        column /= norm
-        factor[k, k] = norm
-        if k + 1 < size:
-            rest = work[:, :rows, k + 1 :]
-            torch.sum(column[:, :, None] * rest, (0, 1), out=factor[k, k + 1 :])
-            rest.addcmul_(column[:, :, None], factor[k, k + 1 :], value=-1)
-    return factor.permute(2, 0, 1), work[0].square().sum((0, 1))
 
 
 def _triangle_above(upper: Tensor, scale: float) -> Tensor:

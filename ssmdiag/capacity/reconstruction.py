@@ -130,7 +130,8 @@ def leading_memory(cascade: Cascade, lags: int) -> LeadingMemory:
     """
     bits = max(1, (lags - 1).bit_length())
     width, height = 2 ** ((bits + 1) // 2), 2 ** (bits // 2)
-    columns, rows = cascade.columns(width), cascade.columns(height).mT
+    channels, states = cascade.counted.shape
+    columns, rows = cascade.entry.new_empty(channels, states, width), cascade.entry.new_empty(channels, height, states)
     columns[..., :1], rows[:, :1] = cascade.entry, cascade.exit
     for bit in range(bits):
         square, done = cascade.square(bit), 2**bit
@@ -138,9 +139,9 @@ def leading_memory(cascade: Cascade, lags: int) -> LeadingMemory:
             columns[..., done : 2 * done] = cascade.times(square, columns[..., :done])
         else:
             done //= width
-            rows[:, done : 2 * done] = cascade.rows_times(rows[:, :done], square)
+            rows[:, done : 2 * done] = rows[:, :done] @ square
     power = cascade.square(bits - 1)
-    passed = _sums_to_the_end(square_of(rows.contiguous() @ columns.contiguous()))
+    passed = _sums_to_the_end(square_of(rows @ columns))
     rest = square_of(cascade.times(power, cascade.times(power, cascade.entry))).sum((1, 2))
     # Sums of sums: one after another, thousands of equal roundings would add up.
     later = _sums_to_the_end(torch.cat([passed[:, 1:, 0], rest[:, None]], 1))

@@ -128,7 +128,7 @@ def _grows(edges: Tensor, mean_square: Tensor) -> Tensor:
     middle = int((edges[1:] <= edges[-1] // 4).sum())
     if middle == 0:
         return torch.zeros(mean_square.shape[0], dtype=torch.bool, device=edges.device)
-    early = (mean_square[:, :middle] @ width[:middle]) / width[:middle].sum()
+    early = (mean_square[:, :middle] * width[:middle]).sum(1) / width[:middle].sum()
     late = mean_square[:, -2:].amax(1)
     peak = mean_square.amax(1)
     return (late >= peak) & (late > 2 * early) & (late > 2 * mean_square[:, 0])
@@ -145,8 +145,8 @@ def _is_level(edges: Tensor, mean_square: Tensor) -> Tensor:
     assert isinstance(which, Tensor)
     into = torch.zeros(4, len(width), dtype=torch.float64, device=edges.device)
     into[which, torch.arange(len(width), device=edges.device)] = width
-    means = mean_square @ (into / into.sum(1, keepdim=True).clamp(min=1)).T
-    means = means[:, into.sum(1) > 0]
+    shares = (into / into.sum(1, keepdim=True).clamp(min=1))[into.sum(1) > 0]
+    means = torch.stack([(mean_square * share).sum(1) for share in shares], 1)
     return 10 * (means.amax(1) / means.amin(1)).log10() <= LEVEL_DB
 
 

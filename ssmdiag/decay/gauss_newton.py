@@ -63,12 +63,15 @@ def fit_laws(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
     matrix products. Gauss–Newton steps on the binned law start from its best point.
     """
     starts = best_grid_points(profile, edges)
-    # Channels with windows of one length together: what is outside all of them is not computed.
+    # Channels with windows of one length together: what is outside all of them is not computed. A few channels are
+    # taken whole, so that no channel's last bits depend on its neighbours' windows.
     used = profile.blocks
     order = used.argsort()
+    whole = len(used) <= SLICE
     parts = []
     for rows in order.split(SLICE):
-        part, start = profile.at(rows).cut(max(int(used[rows[-1]]), 1)), {law: at[rows] for law, at in starts.items()}
+        blocks = used.new_tensor(profile.log_rms.shape[1]) if whole else used[rows[-1]]
+        part, start = profile.at(rows).cut(max(int(blocks), 1)), {law: at[rows] for law, at in starts.items()}
         flat = _refine(part, start["flat"], PARAMETERS["flat"])
         exponential = _refine(part, start["exponential"], PARAMETERS["exponential"])
         beaten = OUT_OF_QUESTION * exponential[:, _RESIDUAL]
@@ -183,7 +186,15 @@ def _moments(profile: Profile, state: Tensor, free: tuple[str, ...]) -> Tensor:
     """
     scale = profile.last.clamp(min=1)[:, None]
     exponent, rate, offset = (state[:, :1], state[:, 1:2] / scale, state[:, 2:].exp())
-    law, columns = binned_law(profile.lag, profile.width, exponent.float(), rate.float(), offset.float(), free)
+    law, columns = binned_law(
+        profile.lag,
+        profile.width,
+        exponent.float(),
+        rate.float(),
+        offset.float(),
+        free,
+        log_spaced=not profile.pooled,
+    )
     root = profile.root_weight
     rows = torch.stack([profile.log_rms - law, *columns], 1).mul_(root[:, None])
     means = (rows @ root[..., None])[..., 0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ssmdiag.decay.profile import Profile
+from ssmdiag.decay.profile import LINE, Profile
 
 GRID_POINTS = 24
 SHORTEST_OFFSET = 0.25
@@ -34,8 +35,8 @@ def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
     one = torch.ones_like(t)
     bend = torch.log1p(lag[:, None] / offsets)
     sizes = [1, 1, *[GRID_POINTS] * 3]
-    t_, tt, l_, ll, lt = (weight @ torch.cat([t, t * t, bend, bend * bend, bend * t], 1)).split(sizes, 1)
-    y_, ty, ly = (weighted @ torch.cat([one, t, bend], 1)).split([1, 1, GRID_POINTS], 1)
+    t_, tt, l_, ll, lt = _times(weight, torch.cat([t, t * t, bend, bend * bend, bend * t], 1)).split(sizes, 1)
+    y_, ty, ly = _times(weighted, torch.cat([one, t, bend], 1)).split([1, 1, GRID_POINTS], 1)
     # Only differences of these sums need float64.
     tt, ll, lt = (
         (tt - t_ * t_).float().clamp(min=_TINY),
@@ -70,6 +71,16 @@ def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
             1,
         ),
     }
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return rows @ matrix with every row by itself, at the start of a line of memory.
+
+    In one product a row's last bits depend on how many others there are, and on where it begins.
+    """
+    fill = -len(matrix) % LINE
+    rows, matrix = pad(rows, (0, fill)), pad(matrix, (0, 0, 0, fill))
+    return torch.bmm(rows[:, None], matrix.expand(len(rows), *matrix.shape))[:, 0]
 
 
 def longest_offset(last: Tensor) -> Tensor:

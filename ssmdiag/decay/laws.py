@@ -18,12 +18,20 @@ from torch import Tensor
 
 
 def binned_law(
-    lag: Tensor, width: Tensor, exponent: Tensor, rate: Tensor, offset: Tensor, free: tuple[str, ...] = ()
+    lag: Tensor,
+    width: Tensor,
+    exponent: Tensor,
+    rate: Tensor,
+    offset: Tensor,
+    free: tuple[str, ...] = (),
+    *,
+    log_spaced: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return ½ log of the mean square of (1 + t/t₀)^−p e^−βt over each block, and its derivatives.
 
     All broadcast, the parameters as (channel, 1) against (channel, block). Derivatives are by p, β and log t₀,
-    those in `free`; without p among them the law is taken as exponential.
+    those in `free`; without p among them the law is taken as exponential. `log_spaced`: no block is wider than its
+    lags allow a power law's series.
     """
     # A slope of nothing over the whole window; 0 itself would divide by 0.
     least = 1e-3 / (lag[:, -1:] + 1)
@@ -37,7 +45,7 @@ def binned_law(
     above, below = (lag + spread).mul(inverse).add_(1), (lag - spread).clamp(min=0).mul(inverse).add_(1)
     log_above, log_below = above.log(), below.log()
     mean, line = (log_above + log_below).mul_(0.5), (log_above - log_below).mul_(half)
-    if "rate" in free or width.shape[0] > 1:
+    if "rate" in free or not log_spaced:
         slope = torch.maximum(torch.addcmul(rate, exponent, line), least)
         bend, by_slope = _bin_average(slope, width)
     else:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+LINE = 16
+"""Float32 numbers in a line of memory, as processors fetch it."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -46,13 +49,20 @@ class Profile:
         """Return the profile without the blocks from `blocks` on, in float32 for the steps.
 
         Laws are taken in logarithms, where float32 is good to a millionth of a neper; a thousandth is asked for.
+        Blocks of weight 0 fill it up to whole lines of memory: products of rows that begin anywhere have other last
+        bits.
         """
+        fill = -min(blocks, self.log_rms.shape[1]) % LINE
+        lag, width, log_rms, root_weight = (
+            values[:, :blocks].float() for values in (self.lag, self.width, self.log_rms, self.root_weight)
+        )
+        blank = log_rms.new_zeros(len(log_rms), fill)
         return replace(
             self,
-            lag=self.lag[:, :blocks].float().contiguous(),
-            width=self.width[:, :blocks].float().contiguous(),
-            log_rms=self.log_rms[:, :blocks].float().contiguous(),
-            root_weight=self.root_weight[:, :blocks].float().contiguous(),
+            lag=torch.cat([lag, lag[:, -1:].expand(-1, fill)], 1),
+            width=torch.cat([width, width[:, -1:].expand(-1, fill)], 1),
+            log_rms=torch.cat([log_rms, blank], 1),
+            root_weight=torch.cat([root_weight, blank], 1),
         )
 
 
