@@ -27,9 +27,7 @@ found; else that of the same channels.
 Its C decides which channel reaches farthest; of a selective layer it is one with a slow mode, which is among them.
 """
 MOST_CAPACITIES = 16
-"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon ..."""
-CAPACITY_WORK = 2**26
-"""... and fewer where stored modes cubed times channels exceed this: 4 channels of 256 modes."""
+"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon."""
 DENSE_WORK = 2**23
 """States cubed times channels, of dense state matrices that are worth the wait: 32 channels of 64 states."""
 FEWEST_CHANNELS = 4
@@ -62,7 +60,7 @@ def _examine(
     held: Sequence[Held], whole: CheckpointEvidence, context: int | None, most_channels: int | None
 ) -> Iterator[LayerEvidence]:
     """Yield what is known of each recurrence, those alike measured as one."""
-    from ssmdiag.capacity.capacity import assess_capacities, summarise_capacity
+    from ssmdiag.capacity.capacity import affordable_channels, assess_capacities, summarise_capacity
     from ssmdiag.memory import DEFAULT_CONTEXT, assess_memories, summarise_memory
 
     steps, remember = context or DEFAULT_CONTEXT, most_channels != 0
@@ -71,7 +69,7 @@ def _examine(
         some = [_sample(layer, most_channels, MOST_CHANNELS) for layer in layers]
         reaching = [layer if _is_quick(layer) else few for layer, few in zip(layers, some, strict=True)]
         memories = assess_memories(some, steps, horizons_of=reaching)
-        rebuilt = [_sample(layer, most_channels, most_capacities(layer)) for layer in layers]
+        rebuilt = [_sample(layer, most_channels, affordable_channels(layer.modes, MOST_CAPACITIES)) for layer in layers]
         capacities = assess_capacities(rebuilt, steps)
     for position, (layer, branch, recurrence) in enumerate(held):
         numbers, memory = summarise(recurrence, layer.family.title), None
@@ -92,11 +90,6 @@ def _sample(layer: Recurrence, most_channels: int | None, most: int) -> Recurren
     if layer.dense is not None:  # each channel's Gramian takes the cube of its states
         most = max(min(most, DENSE_WORK * most // MOST_CHANNELS // layer.modes**3), FEWEST_CHANNELS)
     return sample_channels(layer, min(most_channels, most))
-
-
-def most_capacities(layer: Recurrence) -> int:
-    """Return how many of a layer's channels have their capacity found unless all are asked for."""
-    return min(MOST_CAPACITIES, max(FEWEST_CHANNELS, CAPACITY_WORK // layer.modes**3))
 
 
 def _is_quick(layer: Recurrence) -> bool:

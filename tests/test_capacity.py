@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ssmdiag.capacity.capacity import (
     LayerCapacity,
+    affordable_channels,
     assess_capacities,
     assess_capacity,
     initial_capacities,
@@ -236,6 +237,14 @@ def test_a_layer_stands_beside_its_familys_initialisations() -> None:
     assert all(isinstance(capacity, LayerCapacity) for capacity in beside.values())
     assert beside["S4D-Lin"].modes.max() == 15
     assert initial_capacities(replace(recurrence, family="unheard of"), 256) == {}
+
+
+def test_layers_of_hundreds_of_modes_are_known_by_fewer_channels() -> None:
+    assert [affordable_channels(modes, 64) for modes in (1, 64, 128, 256, 1024)] == [64, 64, 32, 4, 4]
+    assert affordable_channels(1024, 3) == 3
+    beside = initial_capacities(replace(random_siso(modes=8), family="lru"), 16)
+    beside.clear()
+    assert initial_capacities(replace(random_siso(modes=8), family="lru"), 16)
 
 
 def test_legs_and_its_eigenvalues_remember_alike_until_their_states_are_rounded() -> None:

@@ -14,7 +14,8 @@ and capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,11 +25,10 @@ from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.initial_spectra import initial_spectra
 from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
-from ssmdiag.channels import each_layer
+from ssmdiag.channels import each_layer, sample_channels
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
-from ssmdiag.recurrence import as_complex
 from ssmdiag.spectrum import Quantiles
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 HALF, TENTH = 0.5, 0.1
 LAGS_PER_OCTAVE = 4
+WORK = 2**26
+"""Stored modes cubed times channels that are worth the wait: 4 channels of 256 modes, a second."""
+FEWEST_CHANNELS = 4
 _MEASURES = (
     "length_half",
     "length_tenth",
@@ -142,18 +145,10 @@ def assess_capacities(
 
     def work(position: int) -> None:
         layer = recurrences[position]
-        found[position] = _assess(realise(_as_channel(layer)), context, state_dtype or state_format(layer))
+        found[position] = _assess(realise(layer), context, state_dtype or state_format(layer))
 
     each_layer(recurrences, work)
     return [found[position] for position in range(len(recurrences))]
-
-
-def _as_channel(recurrence: Recurrence) -> Recurrence:
-    """Return a layer with many inputs as one channel like any other: only which modes are written counts."""
-    B = recurrence.input_matrix
-    if recurrence.layout != "many inputs" or B is None:
-        return recurrence
-    return replace(recurrence, input_matrix=as_complex(B.abs().amax(1))[None], output_matrix=None)
 
 
 def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapacity:
@@ -218,10 +213,21 @@ def initial_capacities(
 
     Beside the layer's own it shows whether training lengthened the memory.
     """
-    return {
-        initial.name: assess_capacity(initial.recurrence, context, state_dtype=state_dtype)
-        for initial in initial_spectra(recurrence.family, recurrence.modes)
-    }
+    return dict(_initial(recurrence.family, recurrence.modes, context, state_dtype))
+
+
+@cache
+def _initial(family: str, modes: int, context: int, state_dtype: str | None) -> tuple[tuple[str, LayerCapacity], ...]:
+    found = []
+    for initial in initial_spectra(family, modes):
+        some = sample_channels(initial.recurrence, affordable_channels(modes, initial.recurrence.channels))
+        found.append((initial.name, assess_capacity(some, context, state_dtype=state_dtype)))
+    return tuple(found)
+
+
+def affordable_channels(modes: int, most: int, work: int = WORK) -> int:
+    """Return how many of a layer's channels are worth the wait, up to `most`: one takes the cube of its modes."""
+    return min(most, max(FEWEST_CHANNELS, work // modes**3))
 
 
 def summarise_capacity(capacity: LayerCapacity) -> CapacitySummary:

@@ -70,7 +70,7 @@ def capacity(
         ),
     ] = None,
     every_channel: Annotated[
-        bool, typer.Option("--every-channel", help="All channels, not 64 a layer; seconds for large models.")
+        bool, typer.Option("--every-channel", help="All channels, not 64 a layer or fewer; seconds for large models.")
     ] = False,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
     output: Annotated[
@@ -151,12 +151,19 @@ def _exit(problems: Sequence[LayerError]) -> None:
 def _assess(
     recurrence: Recurrence, context: int, state: str | None, most: int | None, *, closely: bool, wanted: int | None
 ) -> CapacityLayer:
-    from ssmdiag.capacity.capacity import assess_capacity, initial_capacities, summarise_capacity
+    from ssmdiag.capacity.capacity import (
+        WORK,
+        affordable_channels,
+        assess_capacity,
+        initial_capacities,
+        summarise_capacity,
+    )
     from ssmdiag.capacity.timescale import trade_off
     from ssmdiag.channels import sample_channels
     from ssmdiag.reports.capacity_text import CapacityLayer
 
-    sample = recurrence if most is None else sample_channels(recurrence, most)
+    most = recurrence.channels if most is None else affordable_channels(recurrence.modes, most, 4 * WORK)
+    sample = sample_channels(recurrence, most)
     initial = initial_capacities(recurrence, context, state_dtype=state)
     scaled = trade_off(sample, context, state_dtype=state) if closely else {}
     return CapacityLayer(

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ssmdiag.capacity.capacity import assess_capacity
+from ssmdiag.capacity.capacity import affordable_channels, assess_capacity
 from ssmdiag.channels import sample_channels
-from ssmdiag.examination import most_capacities
+from ssmdiag.examination import MOST_CAPACITIES
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.response import modal_terms
 from ssmdiag.memory import assess_memory
@@ -97,7 +97,7 @@ def main() -> None:
     for modes in arguments.modes:
         layer = s4d(modes, arguments.device)
         memory = seconds(lambda layer=layer: assess_memory(layer, CONTEXT))  # type: ignore[misc]
-        some = sample_channels(layer, most_capacities(layer))
+        some = sample_channels(layer, affordable_channels(modes, MOST_CAPACITIES))
         capacity = seconds(lambda some=some: assess_capacity(some, CONTEXT))  # type: ignore[misc]
         ell, loop_ell = modal_terms(layer, slice(1))[0], closed_spectrum(layer, 0)[0]
         threads = torch.get_num_threads()
