@@ -1,7 +1,8 @@
 """One path after another on several processes: results in the order of the paths, each as soon as it is there.
 
-This process takes the first path itself, whose result need not wait for another process to start then. A worker that
-is killed costs the path it was at. Ctrl-C is for this process to see to; its end is that of all workers.
+This process takes the first path itself, and only then starts others: its result need not wait for them, nor share the
+processor with what they import. A worker that is killed costs the path it was at. Ctrl-C is for this process to see to;
+its end is that of all workers.
 """
 
 from __future__ import annotations
@@ -42,20 +43,16 @@ def in_order(
     ready: dict[int, _Answer[Result]] = {}
     team: list[_Worker[Result]] = []
 
-    def start(count: int) -> None:
-        with _signals_held_back():
-            team.extend([_Worker(work, prepare) for _ in range(count)])
-        give()
-
     def give() -> None:
         for worker in team * AHEAD:
             worker.give(waiting)
 
     try:
         waiting.popleft()
-        start(workers - 1)  # the last when this process has nothing else to do: each core runs one of them
         yield work(paths[0])
-        start(1)
+        with _signals_held_back():
+            team.extend([_Worker(work, prepare) for _ in range(workers)])
+        give()
         for number in range(1, len(paths)):
             while number not in ready:
                 for worker in _with_results(team):
