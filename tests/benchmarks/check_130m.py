@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -16,24 +17,39 @@ from tests.benchmarks.sparse_mamba import MAMBA_130M, write_sparse_mamba
 
 def main() -> None:
     """Print seconds for one checkpoint and for all."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", metavar="COUNT", type=int, nargs="?", default=100)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    count, device = asked.count, asked.device
     with tempfile.TemporaryDirectory() as directory:
         paths = [
             write_sparse_mamba(Path(directory) / f"step-{1000 * k}.safetensors", MAMBA_130M, seed=k, trained=True)
             for k in range(1, count + 1)
         ]
-        one, _ = _seconds(paths[:1])
-        all_, last = _seconds(paths)
+        one, _ = _seconds(paths[:1], device)
+        all_, last = _seconds(paths, device)
         print(
             f"{count} checkpoints of 24 × 1536 × 16: {all_:.1f} s, one alone {one:.1f} s, "
             f"{(all_ - one) / max(count - 1, 1):.2f} s for each more; {last}"
         )
 
 
-def _seconds(paths: list[Path]) -> tuple[float, str]:
+def _seconds(paths: list[Path], device: str) -> tuple[float, str]:
     start = time.perf_counter()
     run = subprocess.run(
-        [sys.executable, "-m", "ssmdiag", "check", "--isolated", "--fail-on", "error", *map(str, paths)],
+        [
+            sys.executable,
+            "-m",
+            "ssmdiag",
+            "check",
+            "--isolated",
+            "--fail-on",
+            "error",
+            "--device",
+            device,
+            *map(str, paths),
+        ],
         check=False,
         capture_output=True,
         text=True,

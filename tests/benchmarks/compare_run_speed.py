@@ -1,4 +1,4 @@
-"""Time and memory of comparing 10 and 100 checkpoints of Mamba-130M: python -m tests.benchmarks.compare_run_speed
+"""Time and memory of comparing 10 and 100 checkpoints of Mamba-130M: tests.benchmarks.compare_run_speed [--device]
 
 Each file has the recurrent tensors of Mamba-130M (24 layers, 1536 channels, 16 modes) and a hole where its
 other 250 MB would be. Layer 5 drifts to the boundary.
@@ -6,6 +6,7 @@ other 250 MB would be. Layer 5 drifts to the boundary.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import struct
@@ -26,7 +27,7 @@ import json, pathlib, re, sys, time
 start = time.perf_counter()
 from ssmdiag import compare_run
 imported = time.perf_counter()
-run = compare_run(sys.argv[2:], memory=sys.argv[1])
+run = compare_run(sys.argv[3:], memory=sys.argv[1], device=sys.argv[2])
 end = time.perf_counter()
 # On Linux ru_maxrss is carried over from the process that started this one; VmHWM is not.
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
@@ -73,10 +74,10 @@ def _write(path: Path, log_rate: np.ndarray, bias: np.ndarray, step: int) -> Non
         file.truncate(8 + len(text) + end + 2 * REST)
 
 
-def measure(paths: list[Path], memory: str) -> dict[str, float]:
+def measure(paths: list[Path], memory: str, device: str) -> dict[str, float]:
     """Return seconds and peak resident memory of a comparison in a process of its own."""
     run = subprocess.run(
-        [sys.executable, "-c", _COMPARE, memory, *map(str, paths)],
+        [sys.executable, "-c", _COMPARE, memory, device, *map(str, paths)],
         check=True,
         capture_output=True,
         text=True,
@@ -88,11 +89,14 @@ def measure(paths: list[Path], memory: str) -> dict[str, float]:
 
 def main() -> None:
     """Print the figures for 10 and 100 checkpoints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
     with tempfile.TemporaryDirectory() as directory:
         paths = write_run(Path(directory), 100)
         for memory in ("none", "ends"):
             for count in (10, 100):
-                figures = measure(paths[:count], memory)
+                figures = measure(paths[:count], memory, device)
                 print(
                     f"{count:>3} checkpoints, memory at {memory}: {figures['compare_s']:.1f} s, "
                     f"peak {figures['peak_mb']:.0f} MB resident, {figures['verdict']}: {figures['converging']}"

@@ -1,4 +1,4 @@
-"""Decay laws of 300,000 channels against scipy.optimize.curve_fit: python -m tests.benchmarks.decay_speed
+"""Decay laws of 300,000 channels against scipy.optimize.curve_fit: tests.benchmarks.decay_speed [--device cuda]
 
 The channels are of four kinds in equal parts: exponentials and power laws, which are fitted at once, and decaying
 oscillations and sums of four exponentials, which are not. curve_fit gets what a careful user would give it: the same
@@ -8,6 +8,7 @@ fits four and averages them over the bins.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 
@@ -56,14 +57,21 @@ def seconds_by_curve_fit(edges: np.ndarray, profiles: np.ndarray) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
     random = np.random.default_rng(0)
     edges = log_spaced_edges(CONTEXT)
     profiles = draw(edges, random)
     many = profiles[random.integers(0, DRAWN, CHANNELS)] * random.uniform(0.5, 1, (CHANNELS, 1))
-    arguments = torch.from_numpy(edges).long(), torch.from_numpy(many), FLOAT32**2
+    arguments = torch.from_numpy(edges).long(), torch.from_numpy(many).to(device), FLOAT32**2
     compare_decay(*(part[:20_000] if part is arguments[1] else part for part in arguments), context=CONTEXT)
+    if device == "cuda":
+        torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     comparison = compare_decay(*arguments, context=CONTEXT)
+    if device == "cuda":
+        torch.cuda.synchronize()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     one = seconds_by_curve_fit(edges, profiles[:BY_CURVE_FIT])
     print(
@@ -71,6 +79,7 @@ def main() -> None:
             {
                 "channels": CHANNELS,
                 "bins": profiles.shape[1],
+                "device": device,
                 "threads": torch.get_num_threads(),
                 "seconds": round(wall, 2),
                 "cpu_seconds": round(cpu, 2),

@@ -1,6 +1,6 @@
 """How often rules warn of healthy models, fresh and trained, over many seeds.
 
-    python -m tests.benchmarks.false_alarms --seeds 10
+    python -m tests.benchmarks.false_alarms --seeds 10 [--device cuda]
 
 Every healthy model of `tests.rules.healthy` once, those that take long to train among them, with horizons and
 laws; those written from an initialisation again for each further seed, without. Counts models with a warning
@@ -21,27 +21,29 @@ from ssmdiag import Diagnosis, diagnose
 from tests.rules.healthy import ARCHITECTURES, HEALTHY, initial_state, save, trained_state
 
 
-def diagnoses(seeds: int) -> Iterator[tuple[str, bool, Diagnosis]]:
+def diagnoses(seeds: int, device: str) -> Iterator[tuple[str, bool, Diagnosis]]:
     """Yield the name, whether it was trained, and the diagnosis of every model."""
     for model in HEALTHY:
         with tempfile.TemporaryDirectory() as folder:
-            yield model.name, model.trained, diagnose(model.write(Path(folder) / "m"), most_channels=16)
+            yield model.name, model.trained, diagnose(model.write(Path(folder) / "m"), most_channels=16, device=device)
     for seed in range(1, seeds):
         for name, architecture in ARCHITECTURES.items():
             for trained, state in ((False, initial_state), (True, trained_state)):
                 with tempfile.TemporaryDirectory() as folder:
                     path = save(Path(folder) / "m", state(name, seed=seed), dict(architecture.config))
-                    yield f"{name} (seed {seed})", trained, diagnose(path, memory=False)
+                    yield f"{name} (seed {seed})", trained, diagnose(path, memory=False, device=device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
     models: Counter[bool] = Counter()
     alarms: Counter[bool] = Counter()
     codes: Counter[tuple[bool, str, str]] = Counter()
-    for name, trained, report in diagnoses(parser.parse_args().seeds):
+    for name, trained, report in diagnoses(asked.seeds, asked.device):
         models[trained] += 1
         found = {(finding.code, finding.severity) for finding in report.findings}
         codes.update((trained, *key) for key in found)

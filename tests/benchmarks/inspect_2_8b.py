@@ -6,6 +6,7 @@ reads holds values, the rest is a hole, which costs no disk and is never read.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ start = time.perf_counter()
 import torch
 imported = time.perf_counter()
 from ssmdiag import diagnose
-result = diagnose(sys.argv[1])
+result = diagnose(sys.argv[1], device=sys.argv[2])
 end = time.perf_counter()
 # On Linux ru_maxrss is carried over from the process that started this one; VmHWM is not.
 status = pathlib.Path("/proc/self/status")
@@ -36,10 +37,10 @@ print(json.dumps({
 """
 
 
-def measure(path: Path) -> dict[str, float]:
+def measure(path: Path, device: str) -> dict[str, float]:
     """Return seconds, bytes read and peak resident memory of a diagnosis in a process of its own."""
     result = subprocess.run(
-        [sys.executable, "-c", _DIAGNOSE, str(path)], check=True, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", _DIAGNOSE, str(path), device], check=True, capture_output=True, text=True, timeout=300
     )
     figures: dict[str, float] = json.loads(result.stdout)
     return figures
@@ -47,10 +48,14 @@ def measure(path: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print the figures of a given file, or of one made for the purpose."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(sys.argv[1]) if len(sys.argv) > 1 else write_sparse_mamba(Path(directory) / "model.safetensors")
+        path = asked.path or write_sparse_mamba(Path(directory) / "model.safetensors")
         for _ in range(3):
-            figures = measure(path)
+            figures = measure(path, asked.device)
             print(
                 f"{figures['size'] / 1e9:.2f} GB, reads {figures['bytes_read'] / 1e6:.1f} MB: "
                 f"import torch {figures['import_torch_s']:.2f} s, diagnose {figures['diagnose_s']:.2f} s, "
