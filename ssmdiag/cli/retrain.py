@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,15 +17,15 @@ from ssmdiag.cli.options import Device, choose_device, parse_assumptions
 from ssmdiag.cli.process import import_torch
 from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, options_given, task_of
 from ssmdiag.cli.terminal import Colour
+from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.printable import harmless, printable
+from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from ssmdiag.reports import Settings
     from ssmdiag.retrain.results import RetrainResult
-    from ssmdiag.retrain.training import Progress
 
 
 class Format(StrEnum):
@@ -39,8 +38,6 @@ class Format(StrEnum):
 
 REFERENCE = "exp"
 """What a single --param is compared with: the map of S4, S4D, LRU and Mamba."""
-BETWEEN_LINES = 15.0
-"""Seconds between lines of progress where stderr is no terminal."""
 
 
 def retrain(
@@ -179,19 +176,19 @@ def retrain(
             reads = [read for read in (path, text, data) if read is not None and os.path.exists(read)]
             require_apart(output, arms, list(map(Path, reads)))
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
-        watch = _Watch(len(arms), quiet or not ranks.first)
-        _stop_politely()
+        watch = Watch(len(arms), quiet or not ranks.first)
         keep_freed_memory()
         try:
-            result = comparison(asked, budget)(
-                arms,
-                device=choose_device(device),
-                folder=output,
-                resume=resume,
-                ranks=ranks,
-                perturb=perturb,
-                on_progress=watch.update,
-            )
+            with _stopping_politely():
+                result = comparison(asked, budget)(
+                    arms,
+                    device=choose_device(device),
+                    folder=output,
+                    resume=resume,
+                    ranks=ranks,
+                    perturb=perturb,
+                    on_progress=watch.update,
+                )
         except KeyboardInterrupt as stop:
             watch.close()
             known = getattr(stop, "result", None)
@@ -228,71 +225,17 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
     terminal.emit(report, None, colours=settings.colour)
 
 
-def _stop_politely() -> None:
+@contextmanager
+def _stopping_politely() -> Iterator[None]:
     """Let a kill end the run as Ctrl-C does: with what is known, and a state to resume from."""
-    from ssmdiag.retrain.interruption import InterruptedTraining
+    from ssmdiag.retrain.interruption import InterruptedTraining, heeded_signals
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise InterruptedTraining(number)
 
-    signal.signal(signal.SIGTERM, stop)
-
-
-class _Watch:
-    """Losses of the arms while they train: a table that is redrawn in a terminal, a line now and then elsewhere."""
-
-    def __init__(self, arms: int, quiet: bool) -> None:
-        self.arms = arms
-        self.quiet = quiet
-        self.said = time.monotonic()
-        self.stop: Callable[[], None] | None = None
-        self.draw: Callable[[Progress], None] | None = None
-
-    def update(self, progress: Progress) -> None:
-        if self.quiet:
-            return
-        if sys.stderr.isatty():
-            if self.draw is None:
-                self._open()
-            assert self.draw is not None
-            self.draw(progress)
-        elif time.monotonic() - self.said >= BETWEEN_LINES:
-            self.said = time.monotonic()
-            terminal.remark(printable(_line(progress)))
-
-    def close(self) -> None:
-        if self.stop:
-            self.stop()
-            self.stop = None
-
-    def _open(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        live = Live(console=Console(file=terminal.drawing()), transient=True, refresh_per_second=4)
-        live.start()
-        self.stop = live.stop
-        self.draw = lambda progress: live.update(Text(harmless(_picture(progress))))
-
-
-def _line(progress: Progress) -> str:
-    from ssmdiag.reports.retrain.words import loss
-
-    losses = ", ".join(
-        f"{arm.label} {loss(value)}" for arm, value in list(zip(progress.arms, progress.losses, strict=True))[:6]
-    )
-    more = f" and {len(progress.arms) - 6} more" if len(progress.arms) > 6 else ""
-    return f"step {progress.step:,} of {progress.steps:,}: {losses}{more}"
-
-
-def _picture(progress: Progress) -> str:
-    from ssmdiag.reports.retrain.words import loss
-
-    share = progress.step / max(progress.steps, 1)
-    bar = "█" * round(30 * share) + "·" * (30 - round(30 * share))
-    rows = [
-        f"  {arm.label:<40} {loss(value) if value == value else 'diverged'}"
-        for arm, value in list(zip(progress.arms, progress.losses, strict=True))[:16]
-    ]
-    return "\n".join([f"{bar} step {progress.step:,} of {progress.steps:,}", *rows])
+    before = {number: signal.signal(number, stop) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     import typer
 
     from ssmdiag.retrain.arms import Budget
-    from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
+    from ssmdiag.retrain.batches import SampledBatches
     from ssmdiag.retrain.results import RetrainResult
     from ssmdiag.retrain.sources import ModelSource
+    from ssmdiag.retrain.streamed_batches import StreamedBatches
     from ssmdiag.retrain.tasks import TaskData
 
 
@@ -118,8 +119,8 @@ def hush_other_ranks() -> None:
 def comparison(asked: Asked, budget: Budget) -> Callable[..., RetrainResult]:
     """Return what compares arms: takes them and the keywords that all comparisons have in common."""
     if asked.foreign:
-        from ssmdiag.retrain.batches import StreamedBatches
         from ssmdiag.retrain.foreign import compare_modules
+        from ssmdiag.retrain.streamed_batches import StreamedBatches
 
         source = _source(asked)
         title, batches = _batches(asked, budget, source)

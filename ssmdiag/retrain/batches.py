@@ -1,15 +1,14 @@
 """Batches by step: the seed and the step decide them, so that arms see the same ones and a run can be resumed.
 
-`ArmBatches` feeds the built-in model, all arms at once; `SampledBatches` and `StreamedBatches` feed a module
-the tool did not build, one arm at a time. In a module's batch, inputs are a tensor, or a tuple or a mapping of
-tensors with the samples along their first axis; targets are a tensor.
+`ArmBatches` feeds the built-in model, all arms at once; `SampledBatches` feeds a module the tool did not build, one arm
+at a time, as `StreamedBatches` does. In a module's batch, inputs are a tensor, or a tuple or a mapping of tensors
+with the samples along their first axis; targets are a tensor.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.resuming import digest_of, update
-from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.resuming import digest_of
 from ssmdiag.retrain.tasks import TaskData
 
 Inputs = Any
@@ -116,109 +114,6 @@ class SampledBatches:
         for start in range(0, len(targets), self.size):
             part = slice(start, start + self.size)
             yield pick(inputs, part), targets[part]
-
-
-@dataclass(eq=False)
-class StreamedBatches:
-    """Batches that the user's own code makes, one after another; begun again when they end.
-
-    What it draws at random depends on the seed, the epoch and the step alone. Resuming goes through the batches
-    of the epoch again.
-    """
-
-    train: Iterable[Batch]
-    held_out: Iterable[Batch]
-    loss: Loss
-    read_out: ReadOut = "every step"
-    nothing: float | None = None
-    casts: bool = False
-    _place: tuple[int, int] = (-1, 0)
-    """Seed, and step to be read next."""
-    _epoch: int = 0
-    _iterator: Iterator[Batch] = field(default_factory=lambda: iter(()))
-    _seen: hashlib._Hash | None = None
-    """Digest of all training batches up to `_place`; None until it is asked for."""
-    _before: tuple[int, str] = (-1, "")
-    """Step of the last batch, and the digest before it."""
-
-    @property
-    def length(self) -> int | None:
-        """Steps of a sequence, in the first batch."""
-        return length_of(self._first[0])
-
-    @property
-    def size(self) -> int:
-        """Sequences in the first batch."""
-        return len(self._first[1])
-
-    @cached_property
-    def _first(self) -> Batch:
-        with seeded("length"):
-            batch = next(iter(self.train), None)
-        if batch is None:
-            raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
-        return as_batch(batch, "training")
-
-    def at(self, seed: int, step: int) -> Batch:
-        """Return the batch of a step. Raises ConfigurationError where there are none, or one is no batch."""
-        self._go_to(seed, step)
-        return self._next(seed)
-
-    def digest(self, seed: int, step: int) -> str:
-        """Return a name for the batches before a step, and those to validate on: to name them is to go through them."""
-        if self._seen is None or self._place[0] != seed or step not in (self._before[0], self._place[1]):
-            self._seen, self._place = hashlib.sha256(), (-1, 0)
-            self._go_to(seed, step)
-        before = self._seen.hexdigest() if self._place[1] == step else self._before[1]
-        return digest_of(before, self._held_out_digest)
-
-    @cached_property
-    def _held_out_digest(self) -> str:
-        digest = hashlib.sha256()
-        for batch in self.validation():
-            update(digest, batch)
-        return digest.hexdigest()
-
-    def validation(self) -> Iterator[Batch]:
-        """Yield the validation batches."""
-        with seeded("validation"):
-            iterator = iter(self.held_out)
-        for number in range(2**62):
-            with seeded("validation", number):
-                batch = next(iterator, None)
-            if batch is None:
-                return
-            yield require_numbers(as_batch(batch, "validation"), "validation batch", self.loss)
-
-    def _go_to(self, seed: int, step: int) -> None:
-        """Make the batch of a step the next one, from the first on where it is not."""
-        if self._place == (seed, step):
-            return
-        self._place, self._epoch, self._before = (seed, 0), 0, (-1, "")
-        self._seen = self._seen and hashlib.sha256()
-        self._begin(seed)
-        while self._place[1] < step:
-            self._next(seed)
-
-    def _begin(self, seed: int) -> None:
-        with seeded("epoch", seed, self._epoch):
-            self._iterator = iter(self.train)
-
-    def _next(self, seed: int) -> Batch:
-        step = self._place[1]
-        for _ in range(2):
-            with seeded("batch", seed, step):
-                batch = next(self._iterator, None)
-            if batch is not None:
-                self._place = (seed, step + 1)
-                found = require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
-                if self._seen is not None:
-                    self._before = step, self._seen.hexdigest()
-                    update(self._seen, found)
-                return found
-            self._epoch += 1
-            self._begin(seed)
-        raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
 
 
 def loss_of_nothing(targets: Tensor, classes: int | None) -> float | None:

@@ -19,7 +19,7 @@ from ssmdiag.errors import ConfigurationError, LayerError
 from ssmdiag.reparam import Reparameterisation, find_recurrence, freeze, read_module, reparameterize
 from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
-from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
+from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.interruption import keeping_what_is_known
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_to_lower
@@ -28,6 +28,7 @@ from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 from ssmdiag.retrain.resuming import state_path
 from ssmdiag.retrain.sources import ModelSource, settings_file
+from ssmdiag.retrain.streamed_batches import StreamedBatches
 from ssmdiag.retrain.training import Progress
 from ssmdiag.rules.selection import Selection
 from ssmdiag.spectrum import LayerDiagnosis

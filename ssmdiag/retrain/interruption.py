@@ -34,6 +34,13 @@ class InterruptedTraining(KeyboardInterrupt):  # noqa: N818: it is no error
         """All arms that were begun."""
 
 
+def heeded_signals() -> list[int]:
+    """Return the signals that end training politely: all that whoever started it does not have ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def signal_of(error: KeyboardInterrupt) -> int:
     """Return the signal that an interruption came of: Ctrl-C's, where it does not say."""
     return error.number if isinstance(error, InterruptedTraining) else signal.SIGINT
@@ -67,7 +74,7 @@ def keeping_what_is_known(
 
 @contextmanager
 def finishing_steps() -> Iterator[Callable[[], int]]:
-    """Yield what returns the signal that came, SIGINT or SIGTERM, and 0 for none; it is for the caller to stop.
+    """Yield what returns the signal that came, of those that end a process, or 0; it is for the caller to stop.
 
     Handlers are put back afterwards. Outside the main thread signals never arrive, and nothing is held back.
     """
@@ -81,7 +88,7 @@ def finishing_steps() -> Iterator[Callable[[], int]]:
             raise InterruptedTraining(first[0][1])
         first.append((time.monotonic(), number))
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in heeded_signals()}
     try:
         yield lambda: first[0][1] if first else 0
     finally:

@@ -14,9 +14,10 @@ from torch import nn
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
+from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.results import Point
 from ssmdiag.retrain.resuming import OTHERWISE, digest_of, load_run, save_run, state_path
+from ssmdiag.retrain.streamed_batches import StreamedBatches
 
 SAME_START = 1e-3
 """Largest relative difference between two losses of the same untrained model: other machines round otherwise."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.reparam import parameter_groups
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, StreamedBatches, describe, pick
+from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, describe, pick
 from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
 from ssmdiag.retrain.learned_kernel import SEQUENCES, compare_with, mean_derivative
@@ -28,6 +28,7 @@ from ssmdiag.retrain.perturbation import module_perturbation_curve
 from ssmdiag.retrain.results import ArmResult, LearnedKernel, Point
 from ssmdiag.retrain.scoring import Score, call
 from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.streamed_batches import StreamedBatches
 from ssmdiag.retrain.training import DIVERGED, Progress, schedule
 
 _EXPERTS = ("expert", "router")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.retrain.arms import Arm, short
-from ssmdiag.retrain.state_file import bytes_of, read_state, write_state
+from ssmdiag.retrain.state_file import ANEW, bytes_of, read_state, write_state
 
 STATE = ".state"
 """Suffix of a resumable state: one that no reader of checkpoints takes for its own."""
@@ -52,7 +52,7 @@ def load_run(
         same_data = there["data"] == data(step)
         different = _differences(saved, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise SsmdiagError(f"{path}: not a state to resume from ({type(error).__name__}).") from error
+        raise SsmdiagError(f"{path}: not a state to resume from ({type(error).__name__}).", advice=ANEW) from error
     if same_data:  # whatever it is called
         different.pop("task", None)
     if different or not same_data:

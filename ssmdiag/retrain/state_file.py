@@ -32,7 +32,7 @@ _MALFORMED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
 )  # fmt: skip
 """What reading raises where a file with a digest of its own was not written here; RecursionError is a RuntimeError."""
-_ANEW = "put back a copy of it, or delete it to start these arms anew."
+ANEW = "put back a copy of it, or delete it to start these arms anew."
 
 
 def write_state(path: Path, values: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ def read_state(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     """
     try:
         if not path.is_file():  # a pipe that nobody writes into would be waited for
-            raise SsmdiagError(f"{path}: not a regular file.", expected="a resumable state", advice=_ANEW)
+            raise SsmdiagError(f"{path}: not a regular file.", expected="a resumable state", advice=ANEW)
         with path.open("rb") as file:
             head = _read_head(path, file)
             stored = _read_tensors(path, file, head) if tensors else None
@@ -68,7 +68,7 @@ def read_state(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror or error}).", advice="give read permission, or another --output."
         ) from error
     except _MALFORMED as error:
-        raise SsmdiagError(f"{path}: not a state to resume from ({type(error).__name__}).", advice=_ANEW) from error
+        raise SsmdiagError(f"{path}: not a state to resume from ({type(error).__name__}).", advice=ANEW) from error
 
 
 def _read_head(path: Path, file: BinaryIO) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _read_head(path: Path, file: BinaryIO) -> dict[str, Any]:
     if first.startswith(b"PK"):
         version = "1"
     elif not first.startswith(_MAGIC.encode()):
-        raise SsmdiagError(f"{path}: not a state to resume from.", advice=_ANEW)
+        raise SsmdiagError(f"{path}: not a state to resume from.", advice=ANEW)
     if version != str(STATE_VERSION):
         raise SsmdiagError(
             f"{path}: a state of version {version!r}, saved by another version of ssmdiag.",
@@ -116,7 +116,7 @@ def _left(file: BinaryIO) -> int:
 
 
 def _damaged(path: Path) -> SsmdiagError:
-    return SsmdiagError(f"{path}: damaged: it is not what was written, by its SHA-256.", advice=_ANEW)
+    return SsmdiagError(f"{path}: damaged: it is not what was written, by its SHA-256.", advice=ANEW)
 
 
 def _encode(value: Any, place: str, tensors: list[Tensor], known: dict[tuple[object, ...], int]) -> Any:

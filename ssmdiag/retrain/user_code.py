@@ -34,7 +34,6 @@ from ssmdiag.retrain.batches import (
     Batch,
     Loss,
     SampledBatches,
-    StreamedBatches,
     as_batch,
     describe,
     is_batch,
@@ -43,6 +42,7 @@ from ssmdiag.retrain.batches import (
 )
 from ssmdiag.retrain.scoring import Score
 from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.streamed_batches import StreamedBatches
 from ssmdiag.retrain.tasks import TaskData
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

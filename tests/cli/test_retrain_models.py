@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ Run = Callable[..., tuple[int, str, str]]
 GIVEN = "tests.retrain.given_models"
 QUICK = ("--steps", 2, "--no-plots", "--format", "json")
 SMALL = (*QUICK, "--batch", 4)
-
-
-@pytest.fixture(autouse=True)
-def handler_of_kill() -> Iterator[None]:
-    """Put back what the command does with SIGTERM for as long as it runs."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def arms_of(output: str) -> list[dict[str, Any]]:

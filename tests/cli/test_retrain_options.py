@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,6 @@ GIVEN = "tests.retrain.given_models"
 MODEL = ("--model", f"{GIVEN}:regressor")
 PAIRS = ("--data", f"{GIVEN}:pairs")
 SMALL = ("--steps", 1, "--no-plots", "--quiet")
-
-
-@pytest.fixture(autouse=True)
-def handler_of_kill() -> Iterator[None]:
-    """Put back what the command does with SIGTERM for as long as it runs."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 UNHEEDED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -21,18 +21,10 @@ Run = Callable[..., tuple[int, str, str]]
 GIVEN = "tests.retrain.given_models"
 MODULE = ("--model", f"{GIVEN}:regressor", "--param", "own")
 BUILT_IN = ("--width", 4, "--modes", 3, "--param", "exp")
-TASK = ("--task", "lf-exp", "--length", 12, "--samples", 64)
-SIZE = ("--steps", 4, "--batch", 8, "--no-plots", "--format", "json")
+TASK = ("--task", "lf-exp", "--length", 12, "--samples", 256)
+SIZE = ("--steps", 3, "--batch", 128, "--no-plots", "--format", "json")
 
 both = pytest.mark.parametrize("model", [MODULE, BUILT_IN], ids=["module", "built in"])
-
-
-@pytest.fixture(autouse=True)
-def handler_of_kill() -> Iterator[None]:
-    """Put back what the command does with SIGTERM for as long as it runs."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def losses(output: str) -> list[Any]:
@@ -42,9 +34,9 @@ def losses(output: str) -> list[Any]:
 OTHERWISE = {
     "task": (("--task", "lf-poly"), "--task lf-exp saved, lf-poly asked"),
     "length": (("--length", 13), "--length 12 saved, 13 asked"),
-    "samples": (("--samples", 65), "other data"),
-    "steps": (("--steps", 5), "--steps 4 saved, 5 asked"),
-    "batch": (("--batch", 9), "--batch 8 saved, 9 asked"),
+    "samples": (("--samples", 255), "other data"),
+    "steps": (("--steps", 5), "--steps 3 saved, 5 asked"),
+    "batch": (("--batch", 99), "--batch 128 saved, 99 asked"),
     "checkpoints": (("--checkpoint-every", 2), "--checkpoint-every none saved, 2 asked"),
     "lr": (("--lr", 0.5), "--lr 0.01 saved, 0.5 asked"),
     "seed": (("--seed", 7), "--seed 0 saved, 7 asked"),
@@ -54,15 +46,33 @@ OTHERWISE = {
 }
 
 
+Begun = Callable[[tuple[object, ...]], tuple[Path, list[Any]]]
+_begun: dict[tuple[object, ...], tuple[Path, list[Any]]] = {}
+
+
+@pytest.fixture
+def begun(run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    """Return the folder of a run of this model, a copy for each test, and its losses."""
+
+    def copy(model: tuple[object, ...]) -> tuple[Path, list[Any]]:
+        if model not in _begun:
+            folder = tmp_path_factory.mktemp("begun")
+            code, output, errors = run("retrain", *model, *TASK, *SIZE, "--output", folder)
+            assert code == 0, errors
+            _begun[model] = folder, losses(output)
+        folder, known = _begun[model]
+        return Path(shutil.copytree(folder, tmp_path / "run")), known
+
+    return copy
+
+
 @both
 @pytest.mark.parametrize("what", OTHERWISE)
 def test_a_run_with_another_setting_is_refused_by_name(
-    model: tuple[object, ...], what: str, run: Run, tmp_path: Path
+    model: tuple[object, ...], what: str, run: Run, begun: Begun
 ) -> None:
     given, says = OTHERWISE[what]
-    folder = tmp_path / "run"
-    code, _, errors = run("retrain", *model, *TASK, *SIZE, "--output", folder)
-    assert code == 0, errors
+    folder, _ = begun(model)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, output, errors = run("retrain", *model, *TASK, *SIZE, *given, "--output", folder, "--resume")
     assert (code, output) == (2, "")
@@ -86,8 +96,8 @@ def test_a_run_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
         code, output, errors = run("retrain", *models[name], *options, "--resume")
         assert (code, output) == (2, "")
         assert "--model " in errors
-    (state,) = tmp_path.glob("state-*.state")
-    state.unlink()
+    for state in tmp_path.glob("state-*.state"):
+        state.unlink()
     assert run("retrain", *models["s4d"], *options, "--resume")[0] == 0
     for name, says in (("module", "--model "), ("lru", "--model s4d saved, lru asked"), ("deeper", "--depth 1 saved")):
         code, output, errors = run("retrain", *models[name], *options, "--resume")
@@ -173,7 +183,7 @@ CHANGES = {
 def test_a_run_on_other_batches_of_a_loader_is_refused(
     change: str, run: Run, write_module: Callable[[str], None]
 ) -> None:
-    write_module(STREAM.replace("CHANGE", ""))
+    write_module(STREAM.replace("CHANGE", "pass"))
     options = (
         "--model",
         "mine:model",
@@ -245,27 +255,27 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @both
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run: Run, tmp_path: Path) -> None:
+def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run: Run, begun: Begun) -> None:
     harm, says = DAMAGES[damage]
-    options = (*model, *TASK, *SIZE, "--output", tmp_path)
-    assert run("retrain", *options)[0] == 0
-    (state,) = tmp_path.glob("state-*.state")
+    folder, _ = begun(model)
+    options = (*model, *TASK, *SIZE, "--output", folder, "--resume")
+    (state,) = folder.glob("state-*.state")
     harm(state)
-    code, output, errors = run("retrain", *options, "--resume")
+    code, output, errors = run("retrain", *options)
     assert (code, output) == (2, "")
     assert errors.startswith(f"SsmdiagError: {state}: {says}")
     assert "delete it to start these arms anew" in errors
     # Another arm asked for alone: the folder is looked through.
-    code, output, errors = run("retrain", *options, "--lr", 0.3, "--resume")
+    code, output, errors = run("retrain", *options, "--lr", 0.3)
     assert (code, output) == (2, "")
     assert "Traceback" not in errors
 
 
 @both
-def test_an_arm_may_join_a_run_that_is_resumed(model: tuple[object, ...], run: Run, tmp_path: Path) -> None:
-    options = (*model, *TASK, *SIZE, "--together", 1, "--output", tmp_path)
-    _, first, _ = run("retrain", *options)
+def test_an_arm_may_join_a_run_that_is_resumed(model: tuple[object, ...], run: Run, begun: Begun) -> None:
+    folder, known = begun(model)
+    options = (*model, *TASK, *SIZE, "--together", 1, "--output", folder)
     code, output, errors = run("retrain", *options, "--lr", 0.01, "--lr", 0.02, "--resume")
     assert code == 0, errors
-    assert losses(output)[0] == losses(first)[0]
+    assert losses(output)[0] == known[0]
     assert len(losses(output)) == 2

@@ -21,11 +21,12 @@ from torch import nn
 from ssmdiag import diagnose
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError, SsmdiagError, UnknownFamilyError
 from ssmdiag.retrain.arms import OWN, Arm, Budget, product_of
-from ssmdiag.retrain.batches import SampledBatches, StreamedBatches
+from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.foreign import compare_modules, own_maps
 from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.sources import ModelSource, function_source
 from ssmdiag.retrain.state_file import read_state
+from ssmdiag.retrain.streamed_batches import StreamedBatches
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.user_code import build_model, read_data
 from tests.retrain import given_models
