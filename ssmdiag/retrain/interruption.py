@@ -19,7 +19,7 @@ IMPATIENT = 2.0
 """A second signal this many seconds after the first is not held back. torchrun sends its own right after Ctrl-C."""
 
 
-class InterruptedTraining(KeyboardInterrupt):  # noqa: N818
+class InterruptedTraining(KeyboardInterrupt):
     """Ctrl-C or a kill ended training, and this is what was known by then."""
 
     def __init__(
