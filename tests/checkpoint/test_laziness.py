@@ -126,7 +126,7 @@ def test_a_model_of_5_gb_is_diagnosed_in_under_900_mb(tmp_path: Path) -> None:
     """The shape of Mamba-2.8B, in a sparse file; measured in its own process."""
     path = write_sparse_mamba(tmp_path / "model.safetensors")
     assert path.stat().st_size > 5e9
-    figures = measure(path)
+    figures = measure(path, "cpu")
     assert figures["layers"] == 64
     assert figures["bytes_read"] < 0.01 * path.stat().st_size
     assert figures["peak_mb"] < 900
