@@ -163,7 +163,14 @@ def test_code_in_the_directory_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"model_type": "no_such_model"}', '{"model_type": "vit"}', "[]"])
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_directory_whose_settings_are_torn_is_told_so(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: Expecting"):
+        directory_source(tmp_path).build(0)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "no_such_model"}', '{"model_type": "vit"}', "[]"])
 def test_a_directory_that_transformers_cannot_read_is_told_why(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match="transformers makes no causal language model of it"):
