@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ TASK = ("--task", "lf-exp", "--length", 12, "--samples", 256)
 SIZE = ("--steps", 3, "--batch", 128, "--no-plots", "--format", "json")
 
 both = pytest.mark.parametrize("model", [MODULE, BUILT_IN], ids=["module", "built in"])
+
+
+def some(names: Iterable[str], quick: set[str]) -> list[Any]:
+    """Return parameters of which all but a few are left to the slow suite: each is a run or two of the command."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
 def losses(output: str) -> list[Any]:
@@ -67,7 +72,7 @@ def begun(run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @both
-@pytest.mark.parametrize("what", OTHERWISE)
+@pytest.mark.parametrize("what", some(OTHERWISE, {"task", "lr"}))
 def test_a_run_with_another_setting_is_refused_by_name(
     model: tuple[object, ...], what: str, run: Run, begun: Begun
 ) -> None:
@@ -105,6 +110,7 @@ def test_a_run_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
         assert says in errors
 
 
+@pytest.mark.slow
 def test_a_run_that_started_with_other_weights_is_refused(run: Run, tmp_path: Path) -> None:
     for kind in (MODULE, BUILT_IN):
         first, folder = tmp_path / f"first-{len(kind)}", tmp_path / f"second-{len(kind)}"
@@ -179,7 +185,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", some(CHANGES, {next(iter(CHANGES))}))
 def test_a_run_on_other_batches_of_a_loader_is_refused(
     change: str, run: Run, write_module: Callable[[str], None]
 ) -> None:
@@ -254,7 +260,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @both
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", some(DAMAGES, {"a flipped bit", "not whole"}))
 def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run: Run, begun: Begun) -> None:
     harm, says = DAMAGES[damage]
     folder, _ = begun(model)
