@@ -91,7 +91,8 @@ def test_what_is_read_is_not_written_over_and_the_work_is_not_begun(
     assert contents(folder) == before
 
 
-def test_a_baseline_that_is_read_is_no_output(run: Run, folder: Path) -> None:
+def test_a_baseline_that_is_read_is_no_output(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
     assert run("check", FILE, "--baseline", "b", "--write-baseline")[0] == 0
     before = contents(folder)
     code, _, err = run("check", FILE, "--baseline", "b", "-o", "b")
