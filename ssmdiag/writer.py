@@ -10,6 +10,7 @@ No temporary outlives its process: see `temporaries`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ import re
 import shlex
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,19 @@ def claim(targets: Sequence[Target], rewritten: Path | None = None) -> None:
             if _same_place(path, target.path):
                 raise target.refusal(f"{option} is the same file", expected="a file for each")
         taken.append((f"{target.option} {target.path}", target.path))
+
+
+def keep_stdout_off(reads: Iterable[Path]) -> None:
+    """Raise OutputError where standard output is added to a file that the command reads: `inspect m >> m`."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG((info := os.fstat(1)).st_mode):
+            return
+        for read in reads:
+            for file in files_read_with(read):
+                if _is(file, info):
+                    raise OutputError(
+                        f"standard output goes into {file}, which is read.", advice="send it to another file."
+                    )
 
 
 def advice_for(error: OSError) -> str | None:

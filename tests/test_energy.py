@@ -20,6 +20,7 @@ from ssmdiag.kernel.energy import band_energy, band_energy_and_horizon, horizon,
 from ssmdiag.kernel.kernel import sample_kernel
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import retention
+from ssmdiag.memory import lag_edges
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import Status
 from tests.test_kernel import SPELLINGS, count_dense, random_dense, random_mimo, random_siso, siso
@@ -156,6 +157,21 @@ def test_a_dense_matrix_whose_poles_cancel_keeps_all_digits_but_those_of_the_gap
         assert abs(float(expected - float(found.values[0, k]))) <= 1e-12 / gap * float(expected)
         assert float(found.noise[0, k]) <= 1e-11 / gap * float(expected)
     assert horizon(recurrence).lags.item() == pytest.approx(horizon(reference).lags.item(), abs=max(1, 1e-8 / gap))
+
+
+@pytest.mark.parametrize("context", [100, 5000, 2**40])
+def test_bands_of_a_dense_matrix_on_the_boundary_are_those_of_its_modes(context: int) -> None:
+    rates = torch.tensor([[0.0, 0.01, 0.3]], dtype=torch.float64)
+    reference = siso(-rates, torch.tensor([[[0.5, -1.0, 2.0]]]))
+    basis = torch.tensor([[1.0, 0.3, 0.1], [0.2, 1.0, -0.4], [0.0, 0.5, 1.0]], dtype=torch.float64)
+    recurrence = dense_of(reference, basis)
+    found, expected = (band_energy(x, lag_edges(context)) for x in (recurrence, reference))
+    assert found.status.tolist() == [Status.BOUNDARY]
+    # The rounded matrix holds a unit eigenvalue to its own digits, which count once for each step.
+    allowed = 1e-14 * lag_edges(context)[1:] * expected.values + 1e-14 * expected.values.amax()
+    assert bool(((found.values - expected.values).abs() <= allowed).all())
+    assert bool(((found.values - expected.values).abs() <= found.noise).all())
+    assert horizon(recurrence).lags.tolist() == [math.inf]
 
 
 @pytest.mark.parametrize("make", [random_siso, lambda: random_siso(real=True), random_mimo, random_dense])

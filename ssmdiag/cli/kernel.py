@@ -105,6 +105,7 @@ def kernel(
     from ssmdiag.reports import Settings
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
 
+    terminal.claim_outputs(None, reads=[path, map_file])
     checkpoint = read_checkpoint(path)
     found = recognise(
         checkpoint,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.cores import triangular
 from ssmdiag.recurrence import DenseRealisation
 
 if TYPE_CHECKING:
@@ -66,6 +67,28 @@ def states_at(dense: DenseRealisation, lags: Tensor) -> Tensor:
         if bool(digits.any()):
             square = times(square, square)
     return states
+
+
+def energy_between(dense: DenseRealisation, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ |CĀ^t B̄|² over first ≤ t < first + width, (channel, bin), and the same with every entry's modulus.
+
+    Sums of 2^k lags at a time, by the binary digits of the widths, so that no tail need be finite. `dense` is real;
+    the second value bounds what rounding can add to the first, up to the number of operations.
+    """
+    square, state = dense.state_matrix, states_at(dense, first)
+    rows = dense.output_matrix.movedim(0, 1)  # (channel, row, state): ‖rows x‖² is the energy of 2^k lags from x on
+    values = state.new_zeros(len(state), len(first))
+    bound, digits = values.clone(), width.long()
+    while bool(digits.any()):
+        odd = (digits % 2 == 1).nonzero()[:, 0]
+        values[:, odd] += times(rows, state[..., odd]).square().sum(1)
+        bound[:, odd] += times(rows.abs(), state[..., odd].abs()).square().sum(1)
+        state[..., odd] = times(square, state[..., odd])
+        digits = digits // 2
+        if bool(digits.any()):
+            rows = triangular(torch.cat([rows, times(rows, square)], 1))
+            square = times(square, square)
+    return values, bound
 
 
 def krylov(A: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:

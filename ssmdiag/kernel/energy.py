@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.cores import one_thread
-from ssmdiag.kernel.dense import realise
+from ssmdiag.kernel.dense import energy_between, realise
 from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
-from ssmdiag.kernel.response import Response, for_responses, modal_terms, square_of
+from ssmdiag.kernel.response import EPSILON, Response, for_responses, modal_terms, square_of
+from ssmdiag.recurrence import DenseRealisation
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:
@@ -245,6 +246,13 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
 
     Σ_ij x_i x_j* Σ_{t<n} (λ̄_i λ̄_j*)^t over pairs of modes: finite sums, which cancel more than tails do.
     """
+    if recurrence.dense is not None:
+        dense = recurrence.dense()
+        one = DenseRealisation(
+            dense.state_matrix[channel, None], dense.input_matrix[channel, None], dense.output_matrix[:, channel, None]
+        )
+        values, bound = energy_between(one, first, width)
+        return values[0], bound[0] * (EPSILON * (8 + one.state_matrix.shape[1] + 2 * (first + width)))
     ell, weights = modal_terms(recurrence, slice(channel, channel + 1))
     ell, weights = ell[0].to(torch.complex128), weights[0].to(torch.complex128)
     # Each term with its conjugate: a sum that is real by itself.

@@ -151,3 +151,16 @@ def test_the_look_at_outputs_comes_before_torch_is_imported(folder: Path) -> Non
         arguments = [sys.executable, "-c", code, command, FILE, "-o", FILE]
         done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
         assert (done.returncode, done.stdout) == (2, "False\n")
+
+
+@pytest.mark.parametrize("command", ["inspect", "check", "capacity", "kernel"])
+def test_a_report_is_not_added_to_the_model_by_the_shell(command: str, folder: Path) -> None:
+    before = contents(folder)
+    code = "from ssmdiag.cli import run; run()"
+    with (folder / FILE).open("ab") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code, command, FILE], stdout=out, stderr=subprocess.PIPE, cwd=folder, text=True
+        )
+    assert done.returncode == 2
+    assert "standard output goes into" in done.stderr
+    assert contents(folder) == before
