@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +76,11 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     """Worst first, then by code, then by layer."""
     rules: tuple[str, ...]
-    """Codes of the rules that were run."""
+    """Codes of the rules that were run, `not_judged` among them."""
     device: str
     seconds: float
+    not_judged: Mapping[str, str] = field(default_factory=dict)
+    """Codes of rules that found nothing because the checkpoint lacks what they look at, and what that is."""
     known: tuple[Finding, ...] = ()
     """Findings kept apart because a baseline knows them and they have not got worse: none of them fails a check."""
     ssmdiag_version: str = __version__
@@ -198,6 +200,7 @@ def diagnose(
         unrecognised=found.unrecognised,
         findings=tuple(sorted(findings, key=lambda finding: (-finding.rank, finding.code))),
         rules=tuple(rule.code for rule in selection.rules),
+        not_judged=selection.not_judged(whole),
         device=device,
         seconds=time.perf_counter() - start,
     )

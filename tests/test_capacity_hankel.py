@@ -179,3 +179,16 @@ def test_every_time_invariant_layer_with_a_kernel_has_them(
         known = (found.status == Status.KNOWN) | (found.status == Status.ZERO)
         assert bool(found.values[known].isfinite().all())
         assert bool((known | ~found.values.isfinite().any(1)).all())
+
+
+def test_weights_whose_product_is_beyond_float64_cost_their_own_channel_alone() -> None:
+    recurrence = random_siso(channels=3)
+    assert recurrence.output_matrix is not None
+    assert recurrence.input_matrix is not None
+    scale = torch.tensor([1.0, 1e200, 1.0], dtype=torch.float64)[:, None]
+    large = replace(
+        recurrence, output_matrix=recurrence.output_matrix * scale, input_matrix=recurrence.input_matrix * scale
+    )
+    found, expected = hankel_singular_values(large).values, hankel_singular_values(recurrence).values
+    assert bool(found[1].isnan().all())
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=0)

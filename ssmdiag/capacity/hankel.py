@@ -107,7 +107,7 @@ def _modal(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
         if weighted.is_complex():  # M = Re(Lᵀ diag(w) L) in a real basis
             weighted = torch.cat([weighted.real, weighted.imag], -1)
         rows = triangle(torch.cat([rows, weighted @ columns], 1))
-    return torch.linalg.svdvals(rows)
+    return _singular_values(rows)
 
 
 def _dense(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _dense(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
     C = dense.output_matrix[:, chunk].movedim(0, 1).where(usable[:, None, None], 0.0)
     reach, _ = gramian_factor(A, B[..., None])
     observe, _ = gramian_factor(A.mT, C.mT)
-    return torch.linalg.svdvals(observe @ reach.mT)
+    return _singular_values(observe @ reach.mT)
 
 
 def _matrix(recurrence: Recurrence) -> Tensor:
@@ -138,4 +138,10 @@ def _matrix(recurrence: Recurrence) -> Tensor:
 
     observe = diagonal_gramian_factor(decay, triangle(C))
     reach = diagonal_gramian_factor(decay, triangle(B.mT))
-    return torch.linalg.svdvals(observe @ reach.mT)[None]
+    return _singular_values((observe @ reach.mT)[None])
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
+    """Return the singular values of each matrix, (channel, value); NaN where its numbers are beyond float64."""
+    finite = matrices.isfinite().flatten(1).all(1)
+    return torch.linalg.svdvals(matrices.where(finite[:, None, None], 0.0)).where(finite[:, None], torch.nan)

@@ -247,12 +247,7 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
     Σ_ij x_i x_j* Σ_{t<n} (λ̄_i λ̄_j*)^t over pairs of modes: finite sums, which cancel more than tails do.
     """
     if recurrence.dense is not None:
-        dense = recurrence.dense()
-        one = DenseRealisation(
-            dense.state_matrix[channel, None], dense.input_matrix[channel, None], dense.output_matrix[:, channel, None]
-        )
-        values, bound = energy_between(one, first, width)
-        return values[0], bound[0] * (EPSILON * (8 + one.state_matrix.shape[1] + 2 * (first + width)))
+        return _finite_sums(recurrence.dense(), channel, first, width)
     ell, weights = modal_terms(recurrence, slice(channel, channel + 1))
     ell, weights = ell[0].to(torch.complex128), weights[0].to(torch.complex128)
     # Each term with its conjugate: a sum that is real by itself.
@@ -269,6 +264,14 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
         values.append(terms.real.sum())
         noise.append(terms.abs().sum() * (4 * torch.finfo(torch.float64).eps))
     return torch.stack(values), torch.stack(noise)
+
+
+def _finite_sums(dense: DenseRealisation, channel: int, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same of a full state matrix, without its eigenvectors."""
+    A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
+    own = DenseRealisation(A[channel, None], B[channel, None], C[:, channel, None])
+    values, bound = energy_between(own, first, width)
+    return values[0], bound[0] * (EPSILON * (8 + A.shape[1] + 2 * (first + width)))
 
 
 def _empty(status: Tensor, count: int) -> Tensor:

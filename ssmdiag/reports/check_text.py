@@ -28,13 +28,18 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
     """Yield the findings of each checkpoint, and a line on all of them where there are several."""
     diagnoses: list[Diagnosis] = []
-    failed = 0
+    failed, told = 0, ""
     for result in map(printable_record, results):
         if isinstance(result, Failure):
             failed += 1
             continue
         diagnoses.append(result)
         yield from (carried(f"{line.rstrip()}\n", settings) for line in _block(result, settings))
+        if not settings.quiet and (lacking := not_judged(result)) != told:  # once, where all of a folder lack the same
+            told = lacking
+            yield from (
+                carried(f"{line}\n", settings) for line in _wrap(f"  {lacking}", settings, "dim", indent="    ")
+            )
     if len(diagnoses) + failed > 1:
         yield carried(f"{_overall(diagnoses, failed)}\n", settings)
 
@@ -47,7 +52,9 @@ def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
 
 def verdict(diagnosis: Diagnosis) -> str:
     """Return one line: what was found, and how much was looked at."""
-    looked = f"{words.plural(len(diagnosis.rules), 'rule')} on {words.plural(len(diagnosis.layers), 'layer')}, "
+    judged = len(diagnosis.rules) - len(diagnosis.not_judged)
+    looked = f"{judged:,} of " if diagnosis.not_judged else ""
+    looked += f"{words.plural(len(diagnosis.rules), 'rule')} on {words.plural(len(diagnosis.layers), 'layer')}, "
     looked += f"{words.plural(sum(layer.channels * layer.modes for layer in diagnosis.layers), 'mode')}"
     known = f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
     if diagnosis.problems:
@@ -55,6 +62,15 @@ def verdict(diagnosis: Diagnosis) -> str:
     if not diagnosis.findings:
         return f"clean: {looked}{known}"
     return f"{count_findings(diagnosis.findings)}{known}: {looked}"
+
+
+def not_judged(diagnosis: Diagnosis) -> str:
+    """Return which rules could not judge, and why; empty where all could."""
+    reasons: dict[str, list[str]] = {}
+    for code, reason in diagnosis.not_judged.items():
+        reasons.setdefault(reason, []).append(code)
+    parts = [f"{', '.join(codes)} ({reason})" for reason, codes in reasons.items()]
+    return f"not judged: {'; '.join(parts)}" if parts else ""
 
 
 def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:

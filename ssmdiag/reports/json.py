@@ -61,6 +61,7 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
         ],
         "findings": [asdict(finding) for finding in result.findings],
         "known_findings": [asdict(finding) for finding in result.known],
+        "not_judged": [{"code": code, "reason": reason} for code, reason in result.not_judged.items()],
         "problems": result.problems,
         "notes": result.notes,
         "unrecognised": result.unrecognised,

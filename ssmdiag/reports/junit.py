@@ -69,7 +69,10 @@ def _cases(diagnosis: Diagnosis, prefix: str, settings: Settings) -> Iterator[El
         grid += [(code, layer.name) for layer in diagnosis.layers] if code in layerwise else [(code, None)]
     for code, layer in dict.fromkeys([*grid, *found]):
         name = f"{code} {names.get(code, '')}".strip()
-        yield _case(name, f"{prefix}{layer or WHOLE}", found.get((code, layer), ()), settings)
+        case = _case(name, f"{prefix}{layer or WHOLE}", found.get((code, layer), ()), settings)
+        if (reason := diagnosis.not_judged.get(code)) and not len(case):
+            ElementTree.SubElement(case, "skipped", message=f"not judged: {reason}")
+        yield case
 
 
 def _case(name: str, where: str, findings: Sequence[Finding], settings: Settings) -> ElementTree.Element:
@@ -100,7 +103,12 @@ def _counted(path: str, cases: Sequence[ElementTree.Element]) -> ElementTree.Ele
     failures = sum(case.find("failure") is not None for case in cases)
     errors = sum(case.find("error") is not None for case in cases)
     suite = ElementTree.Element(
-        "testsuite", name=path, tests=str(len(cases)), failures=str(failures), errors=str(errors), skipped="0"
+        "testsuite",
+        name=path,
+        tests=str(len(cases)),
+        failures=str(failures),
+        errors=str(errors),
+        skipped=str(sum(case.find("skipped") is not None for case in cases)),
     )
     suite.extend(cases)
     return suite

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports import words
-from ssmdiag.reports.check_text import verdict
+from ssmdiag.reports.check_text import not_judged, verdict
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.folding import fold, label_layers
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
@@ -124,6 +124,8 @@ def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool) -> Iterat
         yield "|---|---|---|---|---|"
         yield from (_row(group) for group in groups)
         yield ""
+    if lacking := not_judged(diagnosis):
+        yield f"{escape(lacking[0].upper() + lacking[1:])}\n"
     if not folds:
         yield "*Each layer's findings are left out: a step summary holds no more.*\n"
         return

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ssmdiag.errors import message_lines
 from ssmdiag.reports import words
-from ssmdiag.reports.check_text import finding_lines
+from ssmdiag.reports.check_text import finding_lines, not_judged
 from ssmdiag.reports.console import carried, close_console, open_console
 from ssmdiag.reports.folding import Row, fold, label_layers
 from ssmdiag.reports.grouping import count_findings
@@ -169,6 +169,8 @@ def _findings(out: Console, diagnosis: Diagnosis, settings: Settings) -> None:
         found += f"    next: ssmdiag explain {diagnosis.findings[0].code}"
     if lines or not settings.quiet:
         _line(out, found, "")
+    if not settings.quiet and (lacking := not_judged(diagnosis)):
+        _line(out, lacking, "dim")
 
 
 def _broken(row: Row) -> str:

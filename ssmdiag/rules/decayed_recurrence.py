@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import CheckpointError
 from ssmdiag.initialisations import FIXED
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold, lacks_optimizer
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import OptimizerGroup
@@ -70,7 +70,13 @@ def _observation(group: OptimizerGroup, names: list[str], layer: Layer, most: fl
     rate = group.initial_learning_rate or group.learning_rate or 0.0
     steps = math.log(2) / (rate * decay) if rate * decay > 0 else math.inf
     by = f" of {group.optimizer}" if group.optimizer else ""
-    pace = f", which halves them every {steps:,.0f} steps at its learning rate {rate:g}" if steps < math.inf else ""
+    now = group.learning_rate
+    at = (
+        f"its learning rate {rate:g}"
+        if now in (rate, None)
+        else f"the learning rate {rate:g} it began with ({now:g} now)"
+    )
+    pace = f", which halves them every {steps:,.0f} steps at {at}" if steps < math.inf else ""
     adam = (group.optimizer or "").lower() == "adam"
     return Observation(
         f"{_listed(names)} under the weight decay {decay:g}{by}{'' if adam else pace}",
@@ -112,6 +118,7 @@ RULE = Rule(
     summary="the optimiser decays A, Δ or D",
     looks_at="checkpoint",
     examine=examine,
+    lacks=lacks_optimizer,
     advice="put them into a parameter group with weight_decay=0; torch does not read the `_no_weight_decay` tags.",
     formula=(
         "w ← w(1 − ηλ) at every step besides the gradient's part (decoupled decay, arXiv 1711.05101): alone it halves "

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold, lacks_context
+
+if TYPE_CHECKING:
+    from ssmdiag.memory import LayerMemory
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -13,13 +17,15 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if not recurrence.time_invariant or context is None or decay is None or half_life is None:
         return
     # Half-lives of a dense state are those of its eigenvalues, which a transient growth can outlast.
-    if decay.whole.law.value != "exponential" or half_life.max <= 0:
+    exponential = decay.whole.law.value == "exponential"
+    if not (exponential or _sunk(evidence.memory)) or half_life.max <= 0:
         return
     passed = context / half_life.max
     if passed <= limits["half_lives"]:
         return
+    how = "exponentially" if exponential else "exponentially in the end"
     yield Observation(
-        f"forgets exponentially, and the context of {context:,} is {passed:,.0f} half-lives of its slowest mode "
+        f"forgets {how}, and the context of {context:,} is {passed:,.0f} half-lives of its slowest mode "
         f"({half_life.max:.3g} steps): its start has sunk below the last bit of float32",
         count=recurrence.channels,
         of=recurrence.channels,
@@ -29,6 +35,11 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     )
 
 
+def _sunk(memory: LayerMemory | None) -> bool:
+    """Whether nothing above float32's rounding of the peak is left in the last bin of any kernel that was looked at."""
+    return memory is not None and bool((memory.mean_square[:, -1] <= memory.noise[:, -1]).all())
+
+
 RULE = Rule(
     code="SSM204",
     name="exponential-memory",
@@ -36,10 +47,12 @@ RULE = Rule(
     summary="exponential forgetting, with a context of many half-lives",
     looks_at="layer",
     examine=examine,
+    lacks=lacks_context,
     advice="other layers must carry what is far back; `ssmdiag retrain --param best` lets this one do it too.",
     formula=(
         "T·r/ln 2 > threshold, T the context and r the rate of the layer's slowest mode, where the summed energy of "
-        "the layer's kernels decays exponentially (not as a power) over the lags that can be told from noise. At 24 "
+        "the layer's kernels decays exponentially (not as a power) over the lags that can be told from noise, or by "
+        "another law or none, and every kernel ends below float32's rounding of its peak within the context. At 24 "
         "half-lives what is left is 2⁻²⁴, float32's rounding of the present. Time-invariant layers only; a note, "
         "because a model may want some of its layers local."
     ),

@@ -148,6 +148,21 @@ Limits = Mapping[str, float]
 """A rule's thresholds by name, as the user set them."""
 
 
+def lacks_context(evidence: CheckpointEvidence) -> str | None:
+    """Say that the context length is not known."""
+    return None if evidence.context else "no context length is known: --length gives one"
+
+
+def lacks_optimizer(evidence: CheckpointEvidence) -> str | None:
+    """Say that there is no optimiser's state to look at."""
+    from ssmdiag.errors import CheckpointError
+
+    try:
+        return None if evidence.checkpoint.optimizer_groups else "no optimiser's state is in or beside the file"
+    except CheckpointError:
+        return "the optimiser's state was not read"
+
+
 @dataclass(frozen=True)
 class Rule:
     """One check: its code, when it speaks, and its page in `ssmdiag explain`."""
@@ -175,6 +190,8 @@ class Rule:
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     worse: Literal["higher", "lower"] = "higher"
     """Which way `value` gets worse: a baseline lets a finding pass that has not got worse."""
+    lacks: Callable[[CheckpointEvidence], str | None] = lambda evidence: None
+    """What the checkpoint would need to hold for the rule to judge it, as a phrase; None where it holds that."""
     origin: float = 0.0
     """What `value` is where all is well, such as 1 for a spectral radius: a baseline allows a tenth of the way from
     there to the value it has on file."""

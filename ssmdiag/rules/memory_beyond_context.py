@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold, lacks_context
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -33,6 +33,7 @@ RULE = Rule(
     summary="most of the memory capacity lies beyond the context",
     looks_at="layer",
     examine=examine,
+    lacks=lacks_context,
     advice="a larger step Δ would spend it within the context: `ssmdiag capacity --for-length`.",
     formula=(
         "Σ_{τ<T} MF(τ) < share · N, where MF(τ) is how well a linear readout of the state rebuilds the input τ steps "

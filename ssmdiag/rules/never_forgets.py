@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ssmdiag.initialisations import FIXED
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold, lacks_context
 
 SHORTEST = 8
 """Steps of context under which flat and slow cannot be told apart."""
@@ -82,6 +82,7 @@ RULE = Rule(
     summary="a whole layer never forgets within the context",
     looks_at="layer",
     examine=examine,
+    lacks=lacks_context,
     advice="see how its rates moved over training (`ssmdiag compare`); give the recurrence a smaller learning rate.",
     formula=(
         "mean of K_t² over T/2 ≤ t < T, divided by its mean over 0 ≤ t < T, at least the threshold in every channel: 1 "

@@ -34,6 +34,10 @@ class Selection:
         for rule, seen in self._observations("checkpoint", evidence, evidence.checkpoint.path.name, problems):
             yield from self._found(rule, seen, seen.layer, seen.family)
 
+    def not_judged(self, evidence: CheckpointEvidence) -> dict[str, str]:
+        """Return what the checkpoint lacks, by the code of each rule that could not judge it."""
+        return {rule.code: lack for rule in self.rules if (lack := rule.lacks(evidence))}
+
     def _observations(
         self, looks_at: str, evidence: LayerEvidence | CheckpointEvidence, name: str, problems: list[str]
     ) -> Iterator[tuple[Rule, Observation]]:

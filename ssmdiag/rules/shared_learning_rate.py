@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ssmdiag.errors import CheckpointError
 from ssmdiag.rules.decayed_recurrence import DECAYED
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold, lacks_optimizer
 
 SLOW = frozenset({"s4", "s4d", "dss", "s5", "lru", "annotated_s4", "stablessm"})
 """Families whose own training code gives the recurrence a smaller learning rate than the rest."""
@@ -38,7 +38,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             if held:
                 local = [name.removeprefix(f"{path}.") for name in held]
                 yield Observation(
-                    f"{', '.join(local)} learn at {rate:g} like the weights around them; their code gives them "
+                    f"{', '.join(local)} learn at {rate:g}, in one group with {_beside(shared)}; their code gives them "
                     f"{limits['rate']:g} at most, in a group of their own",
                     count=len(held),
                     of=len(names),
@@ -50,6 +50,14 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
                 )
 
 
+def _beside(shared: set[str] | bool) -> str:
+    """Say which other weights the group holds: one of them by name, where names are known."""
+    if isinstance(shared, bool):
+        return "all other weights"
+    others = len(shared) - 1
+    return f"{min(shared)}{f' and {others:,} more' if others else ''}"
+
+
 RULE = Rule(
     code="SSM502",
     name="shared-learning-rate",
@@ -57,6 +65,7 @@ RULE = Rule(
     summary="learning-rate tags of the recurrence were ignored",
     looks_at="checkpoint",
     examine=examine,
+    lacks=lacks_optimizer,
     advice="group parameters by the `_optim` tags of the code, or give A and Δ their own group at 0.001.",
     formula=(
         "The group that holds A or Δ of an S4, S4D, DSS, S5 or LRU layer holds other weights too, and its learning "

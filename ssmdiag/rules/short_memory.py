@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold, lacks_context
 
 if TYPE_CHECKING:
     from ssmdiag.spectrum import LayerDiagnosis
@@ -81,11 +81,12 @@ RULE = Rule(
     summary="all layers together remember far less than the context",
     looks_at="checkpoint",
     examine=examine,
+    lacks=lacks_context,
     advice="shorten the context, or retrain from longer time scales (a smaller dt_min, rates spread over decades).",
     formula=(
         "Σ over layers of the longest horizon H < share × T. H is the lag after which 1 % of the energy of a channel's "
         "kernel is left (of the retention, where the input decides B and C); T is the context, from config.json or "
-        "--context. Stacked layers reach at most as far as their horizons together. Models with attention are left "
+        "--length. Stacked layers reach at most as far as their horizons together. Models with attention are left "
         "out; selective ones are read with their gates at the bias, and the finding is a note."
     ),
     why=(

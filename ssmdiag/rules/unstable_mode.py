@@ -15,14 +15,22 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         grow = "grows" if numbers.unstable == 1 else "grow"
         fastest = "" if numbers.unstable == 1 else "the fastest "
         yield Observation(
-            f"{numbers.unstable:,} of {total:,} modes {grow} with every step, {fastest}by a factor of "
-            f"{numbers.spectral_radius:.6g}",
+            f"{numbers.unstable:,} of {total:,} modes {grow} with every step, {fastest}by {_factor(evidence)}",
             count=numbers.unstable,
             of=total,
             value=numbers.spectral_radius,
             threshold=1.0,
             tensor=next((weight.name for weight in evidence.weights("rate")), None),
         )
+
+
+def _factor(evidence: LayerEvidence) -> str:
+    """Return the largest factor a step, or what it is more than 1 by where six digits would say 1."""
+    radius = evidence.numbers.spectral_radius
+    if radius is not None and radius > 1 + 5e-6:
+        return f"a factor of {radius:.6g}"
+    rate = evidence.recurrence.rate
+    return f"{-float(rate[rate.isfinite()].min()):.3g} of its size"
 
 
 RULE = Rule(

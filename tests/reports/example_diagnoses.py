@@ -156,6 +156,7 @@ CASES: dict[str, Diagnosis | Failure] = {
     "findings": diagnosis(
         *(remembering(layer(i)) for i in range(4)),
         context_length=512,
+        not_judged={"SSM501": "no optimiser's state is in or beside the file"},
         findings=(
             finding(1, value=1.02),
             finding(3, value=1.5),

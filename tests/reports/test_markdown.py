@@ -86,7 +86,7 @@ def test_any_text_is_what_a_reader_sees_in_a_cell(text: str) -> None:
 
 def test_the_first_line_is_the_verdict_and_headings_are_of_third_rank() -> None:
     text = markdown(CASES["findings"])
-    assert text.startswith("**2 errors, 1 warning: 2 rules on 4 layers, 327,680 modes** – `model.safetensors`\n")
+    assert text.startswith("**2 errors, 1 warning: 1 of 2 rules on 4 layers, 327,680 modes** – `model.safetensors`\n")
     assert {token.tag for token in tokens(text) if token.type == "heading_open"} == {"h3"}
 
 

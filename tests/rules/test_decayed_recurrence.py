@@ -42,6 +42,13 @@ def test_the_message_says_how_fast(tmp_path: Path) -> None:
     assert "which halves them every 6,931 steps at its learning rate 0.001" in findings_of(CODE, path)[0].message
 
 
+def test_a_schedule_that_has_come_to_its_end_is_told_apart_from_its_start(tmp_path: Path) -> None:
+    groups = [{"weight_decay": 0.1, "lr": 0.0, "initial_lr": 1e-3}]
+    path = save_training(tmp_path / "m.ckpt", "mamba", lambda name: 0, groups)
+    said = findings_of(CODE, path)[0].message
+    assert "which halves them every 6,931 steps at the learning rate 0.001 it began with (0 now)" in said
+
+
 def test_a_decay_too_slow_to_matter_is_a_note(tmp_path: Path) -> None:
     groups = [{"weight_decay": 0.01, "lr": 1e-5}]
     found = findings_of(CODE, save_training(tmp_path / "m.ckpt", "mamba", lambda name: 0, groups))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from ssmdiag import diagnose
 from ssmdiag.finding import Finding
@@ -39,12 +40,27 @@ def test_twenty_four_half_lives_are_float32s_last_bit(tmp_path: Path, half_lives
     assert bool(findings(one_rate(tmp_path, half_life=4096 / half_lives, context=4096))) is reported
 
 
-def test_a_layer_that_decays_as_a_power_is_left_alone(tmp_path: Path) -> None:
-    """Steps spread over two decades: the layer's energy falls as a power of the lag, however long the context."""
-    path = plant(tmp_path, "s4d-minimal", config={"l_max": 10**5})
+@pytest.mark.parametrize(("context", "reported"), [(20_000, False), (100_000, True)])
+def test_a_layer_of_many_rates_is_noted_once_all_have_sunk(context: int, reported: bool, tmp_path: Path) -> None:
+    """Steps spread over two decades: no single law, and the slowest half-life is 1,276 steps."""
+    path = plant(tmp_path, "s4d-minimal", config={"l_max": context})
     laws = {layer.decay.whole.law.value for layer in diagnose(path, most_channels=32).layers if layer.decay}
     assert "exponential" not in laws
-    assert not findings(path)
+    found = findings(path)
+    assert bool(found) is reported
+    assert all("forgets exponentially in the end" in finding.message for finding in found)
+
+
+def test_two_rates_in_turn_are_noted(tmp_path: Path) -> None:
+    def two(values: Tensor) -> Tensor:
+        values[...] = math.log(math.log(2) / 10)
+        values.flatten()[::2] = math.log(math.log(2) / 60)
+        return values
+
+    path = plant(tmp_path, "rwkv5", {"time_decay": two}, config={"ctx_len": 3600})
+    found = findings(path)
+    assert len(found) == 3
+    assert "the context of 3,600 is 60 half-lives of its slowest mode (60 steps)" in found[0].message
 
 
 def test_selective_layers_and_unknown_contexts_are_left_alone(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ def test_one_group_at_a_large_rate_is_found(name: str, tmp_path: Path) -> None:
     found = findings_of(CODE, save_training(tmp_path / "m.ckpt", name, lambda key: 0, [{"lr": 0.01}]))
     assert len(found) == 3
     assert (found[0].severity, found[0].value, found[0].threshold) == ("warning", 0.01, 0.001)
-    assert "learn at 0.01 like the weights around them; their code gives them 0.001 at most" in found[0].message
+    assert "learn at 0.01, in one group with " in found[0].message
+    assert "; their code gives them 0.001 at most, in a group of their own" in found[0].message
+    beside = found[0].message.partition("in one group with ")[2].partition(";")[0]
+    assert not any(name in beside for name in RECURRENT)
 
 
 def test_a_group_of_their_own_is_as_it_should_be(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_the_smallest_step_past_the_boundary_counts(tmp_path: Path) -> None:
 
     (finding, *_) = findings_of(CODE, plant(tmp_path, "dss", {"Lambda": barely}))
     assert finding.count == 64
+    assert re.search(r"the fastest by \d(\.\d+)?e-3\d of its size$", finding.message)  # not "by a factor of 1"
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-12])
