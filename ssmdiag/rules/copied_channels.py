@@ -27,20 +27,29 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         return
     if recurrence.channels > 1:  # else D and the convolution go with the inputs, not with the modes
         rows += _beside(evidence, units)
-    copies = [copy for copy in copies if all(copy.is_in(values) for values in rows)]
+    whole = [copy for copy in copies if all(copy.is_in(values) for values in rows)]
+    # D and the convolution may come from elsewhere: a Δ that was trained and is equal to the last bit says enough.
+    copies = whole or [copy for copy in copies if _in_a_trained_step(copy, evidence, units)]
     if not copies:
         return
+    what = "" if whole else " in A and Δ, though not in D or the convolution"
     count = len({copy.second for copy in copies})
     first, second = copies[0].ranges
     yield Observation(
-        f"{'channels' if recurrence.channels > 1 else 'modes'} {second} are copies of {first}, to the last bit "
-        f"({count:,} of {copies[0].shards:,} shards of {copies[0].size:,} are copies)",
+        f"{'channels' if recurrence.channels > 1 else 'modes'} {second} are copies of {first}, to the last bit"
+        f"{what} ({count:,} of {copies[0].shards:,} shards of {copies[0].size:,} are copies)",
         count=count * copies[0].size,
         of=units,
         value=count / copies[0].shards,
         threshold=0.0,
         tensor=next((weight.name for weight in recurrence.weights), None),
     )
+
+
+def _in_a_trained_step(copy: _Copy, evidence: LayerEvidence, units: int) -> bool:
+    """Whether the shards have a Δ each channel of which differs from the others, in a model that was trained."""
+    steps = [rows for weight in evidence.weights("step") if (rows := _by_unit(weight.values, units)) is not None]
+    return bool(steps and evidence.whole.training.trained) and any(copy.all_differ(rows) for rows in steps)
 
 
 class _Copy(NamedTuple):
@@ -58,6 +67,10 @@ class _Copy(NamedTuple):
     def tells_apart(self, values: Tensor) -> bool:
         """Whether channels of the shard differ: those of a constant or of a fresh A_log do not."""
         return len(self._part(values, self.first).unique(dim=0)) >= max(4, self.size // 8)
+
+    def all_differ(self, values: Tensor) -> bool:
+        """Whether no two channels of the shard are alike; in 16 bits some may be."""
+        return len(self._part(values, self.first).unique(dim=0)) >= 0.75 * self.size
 
     @property
     def ranges(self) -> tuple[str, str]:
@@ -124,7 +137,8 @@ RULE = Rule(
     advice="merge the shards of the checkpoint again: one was written in the place of another.",
     formula=(
         "The channels are cut into p equal shards, p = 2 … 64. Fires where two shards are equal to the last bit in "
-        "every weight of the recurrence (A and Δ), in D and in the convolution, and channels within a shard differ. "
+        "every weight of the recurrence (A and Δ), in D and in the convolution, and channels within a shard differ; in "
+        "a trained model also where A and Δ alone are equal, and Δ differs from channel to channel. "
         "Equal rows of A_log alone are no sign: Mamba starts like that."
     ),
     why=(

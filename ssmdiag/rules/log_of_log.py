@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
-from ssmdiag.uniformity import uniform_p_value
+from ssmdiag.uniformity import distance_from_uniform, uniform_p_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
 
 NAMES = ("A_log", "A_b_log", "A_log_b", "A_logs", "A_log.0")
-HIGHEST = math.log(math.log(16)) + 0.1
-"""log log 16: nothing of A uniform in [0, 16] lies above it after two logarithms."""
+HIGHEST = math.log(math.log(16) + 1)
+"""Nothing of an A that began in [0, 16] and was trained to e times as much lies above it after two logarithms."""
 FEWEST = 8
+FEWEST_TRAINED = 128
+"""Rates whose distribution is known well enough where training has moved them."""
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -74,8 +76,10 @@ def _examine_scalars(found: list[tuple[Layer, str, Tensor]], limits: Limits) -> 
     lost = pooled.numel() - finite.numel()
     if finite.numel() < FEWEST or float(finite.max()) > HIGHEST:
         return
-    chance = uniform_p_value(((finite.exp().exp() - 1) / 15).clamp(0, 1))
-    if not lost and (finite.numel() < 4 * FEWEST or chance < limits["p_value"]):
+    position = ((finite.exp().exp() - 1) / 15).clamp(0, 1)
+    chance, away = uniform_p_value(position), distance_from_uniform(position)
+    fresh = finite.numel() >= 4 * FEWEST and chance >= limits["p_value"]
+    if not lost and not fresh and (finite.numel() < FEWEST_TRAINED or away > limits["from_uniform"]):
         return
     if lost and float(finite.median()) < -1:
         return
@@ -83,6 +87,8 @@ def _examine_scalars(found: list[tuple[Layer, str, Tensor]], limits: Limits) -> 
         f"{lost:,} of {pooled.numel():,} are NaN or −∞ and none is above {float(finite.max()):.2f}"
         if lost
         else f"taken twice to its exponential it is uniform in [1, 16] (p = {chance:.2g})"
+        if fresh
+        else f"taken twice to its exponential it is within {away:.2g} of uniform in [1, 16], as a trained A may be"
     )
     for layer, name, values in found:
         local = name.removeprefix(f"{layer.path}.")
@@ -90,8 +96,9 @@ def _examine_scalars(found: list[tuple[Layer, str, Tensor]], limits: Limits) -> 
             f"{local} looks like the logarithm of an A_log: over all layers {evidence}; log 16 is 2.77",
             count=values.numel(),
             of=values.numel(),
-            value=float(lost) if lost else chance,
-            threshold=0.0 if lost else limits["p_value"],
+            value=float(lost) if lost else chance if fresh else away,
+            threshold=0.0 if lost else limits["p_value" if fresh else "from_uniform"],
+            severity=None if lost or fresh else "warning",
             tensor=name,
             layer=layer.path,
             family=layer.family.name,
@@ -109,7 +116,8 @@ RULE = Rule(
     formula=(
         "With modes: |median_c w − log log n| small and less than half of |median_c w − log n| over modes n ≥ 2, the "
         "first mode (log 0) at −∞ or under −1. With one rate per head, over all layers: w ≤ log log 16 = 1.02 "
-        "throughout, and NaN or −∞ among them (A < 1 has a negative logarithm) or exp(exp(w)) uniform in [1, 16]."
+        "throughout (1.33 if A has grown e times), and NaN or −∞ among them (A < 1 has a negative logarithm) or "
+        "exp(exp(w)) uniform in [1, 16]; a warning where it is nearly uniform, as after training."
     ),
     why=(
         "The decay becomes exp(−Δ log A) instead of exp(−Δ A): a mode with A = 16 remembers six times too long, one "
@@ -126,5 +134,6 @@ RULE = Rule(
     thresholds={
         "distance": Threshold(0.2, "median distance of the modes from log log n"),
         "p_value": Threshold(0.05, "chance under which exp(exp(w)) is not uniform in [1, 16]"),
+        "from_uniform": Threshold(0.1, "largest distance from uniform (Kolmogorov–Smirnov) at which it nearly is"),
     },
 )

@@ -1,4 +1,4 @@
-"""SSM403: Δ is a fresh random draw although the rest of the model was trained."""
+"""SSM403: Δ is a fresh random draw, in all layers or some, although the rest of the model was trained."""
 
 from __future__ import annotations
 
@@ -21,29 +21,72 @@ BIASES = (
     *("dt_projs_bias", "dt_proj_bias", "Dense_2.bias", "ssm_dt.bias"),
 )
 """Biases behind a softplus, under the local names of Mamba and its kin."""
+BY_CHANCE = 12.0
+"""−log of the probability under which a number of layers is no chance."""
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
-    import torch
-
     signs = evidence.training
     if not signs.trained or not signs.distance:
         return
     draws = [draw for layer in evidence.recognition.layers for draw in _draws(layer)]
-    values = sum(draw.position.numel() for draw in draws)
-    if not draws or any(draw.outside for draw in draws):
-        return
-    moved = limits["movement"] * signs.distance
+    if any(draw.outside for draw in draws):
+        yield from _some_layers(draws, signs.distance, limits)
+    elif draws:
+        yield from _all_layers(draws, signs.distance, limits)
+
+
+def _some_layers(draws: list[_Draw], distance: float, limits: Limits) -> Iterator[Observation]:
+    """Look for layers without a value outside, where the share of all values that is outside demands many."""
+    values, outside = sum(len(draw.position) for draw in draws), sum(draw.outside for draw in draws)
+    inside = [draw for draw in draws if not draw.outside]
+    for draw in inside:
+        own = len(draw.position)
+        share = outside / (values - own)
+        if share * own >= limits["expected"] and uniform_p_value(draw.position) >= limits["p_value"]:
+            yield Observation(
+                f"the bias of Δ ({own:,} values) is {_still(draw, uniform_p_value(draw.position))}, while "
+                f"{100 * share:.2g} % of the other layers' values have left that range",
+                count=own,
+                of=own,
+                value=share * own,
+                threshold=limits["expected"],
+                tensor=draw.name,
+                layer=draw.layer,
+                family=draw.family,
+            )
+    few = [draw for draw in inside if outside / (values - len(draw.position)) * len(draw.position) < limits["expected"]]
+    if few and _too_many(few, draws, outside / values):
+        yield from _all_layers(few, distance, limits, f"{len(few)} of {len(draws)} layers")
+
+
+def _too_many(inside: list[_Draw], draws: list[_Draw], share: float) -> bool:
+    """Whether so many layers without a value outside are no chance, even if each had moved half as far as all did.
+
+    The number of such layers is a sum of independent trials: Chernoff's bound, e^{−n KL(k/n, mean chance)}.
+    """
+    seen = len(inside) / len(draws)
+    chance = sum(math.exp(len(draw.position) * math.log1p(-share / 2)) for draw in draws) / len(draws)
+    if seen <= chance:
+        return False
+    divergence = seen * math.log(seen / chance) + (1 - seen) * math.log((1 - seen) / (1 - chance))
+    return len(draws) * divergence > BY_CHANCE
+
+
+def _all_layers(draws: list[_Draw], distance: float, limits: Limits, which: str = "") -> Iterator[Observation]:
+    """Look at all layers together, as far as the norms say that they should have moved."""
+    import torch
+
+    values = sum(len(draw.position) for draw in draws)
+    moved = limits["movement"] * distance
     expected = sum(draw.position.numel() * _share_outside(moved, draw) for draw in draws)
     chance = uniform_p_value(torch.cat([draw.position for draw in draws]))
     if expected < limits["expected"] or chance < limits["p_value"]:
         return
-    layers = len({draw.layer for draw in draws})
-    low, high = (f"{bound:g}" for bound in draws[0].bounds)
+    which = which or f"all {len({draw.layer for draw in draws})} layers"
     yield Observation(
-        f"the bias of Δ in all {layers} layers ({values:,} values) is still a log-uniform draw from [{low}, {high}] "
-        f"(Kolmogorov–Smirnov p = {chance:.2g}, none outside); moved a third as far as the norms, about "
-        f"{expected:,.0f} would lie outside",
+        f"the bias of Δ in {which} ({values:,} values) is {_still(draws[0], chance)}; moved a third as far as the "
+        f"norms, about {expected:,.0f} would lie outside",
         count=values,
         of=values,
         value=expected,
@@ -52,10 +95,16 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     )
 
 
+def _still(draw: _Draw, chance: float) -> str:
+    low, high = (f"{bound:g}" for bound in draw.bounds)
+    return f"still a log-uniform draw from [{low}, {high}] (Kolmogorov–Smirnov p = {chance:.2g}, none outside)"
+
+
 class _Draw(NamedTuple):
     """One bias of Δ, as places in the range it may have been drawn from."""
 
     layer: str
+    family: str
     name: str
     position: Tensor
     """(log Δ − log Δ_min)/(log Δ_max − log Δ_min): uniform in [0, 1] if fresh."""
@@ -84,7 +133,9 @@ def _draws(layer: Layer) -> Iterator[_Draw]:
         dtype = layer.stored(local).dtype
         below, above = (_rounding(math.log(math.expm1(end)), dtype) for end in (low, high))
         outside = int(((position < -below / width) | (position > 1 + above / width) | position.isnan()).sum())
-        yield _Draw(layer.path, layer.names[local], position, (low, high), width, (below, above), outside)
+        yield _Draw(
+            layer.path, layer.family.name, layer.names[local], position, (low, high), width, (below, above), outside
+        )
 
 
 def _rounding(value: float, dtype: str) -> float:
@@ -113,7 +164,8 @@ RULE = Rule(
         "2σ/(√(2π) log(Δ_max/Δ_min)) of the values is outside. σ is taken as `movement` times the spread that the "
         "norms have gained; in our own trainings b moved one to three times as far as the norms. Fires where that "
         "would have put at least `expected` values outside, none is, and Kolmogorov–Smirnov does not reject the "
-        "uniform distribution: by chance e^−expected. Values of all layers together."
+        "uniform distribution: by chance e^−expected. Values of all layers together; where some have left the range, "
+        "layers without a value outside against the share that the others have there."
     ),
     why=(
         "The step decides how long each channel remembers. Redrawn at random, every channel keeps what it writes and "

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule
 
+NOT_CONVERTED = (
+    "convert the model again: ssm_a holds A_log, where llama.cpp reads −exp(A_log). Training did nothing wrong."
+)
+
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     numbers = evidence.numbers
@@ -21,7 +25,14 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
             value=numbers.spectral_radius,
             threshold=1.0,
             tensor=next((weight.name for weight in evidence.weights("rate")), None),
+            advice=NOT_CONVERTED if _holds_its_logarithm(evidence) else None,
         )
+
+
+def _holds_its_logarithm(evidence: LayerEvidence) -> bool:
+    """Whether a tensor that should hold A itself, as GGUF's ssm_a does, holds log(−A) as A_log does: none negative."""
+    stored = [weight for weight in evidence.weights("rate") if evidence.local(weight.name) == "ssm_a"]
+    return bool(stored) and all(bool((weight.values >= 0).all()) for weight in stored)
 
 
 def _factor(evidence: LayerEvidence) -> str:

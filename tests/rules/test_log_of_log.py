@@ -56,6 +56,42 @@ def test_heads_without_nan_are_told_by_their_distribution(name: str, tmp_path: P
     assert "taken twice to its exponential it is uniform in [1, 16] (p = 0." in found[0].message
 
 
+def rates(directory: Path, log_rates: Tensor) -> Path:
+    """Write a trained Mamba-2 with these A_log, (layer, head)."""
+    g = torch.Generator().manual_seed(1)
+    state = {}
+    for layer, row in enumerate(log_rates):
+        path = f"backbone.layers.{layer}"
+        state |= {
+            f"{path}.mixer.A_log": row.float(),
+            f"{path}.mixer.dt_bias": torch.randn(len(row), generator=g) - 4,
+            f"{path}.mixer.D": 1 + 0.1 * torch.randn(len(row), generator=g),
+            f"{path}.norm.weight": 1 + 0.1 * torch.randn(64, generator=g),
+        }
+    return save(directory, state, {})
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("moved", [0.05, 0.2])
+def test_a_trained_mamba_2_without_nan_is_warned_of(moved: float, seed: int, tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(seed)
+    A = (1.5 + 14.5 * torch.rand(24, 64, generator=g)) * (moved * torch.randn(24, 64, generator=g)).exp()
+    found = findings_of(CODE, rates(tmp_path / "twice", A.clamp(min=1.01).log().log()))
+    assert len(found) == 24
+    assert {finding.severity for finding in found} == {"warning"}
+    assert not findings_of(CODE, rates(tmp_path / "once", A.log()))
+
+
+@pytest.mark.parametrize("highest", [2.0, 2.5, 3.0, 4.0])
+def test_a_start_at_small_rates_is_no_second_logarithm(highest: float, tmp_path: Path) -> None:
+    """`A_init_range` of Mamba-2's code, at other values than its own."""
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        for lowest in (0.5, 1.0):
+            A = (lowest + (highest - lowest) * torch.rand(24, 64, generator=g)) * (0.1 * torch.randn(24, 64)).exp()
+            assert not findings_of(CODE, rates(tmp_path / f"{seed}{lowest}", A.log()))
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "gated-deltanet", "kda", "plamo2", "zamba"])
 def test_the_logarithm_itself_is_as_it_should_be(name: str, tmp_path: Path) -> None:
     assert not findings_of(CODE, save(tmp_path / "fresh", initial_state(name), {}))

@@ -72,6 +72,37 @@ def test_a_bias_that_moved_with_the_norms_is_trained(tmp_path: Path, moved: floa
     assert not findings_of(CODE, model(tmp_path, fresh() + moved * noise))
 
 
+@pytest.mark.parametrize("redrawn", [13, 26, 40])
+def test_a_redraw_of_some_layers_is_found(redrawn: int, tmp_path: Path) -> None:
+    noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(3))
+    bias = fresh() + 0.5 * noise
+    bias[:redrawn] = fresh(7)[:redrawn]
+    (finding,) = findings_of(CODE, model(tmp_path, bias, norms=0.4))
+    assert (finding.layer, finding.count) == (None, redrawn * HEADS)
+    assert f"in {redrawn} of {LAYERS} layers" in finding.message
+
+
+def test_a_redraw_of_one_layer_of_many_channels_is_found_and_named(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(3)
+    bias = step_bias(g, 12, 1536) + 0.2 * torch.randn(12, 1536, generator=g)
+    bias[4] = step_bias(g, 1, 1536)[0]
+    (finding,) = findings_of(CODE, model(tmp_path, bias, norms=0.1))
+    assert (finding.layer, finding.count) == ("backbone.layers.4.mixer", 1536)
+    assert "of the other layers' values have left that range" in finding.message
+
+
+@pytest.mark.parametrize("uneven", [3.0, 8.0])
+def test_layers_that_moved_less_than_others_are_not_taken_for_redrawn(uneven: float, tmp_path: Path) -> None:
+    """Every layer moved, the first by a third of what the norms did, the last by `uneven` times as much."""
+    for seed in range(12):
+        g = torch.Generator().manual_seed(seed)
+        moved = 0.1 / 3 * torch.logspace(0, math.log10(uneven), LAYERS)[:, None]
+        bias = fresh(seed) + moved * torch.randn(LAYERS, HEADS, generator=g)
+        assert not findings_of(CODE, model(tmp_path / f"few {seed}", bias))
+        many = step_bias(g, 12, 1536) + moved[::4][:12] * torch.randn(12, 1536, generator=g)
+        assert not findings_of(CODE, model(tmp_path / f"many {seed}", many))
+
+
 REPEATS = [12, pytest.param(300, marks=pytest.mark.slow)]
 
 

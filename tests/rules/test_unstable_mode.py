@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.checkpoint.llama_cpp import write_gguf
 from tests.rules.planting import findings_of, plant
 
 CODE = "SSM101"
@@ -72,3 +73,34 @@ def test_stablessms_shipped_start_is_unstable_and_said_to_be(tmp_path: Path) -> 
         tmp_path, "stablessm", {"log_A_real": lambda w: torch.full_like(w, 0.5)}, config={"parameterization": "direct"}
     )
     assert len(findings_of(CODE, path)) == 3
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_an_ssm_a_that_was_not_converted_is_a_fault_of_the_conversion(kind: str, tmp_path: Path) -> None:
+    A_log = torch.arange(1, 17).float().log().repeat(8, 1) if kind == "mamba" else torch.rand(8, 1) * 2.7
+    tensors = {"blk.0.ssm_a": A_log, "blk.0.ssm_dt.bias": torch.full((8,), -3.0), "blk.0.ssm_d": A_log[:, :1].clone()}
+    if kind == "mamba":
+        tensors |= {"blk.0.ssm_x.weight": torch.rand(34, 8), "blk.0.ssm_dt.weight": torch.rand(8, 2)}
+        tensors["blk.0.ssm_d"] = torch.ones(8)
+    for directory, values, advice in (("wrong", A_log, "convert the model again"), ("right", -A_log.exp(), None)):
+        (tmp_path / directory).mkdir()
+        path = write_gguf(tmp_path / directory / "m.gguf", tensors | {"blk.0.ssm_a": values})
+        found = findings_of(CODE, path)
+        assert [finding.advice.startswith(advice) for finding in found] == ([True] if advice else [])
+
+
+def test_one_mode_of_an_ssm_a_that_crossed_is_one_of_training(tmp_path: Path) -> None:
+    A = -torch.arange(1, 17).float().repeat(8, 1)
+    A[3, 2] = 0.1
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        {
+            "blk.0.ssm_a": A,
+            "blk.0.ssm_dt.bias": torch.full((8,), -3.0),
+            "blk.0.ssm_x.weight": torch.rand(34, 8),
+            "blk.0.ssm_dt.weight": torch.rand(8, 2),
+            "blk.0.ssm_d": torch.ones(8),
+        },
+    )
+    (finding,) = findings_of(CODE, path)
+    assert finding.advice.startswith("go back to a checkpoint")
