@@ -34,7 +34,11 @@ def read(module: nn.Module) -> list[torch.Tensor]:
 def train(module: nn.Module) -> None:
     """Move every parameter that is trained down the gradient of Σ |w|²."""
     module.zero_grad()
-    torch.stack([value.abs().square().sum() for value in read(module)]).sum().backward()
+    loss = torch.stack([value.abs().square().sum() for value in read(module)]).sum()
+    if not loss.requires_grad:
+        assert not any(parameter.requires_grad for parameter in module.parameters())  # all it has is frozen
+        return
+    loss.backward()
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.grad is not None:
