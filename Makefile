@@ -15,7 +15,7 @@ demo: $(VENV)/.installed  ## inspect the trained checkpoints shipped in examples
 	$(BIN)/ssmdiag inspect examples/s4d-digits/step-02000.safetensors examples/lru-digits/step-02000.safetensors
 
 test: $(VENV)/.installed-test lint  ## install and run the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 slow: $(VENV)/.installed-test  ## what takes minutes: simulations, fuzzing, large files
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'slow and not gpu'
 
 gpu: $(VENV)/.installed-test  ## what needs a CUDA device; its absence is a failure
 	SSMDIAG_REQUIRE_CUDA=1 $(BIN)/python -m pytest -m gpu
@@ -38,7 +38,7 @@ newest:  ## the whole suite on the newest versions that the registry has, which 
 	$(NEWEST)/bin/python -m pip install --quiet -e '.[test]'
 	$(NEWEST)/bin/python -m tests.constraints $(NEWEST)/versions.txt
 	diff $(CONSTRAINTS) $(NEWEST)/versions.txt || true  # what the suite has been seen at, and what it sees now
-	$(NEWEST)/bin/python -m pytest
+	$(NEWEST)/bin/python -m pytest -n auto --dist worksteal
 
 renew:  ## write tests/constraints.txt anew from what the registry has; run `make test` and commit it by itself
 	rm -rf $(NEWEST)
