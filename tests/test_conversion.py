@@ -17,7 +17,8 @@ from ssmdiag.compare.conversion import Outcome, default_tolerance, log_lags, pro
 from ssmdiag.compare.spectrum_matching import match_spectra, relative_difference
 from ssmdiag.diagnosis import extract_recurrences
 from ssmdiag.recurrence import DenseRealisation, Recurrence, as_complex
-from tests.test_comparison import EXAMPLES, base, mamba
+from tests.test_comparison import EXAMPLES, base
+from tests.test_comparison import mamba as mamba_at_rest
 
 S4D = EXAMPLES / "s4d-digits" / "step-02000.safetensors"
 LRU = EXAMPLES / "lru-digits" / "step-02000.safetensors"
@@ -26,6 +27,17 @@ LRU = EXAMPLES / "lru-digits" / "step-02000.safetensors"
 def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
+
+
+def mamba(log_rates: dict[str, torch.Tensor], *, prefix: str = "layers.{}.") -> dict[str, torch.Tensor]:
+    """Return a Mamba of these A_log, with what steers them by the input."""
+    state = mamba_at_rest(log_rates, prefix=prefix)
+    for number, (name, rates) in enumerate(log_rates.items()):
+        generator = torch.Generator().manual_seed(number)
+        channels, modes = rates.shape
+        for local, shape in (("dt_proj", (channels, 3)), ("x_proj", (3 + 2 * modes, channels))):
+            state[f"{prefix.format(name)}{local}.weight"] = torch.randn(shape, generator=generator)
+    return state
 
 
 def layers() -> dict[str, torch.Tensor]:

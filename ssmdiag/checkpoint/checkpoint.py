@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice, takewhile
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -192,6 +194,17 @@ class Checkpoint(Mapping[str, StoredTensor]):
         for name, value in self.settings.items():
             found.setdefault(name.rpartition(".")[2], []).append((name, value))
         return found
+
+    def below(self, path: str) -> list[str]:
+        """Return the names of all tensors of a module and the modules in it, sorted; of all for ""."""
+        start = f"{path}." if path else ""
+        names = self._sorted_names
+        first = bisect_left(names, start)
+        return list(takewhile(lambda name: name.startswith(start), islice(names, first, None)))
+
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        return sorted(self.tensors)
 
     def ending_in(self, suffix: str) -> list[str]:
         """Return the names that end in a dotted suffix, in the order of the file."""

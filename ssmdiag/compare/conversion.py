@@ -3,7 +3,8 @@
 Layers are matched by name, else by order. Within a channel the log-eigenvalues are compared as sets: a converter
 may reorder modes, store the other half of conjugate pairs, repeat a channel over heads or reorder channels as a
 whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: that
-sees what the eigenvalues alone cannot, a B or C that went to another mode.
+sees what the eigenvalues alone cannot, a B or C that went to another mode. Of selective layers that is the nominal
+point alone: what steers them by the input is compared as well, and where it cannot be, nothing is proven.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ import torch
 from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
+from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import LayerError
@@ -39,6 +41,7 @@ TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-
 A weight goes through exp or softplus: rounded to bfloat16, at half a unit in 2⁸, the logarithm −8 of a step moves
 the step by 3 %; float16 is eight times finer. Where both sides store the same type, nothing needs rounding.
 """
+LEFT_BEHIND = "its decays stand in another order, what steers them by the input does not"
 COARSEST = 0.5
 """The same for types of 8 bits and fewer."""
 
@@ -50,6 +53,8 @@ class Outcome(Enum):
     REORDERED = "same, in another order"
     DIFFERS = "differs"
     MISSING = "missing"
+    NOMINAL = "same at the nominal point"
+    """What steers it by the input could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class LayerProof:
     """The lag at which kernels differ most, relative to the channel's peak; None where a side has no B or C."""
     notes: tuple[str, ...]
     """What had to be undone to compare them, or why they cannot be."""
+    steering: SteeringComparison | None = None
+    """What steers it by the input; None where nothing does."""
 
     @property
     def proven(self) -> bool:
@@ -99,7 +106,7 @@ class ConversionProof:
         return not self.problems and bool(self.layers) and all(layer.proven for layer in self.layers)
 
     def exit_code(self) -> int:
-        """Return 1 if a layer differs, 2 if part could not be read, 0 if the memory was proven the same."""
+        """Return 1 if a layer differs or is known at the nominal point alone, 2 if part could not be read, else 0."""
         if any(not layer.proven for layer in self.layers):
             return 1
         return 0 if self.proven else 2
@@ -225,12 +232,26 @@ def _prove_layer(
     a: Layer | None, b: Layer | None, tolerance: float | None, lags: Sequence[int]
 ) -> Iterator[LayerProof]:
     first, second = (layer.read() if layer else [] for layer in (a, b))
+    steering = compare_steering(a, b, tolerance) if a and b else None
     for one, other in zip(first, second, strict=False):
-        yield prove_recurrence(one, other, tolerance, lags)
+        yield _with_steering(prove_recurrence(one, other, tolerance, lags), steering)
     for lone in first[len(second) :]:
         yield _missing(lone, "only the first has it", a=lone.layer)
     for lone in second[len(first) :]:
         yield _missing(lone, "only the second has it", b=lone.layer)
+
+
+def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> LayerProof:
+    if steering is None:
+        return proof
+    outcome, unseen, notes = proof.outcome, steering.unseen, proof.notes
+    if outcome is Outcome.REORDERED and not steering.differing and steering.compared:
+        outcome, notes = Outcome.DIFFERS, (*notes, LEFT_BEHIND)
+    elif outcome is Outcome.REORDERED:
+        outcome, unseen = Outcome.NOMINAL, (*unseen, "what steers it was not followed into another order")
+    elif outcome is Outcome.SAME:
+        outcome = Outcome.DIFFERS if steering.differing else Outcome.NOMINAL if unseen else outcome
+    return replace(proof, outcome=outcome, notes=notes, steering=replace(steering, unseen=unseen))
 
 
 def _missing(lone: Recurrence, note: str, *, a: str | None = None, b: str | None = None) -> LayerProof:

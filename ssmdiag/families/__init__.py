@@ -8,11 +8,11 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling, Steering
 
-__all__ = ["Family", "Option", "Spelling", "known_families"]
+__all__ = ["Family", "Option", "Spelling", "Steering", "known_families"]
 
-MACHINERY = frozenset({"interface", "layer", "recognition", "mapfile", "map_template"})
+MACHINERY = frozenset({"interface", "layer", "layouts", "recognition", "mapfile", "map_template"})
 """Modules of this package that are not families."""
 
 

@@ -14,12 +14,16 @@ Comba, Gated DeltaProduct and mixtures of such memories keep the same gate and o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -38,6 +42,58 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(zoh(-rate, step), step=step, operating_point="the gates at their bias, as at zero input")
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for part, (role, letter) in enumerate((("write strength", "b"), ("decay", "a"))):
+        names = [f"in_proj_{letter}.weight", f"{letter}_proj.weight"]
+        for name in names if "conv1d.weight" in layer else names[::-1]:
+            yield Steering(role, name, needed=True)
+        yield Steering(role, "in_proj_ba.weight", partial(_of_ba, part=part))
+    yield Steering("decay", "gk_proj.weight")
+    for part, role in enumerate(("query", "key", "value")):
+        yield Steering(role, f"{role[0]}_proj.weight")
+        yield Steering(role, "in_proj_qkv.weight", partial(_stacked, part=part))
+        yield Steering(role, "in_proj_qkvz.weight", partial(_grouped, part=part))
+        convolution = f"convolution of the {role}"
+        yield Steering(convolution, f"{role[0]}_conv1d.weight", taps)
+        yield Steering(convolution, "conv1d.weight", partial(_stacked, part=part))
+        yield Steering(f"bias of the {convolution}", f"{role[0]}_conv1d.bias")
+    yield Steering("bias of the convolution", "conv1d.bias")
+    yield Steering("feedback", "decay")  # Comba's two
+    yield Steering("query correction", "D")
+
+
+def _of_ba(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
+    """Return the rows of β or of the decay from a matrix that has, key head by key head, first those and then these."""
+    groups = layer.setting("linear_num_key_heads")
+    if not isinstance(groups, int) or groups < 1 or len(rows) % (2 * groups):
+        return None
+    return rows.unflatten(0, (groups, 2, -1))[:, part].flatten(0, 1)
+
+
+def _grouped(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
+    """Return q, k or v from a matrix that has q, k, v and z of one key head after the other."""
+    groups, key, value = (
+        layer.setting(f"linear_{name}") for name in ("num_key_heads", "key_head_dim", "value_head_dim")
+    )
+    if not all(isinstance(size, int) and size > 0 for size in (groups, key, value)):
+        return None
+    values = layer.axis("head") // groups * value
+    if len(rows) != groups * 2 * (key + values):
+        return None
+    start, size = ((0, key), (key, key), (2 * key, values))[part]
+    return rows.unflatten(0, (groups, -1))[:, start : start + size].flatten(0, 1)
+
+
+def _stacked(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
+    """Return q, k or v of matrices one below the other; the norm of the output tells how wide a value is."""
+    norm = layer.beside("norm.weight") or layer.beside("o_norm.weight")
+    values = 0 if norm is None else layer.axis("head") * norm.shape[0]
+    keys, odd = divmod(len(rows) - values, 2)
+    if not values or odd or keys <= 0:
+        return None
+    return rows.flatten(1).split([keys, keys, values])[part]
+
+
 FAMILY = Family(
     name="gated_delta_net",
     title="Gated DeltaNet",
@@ -54,5 +110,6 @@ FAMILY = Family(
         Spelling("NVlabs/GatedDeltaNet", {**_GATE, "gk_proj.weight": "head _"}, absent=("o_norm.weight",)),
     ),
     read=read,
+    steering=steering,
     caveat="Along the key that is written the memory is overwritten too (by β), so the decay bounds it from above.",
 )

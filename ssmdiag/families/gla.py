@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.layouts import taps
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -48,6 +49,18 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(decay, operating_point="the gates at their bias, as at zero input")
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    if "gk_proj.1.bias" in layer:
+        yield Steering("decay, first factor", "gk_proj.0.weight", needed=True)
+        yield Steering("decay, second factor", "gk_proj.1.weight", needed=True)
+    else:
+        yield Steering("decay", "f_proj.weight" if "f_proj.weight" in layer else "gk_proj.weight", needed=True)
+    for role in ("query", "key", "value"):
+        yield Steering(role, f"{role[0]}_proj.weight")
+        yield Steering(f"bias of the {role}", f"{role[0]}_proj.bias")
+        yield Steering(f"convolution of the {role}", f"{role[0]}_conv1d.weight", taps)
+
+
 FAMILY = Family(
     name="gla",
     title="Gated linear attention",
@@ -59,6 +72,7 @@ FAMILY = Family(
         Spelling("fla, gated slot attention", {"f_proj.weight": "_ _"}, settings={"model_type": ("gsa",)}),
     ),
     read=read,
+    steering=steering,
     options=(
         Option(
             "gate_logit_normalizer",

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +64,12 @@ def _distance_to_one(layer: Layer, bounds: Tensor) -> Tensor:
     return shares[0] + shares[layer.number + 1 :].sum(0)
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for role, name in (("decay", "f"), ("input", "i"), ("query", "q")):
+        yield Steering(role, f"{name}_proj.weight", needed=role == "decay")
+        yield Steering(f"convolution of the {role}", f"{name}_conv1d.weight", taps)
+
+
 FAMILY = Family(
     name="hgrn",
     title="HGRN",
@@ -73,4 +80,5 @@ FAMILY = Family(
         Spelling("fla, HGRN", {**_GATE}, absent=(*_BIASED, "q_proj.weight")),
     ),
     read=read,
+    steering=steering,
 )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -63,6 +65,26 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Steering:
+    """A tensor through which the input reaches a layer's decays, or what is written to and read from its memory.
+
+    The nominal point does not show it: `compare --strict` holds it against the tensor of the same role in the other
+    checkpoint.
+    """
+
+    role: str
+    """What it does, in plain words; the same word in every spelling."""
+    tensor: str
+    """Name local to the module, `^.` before it for one beside the module. Of several in one role the first that is
+    there counts."""
+    layout: Callable[[Tensor, Layer], Tensor | None] | None = None
+    """How the values stand in the other spellings: the rows of this role, transposed …; None where the settings do
+    not tell, and then it is compared under its own name alone."""
+    needed: bool = False
+    """True: without it nothing is proven of a layer, since every layer has it."""
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family: its name, its paper, its spellings, and how a layer of it is read."""
 
@@ -75,6 +97,8 @@ class Family:
     """`nominal`: the decay depends on the input and is read at the gates' bias."""
     spellings: tuple[Spelling, ...]
     read: Callable[[Layer], Iterable[Recurrence]]
+    steering: Callable[[Layer], Iterable[Steering]] | None = None
+    """What steers its memory by the input; None where nobody has said: then nothing is proven but of equal files."""
     options: tuple[Option, ...] = ()
     caveat: str = ""
     """What the modal form leaves out, in one sentence for the report."""

@@ -15,13 +15,17 @@ most models). Config names the bound, tensors do not. GDN-2 (fla) keeps the plai
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -103,6 +107,32 @@ def _spellings() -> Iterator[Spelling]:
                 yield Spelling(f"{name}, in memory{packed}", inside, {"b_proj.weight": "_ _"})
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    prefix = "forget_gate." if "forget_gate.dt_bias" in layer else ""
+    if any(f"{prefix}f_proj.{ending}" in layer for ending in ("weight", "qweight", "weight_packed")):
+        yield Steering("decay", f"{prefix}f_proj.weight", needed=True)
+    else:
+        for first, second in (("f_a_proj", "f_b_proj"), ("f_proj.0", "f_proj.1")):
+            yield Steering("decay, first factor", f"{prefix}{first}.weight", needed=True)
+            yield Steering("decay, second factor", f"{prefix}{second}.weight", needed=True)
+            yield Steering("bias of the second factor", f"{prefix}{second}.bias")
+    yield Steering("write strength", "b_proj.weight", needed=True)
+    yield Steering("write gate", "w_proj.weight")
+    for part, role in enumerate(("query", "key", "value")):
+        yield Steering(role, f"{role[0]}_proj.weight")
+        convolution = f"convolution of the {role}"
+        yield Steering(convolution, f"{role[0]}_conv1d.weight", taps)
+        yield Steering(convolution, "conv1d.weight", partial(_stacked, part=part))
+        yield Steering(convolution, f"{role[0]}_conv.conv.weight", taps)  # MLX
+
+
+def _stacked(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
+    """Return the rows of q, k or v of a convolution over all three, by the rows of their projections."""
+    stored = [layer.beside(f"{name}_proj.weight") for name in "qkv"]
+    sizes = [0 if tensor is None else tensor.shape[0] for tensor in stored]
+    return rows.flatten(1).split(sizes)[part] if sum(sizes) == len(rows) and all(sizes) else None
+
+
 FAMILY = Family(
     name="kda",
     title="Kimi Delta Attention",
@@ -110,6 +140,7 @@ FAMILY = Family(
     memory="nominal",
     spellings=tuple(_spellings()),
     read=read,
+    steering=steering,
     options=(
         Option(
             "kda_lower_bound",

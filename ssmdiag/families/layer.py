@@ -83,6 +83,16 @@ class Layer:
         """Return the tensor on disk behind a local name."""
         return self.checkpoint[self.names[local]]
 
+    def beside(self, local: str) -> StoredTensor | None:
+        """Return a tensor of this module, in the spelling or not; with `^.` before its name of the module above."""
+        return self.checkpoint.get(self.full_name(local))
+
+    def full_name(self, local: str) -> str:
+        """Return the full name of a tensor of this module, or with `^.` before it of the module above."""
+        own = local.removeprefix("^.")
+        path = self.path if own == local else self.path.rpartition(".")[0]
+        return f"{path}.{own}" if path else own
+
     def __getitem__(self, local: str) -> Tensor:
         """Return the values in float64, or complex128 where the spelling says that they are complex.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -49,6 +49,10 @@ def _slopes(heads: int) -> list[float]:
     return slopes + [2 ** (-4 * (2 * head + 1) / whole) for head in range(heads - whole)]
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    yield Steering("query, key and value", "qkv_proj.weight")
+
+
 FAMILY = Family(
     name="lightning_attention",
     title="Lightning attention",
@@ -64,5 +68,6 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
     caveat="The decay is the same at every token; what is written and read depends on the input.",
 )

@@ -18,10 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps, transposed
 from ssmdiag.recurrence import zoh
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -79,6 +82,48 @@ def _remark(layer: Layer) -> None:
 def _is_block_1d(layer: Layer) -> bool:
     """Whether this is typeseg's Flax class, whose Δ is softplus(·) + 1e-4."""
     return layer.spelling.name == _FLAX_UNNAMED and "MambaBlock1D" in layer.path
+
+
+def steering(layer: Layer) -> Iterator[Steering]:
+    for end, branch in (("", ""), ("_b", ", backward")):
+        needed = not end or f"dt_proj{end}.bias" in layer
+        for step in (f"dt_proj{end}.weight", *(() if end else _STEPS)):
+            layout = transposed if step.endswith("kernel") else None
+            yield Steering(f"step{branch}", step, layout, needed=needed)
+        for projection in (f"x_proj{end}.weight", *(() if end else _PROJECTED)):
+            layout = transposed if projection.endswith("kernel") else None
+            yield Steering(f"step, B and C{branch}", projection, layout, needed=needed)
+        for convolution in (f"conv1d{end}", *(() if end else ("ssm_conv1d", "conv2d"))):
+            yield Steering(f"convolution{branch}", f"{convolution}.weight", taps)
+            yield Steering(f"bias of the convolution{branch}", f"{convolution}.bias")
+    for projection in ("in_proj", "ssm_in"):
+        yield Steering("input", f"{projection}.weight", _input_rows)
+        yield Steering("bias of the input", f"{projection}.bias", _input_rows)
+    for flax, role, layout in (("Conv_0", "convolution", _flax_taps), ("Dense_0", "input", transposed)):
+        yield Steering(role, f"{flax}.kernel", layout)
+        yield Steering(f"bias of the {role}", f"{flax}.bias")
+    for role, names in _NORMS.items():
+        for name in names:
+            yield Steering(f"norm of {role}", name)
+
+
+def _input_rows(rows: Tensor, layer: Layer) -> Tensor:
+    """Return the rows of in_proj that make x; those of the gate z stand below them. Hymba's has others as well."""
+    return rows if "A_log.0" in layer else rows[: layer.axis("channel")]
+
+
+def _flax_taps(kernel: Tensor, layer: Layer) -> Tensor:
+    """Return (channel, tap) of Flax's (tap, 1, channel)."""
+    return kernel.flatten(0, -2).T
+
+
+_STEPS = ("ssm_dt.weight", "dt_proj.0.weight", "dt_projs_weight", "Dense_2.kernel")
+_PROJECTED = ("ssm_x.weight", "x_proj.0.weight", "x_proj_weight", "Dense_1.kernel")
+_NORMS = {
+    "the step": ("dt_layernorm.weight", "ssm_dt_norm.weight"),
+    "B": ("b_layernorm.weight", "B_layernorm.weight", "ssm_b_norm.weight"),
+    "C": ("c_layernorm.weight", "C_layernorm.weight", "ssm_c_norm.weight"),
+}
 
 
 FAMILY = Family(
@@ -140,4 +185,5 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
 )

@@ -18,7 +18,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps
 from ssmdiag.maps import softplus
 from ssmdiag.recurrence import zoh
 
@@ -102,6 +103,50 @@ def _number(value: Any) -> float:
     return float(value.get("__float__", "") if isinstance(value, dict) else value)
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for projection in ("in_proj", "ssm_in"):
+        yield Steering("step", f"{projection}.weight", _step_rows, needed=True)
+        yield Steering("x, B and C", f"{projection}.weight", _convolved_rows)
+        yield Steering("bias of x, B and C", f"{projection}.bias", _convolved_rows)
+    for convolution in ("conv1d", "ssm_conv1d"):
+        yield Steering("convolution", f"{convolution}.weight", taps)
+        yield Steering("bias of the convolution", f"{convolution}.bias")
+
+
+def _step_rows(rows: Tensor, layer: Layer) -> Tensor:
+    """Return the rows of in_proj that make Δ, always its last, times Falcon-H1's multipliers."""
+    return _scaled(rows, layer)[-layer.axis("head") :]
+
+
+def _convolved_rows(rows: Tensor, layer: Layer) -> Tensor | None:
+    """Return the rows that make x, B and C, as many as the convolution has channels; the gate z stands above them."""
+    convolution = layer.beside("conv1d.weight") or layer.beside("ssm_conv1d.weight")
+    if convolution is None:
+        return None
+    heads = layer.axis("head")
+    return _scaled(rows, layer)[-convolution.shape[0] - heads : -heads]
+
+
+def _scaled(rows: Tensor, layer: Layer) -> Tensor:
+    """Return in_proj with Falcon-H1's multipliers in it, as llama.cpp and MLX store it.
+
+    A bias is only multiplied part by part: it does not see what the input was multiplied by.
+    """
+    multipliers = layer.setting("ssm_multipliers")
+    convolution = layer.beside("conv1d.weight")
+    if not multipliers or convolution is None or convolution.shape[1] != 1:
+        return rows
+    heads, convolved = layer.axis("head"), convolution.shape[0]
+    inner = len(rows) - convolved - heads
+    state = (convolved - inner) // 2
+    whole = float(layer.setting("ssm_in_multiplier", default=1.0)) if rows.ndim > 1 else 1.0
+    factors, start = rows[:0].double().new_ones(len(rows)), 0
+    for factor, size in zip(multipliers, (inner, inner, state, state, heads), strict=True):  # z, x, B, C, Δ
+        factors[start : start + size] = float(factor) * whole
+        start += size
+    return rows * factors.reshape(-1, *(1 for _ in rows.shape[1:]))
+
+
 FAMILY = Family(
     name="mamba2",
     title="Mamba-2",
@@ -122,4 +167,5 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
 )

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling, Steering
 from ssmdiag.maps import MAPS
 from ssmdiag.recurrence import zoh
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -39,6 +41,19 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     )
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    yield Steering("A, step, B, C, rotation and input", "in_proj.weight", _without_gate, needed=True)
+    yield Steering("bias of A, step, B, C, rotation and input", "in_proj.bias", _without_gate)
+    for name in ("B_bias", "C_bias", "B_norm.weight", "C_norm.weight", "mimo_x"):
+        yield Steering(name.removesuffix(".weight").replace("_", " "), name)
+
+
+def _without_gate(rows: Tensor, layer: Layer) -> Tensor | None:
+    """Return the rows of in_proj but those of the gate z, which stand first, as many as out_proj takes."""
+    taken = layer.beside("out_proj.weight")
+    return None if taken is None or len(taken.shape) != 2 else rows[taken.shape[1] :]
+
+
 FAMILY = Family(
     name="mamba3",
     title="Mamba-3",
@@ -53,6 +68,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
     options=(
         Option(
             "a_activation",

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -32,6 +32,10 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(decay, operating_point="zero input, where the gate is 1/2")
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    yield Steering("candidate and gates", layer.spelling.telltale, needed=True)
+
+
 FAMILY = Family(
     name="min_gru",
     title="minGRU, minLSTM",
@@ -42,4 +46,5 @@ FAMILY = Family(
         Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "3*channel _"}),
     ),
     read=read,
+    steering=steering,
 )

@@ -14,12 +14,16 @@ implementation rescales numerator and denominator alike and does not change the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.layouts import share, taps
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -42,6 +46,31 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(-rate[:, None], operating_point="the gates at their bias, as at zero input")
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for gate, half, needed in (("forget", 1, True), ("input", 0, False)):
+        yield Steering(f"{gate} gate", f"{gate[0]}gate_preact.weight", needed=needed)
+        yield Steering(f"{gate} gate", f"mlstm_cell.{gate[0]}gate.weight")
+        yield Steering(f"{gate} gate", "ifgate_preact.weight", partial(share, part=half, parts=2))
+    yield Steering("bias of the input gate", "igate_preact.bias")
+    yield Steering("bias of the input gate", "mlstm_cell.igate.bias")
+    yield Steering("bias of the input gate", "ifgate_preact.bias", partial(share, part=0, parts=2))
+    for part, role in enumerate(("query", "key", "value")):
+        yield Steering(role, f"{role[0]}.weight")
+        yield Steering(role, f"{role[0]}_proj.weight")
+        yield Steering(role, "qkv_opreact.weight", partial(_fused, part=part))
+    # NX-AI's first blocks: the cell reads q, k and v behind a convolution.
+    yield Steering("convolution", "conv1d.conv.weight", taps)
+    yield Steering("bias of the convolution", "conv1d.conv.bias")
+    yield Steering("input", "proj_up.weight", partial(share, part=0, parts=2))
+
+
+def _fused(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
+    """Return q, k or v of xLSTM-large's fused matrix: v and the output gate, last, are as wide as the model."""
+    width = rows.shape[1]
+    keys, odd = divmod(len(rows) - 2 * width, 2)
+    return None if odd or keys <= 0 else rows.split([keys, keys, width, width])[part]
+
+
 FAMILY = Family(
     name="mlstm",
     title="mLSTM",
@@ -53,6 +82,7 @@ FAMILY = Family(
         Spelling("NX-AI/xlstm", {_CELL: "head", "mlstm_cell.igate.bias": "head"}),
     ),
     read=read,
+    steering=steering,
     options=(
         Option(
             "gate_soft_cap",

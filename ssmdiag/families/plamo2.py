@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     step = layer.weight("dt_bias", "softplus", role="step")[:, None]
     point = "the gates at their bias, as at zero input"
     yield layer.recurrence(zoh(-rate, step), step=step, operating_point=point)
+
+
+def steering(layer: Layer) -> Iterator[Steering]:
+    yield Steering("step", "dt_proj.weight", needed=True)
+    yield Steering("step, B and C", "bcdt_proj.weight", needed=True)
+    yield Steering("convolution", "conv1d.weight", taps)
+    yield Steering("bias of the convolution", "conv1d.bias")
+    yield Steering("input", "in_proj.weight")
+    yield Steering("norm of the step", "dt_norm_weight")
+    yield Steering("norm of B", "B_norm_weight")
+    yield Steering("norm of C", "C_norm_weight")
 
 
 FAMILY = Family(
@@ -42,4 +54,5 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
 )

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps, transposed
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -35,6 +36,22 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(log_eigenvalues[:, None], conjugate_pairs=is_complex)
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for own, deepmind, role in (
+        ("recurrent_gate_weight", "a_gate.w", "decay"),
+        ("input_gate_weight", "input_gate.w", "input gate"),
+        ("input_gate_bias", "input_gate.b", "bias of the input gate"),
+    ):
+        yield Steering(role, own, needed=role == "decay")
+        yield Steering(role, deepmind)
+    # The block's own, between its input and the gates; DeepMind's convolution is (tap, channel).
+    for name, role in (("linear_x", "input"), ("conv_1d", "convolution")):
+        yield Steering(role, f"^.{name}.weight", taps)
+        yield Steering(role, f"^.{name}.w", transposed)
+        yield Steering(f"bias of the {role}", f"^.{name}.bias")
+        yield Steering(f"bias of the {role}", f"^.{name}.b")
+
+
 FAMILY = Family(
     name="rg_lru",
     title="RG-LRU",
@@ -49,5 +66,6 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
     caveat="In its block the gate also sees the biases of the layers before it; they are left out here.",
 )

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -36,6 +36,13 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(-layer.weight("time_decay", "exp")[:, None])
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for role in ("key", "value", "receptance"):
+        yield Steering(role, f"{role}.weight")
+        yield Steering(f"token shift of the {role}", f"time_mix_{role[0]}")
+        yield Steering(f"token shift of the {role}", f"time_mix_{role}")
+
+
 FAMILY = Family(
     name="rwkv4",
     title="RWKV-4",
@@ -50,5 +57,6 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
     caveat="The decay is the same at every token, but what it is applied to is weighted by exp(key).",
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -29,6 +29,12 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(-rate.reshape(rate.shape[0], -1))
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for role in ("key", "value", "receptance"):
+        yield Steering(role, f"{role}.weight")
+        yield Steering(f"token shift of the {role}", f"time_mix_{role[0]}")
+
+
 FAMILY = Family(
     name="rwkv5",
     title="RWKV-5",
@@ -40,5 +46,6 @@ FAMILY = Family(
         Spelling("RWKV-5.0", {"time_first": "head", "time_decay": "head", "ln_x.weight": "_"}, absent=_LATER),
     ),
     read=read,
+    steering=steering,
     caveat="The decay is the same at every token; what is written and read depends on the input.",
 )

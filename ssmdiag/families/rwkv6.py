@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import transposed
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -25,6 +26,21 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     decay, bonus = ("w_proj.linear.lora.2.bias", "bonus") if "bonus" in layer else ("time_decay", "time_faaaa")
     rate = layer.weight(decay, "exp").reshape(layer.shape(bonus))
     yield layer.recurrence(-rate, operating_point="the gates at their bias, as at zero input")
+
+
+def steering(layer: Layer) -> Iterator[Steering]:
+    yield Steering("decay, first factor", "time_decay_w1", transposed, needed=True)
+    yield Steering("decay, second factor", "time_decay_w2", transposed, needed=True)
+    yield Steering("decay, first factor", "w_proj.linear.lora.0.weight")
+    yield Steering("decay, second factor", "w_proj.linear.lora.2.weight")
+    for role, blink, fla in (("receptance", "receptance", "r"), ("key", "key", "k"), ("value", "value", "v")):
+        yield Steering(role, f"{blink}.weight")
+        yield Steering(role, f"{fla}_proj.linear.weight")
+    # The token shift mixes this token with the one before, on the way to all of them.
+    for name in ("x", "w", "k", "v", "r", "w1", "w2"):
+        yield Steering(f"token shift {name}", f"time_maa_{name}")
+    for name in ("x_bias", "x_proj.0.mu", "x_proj.0.linear.weight", "x_proj.2.weight"):
+        yield Steering(f"token shift {name}", name)
 
 
 FAMILY = Family(
@@ -41,4 +57,5 @@ FAMILY = Family(
         Spelling("fla", {"w_proj.linear.lora.2.bias": "head*key", "bonus": "head key"}),
     ),
     read=read,
+    steering=steering,
 )

@@ -16,7 +16,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import flat, transposed
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -32,6 +33,24 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(-FASTEST * gate, operating_point="the gates at their bias, as at zero input")
 
 
+def steering(layer: Layer) -> Iterator[Steering]:
+    for role, name in (("decay", "w"), ("removal", "a"), ("value residual", "v")):
+        for factor, number in (("first", 1), ("second", 2)):
+            needed = role == "decay"
+            yield Steering(f"{role}, {factor} factor", f"{name}{number}", transposed, needed=needed)
+            yield Steering(f"{role}, {factor} factor", f"{name}_lora.lora.{2 * (number - 1)}.weight")
+    for role, name in (("removal", "a"), ("value residual", "v")):
+        yield Steering(f"bias of the {role}", f"{name}0", flat)
+        yield Steering(f"bias of the {role}", f"{name}_lora.lora.2.bias")
+    for role in ("receptance", "key", "value"):
+        yield Steering(role, f"{role}.weight")
+        yield Steering(role, f"{role[0]}_proj.weight")
+    for name in ("k_k", "k_a", "x_w", "x_k", "x_v", "x_a", "x_r"):
+        role = f"token shift {name[-1]}" if name.startswith("x") else name
+        yield Steering(role, name, flat)
+    yield Steering("token shift", "x_x")
+
+
 FAMILY = Family(
     name="rwkv7",
     title="RWKV-7",
@@ -42,5 +61,6 @@ FAMILY = Family(
         Spelling("fla", {"w_lora.lora.2.bias": "head*key", "r_k": "head key"}),
     ),
     read=read,
+    steering=steering,
     caveat="Along the key that is removed (κ) the memory is overwritten too, so the decay bounds it from above.",
 )

@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence import Recurrence
 
@@ -28,6 +31,20 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     if "conv1d.bias" in layer:
         layer.note("at zero input Δ differs from its bias: a bias before x_proj reaches it")
     yield layer.recurrence(zoh(-rate, step), step=step)
+
+
+def steering(layer: Layer) -> Iterator[Steering]:
+    yield Steering("step", "dt_proj_weight", needed=True)
+    yield Steering("step, B and C", "x_proj_weight", needed=True)
+    yield Steering("convolution", "conv1d.weight", taps)
+    yield Steering("bias of the convolution", "conv1d.bias")
+    yield Steering("input", "in_proj.weight", _input_rows)
+    yield Steering("bias of the input", "in_proj.bias", _input_rows)
+
+
+def _input_rows(rows: Tensor, layer: Layer) -> Tensor:
+    """Return the rows of in_proj that make x: they and those of the gate z take turns."""
+    return rows[::2]
 
 
 FAMILY = Family(
@@ -43,4 +60,5 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    steering=steering,
 )

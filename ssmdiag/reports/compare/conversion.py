@@ -18,9 +18,11 @@ from ssmdiag.reports.folding import join_labels, label_layers
 if TYPE_CHECKING:
     from ssmdiag.compare.conversion import ConversionProof, LayerProof
     from ssmdiag.compare.spectrum_matching import Difference
+    from ssmdiag.compare.steering import SteeringDifference
     from ssmdiag.reports.interface import Settings
 
 MOST_ROWS = 12
+_NOMINAL = "nominal point"
 
 
 def conversion_report(proof: ConversionProof, settings: Settings) -> str:
@@ -50,11 +52,20 @@ def conversion_report(proof: ConversionProof, settings: Settings) -> str:
 
 
 def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
-    wrong = [i for i, layer in enumerate(proof.layers) if not layer.proven]
+    wrong = [i for i, layer in enumerate(proof.layers) if not (layer.proven or layer.outcome is Outcome.NOMINAL)]
     if wrong:
         worst = max(wrong, key=lambda i: _size(proof.layers[i]))
-        count = f"{len(wrong)} of {words.plural(len(proof.layers), 'layer')}" if len(proof.layers) > 1 else "the layer"
-        return f"Not the same memory in {count}. Layer {labels[worst]}{_detail(proof.layers[worst])}."
+        return (
+            f"Not the same memory in {_count(len(wrong), proof)}. Layer {labels[worst]}{_detail(proof.layers[worst])}."
+        )
+    nominal = [i for i, layer in enumerate(proof.layers) if layer.outcome is Outcome.NOMINAL]
+    if nominal:
+        steering = proof.layers[nominal[0]].steering
+        why = steering.unseen[0] if steering else ""
+        return (
+            f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but what steers it by "
+            f"the input was not seen whole. Layer {labels[nominal[0]]}: {why}."
+        )
     if not proof.proven:
         return "Not proven: part of a checkpoint could not be read."
     spectra = max((layer.spectrum.value for layer in proof.layers if layer.spectrum), default=None)
@@ -65,7 +76,22 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
     moved = sum(layer.outcome is Outcome.REORDERED for layer in proof.layers)
     order = f" In {words.plural(moved, 'layer')} modes or channels stand in another order." if moved else ""
     every = f"all {len(proof.layers)} layers" if len(proof.layers) > 1 else "its layer"
-    return f"Proven: the same memory in {every}; {', '.join(parts)} ({_small(allowed)} allowed).{order}"
+    agreed = f"{', '.join(parts)} ({_small(allowed)} allowed){_steered(proof)}"
+    return f"Proven: the same memory in {every}; {agreed}.{order}"
+
+
+def _steered(proof: ConversionProof) -> str:
+    """Return how well what steers the layers agrees, to follow what their decays do."""
+    compared = [one for layer in proof.layers if layer.steering for one in layer.steering.compared]
+    if not compared:
+        return ""
+    worst = max(compared, key=lambda one: one.value)
+    allowed = f" ({_small(worst.tolerance)} allowed)" if worst.value else ""
+    return f", and {words.plural(len(compared), 'tensor')} that steer it by the input {_within(worst.value)}{allowed}"
+
+
+def _count(layers: int, proof: ConversionProof) -> str:
+    return f"{layers} of {words.plural(len(proof.layers), 'layer')}" if len(proof.layers) > 1 else "the layer"
 
 
 def _within(value: float) -> str:
@@ -86,7 +112,10 @@ def _detail(layer: LayerProof) -> str:
             f", channel {mode.channel}, mode {mode.at}: {what}; {_small(mode.value)} apart, "
             f"{_small(layer.tolerance)} allowed"
         )
-    assert layer.kernel is not None
+    if layer.steering and layer.steering.differing:
+        return _steered_otherwise(layer.steering.differing, layer.a or "")
+    if layer.kernel is None or layer.kernel.value <= layer.tolerance:
+        return f": {'; '.join(layer.notes)}"
     kernel = layer.kernel
     return (
         f", channel {kernel.channel}: its modes agree, its kernel does not; at lag {kernel.at:,} it is "
@@ -95,11 +124,29 @@ def _detail(layer: LayerProof) -> str:
     )
 
 
+def _steered_otherwise(differing: Sequence[SteeringDifference], path: str) -> str:
+    """Return which tensors steer a layer otherwise, to follow its label; the layer's decays at rest agree."""
+    worst, *others = (one.a.removeprefix(f"{path}.") for one in differing)
+    what = differing[0].note
+    if weights := differing[0].weights:
+        at = ", ".join(str(index) for index in differing[0].at)
+        what = f"{_number(weights[0])} in a, {_number(weights[1])} in b at [{at}]"
+    also = f"; so do {', '.join(others[:3])}{' …' * (len(others) > 3)}" if len(others) > 1 else ""
+    also = f"; so does {others[0]}" if len(others) == 1 else also
+    return (
+        f": its decays agree at the nominal point, what steers them by the input does not; {worst} "
+        f"({differing[0].role}) differs: {what}; {_small(differing[0].tolerance)} allowed{also}"
+    )
+
+
 def _table(proof: ConversionProof, labels: Sequence[str], settings: Settings) -> object:
     rows = sorted(range(len(labels)), key=lambda i: (proof.layers[i].proven, -_size(proof.layers[i])))
     shown = sorted(rows if settings.all_layers else rows[:MOST_ROWS])
     table = plain_table()
-    heads = ("layer", "channels\n× modes", "stored\na, b", "largest difference\nof a mode", "\nof kernels", "\nallowed")
+    heads = ["layer", "channels\n× modes", "stored\na, b", "largest difference\nof a mode", "\nof kernels", "\nallowed"]
+    steered = any(layer.steering and layer.steering.compared for layer in proof.layers)
+    kernels = not steered or any(layer.kernel for layer in proof.layers)
+    heads[4:5] = ["\nof kernels"] * kernels + ["of what\nsteers it"] * steered
     for position, head in enumerate(heads):
         table.add_column(head, justify="left" if position in (0, 2) else "right", no_wrap=True)
     table.add_column("\nmemory", no_wrap=True)
@@ -111,9 +158,10 @@ def _table(proof: ConversionProof, labels: Sequence[str], settings: Settings) ->
             f"{layer.channels:,} × {layer.modes:,}",
             stored.replace("bfloat", "bf").replace("float", "f"),
             _of(layer.spectrum),
-            _of(layer.kernel),
+            *[_of(layer.kernel)] * kernels,
+            *[_of(layer.steering.compared[0] if layer.steering and layer.steering.compared else None)] * steered,
             _small(layer.tolerance) if layer.tolerance else "–",
-            layer.outcome.value,
+            _NOMINAL if layer.outcome is Outcome.NOMINAL else layer.outcome.value,
         ]
         table.add_row(*(Text(cell) for cell in cells), style="" if layer.proven else "red")
     left = len(rows) - len(shown)
@@ -125,7 +173,7 @@ def _table(proof: ConversionProof, labels: Sequence[str], settings: Settings) ->
 def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
     noted: dict[str, list[str]] = {}
     for layer, label in zip(proof.layers, labels, strict=True):
-        for note in layer.notes:
+        for note in (*layer.notes, *(layer.steering.unseen if layer.steering else ())):
             noted.setdefault(note, []).append(label)
     remarks = [f"layer{'s' * (len(where) > 1)} {join_labels(where)}: {note}" for note, where in noted.items()]
     mixed = {layer.dtypes for layer in proof.layers if layer.dtypes[0] != layer.dtypes[1]}
@@ -138,12 +186,19 @@ def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
     if with_kernel:
         at = f"{len(proof.lags)} lags from 0 to {proof.lags[-1]:,}"
         looked += f"; kernels of {words.plural(len(with_kernel), 'layer')} at {at}"
-    unseen = ["all tensors outside the recurrence"]
-    if len(with_kernel) < len(proof.layers):
-        unseen.insert(0, "B and C where the weights do not hold them")
-    if any(not layer.time_invariant for layer in proof.layers):
-        unseen.insert(0, "the projections that steer a decay by the input")
-    return [*remarks, looked, f"not compared: {', '.join(unseen)}"]
+    steered = dict.fromkeys(
+        one.a.removeprefix(f"{layer.a}.")
+        for layer in proof.layers if layer.steering
+        for one in layer.steering.compared
+    )  # fmt: skip
+    if steered:
+        looked += f"; what steers it by the input: {join_labels(list(steered), 12)}"
+    left = ["all tensors outside the recurrence"]
+    if any(not layer.kernel and not (layer.steering and layer.steering.compared) for layer in proof.layers):
+        left.insert(0, "B and C where the weights do not hold them")
+    if any(layer.steering and layer.steering.unseen for layer in proof.layers):
+        left.insert(0, "part of what steers a decay by the input")
+    return [*remarks, looked, f"not compared: {', '.join(left)}"]
 
 
 def _size(layer: LayerProof) -> float:
@@ -151,10 +206,14 @@ def _size(layer: LayerProof) -> float:
     if layer.spectrum is None and layer.kernel is None:
         return float("inf")
     values = [difference.value for difference in (layer.spectrum, layer.kernel) if difference]
-    return max(values) / layer.tolerance if layer.tolerance else max(values)
+    most = max(values) / layer.tolerance if layer.tolerance else max(values)
+    steered = layer.steering.compared if layer.steering else ()
+    return max([most, *(one.value / one.tolerance if one.tolerance else one.value for one in steered)])
 
 
-def _of(difference: Difference | None) -> str:
+def _of(difference: Difference | SteeringDifference | None) -> str:
+    if difference is not None and 1 <= difference.value < 10:
+        return f"{100 * difference.value:.0f} %"
     return "–" if difference is None else _small(difference.value)
 
 

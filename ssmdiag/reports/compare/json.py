@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ssmdiag.compare.models import ModelComparison
     from ssmdiag.compare.run import RunComparison
     from ssmdiag.compare.significance import Slope
+    from ssmdiag.compare.steering import SteeringDifference
     from ssmdiag.compare.trend import Trend
 
 
@@ -185,5 +186,23 @@ def _proof(layer: LayerProof) -> dict[str, Any]:
             "a": kernel.a.real,
             "b": kernel.b.real,
         },
+        "steering": layer.steering
+        and {
+            "compared": [_steering(one) for one in layer.steering.compared],
+            "not_compared": layer.steering.unseen,
+        },
         "notes": layer.notes,
+    }
+
+
+def _steering(one: SteeringDifference) -> dict[str, Any]:
+    return {
+        "role": one.role,
+        "tensors": {"a": one.a, "b": one.b},
+        "relative": one.value,
+        "tolerance": one.tolerance,
+        "same": one.within,
+        "at": one.at,
+        "a": one.weights and one.weights[0],
+        "b": one.weights and one.weights[1],
     }

@@ -1,0 +1,278 @@
+"""What steers the memory of two layers by their input, tensor by tensor → `SteeringComparison`.
+
+A selective layer's nominal decay is read at the bias of its gates: projections that were zeroed, shuffled or never
+merged leave it as it was. Each family names its tensors by role (`Family.steering`), so that they can be compared
+between spellings that fuse, split or transpose them. Packed ones are compared byte by byte, or not at all.
+
+One tensor of each side is in memory at a time, in its stored type; rows are widened to float64 block by block.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from filecmp import cmp
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.errors import SsmdiagError
+from ssmdiag.families.layer import is_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.checkpoint import StoredTensor
+    from ssmdiag.families.interface import Steering
+    from ssmdiag.families.layer import Layer
+
+ROUNDING = {"float64": 1e-3, "float32": 1e-3, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""What a weight may differ by where the coarser side stores this type and the other does not: a unit in the last
+place of it, relative. Where both store the same type, nothing needs rounding: that of float32 holds."""
+COARSEST = 0.25
+"""The same for types of 8 bits and fewer."""
+SMALLEST = {"float16": 2.0**-24, "float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16}
+"""Smallest numbers of types whose range ends among usual weights: what rounding to them moves, absolutely."""
+FLOOR = 2.0**-10
+"""Share of the largest weight of its row that a weight counts as at least: next to it a smaller one does nothing."""
+BLOCK = 2**20
+"""Weights widened to float64 at a time."""
+_PACKED = re.compile(
+    r"(?:qweight|qzeros|scales|biases|g_idx|SCB|absmax|quant_map|input_scale|weight_(?:packed|scale|zero|shape|format|"
+    r"global|scb|[gv]$)\w*|weight\.(?:absmax|quant|nested|bitsandbytes)\S*|lora_\S+|original[01])$"
+)
+"""What stands beside or instead of the weight of a module that is quantised, adapted or normalised."""
+
+
+@dataclass(frozen=True)
+class SteeringDifference:
+    """Where the tensors of one role differ most."""
+
+    role: str
+    a: str
+    """Full name in the first checkpoint."""
+    b: str
+    value: float
+    """Relative to the larger of the two weights; infinite where a weight is not finite or the shapes differ."""
+    tolerance: float
+    at: tuple[int, ...]
+    """Row and column among the rows of this role; empty where there is no one place."""
+    weights: tuple[float, float] | None
+    """What stands there in the first and in the second."""
+    note: str = ""
+    """Instead of weights: why there are none."""
+
+    @property
+    def within(self) -> bool:
+        return self.value <= self.tolerance
+
+
+@dataclass(frozen=True)
+class SteeringComparison:
+    """All that steers one layer, in two checkpoints."""
+
+    compared: tuple[SteeringDifference, ...]
+    """One for each role that both sides have, the largest difference in tolerances first."""
+    unseen: tuple[str, ...]
+    """Sentences on what could not be compared."""
+
+    @property
+    def differing(self) -> tuple[SteeringDifference, ...]:
+        return tuple(one for one in self.compared if not one.within)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A tensor that steers a layer, in one checkpoint."""
+
+    layer: Layer
+    steering: Steering
+    stored: StoredTensor
+    packed: tuple[StoredTensor, ...]
+    """What else it consists of, where it is packed."""
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        return not self.packed and is_number(self.stored.dtype)
+
+    def local(self, stored: StoredTensor) -> str:
+        return stored.name.removeprefix(f"{self.layer.path}.")
+
+    def values(self) -> Tensor | None:
+        """Return the rows of its role in the stored type; None where the layout is not known."""
+        if self.stored.name not in self.cache:  # fused tensors have several roles, one after the other
+            self.cache.clear()
+            self.cache[self.stored.name] = self.stored.load().to(self.layer.device)
+        whole = self.cache[self.stored.name]
+        return self.steering.layout(whole, self.layer) if self.steering.layout else whole
+
+
+def compare_steering(a: Layer, b: Layer, tolerance: float | None = None) -> SteeringComparison | None:
+    """Return how what steers two layers differs; None where nothing does.
+
+    `tolerance` is of a weight, relative to it; by default what rounding to the stored types explains (`ROUNDING`).
+    """
+    selective = "nominal" in (a.family.memory, b.family.memory)
+    if a.family.steering is None or b.family.steering is None:
+        return _compare_modules(a, b, tolerance) if selective else None
+    compared: list[SteeringDifference] = []
+    unseen: list[str] = []
+    first, second = _by_role(a), _by_role(b)
+    for role in dict.fromkeys((*first, *second)):
+        one, other = first.get(role), second.get(role)
+        if isinstance(one, _Found) and isinstance(other, _Found):
+            found = _compare(one, other, role, tolerance)
+            (unseen if isinstance(found, str) else compared).append(found)  # type: ignore[arg-type]
+        elif selective:
+            unseen += _lone(one, other)
+    compared.sort(key=lambda d: -d.value / d.tolerance if d.tolerance else -d.value)
+    return SteeringComparison(tuple(compared), tuple(dict.fromkeys(unseen)))
+
+
+def _by_role(layer: Layer) -> dict[str, _Found | str]:
+    """Return the tensor of each role, or the name of one that should be there and is not."""
+    assert layer.family.steering is not None
+    found: dict[str, _Found | str] = {}
+    cache: dict[str, Tensor] = {}
+    for steering in layer.family.steering(layer):
+        if isinstance(found.get(steering.role), _Found):
+            continue
+        stored = layer.beside(steering.tensor)
+        packed = _packed(layer, steering.tensor)
+        if stored is not None or packed:
+            found[steering.role] = _Found(layer, steering, stored or packed[0], packed, cache)
+        elif steering.needed:
+            found.setdefault(steering.role, steering.tensor)
+    return found
+
+
+def _packed(layer: Layer, local: str) -> tuple[StoredTensor, ...]:
+    """Return what stands beside a weight of a module, or instead of it, and makes it more than one matrix."""
+    if not local.endswith(".weight"):
+        return ()
+    module = layer.full_name(local).removesuffix("weight")
+    names = layer.checkpoint.below(module.removesuffix("."))
+    return tuple(layer.checkpoint[name] for name in names if _PACKED.match(name.removeprefix(module)))
+
+
+def _compare(a: _Found, b: _Found, role: str, tolerance: float | None) -> SteeringDifference | str:
+    """Return the difference of one role, or a sentence on why there is none."""
+    try:
+        if not (a.plain and b.plain):
+            return _compare_packed(a, b, role)
+        first, second = a.values(), b.values()
+    except SsmdiagError as error:
+        return error.sentence
+    if (first is None) != (second is None) or (first is None and a.steering.tensor != b.steering.tensor):
+        stored = a.stored if first is None else b.stored
+        name = a.local(stored) if first is None else b.local(stored)
+        return f"{name} packs several roles, and no setting says in which order: its parts were not compared"
+    if first is None or second is None:
+        first, second = (side.cache[side.stored.name] for side in (a, b))
+    allowed = rounding(a.stored.dtype, b.stored.dtype) if tolerance is None else tolerance
+    return compare_weights(first, second, role, (a.stored, b.stored), allowed)
+
+
+def _compare_packed(a: _Found, b: _Found, role: str) -> SteeringDifference | str:
+    parts = [{t.name.removeprefix(side.layer.path): t for t in (side.stored, *side.packed)} for side in (a, b)]
+    if parts[0].keys() == parts[1].keys() and all(same_bytes(t, parts[1][name]) for name, t in parts[0].items()):
+        return SteeringDifference(role, a.stored.name, b.stored.name, 0.0, 0.0, (), None)
+    side = b if a.plain else a
+    beside = next((t for t in side.packed if t is not side.stored), None)
+    how = f"has {side.local(beside)} beside it" if beside else f"is {side.stored.dtype}"
+    return f"{side.local(side.stored)} {how}: packed, quantised or adapted, it was not compared"
+
+
+def same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors are stored alike to the last byte."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    try:
+        first, second = a.load(), b.load()
+    except SsmdiagError:  # types that are only named, as those of a GGUF file: then the files must be one and the same
+        return a.stored_name == b.stored_name and cmp(a.container.path, b.container.path, shallow=False)
+    if first.dtype.itemsize == 1:
+        first, second = first.view(torch.uint8), second.view(torch.uint8)
+    return torch.equal(first, second)
+
+
+def _lone(one: _Found | str | None, other: _Found | str | None) -> Iterator[str]:
+    """Yield why a role that is not found on both sides was not compared; a bias of zeros is none."""
+    for found, place in ((one, "first"), (other, "second")):
+        if isinstance(found, str):
+            yield f"the {place} has no {found}"
+        elif found is not None and not isinstance(other if found is one else one, str):
+            if found.plain and found.stored.name.endswith("bias") and not bool(found.stored.load().any()):
+                continue
+            yield f"only the {place} has {found.local(found.stored)}"
+
+
+def _compare_modules(a: Layer, b: Layer, tolerance: float | None) -> SteeringComparison:
+    """Return how all tensors of two modules differ, where no family says which of them steer the decay."""
+    sides = [{name.removeprefix(x.path): x.checkpoint[name] for name in x.checkpoint.below(x.path)} for x in (a, b)]
+    compared: list[SteeringDifference] = []
+    unseen: list[str] = []
+    for local in sides[0].keys() & sides[1].keys():
+        first, second = sides[0][local], sides[1][local]
+        if same_bytes(first, second):
+            compared.append(SteeringDifference(local.lstrip("."), first.name, second.name, 0.0, 0.0, (), None))
+        elif is_number(first.dtype) and is_number(second.dtype) and not first.dtype.startswith("complex"):
+            allowed = rounding(first.dtype, second.dtype) if tolerance is None else tolerance
+            pair = [stored.load().to(layer.device) for stored, layer in ((first, a), (second, b))]
+            found = compare_weights(pair[0], pair[1], local.lstrip("."), (first, second), allowed)
+            compared.append(found)
+        else:
+            unseen.append(f"{local.lstrip('.')} is {first.dtype} and {second.dtype}: it was not compared")
+    unknown = "no family says which tensors steer its decay by the input"
+    if sides[0].keys() != sides[1].keys() or any(not d.within for d in compared):
+        unseen.append(f"{unknown}, and those beside it are not the same")
+        compared = []
+    return SteeringComparison(tuple(compared), tuple(unseen))
+
+
+def compare_weights(
+    first: Tensor, second: Tensor, role: str, stored: tuple[StoredTensor, StoredTensor], allowed: float
+) -> SteeringDifference:
+    """Return the weight that differs most, relative to itself or to a small share of the largest of its row."""
+    names = stored[0].name, stored[1].name
+    if first.shape != second.shape:
+        shapes = f"{tuple(first.shape)} in a, {tuple(second.shape)} in b"
+        return SteeringDifference(role, *names, math.inf, allowed, (), None, shapes)
+    shape = tuple(first.shape)
+    if first.dtype == second.dtype and torch.equal(first, second):
+        return SteeringDifference(role, *names, 0.0, allowed, (), None)
+    rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
+    first, second = first.reshape(rows, columns), second.reshape(rows, columns)
+    rounded = stored[0].dtype != stored[1].dtype
+    slack = max(SMALLEST.get(tensor.dtype, 0.0) for tensor in stored) if rounded else 0.0
+    worst, where, pair = -1.0, 0, (0.0, 0.0)
+    step = max(1, BLOCK // max(columns, 1))
+    for start in range(0, rows, step):
+        one, other = (side[start : start + step].to(torch.float64) for side in (first, second))
+        size = torch.maximum(one.abs(), other.abs())
+        scale = torch.maximum(size, FLOOR * size.amax(1, keepdim=True))
+        gap = (one - other).abs()
+        error = ((gap - slack).clamp(min=0) / scale).where(gap != 0, 0.0).nan_to_num(math.inf, math.inf)
+        at = int(error.argmax())
+        if float(error.flatten()[at]) > worst:
+            worst, where = float(error.flatten()[at]), start * columns + at
+            pair = float(one.flatten()[at]), float(other.flatten()[at])
+    index: list[int] = []
+    for extent in reversed(shape):
+        where, place = divmod(where, extent)
+        index.insert(0, place)
+    return SteeringDifference(role, *names, worst, allowed, tuple(index), pair)
+
+
+def rounding(a: str, b: str) -> float:
+    """Return what rounding explains of a weight's difference between two stored types.
+
+    >>> rounding("float32", "float32"), rounding("bfloat16", "float32")
+    (0.001, 0.0078125)
+    """
+    if a == b:
+        return ROUNDING["float32"]
+    return max(ROUNDING.get(dtype, COARSEST) for dtype in (a, b))

@@ -1,0 +1,30 @@
+"""How one spelling stores what another stores otherwise: layouts that families share (`Steering.layout`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.families.layer import Layer
+
+
+def taps(kernel: Tensor, layer: Layer) -> Tensor:
+    """Return (channel, tap) of a convolution per channel, wherever its axis of 1 stands: MLX has it last."""
+    return kernel.flatten(1)
+
+
+def transposed(kernel: Tensor, layer: Layer) -> Tensor:
+    """Return (output, input) of what is stored as (input, output), as Flax does and RWKV's own code."""
+    return kernel.T
+
+
+def flat(values: Tensor, layer: Layer) -> Tensor:
+    """Return a vector without the axes of 1 around it."""
+    return values.flatten()
+
+
+def share(rows: Tensor, layer: Layer, *, part: int, parts: int) -> Tensor:
+    """Return one of several equal shares of the rows."""
+    return rows.chunk(parts)[part]
