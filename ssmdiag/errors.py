@@ -59,6 +59,10 @@ class CheckpointError(SsmdiagError):
     """The path cannot be read as a checkpoint."""
 
 
+class DifferentModelsError(CheckpointError):
+    """Checkpoints given as those of one run are of different models."""
+
+
 class UnsafePickleError(CheckpointError):
     """The pickle asks for code to be run; nothing of it was run."""
 

@@ -1,4 +1,4 @@
-"""`ssmdiag compare PATH PATH…`: checkpoints of a run, two models, or a conversion that is to be proven."""
+"""`ssmdiag compare PATH PATH…`: checkpoints of a run, different models, or a conversion that is to be proven."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, Length, choose_device, load_families, parse_assumptions
 from ssmdiag.cli.terminal import Colour
-from ssmdiag.errors import CheckpointError, SsmdiagError
+from ssmdiag.errors import CheckpointError, DifferentModelsError, SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.families import Family
@@ -50,7 +50,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="PATH",
-            help="Checkpoints of one run, in any order, or the directory they are in; or two models.",
+            help="Checkpoints of one run, in any order, or the directory they are in; or models. Of several "
+            "directories of runs, the last checkpoint of each.",
             show_default=False,
         ),
     ],
@@ -63,8 +64,8 @@ def compare(
             "--tolerance",
             min=0.0,
             metavar="SHARE",
-            help="What --strict lets a rate, frequency or kernel differ by, relative; by default 0.001, beside another "
-            "type 0.01 for float16 and 0.05 for bfloat16.",
+            help="What --strict lets a rate, frequency, kernel or weight differ by, relative; by default 0.001, beside "
+            "another type 0.01 for float16 and 0.05 for bfloat16, of weights a unit in their last place.",
         ),
     ] = None,
     fail_on: Annotated[
@@ -96,14 +97,15 @@ def compare(
 ) -> None:
     """Say which layers of a run converge to the stability boundary, and when they reach it.
 
-    Two different models: what memory one has that the other lacks. With --strict: whether a conversion kept
-    the memory. Exit 0: read. Exit 1: --strict or --fail-on found what it looks for. Exit 2: a checkpoint, or
-    part of one, could not be read; what could be is still compared.
+    Two different models: what memory one has that the other lacks; of more, a table. With --strict: whether a
+    conversion kept the memory. Exit 0: read. Exit 1: --strict or --fail-on found what it looks for, or what
+    --strict is to prove could not be seen. Exit 2: a checkpoint, or part of one, could not be read; what could
+    be is still compared.
     """
-    from ssmdiag.compare.run_order import expand_run
+    from ssmdiag.compare.run_order import expand_run, last_checkpoints
     from ssmdiag.reports import Settings
 
-    paths = expand_run(paths)
+    paths, notes = last_checkpoints(expand_run(paths))
     if len(paths) < 2:
         raise SsmdiagError(
             "one checkpoint alone has nothing to be compared with.",
@@ -129,13 +131,17 @@ def compare(
         length=length,
         text=format is Format.text,
         settings=settings,
+        notes=notes,
     )
     if strict:
         text, code = _prove(paths[0], paths[1], asked, tolerance)
-    elif len(paths) == 2 and not _same_model(paths[0], paths[1], asked):
-        text, code = _side_by_side(paths[0], paths[1], asked)
+    elif notes or (len(paths) == 2 and not _same_model(paths[0], paths[1], asked)):
+        text, code = _models(paths, asked, fail_on, "they are the last checkpoints of different runs" if notes else "")
     else:
-        text, code = _run(paths, asked, memory, fail_on)
+        try:
+            text, code = _run(paths, asked, memory, fail_on)
+        except DifferentModelsError as error:
+            text, code = _models(paths, asked, fail_on, error.seen)
     terminal.emit(text, target, colours=settings.colour)
     raise typer.Exit(code)
 
@@ -150,6 +156,8 @@ class _Asked:
     length: int | None
     text: bool
     settings: Settings
+    notes: tuple[str, ...]
+    """Which checkpoint stands for a directory of a run."""
 
 
 def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
@@ -174,19 +182,46 @@ def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[st
         families=asked.families,
         device=asked.device,
         context_length=asked.length,
+        notes=asked.notes,
     )
     if asked.text:
         return conversion_report(proof, asked.settings), proof.exit_code()
     return render(conversion_document(proof)), proof.exit_code()
 
 
-def _side_by_side(a: Path, b: Path, asked: _Asked) -> tuple[str, int]:
-    from ssmdiag.compare.models import compare_models
-    from ssmdiag.reports.compare.json import models_document, render
-    from ssmdiag.reports.compare.models import models_report
+def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tuple[str, int]:
+    """Return two models side by side, or a table of more."""
+    from ssmdiag.compare.models import compare_models, tabulate_models
+    from ssmdiag.reports.compare.json import models_document, render, table_document
+    from ssmdiag.reports.compare.models import models_report, table_report
 
+    if fail_on is not FailOn.never:
+        raise SsmdiagError(
+            f"--fail-on {fail_on.value} looks for a trend, and different models are no run"
+            f"{f': {why}' if why else ''}{'' if why.endswith('.') else '.'}",
+            expected="checkpoints of one run",
+            advice="leave --fail-on away to see the models beside each other.",
+        )
+    if len(paths) > 2:
+        table = tabulate_models(
+            paths,
+            assume=asked.assume,
+            families=asked.families,
+            device=asked.device,
+            context_length=asked.length,
+            notes=asked.notes,
+        )
+        if asked.text:
+            return table_report(table, asked.settings), table.exit_code()
+        return render(table_document(table)), table.exit_code()
     pair = compare_models(
-        a, b, assume=asked.assume, families=asked.families, device=asked.device, context_length=asked.length
+        paths[0],
+        paths[1],
+        assume=asked.assume,
+        families=asked.families,
+        device=asked.device,
+        context_length=asked.length,
+        notes=asked.notes,
     )
     if asked.text:
         return models_report(pair, asked.settings), pair.exit_code()

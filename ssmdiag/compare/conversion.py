@@ -98,6 +98,8 @@ class ConversionProof:
     """What could not be read: nothing is proven of it."""
     device: str
     seconds: float
+    notes: tuple[str, ...] = ()
+    """Which checkpoint of a run stands for it."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 
@@ -122,6 +124,7 @@ def prove_conversion(
     families: Sequence[Family] | None = None,
     device: str = "cpu",
     context_length: int | None = None,
+    notes: Sequence[str] = (),
 ) -> ConversionProof:
     """Return whether every layer of two checkpoints has the same memory, and where it differs most.
 
@@ -154,6 +157,7 @@ def prove_conversion(
         problems=tuple(problems),
         device=device,
         seconds=time.perf_counter() - start,
+        notes=tuple(notes),
     )
 
 

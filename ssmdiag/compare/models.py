@@ -1,4 +1,4 @@
-"""Two models side by side → `ModelComparison`: what memory one has that the other lacks."""
+"""Two models side by side → `ModelComparison`: what memory one has that the other lacks. More → `ModelTable`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of, diagnose
+from ssmdiag.errors import AssumptionError, CheckpointError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.rules.selection import Selection
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
@@ -18,6 +19,7 @@ from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.families.interface import Family
+    from ssmdiag.families.recognition import Recognition
     from ssmdiag.spectrum import LayerDiagnosis
 
 LEAST_SHARE = 0.01
@@ -64,6 +66,8 @@ class ModelComparison:
     """Longest time constants first."""
     shares: tuple[tuple[float, ...], tuple[float, ...]]
     """Share of each model's modes per decade of the time constant, from 10^FIRST_DECADE steps."""
+    notes: tuple[str, ...] = ()
+    """Which checkpoint of a run stands for it."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -93,6 +97,7 @@ def compare_models(
     device: str = "cpu",
     context_length: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> ModelComparison:
     """Return two models side by side; laws and horizons of both over one context.
 
@@ -115,7 +120,81 @@ def compare_models(
         )
         for side in sides
     )
-    return ModelComparison(first, second, tuple(_gaps(first, second)), (_shares(first), _shares(second)))
+    shares = _shares(first), _shares(second)
+    return ModelComparison(first, second, tuple(_gaps(first, second)), shares, tuple(notes))
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """Three models or more, each diagnosed over the same context."""
+
+    models: tuple[Diagnosis, ...]
+    """Those that could be read, in the order given."""
+    shares: tuple[tuple[float, ...], ...]
+    """Share of each model's modes per decade of the time constant, from 10^FIRST_DECADE steps."""
+    unread: tuple[str, ...]
+    """A sentence on each that could not be read."""
+    notes: tuple[str, ...] = ()
+    """Which checkpoint of a run stands for it."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        found = [f"{Path(side.path).name}: {problem}" for side in self.models for problem in side.problems]
+        return (*self.unread, *found)
+
+    def exit_code(self) -> int:
+        """Return 2 if part of one could not be read, else 0."""
+        return 2 if self.problems else 0
+
+
+@one_thread()
+def tabulate_models(
+    paths: Sequence[str | Path],
+    *,
+    assume: Mapping[str, str] | None = None,
+    families: Sequence[Family] | None = None,
+    device: str = "cpu",
+    context_length: int | None = None,
+    notes: Sequence[str] = (),
+) -> ModelTable:
+    """Return any number of models beside each other; laws and horizons of all over one context.
+
+    The context is `context_length`, else the longest that the models state.
+    Raises CheckpointError where none can be read, AssumptionError as in `diagnose`.
+    """
+    sides: list[Checkpoint] = []
+    models: list[Diagnosis] = []
+    unread: list[str] = []
+    for path in paths:
+        try:
+            sides.append(read_checkpoint(path))
+        except SsmdiagError as error:
+            unread.append(_sentence(path, error))
+    context = context_length or max((c for side in sides if (c := context_length_of(side.settings))), default=None)
+    for side in sides:
+        try:
+            models.append(
+                diagnose(
+                    side,
+                    assume=assume,
+                    families=families,
+                    device=device,
+                    context_length=context,
+                    rules=Selection(()),
+                )
+            )
+        except AssumptionError:
+            raise
+        except SsmdiagError as error:
+            unread.append(_sentence(side.path, error))
+    if not models:
+        raise CheckpointError(f"none of the {len(paths)} models could be read:", details=unread)
+    return ModelTable(tuple(models), tuple(map(_shares, models)), tuple(unread), tuple(notes))
+
+
+def _sentence(path: str | Path, error: SsmdiagError) -> str:
+    name = Path(path).name
+    return error.sentence if name in error.sentence else f"{name}: {error.sentence}"
 
 
 def same_structure(
@@ -129,12 +208,16 @@ def same_structure(
 
     Raises CheckpointError where one cannot be opened, AssumptionError as in `diagnose`.
     """
-    first, second = (recognise(read_checkpoint(path), assume=assume, families=families).layers for path in (a, b))
-    if [layer.family.name for layer in first] != [layer.family.name for layer in second]:
+    return same_layers(*(recognise(read_checkpoint(path), assume=assume, families=families) for path in (a, b)))
+
+
+def same_layers(a: Recognition, b: Recognition) -> bool:
+    """Whether two checkpoints have as many layers, of the same families in order and, where spelled alike, sizes."""
+    if [layer.family.name for layer in a.layers] != [layer.family.name for layer in b.layers]:
         return False
     return all(
         dict(one.axes) == dict(other.axes) or one.spelling.name != other.spelling.name
-        for one, other in zip(first, second, strict=True)
+        for one, other in zip(a.layers, b.layers, strict=True)
     )
 
 

@@ -12,6 +12,7 @@ Checkpoints are read one after another and a few numbers of each are kept: memor
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,13 @@ from ssmdiag import __version__
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
+from ssmdiag.compare.models import same_layers
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
+from ssmdiag.compare.steering import compare_steering
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
-from ssmdiag.errors import AssumptionError, CheckpointError, LayerError, SsmdiagError
+from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
 from ssmdiag.memory import DEFAULT_CONTEXT
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.interface import Family
+    from ssmdiag.families.recognition import Recognition
     from ssmdiag.recurrence import Recurrence
 
 FailOn = Literal["never", "converging", "crossing"]
@@ -71,6 +75,9 @@ class RunComparison:
     notes: tuple[str, ...]
     device: str
     seconds: float
+    steering_changed: Mapping[str, tuple[str, ...]] | None = None
+    """Where no rate moved at all: tensors that steer a layer by the input and are not what they were at the first
+    checkpoint, by layer. None where that was not looked at, or part of them could not be compared."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 
@@ -122,7 +129,8 @@ def compare_run(
     Raises
     ------
     SsmdiagError
-        Fewer than two checkpoints could be read, or no layer is in two of them. AssumptionError as in `diagnose`.
+        Fewer than two checkpoints could be read. DifferentModelsError where they are of different models: of other
+        families, sizes or numbers of layers. AssumptionError as in `diagnose`.
     """
     start = time.perf_counter()
     opened, problems = _open(paths)
@@ -153,7 +161,7 @@ def compare_run(
                     missing.append(error.sentence)
                 else:
                     collected.add(recurrence, point)
-        except AssumptionError:
+        except (AssumptionError, DifferentModelsError):
             raise
         except SsmdiagError as error:
             problems.append(_sentence(path, error))
@@ -179,6 +187,9 @@ def compare_run(
         notes=(*notes, *collected.notes, *remarks),
         device=device,
         seconds=time.perf_counter() - start,
+        steering_changed=_steering_changed(
+            [Path(checkpoints[end].path) for end in (0, -1)], layers, assume, families, device
+        ),
     )
 
 
@@ -191,6 +202,8 @@ class _Collected:
     rates: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     """Of every layer at the first checkpoint that has it: its step and its rates."""
     notes: list[str] = field(default_factory=list)
+    whole: tuple[Path, Recognition] | None = None
+    """The first checkpoint that was recognised without a problem."""
     _now: list[LayerPoint] = field(default_factory=list)
 
     def add(self, recurrence: Recurrence, point: LayerPoint) -> None:
@@ -215,6 +228,40 @@ class _Collected:
     def drop(self) -> None:
         """Forget the points of a checkpoint that could not be read to its end."""
         self._now = []
+
+
+def _folder_and_name(path: Path) -> str:
+    return f"{path.absolute().parent.name}/{path.name}"
+
+
+def _layers(found: Recognition) -> str:
+    """Return how many layers of which family a checkpoint has, with the sizes of the first."""
+    counts = Counter(layer.family.title for layer in found.layers)
+    sizes = ", ".join(f"{size:,} {axis}s" for axis, size in found.layers[0].axes.items())
+    return " + ".join(f"{count} × {title}" for title, count in counts.items()) + (f" ({sizes})" if sizes else "")
+
+
+def _steering_changed(
+    ends: Sequence[Path],
+    layers: Sequence[LayerHistory],
+    assume: Mapping[str, str] | None,
+    families: Sequence[Family] | None,
+    device: str,
+) -> dict[str, tuple[str, ...]] | None:
+    """Return what `RunComparison.steering_changed` holds, from the first and the last checkpoint."""
+    if any(layer.slowest is None or layer.slowest.change or layer.last.moved for layer in layers):
+        return None
+    if all(layer.last.time_invariant for layer in layers):
+        return None
+    first, last = (recognise(read_checkpoint(p), assume=assume, families=families, device=device) for p in ends)
+    changed: dict[str, tuple[str, ...]] = {}
+    for one, other in zip(first.layers, last.layers, strict=False):
+        found = compare_steering(one, other, tolerance=0.0)
+        if found is None or (found.unseen and not found.differing):
+            return None
+        if found.differing:
+            changed[other.path] = tuple(d.b.removeprefix(f"{other.path}.") for d in found.differing)
+    return changed
 
 
 def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], list[str]]:
@@ -279,6 +326,15 @@ def _recurrences(
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     problems += [*checkpoint.problems, *found.problems]
+    if not problems and not any(layer.defect for layer in found.layers):
+        first = collected.whole = collected.whole or (path, found)
+        if not same_layers(first[1], found):
+            raise DifferentModelsError(
+                f"{_folder_and_name(first[0])} and {_folder_and_name(path)} are different models: "
+                f"{_layers(first[1])}, and {_layers(found)}.",
+                expected="checkpoints of one run",
+                advice="`ssmdiag compare` puts different models into a table.",
+            )
     collected.context = collected.context or context_length_of(checkpoint.settings)
     for layer in found.layers:
         try:

@@ -9,10 +9,12 @@ from enum import Enum
 from glob import glob
 from pathlib import Path
 
+from ssmdiag.checkpoint.directories import SUFFIXES, WEIGHTS, runs_in, several_runs
+from ssmdiag.errors import CheckpointError, SsmdiagError
+
 COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
 THOUSANDS = re.compile(r"(?<![0-9])([0-9]{1,9})([kKM])(?![A-Za-z])")
 _NUMBERS = re.compile(r"([0-9]+)")
 LONGEST_STEP = 15
@@ -50,19 +52,62 @@ def expand_run(paths: Sequence[str | Path]) -> list[Path]:
 
     Raises CheckpointError for a directory of whole runs: the checkpoints of one are no order of the others'.
     """
-    from ssmdiag.checkpoint.directories import runs_in, several_runs
-
     expanded: list[Path] = []
     for path in map(Path, paths):
         pattern = not path.exists() and any(character in str(path) for character in "*?[")
         found = sorted(map(Path, glob(str(path)))) if pattern else []
         expanded += found or [path]
     if len(expanded) == 1 and expanded[0].is_dir():
-        inside = [entry for entry in _entries(expanded[0]) if _is_numbered_checkpoint(entry)]
+        inside = _numbered_in(expanded[0])
         if not any(entry.is_file() for entry in inside) and (runs := runs_in(expanded[0])):
             raise several_runs(expanded[0], runs)
         return inside if len(inside) > 1 else expanded
     return expanded
+
+
+def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return several paths with the last checkpoint in place of each directory of a run, and a note on each of those.
+
+    A directory that holds a model's weights under their usual name is that model, whatever else is in it.
+
+    Raises CheckpointError where nothing says which checkpoint of a run is its last.
+    """
+    if len(paths) < 2:
+        return list(paths), ()
+    ends, notes = [], []
+    for path in paths:
+        inside = _numbered_in(path) if path.is_dir() and not any(_holds(path, name) for name in WEIGHTS) else []
+        if len(inside) < 2:
+            ends.append(path)
+            continue
+        run = order_checkpoints(inside, [_train_step(entry) for entry in inside])
+        last = inside[run.order[-1]]
+        if run.source is OrderSource.GIVEN:
+            raise CheckpointError(
+                f"nothing says which of the {len(inside)} checkpoints in {path} is the last.",
+                advice=f"name one of each run, such as {last}.",
+            )
+        ends.append(last)
+        when = f"{run.unit} {max(run.steps):,}, by {run.source.value}"
+        notes.append(f"{last.name} is the last of {len(inside)} checkpoints in {path} ({when})")
+    return ends, tuple(notes)
+
+
+def _holds(directory: Path, name: str) -> bool:
+    return (directory / name).exists() or (directory / f"{name}.index.json").exists()
+
+
+def _train_step(path: Path) -> int | None:
+    from ssmdiag.checkpoint import read_checkpoint
+
+    try:
+        return read_checkpoint(path).train_step
+    except SsmdiagError:  # whoever reads it says why
+        return None
+
+
+def _numbered_in(directory: Path) -> list[Path]:
+    return [entry for entry in _entries(directory) if _is_numbered_checkpoint(entry)]
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -246,3 +246,106 @@ def test_all_shows_one_row_for_each_layer(run: Run, tmp_path: Path) -> None:
     folded, whole = (run(*paths, "--memory", "none", "--no-plots", *flags)[1] for flags in ([], ["--all"]))
     assert sum(line.startswith("19 ") for line in whole.splitlines()) == 2
     assert len(folded.splitlines()) < len(whole.splitlines()) - 20
+
+
+def steered(directory: Path, **changes: torch.Tensor) -> Path:
+    """Write a Mamba-1 of two layers with projections, of which the second's are replaced by local name."""
+    state: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"dt_proj.weight": (8, 2), "x_proj.weight": (8, 8), "in_proj.weight": (16, 5), "conv1d.weight": (8, 1, 4)}
+    for layer in range(2):
+        at = f"backbone.layers.{layer}.mixer."
+        state[f"{at}A_log"] = torch.rand(8, 3, generator=generator)
+        state[f"{at}dt_proj.bias"] = torch.randn(8, generator=generator) - 4
+        for name, shape in shapes.items():
+            state[f"{at}{name}"] = torch.randn(shape, generator=generator)
+    state |= {f"backbone.layers.1.mixer.{name.replace('__', '.')}": value for name, value in changes.items()}
+    directory.mkdir()
+    save_file(state, directory / "model.safetensors")
+    return directory
+
+
+def test_projections_that_were_zeroed_are_named_in_the_first_lines_and_in_json(run: Run, tmp_path: Path) -> None:
+    a, same = steered(tmp_path / "a"), steered(tmp_path / "same")
+    b = steered(tmp_path / "b", dt_proj__weight=torch.zeros(8, 2))
+    code, out, _ = run(a, same, "--strict")
+    assert code == 0
+    assert "8 tensors that steer it by the input to the last bit" in one_line(out)
+    assert "what steers it by the input: dt_proj.weight, x_proj.weight, conv1d.weight, in_proj.weight" in one_line(out)
+    code, out, _ = run(a, b, "--strict")
+    assert code == 1
+    said = one_line(out)
+    assert "Not the same memory in 1 of 2 layers. Layer 1: its decays agree at the nominal point" in said
+    assert "dt_proj.weight (step) differs:" in said
+    layers = json.loads(run(a, b, "--strict", "-f", "json")[1], parse_constant=refuse)["layers"]
+    assert [layer["outcome"] for layer in layers] == ["same", "differs"]
+    worst = layers[1]["steering"]["compared"][0]
+    assert (worst["role"], worst["same"], worst["b"]) == ("step", False, 0.0)
+    assert [one["same"] for one in layers[1]["steering"]["compared"][1:]] == [True, True, True]
+
+
+def test_what_is_packed_is_not_proven_unless_it_is_stored_alike(run: Run, tmp_path: Path) -> None:
+    packed = torch.arange(16, dtype=torch.uint8).reshape(8, 2)
+    a, same = (steered(tmp_path / name, dt_proj__weight=packed) for name in ("a", "same"))
+    b = steered(tmp_path / "b", dt_proj__weight=packed.flip(0))
+    assert run(a, same, "--strict")[0] == 0
+    code, out, _ = run(a, b, "--strict")
+    assert code == 1
+    assert out.splitlines()[1].startswith("Not proven: the same memory at the nominal point in 1 of 2 layers")
+    assert "Layer 1: dt_proj.weight is uint8: packed, quantised or adapted, it was not compared" in one_line(out)
+    assert "Proven" not in out
+
+
+def test_a_run_whose_projections_alone_changed_is_not_said_to_stand_still(run: Run, tmp_path: Path) -> None:
+    a, same = steered(tmp_path / "a-1"), steered(tmp_path / "a-2")
+    b = steered(tmp_path / "a-3", x_proj__weight=torch.ones(8, 8))
+    assert "no layer changed at all" in run(a, same, "--memory", "none")[1]
+    out = one_line(run(a, b, "--memory", "none")[1])
+    assert "no layer changed at all" not in out
+    assert "what steers it by the input did: x_proj.weight in layer 1" in out
+    data = json.loads(run(a, b, "--memory", "none", "-f", "json")[1])
+    assert data["steering_changed"] == {"backbone.layers.1.mixer": ["x_proj.weight"]}
+
+
+def test_different_models_are_a_table_and_no_run(run: Run, tmp_path: Path) -> None:
+    models = [S4D / "step-02000.safetensors", LRU / "step-02000.safetensors", steered(tmp_path / "mamba")]
+    code, out, err = run(*models, "--length", 256)
+    assert (code, err) == (0, "")
+    assert "3 models, not one run." in out
+    assert [line[:1] for line in out.splitlines()[:3]] == ["a", "b", "c"]
+    assert "margin" not in out
+    data = json.loads(run(*models, "--length", 256, "-f", "json")[1], parse_constant=refuse)
+    assert data["comparison"] == "table"
+    assert [model["layers"][0]["family"] for model in data["models"]] == ["s4d", "lru", "mamba"]
+    for given in (models, models[:2]):
+        code, out, err = run(*given, "--fail-on", "converging")
+        assert (code, out) == (2, "")
+        assert "different models are no run" in err
+
+
+def test_models_of_other_sizes_or_depth_are_no_run(run: Run, tmp_path: Path) -> None:
+    paths = write_run(tmp_path, STEPS[:2], steady)
+    (tmp_path / "deeper").mkdir()
+    deeper = write_run(tmp_path / "deeper", [2000], steady, layers=("0", "1", "2", "3"))
+    assert "3 models, not one run." in run(*paths, *deeper, "--length", 64)[1]
+
+
+def test_of_two_runs_the_last_checkpoints_are_compared(run: Run) -> None:
+    code, out, _ = run(S4D, LRU)
+    assert code == 0
+    assert out.splitlines()[0].startswith("a  s4d-digits/step-02000.safetensors")
+    assert "step-02000.safetensors is the last of 7 checkpoints in" in one_line(out)
+    data = json.loads(run(S4D, LRU, "-f", "json")[1])
+    assert (data["comparison"], len(data["notes"])) == ("models", 2)
+    assert data["b"]["checkpoint"]["path"].endswith("lru-digits/step-02000.safetensors")
+    assert "Not the same memory" in run(S4D, LRU, "--strict")[1]
+
+
+def test_runs_whose_last_checkpoint_nothing_tells_are_refused(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in ("a1", "b2x"):
+            save_file(load_file(S4D / "step-02000.safetensors"), tmp_path / name / f"{file}.safetensors")
+    code, _, err = run(tmp_path / "one", tmp_path / "two")
+    assert code == 2
+    assert "nothing says which of the 2 checkpoints" in err

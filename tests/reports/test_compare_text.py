@@ -112,7 +112,11 @@ CASES: dict[str, RunComparison] = {
         }
     ),
     "three-checkpoints": run_of({name(i): falling(name(i), 1e-4 * (1 + i)) for i in range(2)}, STEPS[:3]),
-    "unchanged": run_of({name(0): lambda step: point(name(0), step, 4e-3)}),
+    "unchanged": run_of({name(0): lambda step: point(name(0), step, 4e-3)}, steering_changed={}),
+    "steered": run_of(
+        {name(0): lambda step: point(name(0), step, 4e-3)},
+        steering_changed={name(0): ("dt_proj.weight", "x_proj.weight")},
+    ),
 }
 
 

@@ -198,7 +198,7 @@ def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
         left.insert(0, "B and C where the weights do not hold them")
     if any(layer.steering and layer.steering.unseen for layer in proof.layers):
         left.insert(0, "part of what steers a decay by the input")
-    return [*remarks, looked, f"not compared: {', '.join(left)}"]
+    return [*proof.notes, *remarks, looked, f"not compared: {', '.join(left)}"]
 
 
 def _size(layer: LayerProof) -> float:

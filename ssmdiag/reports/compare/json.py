@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ssmdiag.compare.conversion import ConversionProof, LayerProof
     from ssmdiag.compare.layer_history import LayerHistory, Limit
     from ssmdiag.compare.layer_point import LayerPoint
-    from ssmdiag.compare.models import ModelComparison
+    from ssmdiag.compare.models import ModelComparison, ModelTable
     from ssmdiag.compare.run import RunComparison
     from ssmdiag.compare.significance import Slope
     from ssmdiag.compare.steering import SteeringDifference
@@ -44,6 +44,7 @@ def run_document(run: RunComparison) -> dict[str, Any]:
             "layers": [_layer(layer) for layer in run.layers],
             "problems": run.problems,
             "notes": run.notes,
+            "steering_changed": run.steering_changed,
             "seconds": run.seconds,
         }
     )
@@ -133,6 +134,30 @@ def models_document(pair: ModelComparison) -> dict[str, Any]:
             "a": document(pair.a),
             "b": document(pair.b),
             "problems": pair.problems,
+            "notes": pair.notes,
+        }
+    )
+
+
+def table_document(table: ModelTable) -> dict[str, Any]:
+    """Return three models or more as plain data: each as `inspect` gives it."""
+    first = table.models[0]
+    return plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "ssmdiag_version": first.ssmdiag_version,
+            "torch_version": first.torch_version,
+            "device": first.device,
+            "seed": None,
+            "comparison": "table",
+            "context_length": first.context_length,
+            "first_decade": FIRST_DECADE,
+            "models": [
+                {**document(model), "share_per_decade": shares}
+                for model, shares in zip(table.models, table.shares, strict=True)
+            ],
+            "problems": table.problems,
+            "notes": table.notes,
         }
     )
 
@@ -153,6 +178,7 @@ def conversion_document(proof: ConversionProof) -> dict[str, Any]:
             "lags": proof.lags,
             "layers": [_proof(layer) for layer in proof.layers],
             "problems": proof.problems,
+            "notes": proof.notes,
             "seconds": proof.seconds,
         }
     )

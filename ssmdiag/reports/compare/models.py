@@ -1,4 +1,4 @@
-"""Two models on the screen: what one remembers and the other does not, then both by depth."""
+"""Models on the screen: of two, what one remembers and the other does not, then both by depth; of more, a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from ssmdiag.reports.pictures import time_constant_strip
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
 if TYPE_CHECKING:
-    from ssmdiag.compare.models import Gap, ModelComparison
+    from rich.console import Console
+
+    from ssmdiag.compare.models import Gap, ModelComparison, ModelTable
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports.interface import Settings
     from ssmdiag.spectrum import LayerDiagnosis
@@ -37,17 +39,58 @@ def models_report(pair: ModelComparison, settings: Settings) -> str:
         out.print()
         out.print(_table(pair, settings))
         if settings.plots:
-            rows = [Row("a", pair.a.layers), Row("b", pair.b.layers)]
-            strip = time_constant_strip(rows, pair.a.context_length, FIRST_DECADE, BINS_PER_DECADE, settings)
-            if strip:
-                out.print()
-                write(out, "time constants τ in steps: share of a model's modes per quarter decade", "", indent=1)
-            for line in strip:
-                out.print(Text(line.replace(" layer", " model", 1)), no_wrap=True, overflow="crop")
+            _draw(out, [Row("a", pair.a.layers), Row("b", pair.b.layers)], pair.a.context_length, settings)
         out.print()
         for remark in _remarks(pair):
             write(out, remark, "", indent=2)
     return close_console(out, settings)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def table_report(table: ModelTable, settings: Settings) -> str:
+    """Return the report of three models or more, one row each."""
+    table = printable_record(table)
+    out = open_console(settings)
+    names = [LETTERS[i] if i < len(LETTERS) else str(i + 1) for i in range(len(table.models))]
+    width = max(map(len, names))
+    for name, side in zip(names, table.models, strict=True):
+        write(out, f"{name:<{width}}  {_header(side)}", "bold")
+    write(out, _longest(table, names), "bold green" if not table.problems else "bold red")
+    for problem in table.problems:
+        write(out, f"not read: {problem}", "red", indent=2)
+    if not settings.quiet:
+        rows = [Row(name, side.layers) for name, side in zip(names, table.models, strict=True)]
+        grid = plain_table()
+        heads = ("\nmodel", "\nlayers", "half in\nmedian", "steps\nslowest", "\nhorizon", "\nlaw")
+        for position, head in enumerate(heads):
+            grid.add_column(head, justify="left" if position in (0, 5) else "right", no_wrap=True)
+        for row in rows:
+            steps = map(words.steps, (row.median_half_life, row.longest_half_life, row.longest_horizon))
+            grid.add_row(*(Text(cell) for cell in (row.label, str(len(row.layers)), *steps, row.law)))
+        out.print()
+        out.print(grid)
+        if settings.plots:
+            _draw(out, rows, table.models[0].context_length, settings)
+        out.print()
+        for remark in [*table.notes, *_nominal(table.models), *_context(table.models[0])]:
+            write(out, remark, "", indent=2)
+    return close_console(out, settings)
+
+
+def _longest(table: ModelTable, names: Sequence[str]) -> str:
+    """Return which models remember longest and shortest."""
+    reach = [(max((x.horizon.max for x in side.layers if x.horizon), default=None)) for side in table.models]
+    known = sorted((value, name) for value, name in zip(reach, names, strict=True) if value is not None)
+    count = words.plural(len(table.models), "model")
+    if len(known) < 2:
+        return f"{count}, which are not checkpoints of one run."
+    (low, first), (high, last) = known[0], known[-1]
+    return (
+        f"{count}, not one run. 99 % of the energy has passed latest in {last}, after {words.steps(high)} steps, "
+        f"earliest in {first}, after {words.steps(low)}."
+    )
 
 
 def _header(side: Diagnosis) -> str:
@@ -119,6 +162,15 @@ def _table(pair: ModelComparison, settings: Settings) -> object:
     return table
 
 
+def _draw(out: Console, rows: Sequence[Row], context: int | None, settings: Settings) -> None:
+    strip = time_constant_strip(rows, context, FIRST_DECADE, BINS_PER_DECADE, settings)
+    if strip:
+        out.print()
+        write(out, "time constants τ in steps: share of a model's modes per quarter decade", "", indent=1)
+    for line in strip:
+        out.print(Text(line.replace(" layer", " model", 1)), no_wrap=True, overflow="crop")
+
+
 def _cells(layers: Sequence[LayerDiagnosis], labels: Sequence[str], wide: bool) -> list[str]:
     if not layers:
         return ["–"] * (5 if wide else 4)
@@ -128,20 +180,28 @@ def _cells(layers: Sequence[LayerDiagnosis], labels: Sequence[str], wide: bool) 
 
 
 def _remarks(pair: ModelComparison) -> list[str]:
-    remarks = []
+    remarks = list(pair.notes)
     laws = [
         f"{name}: "
         + ", ".join(f"{count} {law}" for law, count in sorted(_count_laws(side).items(), key=lambda item: -item[1]))
         for name, side in (("a", pair.a), ("b", pair.b))
     ]
     remarks.append(f"decay laws of layers; {'; '.join(laws)}")
-    if any(not layer.time_invariant for side in (pair.a, pair.b) for layer in side.layers):
-        remarks.append("nominal: where the decay depends on the input, it is read with the gates at rest")
-    if pair.a.context_length is None:
-        from ssmdiag.memory import DEFAULT_CONTEXT
+    return [*remarks, *_nominal((pair.a, pair.b)), *_context(pair.a)]
 
-        remarks.append(f"laws are over {DEFAULT_CONTEXT:,} steps, as no context is stated: --length sets it")
-    return remarks
+
+def _nominal(sides: Sequence[Diagnosis]) -> list[str]:
+    if all(layer.time_invariant for side in sides for layer in side.layers):
+        return []
+    return ["nominal: where the decay depends on the input, it is read with the gates at rest"]
+
+
+def _context(side: Diagnosis) -> list[str]:
+    if side.context_length is not None:
+        return []
+    from ssmdiag.memory import DEFAULT_CONTEXT
+
+    return [f"laws are over {DEFAULT_CONTEXT:,} steps, as no context is stated: --length sets it"]
 
 
 def _count_laws(side: Diagnosis) -> dict[str, int]:

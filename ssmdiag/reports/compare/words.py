@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.compare.trend import FEWEST, REACH, Verdict
@@ -71,6 +71,19 @@ def layer_sentences(run: RunComparison, labels: Sequence[str]) -> Iterator[str]:
         yield f"layers {join_labels(left)}: in the table (--all) and in --format json"
 
 
+def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
+    """Return what can be said where no rate moved: a selective layer has more than that to change."""
+    if all(layer.last.time_invariant for layer in run.layers) or run.steering_changed == {}:
+        return f"no layer changed at all {over}"
+    still = f"no layer's decay changed at the nominal point {over}"
+    if not run.steering_changed:
+        return f"{still}; what steers it by the input could not be compared whole"
+    tensors = list(dict.fromkeys(name for names in run.steering_changed.values() for name in names))
+    layers = [named.get(path, path) for path in run.steering_changed]
+    where = f"layer{'s' * (len(layers) > 1)} {join_labels(layers, 4)}"
+    return f"{still}; what steers it by the input did: {join_labels(tensors, 4)} in {where}"
+
+
 def most_urgent(layers: Sequence[LayerHistory]) -> LayerHistory:
     """Return the layer to speak of first."""
     return min(layers, key=urgency)
@@ -103,7 +116,7 @@ def said_of(layer: LayerHistory, run: RunComparison, *, brief: bool = False) -> 
         late = _percent(math.expm1(trend.late_spread or 0.0))
         return f"{_change(layer)}, and kept within {late} in the second half of the run"
     if layer.verdict is Verdict.STEADY:
-        return "it did not change at all" if trend.spread == 0 else _change(layer)
+        return "its decay did not change at all" if trend.spread == 0 else _change(layer)
     return f"{_change(layer)}; {_doubt(layer, run)}"
 
 
@@ -112,7 +125,7 @@ def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str], alike:
         largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
         over = f"over {_count(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
         if largest == 0:
-            return f"no layer changed at all {over}"
+            return _unmoved(run, named, over)
         return f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
     if layer.verdict in (Verdict.BROKEN, Verdict.CROSSED):
         return f"in layer {named[layer.name]}, {said_of(layer, run)}"
