@@ -12,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssmdiag import read_checkpoint, recognise
+from ssmdiag import known_families, read_checkpoint, recognise
 from ssmdiag.compare.conversion import LEFT_BEHIND, LayerProof, Outcome, prove_conversion
-from tests.families.tiny_transformers import TINY, tiny_model
+from ssmdiag.families import Family, Spelling
+from tests.families.steered import STEERED
+from tests.families.synthetic import config as settings_for
+from tests.families.synthetic import path_for, state_dict
+from tests.families.tiny_transformers import TINY, save_tiny, tiny_model
 
 State = dict[str, torch.Tensor]
 
@@ -40,12 +44,11 @@ def write(directory: Path, state: Mapping[str, torch.Tensor], config: Mapping[st
 
 
 def prove(a: Path, b: Path) -> LayerProof:
-    """Return the proof of the only layer."""
+    """Return the proof of the only layer; of one with several branches, of one that is not proven, if any."""
     proof = prove_conversion(a, b)
     assert not proof.problems
-    (layer,) = proof.layers
-    assert proof.exit_code() == (0 if layer.proven else 1)
-    return layer
+    assert proof.exit_code() == (0 if all(layer.proven for layer in proof.layers) else 1)
+    return next((layer for layer in proof.layers if not layer.proven), proof.layers[0])
 
 
 def caught(layer: LayerProof, name: str) -> bool:
@@ -116,3 +119,236 @@ def test_whatever_moves_the_memory_of_a_model_is_caught_and_named(model_type: st
             assert not BEHIND.search(name) or found.outcome is Outcome.SAME, (name, found)
         model.load_state_dict({name: state[name]}, strict=False)
     assert moving >= 3
+
+
+SELECTIVE = [
+    pytest.param(
+        family,
+        spelling,
+        id=f"{family.name}:{spelling.name}",
+        marks=[] if spelling is family.spellings[0] else [pytest.mark.slow],
+    )
+    for family in known_families()
+    if family.memory == "nominal"
+    for spelling in family.spellings
+    if not spelling.name.endswith(("GPTQ or AWQ", "compressed-tensors"))
+]
+each_selective = pytest.mark.parametrize(("family", "spelling"), SELECTIVE)
+
+
+def steered_state(family: Family, spelling: Spelling, path: str | None = None) -> tuple[State, dict[str, str]]:
+    """Return one layer of a spelling with all that steers it, and the full names of that."""
+    path = path or path_for(spelling)
+    shapes = next(table for start, table in STEERED[family.name].items() if spelling.name.startswith(start))
+    generator = torch.Generator().manual_seed(5)
+    state = state_dict(spelling, path=path)
+    names = {}
+    if family.name == "mamba3":
+        state[f"{path}.out_proj.weight"] = torch.zeros(4, 8)
+    for local, shape in shapes.items():
+        name = f"{path.rpartition('.')[0]}.{local[2:]}" if local.startswith("^.") else f"{path}.{local}"
+        state[name] = torch.randn(shape, generator=generator)
+        names[local] = name
+    return state, names
+
+
+def test_every_selective_family_says_what_steers_it() -> None:
+    assert set(STEERED) == {family.name for family in known_families() if family.memory == "nominal"}
+    assert all(family.steering for family in known_families() if family.memory == "nominal")
+
+
+@each_selective
+def test_every_tensor_that_steers_is_compared_and_a_change_of_any_is_named(
+    family: Family, spelling: Spelling, tmp_path: Path
+) -> None:
+    settings = settings_for(family, spelling)
+    state, steering = steered_state(family, spelling)
+    a = write(tmp_path / "a", state, settings)
+    equal = prove(a, write(tmp_path / "b", state, settings))
+    assert equal.outcome is Outcome.SAME, equal
+    assert equal.steering is not None
+    assert {one.a for one in equal.steering.compared} >= set(steering.values())
+    for name in dict.fromkeys([*steering.values(), *(one.a for one in equal.steering.compared)]):
+        for what, change in CHANGES.items():
+            changed = change(state[name])
+            if "in_proj." in name or "ssm_in." in name:  # not one of the gate's weights
+                last = family.name in ("mamba2", "mamba3")
+                changed = (
+                    changed
+                    if what != "one weight"
+                    else state[name].index_fill(0, torch.tensor(len(state[name]) - 1 if last else 0), 3.0)
+                )
+            found = prove(a, write(tmp_path / "b", state | {name: changed}, settings))
+            assert caught(found, name), (name, what, found)
+
+
+@each_selective
+def test_rounded_and_renamed_copies_are_proven(family: Family, spelling: Spelling, tmp_path: Path) -> None:
+    settings = settings_for(family, spelling)
+    state, _ = steered_state(family, spelling)
+    renamed = path_for(spelling).replace("net.", "model.decoder.")
+    a = write(tmp_path / "a", state, settings)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        cast = {name: tensor.to(dtype) for name, tensor in state.items()}
+        assert prove(a, write(tmp_path / "b", cast, settings)).outcome is Outcome.SAME
+    other, _ = steered_state(family, spelling, renamed)
+    found = prove(a, write(tmp_path / "b", other, settings))
+    assert found.outcome is Outcome.SAME
+    assert found.a != found.b
+
+
+@each_selective
+def test_without_what_every_layer_has_nothing_is_proven(family: Family, spelling: Spelling, tmp_path: Path) -> None:
+    state, steering = steered_state(family, spelling)
+    required = {f"{path_for(spelling)}.{local}" for local in spelling.tensors}
+    bare = {name: tensor for name, tensor in state.items() if name not in set(steering.values()) - required}
+    a = write(tmp_path / "a", bare, settings_for(family, spelling))
+    found = prove(a, write(tmp_path / "b", bare, settings_for(family, spelling)))
+    if found.outcome is not Outcome.SAME:
+        assert found.outcome is Outcome.NOMINAL
+        assert found.steering is not None
+        assert any("has no" in sentence for sentence in found.steering.unseen)
+    else:
+        assert set(required) & set(steering.values()), "proven without anything that steers it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["kimi_linear", "bailing_hybrid", "olmo_hybrid", "nemotron_h", "qwen3_next"])
+def test_names_in_memory_and_on_disk_are_one_model(model_type: str, tmp_path: Path) -> None:
+    model, directory = save_tiny(model_type, tmp_path)
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    proof = prove_conversion(directory, write(tmp_path / "memory", whole, model.config.to_dict()))
+    assert proof.exit_code() == 0, [layer.steering and layer.steering.unseen for layer in proof.layers]
+    assert all(layer.steering and layer.steering.compared for layer in proof.layers)
+
+
+def _as_llama_cpp(state: State) -> State:
+    """Return Mamba-1 as llama.cpp's converter names it: `ssm_a` is −exp(A_log), a convolution is (channel, tap)."""
+    names = {"dt_proj": "ssm_dt", "x_proj": "ssm_x", "in_proj": "ssm_in", "conv1d": "ssm_conv1d"}
+    renamed = {}
+    for name, tensor in state.items():
+        module, _, ending = name.removeprefix("net.layers.3.").partition(".")
+        tensor = tensor.squeeze(1) if name.endswith("conv1d.weight") else tensor
+        renamed[f"blk.3.{names.get(module, module)}.{ending}"] = tensor
+    renamed["blk.3.ssm_a"] = -renamed.pop("blk.3.A_log.").exp()
+    return renamed
+
+
+def _as_fla(state: State) -> State:
+    """Return RWKV-7 as fla stores it: low-rank factors as (output, input), vectors flat."""
+    renamed = {}
+    for name, tensor in state.items():
+        local = name.rpartition(".")[0].rpartition(".")[2] if name.endswith(".weight") else name.rpartition(".")[2]
+        if local in ("key", "value", "receptance"):
+            renamed[f"net.layers.3.{local[0]}_proj.weight"] = tensor
+        elif local in ("w0", "a0"):
+            renamed[f"net.layers.3.{local[0]}_lora.lora.2.bias"] = tensor.flatten()
+        elif local in ("w1", "a1", "w2", "a2"):
+            renamed[f"net.layers.3.{local[0]}_lora.lora.{2 * (local[1] == '2')}.weight"] = tensor.T
+        else:
+            renamed[f"net.layers.3.{local}"] = tensor.flatten() if local.startswith("k_") else tensor
+    return renamed
+
+
+def _as_deepmind(state: State) -> State:
+    """Return RG-LRU as DeepMind stores it, its convolution as (tap, channel)."""
+    names = {
+        "recurrent_param": "a_param", "recurrent_gate_weight": "a_gate.w", "recurrent_gate_bias": "a_gate.b",
+        "input_gate_weight": "input_gate.w", "input_gate_bias": "input_gate.b",
+    }  # fmt: skip
+    renamed = {}
+    for name, tensor in state.items():
+        head, _, local = name.rpartition(".")
+        if "conv_1d" in name:
+            renamed[f"{head}.{local[0]}"] = tensor.squeeze(1).T if local == "weight" else tensor
+        else:
+            renamed[f"{head}.{names.get(local, local)}"] = tensor
+    return renamed
+
+
+def _fused(state: State) -> State:
+    """Return xLSTM-large with its gates in one matrix and its q, k, v and output gate in another."""
+    at = "net.layers.3."
+    qkvo = [state[f"{at}{name}.weight"] for name in ("q", "k", "v")] + [torch.ones(4, 4)]
+    gates = {kind: [state[f"{at}{gate}gate_preact.{kind}"] for gate in "if"] for kind in ("weight", "bias")}
+    fused = {f"{at}ifgate_preact.{kind}": torch.cat(both) for kind, both in gates.items()}
+    return {**fused, f"{at}qkv_opreact.weight": torch.cat(qkvo)}
+
+
+CONVERSIONS: dict[tuple[str, int], Callable[[State], State]] = {
+    ("mamba", 0): _as_llama_cpp,
+    ("rwkv7", 0): _as_fla,
+    ("rg_lru", 0): _as_deepmind,
+    ("mlstm", 0): _fused,
+}
+
+
+@pytest.mark.parametrize(("name", "number"), CONVERSIONS)
+def test_another_spelling_of_one_layer_is_the_same_and_a_change_in_it_is_caught(
+    name: str, number: int, tmp_path: Path
+) -> None:
+    family = next(family for family in known_families() if family.name == name)
+    spelling = family.spellings[number]
+    state, steering = steered_state(family, spelling)
+    for local in ("in_proj.bias", "dt_layernorm.weight"):
+        state.pop(steering.pop(local, ""), None)
+    a = write(tmp_path / "a", state, {})
+    found = prove(a, write(tmp_path / "b", CONVERSIONS[name, number](state), {}))
+    assert found.outcome is Outcome.SAME, found
+    assert found.steering is not None
+    assert {one.a for one in found.steering.compared} == set(steering.values())
+    for tensor in steering.values():
+        changed = state | {tensor: state[tensor].roll(1, 0) + 0.01}
+        found = prove(a, write(tmp_path / "b", CONVERSIONS[name, number](changed), {}))
+        assert found.outcome is Outcome.DIFFERS
+        assert found.steering is not None
+        assert tensor in [one.a for one in found.steering.differing] or tensor in ("dt_proj.bias",)
+
+
+@pytest.mark.slow
+def test_the_grouped_projections_of_qwen3_next_are_ungrouped_as_its_own_code_does(tmp_path: Path) -> None:
+    model = tiny_model("qwen3_next").float()
+    mixer = model.model.layers[0].linear_attn
+    config = model.config.to_dict()
+    path = "model.layers.0.linear_attn."
+    state = {f"{path}{name}": tensor.clone() for name, tensor in mixer.state_dict().items()}
+    columns = torch.eye(model.config.hidden_size)
+    with torch.no_grad():
+        parts = mixer.fix_query_key_value_ordering(
+            *(projection(columns[None]) for projection in (mixer.in_proj_qkvz, mixer.in_proj_ba))
+        )
+    q, k, v, z, b, a = (part[0].flatten(1).T for part in parts)
+    split = {name: tensor for name, tensor in state.items() if "in_proj" not in name}
+    split |= {
+        f"{path}in_proj_qkv.weight": torch.cat([q, k, v]),
+        f"{path}in_proj_z.weight": z,
+        f"{path}in_proj_b.weight": b,
+        f"{path}in_proj_a.weight": a,
+    }
+    grouped = write(tmp_path / "a", state, config)
+    assert prove(grouped, write(tmp_path / "b", split, config)).outcome is Outcome.SAME
+    unknown = {key: value for key, value in config.items() if not key.startswith("linear_")}
+    found = prove(write(tmp_path / "c", state, unknown), write(tmp_path / "b", split, unknown))
+    assert found.outcome is Outcome.NOMINAL
+    assert prove(tmp_path / "c", write(tmp_path / "d", state, unknown)).outcome is Outcome.SAME
+
+
+def test_multipliers_of_falcon_h1_that_llama_cpp_folds_into_the_weights_are_folded_here(tmp_path: Path) -> None:
+    family = next(family for family in known_families() if family.name == "mamba2")
+    state, _ = steered_state(family, family.spellings[0])
+    at = "net.layers.3."
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("in_proj.bias")}
+    config = {"ssm_in_multiplier": 0.5, "ssm_multipliers": [0.3, 1.5, 2.0, 3.0, 0.25]}
+    factors = torch.tensor([0.3] * 4 + [1.5] * 4 + [2.0] * 4 + [3.0] * 4 + [0.25] * 4)[:, None] * 0.5
+    folded = {
+        "blk.3.ssm_a": -state[f"{at}A_log"].exp()[:, None],
+        "blk.3.ssm_d": state[f"{at}D"][:, None],
+        "blk.3.ssm_dt.bias": state[f"{at}dt_bias"],
+        "blk.3.ssm_in.weight": factors * state[f"{at}in_proj.weight"],
+        "blk.3.ssm_conv1d.weight": state[f"{at}conv1d.weight"].squeeze(1),
+        "blk.3.ssm_conv1d.bias": state[f"{at}conv1d.bias"],
+    }
+    a = write(tmp_path / "a", state, config)
+    assert prove(a, write(tmp_path / "b", folded, {})).outcome is Outcome.SAME
+    unfolded = folded | {"blk.3.ssm_in.weight": state[f"{at}in_proj.weight"]}
+    assert prove(a, write(tmp_path / "b", unfolded, {})).outcome is Outcome.DIFFERS
