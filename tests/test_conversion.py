@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from scipy.optimize import linear_sum_assignment
 
 from ssmdiag.compare.conversion import Outcome, default_tolerance, log_lags, prove_conversion, prove_recurrence
 from ssmdiag.compare.spectrum_matching import match_spectra, relative_difference
+from ssmdiag.compare.steering import SteeringDifference, compare_weights, rounding
 from ssmdiag.diagnosis import extract_recurrences
+from ssmdiag.families.mapfile import read_map
 from ssmdiag.recurrence import DenseRealisation, Recurrence, as_complex
 from tests.test_comparison import EXAMPLES, base
 from tests.test_comparison import mamba as mamba_at_rest
@@ -332,3 +335,47 @@ def test_differences_are_relative_and_of_frequencies_modulo_a_turn() -> None:
     b = torch.tensor([-0.101 - 3.18j, -0.1 + 0.02j, -2e-9 + 0.5j, 0j], dtype=torch.complex128)
     got = relative_difference(a, b).tolist()
     assert got == pytest.approx([0.001 / 0.101, 0.2, 0.5, 0.0], rel=1e-2)
+
+
+def test_of_a_selective_layer_that_a_map_declares_only_equal_modules_are_proven(tmp_path: Path) -> None:
+    declared = tmp_path / "map.toml"
+    declared.write_text(
+        '[[layer]]\nname = "mine"\nweight = "*.gate.bias"\naxes = "channel"\nmap = "sigmoid"\n'
+        'domain = "discrete"\nselective = true\n'
+    )
+    state = {"net.0.gate.bias": torch.ones(3), "net.0.gate.weight": torch.rand(3, 5), "head.weight": torch.rand(2, 3)}
+    a = save(tmp_path / "a.safetensors", state)
+
+    def outcome(**changes: torch.Tensor) -> Outcome:
+        changed = state | {name.replace("__", "."): value for name, value in changes.items()}
+        b = save(tmp_path / "b.safetensors", changed)
+        return prove_conversion(a, b, families=read_map(declared)).layers[0].outcome
+
+    assert outcome() is Outcome.SAME
+    assert outcome(head__weight=torch.zeros(2, 3)) is Outcome.SAME
+    assert outcome(net__0__gate__weight=torch.zeros(3, 5)) is Outcome.NOMINAL
+    assert outcome(net__0__gate__more=torch.zeros(3)) is Outcome.NOMINAL
+
+
+def test_weights_are_compared_within_what_rounding_to_their_types_explains() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(64, 32, generator=generator) * torch.logspace(-8, 1, 64)[:, None]
+
+    def differ(a: torch.Tensor, b: torch.Tensor, share: float = 1.0) -> SteeringDifference:
+        stored = [SimpleNamespace(name="w", dtype=str(t.dtype).removeprefix("torch.")) for t in (a, b)]
+        allowed = share * rounding(stored[0].dtype, stored[1].dtype)
+        return compare_weights(a, b, "step", stored, allowed)  # type: ignore[arg-type]
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert differ(weights, weights.to(dtype)).within
+    found = differ(weights, weights.to(torch.bfloat16), share=0.1)
+    assert not found.within
+    assert found.weights == (float(weights[found.at]), float(weights.to(torch.bfloat16)[found.at]))
+    for place in ((0, 0), (63, 31), (40, 7)):
+        moved = weights.clone()
+        moved[place] = 1.02 * weights[place] + 0.02 * weights[place[0]].abs().max()
+        for dtype in (torch.float32, torch.bfloat16):
+            found = differ(weights, moved.to(dtype))
+            assert (found.within, found.at) == (False, place)
+    assert differ(weights, weights.T).value == math.inf
+    assert differ(weights, torch.full_like(weights, math.nan)).value == math.inf

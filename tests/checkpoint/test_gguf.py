@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssmdiag import diagnose, prove_conversion, read_checkpoint
+from ssmdiag.compare.conversion import Outcome
 from ssmdiag.errors import CheckpointError
 from tests.checkpoint.llama_cpp import ARCHITECTURES, converted, write_gguf
 from tests.families.tiny_transformers import save_tiny
@@ -234,6 +235,21 @@ def test_a_converted_model_has_the_memory_of_the_original(model_type: str, tmp_p
 def test_a_wrong_conversion_is_not_proven(model_type: str, changes: Mapping[str, float], tmp_path: Path) -> None:
     directory, path, _ = pair(model_type, tmp_path, **changes)
     assert not prove_conversion(directory, path).proven
+
+
+def test_a_conversion_with_quantised_projections_is_known_at_the_nominal_point_alone(tmp_path: Path) -> None:
+    directory, _, tensors = pair("mamba", tmp_path)
+    packed = write_gguf(tmp_path / "q.gguf", tensors, kinds={"ssm_x.weight": Q8_0, "ssm_in.weight": Q8_0})
+    proof = prove_conversion(directory, packed)
+    assert proof.exit_code() == 1
+    assert {layer.outcome for layer in proof.layers} == {Outcome.NOMINAL}
+    assert "ssm_x.weight is q8_0" in str(proof.layers[0].steering)
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(packed.read_bytes())
+    assert prove_conversion(packed, copy).exit_code() == 0
+    changed = {name: 2 * value if name.endswith("1.ssm_x.weight") else value for name, value in tensors.items()}
+    other = write_gguf(tmp_path / "o.gguf", changed, kinds={"ssm_x.weight": Q8_0, "ssm_in.weight": Q8_0})
+    assert prove_conversion(packed, other).exit_code() == 1
 
 
 def test_quantised_projections_leave_the_recurrence_readable(tmp_path: Path) -> None:
