@@ -43,7 +43,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
-    for part, (role, letter) in enumerate((("write strength", "b"), ("decay", "a"))):
+    for part, role, letter in ((1, "decay", "a"), (0, "write strength", "b")):
         names = [f"in_proj_{letter}.weight", f"{letter}_proj.weight"]
         for name in names if "conv1d.weight" in layer else names[::-1]:
             yield Steering(role, name, needed=True)

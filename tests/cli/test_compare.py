@@ -296,6 +296,18 @@ def test_what_is_packed_is_not_proven_unless_it_is_stored_alike(run: Run, tmp_pa
     assert "Proven" not in out
 
 
+def test_an_adapter_beside_a_projection_leaves_the_proof_open(run: Run, tmp_path: Path) -> None:
+    factors = {
+        "dt_proj__lora_A__default__weight": torch.ones(1, 2),
+        "dt_proj__lora_B__default__weight": torch.ones(8, 1),
+    }
+    base, a, b = steered(tmp_path / "base"), steered(tmp_path / "a", **factors), steered(tmp_path / "b", **factors)
+    assert run(a, b, "--strict")[0] == 0
+    code, out, _ = run(base, a, "--strict")
+    assert code == 1
+    assert "Layer 1: dt_proj.weight has dt_proj.lora_A.default.weight beside it" in one_line(out)
+
+
 def test_a_run_whose_projections_alone_changed_is_not_said_to_stand_still(run: Run, tmp_path: Path) -> None:
     a, same = steered(tmp_path / "a-1"), steered(tmp_path / "a-2")
     b = steered(tmp_path / "a-3", x_proj__weight=torch.ones(8, 8))
