@@ -25,7 +25,7 @@ from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
-from ssmdiag.errors import LayerError
+from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
 from ssmdiag.memory import DEFAULT_CONTEXT
@@ -147,7 +147,7 @@ def prove_conversion(
         try:
             with guard(" and ".join(names), "its comparison"):
                 proofs += list(_prove_layer(first, second, tolerance, lags))
-        except LayerError as error:
+        except SsmdiagError as error:
             problems.append(error.sentence)
     return ConversionProof(
         a=str(sides[0].path),

@@ -253,15 +253,19 @@ def _steering_changed(
         return None
     if all(layer.last.time_invariant for layer in layers):
         return None
-    first, last = (recognise(read_checkpoint(p), assume=assume, families=families, device=device) for p in ends)
     changed: dict[str, tuple[str, ...]] = {}
-    for one, other in zip(first.layers, last.layers, strict=False):
-        found = compare_steering(one, other, tolerance=0.0)
-        if found is None or (found.unseen and not found.differing):
-            return None
-        if found.differing:
-            changed[other.path] = tuple(d.b.removeprefix(f"{other.path}.") for d in found.differing)
-    return changed
+    whole = True
+    try:
+        first, last = (recognise(read_checkpoint(p), assume=assume, families=families, device=device) for p in ends)
+        for one, other in zip(first.layers, last.layers, strict=False):
+            with guard(other.path, "comparing what steers it"):
+                found = compare_steering(one, other, tolerance=0.0)
+            if found and found.differing:
+                changed[other.path] = tuple(d.b.removeprefix(f"{other.path}.") for d in found.differing)
+            whole = whole and not (found and found.unseen)
+    except SsmdiagError:
+        return None
+    return changed if whole or changed else None
 
 
 def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], list[str]]:

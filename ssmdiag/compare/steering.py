@@ -20,6 +20,7 @@ import torch
 
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.layer import is_number
+from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ BLOCK = 2**20
 """Weights widened to float64 at a time."""
 _PACKED = re.compile(
     r"(?:qweight|qzeros|scales|biases|g_idx|SCB|absmax|quant_map|input_scale|weight_(?:packed|scale|zero|shape|format|"
-    r"global|scb|[gv]$)\w*|weight\.(?:absmax|quant|nested|bitsandbytes)\S*|lora_\S+|original[01])$"
+    r"global|scb|[gv]$)\w*|weight\.(?:absmax|quant|nested|bitsandbytes)\S*|lora_\S+|parametrizations\.weight\.\S+)$"
 )
 """What stands beside or instead of the weight of a module that is quantised, adapted or normalised."""
 
@@ -96,7 +97,7 @@ class _Found:
 
     @property
     def plain(self) -> bool:
-        return not self.packed and is_number(self.stored.dtype)
+        return not self.packed and _is_real(self.stored.dtype)
 
     def local(self, stored: StoredTensor) -> str:
         return stored.name.removeprefix(f"{self.layer.path}.")
@@ -107,7 +108,10 @@ class _Found:
             self.cache.clear()
             self.cache[self.stored.name] = self.stored.load().to(self.layer.device)
         whole = self.cache[self.stored.name]
-        return self.steering.layout(whole, self.layer) if self.steering.layout else whole
+        if self.steering.layout is None:
+            return whole
+        with guard(self.layer.path, f"finding the {self.steering.role} in {self.local(self.stored)}"):
+            return self.steering.layout(whole, self.layer)
 
 
 def compare_steering(a: Layer, b: Layer, tolerance: float | None = None) -> SteeringComparison | None:
@@ -158,6 +162,10 @@ def _packed(layer: Layer, local: str) -> tuple[StoredTensor, ...]:
     return tuple(layer.checkpoint[name] for name in names if _PACKED.match(name.removeprefix(module)))
 
 
+def _is_real(dtype: str) -> bool:
+    return is_number(dtype) and not dtype.startswith("complex")
+
+
 def _compare(a: _Found, b: _Found, role: str, tolerance: float | None) -> SteeringDifference | str:
     """Return the difference of one role, or a sentence on why there is none."""
     try:
@@ -173,6 +181,8 @@ def _compare(a: _Found, b: _Found, role: str, tolerance: float | None) -> Steeri
     if first is None or second is None:
         first, second = (side.cache[side.stored.name] for side in (a, b))
     allowed = rounding(a.stored.dtype, b.stored.dtype) if tolerance is None else tolerance
+    if a.steering.tensor == b.steering.tensor and math.prod(a.stored.shape) != math.prod(b.stored.shape):
+        return _of_other_shapes(role, (a.stored, b.stored), allowed, a.stored.shape, b.stored.shape)
     return compare_weights(first, second, role, (a.stored, b.stored), allowed)
 
 
@@ -194,8 +204,12 @@ def same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
         first, second = a.load(), b.load()
     except SsmdiagError:  # types that are only named, as those of a GGUF file: then the files must be one and the same
         return a.stored_name == b.stored_name and cmp(a.container.path, b.container.path, shallow=False)
-    if first.dtype.itemsize == 1:
-        first, second = first.view(torch.uint8), second.view(torch.uint8)
+    return _equal(first, second)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.dtype.itemsize == 1:  # of types of 8 bits torch compares integers alone
+        first, second = first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8)
     return torch.equal(first, second)
 
 
@@ -219,7 +233,7 @@ def _compare_modules(a: Layer, b: Layer, tolerance: float | None) -> SteeringCom
         first, second = sides[0][local], sides[1][local]
         if same_bytes(first, second):
             compared.append(SteeringDifference(local.lstrip("."), first.name, second.name, 0.0, 0.0, (), None))
-        elif is_number(first.dtype) and is_number(second.dtype) and not first.dtype.startswith("complex"):
+        elif _is_real(first.dtype) and _is_real(second.dtype):
             allowed = rounding(first.dtype, second.dtype) if tolerance is None else tolerance
             pair = [stored.load().to(layer.device) for stored, layer in ((first, a), (second, b))]
             found = compare_weights(pair[0], pair[1], local.lstrip("."), (first, second), allowed)
@@ -239,10 +253,9 @@ def compare_weights(
     """Return the weight that differs most, relative to itself or to a small share of the largest of its row."""
     names = stored[0].name, stored[1].name
     if first.shape != second.shape:
-        shapes = f"{tuple(first.shape)} in a, {tuple(second.shape)} in b"
-        return SteeringDifference(role, *names, math.inf, allowed, (), None, shapes)
+        return _of_other_shapes(role, stored, allowed, tuple(first.shape), tuple(second.shape))
     shape = tuple(first.shape)
-    if first.dtype == second.dtype and torch.equal(first, second):
+    if first.dtype == second.dtype and _equal(first, second):
         return SteeringDifference(role, *names, 0.0, allowed, (), None)
     rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
     first, second = first.reshape(rows, columns), second.reshape(rows, columns)
@@ -265,6 +278,13 @@ def compare_weights(
         where, place = divmod(where, extent)
         index.insert(0, place)
     return SteeringDifference(role, *names, worst, allowed, tuple(index), pair)
+
+
+def _of_other_shapes(
+    role: str, stored: tuple[StoredTensor, StoredTensor], allowed: float, a: tuple[int, ...], b: tuple[int, ...]
+) -> SteeringDifference:
+    note = f"{a} in a, {b} in b"
+    return SteeringDifference(role, stored[0].name, stored[1].name, math.inf, allowed, (), None, note)
 
 
 def rounding(a: str, b: str) -> float:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 def taps(kernel: Tensor, layer: Layer) -> Tensor:
     """Return (channel, tap) of a convolution per channel, wherever its axis of 1 stands: MLX has it last."""
-    return kernel.flatten(1)
+    return kernel.flatten(1) if kernel.ndim > 1 else kernel
 
 
 def transposed(kernel: Tensor, layer: Layer) -> Tensor:
     """Return (output, input) of what is stored as (input, output), as Flax does and RWKV's own code."""
-    return kernel.T
+    return kernel.T if kernel.ndim == 2 else kernel
 
 
 def flat(values: Tensor, layer: Layer) -> Tensor:

@@ -222,6 +222,28 @@ def test_names_in_memory_and_on_disk_are_one_model(model_type: str, tmp_path: Pa
     assert all(layer.steering and layer.steering.compared for layer in proof.layers)
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "zamba"])
+def test_a_matrix_with_more_rows_is_not_the_same_whichever_rows_steer(name: str, tmp_path: Path) -> None:
+    family = next(family for family in known_families() if family.name == name)
+    state, steering = steered_state(family, family.spellings[0])
+    a = write(tmp_path / "a", state, {})
+    matrix = steering["in_proj.weight"]
+    for longer in (torch.cat([state[matrix], state[matrix]]), torch.cat([state[matrix], torch.ones(1, 4)])):
+        assert caught(prove(a, write(tmp_path / "b", state | {matrix: longer}, {})), matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32])
+def test_a_projection_of_another_kind_of_number_is_not_compared(dtype: torch.dtype, tmp_path: Path) -> None:
+    family = next(family for family in known_families() if family.name == "gla")
+    state, steering = steered_state(family, family.spellings[0])
+    a = write(tmp_path / "a", state, {})
+    name = steering["gk_proj.0.weight"]
+    found = prove(a, write(tmp_path / "b", state | {name: state[name].to(dtype)}, {}))
+    assert found.outcome is Outcome.NOMINAL
+    assert found.steering is not None
+    assert "gk_proj.0.weight is" in found.steering.unseen[0]
+
+
 def _as_llama_cpp(state: State) -> State:
     """Return Mamba-1 as llama.cpp's converter names it: `ssm_a` is −exp(A_log), a convolution is (channel, tap)."""
     names = {"dt_proj": "ssm_dt", "x_proj": "ssm_x", "in_proj": "ssm_in", "conv1d": "ssm_conv1d"}
