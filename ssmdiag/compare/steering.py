@@ -10,7 +10,6 @@ One tensor of each side is in memory at a time, in its stored type; rows are wid
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from filecmp import cmp
@@ -20,6 +19,7 @@ import torch
 
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.layer import is_number
+from ssmdiag.families.packed import packed_with
 from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
@@ -40,11 +40,6 @@ FLOOR = 2.0**-10
 """Share of the largest weight of its row that a weight counts as at least: next to it a smaller one does nothing."""
 BLOCK = 2**20
 """Weights widened to float64 at a time."""
-_PACKED = re.compile(
-    r"(?:qweight|qzeros|scales|biases|g_idx|SCB|absmax|quant_map|input_scale|weight_(?:packed|scale|zero|shape|format|"
-    r"global|scb|[gv]$)\w*|weight\.(?:absmax|quant|nested|bitsandbytes)\S*|lora_\S+|parametrizations\.weight\.\S+)$"
-)
-"""What stands beside or instead of the weight of a module that is quantised, adapted or normalised."""
 
 
 @dataclass(frozen=True)
@@ -145,21 +140,12 @@ def _by_role(layer: Layer) -> dict[str, _Found | str]:
         if isinstance(found.get(steering.role), _Found):
             continue
         stored = layer.beside(steering.tensor)
-        packed = _packed(layer, steering.tensor)
+        packed = packed_with(layer, steering.tensor)
         if stored is not None or packed:
             found[steering.role] = _Found(layer, steering, stored or packed[0], packed, cache)
         elif steering.needed:
             found.setdefault(steering.role, steering.tensor)
     return found
-
-
-def _packed(layer: Layer, local: str) -> tuple[StoredTensor, ...]:
-    """Return what stands beside a weight of a module, or instead of it, and makes it more than one matrix."""
-    if not local.endswith(".weight"):
-        return ()
-    module = layer.full_name(local).removesuffix("weight")
-    names = layer.checkpoint.below(module.removesuffix("."))
-    return tuple(layer.checkpoint[name] for name in names if _PACKED.match(name.removeprefix(module)))
 
 
 def _is_real(dtype: str) -> bool:

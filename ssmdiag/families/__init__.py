@@ -12,7 +12,7 @@ from ssmdiag.families.interface import Family, Option, Spelling, Steering
 
 __all__ = ["Family", "Option", "Spelling", "Steering", "known_families"]
 
-MACHINERY = frozenset({"interface", "layer", "layouts", "recognition", "mapfile", "map_template"})
+MACHINERY = frozenset({"interface", "layer", "layouts", "packed", "recognition", "mapfile", "map_template"})
 """Modules of this package that are not families."""
 
 

@@ -1,0 +1,98 @@
+"""SSM304: what the input steers the memory through is quantised or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ssmdiag.families.layer import is_number
+from ssmdiag.families.packed import packed_with
+from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule
+from ssmdiag.rules.quantised_recurrence import EIGHT_BITS
+
+if TYPE_CHECKING:
+    from ssmdiag.families.layer import Layer
+
+CONVOLUTION = "convolution"
+
+
+def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
+    read = {name for numbers in evidence.layers for name in numbers.tensors}
+    unread = {id(layer) for layer, _ in evidence.unread}
+    for layer in evidence.recognition.layers:
+        if id(layer) in unread or layer.family.steering is None:
+            continue  # SSM303 says what keeps a layer from being read
+        packed = {weight: dtype for weight, dtype in _packed(layer).items() if layer.full_name(weight) not in read}
+        convolutions = [weight for weight in packed if _is_convolution(layer, weight)]
+        projections = [weight for weight in packed if weight not in convolutions]
+        if convolutions:
+            why = "four taps a channel have no average to hide rounding in"
+            yield _observation(layer, convolutions, packed, why)
+        if projections:
+            why = "the decays of single tokens cannot be vouched for, only those at the gates' bias"
+            seen = _observation(layer, projections, packed, why)
+            yield replace(seen, severity="note", advice="compare it with the checkpoint it came from on real text.")
+
+
+def _observation(layer: Layer, weights: list[str], packed: dict[str, str], why: str) -> Observation:
+    return Observation(
+        f"{_listed(weights)} quantised or packed ({packed[weights[0]]}): {why}",
+        count=len(weights),
+        value=float(len(weights)),
+        threshold=0.0,
+        tensor=layer.full_name(weights[0]),
+        layer=layer.path,
+        family=layer.family.name,
+    )
+
+
+def _packed(layer: Layer) -> dict[str, str]:
+    """Return local name → stored type of each weight that steers the layer and is no plain matrix of numbers."""
+    assert layer.family.steering is not None
+    found: dict[str, str] = {}
+    for steering in layer.family.steering(layer):
+        stored = layer.beside(steering.tensor)
+        parts = (*((stored,) if stored is not None else ()), *packed_with(layer, steering.tensor))
+        codes = [part.dtype for part in parts if part.dtype.startswith(EIGHT_BITS) or not is_number(part.dtype)]
+        if codes:
+            found[steering.tensor] = codes[0]
+    return found
+
+
+def _is_convolution(layer: Layer, weight: str) -> bool:
+    assert layer.family.steering is not None
+    return any(CONVOLUTION in one.role for one in layer.family.steering(layer) if one.tensor == weight)
+
+
+def _listed(names: list[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
+
+
+RULE = Rule(
+    code="SSM304",
+    name="packed-projection",
+    severity="warning",
+    summary="projections or convolutions that steer the memory are quantised",
+    looks_at="checkpoint",
+    examine=examine,
+    advice="leave conv1d out when quantising: it is smaller than its scales save.",
+    formula=(
+        "A tensor that a selective family's decays, B or C go through (dt_proj, x_proj, in_proj, gates, conv1d: those "
+        "of `compare --strict`) has an integer, float8, float4 or block type, or is stored as codes with scales beside "
+        "them (bitsandbytes, GPTQ, AWQ, compressed-tensors, GGUF). A warning for a convolution, a note for the others."
+    ),
+    why=(
+        "The decay of a token is softplus of a projection of it, so rounding the projection moves every token's decay. "
+        "The nominal point, read from A and Δ's bias alone, cannot show it. A depthwise convolution has four weights a "
+        "channel, whose rounding errors do not average out as those of a row of thousands do."
+    ),
+    fix=(
+        "Exclude conv1d, dt_proj and x_proj from quantisation (modules_to_not_convert and the like); they are under a "
+        "hundredth of the model. Then hold the two models' outputs against each other on long text."
+    ),
+    example=(
+        "llama.cpp's converter (https://github.com/ggml-org/llama.cpp) keeps ssm_conv1d, ssm_a, ssm_d and Δ's bias in "
+        "32 bits, whatever type it gives the rest of the file."
+    ),
+)
