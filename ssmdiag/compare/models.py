@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of, diagnose
-from ssmdiag.errors import AssumptionError, CheckpointError, SsmdiagError
+from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.rules.selection import Selection
 from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
@@ -219,6 +220,29 @@ def same_layers(a: Recognition, b: Recognition) -> bool:
         dict(one.axes) == dict(other.axes) or one.spelling.name != other.spelling.name
         for one, other in zip(a.layers, b.layers, strict=True)
     )
+
+
+def require_one_model(first: tuple[Path, Recognition], other: tuple[Path, Recognition]) -> None:
+    """Raise DifferentModelsError where two checkpoints, given with their paths, have other layers."""
+    if not same_layers(first[1], other[1]):
+        names, layers = ([tell(side) for side in (first, other)] for tell in (_folder_and_name, _layers))
+        raise DifferentModelsError(
+            f"{' and '.join(names)} are different models: {', and '.join(layers)}.",
+            expected="checkpoints of one run",
+            advice="`ssmdiag compare` puts different models into a table.",
+        )
+
+
+def _folder_and_name(side: tuple[Path, Recognition]) -> str:
+    return f"{side[0].absolute().parent.name}/{side[0].name}"
+
+
+def _layers(side: tuple[Path, Recognition]) -> str:
+    """Return how many layers of which family a checkpoint has, with the sizes of the first."""
+    found = side[1]
+    counts = Counter(layer.family.title for layer in found.layers)
+    sizes = ", ".join(f"{size:,} {axis}s" for axis, size in found.layers[0].axes.items())
+    return " + ".join(f"{count} × {title}" for title, count in counts.items()) + (f" ({sizes})" if sizes else "")
 
 
 def _between(layers: Sequence[LayerDiagnosis], start: float, stop: float) -> tuple[LayerDiagnosis, ...]:

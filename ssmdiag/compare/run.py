@@ -12,7 +12,6 @@ Checkpoints are read one after another and a few numbers of each are kept: memor
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,10 @@ from ssmdiag import __version__
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
-from ssmdiag.compare.models import same_layers
+from ssmdiag.compare.models import require_one_model
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
-from ssmdiag.compare.steering import compare_steering
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
+from ssmdiag.compare.unmoved import find_steering_changed
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, LayerError, SsmdiagError
@@ -187,8 +186,8 @@ def compare_run(
         notes=(*notes, *collected.notes, *remarks),
         device=device,
         seconds=time.perf_counter() - start,
-        steering_changed=_steering_changed(
-            [Path(checkpoints[end].path) for end in (0, -1)], layers, assume, families, device
+        steering_changed=find_steering_changed(
+            [checkpoints[end].path for end in (0, -1)], layers, assume, families, device
         ),
     )
 
@@ -228,44 +227,6 @@ class _Collected:
     def drop(self) -> None:
         """Forget the points of a checkpoint that could not be read to its end."""
         self._now = []
-
-
-def _folder_and_name(path: Path) -> str:
-    return f"{path.absolute().parent.name}/{path.name}"
-
-
-def _layers(found: Recognition) -> str:
-    """Return how many layers of which family a checkpoint has, with the sizes of the first."""
-    counts = Counter(layer.family.title for layer in found.layers)
-    sizes = ", ".join(f"{size:,} {axis}s" for axis, size in found.layers[0].axes.items())
-    return " + ".join(f"{count} × {title}" for title, count in counts.items()) + (f" ({sizes})" if sizes else "")
-
-
-def _steering_changed(
-    ends: Sequence[Path],
-    layers: Sequence[LayerHistory],
-    assume: Mapping[str, str] | None,
-    families: Sequence[Family] | None,
-    device: str,
-) -> dict[str, tuple[str, ...]] | None:
-    """Return what `RunComparison.steering_changed` holds, from the first and the last checkpoint."""
-    if any(layer.slowest is None or layer.slowest.change or layer.last.moved for layer in layers):
-        return None
-    if all(layer.last.time_invariant for layer in layers):
-        return None
-    changed: dict[str, tuple[str, ...]] = {}
-    whole = True
-    try:
-        first, last = (recognise(read_checkpoint(p), assume=assume, families=families, device=device) for p in ends)
-        for one, other in zip(first.layers, last.layers, strict=False):
-            with guard(other.path, "comparing what steers it"):
-                found = compare_steering(one, other, tolerance=0.0)
-            if found and found.differing:
-                changed[other.path] = tuple(d.b.removeprefix(f"{other.path}.") for d in found.differing)
-            whole = whole and not (found and found.unseen)
-    except SsmdiagError:
-        return None
-    return changed if whole or changed else None
 
 
 def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], list[str]]:
@@ -331,14 +292,8 @@ def _recurrences(
     found.require_layers(checkpoint)
     problems += [*checkpoint.problems, *found.problems]
     if not problems and not any(layer.defect for layer in found.layers):
-        first = collected.whole = collected.whole or (path, found)
-        if not same_layers(first[1], found):
-            raise DifferentModelsError(
-                f"{_folder_and_name(first[0])} and {_folder_and_name(path)} are different models: "
-                f"{_layers(first[1])}, and {_layers(found)}.",
-                expected="checkpoints of one run",
-                advice="`ssmdiag compare` puts different models into a table.",
-            )
+        collected.whole = collected.whole or (path, found)
+        require_one_model(collected.whole, (path, found))
     collected.context = collected.context or context_length_of(checkpoint.settings)
     for layer in found.layers:
         try:

@@ -73,8 +73,12 @@ def layer_sentences(run: RunComparison, labels: Sequence[str]) -> Iterator[str]:
 
 def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
     """Return what can be said where no rate moved: a selective layer has more than that to change."""
-    if all(layer.last.time_invariant for layer in run.layers) or run.steering_changed == {}:
-        return f"no layer changed at all {over}"
+    if any(layer.first.rate != layer.last.rate for layer in run.layers):
+        return f"no layer's slowest mode moved {over}"
+    if all(layer.last.time_invariant for layer in run.layers):
+        return f"no layer's decay changed at all {over}"
+    if run.steering_changed == {}:
+        return f"no layer's decay changed at all {over}, nor what steers it by the input"
     still = f"no layer's decay changed at the nominal point {over}"
     if not run.steering_changed:
         return f"{still}; what steers it by the input could not be compared whole"
