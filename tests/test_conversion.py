@@ -38,7 +38,8 @@ def mamba(log_rates: dict[str, torch.Tensor], *, prefix: str = "layers.{}.") -> 
     for number, (name, rates) in enumerate(log_rates.items()):
         generator = torch.Generator().manual_seed(number)
         channels, modes = rates.shape
-        for local, shape in (("dt_proj", (channels, 3)), ("x_proj", (3 + 2 * modes, channels))):
+        projections = {"dt_proj": (channels, 3), "x_proj": (3 + 2 * modes, channels), "in_proj": (2 * channels, 5)}
+        for local, shape in {**projections, "conv1d": (channels, 1, 4)}.items():
             state[f"{prefix.format(name)}{local}.weight"] = torch.randn(shape, generator=generator)
     return state
 

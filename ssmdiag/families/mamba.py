@@ -85,6 +85,7 @@ def _is_block_1d(layer: Layer) -> bool:
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
+    usual = "A_logs" not in layer and "A_log.0" not in layer  # VMamba and Hymba come in variants
     for end, branch in (("", ""), ("_b", ", backward")):
         needed = not end or f"dt_proj{end}.bias" in layer
         for step in (f"dt_proj{end}.weight", *(() if end else _STEPS)):
@@ -94,10 +95,10 @@ def steering(layer: Layer) -> Iterator[Steering]:
             layout = transposed if projection.endswith("kernel") else None
             yield Steering(f"step, B and C{branch}", projection, layout, needed=needed)
         for convolution in (f"conv1d{end}", *(() if end else ("ssm_conv1d", "conv2d"))):
-            yield Steering(f"convolution{branch}", f"{convolution}.weight", taps)
+            yield Steering(f"convolution{branch}", f"{convolution}.weight", taps, needed=usual and not end)
             yield Steering(f"bias of the convolution{branch}", f"{convolution}.bias")
     for projection in ("in_proj", "ssm_in"):
-        yield Steering("input", f"{projection}.weight", _input_rows)
+        yield Steering("input", f"{projection}.weight", _input_rows, needed=usual)
         yield Steering("bias of the input", f"{projection}.bias", _input_rows)
     for flax, role, layout in (("Conv_0", "convolution", _flax_taps), ("Dense_0", "input", transposed)):
         yield Steering(role, f"{flax}.kernel", layout)

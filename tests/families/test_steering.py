@@ -203,7 +203,9 @@ def test_without_what_every_layer_has_nothing_is_proven(family: Family, spelling
     required = {f"{path_for(spelling)}.{local}" for local in spelling.tensors}
     bare = {name: tensor for name, tensor in state.items() if name not in set(steering.values()) - required}
     a = write(tmp_path / "a", bare, settings_for(family, spelling))
-    found = prove(a, write(tmp_path / "b", bare, settings_for(family, spelling)))
+    assert prove(a, write(tmp_path / "b", bare, settings_for(family, spelling))).outcome is Outcome.SAME
+    another = {**bare, "embedding.weight": torch.zeros(2, 2)}
+    found = prove(a, write(tmp_path / "b", another, settings_for(family, spelling)))
     if found.outcome is not Outcome.SAME:
         assert found.outcome is Outcome.NOMINAL
         assert found.steering is not None
