@@ -180,9 +180,20 @@ def _mend_streams() -> None:
                 os.close(file)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     codecs.register_error("ssmdiag", _in_ascii)
+    for name in ("stdout", "stderr"):
+        _write_whole(name)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="ssmdiag")
+
+
+def _write_whole(name: str) -> None:
+    """Give a stream a buffer, which writes on after a short write: under PYTHONUNBUFFERED the rest would be lost."""
+    stream = getattr(sys, name)
+    if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
+        encoding, errors = stream.encoding, stream.errors
+        buffer = io.BufferedWriter(stream.detach())  # type: ignore[arg-type]
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

@@ -148,6 +148,11 @@ Limits = Mapping[str, float]
 """A rule's thresholds by name, as the user set them."""
 
 
+def lacks_nothing(evidence: CheckpointEvidence) -> str | None:
+    """Say that every checkpoint can be judged."""
+    return None
+
+
 def lacks_context(evidence: CheckpointEvidence) -> str | None:
     """Say that the context length is not known."""
     return None if evidence.context else "no context length is known: --length gives one"
@@ -190,7 +195,7 @@ class Rule:
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     worse: Literal["higher", "lower"] = "higher"
     """Which way `value` gets worse: a baseline lets a finding pass that has not got worse."""
-    lacks: Callable[[CheckpointEvidence], str | None] = lambda evidence: None
+    lacks: Callable[[CheckpointEvidence], str | None] = lacks_nothing
     """What the checkpoint would need to hold for the rule to judge it, as a phrase; None where it holds that."""
     origin: float = 0.0
     """What `value` is where all is well, such as 1 for a spectral radius: a baseline allows a tenth of the way from
