@@ -38,6 +38,7 @@ from ssmdiag.memory import DEFAULT_CONTEXT
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.families.interface import Family
     from ssmdiag.families.recognition import Recognition
     from ssmdiag.recurrence import Recurrence
@@ -144,8 +145,9 @@ def compare_run(
         wanted = memory == "all" or (memory == "ends" and position in (0, len(kept) - 1))
         missing: list[str] = []
         try:
-            learning_rates = read_learning_rates(read_checkpoint(path))
-            for recurrence, title in _recurrences(path, assume, families, device, collected, missing):
+            checkpoint = read_checkpoint(path)
+            learning_rates = read_learning_rates(checkpoint)
+            for recurrence, title in _recurrences(path, checkpoint, assume, families, device, collected, missing):
                 context = (collected.context or DEFAULT_CONTEXT) if wanted else None
                 before = collected.first_rates(recurrence, step)
                 try:
@@ -290,6 +292,7 @@ def _without_repeats(
 
 def _recurrences(
     path: Path,
+    checkpoint: Checkpoint,
     assume: Mapping[str, str] | None,
     families: Sequence[Family] | None,
     device: str,
@@ -297,7 +300,6 @@ def _recurrences(
     problems: list[str],
 ) -> Iterator[tuple[Recurrence, str]]:
     """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
-    checkpoint = read_checkpoint(path)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     problems += [*checkpoint.problems, *found.problems]
