@@ -52,13 +52,17 @@ def drifts_of_first_slowest(before: Tensor, now: Tensor) -> tuple[ModeDrift, ...
 
     Units that agree to the bit in both are one, stored several times. Nothing with fewer than two units that decay.
     """
-    sound = (before > 0) & (now > 0) & before.isfinite() & now.isfinite()
-    first = torch.where(sound, before, math.inf)
+    sound = (before > 0) & (now > 0) & (before < math.inf) & (now < math.inf)
     if len(before) >= CHANNELS:
-        at = first.argmin(1, keepdim=True)
-        first, now, sound = (values.gather(1, at) for values in (first, now, sound))
-    pairs = torch.stack([first[sound], now[sound]], dim=1).unique(dim=0)  # in the order of the first column
-    changes = (pairs[:, 1] / pairs[:, 0]).log()
+        at = before.where(sound, math.inf).argmin(1, keepdim=True)
+        before, now, sound = (values.gather(1, at) for values in (before, now, sound))
+    first, last = before[sound], now[sound]
+    order = last.argsort()
+    order = order[first[order].argsort(stable=True)]
+    first, last = first[order], last[order]
+    other = torch.ones_like(first, dtype=torch.bool)
+    other[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
+    changes = (last[other] / first[other]).log()
     counts = dict.fromkeys(min(max(len(changes) // share, FEWEST), len(changes)) for share in SHARES)
     return tuple(_drift(changes[:count]) for count in counts if count > 1)
 
