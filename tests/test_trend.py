@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ssmdiag.compare.correlated_steps import AVERAGED, GRID, PUT_IN, correlated_drift
+from ssmdiag.compare.projection import REACH, Unnamed, bound, measure_pace, project
 from ssmdiag.compare.significance import (
     EXACT,
     Slope,
@@ -26,7 +28,7 @@ from ssmdiag.compare.significance import (
     student_quantile,
     theil_sen,
 )
-from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, REACH, Verdict, fit_trend, judge, project
+from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict, fit_trend, judge
 
 RUNS = 1000
 MARGIN = 3 * math.sqrt(0.05 * 0.95 / RUNS)
@@ -182,23 +184,30 @@ def test_a_run_of_many_wandering_layers_gets_a_false_verdict_no_more_often(layer
     assert wrong / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
-def test_steps_with_momentum_are_what_the_test_cannot_see_through() -> None:
-    # Stated as a limit: checkpoints so close that their steps are correlated by 0.5.
-    found = verdicts(lambda g, n: 0.1 * autoregressive(g, n, 0.5).cumsum(), 10, 2)
-    assert 0.15 < (found[Verdict.CONVERGING] + found[Verdict.RECEDING]) / RUNS < 0.35
+def test_steps_with_momentum_fool_a_random_walk_and_not_the_three_tests_together() -> None:
+    # Steps correlated by 0.5 from one checkpoint to the next: 1 run in 4 by the first two tests.
+    generator = np.random.default_rng(2)
+    trends = [
+        fit_trend(list(range(10)), (0.1 * autoregressive(generator, 10, 0.5).cumsum()).tolist()) for _ in range(RUNS)
+    ]
+    fooled = [trend for trend in trends if max(trend.p_rank, trend.p_walk) <= 0.05]
+    assert 0.15 < len(fooled) / RUNS < 0.35
+    assert sum(trend.p_correlated <= 0.05 for trend in fooled) / RUNS <= 0.08
 
 
-def test_steps_all_of_one_size_fool_five_checkpoints_in_one_run_of_eight_and_seven_no_more() -> None:
+@pytest.mark.parametrize("n", [5, 7])
+def test_a_walk_whose_steps_are_all_of_one_size_fools_no_more_often_than_its_chance_to_go_one_way(n: int) -> None:
     # 4 equal steps go one way by chance in 2 of 16 walks, and Student's t knows no doubt without scatter.
-    for n, expected in ((5, 2 / 16), (7, 2 / 64)):
-        found = verdicts(lambda g, n: 0.1 * g.choice([-1.0, 1.0], size=n).cumsum(), n, 1)
-        seen = (found[Verdict.CONVERGING] + found[Verdict.RECEDING]) / RUNS
-        assert seen == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / RUNS))
+    expected = 2 / 2 ** (n - 1)
+    found = verdicts(lambda g, n: 0.1 * g.choice([-1.0, 1.0], size=n).cumsum(), n, 1)
+    seen = (found[Verdict.CONVERGING] + found[Verdict.RECEDING]) / RUNS
+    assert seen == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / RUNS))
 
 
 DRIFTING: dict[str, tuple[World, int, float]] = {
-    "10 % a checkpoint in a walk of 5 %": (lambda g, n: 0.1 * np.arange(n) + 0.05 * g.normal(size=n).cumsum(), 7, 0.9),
-    "10 % a checkpoint in noise of 2 %": (lambda g, n: 0.1 * np.arange(n) + 0.02 * g.normal(size=n), 7, 0.99),
+    "10 % a checkpoint in a walk of 2 %": (lambda g, n: 0.1 * np.arange(n) + 0.02 * g.normal(size=n).cumsum(), 7, 0.8),
+    "10 % a checkpoint in a walk of 5 %": (lambda g, n: 0.1 * np.arange(n) + 0.05 * g.normal(size=n).cumsum(), 7, 0.5),
+    "10 % a checkpoint in noise of 2 %": (lambda g, n: 0.1 * np.arange(n) + 0.02 * g.normal(size=n), 7, 0.95),
     "10 % a checkpoint in noise of 10 %, 20 of them": (
         lambda g, n: 0.1 * np.arange(n) + 0.1 * g.normal(size=n), 20, 0.9,
     ),
@@ -273,43 +282,113 @@ def test_the_verdict_knows_neither_the_unit_of_steps_nor_of_the_margin(
     assert judge([mirrored]) == [swap.get(verdict, verdict)]
 
 
-def test_a_projection_is_where_the_line_meets_the_limit() -> None:
+def test_a_projection_is_where_the_line_meets_the_limit_and_its_interval_counts_from_the_first_point() -> None:
     slope = Slope(-1e-3, -2e-3, -0.5e-3)
-    crossing = project(2000.0, -7.0, slope, -10.0, 2000.0)
-    assert (crossing.at, crossing.earliest, crossing.latest) == (5000.0, 3500.0, 8000.0)
+    crossing = project((0.0, -5.0), (2000.0, -7.0), slope, -10.0, 2000.0)
+    assert (crossing.at, crossing.earliest, crossing.latest) == (5000.0, 2500.0, 10_000.0)
     assert crossing.reach == 2000 + REACH * 2000
+    assert crossing.unnamed is None
 
 
 @pytest.mark.parametrize(
     ("slope", "expected"),
     [
-        (Slope(-1e-4, -2e-3, 1e-3), (None, 3500.0, None)),  # may turn: no latest; the line itself is out of reach
+        (Slope(-1e-4, -2e-3, 1e-3), (None, 2500.0, None)),  # may turn: no latest; the line itself is out of reach
         (Slope(1e-4, 0.0, 1e-3), (None, None, None)),
         (Slope(-1e-3, -math.inf, math.inf), (5000.0, 2000.0, None)),
     ],
 )
 def test_a_projection_out_of_reach_is_refused(slope: Slope, expected: tuple[float | None, ...]) -> None:
-    crossing = project(2000.0, -7.0, slope, -10.0, 2000.0)
+    crossing = project((0.0, -5.0), (2000.0, -7.0), slope, -10.0, 2000.0)
     assert (crossing.at, crossing.earliest, crossing.latest) == expected
 
 
 def test_a_limit_that_is_passed_is_reached_now() -> None:
-    crossing = project(2000.0, -11.0, Slope(1.0, 1.0, 1.0), -10.0, 2000.0)
+    crossing = project((0.0, -9.0), (2000.0, -11.0), Slope(1.0, 1.0, 1.0), -10.0, 2000.0)
     assert (crossing.at, crossing.earliest, crossing.latest) == (2000.0, 2000.0, 2000.0)
 
 
-@pytest.mark.parametrize("n", [7, 12])
-def test_the_interval_of_a_projection_holds_the_true_step_in_nineteen_of_twenty_runs(n: int) -> None:
-    generator = np.random.default_rng(n)
-    inside, drawn = 0, 500
-    for _ in range(drawn):
-        y = -0.2 * np.arange(n) + 0.05 * generator.normal(size=n)
-        trend = fit_trend(list(range(n)), y.tolist())
-        crossing = project(n - 1, trend.now, trend.outlook, -0.2 * 2 * n, n - 1)
-        earliest = crossing.earliest if crossing.earliest is not None else math.inf
-        latest = crossing.latest if crossing.latest is not None else math.inf
-        inside += earliest <= 2 * n <= latest
-    assert inside / drawn >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / drawn)
+def test_a_bound_is_where_the_line_at_the_latest_pace_meets_the_limit() -> None:
+    crossing = bound((2000.0, -7.0), -5e-4, -10.0, 2000.0, Unnamed.SLOWS)
+    assert (crossing.at, crossing.earliest, crossing.latest) == (None, None, None)
+    assert (crossing.unnamed, crossing.not_before) == (Unnamed.SLOWS, 8000.0)
+    for pace in (-1e-5, 0.0, 1e-3):  # beyond the reach, or never
+        assert bound((2000.0, -7.0), pace, -10.0, 2000.0, Unnamed.SLOWS).not_before is None
+
+
+@pytest.mark.parametrize("x", [list(range(9)), [0, 100, 250, 500, 1000, 1500, 2000]])
+def test_a_line_does_not_slow_and_a_curve_that_flattens_does(x: list[int]) -> None:
+    share = [value / x[-1] for value in x]
+    line = measure_pace(x, [-value for value in share])
+    assert (line.slows, line.early, line.late, line.end) == (False, *[pytest.approx(-1 / x[-1])] * 3)
+    assert not measure_pace(x, [-(value**2) for value in share]).slows
+    assert not measure_pace(x, share).slows  # rises
+    for curve in (
+        [math.exp(-2 * value) for value in share],
+        [-math.sin(math.pi / 2 * value) for value in share],
+        [-min(value, 0.75) for value in share],
+    ):
+        pace = measure_pace(x, curve)
+        assert pace.slows
+        assert pace.early < pace.slowest
+        assert pace.slowest == max(pace.late, pace.end)
+
+
+def by_least_squares(x: np.ndarray, y: np.ndarray, phi: float) -> tuple[float, float, float]:
+    """Return drift, its variance and log likelihood of φ by the covariance matrix of the steps, written out."""
+    root, m = np.sqrt(np.diff(x)), len(x) - 1
+    steps = np.diff(y) / root
+    inverse = np.linalg.inv(phi ** abs(np.subtract.outer(np.arange(m), np.arange(m))))
+    weight = root @ inverse @ root
+    drift = root @ inverse @ steps / weight
+    left = steps - drift * root
+    square = left @ inverse @ left
+    log_determinant = np.linalg.slogdet(inverse)[1]
+    likelihood = (log_determinant - math.log(weight) - (m - 1) * math.log(square)) / 2
+    return float(drift), float(square / (m - 1) / weight), float(likelihood)
+
+
+@pytest.mark.parametrize("n", [4, 5, 8, 30])
+def test_the_drift_averaged_over_the_correlation_is_that_of_generalised_least_squares(n: int) -> None:
+    for seed in range(10):
+        generator = np.random.default_rng([n, seed])
+        x = generator.uniform(0.5, 2, n).cumsum()
+        # Little noise: the average decides, not φ put in.
+        y = -0.3 * x + 0.02 * generator.normal(size=n).cumsum()
+        fits = [by_least_squares(x, y, phi) for phi in GRID]
+        shares = np.exp([fit[2] for fit in fits] - np.max([fit[2] for fit in fits]))
+        shares /= shares.sum()
+        p = sum(s * 2 * stats.t.sf(abs(mu) / math.sqrt(v), n - 2) for s, (mu, v, _) in zip(shares, fits, strict=True))
+        _, ours = correlated_drift(x.tolist(), y.tolist())
+        put_in = by_one_correlation(x, y)
+        assert ours == pytest.approx(min(1.0, AVERAGED * p, put_in), rel=1e-6)
+
+
+def by_one_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    gaps, m = np.diff(x), len(x) - 1
+    left = (np.diff(y) - (y[-1] - y[0]) / gaps.sum() * gaps) / np.sqrt(gaps)
+    r = (left[1:] @ left[:-1]) / (left @ left)
+    phi = float(np.clip((r * m + 1) / (m - 3) if m > 4 else r + 1 / m, 0, 0.97))
+    inflation = (phi ** abs(np.subtract.outer(np.arange(m), np.arange(m)))).sum() / m
+    error = math.sqrt(left @ left / (m - 1) * inflation * gaps.sum())
+    freedom = max(int(max(m / inflation, 1.5) - 1), 1)
+    return float(max(PUT_IN / m, 1) * 2 * stats.t.sf(abs(y[-1] - y[0]) / error, freedom))
+
+
+def test_an_interval_of_the_drift_leaves_out_zero_where_its_test_rejects_it() -> None:
+    agree = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        y = 0.1 * np.arange(9) + 0.06 * generator.normal(size=9).cumsum()
+        slope, p = correlated_drift(list(range(9)), y.tolist())
+        agree += (p <= 0.05) is not (slope.low <= 0 <= slope.high)
+    assert agree >= 194  # the average's quantile is that of one t of its spread
+
+
+def test_steps_all_alike_leave_no_doubt_and_none_at_all_no_drift() -> None:
+    assert correlated_drift(list(range(7)), [-0.1 * i for i in range(7)])[1] < 1e-6
+    assert correlated_drift(list(range(7)), [2.0] * 7)[1] == 1.0
+    assert correlated_drift([0, 1], [0.0, 1.0])[1] == 1.0
 
 
 @pytest.mark.parametrize(

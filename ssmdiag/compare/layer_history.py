@@ -2,7 +2,8 @@
 
 A decay a = e^(−r) rounds to exactly 1 where 1 − a is at most half a spacing below 1: 2⁻⁹ in bfloat16, 2⁻¹² in
 float16, 2⁻²⁵ in float32. A rate that goes through a map that cannot cross (exp, softplus, sigmoid …) reaches
-these along the line of its logarithm; one that is stored as it is (direct, none) can cross 0, along its own line.
+these along the line of its logarithm; one that is stored as it is (direct, none) falls along its own line, which
+crosses 0: all its limits are taken from that one line, or it would round to 1 after it has crossed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from ssmdiag.compare.layer_point import ROUNDS_TO_ONE, LayerPoint
-from ssmdiag.compare.trend import Crossing, Trend, Verdict, fit_trend, judge, project
+from ssmdiag.compare.learning_rate import Schedule, schedule_of, steps_at_last_rate
+from ssmdiag.compare.mode_drift import p_of_modes
+from ssmdiag.compare.projection import Crossing, Unnamed, bound, measure_pace, project
+from ssmdiag.compare.trend import FEWEST, Trend, Verdict, fit_trend, judge
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class LayerHistory:
     tail_verdict: Verdict
     verdict: Verdict
     limits: tuple[Limit, ...]
+    schedule: Schedule | None = None
+    """What its learning rate does at the end; None unless every point used tells its learning rate."""
 
     @property
     def first(self) -> LayerPoint:
@@ -105,11 +111,13 @@ def judge_layers(
         for remark in _remarks(points, used, steps, unit):
             remarks.setdefault(remark, []).append(name)
         slowest, tail = (_trend(used, quantile) for quantile in ("min", "p05"))
+        rates = [p.learning_rate for p in used if p.learning_rate is not None]
         histories.append(
             LayerHistory(
-                name, tuple(points), tuple(p.step for p in used), slowest, tail, unknown, unknown, unknown, limits=()
+                name, tuple(points), tuple(p.step for p in used), slowest, tail, unknown, unknown, unknown, limits=(),
+                schedule=schedule_of(rates) if len(rates) == len(used) > 1 else None,
             )
-        )
+        )  # fmt: skip
     trends = [trend for history in histories for trend in (history.slowest, history.tail) if trend]
     verdicts = iter(judge(trends, least_change=least))
     judged = []
@@ -137,35 +145,116 @@ def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
 
 def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:
     """Return the trend of log rate; points on or past the boundary have none and are passed over."""
-    rates = [(point.step, getattr(point.rate, quantile)) for point in points if point.rate]
-    usable = [(step, rate) for step, rate in rates if 0 < rate < math.inf]
+    rates = [(point, getattr(point.rate, quantile)) for point in points if point.rate]
+    usable = [(point, rate) for point, rate in rates if 0 < rate < math.inf]
     if len(usable) < 2:
         return None
-    return fit_trend([step for step, _ in usable], [math.log(rate) for _, rate in usable])
+    trend = fit_trend([point.step for point, _ in usable], [math.log(rate) for _, rate in usable])
+    along = _as_it_is_pushed(usable)
+    if along:
+        straight = fit_trend(*along)
+        trend = replace(trend, p_walk=straight.p_walk, p_correlated=straight.p_correlated)
+    return replace(trend, p_modes=_p_modes([point for point, _ in usable], trend.slope.value, quantile))
+
+
+def _as_it_is_pushed(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[float], list[float]] | None:
+    """Return x and y in which a steady push makes a straight line, None where log rate over steps is that.
+
+    x is the integral of the learning rate where every point tells it, y the rate itself where it is stored as it is.
+    """
+    steps: list[float] = [point.step for point, _ in points]
+    learning = [point.learning_rate for point, _ in points if point.learning_rate is not None]
+    x = steps_at_last_rate(steps, learning) if len(learning) == len(points) else None
+    linear = points[-1][0].can_cross
+    if x is None and not linear:
+        return None
+    return x or steps, [rate if linear else math.log(rate) for _, rate in points]
+
+
+def _p_modes(points: Sequence[LayerPoint], direction: float, quantile: str) -> float | None:
+    """Return the p-value of the modes having gone the way that their minimum, or low quantile, went.
+
+    None where no choice among them can have made it: one and the same mode was the slowest throughout.
+    A mode that took the lead later is believed by its own path since, if that beats chance for every mode there is.
+    """
+    last = points[-1]
+    if not last.first_slowest:
+        return None
+    p = p_of_modes(last.first_slowest, direction)
+    if quantile != "min":
+        return p
+    lead = list(takewhile(lambda point: point.slowest_mode == last.slowest_mode, reversed(points)))[::-1]
+    if len(lead) == len(points):
+        return None
+    if len(lead) < FEWEST:
+        return p
+    path = fit_trend([x.step for x in lead], [math.log(x.rate.min) for x in lead if x.rate])
+    return min(p, path.p * last.channels * last.modes) if path.change * direction > 0 else p
 
 
 def _limits(history: LayerHistory, context: int | None) -> tuple[Limit, ...]:
-    rates = [(p.step, p.rate.min) for p in history.points if p.rate and p.step in history.used]
+    points = [(p, p.rate.min) for p in history.points if p.rate and p.step in history.used]
     goals = dict(ROUNDS_TO_ONE)
     if context:
         goals["context"] = 1 / context
     if history.last.can_cross:
         goals["boundary"] = 0.0
-    converges = history.slowest_verdict is Verdict.CONVERGING and history.verdict is Verdict.CONVERGING
+    path = None
+    if history.slowest_verdict is Verdict.CONVERGING and history.verdict is Verdict.CONVERGING:
+        path = _Path.of(history, points)
     limits = []
     for name, goal in sorted(goals.items(), key=lambda item: -item[1]):
         below = 0
-        while below < len(rates) and rates[-1 - below][1] <= goal:
+        while below < len(points) and points[-1 - below][1] <= goal:
             below += 1
-        passed = rates[-below][0] if below else None
-        trend, target = history.slowest, math.log(goal) if goal else 0.0
-        if name == "boundary" and converges:
-            trend = fit_trend([step for step, _ in rates], [rate for _, rate in rates])
-        projection = None
-        if trend and converges and not below:
-            projection = project(rates[-1][0], trend.now, trend.outlook, target, trend.span)
-        limits.append(Limit(name, goal, passed, below == len(rates) > 0, projection))
+        passed = points[-below][0].step if below else None
+        projection = path.reaches(goal) if path and not below else None
+        limits.append(Limit(name, goal, passed, below == len(points) > 0, projection))
     return tuple(limits)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The line along which a layer nears all its limits: of log rate, or of the rate itself where it can cross 0."""
+
+    trend: Trend
+    start: float
+    """x of the first point."""
+    end: float
+    linear: bool
+    pace: float | None
+    """The slope that a bound is taken from; None where the trend's interval gives it."""
+    unnamed: Unnamed | None
+    span: float
+    """In steps."""
+
+    @classmethod
+    def of(cls, history: LayerHistory, points: Sequence[tuple[LayerPoint, float]]) -> _Path:
+        linear = history.last.can_cross
+        points = [(point, rate) for point, rate in points if linear or 0 < rate < math.inf]
+        steps = [float(point.step) for point, _ in points]
+        x, y = _as_it_is_pushed(points) or (steps, [math.log(rate) for _, rate in points])
+        span, unnamed = steps[-1] - steps[0], None
+        if history.schedule:
+            unnamed = {Schedule.FALLS: Unnamed.RATE_FALLS, Schedule.ENDED: Unnamed.RATE_ENDED}.get(history.schedule)
+        pace = measure_pace(x, y)
+        slope = pace.slowest if pace.slows else None
+        if unnamed is Unnamed.RATE_ENDED:
+            slope = 0.0
+        elif pace.slows:
+            unnamed = unnamed or Unnamed.SLOWS
+        return cls(fit_trend(x, y), x[0], x[-1], linear, slope, unnamed, span)
+
+    def reaches(self, goal: float) -> Crossing:
+        """Return when the rate falls to `goal`, or not before when."""
+        target = goal if self.linear else math.log(goal)
+        now = (self.end, self.trend.now)
+        if self.pace is not None and self.unnamed:
+            return bound(now, self.pace, target, self.span, self.unnamed)
+        crossing = project((self.start, self.trend.first), now, self.trend.outlook, target, self.span)
+        if self.unnamed:  # no sooner than at the present learning rate
+            return Crossing(None, None, None, crossing.reach, self.unnamed, crossing.earliest)
+        return crossing
 
 
 def _longest_stretch(points: Sequence[LayerPoint]) -> list[LayerPoint]:

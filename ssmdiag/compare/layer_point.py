@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.channels import sample_channels
+from ssmdiag.compare.mode_drift import ModeDrift, drifts_of_first_slowest
 from ssmdiag.memory import assess_memory, summarise_memory
 from ssmdiag.spectrum import Quantiles, summarise
 
@@ -59,6 +60,12 @@ class LayerPoint:
     horizon: Quantiles | None
     """Steps to 99 % of the energy, over channels; None where it was not sought."""
     decay: LayerDecay | None
+    slowest_mode: int | None = None
+    """Which mode is the slowest, channels first; None where not all are finite."""
+    first_slowest: tuple[ModeDrift, ...] = ()
+    """What became of those that were slowest at the layer's first checkpoint; nothing there."""
+    learning_rate: float | None = None
+    """Of the weights behind the rates, where the state of the optimiser is saved and says so."""
 
     @property
     def shape(self) -> tuple[str, int, int]:
@@ -73,7 +80,14 @@ class LayerPoint:
 
 
 def read_point(
-    step: int, recurrence: Recurrence, title: str, *, context: int | None, before: Tensor | None, least_change: float
+    step: int,
+    recurrence: Recurrence,
+    title: str,
+    *,
+    context: int | None,
+    before: Tensor | None,
+    least_change: float,
+    learning_rate: float | None = None,
 ) -> LayerPoint:
     """Return the numbers of one layer at one checkpoint.
 
@@ -84,9 +98,11 @@ def read_point(
         horizon, decay = summarise_memory(assess_memory(sample_channels(recurrence, MOST_CHANNELS), context))
     rate = recurrence.rate
     moved = None
+    first_slowest: tuple[ModeDrift, ...] = ()
     if before is not None and before.shape == rate.shape:
         factor = math.exp(least_change)
         moved = int(((rate > factor * before) | (factor * rate < before)).sum())
+        first_slowest = drifts_of_first_slowest(before, rate)
     maps = {weight.map for weight in recurrence.weights if weight.role == "rate"}
     spread, nonfinite, unstable, marginal = _spread(recurrence, title)
     return LayerPoint(
@@ -108,6 +124,9 @@ def read_point(
         moved=moved,
         horizon=horizon,
         decay=decay,
+        slowest_mode=int(rate.argmin()) if not nonfinite else None,
+        first_slowest=first_slowest,
+        learning_rate=learning_rate,
     )
 
 

@@ -23,6 +23,7 @@ from ssmdiag import __version__
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
+from ssmdiag.compare.learning_rate import read_learning_rates
 from ssmdiag.compare.models import require_one_model
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
@@ -37,6 +38,7 @@ from ssmdiag.memory import DEFAULT_CONTEXT
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.families.interface import Family
     from ssmdiag.families.recognition import Recognition
     from ssmdiag.recurrence import Recurrence
@@ -143,9 +145,11 @@ def compare_run(
         wanted = memory == "all" or (memory == "ends" and position in (0, len(kept) - 1))
         missing: list[str] = []
         try:
-            for recurrence, title in _recurrences(path, assume, families, device, collected, missing):
+            checkpoint = read_checkpoint(path)
+            learning_rates = read_learning_rates(checkpoint)
+            for recurrence, title in _recurrences(path, checkpoint, assume, families, device, collected, missing):
                 context = (collected.context or DEFAULT_CONTEXT) if wanted else None
-                before = collected.rates.setdefault(recurrence.layer, (step, recurrence.rate))
+                before = collected.first_rates(recurrence, step)
                 try:
                     with guard(recurrence.layer, "its examination"):
                         point = read_point(
@@ -153,8 +157,9 @@ def compare_run(
                             recurrence,
                             title,
                             context=context,
-                            before=before[1] if before[0] != step else None,
+                            before=before,
                             least_change=least_change,
+                            learning_rate=learning_rates.of(recurrence),
                         )
                 except LayerError as error:
                     missing.append(error.sentence)
@@ -199,11 +204,18 @@ class _Collected:
     context: int | None
     layers: dict[str, list[LayerPoint]] = field(default_factory=dict)
     rates: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    """Of every layer at the first checkpoint that has it: its step and its rates."""
+    """Of every layer at the first checkpoint that has it in its present shape: its step and its rates."""
     notes: list[str] = field(default_factory=list)
     whole: tuple[Path, Recognition] | None = None
     """The first checkpoint that was recognised without a problem."""
     _now: list[LayerPoint] = field(default_factory=list)
+
+    def first_rates(self, recurrence: Recurrence, step: int) -> Tensor | None:
+        """Return the layer's rates at its first checkpoint, None if this is it."""
+        first = self.rates.get(recurrence.layer)
+        if first is None or first[1].shape != recurrence.rate.shape:
+            first = self.rates[recurrence.layer] = (step, recurrence.rate)
+        return first[1] if first[0] != step else None
 
     def add(self, recurrence: Recurrence, point: LayerPoint) -> None:
         self._now.append(point)
@@ -280,6 +292,7 @@ def _without_repeats(
 
 def _recurrences(
     path: Path,
+    checkpoint: Checkpoint,
     assume: Mapping[str, str] | None,
     families: Sequence[Family] | None,
     device: str,
@@ -287,7 +300,6 @@ def _recurrences(
     problems: list[str],
 ) -> Iterator[tuple[Recurrence, str]]:
     """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
-    checkpoint = read_checkpoint(path)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     problems += [*checkpoint.problems, *found.problems]

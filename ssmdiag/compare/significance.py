@@ -106,6 +106,7 @@ def student_p(t: float, freedom: int) -> float:
     return max(0.0, 1 - inside)
 
 
+@lru_cache(maxsize=1024)
 def student_quantile(share: float, freedom: int) -> float:
     """Return the t that is exceeded with probability 1 − share, for a share between ½ and 1, by bisection."""
     low, high = 0.0, 1.0

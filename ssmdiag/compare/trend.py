@@ -1,16 +1,17 @@
-"""Does a quantity drift over the checkpoints of a run, how fast, and when does it reach a limit?
+"""Does a quantity drift over the checkpoints of a run, and how fast?
 
 Checkpoints of one run are not independent draws: a weight that wanders leaves a path that rises or falls by
 chance, and a test made for independent noise takes it for a trend in one run of three with 7 checkpoints, in two
-of three with 20. A trend is therefore believed only if it beats both ways to be nothing,
+of three with 20; steps that keep their direction for a while fool a test made for random walks too. A trend is
+therefore believed only if it beats every way to be nothing,
 
     y_i = c + noise                       Mann–Kendall's rank test, exact (Mann 1945, Kendall 1975)
     y_i = y_{i−1} + noise · √(s_i − s_{i−1})    drift of a random walk, Student's t on its steps
+    steps with a memory, φ unknown        `correlated_steps`: weight averages, slowly turning gradients
 
-so the p-value is the larger of the two, and the interval of the slope is the hull of Sen's (1968) and of the
-drift's. What lies between the two, noise with a memory, is covered by whichever is the more cautious.
-Not seen through: steps that keep their direction for a while (correlated by 0.5 from one checkpoint to the next,
-they pass for a trend in 1 run of 4), and five checkpoints whose steps are all of one size (1 run of 8).
+and, of the smallest of many rates, which falls by itself where all of them wander, a fourth (`mode_drift`): the
+modes that were slowest at first must have fallen. The p-value is the largest of these, and the interval of the slope
+is the hull of Sen's (1968) and of both drifts'. How often each is fooled is measured in tests/trend_worlds.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from enum import Enum
 from itertools import pairwise
 from statistics import median
 
+from ssmdiag.compare.correlated_steps import correlated_drift
 from ssmdiag.compare.significance import Slope, adjust, mann_kendall, random_walk_drift, theil_sen
 
 ALPHA = 0.05
@@ -32,8 +34,6 @@ LEAST_CHANGE = math.log(1.05)
 """Change over the run, in nats, up to which a quantity counts as steady."""
 LEVELLED = 1 / 8
 """Share of the spread over the run that the second half of it may still have where it has levelled off."""
-REACH = 10.0
-"""Projections end at this many observed spans past the last point."""
 
 
 class Verdict(Enum):
@@ -73,11 +73,12 @@ class Trend:
     span: float
     """x of the last point minus x of the first."""
     slope: Slope
-    """Theil–Sen, per unit of x; the interval is the hull of Sen's and the random walk's."""
+    """Theil–Sen, per unit of x; the interval is the hull of Sen's and of both drifts'."""
     rank_slope: Slope
     """Theil–Sen with Sen's interval alone, which takes the noise for independent."""
     p_rank: float
     p_walk: float
+    p_correlated: float
     spread: float
     """Largest minus smallest y."""
     late_slope: float
@@ -86,11 +87,13 @@ class Trend:
     """Largest minus smallest y in the second half of the span; None where it holds fewer than three points."""
     now: float
     """y at the last point, by the median of the last three carried there along the slope."""
+    p_modes: float | None = None
+    """Whether the modes that were slowest at first went the same way; None where that is not asked, or not known."""
 
     @property
     def p(self) -> float:
-        """Return the larger of both p-values: the trend must beat noise and random walk alike."""
-        return max(self.p_rank, self.p_walk)
+        """Return the largest of all p-values: the trend must beat every way to be nothing."""
+        return max(self.p_rank, self.p_walk, self.p_correlated, self.p_modes or 0.0)
 
     @property
     def change(self) -> float:
@@ -104,20 +107,6 @@ class Trend:
         return Slope(slope.value, min(slope.low, self.late_slope), max(slope.high, self.late_slope))
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """When a trend reaches a limit."""
-
-    at: float | None
-    """x; None where it lies beyond `reach`, or the trend leads away."""
-    earliest: float | None
-    """From the steeper end of the slope's interval; None where even that lies beyond `reach`."""
-    latest: float | None
-    """From the flatter end; None where that lies beyond `reach`, or never comes."""
-    reach: float
-    """The x up to which it was looked for."""
-
-
 def fit_trend(x: Sequence[float], y: Sequence[float]) -> Trend:
     """Return the trend of y over x, two points at least. Raises ValueError unless x increases and y is finite."""
     if len(x) != len(y) or len(x) < 2 or any(b <= a for a, b in pairwise(x)):
@@ -126,7 +115,9 @@ def fit_trend(x: Sequence[float], y: Sequence[float]) -> Trend:
         raise ValueError("a trend needs finite points")
     rank = theil_sen(x, y)
     walk, p_walk = random_walk_drift(x, y)
-    hull = Slope(rank.value, min(rank.low, walk.low, rank.value), max(rank.high, walk.high, rank.value))
+    correlated, p_correlated = correlated_drift(x, y)
+    low = min(rank.low, walk.low, correlated.low, rank.value)
+    hull = Slope(rank.value, low, max(rank.high, walk.high, correlated.high, rank.value))
     start = min(sum(value < (x[0] + x[-1]) / 2 for value in x), max(len(x) - 3, 0))
     late = y[start:] if x[start] >= (x[0] + x[-1]) / 2 else ()
     return Trend(
@@ -138,6 +129,7 @@ def fit_trend(x: Sequence[float], y: Sequence[float]) -> Trend:
         rank_slope=rank,
         p_rank=mann_kendall(y)[1],
         p_walk=p_walk,
+        p_correlated=p_correlated,
         spread=max(y) - min(y),
         late_slope=theil_sen(x[start:], y[start:]).value,
         late_spread=max(late) - min(late) if late else None,
@@ -171,19 +163,3 @@ def _judge(trend: Trend, drifts: bool, ordered: bool, least_change: float) -> Ve
     if trend.spread <= least_change or (-least_change <= low and high <= least_change):
         return Verdict.STEADY
     return Verdict.UNDETERMINED
-
-
-def project(last: float, now: float, slope: Slope, target: float, span: float) -> Crossing:
-    """Return when y, `now` at x = `last`, falls to `target` at a slope with its interval.
-
-    Further than `REACH` spans past the last point nothing is said: a trend is not known to go on.
-    """
-    reach = last + REACH * span
-
-    def arrival(rate: float) -> float | None:
-        if now <= target:
-            return last
-        at = last + (now - target) / -rate if rate < 0 else math.inf
-        return at if at <= reach else None
-
-    return Crossing(arrival(slope.value), arrival(slope.low), arrival(slope.high), reach)

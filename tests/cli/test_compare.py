@@ -111,6 +111,12 @@ def test_json_of_a_run_holds_every_point_and_knows_no_nan(run: Run, tmp_path: Pa
     assert layer["verdict"] == "converging"
     assert [point["step"] for point in layer["points"]] == STEPS
     assert layer["slowest_mode"]["trend"]["log_rate_per_step"]["value"] == pytest.approx(-1e-3, rel=0.01)
+    trend = layer["slowest_mode"]["trend"]
+    assert max(trend[name] for name in ("p_rank", "p_random_walk", "p_correlated_steps")) < 0.05
+    assert trend["p_first_slowest_modes"] is None or trend["p_first_slowest_modes"] < 0.05
+    assert layer["learning_rate"] is layer["points"][0]["learning_rate"] is None
+    ahead = [limit["projection"] for limit in layer["limits"] if limit["projection"]]
+    assert all((one["unnamed"], one["not_before"]) == (None, None) and one["step"] > 7000 for one in ahead)
     assert {limit["name"] for limit in layer["limits"]} == {"bfloat16", "float16", "float32"}
     assert layer["points"][0]["share_moved"] is None
     assert layer["points"][0]["horizon"] is not None

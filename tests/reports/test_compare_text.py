@@ -82,6 +82,10 @@ def falling(name: str, pace: float, rate: float = 4e-3) -> Callable[[int], Layer
     return lambda step: point(name, step, rate * math.exp(-pace * step) * wobble(step, 1.0))
 
 
+def flattening(name: str) -> Callable[[int], LayerPoint]:
+    return lambda step: point(name, step, 4e-3 * math.exp(-1.5 * (1 - math.exp(-step / 30_000))) * wobble(step, 1.0))
+
+
 def name(number: int) -> str:
     return f"backbone.layers.{number}.mixer"
 
@@ -110,6 +114,18 @@ CASES: dict[str, RunComparison] = {
             name(i): falling(name(i), 5e-4) if i in (17, 40) else still(name(i), 4e-3 * 1.02**i, float(i))
             for i in range(64)
         }
+    ),
+    "slowing": run_of(
+        {
+            name(0): flattening(name(0)),
+            name(1): falling(name(1), 9e-5),
+            name(2): lambda step: replace(falling(name(2), 9e-5)(step), learning_rate=1e-3 - 5e-9 * step),
+            name(3): lambda step: replace(falling(name(3), 9e-5)(step), learning_rate=1e-3),
+            name(4): lambda step: replace(falling(name(4), 9e-5)(step), learning_rate=1e-3 * (step < 59_000)),
+            name(5): lambda step: replace(still(name(5), phase=step / 3000)(step), learning_rate=1e-3),
+        },
+        [1000 * i for i in range(60)],
+        context_length=2048,
     ),
     "three-checkpoints": run_of({name(i): falling(name(i), 1e-4 * (1 + i)) for i in range(2)}, STEPS[:3]),
     "unchanged": run_of({name(0): lambda step: point(name(0), step, 4e-3)}, steering_changed={}),

@@ -56,6 +56,7 @@ def _layer(layer: LayerHistory) -> dict[str, Any]:
         "verdict": layer.verdict.value,
         "rests_on": "slow modes" if layer.by_tail else "slowest mode",
         "steps_judged": layer.used,
+        "learning_rate": layer.schedule and layer.schedule.value,
         "slowest_mode": {"verdict": layer.slowest_verdict.value, "trend": layer.slowest and _trend(layer.slowest)},
         "slow_modes": {"verdict": layer.tail_verdict.value, "trend": layer.tail and _trend(layer.tail)},
         "limits": [_limit(limit) for limit in layer.limits],
@@ -72,6 +73,8 @@ def _trend(trend: Trend) -> dict[str, Any]:
         "second_half_log_rate_per_step": trend.late_slope,
         "p_rank": trend.p_rank,
         "p_random_walk": trend.p_walk,
+        "p_correlated_steps": trend.p_correlated,
+        "p_first_slowest_modes": trend.p_modes,
     }
 
 
@@ -85,6 +88,8 @@ def _limit(limit: Limit) -> dict[str, Any]:
         "earliest": limit.projection.earliest,
         "latest": limit.projection.latest,
         "looked_up_to": limit.projection.reach,
+        "unnamed": limit.projection.unnamed and limit.projection.unnamed.value,
+        "not_before": limit.projection.not_before,
     }
     return {
         "name": limit.name,
@@ -103,6 +108,7 @@ def _point(point: LayerPoint) -> dict[str, Any]:
         "channels": point.channels,
         "modes": point.modes,
         "dtype": point.dtype,
+        "learning_rate": point.learning_rate,
         "time_invariant": point.time_invariant,
         "rate": point.rate and asdict(point.rate),
         "slowest_time_constant": point.slowest,

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.compare.trend import FEWEST, REACH, Verdict
+from ssmdiag.compare.projection import REACH, Unnamed
+from ssmdiag.compare.trend import FEWEST, Verdict
 from ssmdiag.reports.folding import join_labels
 from ssmdiag.reports.words import margin, steps
 
 if TYPE_CHECKING:
     from ssmdiag.compare.layer_history import LayerHistory, Limit
+    from ssmdiag.compare.projection import Crossing
     from ssmdiag.compare.run import RunComparison
     from ssmdiag.compare.significance import Slope
-    from ssmdiag.compare.trend import Crossing
 
 MOST_SENTENCES = 6
 _REST = {
@@ -185,12 +186,29 @@ def _limits(layer: LayerHistory, unit: str, most: int) -> Iterator[str]:
     for limit in near[:most]:
         assert limit.projection is not None
         yield f"{_reaches(limit)} at about {unit} {_when(limit.projection)}"
-    if ahead and not near:
+    if ahead and ahead[0].projection and ahead[0].projection.unnamed:
+        yield _unnamed(ahead[:most], ahead[0].projection, unit)
+    elif ahead and not near:
         first = ahead[0]
         assert first.projection is not None
         yield f"{_reaches(first)} beyond {unit} {step(first.projection.reach)}, if it goes on"
     if not passed and not ahead:
         yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode stands"
+
+
+def _unnamed(limits: Sequence[Limit], first: Crossing, unit: str) -> str:
+    """Return why no step is named for the limits ahead, and before which they are not reached."""
+    if first.unnamed is Unnamed.RATE_ENDED:
+        return "no step is named for any limit: its learning rate is 0"
+    bounds = []
+    for limit in limits:
+        before = limit.projection.not_before if limit.projection else None
+        bounds.append(f"{_reaches(limit)} not before {unit} {step(first.reach if before is None else before)}")
+        if before is None:
+            break
+    slows = first.unnamed is Unnamed.SLOWS
+    why, unless = ("it slows", "it gains pace") if slows else ("its learning rate falls", "that rises")
+    return f"no step is named, for {why}: {', '.join(bounds)}, unless {unless} again"
 
 
 def _reaches(limit: Limit) -> str:
@@ -239,9 +257,16 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
         return f"{trend.points} checkpoints are too few to tell a trend"
     if trend.p <= 0.05:
         return f"one such layer among {len(run.layers)} is no more than chance gives (p = {trend.p:.2g} by itself)"
-    if trend.p_walk >= trend.p_rank:
-        return f"by chance, a random walk goes as far in {_percent(trend.p)} of runs"
-    return f"by chance, noise is as well in order in {_percent(trend.p)} of runs"
+    chance = _percent(trend.p)
+    if trend.p == trend.p_modes:
+        return (
+            f"the slowest of many modes moves by itself, and those slowest at first did not go with it (p = {chance})"
+        )
+    if trend.p == trend.p_correlated:
+        return f"by chance, steps that keep their direction for a while go as far in up to {chance} of runs"
+    if trend.p == trend.p_walk:
+        return f"by chance, a random walk goes as far in {chance} of runs"
+    return f"by chance, noise is as well in order in {chance} of runs"
 
 
 def _count(number: float, unit: str) -> str:
@@ -249,6 +274,12 @@ def _count(number: float, unit: str) -> str:
 
 
 def reach_note(run: RunComparison) -> str:
-    """Return how far projections go."""
+    """Return what projections assume, and how far they go."""
     last, span = run.checkpoints[-1].step, run.checkpoints[-1].step - run.checkpoints[0].step
-    return f"projections assume that the trend goes on, and end {REACH:.0f} runs ahead, at {step(last + REACH * span)}"
+    moving = [layer for layer in run.layers if any(limit.projection for limit in layer.limits)]
+    known = all(layer.schedule for layer in moving)
+    learning = "the learning rate, over which they are drawn, stays what it is" if known else "the learning rate stays"
+    return (
+        f"projections assume that the trend goes on and {learning}, and end {REACH:.0f} runs ahead, at "
+        f"{step(last + REACH * span)}"
+    )

@@ -1,0 +1,115 @@
+"""The drift of a path whose steps keep their direction for a while: weight averages, slowly turning gradients.
+
+    d_i = μ g_i + √g_i · σ v_i,     v_i = φ v_{i−1} + √(1 − φ²) z_i,     0 ≤ φ < 1
+
+What six steps say about φ is little, and a drift is hidden in it: steps that are all alike are a drift, or φ near 1.
+Two ways of not knowing φ are therefore tried, and the smaller p-value counts, each times the factor at which
+simulated runs (tests/trend_worlds.py) are not fooled more often than is said there:
+
+*Put in*: φ from the correlation of neighbouring steps, corrected for its bias, E r ≈ φ − (1 + 3φ)/m; Student's t
+with the number of independent steps that m correlated ones are worth (Bartlett 1935). Sees drifts in much noise.
+
+*Averaged over*: φ uniform below 0.95, μ and log σ flat; the mean, by the likelihood of each φ, of the p-values that
+generalised least squares has for it. Sees drifts in little noise, where φ put in is as likely as not too large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ssmdiag.compare.significance import LEVEL, Slope, student_p, student_quantile
+
+AVERAGED = 2.5
+"""Factor of the p-value averaged over φ."""
+PUT_IN = 15
+"""Steps from which on the p-value with φ put in counts as it is; with fewer, times the quotient of both numbers."""
+MOST_PUT_IN = 0.97
+GRID = tuple(i / 20 for i in range(20))
+"""The φ that are averaged over."""
+
+
+def correlated_drift(x: Sequence[float], y: Sequence[float]) -> tuple[Slope, float]:
+    """Return the drift of a walk with correlated steps, its interval and its two-sided p-value.
+
+    The interval is that of the way with the smaller p-value, at the level which its factor makes of `LEVEL`: it
+    leaves out 0 where the p-value is under `LEVEL`.
+    """
+    gaps = [b - a for a, b in pairwise(x)]
+    moves = [b - a for a, b in pairwise(y)]
+    total = sum(gaps)
+    drift = sum(moves) / total
+    if len(gaps) < 2:
+        return Slope(drift, -math.inf, math.inf), 1.0
+    root = [math.sqrt(gap) for gap in gaps]
+    left = [(move - drift * gap) / r for move, gap, r in zip(moves, gaps, root, strict=True)]
+    # Equal steps leave only the rounding of y as their scatter.
+    least = 1e-15 * max(map(abs, y)) / total
+    ways = [_put_in(left, total, drift, least), _averaged(left, root, drift, least)]
+    slope, p = min(ways, key=lambda way: way[1])
+    return slope, min(1.0, p)
+
+
+def first_correlation(left: Sequence[float]) -> float:
+    """Return φ of steps about their mean by the correlation of neighbours, corrected for its bias; 0 if negative."""
+    m = len(left)
+    square = sum(v * v for v in left)
+    r = sum(a * b for a, b in pairwise(left)) / square if square > 0 else 0.0
+    phi = (r * m + 1) / (m - 3) if m > 4 else r + 1 / m
+    return min(max(phi, 0.0), MOST_PUT_IN)
+
+
+def _put_in(left: Sequence[float], total: float, drift: float, least: float) -> tuple[Slope, float]:
+    m = len(left)
+    factor = max(PUT_IN / m, 1.0)
+    phi = first_correlation(left)
+    inflation = 1 + 2 * sum((1 - k / m) * phi**k for k in range(1, m))
+    freedom = max(int(max(m / inflation, 1.5) - 1), 1)
+    error = max(math.sqrt(sum(v * v for v in left) / (m - 1) * inflation / total), least)
+    return _student(drift, error, freedom, factor)
+
+
+def _averaged(left: Sequence[float], root: Sequence[float], drift: float, least: float) -> tuple[Slope, float]:
+    """Return the drift by generalised least squares, averaged over φ.
+
+    (1 − φ²) R⁻¹ is tridiagonal, so that each φ needs six sums only. Spread of the mixture: of the drifts, and in them.
+    """
+    freedom = len(left) - 1
+    sums = [_sums(a, b) for a, b in ((left, left), (root, left), (root, root))]
+    fits = []
+    for phi in GRID:
+        square, mixed, weight = (ends + (1 + phi * phi) * inner - phi * beside for ends, inner, beside in sums)
+        shift = mixed / weight
+        # A centred square: rounding may leave it a hair below zero.
+        variance = max((square - shift * mixed) / freedom / weight, least * least)
+        if variance == 0:
+            return _student(drift, 0.0, freedom, AVERAGED)
+        residual = math.log(variance * weight)
+        likelihood = 0.5 * (math.log1p(-phi * phi) - math.log(weight) - freedom * residual)
+        fits.append((likelihood, drift + shift, variance))
+    most = max(fit[0] for fit in fits)
+    shares = [math.exp(fit[0] - most) for fit in fits]
+    shares = [share / sum(shares) for share in shares]
+    p = sum(share * student_p(mu / math.sqrt(v), freedom) for share, (_, mu, v) in zip(shares, fits, strict=True))
+    middle = sum(share * mu for share, (_, mu, _) in zip(shares, fits, strict=True))
+    if freedom < 3:
+        return Slope(middle, -math.inf, math.inf), AVERAGED * p
+    wide = freedom / (freedom - 2)
+    spread = sum(share * (wide * v + (mu - middle) ** 2) for share, (_, mu, v) in zip(shares, fits, strict=True))
+    half = student_quantile(1 - LEVEL / AVERAGED / 2, freedom) * math.sqrt(spread / wide)
+    return Slope(middle, middle - half, middle + half), AVERAGED * p
+
+
+def _sums(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return Σ a b over both ends, over what is between them, and over neighbours."""
+    ends = a[0] * b[0] + a[-1] * b[-1]
+    inner = sum(u * v for u, v in zip(a[1:-1], b[1:-1], strict=True))
+    return ends, inner, sum(a[i] * b[i + 1] + a[i + 1] * b[i] for i in range(len(a) - 1))
+
+
+def _student(drift: float, error: float, freedom: int, factor: float) -> tuple[Slope, float]:
+    if error == 0:
+        return Slope(drift, drift, drift), 1.0
+    half = student_quantile(1 - LEVEL / factor / 2, freedom) * error
+    return Slope(drift, drift - half, drift + half), factor * student_p(drift / error, freedom)
