@@ -180,17 +180,16 @@ def claim(targets: Sequence[Target], rewritten: Path | None = None) -> None:
         taken.append((f"{target.option} {target.path}", target.path))
 
 
-def keep_stdout_off(reads: Iterable[Path]) -> None:
-    """Raise OutputError where standard output is added to a file that the command reads: `inspect m >> m`."""
-    with contextlib.suppress(OSError):
-        if not stat.S_ISREG((info := os.fstat(1)).st_mode):
-            return
-        for read in reads:
-            for file in files_read_with(read):
-                if _is(file, info):
-                    raise OutputError(
-                        f"standard output goes into {file}, which is read.", advice="send it to another file."
-                    )
+def keep_streams_off(reads: Iterable[Path]) -> None:
+    """Raise OutputError where a stream is added to a file that the command reads: `inspect m >> m`, or `2>> m`."""
+    for name, number in (("standard output", 1), ("standard error", 2)):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG((info := os.fstat(number)).st_mode):
+                continue
+            for read in reads:
+                for file in files_read_with(read):
+                    if _is(file, info):
+                        raise OutputError(f"{name} goes into {file}, which is read.", advice="send it to another file.")
 
 
 def advice_for(error: OSError) -> str | None:

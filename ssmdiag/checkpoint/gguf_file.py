@@ -168,9 +168,10 @@ class _Reader:
         if kind != _ARRAY or depth > 3:
             raise _TornError(f"metadata of type {kind}")
         inner, length = self._number("<I"), self._number("<Q")
-        if inner in _NUMBERS and length > LONGEST_SETTING:
-            self._bytes(length * struct.calcsize(_NUMBERS[inner]), keep=False)
-            return None
+        if inner in _NUMBERS:
+            kept = length <= LONGEST_SETTING
+            content = self._bytes(length * struct.calcsize(_NUMBERS[inner]), keep=kept)
+            return list(struct.unpack(f"<{length}{_NUMBERS[inner][1:]}", content)) if kept else None
         if length > self._end - self._at:  # every element takes a byte or more
             raise _TornError(f"an array of {length:,} elements")
         if inner == _STRING and length > LONGEST_SETTING:

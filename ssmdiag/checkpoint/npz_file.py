@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ssmdiag.checkpoint.budget import shortened
+from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.zip_file import beginning_of, open_zip
 from ssmdiag.errors import CheckpointError
 
@@ -31,6 +31,8 @@ BROKEN = (
 """What reading a damaged or forged file can raise, NumPy's parser of headers included."""
 LONGEST_HEADER = 10_000
 """Bytes of an array's header, as NumPy's own limit."""
+MOST_DESCRIBED = 2_000_000
+"""Characters of headers that are left to NumPy, which takes a second for a million of a structure's."""
 _WIDEST = {"float128": "float64", "longdouble": "float64", "complex256": "complex128", "clongdouble": "complex128"}
 """Extended precision, which torch lacks; read in double."""
 
@@ -45,6 +47,7 @@ class NpzFile:
         self.notes: list[str] = []
         self.settings: Mapping[str, Any] = {}
         self.train_step: int | None = None
+        self._slow = Allowance(MOST_DESCRIBED)
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         skipped: dict[str, list[str]] = {}
         try:
@@ -97,7 +100,7 @@ class NpzFile:
         start = begin + struct.unpack_from(width, content, npy.MAGIC_LEN)[0]
         if start > len(content):
             raise ValueError(f"the header of an array announces {start:,} bytes")
-        shape, dtype = _parsed(content[begin:start], content[npy.MAGIC_LEN : begin])
+        shape, dtype = _parsed(content[begin:start], content[npy.MAGIC_LEN : begin], self._slow)
         name = member.filename.removesuffix(".npy")
         if dtype.hasobject:
             skipped.setdefault("Python objects", []).append(name)
@@ -112,10 +115,15 @@ class NpzFile:
             self._headers[name] = (shape, dtype)
 
 
-def _parsed(text: bytes, length: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Return shape and dtype from an array's header; `length` is how its own length stands before it."""
+def _parsed(text: bytes, length: bytes, slow: Allowance) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and dtype from an array's header; `length` is how its own length stands before it.
+
+    `slow` is what may be left to NumPy's own parser, in characters.
+    """
     if usual := _USUAL.fullmatch(text):
         return tuple(int(size) for size in usual[2].split(b",") if size.strip()), np.dtype(usual[1].decode())
+    if not slow.take(len(text)):
+        raise ValueError(f"more than {MOST_DESCRIBED:,} characters of headers describe structures or text")
     read = npy.read_array_header_1_0 if len(length) == 2 else npy.read_array_header_2_0
     with warnings.catch_warnings(action="ignore"):  # headers of Python 2
         shape, _, dtype = read(io.BytesIO(length + text))

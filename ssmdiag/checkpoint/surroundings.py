@@ -1,4 +1,4 @@
-"""Which files a checkpoint is read from, or looked into with it: what no output may replace. Opens none of them."""
+"""Which files a checkpoint is read from, or looked into with it: what no output may replace. Opens indexes alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text
+from ssmdiag.errors import SsmdiagError
+
+LONGEST = 1000
+"""Characters of a shard's name in an index."""
 _MODEL = re.compile(
     r".*\.(?:safetensors|pt|pth|bin|ckpt|npz|gguf|distcp|state|index\.json)"
     r"|(?:config|generation_config|trainer_state|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
@@ -32,16 +37,30 @@ def files_read_with(path: Path) -> Iterator[Path]:
     """
     if not os.path.isdir(path):
         yield path
-        yield from _files(path.parent)
-        return
-    yield from _files(path)
-    for folder in _entries(path):
-        if folder.is_dir():
-            yield from _files(Path(folder.path))
+        found = list(_files(path.parent))
+    else:
+        found = list(_files(path))
+        for folder in _entries(path):
+            if folder.is_dir():
+                found += _files(Path(folder.path))
+    yield from found
+    for file in found:
+        if file.name.endswith(".index.json"):
+            yield from _shards(file)
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (Path(entry.path) for entry in _entries(folder) if belongs_to_model(entry.name))
+
+
+def _shards(index: Path) -> Iterator[Path]:
+    """Yield what an index calls its shards, under whatever names; nothing of one that cannot be read."""
+    try:
+        files = parse_json(read_text(index, MOST_INDEX))["weight_map"].values()
+        names = {file for file in files if isinstance(file, str) and len(file) <= LONGEST and "\0" not in file}
+    except (SsmdiagError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    yield from (index.parent / name for name in sorted(names))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -133,7 +133,7 @@ def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
         [layer for layer in layers if layer.path == name],
         [layer for layer, label in zip(layers, labels, strict=True) if label == name],
         [layer for layer in layers if layer.path.startswith(f"{name}.")],
-        [layer for layer in layers if name.isdecimal() and layer.number == int(name)],
+        [layer for layer in layers if name.isdecimal() and len(name) < 10 and layer.number == int(name)],
     ):
         if chosen:
             break

@@ -142,6 +142,7 @@ def retrain(
     from ssmdiag.retrain.distributed import joined
     from ssmdiag.retrain.interruption import signal_of
     from ssmdiag.retrain.output import require_apart
+    from ssmdiag.writer import keep_streams_off
 
     settings = Settings(
         width=terminal.width(),
@@ -172,9 +173,10 @@ def retrain(
             recurrence_lr=recurrence_lr or [None],
             weight_decay=weight_decay or [0.0],
         )
+        reads = [Path(read) for read in (path, text, data) if read is not None and os.path.exists(read)]
+        keep_streams_off(reads)
         if output is not None:
-            reads = [read for read in (path, text, data) if read is not None and os.path.exists(read)]
-            require_apart(output, arms, list(map(Path, reads)))
+            require_apart(output, arms, reads)
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
         watch = Watch(len(arms), quiet or not ranks.first)
         keep_freed_memory()

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.tasks import TaskData
 
 
+MOST_WEIGHTS = 2**32
+"""Of one arm; larger ones take minutes to draw before anything says that they do not fit."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """Options that say which model is trained on what."""
@@ -61,7 +65,14 @@ class Asked:
         return "best"
 
     def require_meant(self) -> None:
-        """Raise ConfigurationError for options that would not be heeded."""
+        """Raise ConfigurationError for options that are ignored, and for a model that no machine holds."""
+        weights = self.depth * self.width * (self.width + self.modes)
+        if weights > MOST_WEIGHTS:
+            raise ConfigurationError(
+                f"--width {self.width:,} --modes {self.modes:,} --depth {self.depth:,}: {weights:,} weights.",
+                expected=f"{MOST_WEIGHTS:,} at most",
+                advice="the effect of a map shows at a width of 64.",
+            )
         for name, why, advice in self._unheeded():
             if name in self.given:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: {why}", advice=advice)

@@ -119,10 +119,10 @@ def claim_outputs(
     `reads` are the files and folders that the command reads, `baseline` the one that it keeps up to date. Raises
     OutputError for a file that cannot be written, is read, or is given twice.
     """
-    from ssmdiag.writer import Target, claim, keep_stdout_off
+    from ssmdiag.writer import Target, claim, keep_streams_off
 
     read = tuple(path for path in (*reads, baseline) if path is not None)
-    keep_stdout_off(read)
+    keep_streams_off(read)
     main = None if output is None else Target(output, "--output", read, lines=format == "jsonl")
     others = [Target(path, f"--also {form}", read, lines=form == "jsonl") for form, path in also]
     claim([*([main] if main else []), *others], rewritten=baseline)

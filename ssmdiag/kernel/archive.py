@@ -60,7 +60,7 @@ class _Npz:
         self.archive = archive
 
     def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
-        with self.archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        with self.archive.open(f"{_unicode(name)}.npy", "w", force_zip64=True) as entry:
             header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_1_0(entry, header)
             _write(entry, parts)
@@ -80,10 +80,15 @@ class _Safetensors:
     def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
         start = self.values.tell()
         _write(self.values, parts)
-        self.header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, self.values.tell()]}
+        self.header[_unicode(name)] = {
+            "dtype": "F32",
+            "shape": list(shape),
+            "data_offsets": [start, self.values.tell()],
+        }
 
     def describe(self, metadata: Mapping[str, str]) -> None:
-        header = json.dumps({"__metadata__": metadata, **self.header}, ensure_ascii=False).encode()
+        plain = {key: _unicode(value) for key, value in metadata.items()}
+        header = json.dumps({"__metadata__": plain, **self.header}, ensure_ascii=False).encode()
         header += b" " * (-len(header) % ALIGNMENT)
         self.file.write(len(header).to_bytes(8, "little") + header)
         self.values.seek(0)
@@ -106,6 +111,11 @@ FORMATS: dict[str, Callable[[IO[bytes], Path], AbstractContextManager[Archive]]]
     ".safetensors": _safetensors,
     ".npz": _npz,
 }
+
+
+def _unicode(text: str) -> str:
+    """Return text that UTF-8 can carry: half a surrogate pair, from a name in JSON or of a file, as `\\ud800`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _write(file: IO[bytes], parts: Iterable[Tensor]) -> None:

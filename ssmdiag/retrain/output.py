@@ -20,7 +20,7 @@ def prepare(
 
     `states` are where the states of these arms would lie; `writes` says whether this rank writes. Every rank looks
     before any of them trains. Raises ConfigurationError where the folder cannot be written, without `resume` holds
-    a run of these arms, or with it holds runs of other arms alone.
+    a run of these arms, or with it holds runs of other arms alone, or checkpoints of these without a state.
     """
     if writes:
         _require_writable(folder)
@@ -30,6 +30,11 @@ def prepare(
         raise ConfigurationError(
             f"--output {folder} holds a run already: {held}.",
             advice="give --resume to go on with it, or another --output.",
+        )
+    if held and not resumable:
+        raise ConfigurationError(
+            f"--resume: {folder} has no state to go on from, but {held}, which training anew would replace.",
+            advice="give another --output, or remove what is there.",
         )
     if resume and not resumable and writes:
         require_asked_for(folder, arms)

@@ -153,6 +153,40 @@ def test_the_look_at_outputs_comes_before_torch_is_imported(folder: Path) -> Non
         assert (done.returncode, done.stdout) == (2, "False\n")
 
 
+def test_a_shard_of_any_name_is_not_written_over(run: Run, folder: Path) -> None:
+    model = folder / "sharded"
+    (model / "a").mkdir(parents=True)
+    (folder / "other" / "model.safetensors").rename(model / "part0")
+    (folder / FILE).rename(model / "a" / "weights")
+    from safetensors import safe_open
+
+    places = {}
+    for file in ("part0", "a/weights"):
+        with safe_open(model / file, "pt") as tensors:
+            places |= dict.fromkeys(tensors.keys(), file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    before = contents(folder)
+    for target in ("sharded/part0", "sharded/a/weights", "sharded/./a/../part0"):
+        for given in ("sharded", "sharded/model.safetensors.index.json"):
+            code, _, err = run("inspect", given, "-o", target)
+            assert (code, "which is read" in err or "is what is read" in err) == (2, True), err
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stream_is_not_added_to_what_retrain_reads(number: int, folder: Path) -> None:
+    (folder / "corpus.txt").write_text("to be or not to be\n" * 200)
+    code = "from ssmdiag.cli import run; run()"
+    command = [sys.executable, "-c", code, "retrain", "--task", "text", "--text", "corpus.txt", "--steps", "1"]
+    with (folder / "corpus.txt").open("ab") as out:
+        streams = {"stdout": out} if number == 1 else {"stderr": out}
+        done = subprocess.run(command, cwd=folder, **{"stdout": subprocess.DEVNULL, **streams})  # type: ignore[call-overload]
+    assert done.returncode == 2
+    text = (folder / "corpus.txt").read_text()
+    assert text.startswith("to be or not to be\n" * 200)
+    assert number == 2 or text == "to be or not to be\n" * 200
+
+
 @pytest.mark.parametrize("command", ["inspect", "check", "capacity", "kernel"])
 def test_a_report_is_not_added_to_the_model_by_the_shell(command: str, folder: Path) -> None:
     before = contents(folder)

@@ -65,12 +65,17 @@ def test_resuming_where_there_is_no_state_says_that_it_starts_anew(compare: Comp
 
 
 @both
-def test_checkpoints_of_other_runs_are_not_taken_for_its_own(compare: Compare, tmp_path: Path) -> None:
+def test_checkpoints_without_a_state_are_not_replaced_by_a_run_that_begins_anew(
+    compare: Compare, tmp_path: Path
+) -> None:
     compare(12, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     for state in tmp_path.glob(f"state-*{STATE}"):
         state.unlink()
-    (arm,) = compare(10, tmp_path, resume=True).arms
-    assert [path.name for path in arm.checkpoints] == ["step-00.safetensors", "step-10.safetensors"]
+    with pytest.raises(ConfigurationError, match="has no state to go on from, but .* has step-00") as raised:
+        compare(10, tmp_path, resume=True)
+    assert "another --output" in str(raised.value.advice)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
 
 
 @both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def test_rules_are_named_after_their_files_and_no_two_alike() -> None:
     rules = known_rules()
     assert {rule.name.replace("-", "_") for rule in rules} == FILES
     assert len({rule.code for rule in rules} | {rule.name for rule in rules}) == 2 * len(rules)
+
+
+@each_rule
+def test_a_rule_goes_to_other_processes(rule: Rule) -> None:
+    """Many checkpoints are diagnosed in several, to which rules are sent."""
+    assert pickle.loads(pickle.dumps(rule)).code == rule.code
 
 
 @each_rule
