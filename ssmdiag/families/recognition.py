@@ -297,11 +297,14 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
             details.append(f"closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
     from ssmdiag.families.map_template import starting_map
 
-    template = starting_map(checkpoint, frozenset(recognition.unrecognised))
-    offer = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *template.split("\n")]
+    offer = starting_map(checkpoint)
+    if offer.unclear:
+        details.append("no map can be offered: what could be a decay is not clear.")
+        details += [f"  {line}" for line in offer.unclear]
+    sample = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *offer.text.split("\n")]
     return UnknownFamilyError(
         f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors).",
         advice='`ssmdiag families` lists what is known; README, "Adding a family".',
         details=details,
-        sample=offer if template else (),
+        sample=sample if offer.text else (),
     )
