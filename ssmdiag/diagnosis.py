@@ -81,6 +81,8 @@ class Diagnosis:
     seconds: float
     not_judged: Mapping[str, str] = field(default_factory=dict)
     """Codes of rules that found nothing because the checkpoint lacks what they look at, and what that is."""
+    guess: str | None = None
+    """Said where layers are read through a map file that nobody has reviewed: all that is reported rests on it."""
     known: tuple[Finding, ...] = ()
     """Findings kept apart because a baseline knows them and they have not got worse: none of them fails a check."""
     ssmdiag_version: str = __version__
@@ -203,6 +205,7 @@ def diagnose(
         not_judged=selection.not_judged(whole),
         device=device,
         seconds=time.perf_counter() - start,
+        guess=found.guess,
     )
 
 

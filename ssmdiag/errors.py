@@ -63,6 +63,10 @@ class DifferentModelsError(CheckpointError):
     """Checkpoints given as those of one run are of different models."""
 
 
+class PartialModelError(CheckpointError):
+    """What is there is a part of a model: one rank's rows, one stage of a pipeline, some of its shards."""
+
+
 class UnsafePickleError(CheckpointError):
     """The pickle asks for code to be run; nothing of it was run."""
 

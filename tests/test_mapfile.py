@@ -285,6 +285,7 @@ def test_the_valid_map_of_these_tests_is_valid(tmp_path: Path) -> None:
         ({"output": '"*.rnn.C"', "output_axes": '"out mode"'}, ['axes "out mode" of C']),
         ({"conjugate_pairs": '"yes"'}, ["conjugate_pairs = 'yes'", "true or false"]),
         ({"selective": "1"}, ["selective = 1", "true or false"]),
+        ({"reviewed": '"no"'}, ["reviewed = 'no'", "true or false"]),
         ({"name": '""'}, ["name = ''"]),
         ({"name": '"mamba"'}, ['name = "mamba" is taken']),
     ],
@@ -333,69 +334,56 @@ def test_two_layers_cannot_share_a_name(tmp_path: Path) -> None:
         read_map(path)
 
 
-# --- the map an unknown file is offered -----------------------------------------------------------
-
-
-def offered(model: Path) -> str:
-    with pytest.raises(UnknownFamilyError) as caught:
-        diagnose(model)
-    return str(caught.value).partition("--map map.toml:\n\n")[2]
-
-
-def repeat(layers: int, module: str, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-    others = {"norm.weight": random(8), "mlp.fc.weight": random(8, 32), "mlp.fc.bias": random(32)}
-    state = {f"net.layers.{i}.{module}.{k}": v.clone() for i in range(layers) for k, v in tensors.items()}
-    return state | {f"net.layers.{i}.{k}": v.clone() for i in range(layers) for k, v in others.items()}
+# --- values that prove a declaration wrong, and maps nobody has reviewed ---------------------------
 
 
 @pytest.mark.parametrize(
-    ("tensors", "expected"),
+    ("values", "map", "domain", "says"),
     [
-        (
-            {"log_decay": random(8, 4), "log_dt": random(8), "freq": random(8, 4), "in.weight": random(8, 8)},
-            lambda t: torch.complex(-t["log_decay"].exp(), t["freq"]) * t["log_dt"].exp()[:, None],
-        ),
-        ({"decay_logit": random(8)}, lambda t: t["decay_logit"].sigmoid().log()[:, None]),
-        ({"nu": random(8), "theta": random(8)}, lambda t: torch.complex(-t["nu"].exp(), t["theta"])[:, None]),
-        (
-            {"log_lambda": random(8, 4), "delta": random(4)},
-            lambda t: -t["log_lambda"].exp() * (1 + t["delta"].exp()).log(),
-        ),
-        ({"forget_gate.bias": random(6)}, lambda t: t["forget_gate.bias"].sigmoid().log()[:, None]),
-        ({"decay": random(1, 8, 1)}, lambda t: -t["decay"].exp().reshape(8, 1)),
+        ([0.5, 2.0, 16.0], "exp", "discrete", "|λ̄| = f(w) below 1"),
+        ([-3.0, -1.0], "none", "rate", "f(w) above 0"),
+        ([0.5, 1.0], "direct", "continuous", "Re λ = −f(w) below 0"),
+        ([1.5, 1.1], "none", "discrete", "runs from 1.1 to 1.5"),
     ],
-    ids=["continuous", "logit", "polar", "step per mode", "gate bias", "axes of one"],
 )
-def test_the_offered_map_diagnoses_the_file_it_was_made_for(
-    tensors: dict[str, torch.Tensor],
-    expected: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    tmp_path: Path,
-    write_model: Write,
+def test_a_domain_in_which_no_mode_decays_is_refused(
+    values: list[float], map: str, domain: str, says: str, read_declared: Read
 ) -> None:
-    model = write_model(repeat(3, "cell", **tensors))
-    (tmp_path / "map.toml").write_text(offered(model), encoding="utf-8")
-    families = read_map(tmp_path / "map.toml")
-    recurrences = extract_recurrences(model, families=(*known_families(), *families))
-    assert len(recurrences) == 3
-    assert close(recurrences[0].log_eigenvalues, expected(tensors))
-    assert len(diagnose(model, families=families).layers) == 3
+    step = "step = 0.1\n" if domain == "continuous" else ""
+    step += "reviewed = false" if domain != "discrete" else ""
+    lines = f'weight = "*.w"\naxes = "channel"\nmap = "{map}"\ndomain = "{domain}"\n{step}'
+    with pytest.raises(LayerError, match=f'domain = "{domain}", no mode decays') as caught:
+        read_declared({"w": torch.tensor(values)}, lines)
+    assert says in str(caught.value)
 
 
-def test_the_offered_map_fits_80_columns_but_for_comments(write_model: Write) -> None:
-    text = offered(write_model(repeat(2, "cell", log_decay=random(8, 4), log_dt=random(8))))
-    assert text.startswith("[[layer]]\n")
-    assert max(len(line.partition("#")[0]) for line in text.splitlines()) < 80
-    assert max(len(line) for line in text.splitlines()) <= 120
+def test_a_rate_that_grows_is_read_where_a_human_declared_it(read_declared: Read) -> None:
+    (found,) = read_declared(
+        {"w": torch.tensor([1.0, 2.0])}, 'weight = "*.w"\naxes = "channel"\nmap = "direct"\ndomain = "rate"'
+    )
+    assert close(found.log_eigenvalues, torch.tensor([[1.0], [2.0]], dtype=torch.float64))
 
 
-def test_a_transformer_is_offered_no_map(write_model: Write) -> None:
-    shapes = {"attn.c_attn.weight": (8, 24), "ln_1.weight": (8,), "ln_1.bias": (8,), "mlp.c_fc.weight": (8, 32)}
-    state = {f"h.{i}.{name}": random(*shape) for i in range(3) for name, shape in shapes.items()}
-    assert offered(write_model(state)) == ""
+@pytest.mark.parametrize("values", [[-0.5, 0.2, 1.7], [1.0, 1.0], [0.3, math.nan], [math.nan, math.inf]])
+def test_a_broken_layer_is_read_as_it_is(values: list[float], read_declared: Read) -> None:
+    (found,) = read_declared(
+        {"w": torch.tensor(values)}, 'weight = "*.w"\naxes = "channel"\nmap = "none"\ndomain = "discrete"'
+    )
+    assert found.channels == len(values)
 
 
-def test_maps_come_from_the_error_even_if_nan_or_inf_is_stored(tmp_path: Path, write_model: Write) -> None:
-    model = write_model(repeat(1, "cell", log_decay=torch.tensor([math.nan, math.inf, 0.0])))
-    (tmp_path / "map.toml").write_text(offered(model), encoding="utf-8")
-    (layer,) = diagnose(model, families=read_map(tmp_path / "map.toml")).layers
-    assert layer.nonfinite == 2
+@pytest.mark.parametrize(("line", "guess"), [("reviewed = false", True), ("reviewed = true", False), ("", False)])
+def test_a_map_nobody_has_reviewed_makes_a_guess(line: str, guess: bool, tmp_path: Path, write_model: Write) -> None:
+    """Maps without the key were written by a human: only those that ssmdiag prints have it."""
+    (tmp_path / "map.toml").write_text(f'[[layer]]\nname = "mine"\nweight = "*.decay"\n{PLAIN}{line}')
+    model = write_model({"l.0.decay": random(2)})
+    result = diagnose(model, families=read_map(tmp_path / "map.toml"))
+    assert (result.guess is not None) == guess
+    assert not guess or f"read through {tmp_path / 'map.toml'}" in str(result.guess)
+
+
+def test_families_that_read_no_layer_make_no_guess(tmp_path: Path, write_model: Write) -> None:
+    (tmp_path / "map.toml").write_text(f'[[layer]]\nname = "mine"\nweight = "*.decay"\n{PLAIN}reviewed = false')
+    state = {"l.0.A_log": random(4, 2), "l.0.dt_proj.bias": random(4), "l.0.x_proj.weight": random(6, 4)}
+    families = (*known_families(), *read_map(tmp_path / "map.toml"))
+    assert diagnose(write_model(state), families=families).guess is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from pathlib import Path
 
 from ssmdiag.checkpoint.budget import naming, open_regular, require_file, shortened
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container
-from ssmdiag.errors import CheckpointError
+from ssmdiag.errors import CheckpointError, PartialModelError
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -17,18 +18,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        Nothing readable is there. `UnsafePickleError` if a pickle asks for code to be run.
+        Nothing readable is there. `UnsafePickleError` if a pickle asks for code to be run, `PartialModelError` if
+        what is there is a part of a model.
     """
-    from ssmdiag.checkpoint.directories import read_directory, read_index, read_single
+    from ssmdiag.checkpoint.directories import read_directory, read_single
+    from ssmdiag.checkpoint.shards import read_index
+    from ssmdiag.checkpoint.wholeness import require_whole
 
     path = Path(path)
     try:
         with naming(path):
             if path.is_dir():
-                return read_directory(path)
-            if path.name.endswith(".index.json") and path.exists():
-                return read_index(path)
-            return read_single(path)
+                checkpoint = read_directory(path)
+            elif path.name.endswith(".index.json") and path.exists():
+                checkpoint = read_index(path)
+            else:
+                checkpoint = read_single(path)
+            require_whole(checkpoint)
+            return checkpoint
     except PermissionError as error:
         raise CheckpointError(
             f"{error.filename or path} cannot be opened: permission denied.", advice="chmod +r, or copy it."
@@ -56,6 +63,9 @@ def open_container(path: Path) -> Container:
             f"{path.name} is what `ssmdiag retrain --resume` goes on from: weights of several arms, and no checkpoint.",
             advice="name a step-….safetensors in the folder of an arm.",
         )
+    for part, what, advice in _PARTS:
+        if part.search(path.name):
+            raise PartialModelError(f"{path.name} is {what}.", advice=advice.format(folder=path.parent))
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
             raise CheckpointError(f"{path.name} is {kind}, which ssmdiag does not read.", advice=advice)
@@ -87,6 +97,20 @@ _FOREIGN = (
     (b"<!DOCTYPE", "a web page, not the file it should be", "download it again, with access rights."),
     (b"<html", "a web page, not the file it should be", "download it again, with access rights."),
 )
+
+_PARTS = (
+    (
+        re.compile(r"\.distcp$"),
+        "what one rank wrote of a torch.distributed checkpoint",
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt",
+    ),
+    (
+        re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt$"),
+        "one rank's part of what DeepSpeed's ZeRO split: optimiser and weights without names",
+        "python zero_to_fp32.py DIR OUT, with the folder that holds the file `latest`, and inspect the result.",
+    ),
+)
+"""What is a part of a model by its name alone, whatever is in it."""
 
 _CONVERT = {
     ".msgpack": "flax.serialization.msgpack_restore it and numpy.savez its flattened arrays.",

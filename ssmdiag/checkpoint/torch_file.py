@@ -30,6 +30,8 @@ WRAPPER_KEYS = ("state", "train_state", "training_state")
 """Where trainers put the weights together with the optimiser, as Composer does under `state`."""
 
 SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
+RANKS_KEY = "mp_world_size"
+"""How many files of tensor parallel ranks DeepSpeed wrote."""
 STEP_KEYS = ("global_step", "step", "iteration")
 TRAINER_KEYS = frozenset({
     "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optimizer_state", "optim", "opt",
@@ -76,7 +78,9 @@ class TorchFile:
             self.notes.append(f"what it holds unfolds without end; tensors were looked for in {MOST_NESTED:,} places")
         step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
         self.train_step: int | None = train_step(step)
-        self.settings: Mapping[str, Any] = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
+        settings = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
+        ranks = rest.get(RANKS_KEY)
+        self.settings: Mapping[str, Any] = settings | ({RANKS_KEY: ranks} if type(ranks) is int else {})
 
     def names(self) -> list[str]:
         return list(self._tensors)

@@ -97,6 +97,7 @@ def capacity(
     from ssmdiag.memory import DEFAULT_CONTEXT
     from ssmdiag.reports import Settings
     from ssmdiag.reports.capacity_text import document, report
+    from ssmdiag.reports.words import heading
 
     target, _ = terminal.claim_outputs(output, reads=[path, map_file])
     checkpoint = read_checkpoint(path)
@@ -128,7 +129,8 @@ def capacity(
     if not layers:
         raise problems[0]
     if format is Format.json:
-        terminal.emit(json.dumps(document(str(path), layers, context), indent=2) + "\n", target)
+        content = document(str(path), layers, context) | {"guess": found.guess}
+        terminal.emit(json.dumps(content, indent=2) + "\n", target)
         _exit(problems)
     settings = Settings(
         width=terminal.width(),
@@ -137,7 +139,8 @@ def capacity(
         plots=plots,
         quiet=quiet,
     )
-    terminal.emit(report(str(path), layers, context, known is not None, settings), target, colours=settings.colour)
+    text = heading(found.guess, settings.width) + report(str(path), layers, context, known is not None, settings)
+    terminal.emit(text, target, colours=settings.colour)
     _exit(problems)
 
 

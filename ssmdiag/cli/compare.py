@@ -104,6 +104,7 @@ def compare(
     """
     from ssmdiag.compare.run_order import expand_run, last_checkpoints
     from ssmdiag.reports import Settings
+    from ssmdiag.reports.words import heading
 
     paths, notes = last_checkpoints(expand_run(paths))
     if len(paths) < 2:
@@ -142,6 +143,8 @@ def compare(
             text, code = _run(paths, asked, memory, fail_on)
         except DifferentModelsError as error:
             text, code = _models(paths, asked, fail_on, error.seen)
+    if asked.text:
+        text = heading(asked.guess, settings.width) + text
     terminal.emit(text, target, colours=settings.colour)
     raise typer.Exit(code)
 
@@ -158,6 +161,13 @@ class _Asked:
     settings: Settings
     notes: tuple[str, ...]
     """Which checkpoint stands for a directory of a run."""
+
+    @property
+    def guess(self) -> str | None:
+        """Said where a map file is used that nobody has reviewed."""
+        from ssmdiag.families.recognition import guess_of
+
+        return guess_of(self.families)
 
 
 def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
@@ -186,7 +196,7 @@ def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[st
     )
     if asked.text:
         return conversion_report(proof, asked.settings), proof.exit_code()
-    return render(conversion_document(proof)), proof.exit_code()
+    return render(conversion_document(proof) | {"guess": asked.guess}), proof.exit_code()
 
 
 def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tuple[str, int]:
@@ -213,7 +223,7 @@ def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tupl
         )
         if asked.text:
             return table_report(table, asked.settings), table.exit_code()
-        return render(table_document(table)), table.exit_code()
+        return render(table_document(table) | {"guess": asked.guess}), table.exit_code()
     pair = compare_models(
         paths[0],
         paths[1],
@@ -225,7 +235,7 @@ def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tupl
     )
     if asked.text:
         return models_report(pair, asked.settings), pair.exit_code()
-    return render(models_document(pair)), pair.exit_code()
+    return render(models_document(pair) | {"guess": asked.guess}), pair.exit_code()
 
 
 def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> tuple[str, int]:
@@ -248,7 +258,7 @@ def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> t
         progress.close()
     if asked.text:
         return report(run, asked.settings), run.exit_code(fail_on.value)
-    return render(run_document(run)), run.exit_code(fail_on.value)
+    return render(run_document(run) | {"guess": asked.guess}), run.exit_code(fail_on.value)
 
 
 class _Progress:

@@ -104,6 +104,7 @@ def kernel(
     from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.reports import Settings
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
+    from ssmdiag.reports.words import heading
 
     terminal.claim_outputs(None, reads=[path, map_file])
     checkpoint = read_checkpoint(path)
@@ -132,9 +133,8 @@ def kernel(
                 )
         except KernelSizeError as error:
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
-        terminal.emit(
-            file_report(written, settings, output=str(output), stated_context=stated), None, colours=settings.colour
-        )
+        text = file_report(written, settings, output=str(output), stated_context=stated)
+        terminal.emit(heading(found.guess, settings.width) + text, None, colours=settings.colour)
         problems = [*asked.problems, *written.problems]
         for problem in problems:
             terminal.remark(f"not written: {problem.sentence}")
@@ -144,9 +144,10 @@ def kernel(
         memory = assess_memory(recurrence, context)
     shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
     if format is Format.json:
-        terminal.emit(render(document(memory, shown)), None)
+        terminal.emit(render(document(memory, shown) | {"guess": found.guess}), None)
         return
-    terminal.emit(report(memory, settings, shown), None, colours=settings.colour)
+    text = heading(found.guess, settings.width) + report(memory, settings, shown)
+    terminal.emit(text, None, colours=settings.colour)
 
 
 @dataclass

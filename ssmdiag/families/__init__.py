@@ -12,7 +12,9 @@ from ssmdiag.families.interface import Family, Option, Spelling, Steering
 
 __all__ = ["Family", "Option", "Spelling", "Steering", "known_families"]
 
-MACHINERY = frozenset({"interface", "layer", "layouts", "packed", "recognition", "mapfile", "map_template"})
+MACHINERY = frozenset({
+    "interface", "layer", "layouts", "map_template", "mapfile", "packed", "recognition", "unknown_decay",
+})  # fmt: skip
 """Modules of this package that are not families."""
 
 

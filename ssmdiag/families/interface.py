@@ -104,6 +104,8 @@ class Family:
     """What the modal form leaves out, in one sentence for the report."""
     declared: bool = False
     """True: the user declared it in a map file, and it takes its tensors before any other family."""
+    reviewed: bool = True
+    """False: its map file is one that ssmdiag printed, and says that nobody has reviewed it."""
 
 
 def _is_number(text: str) -> bool:

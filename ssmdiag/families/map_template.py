@@ -1,118 +1,238 @@
-"""A starting map file for a checkpoint no family recognises: its likeliest recurrent tensors, filled in."""
+"""A starting map file for a checkpoint no family recognises: its recurrent tensors, where what they hold is clear.
+
+Where it is not clear, there is no map, but a list of what could be a decay and of what keeps each from being read.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import CheckpointError
+from ssmdiag.families.unknown_decay import (
+    FREQUENCY,
+    LOG,
+    MATRIX,
+    PROJECTION,
+    RAW,
+    STEERS,
+    STEP,
+    Reading,
+    StepReading,
+    UnclearError,
+    is_decay,
+    read_decay,
+    read_poles,
+    read_step,
+)
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssmdiag.checkpoint import Checkpoint, StoredTensor
 
-_DECAY = re.compile(
-    r"(?<![a-z])(?:a_?log|log_?a|a_real|a_diag|lambda|lam|nu|decay|forget|rate|tau|time_?const\w*|eig\w*|poles?|"
-    r"alpha|leak|retention|radius|damp\w*)(?![a-z])",
-    re.IGNORECASE,
-)
-_STEP = re.compile(r"(?<![a-z])(?:dt|delta|steps?|step_?size|timescale)(?![a-z])", re.IGNORECASE)
-_FREQUENCY = re.compile(
-    r"(?<![a-z])(?:theta|omega|freq\w*|imag|im|phase|phi|a_imag|angle|rotation)(?![a-z])", re.IGNORECASE
-)
+_NONLINEAR = re.compile(r"(?<![a-z])hh(?![a-z])|recurrent_?kernel|hidden_to_hidden", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:.*_)?\d+")
-_MOST_VALUES = 2**22
-"""A recurrence's own parameters are small beside its projections."""
+_HOLDERS = ("value", "_value", "raw_value")
+"""What Flax calls the array inside a variable."""
+_MOST_VALUES, _MOST_LAYERS, _MOST_READ, MOST_CANDIDATES = 2**22, 2000, 2**23, 4
+"""Values of a recurrence's own parameter, small beside projections; layers and values read; candidates listed."""
 
 
-@dataclass(frozen=True)
-class _Repeated:
+@dataclass(eq=False)
+class _Weight:
     """A tensor that stands once per layer."""
 
     local: str
-    tensor: StoredTensor
-    """In the first layer."""
-    layers: int
+    tensors: list[StoredTensor] = field(default_factory=list)
+
+    @property
+    def elements(self) -> list[str]:
+        elements = self.local.split(".")
+        return elements[:-1] if elements[-1] in _HOLDERS and len(elements) > 1 else elements
+
+    @property
+    def kind(self) -> str:
+        """`bias`, `weight` or `kernel` of a module, else empty."""
+        last = self.elements[-1]
+        return last if last in ("bias", "weight", "kernel") and len(self.elements) > 1 else ""
+
+    @property
+    def name(self) -> str:
+        """The element that tells what the tensor is."""
+        return self.elements[-2 if self.kind else -1]
+
+    @property
+    def module(self) -> list[str]:
+        return self.elements[: -2 if self.kind else -1]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
+        return self.tensors[0].shape
+
+    @property
+    def is_projection(self) -> bool:
+        """Whether it multiplies an input: two axes or more, of a module or with a name that says so."""
+        if self.kind in ("weight", "kernel"):
+            return len(self.shape) > 1
+        return sum(size > 1 for size in self.shape) > 1 and PROJECTION.search(self.name) is not None
+
+    @cached_property
+    def values(self) -> Tensor:
+        """All finite values, over all layers there is room for, one after another."""
+        import torch
+
+        room = max(1, min(_MOST_LAYERS, _MOST_READ // prod(self.shape)))
+        loaded = [tensor.load().flatten() for tensor in self.tensors[:room]]
+        kept = torch.cat([v.to(torch.complex128 if v.is_complex() else torch.float64) for v in loaded])
+        return kept[kept.isfinite()]
+
+    def described(self) -> str:
+        """Return name, dtype, shape, layers and range of values, on one line."""
+        layers = len(self.tensors)
+        text = f"{self.local}, {self.tensors[0].dtype} {self.shape} in {layers} layer{'s' * (layers > 1)}"
+        try:
+            values = self.values
+        except CheckpointError:
+            return text
+        if values.is_complex() or not values.numel():
+            return text
+        return f"{text}, {float(values.min()):.3g} … {float(values.max()):.3g}"
 
 
-def starting_map(checkpoint: Checkpoint, candidates: Collection[str]) -> str:
-    """Return the text of a map file to correct, or "" where nothing in the file looks recurrent.
+@dataclass(frozen=True)
+class _Recurrence:
+    """A weight with all that turns it into a decay."""
 
-    `candidates` are tensors whose names are known to belong to recurrences.
-    """
-    repeated = _repeated(checkpoint)
-    weights = [r for r in repeated if _DECAY.search(_last(r.local)) and not _STEP.search(_last(r.local))]
-    weights = weights or [r for r in repeated if r.tensor.name in candidates and not _STEP.search(_last(r.local))]
-    if not weights:
-        return ""
-    weight = max(weights, key=lambda r: (r.layers, r.tensor.name in candidates, "." not in r.local, -len(r.local)))
-    module = weight.local.rpartition(".")[0]
-    siblings = [r for r in repeated if r.local.rpartition(".")[0] == module and r is not weight]
-    step = next((r for r in siblings if _STEP.search(_last(r.local)) and _fits(r, weight)), None)
-    frequency = next((r for r in siblings if _FREQUENCY.search(_last(r.local)) and r.shape == weight.shape), None)
-    map_ = _map(weight)
-    where = f"{weight.tensor.dtype} {weight.shape} in {weight.layers} layer{'s' * (weight.layers > 1)}; * is any path"
-    lines = ["[[layer]]"]
-    lines += [
-        _line("name", f"my-{re.sub(r'[^A-Za-z0-9_-]', '-', checkpoint.path.stem) or 'model'}", "for the report"),
-        _line("weight", f"*.{weight.local}", where),
-        _line("axes", " ".join(_names(weight)), "mode; any other names together are the channels; 1"),
-        _line("map", map_, "f: exp, softplus, sigmoid, relu, none (f(w) = w), direct (f(w) = -w), ..."),
-    ]
-    if step:
-        lines += [
-            _line("domain", "continuous", "-f(w) per unit time; or rate: f(w) nats per step; discrete: f(w) itself"),
-            _line("step", f"*.{step.local}", "a tensor or a number"),
-            _line("step_axes", _step_axes(step, weight), "as above"),
-            _line("step_map", "exp" if _is_log(step) else "softplus", "as above"),
-            _line("discretisation", "zoh", "or bilinear"),
-        ]
+    weight: _Weight
+    reading: Reading
+    pairs: bool
+    """Whether the last axis is (re, im)."""
+    selective: bool
+    step: _Weight | None = None
+    step_reading: StepReading | None = None
+    frequency: _Weight | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What can be offered for an unknown checkpoint."""
+
+    text: str
+    """A map file, or empty."""
+    unclear: tuple[str, ...]
+    """Where there is none: each candidate, and what keeps it from being read."""
+
+
+def starting_map(checkpoint: Checkpoint) -> Offer:
+    """Return a map file that reads the decays of a checkpoint, or why there is none."""
+    weights = _repeated(checkpoint)
+    found: dict[str, list[_Recurrence]] = {}
+    unclear: dict[str, str] = {}
+    for weight in weights:
+        if weight.is_projection or not is_decay(weight.name) or _is_step(weight) or _is_of_others(weight):
+            continue
+        near = [other for other in weights if other is not weight and _is_near(other, weight)]
+        try:
+            recurrence = _recurrence(weight, near)
+            found.setdefault(".".join(weight.module), []).append(recurrence)
+        except (UnclearError, CheckpointError) as error:
+            unclear[weight.local] = f"{weight.described()}: {getattr(error, 'seen', error)}"
+    for several in found.values():
+        for one in several if len(several) > 1 else ():
+            unclear[one.weight.local] = (
+                f"{one.weight.described()}: one of {len(several)} that could be its module's decay"
+            )
+    if found and max(map(len, found.values())) == 1:
+        stem = re.sub(r"[^A-Za-z0-9_-]", "-", checkpoint.path.stem) or "model"
+        names = [f"my-{stem}" + f"-{number}" * (number > 1) for number in range(1, len(found) + 1)]
+        return Offer("\n".join(map(_table, names, itertools.chain(*found.values()))), ())
+    shown = list(unclear.values())
+    more = len(shown) - MOST_CANDIDATES
+    return Offer("", (*shown[:MOST_CANDIDATES], *([f"{more:,} more candidates"] if more > 0 else [])))
+
+
+def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
+    """Return how a weight is read with what stands beside it. Raises UnclearError where something is open."""
+    values = weight.values
+    if not values.numel():
+        raise UnclearError("no finite value")
+    bias = weight.kind == "bias"
+    steers = [other for other in near if STEERS.search(other.name) and other.is_projection]
+    own = [other for other in near if other.name == weight.name and other.is_projection]
+    step, step_reading = _step(weight, near)
+    if (steers or (own and not bias)) and not bias and not (step_reading and step_reading.selective):
+        raise UnclearError(
+            f"steered by the input through {(steers or own)[0].local}, without a bias that could be read"
+        )
+    frequency = next((other for other in near if FREQUENCY.search(other.name) and other.shape == weight.shape), None)
+    if frequency is not None and (RAW.search(frequency.name) or frequency.kind):
+        raise UnclearError(f"its frequency {frequency.local} goes through a function that no name says")
+    if any(other.name in ("P", "Q", "p", "q") and not other.kind for other in near) and MATRIX.search(weight.name):
+        raise UnclearError("a low-rank term may stand beside it, which changes the eigenvalues")
+    if any(_NONLINEAR.search(other.name) for other in near):
+        raise UnclearError("its module feeds the state back through a matrix: no linear recurrence")
+    pairs = not values.is_complex() and weight.shape[-1] == 2 and _holds_pairs(weight)
+    if values.is_complex() or pairs:
+        reading = read_poles(_paired(weight) if pairs else values, step=step is not None)
     else:
-        domain = "discrete" if map_ == "sigmoid" else "rate"
-        lines.append(_line("domain", domain, "rate: f(w) nats per step; discrete: f(w) itself; continuous: needs step"))
-        lines.append('# step = "*.…", step_axes, step_map')
-    if frequency:
-        lines += [
-            _line("frequency", f"*.{frequency.local}", "imaginary part, or angle per step"),
-            _line("frequency_map", "exp" if _is_log(frequency) else "none", "as above"),
-        ]
-    else:
-        lines.append('# frequency = "*.…", frequency_map')
-    selective = weight.local.endswith(".bias")
-    lines.append(_line("conjugate_pairs", frequency is not None, "true: one of each conjugate pair is stored"))
-    lines.append(_line("selective", selective, "true: the decay depends on the input; this is its bias"))
-    return "\n".join(lines) + "\n"
+        reading = read_decay(weight.name, values, bias=bias, step=step is not None, turns=frequency is not None)
+    selective = bias or bool(step_reading and step_reading.selective)
+    return _Recurrence(weight, reading, pairs, selective, step, step_reading, frequency)
 
 
-def _repeated(checkpoint: Checkpoint) -> list[_Repeated]:
-    """Return the small floating point tensors, one for each name below a layer's number."""
-    first: dict[str, StoredTensor] = {}
-    count: dict[str, int] = {}
+def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, StepReading | None]:
+    """Return the step beside a weight and how it is read, None where there is none."""
+    named = [other for other in near if _is_step(other)]
+    biases = [other for other in named if other.kind == "bias" or not other.is_projection]
+    if not biases:
+        if named:
+            raise UnclearError(f"its step depends on the input through {named[0].local}, without a bias")
+        return None, None
+    if len(biases) > 1:
+        raise UnclearError(f"several steps stand beside it: {', '.join(other.local for other in biases[:3])}")
+    (step,) = biases
+    if not _fits(step, weight):
+        raise UnclearError(f"its step {step.local} {step.shape} has other axes")
+    try:
+        return step, read_step(step.name, step.values, bias=step.kind == "bias")
+    except UnclearError as error:
+        raise UnclearError(f"its step {step.local} is {error}") from None
+
+
+def _is_step(weight: _Weight) -> bool:
+    if re.search("norm|embed", weight.name, re.IGNORECASE):
+        return False
+    return STEP.search(re.sub(r"(?i)_?(proj|bias|weight|log|inv)_?|log", "", weight.name) or weight.name) is not None
+
+
+def _is_of_others(weight: _Weight) -> bool:
+    """Whether it belongs to a norm, an embedding or a gate's projection: none of them is a decay."""
+    elsewhere = re.search("norm|embed|conv", weight.local, re.IGNORECASE) is not None
+    return elsewhere or (weight.kind == "bias" and PROJECTION.search(weight.name) is not None)
+
+
+def _repeated(checkpoint: Checkpoint) -> list[_Weight]:
+    """Return the floating point tensors that could be a recurrence's own or a projection beside it, by local name."""
+    found: dict[str, _Weight] = {}
     for name, tensor in checkpoint.items():
-        local = _local(name)
-        first.setdefault(local, tensor)
-        count[local] = count.get(local, 0) + 1
-    return [
-        _Repeated(local, tensor, count[local])
-        for local, tensor in first.items()
-        if _is_parameter(local) and _could_be(tensor)
-    ]
-
-
-def _is_parameter(local: str) -> bool:
-    """Whether a name can be a recurrence's own parameter, and not the weight of a projection or a norm."""
-    return not re.search(r"norm|conv|embed|(?:^|\.)weight$", local, re.IGNORECASE) or bool(_DECAY.search(_last(local)))
+        if _could_be(tensor):
+            local = _local(name)
+            found.setdefault(local, _Weight(local)).tensors.append(tensor)
+    return [weight for weight in found.values() if len({tensor.shape for tensor in weight.tensors}) == 1]
 
 
 def _could_be(tensor: StoredTensor) -> bool:
-    size = prod(tensor.shape)
-    number = tensor.dtype.startswith(("float", "bfloat")) and not tensor.dtype.startswith(("float8", "float4"))
-    return number and 1 <= len(tensor.shape) <= 3 and 1 < size <= _MOST_VALUES
+    number = tensor.dtype.startswith(("float", "bfloat", "complex")) and not tensor.dtype.startswith(
+        ("float8", "float4")
+    )
+    return number and 1 <= len(tensor.shape) <= 4 and 1 < prod(tensor.shape) <= _MOST_VALUES
 
 
 def _local(name: str) -> str:
@@ -126,43 +246,91 @@ def _local(name: str) -> str:
     return ".".join(elements[numbered[-1] + 1 :] if numbered else elements[-2:])
 
 
-def _last(local: str) -> str:
-    """Return the element that tells what the tensor is; `bias` and `weight` do not."""
-    elements = local.split(".")
-    return elements[-2] if elements[-1] in ("bias", "weight") and len(elements) > 1 else elements[-1]
+def _is_near(other: _Weight, weight: _Weight) -> bool:
+    """Whether two tensors belong to one module, or one's module is inside the other's."""
+    depth = min(len(other.module), len(weight.module))
+    return other.module[:depth] == weight.module[:depth] and len(other.tensors) == len(weight.tensors)
 
 
-def _fits(step: _Repeated, weight: _Repeated) -> bool:
+def _fits(step: _Weight, weight: _Weight) -> bool:
     sizes = [size for size in step.shape if size != 1]
-    return len(step.shape) <= len(weight.shape) and all(size in weight.shape for size in sizes)
+    return all(size in weight.shape for size in sizes)
 
 
-def _names(weight: _Repeated) -> list[str]:
+def _holds_pairs(weight: _Weight) -> bool:
+    """Whether the last axis is (re, im): two columns, one of one sign and one of both."""
+    if weight.shape[-1] != 2 or len(weight.shape) < 2:
+        return False
+    values = _paired(weight)
+    turns, decays = values.imag, values.real
+    return bool((turns >= 0).all() | (turns <= 0).all()) and bool((decays < 0).any() & (decays > 0).any())
+
+
+def _paired(weight: _Weight) -> Tensor:
+    import torch
+
+    return torch.view_as_complex(weight.values[: weight.values.numel() // 2 * 2].reshape(-1, 2).contiguous())
+
+
+def _turns_one_way(weight: _Weight, *, pairs: bool) -> bool:
+    """Whether complex eigenvalues all turn the same way, as where one of each conjugate pair is stored."""
+    if not (pairs or weight.values.is_complex()):
+        return False
+    turns = (_paired(weight) if pairs else weight.values).imag
+    return bool((turns >= 0).all() | (turns <= 0).all())
+
+
+def _names(weight: _Weight, pairs: bool) -> list[str]:
     """Return a name for each axis: the last of several is the mode, a single one the channel."""
-    several = sum(size != 1 for size in weight.shape)
-    named = iter(["channel"] if several == 1 else ["head", "channel", "mode"][-several:])
-    return [next(named) if size != 1 else "1" for size in weight.shape]
+    shape = weight.shape[:-1] if pairs else weight.shape
+    several = sum(size != 1 for size in shape)
+    named = iter(["channel"] if several == 1 else ["group", "head", "channel", "mode"][-several:])
+    return [next(named) if size != 1 else "1" for size in shape] + ["2"] * pairs
 
 
-def _step_axes(step: _Repeated, weight: _Repeated) -> str:
+def _step_axes(step: _Weight, weight: _Weight, names: list[str]) -> str:
     """Return the weight's names for the axes of the step, by their sizes."""
-    free = [(size, name) for size, name in zip(weight.shape, _names(weight), strict=True) if name != "1"]
-    names = []
+    free = [(size, name) for size, name in zip(weight.shape, names, strict=True) if not name.isdigit()]
+    axes = []
     for size in step.shape:
         found = next((pair for pair in free if pair[0] == size), None)
-        names.append(found[1] if found else "1")
+        axes.append(found[1] if found else "1")
         if found:
             free.remove(found)
-    return " ".join(names)
+    return " ".join(axes)
 
 
-def _is_log(tensor: _Repeated) -> bool:
-    return re.search(r"(?<![a-z])log(?!i)|log(?![a-z])", _last(tensor.local), re.IGNORECASE) is not None
-
-
-def _map(weight: _Repeated) -> str:
-    last = _last(weight.local).lower()
-    return "sigmoid" if re.search(r"logit|sigmoid|forget|alpha|retention", last) and not _is_log(weight) else "exp"
+def _table(name: str, found: _Recurrence) -> str:
+    """Return one [[layer]] of a map file, each line with a comment."""
+    weight, step, frequency = found.weight, found.step, found.frequency
+    layers = len(weight.tensors)
+    where = f"{weight.tensors[0].dtype} {weight.shape} in {layers} layer{'s' * (layers > 1)}; * is any path"
+    names = _names(weight, found.pairs)
+    turning = frequency is not None or _turns_one_way(weight, pairs=found.pairs)
+    lines = ["[[layer]]"]
+    lines += [
+        _line("reviewed", False, "a guess by names and values: check every line, then true"),
+        _line("name", name, "for the report"),
+        _line("weight", f"*.{weight.local}", where),
+        _line("axes", " ".join(names), "mode; any other names together are the channels; 1; 2 for (re, im)"),
+        _line("map", found.reading.map, "f: exp, softplus, sigmoid, relu, none (f(w) = w), direct (f(w) = -w), ..."),
+        _line("domain", found.reading.domain, "continuous: -f(w) per unit time; rate: nats per step; discrete: |λ̄|"),
+    ]
+    if step is not None and found.step_reading is not None:
+        lines += [
+            _line("step", f"*.{step.local}", "a tensor or a number"),
+            _line("step_axes", _step_axes(step, weight, names), "as above"),
+            _line("step_map", found.step_reading.map, "as above"),
+            _line("discretisation", "zoh", "or bilinear"),
+        ]
+    if frequency is not None:
+        lines += [
+            _line("frequency", f"*.{frequency.local}", "imaginary part, or angle per step"),
+            _line("frequency_map", "exp" if LOG.search(frequency.name) else "none", "as above"),
+        ]
+    lines.append(_line("conjugate_pairs", turning, "true: one of each conjugate pair is stored"))
+    lines.append(_line("selective", found.selective, "true: the decay depends on the input; this is its bias"))
+    return "\n".join(lines) + "\n"
 
 
 def _line(key: str, value: str | bool, comment: str) -> str:

@@ -14,6 +14,7 @@
     frequency = "*.rnn.freq"           # ω, per unit time or per step; axes as the weight's
     frequency_map = "none"
     conjugate_pairs = false            # true: one of each pair is stored
+    reviewed = true                    # false, as in a map that ssmdiag printed: every report says that it is a guess
     selective = false                  # true: the decay depends on the input and is read at a bias
     output = "*.rnn.C"                 # C, for kernels; with `input`, B (1 where it is not given)
     output_axes = "channel mode 2"
@@ -73,6 +74,7 @@ class Declaration:
     frequency_map: str = "none"
     conjugate_pairs: bool = False
     selective: bool = False
+    reviewed: bool = True
     input: str = ""
     input_axes: str = ""
     output: str = ""
@@ -143,6 +145,7 @@ def _family(table: Mapping[str, Any], where: str) -> Family:
         spellings=(Spelling("--map", declared.tensors(), path=path),),
         read=lambda layer: read(layer, declared),
         declared=True,
+        reviewed=declared.reviewed,
     )
 
 
@@ -192,7 +195,7 @@ def _check_value(key: str, value: Any, where: str) -> None:
     """Raise MapFileError if a value is not of its key's kind."""
     if key in CHOICES:
         good, expected = value in CHOICES[key], f"one of {', '.join(CHOICES[key])}"
-    elif key in ("conjugate_pairs", "selective"):
+    elif key in ("conjugate_pairs", "selective", "reviewed"):
         good, expected = isinstance(value, bool), "true or false"
     elif key in TENSOR_KEYS and isinstance(value, str):
         elements = value.split(".")
@@ -270,6 +273,7 @@ def read(layer: Layer, declared: Declaration) -> Iterator[Recurrence]:
         if declared.domain == "discrete":
             ell = log_of(magnitude) + 1j * turn
         gain = as_complex(magnitude.new_ones(magnitude.shape))
+    _require_decay(layer, declared, magnitude, ell)
     channels, modes = _sizes(layer, declared)
     flat = lambda values: values.expand((*channels, modes)).reshape(-1, modes)  # noqa: E731
     b = _arrange(_values(layer, declared, "input"), declared, "input") if declared.input else 1.0
@@ -281,6 +285,30 @@ def read(layer: Layer, declared: Declaration) -> Iterator[Recurrence]:
         kernel_factor=2.0 if declared.conjugate_pairs else 1.0,
         input_matrix=None if c is None else flat(b * gain),
         output_matrix=None if c is None else flat(as_complex(c))[None],
+    )
+
+
+def _require_decay(layer: Layer, declared: Declaration, magnitude: Tensor, ell: Tensor) -> None:
+    """Raise LayerError where every mode would grow or stay: then f(w) is no |λ̄|, or a guess is wrong.
+
+    A rate of a map that a human has reviewed is reported as it is: a direct parametrisation may have gone unstable.
+    """
+    growth = ell.real[ell.real.isfinite()]
+    if declared.domain != "discrete" and declared.reviewed:
+        return
+    if not growth.numel() or bool((growth <= 0).all()) or bool((growth < 0).any()):
+        return
+    low, high = (float(end) for end in magnitude[magnitude.isfinite()].aminmax())
+    formula = MAPS[declared.map].formula
+    raise LayerError(
+        f'{layer.names[declared.weight]}: read by map = "{declared.map}" and domain = "{declared.domain}", no mode '
+        f"decays; f(w) = {formula} runs from {low:.4g} to {high:.4g}.",
+        expected={
+            "discrete": "|λ̄| = f(w) below 1",
+            "rate": "nats per step, f(w) above 0",
+            "continuous": "Re λ = −f(w) below 0, f(w) above 0",
+        }[declared.domain],
+        advice="correct the domain or the map in the map file.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,10 +77,26 @@ class Recognition:
                 found.setdefault(miss.path, miss)
         return tuple(found.values())
 
+    @property
+    def guess(self) -> str | None:
+        """Say that layers are read through a map nobody has reviewed, None where there are no such layers."""
+        return guess_of(layer.family for layer in self.layers)
+
     def require_layers(self, checkpoint: Checkpoint) -> None:
         """Raise UnknownFamilyError if nothing was recognised."""
         if not self.layers:
             raise unknown_family(checkpoint, self)
+
+
+def guess_of(families: Iterable[Family]) -> str | None:
+    """Say that families come from a map file that nobody has reviewed, None where none of them does."""
+    maps = dict.fromkeys(family.paper for family in families if not family.reviewed)
+    if not maps:
+        return None
+    return (
+        f"a guess: layers are read through {', '.join(maps)}, which ssmdiag printed and nobody has reviewed; "
+        "check every line of it, then set reviewed = true there"
+    )
 
 
 def recognise(
@@ -281,11 +297,14 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
             details.append(f"closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
     from ssmdiag.families.map_template import starting_map
 
-    template = starting_map(checkpoint, frozenset(recognition.unrecognised))
-    offer = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *template.split("\n")]
+    offer = starting_map(checkpoint)
+    if offer.unclear:
+        details.append("no map can be offered: what could be a decay is not clear.")
+        details += [f"  {line}" for line in offer.unclear]
+    sample = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *offer.text.split("\n")]
     return UnknownFamilyError(
         f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors).",
         advice='`ssmdiag families` lists what is known; README, "Adding a family".',
         details=details,
-        sample=offer if template else (),
+        sample=sample if offer.text else (),
     )

@@ -57,11 +57,11 @@ def verdict(diagnosis: Diagnosis) -> str:
     looked += f"{words.plural(len(diagnosis.rules), 'rule')} on {words.plural(len(diagnosis.layers), 'layer')}, "
     looked += f"{words.plural(sum(layer.channels * layer.modes for layer in diagnosis.layers), 'mode')}"
     known = f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
+    found = count_findings(diagnosis.findings)
+    guess = " – a guess" if diagnosis.guess else ""
     if diagnosis.problems:
-        return f"partly read ({words.plural(len(diagnosis.problems), 'problem')}), {count_findings(diagnosis.findings)}"
-    if not diagnosis.findings:
-        return f"clean: {looked}{known}"
-    return f"{count_findings(diagnosis.findings)}{known}: {looked}"
+        return f"partly read ({words.plural(len(diagnosis.problems), 'problem')}), {found}{guess}"
+    return (f"{found}{known}: {looked}" if diagnosis.findings else f"clean: {looked}{known}") + guess
 
 
 def not_judged(diagnosis: Diagnosis) -> str:
@@ -80,6 +80,8 @@ def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
     head = f"{diagnosis.path}: {verdict(diagnosis)}"
     worst = diagnosis.findings[0].severity if diagnosis.findings else ""
     yield from _wrap(head, settings, "bold red" if diagnosis.problems else COLOURS[worst] or "green", indent="  ")
+    if diagnosis.guess:
+        yield from _wrap(f"  {diagnosis.guess}", settings, "yellow", indent="    ")
     for problem in diagnosis.problems:
         yield from _wrap(f"  not read: {problem}", settings, "red", indent="    ")
     yield from finding_lines(diagnosis, settings)

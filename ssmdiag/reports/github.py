@@ -39,6 +39,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
             kinds["error"].append((result.path, "not diagnosed", message))
             continue
         kinds["error"] += [(result.path, "not read", problem) for problem in result.problems]
+        kinds["warning"] += [(result.path, "a guess", result.guess)] if result.guess else []
         for group in group_findings(result):
             worst = group.worst
             title = f"{worst.code} {worst.rule}"

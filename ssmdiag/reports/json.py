@@ -46,6 +46,7 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
             "train_step": result.train_step,
         },
         "context_length": result.context_length,
+        "guess": result.guess,
         "layers": [layer_document(layer) for layer in result.layers],
         "assumptions": [
             {

@@ -50,6 +50,8 @@ def _failure(failure: Failure, prefix: str) -> ElementTree.Element:
 def _suite(diagnosis: Diagnosis, prefix: str, settings: Settings) -> ElementTree.Element:
     read = _read(prefix, diagnosis.problems, "not read")
     read.set("time", f"{diagnosis.seconds:.3f}")
+    if diagnosis.guess:
+        ElementTree.SubElement(read, "system-out").text = diagnosis.guess
     suite = _counted(diagnosis.path, [read, *_cases(diagnosis, prefix, settings)])
     suite.set("time", f"{diagnosis.seconds:.3f}")
     return suite

@@ -114,6 +114,8 @@ def _failure(failure: Failure) -> Iterator[str]:
 def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool) -> Iterator[str]:
     labels = label_layers([layer.name for layer in diagnosis.layers])
     yield f"### {code(diagnosis.path, cell=False)}\n"
+    if diagnosis.guess:
+        yield f"**{escape(words.capitalised(diagnosis.guess))}.**\n"
     yield f"{escape(words.answer(diagnosis, labels))}\n"
     if diagnosis.problems:
         yield "Not read:\n"

@@ -46,7 +46,10 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     run = {
         "tool": {"driver": {"name": "ssmdiag", "version": version, "rules": rules}},
         "invocations": [
-            {"executionSuccessful": not notifications, "toolExecutionNotifications": notifications},
+            {
+                "executionSuccessful": all(said["level"] != "error" for said in notifications),
+                "toolExecutionNotifications": notifications,
+            },
         ],
         "artifacts": list(artifacts.values()),
         "results": [
@@ -131,6 +134,7 @@ def _results(diagnosis: Diagnosis, artifact: int, index: dict[str, int]) -> Iter
                 "of": finding.of,
                 "value": finding.value,
                 "threshold": finding.threshold,
+                **({"guess": diagnosis.guess} if diagnosis.guess else {}),
             },
         }
         if finding.baseline:
@@ -155,9 +159,10 @@ def _notifications(result: Diagnosis | Failure) -> Iterator[dict[str, Any]]:
         said = [(" ".join(part for part in parts if part), result.kind)]
     else:
         said = [(problem, "NotRead") for problem in result.problems]
+        said += [(result.guess, "Guess")] if result.guess else []
     for text, kind in said:
         yield {
-            "level": "error",
+            "level": "warning" if kind == "Guess" else "error",
             "message": {"text": text},
             "descriptor": {"id": kind},
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": address(result.path)}}}],

@@ -45,6 +45,8 @@ def report(diagnosis: Diagnosis, settings: Settings) -> str:
     out = open_console(settings)
     broken = any(layer.unstable or layer.nonfinite or layer.marginal for layer in diagnosis.layers)
     _line(out, _header(diagnosis), "bold")
+    if diagnosis.guess:
+        _line(out, f"{words.capitalised(diagnosis.guess)}.", "bold yellow")
     _line(out, words.answer(diagnosis, labels), "bold red" if broken or diagnosis.problems else "bold green")
     for problem in diagnosis.problems:
         _line(out, f"not read: {problem}", "red", indent=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +116,20 @@ def factor(value: float | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Return `1 layer`, `2,000 layers`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def capitalised(text: str) -> str:
+    """Return text with its first letter large.
+
+    >>> capitalised("a guess: λ̄")
+    'A guess: λ̄'
+    """
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def heading(guess: str | None, width: int) -> str:
+    """Return the lines that go above a report whose numbers rest on a guess; none where they do not."""
+    return f"{textwrap.fill(f'{capitalised(guess)}.', width - 1, break_on_hyphens=False)}\n" if guess else ""
 
 
 def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:

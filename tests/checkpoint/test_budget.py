@@ -22,7 +22,14 @@ from ssmdiag.checkpoint.budget import parse_json, parse_toml, read_text
 from ssmdiag.checkpoint.names import clean_names, layer_numbers
 from ssmdiag.checkpoint.settings import flatten, settings_of
 from ssmdiag.compare.run_order import expand_run, numbers_in_names
-from ssmdiag.errors import BaselineError, CheckpointError, ConfigurationError, MapFileError, SsmdiagError
+from ssmdiag.errors import (
+    BaselineError,
+    CheckpointError,
+    ConfigurationError,
+    MapFileError,
+    PartialModelError,
+    SsmdiagError,
+)
 from ssmdiag.families.mapfile import read_map
 from ssmdiag.retrain.sources import directory_source
 from ssmdiag.retrain.tasks import TaskSettings, find_task
@@ -406,9 +413,10 @@ def test_a_missing_file_among_thousands_is_missed_at_once(tmp_path: Path) -> Non
 def test_missing_shards_are_counted_where_there_are_many(tmp_path: Path) -> None:
     sound(tmp_path).rename(tmp_path / "model-00001-of-09001.safetensors")
     sound(tmp_path).rename(tmp_path / "model-00002-of-09001.safetensors")
-    result = diagnose(tmp_path)
-    assert len(result.problems) == 21
-    assert result.problems[-1] == "8,979 more shards are missing"
+    with pytest.raises(PartialModelError) as caught:
+        diagnose(tmp_path)
+    assert len(caught.value.details) == 21
+    assert caught.value.details[-1] == "8,979 more such faults"
 
 
 def test_the_writers_of_the_cases_make_a_sound_layer_of_sound_parts(tmp_path: Path) -> None:

@@ -398,9 +398,6 @@ def test_shards_with_an_optimiser_beside_them(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     torch.save(trained(model, [names(model)]).state_dict(), tmp_path / "optimizer.pt")
     assert same(told(read_checkpoint(tmp_path)), [names(model)])
-    (one,) = read_checkpoint(next(tmp_path.glob("model-00001*"))).optimizer_groups
-    assert one.parameters is None
-    assert "tensors" in one.note
 
 
 def test_optimisers_with_names(tmp_path: Path) -> None:

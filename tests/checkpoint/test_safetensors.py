@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ssmdiag import diagnose, read_checkpoint
-from ssmdiag.errors import CheckpointError
+from ssmdiag.errors import CheckpointError, PartialModelError
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn,
@@ -76,60 +76,122 @@ def test_shards_read_as_one(tmp_path: Path) -> None:
     directory = write_shards(tmp_path / "m", dict(zip(names, (mamba(0), mamba(1)), strict=True)))
     for path in (directory, directory / "model.safetensors.index.json"):
         checkpoint = read_checkpoint(path)
-        assert (checkpoint.format, checkpoint.problems) == ("safetensors, 2 shards", ())
+        assert checkpoint.format == "safetensors, 2 shards"
         assert set(checkpoint) == set(mamba(0, 1))
         assert checkpoint.size == sum((directory / name).stat().st_size for name in names)
 
 
-def test_shards_without_an_index_read_as_one_and_a_gap_is_a_problem(tmp_path: Path) -> None:
-    for number in (1, 3):
+def test_shards_without_an_index_read_as_one_and_one_that_is_missing_is_named(tmp_path: Path) -> None:
+    for number in (1, 3, 2):
+        assert number == 1 or not readable(tmp_path)
         save_file(mamba(number), tmp_path / f"model-{number:05d}-of-00003.safetensors")
-    checkpoint = read_checkpoint(tmp_path)
-    assert len(checkpoint) == len(mamba(1, 3))
-    assert checkpoint.problems == ("shard model-00002-of-00003.safetensors is missing",)
+    assert len(read_checkpoint(tmp_path)) == len(mamba(1, 2, 3))
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(PartialModelError) as caught:
+        read_checkpoint(tmp_path)
+    assert caught.value.details == ("shard model-00002-of-00003.safetensors is missing",)
 
 
-def test_one_shard_alone_says_that_it_is_a_part(tmp_path: Path) -> None:
+def readable(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def refusal(path: Path) -> PartialModelError:
+    """Return what a path that holds a part of a model is refused with, by every door."""
+    with pytest.raises(PartialModelError) as caught:
+        read_checkpoint(path)
+    with pytest.raises(PartialModelError):
+        diagnose(path)
+    assert caught.value.expected
+    assert caught.value.advice
+    return caught.value
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_one_shard_of_several_is_refused(beside: bool, tmp_path: Path) -> None:
     save_file(mamba(0), tmp_path / "model-00001-of-00002.safetensors")
-    save_file(mamba(1), tmp_path / "model-00002-of-00002.safetensors")
-    checkpoint = read_checkpoint(tmp_path / "model-00001-of-00002.safetensors")
-    assert "shard 1 of 2" in checkpoint.notes[0]
+    if beside:
+        save_file(mamba(1), tmp_path / "model-00002-of-00002.safetensors")
+    said = refusal(tmp_path / "model-00001-of-00002.safetensors")
+    assert said.seen == "model-00001-of-00002.safetensors is shard 1 of the 2 shards of a model."
+    assert said.advice == f"ssmdiag inspect {tmp_path}"
 
 
-def test_a_missing_shard_is_a_problem_and_the_rest_is_diagnosed(tmp_path: Path) -> None:
+def test_the_only_shard_is_a_model(tmp_path: Path) -> None:
+    save_file(mamba(0), tmp_path / "model-00001-of-00001.safetensors")
+    for path in (tmp_path, tmp_path / "model-00001-of-00001.safetensors"):
+        assert set(read_checkpoint(path)) == set(mamba(0))
+
+
+def test_a_missing_shard_is_named_and_nothing_of_the_rest_is_said(tmp_path: Path) -> None:
     directory = write_shards(tmp_path / "m", {"a.safetensors": mamba(0), "b.safetensors": mamba(1)})
     (directory / "b.safetensors").unlink()
-    result = diagnose(directory)
-    assert result.problems == ("shard b.safetensors is missing (4 tensors)",)
-    assert [layer.name for layer in result.layers] == ["model.layers.0.mixer"]
-    assert result.exit_code() == 2
+    assert refusal(directory).details == ("shard b.safetensors is missing (4 tensors)",)
 
 
-def test_a_shard_that_lacks_promised_tensors_is_a_problem(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_a_shard_that_the_index_leaves_out_is_named(there: bool, tmp_path: Path) -> None:
+    names = [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
+    shards = {name: mamba(i) for i, name in enumerate(names)}
+    directory = write_shards(tmp_path / "m", shards, {n: f for f, s in shards.items() if f != names[1] for n in s})
+    if not there:
+        (directory / names[1]).unlink()
+    said = refusal(directory)
+    assert said.details == (f"shard {names[1]} is left out by model.safetensors.index.json",)
+
+
+def test_a_shard_that_lacks_promised_tensors_is_named(tmp_path: Path) -> None:
     weight_map = dict.fromkeys(mamba(0, 1), "a.safetensors")
     directory = write_shards(tmp_path / "m", {"a.safetensors": mamba(0)}, weight_map)
-    (problem,) = read_checkpoint(directory).problems
-    assert problem.startswith("shard a.safetensors lacks 4 tensors the index promises: model.layers.1.mixer.A_log")
+    (fault,) = refusal(directory).details
+    assert fault.startswith("shard a.safetensors lacks 4 tensors the index promises: model.layers.1.mixer.A_log")
 
 
-def test_a_tensor_in_two_shards_is_read_from_the_one_the_index_names(tmp_path: Path) -> None:
-    stale = {"w": torch.zeros(2), "x": torch.zeros(1)}
-    directory = write_shards(
-        tmp_path / "m",
-        {"a.safetensors": stale, "b.safetensors": {"w": torch.ones(2)}},
-        {"w": "b.safetensors", "x": "a.safetensors"},
-    )
-    checkpoint = read_checkpoint(directory)
-    assert sorted(checkpoint) == ["w", "x"]
-    assert checkpoint["w"].load().tolist() == [1.0, 1.0]
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_tensor_in_two_shards_is_read_where_both_hold_the_same(alike: bool, indexed: bool, tmp_path: Path) -> None:
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    shards = {first: {"w": torch.full((2,), float(alike)), "x": torch.zeros(1)}, second: {"w": torch.ones(2)}}
+    directory = write_shards(tmp_path / "m", shards, {"w": second, "x": first})
+    if not indexed:
+        (directory / "model.safetensors.index.json").unlink()
+    if alike:
+        checkpoint = read_checkpoint(directory)
+        assert sorted(checkpoint) == ["w", "x"]
+        assert checkpoint["w"].load().tolist() == [1.0, 1.0]
+        assert checkpoint["w"].container.path.name == (second if indexed else first)
+    else:
+        assert f"{first} and {second} both hold w (2,), and not the same values" in refusal(directory).seen
 
 
-def test_a_torn_shard_is_a_problem(tmp_path: Path) -> None:
+def test_links_to_one_shard_are_one_shard(tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    save_file(mamba(0), blob)
+    directory = tmp_path / "m"
+    directory.mkdir()
+    for name in ("model-00001-of-00001.safetensors", "copy-00001-of-00001.safetensors"):
+        (directory / name).symlink_to(blob)
+    assert set(read_checkpoint(directory)) == set(mamba(0))
+
+
+def test_two_models_in_shards_are_not_one(tmp_path: Path) -> None:
+    for head in ("ema", "model"):
+        for number in (1, 2):
+            save_file(mamba(number), tmp_path / f"{head}-{number:05d}-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds 2 models in shards: ema-….safetensors, model-….safetensors"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_torn_shard_is_named(tmp_path: Path) -> None:
     directory = write_shards(tmp_path / "m", {"a.safetensors": mamba(0), "b.safetensors": mamba(1)})
     torn = directory / "b.safetensors"
     torn.write_bytes(torn.read_bytes()[:-100])
-    (problem,) = read_checkpoint(directory).problems
-    assert problem.startswith("shard b.safetensors cannot be read (4 tensors): b.safetensors is torn")
+    (fault,) = refusal(directory).details
+    assert fault.startswith("shard b.safetensors cannot be read (4 tensors): b.safetensors is torn")
 
 
 def test_an_index_cannot_point_outside_its_directory(tmp_path: Path) -> None:
@@ -140,9 +202,9 @@ def test_an_index_cannot_point_outside_its_directory(tmp_path: Path) -> None:
         {"a.safetensors": mamba(0)},
         {"x": "../elsewhere.safetensors", "y": outside, **dict.fromkeys(mamba(0), "a.safetensors")},
     )
-    checkpoint = read_checkpoint(directory)
-    assert "secret" not in checkpoint
-    assert [problem for problem in checkpoint.problems if "outside" in problem] == list(checkpoint.problems)
+    said = refusal(directory)
+    assert len(said.details) == 2
+    assert all("points outside its directory" in fault for fault in said.details)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []', "\udcff"])
@@ -154,7 +216,7 @@ def test_a_broken_index_is_named(content: str, tmp_path: Path) -> None:
 
 def test_an_index_of_which_no_shard_is_there_is_an_error(tmp_path: Path) -> None:
     directory = write_shards(tmp_path / "m", {}, {"w": "a.safetensors"})
-    with pytest.raises(CheckpointError, match=r"none of its 1 shards can be read"):
+    with pytest.raises(CheckpointError, match=r"shard a\.safetensors is missing"):
         read_checkpoint(directory)
 
 

@@ -165,5 +165,12 @@ CASES: dict[str, Diagnosis | Failure] = {
             ),
         ),
     ),
+    "guess": diagnosis(
+        layer(0),
+        guess="a guess: layers are read through map.toml, which ssmdiag printed and nobody has reviewed; check every "
+        "line of it, then set reviewed = true there",
+        rules=("SSM101",),
+        findings=(finding(0, value=1.02),),
+    ),
     "failed": Failure("runs/gone.pt", "CheckpointError", "runs/gone.pt does not exist.", None, "did you mean done.pt?"),
 }

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 GOLDENS = [(case, "text") for case in CASES]
-SHOWN = ("hybrid", "assumed", "findings", "failed")
+SHOWN = ("hybrid", "assumed", "findings", "guess", "failed")
 GOLDENS += [(case, format) for case in SHOWN for format in formats() if format != "text"]
 
 
@@ -30,6 +30,17 @@ def test_report_equals_its_golden_file(case: str, format: str, request: pytest.F
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("format", formats())
+def test_every_format_says_of_a_guess_that_it_is_one(format: str) -> None:
+    for quiet in (True, False):
+        text = " ".join(render([CASES["guess"]], format, Settings(width=80, quiet=quiet)).split())
+        assert re.search("a guess: layers are read through map.toml", text, re.IGNORECASE)
+        assert "set reviewed = true there" in text
+    whole = render([CASES["hybrid"], CASES["guess"]], format, Settings())
+    assert len(re.findall("(?i)a guess: layers", whole)) == len(re.findall("(?i)a guess: layers", text))
+    assert not re.search("(?i)a guess", render([CASES["hybrid"]], format, Settings()))
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:

@@ -83,7 +83,7 @@ def test_the_counts_are_what_an_independent_reader_counts() -> None:
     read.update_statistics()
     assert stated == [(suite.tests, suite.failures, suite.errors, suite.skipped) for suite in read]
     assert total == (read.tests, read.failures, read.errors)
-    assert read.failures == 2
+    assert read.failures == 3
     assert read.errors == 2
 
 

@@ -53,7 +53,7 @@ def test_every_report_obeys_the_schema(case: str) -> None:
 def test_all_cases_together_are_one_run() -> None:
     run = sarif(*CASES.values())
     assert [artifact["location"]["uri"] for artifact in run["artifacts"]] == ["runs/model.safetensors", "runs/gone.pt"]
-    assert len(run["results"]) == 3
+    assert len(run["results"]) == 4
 
 
 def test_a_result_has_its_rule_level_file_layer_and_tensor() -> None:

@@ -1,0 +1,50 @@
+"""What stands beside the weights and is read with them: config.json, and the step at which they were saved."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TRAINER_STATE, parse_json, read_text, train_step
+
+
+def read_config(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return config.json, and remarks if it is there and cannot be used."""
+    path = directory / "config.json"
+    try:
+        if not path.exists() and not path.is_symlink():
+            return {}, []
+        content = parse_json(read_text(path, MOST_CONFIG), object_hook=_special_float)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return {}, [f"config.json cannot be read ({reason}); settings are taken to be the usual ones"]
+    if not isinstance(content, dict):
+        return {}, ["config.json holds no settings; they are taken to be the usual ones"]
+    return content, []
+
+
+def _special_float(content: dict[str, Any]) -> Any:
+    """Return the float behind {"__float__": "Infinity"}, as transformers 5 writes it."""
+    if set(content) == {"__float__"} and content["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(content["__float__"])
+    return content
+
+
+def step_of(directory: Path) -> int | None:
+    """Return the optimiser step of a directory, by its name or by what transformers' Trainer wrote into it."""
+    step = step_in(directory.name)
+    path = directory / "trainer_state.json"
+    if step is None and path.is_file():
+        try:
+            step = parse_json(read_text(path, MOST_TRAINER_STATE))["global_step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return train_step(step) if type(step) is int else None
+
+
+def step_in(name: str) -> int | None:
+    """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`; `step-10k` is left alone."""
+    word = r"(?:^|[^a-z])(?:global_?step|step|checkpoint|ckpt|iter)"
+    found = re.search(rf"{word}[-_=]?(\d{{1,15}})(?![\dkm])", name, re.IGNORECASE)
+    return int(found[1]) if found else None

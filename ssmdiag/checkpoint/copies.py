@@ -1,0 +1,33 @@
+"""Whether two files that hold tensors of the same names are copies, or hold different parts of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.checkpoint.checkpoint import Container
+
+
+def first_difference(a: Container, b: Container, names: Iterable[str]) -> str | None:
+    """Return a tensor of these names that two files do not hold alike, to the bit; None where they are copies.
+
+    Shapes and dtypes are compared before any values, small tensors before large ones.
+    """
+    if os.path.samefile(a.path, b.path):
+        return None
+    waiting = sorted(names, key=lambda name: prod(a.shape(name)))
+    for name in waiting:
+        if (a.shape(name), a.dtype(name)) != (b.shape(name), b.dtype(name)):
+            return name
+    return next((name for name in waiting if not _bytes(a, name).equal(_bytes(b, name))), None)
+
+
+def _bytes(container: Container, name: str) -> Tensor:
+    import torch
+
+    return container.load(name).contiguous().flatten().view(torch.uint8)

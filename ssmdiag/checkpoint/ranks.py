@@ -1,0 +1,161 @@
+"""Files that one rank of a parallel run wrote: some rows of each tensor or some of the layers, and so no model.
+
+What says so: the file's name or its folder's beside those of other ranks, the offsets that torch's distributed writers
+note, the arguments that Megatron and DeepSpeed save with the weights. Names are the writers' own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ssmdiag.checkpoint.checkpoint import Container
+from ssmdiag.checkpoint.copies import first_difference
+from ssmdiag.checkpoint.reading import open_container
+from ssmdiag.errors import CheckpointError, PartialModelError
+
+HF_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+"""A file of torch.distributed.checkpoint.HuggingFaceStorageWriter: every rank writes its rows under the same names."""
+OFFSETS = "DCP_SHARDING_INFO"
+"""Where that writer notes in the header of each file at which row and column of a tensor its part begins."""
+_CERTAIN = re.compile(
+    r"(?:(?:mp|tp|pp|ep|zero_pp)_rank_|^shard[-_]|^consolidated\.(?=\d\d\.)|^layer_(?=\d+-model_\d+-model_states))"
+    r"(\d+)(?:_\d+)*"
+)
+"""Marks of a rank, a shard or a stage that only writers of parts set. mp_rank_00_001: tensor, then pipeline."""
+_LIKELY = re.compile(r"(?<![a-z])rank[-_.]?(\d+)", re.IGNORECASE)
+"""A word for ranks, which runs over the rank of a matrix use too."""
+_WORLD = re.compile(r"world_size[-_.]?(\d+)", re.IGNORECASE)
+_PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "mp_world_size")
+"""Arguments of Megatron, and what DeepSpeed writes beside the weights: how many files a model is in."""
+MOST_NEIGHBOURS = 10_000
+
+MERGE = {
+    "deepspeed": "merge its files with DeepSpeed: python zero_to_fp32.py {folder} OUT where ZeRO split it, "
+    "ds_to_universal.py where a pipeline or tensor parallelism did; then inspect the result.",
+    "megatron": "convert it with Megatron-LM, tools/checkpoint/convert.py or hybrid_conversion.py with a target tensor "
+    "and pipeline parallel size of 1; then inspect the result.",
+    "consolidated": "merge the files of all ranks with the code that wrote them; then inspect the result.",
+}
+
+
+def require_no_rank(container: Container) -> None:
+    """Raise PartialModelError where a file holds one rank's part of a model, by its name, its neighbours or itself."""
+    path = container.path
+    if HF_DISTRIBUTED.fullmatch(path.name) or any(_offsets(container)):
+        raise PartialModelError(
+            f"{path.name} is what one rank wrote: some rows of each tensor, under the names of the whole.",
+            expected="tensors that are whole",
+            advice=f"consolidate_safetensors_files({str(path.parent)!r}, OUT, {{name: 1 for every tensor}}) of "
+            "torch.distributed.checkpoint._consolidate_hf_safetensors writes the whole; or save again with "
+            "HuggingFaceStorageWriter(…, enable_consolidation=True).",
+        )
+    if (world := _WORLD.search(path.name)) and int(world[1]) > 1:
+        raise _part(path, f"the part of one of {int(world[1]):,} ranks, by its name", "the parts of all merged")
+    _require_whole_arguments(container)
+    for mark, others in _neighbours(path):
+        if any(_is_other_part(container, other, mark) for other in others):
+            some = ", ".join(_named(other, path) for other in others[:3]) + (" …" if len(others) > 3 else "")
+            raise _part(path, f"one rank's part of a model; beside it {'are' if len(others) > 1 else 'is'} {some}",
+                        f"the parts of all {len(others) + 1:,} merged")  # fmt: skip
+
+
+def _offsets(container: Container) -> Iterator[bool]:
+    """Yield, for each tensor, whether the header says that it begins elsewhere than at the tensor's start."""
+    for key, value in container.settings.items():
+        if key.startswith(OFFSETS) and key.endswith(".saved_offsets") and isinstance(value, list):
+            yield any(type(offset) is int and offset > 0 for offset in value)
+
+
+def _require_whole_arguments(container: Container) -> None:
+    """Raise PartialModelError where the arguments saved with the weights say that there are more files of them."""
+    settings: dict[str, Any] = {}
+    for key, value in container.settings.items():
+        settings.setdefault(key.rpartition(".")[2], value)
+    sizes = {key: settings[key] for key in _PARALLEL if type(settings.get(key)) is int and settings[key] > 1}
+    if not sizes or _has_all(container, settings):
+        return
+    said = ", ".join(f"{key} = {size}" for key, size in sizes.items())
+    raise _part(
+        container.path, f"one rank's part of a model: it was saved with {said}", "the parts of all ranks merged"
+    )
+
+
+def _has_all(container: Container, settings: dict[str, Any]) -> bool:
+    """Whether there is a row for every word and every layer, as in a file merged with its old arguments kept."""
+    names = container.names()
+    rows = [container.shape(name)[:1] for name in names if name.endswith("word_embeddings.weight")]
+    layers = {int(found[1]) for name in names if (found := re.search(r"layers\.(\d{1,9})\.", name))}
+    words, depth = settings.get("padded_vocab_size"), settings.get("num_layers")
+    return bool(rows) and all(size == (words,) for size in rows) and len(layers) == depth
+
+
+def _part(path: Path, what: str, expected: str) -> PartialModelError:
+    deepspeed = path.name.endswith("model_states.pt")
+    kind = "deepspeed" if deepspeed else "megatron" if "rank" in f"{path.parent.name}/{path.name}" else "consolidated"
+    return PartialModelError(
+        f"{_named(path, path)} is {what}.", expected=expected, advice=MERGE[kind].format(folder=path.parent)
+    )
+
+
+def _named(other: Path, path: Path) -> str:
+    """Return the name by which a file is told from its neighbours: with its folder's where that has the mark."""
+    marked = _CERTAIN.search(path.absolute().parent.name)
+    return f"{other.absolute().parent.name}/{other.name}" if marked and not _marks(path.name) else other.name
+
+
+def is_marked(name: str) -> bool:
+    """Whether the name of a file or folder says that it is a rank's, and no other word for it will do."""
+    return _CERTAIN.search(name) is not None
+
+
+def may_be_marked(name: str) -> bool:
+    """Whether the name of a file speaks of ranks."""
+    return bool(_marks(name))
+
+
+def _marks(name: str) -> list[re.Match[str]]:
+    return list(_CERTAIN.finditer(name)) or list(_LIKELY.finditer(name))
+
+
+def _neighbours(path: Path) -> Iterator[tuple[bool, list[Path]]]:
+    """Yield the files of other ranks, by the marks in the file's name and in its folder's; True for a certain mark."""
+    path = path.absolute()
+    for entry in (path, path.parent):
+        marks = _marks(entry.name)
+        if not marks:
+            continue
+        pattern, at = "", 0
+        for mark in marks:
+            pattern += re.escape(entry.name[at : mark.start(1)]) + r"(\d+(?:_\d+)*)"
+            at = mark.end()
+        alike = re.compile(pattern + re.escape(entry.name[at:]))
+        try:
+            names = sorted(name.name for name in entry.parent.iterdir() if alike.fullmatch(name.name))[:MOST_NEIGHBOURS]
+        except OSError:
+            continue
+        numbers = sorted({int(found[1]) for name in names if (found := alike.fullmatch(name)) and found[1].isdecimal()})
+        certain = bool(_CERTAIN.search(entry.name))
+        if not certain and numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):
+            continue
+        others = [entry.parent / name for name in names if name != entry.name]
+        if entry != path:
+            others = [other / path.name for other in others if (other / path.name).is_file()]
+        if others:
+            yield certain, others
+
+
+def _is_other_part(container: Container, other: Path, certain: bool) -> bool:
+    """Whether a neighbour holds another part, and not the same model once more, as every rank of a run may save it."""
+    try:
+        neighbour = open_container(other)
+        names = container.names()
+        if set(names) != set(neighbour.names()):
+            return certain
+        if not certain and any(container.shape(name) != neighbour.shape(name) for name in names):
+            return False  # models of different sizes, as of a sweep over a rank
+        return first_difference(container, neighbour, names) is not None
+    except (CheckpointError, OSError):
+        return certain

@@ -1,0 +1,168 @@
+"""A model in shards: whole files of an index or of a numbered set, each tensor in one of them; all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text, shortened
+from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
+from ssmdiag.checkpoint.companions import read_config, step_of
+from ssmdiag.checkpoint.copies import first_difference
+from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, require_no_rank
+from ssmdiag.checkpoint.reading import open_container
+from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
+
+MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
+"""Shards of one model, faults that are named, and characters of a shard's name."""
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+
+
+def read_index(path: Path) -> Checkpoint:
+    """Return the checkpoint of a shard index, {"weight_map": {tensor: file}}."""
+    promised: dict[str, set[str]] = {}
+    try:
+        for name, file in parse_json(read_text(path, MOST_INDEX))["weight_map"].items():
+            if len(file) > LONGEST_FILE:
+                raise ValueError(f"the name of a file has {len(file):,} characters")
+            promised.setdefault(str(Path(file)), set()).add(name)
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or shortened(f"{type(error).__name__}: {error}", 200)
+        raise CheckpointError(
+            f"{path.name} is not a shard index ({reason}).",
+            expected='{"weight_map": {tensor: file, …}}',
+            advice="download it again.",
+        ) from error
+    return _read(path.parent, promised, path.name)
+
+
+def read_set(directory: Path, names: Sequence[str]) -> Checkpoint:
+    """Return the checkpoint of shards whose names are numbered, -00001-of-00003, without an index."""
+    once = {os.path.realpath(directory / name): name for name in sorted(names, reverse=True)}  # links to one file
+    whole = [name for name in once.values() if not HF_DISTRIBUTED.fullmatch(name)]
+    shards = sorted(whole or once.values())
+    sets = sorted({(name[: found.start()], name[found.end() :]) for name in shards if (found := SHARD.search(name))})
+    if len(sets) > 1 and whole:
+        raise CheckpointError(
+            f"{directory} holds {len(sets)} models in shards: {_some([f'{a}-….{b}' for a, b in sets])}.",
+            expected="the shards of one model, or an index that names them",
+            advice="name an index.json, or move each model into a directory of its own.",
+        )
+    return _read(directory, dict.fromkeys([*shards, *_absent(shards)]), "the names of the shards")
+
+
+def require_no_shard(container: Container) -> None:
+    """Raise PartialModelError for one shard of several, by its name or by what its header counts."""
+    path = container.path
+    found = SHARD.search(path.name)
+    number, count = (int(found[1]), int(found[2])) if found else (None, 1)
+    split = container.settings.get("split.count")  # of a GGUF file
+    if number is None and type(split) is int:
+        count = split
+    if count > 1:
+        which = f"shard {number}" if number else "one"
+        raise PartialModelError(
+            f"{path.name} is {which} of the {count:,} shards of a model.",
+            expected="all shards of it, in one directory",
+            advice=f"ssmdiag inspect {path.parent}",
+        )
+
+
+def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
+    """Open every shard. Raises PartialModelError where one that `origin` promises is not there, or two differ."""
+    absent = _absent(promised)
+    if len(promised) + len(absent) > MOST_SHARDS:
+        many = len(promised) + len(absent)
+        raise CheckpointError(
+            f"{directory}: {origin} names {many:,} files.", expected=f"at most {MOST_SHARDS:,} shards"
+        )
+    home = {name: file for file, names in promised.items() for name in names or ()}
+    opened: dict[str, Container] = {}
+    config, notes = read_config(directory)
+    faults: list[str] = []
+    missing = [f"shard {file} is left out by {origin}" for file in absent]
+    for file, names in sorted(promised.items()):
+        lost = f" ({len(names):,} tensors)" if names is not None else ""
+        shard = directory / file
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            faults.append(f"{origin} points outside its directory: {file}; not opened")
+        elif not shard.exists():
+            missing.append(f"shard {file} is missing{lost}")
+        else:
+            try:
+                opened[file] = open_container(shard)
+            except UnsafePickleError:
+                raise
+            except (CheckpointError, OSError) as error:
+                faults.append(f"shard {file} cannot be read{lost}: {getattr(error, 'seen', error)}")
+                continue
+            require_no_rank(opened[file])
+            if lacking := sorted((names or set()) - set(opened[file].names())):
+                tensors = f"{len(lacking):,} tensor{'s' * (len(lacking) > 1)}"
+                faults.append(f"shard {file} lacks {tensors} the index promises: {_some(lacking)}")
+    faults += missing
+    if faults:
+        more = len(faults) - MOST_NAMED
+        raise PartialModelError(
+            f"{directory} holds a part of a model: {origin} names more than is there.",
+            details=[*faults[:MOST_NAMED], *([f"{more:,} more such faults"] if more > 0 else [])],
+            expected=f"{len(promised) + len(absent):,} shards, each whole",
+            advice="get what is missing from where the rest came, then inspect the directory again.",
+        )
+    kept = _owned(directory, opened, home)
+    notes += [note for container in opened.values() for note in container.notes]
+    return Checkpoint(
+        path=directory,
+        format=f"{next(iter(opened.values())).format}, {len(opened)} shards",
+        tensors=collect({opened[file]: names for file, names in kept.items()}),
+        size=sum((directory / file).stat().st_size for file in opened),
+        config=config,
+        hyper_parameters={key: value for container in opened.values() for key, value in container.settings.items()},
+        train_step=step_of(directory.absolute()),
+        notes=tuple(dict.fromkeys(notes)),
+        directory=directory,
+    )
+
+
+def _owned(directory: Path, opened: Mapping[str, Container], home: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the tensors to read from each shard. Raises PartialModelError where two hold one name and differ."""
+    owner: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for file, container in opened.items():
+        for name in container.names():
+            if (first := owner.setdefault(name, file)) != file:
+                shared.setdefault((first, file), []).append(name)
+    for (first, second), names in shared.items():
+        if (differing := first_difference(opened[first], opened[second], names)) is not None:
+            shapes = dict.fromkeys(str(opened[file].shape(differing)) for file in (first, second))
+            more = f" and {len(names) - 1:,} other tensors" if len(names) > 1 else ""
+            raise PartialModelError(
+                f"{directory}: {first} and {second} both hold {differing} {' and '.join(shapes)}{more}, "
+                "and not the same values.",
+                expected="each tensor in one shard, whole",
+                advice="if each is a rank's part, merge them with what wrote them; if one is stale, delete it.",
+            )
+    kept: dict[str, list[str]] = {file: [] for file in opened}
+    for name, first in owner.items():
+        kept[home.get(name, first)].append(name)
+    return kept
+
+
+def _absent(shards: Iterable[str]) -> list[str]:
+    """Return the names that are lacking in sets of shards of which some are there."""
+    names = dict.fromkeys(shards)
+    sets = {(name[: found.start()], found[2], name[found.end() :]) for name in names if (found := SHARD.search(name))}
+    absent: dict[str, None] = {}
+    for head, count, tail in sorted(sets):
+        numbers = range(1, min(int(count), MOST_SHARDS - len(names) - len(absent)) + 1)
+        absent |= dict.fromkeys(f"{head}-{number:05d}-of-{count}.{tail}" for number in numbers)
+    return [name for name in absent if name not in names]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -1,0 +1,91 @@
+"""Whether what was read is a whole model: no emptied tensors, no layer left out of the middle or at the end."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from ssmdiag.checkpoint.settings import flatten
+from ssmdiag.errors import PartialModelError
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.checkpoint import Checkpoint
+
+STACKS = frozenset({"layers", "layer", "blocks", "block", "blk", "h"})
+"""What models call the list of their layers, where every number has tensors."""
+DEPTHS = ("num_hidden_layers", "n_layer")
+"""Settings of config.json that count the layers of such a list."""
+_FLOAT = ("float", "bfloat", "complex")
+
+
+def require_whole(checkpoint: Checkpoint) -> None:
+    """Raise PartialModelError where tensors were emptied or layers are missing. Reads no values."""
+    _require_values(checkpoint)
+    _require_layers(checkpoint)
+
+
+def _require_values(checkpoint: Checkpoint) -> None:
+    """Refuse what ZeRO-3 leaves where nobody gathers: tensors of shape (0,), for all or for the large ones."""
+    floats = [name for name, tensor in checkpoint.items() if tensor.dtype.startswith(_FLOAT)]
+    empty = [name for name in floats if checkpoint[name].shape == (0,)]
+    weights = [name for name in empty if name.endswith("weight")]
+    if not empty or (not weights and 2 * len(empty) <= len(floats)):
+        return
+    many = "all" if len(empty) == len(floats) else f"{len(empty):,} of"
+    raise PartialModelError(
+        f"{checkpoint.path.name} holds names and no values: {many} {len(floats):,} tensors are empty, as "
+        f"{(weights or empty)[0]}.",
+        expected="weights; ZeRO-3 leaves such tensors where a model is saved before its partitions are gathered",
+        advice="run zero_to_fp32.py of the DeepSpeed checkpoint (python zero_to_fp32.py DIR OUT), or save with "
+        "stage3_gather_16bit_weights_on_model_save; then inspect the result.",
+    )
+
+
+def _require_layers(checkpoint: Checkpoint) -> None:
+    """Refuse a list of layers with a hole, in files that hold all of a model or that say how many layers it has."""
+    stacks: dict[str, set[int]] = defaultdict(set)
+    for name in checkpoint:
+        elements = name.split(".", 8)
+        for position, element in enumerate(elements[:-1]):
+            if re.fullmatch(r"\d{1,6}", elements[position + 1]) and element in STACKS:
+                stacks[".".join(elements[: position + 1])].add(int(elements[position + 1]))
+                break
+    depth = _depth(checkpoint)
+    deep = sum(map(len, stacks.values()))
+    sharded = len({id(tensor.container) for tensor in checkpoint.values()}) > 1
+    adapter = any("lora_" in name for name in checkpoint)
+    for stack, numbers in stacks.items():
+        last = max(numbers)
+        missing = set[int]()
+        if sharded:
+            missing = set(range(min(1, min(numbers)), last)) - numbers
+        if depth is not None and deep < depth and last < depth and not adapter and not _is_excerpt(numbers, depth):
+            missing = set(range(depth)) - numbers
+        if missing:
+            some = ", ".join(map(str, sorted(missing)[:6])) + (" …" if len(missing) > 6 else "")
+            counted = f" of the {depth:,} that config.json counts" if depth is not None and depth > last else ""
+            raise PartialModelError(
+                f"{checkpoint.path.name} lacks {len(missing):,} layer{'s' * (len(missing) > 1)}{counted}: {stack} has "
+                f"no tensor of {some}.",
+                expected=f"every layer from 0 to {max(last, (depth or 0) - 1):,}",
+                advice="a shard, an index or a stage of a pipeline is incomplete: get the rest, then inspect it again.",
+            )
+
+
+def _is_excerpt(numbers: Collection[int], depth: int) -> bool:
+    """Whether so few layers are there that somebody cut them out on purpose, and they are no stage of a pipeline.
+
+    Stages of equal length hold neighbours, and the first number of each is a multiple of that length.
+    """
+    count, first = len(numbers), min(numbers)
+    stage = max(numbers) - first == count - 1 and depth % count == first % count == 0
+    return count == 1 or (2 * count < depth and not stage)
+
+
+def _depth(checkpoint: Checkpoint) -> int | None:
+    """Return how many layers config.json says that there are, None where it does not say or says several things."""
+    said = [value for key, value in flatten(checkpoint.config).items() if key.rpartition(".")[2] in DEPTHS]
+    depth = said[0] if said and all(value == said[0] for value in said) else None
+    return depth if type(depth) is int and 1 < depth <= 10_000 else None
