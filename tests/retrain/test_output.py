@@ -72,7 +72,7 @@ def test_checkpoints_without_a_state_are_not_replaced_by_a_run_that_begins_anew(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     for state in tmp_path.glob(f"state-*{STATE}"):
         state.unlink()
-    with pytest.raises(ConfigurationError, match="has no state to go on from, but .* has step-00") as raised:
+    with pytest.raises(ConfigurationError, match=r"has no state to go on from, but .* has step-00") as raised:
         compare(10, tmp_path, resume=True)
     assert "another --output" in str(raised.value.advice)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
