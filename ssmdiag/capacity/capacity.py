@@ -3,6 +3,7 @@
 | word | what it is (Guan et al., 2025, arXiv 2510.00563) |
 |---|---|
 | length | the largest lag τ with MF(τ) ≥ ½, or ≥ 0.1 |
+| held | the fewest lags L with Σ_{τ<L} MF(τ) ≥ ½ N, or ≥ 0.9 N: a length without a threshold on MF |
 | accuracy | the mean of MF over the lags up to the length at ½ |
 | capacity | Σ MF over the lags of the context |
 | effective modes | tr((G + N)⁻¹ G): how many of N the spectrum really spends, the state being rounded at every step |
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence import Recurrence
 
 HALF, TENTH = 0.5, 0.1
+NINE_TENTHS = 0.9
 LAGS_PER_OCTAVE = 4
 WORK = 2**26
 """Stored modes cubed times channels that are worth the wait: 4 channels of 256 modes, a second."""
@@ -46,6 +48,8 @@ _MEASURES = (
     "length_tenth",
     "accuracy",
     "capacity",
+    "held_half",
+    "held_nine_tenths",
     "rounded_half",
     "rounded_tenth",
     "effective_modes",
@@ -71,6 +75,9 @@ class LayerCapacity:
     """Mean MF over lags 0 … length_half; NaN where there is no such length."""
     capacity: Tensor
     """Σ MF(τ) over 0 ≤ τ < context."""
+    held_half: Tensor
+    """Fewest lags that hold half of the capacity over all lags; inf past 2⁵²."""
+    held_nine_tenths: Tensor
     rounded_half: Tensor
     """`length_half` of the state rounded to `state_dtype`."""
     rounded_tenth: Tensor
@@ -103,6 +110,8 @@ class CapacitySummary:
     length_tenth: Quantiles | None
     accuracy: Quantiles | None
     capacity: Quantiles | None
+    held_half: Quantiles | None
+    held_nine_tenths: Quantiles | None
     rounded_half: Quantiles | None
     rounded_tenth: Quantiles | None
     effective_modes: Quantiles | None
@@ -157,7 +166,7 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
     # MF is under 0.1 past ten times the modes, conjugates included.
     leading_lags = 2 ** (int(states_of(recurrence) / TENTH) - 1).bit_length()
     lags = _lags(context, leading_lags, device)
-    values = torch.full((6, channels), torch.nan, dtype=torch.float64, device=device)
+    values = torch.full((8, channels), torch.nan, dtype=torch.float64, device=device)
     surviving = {name: torch.full_like(values[0], torch.nan) for name in STATE_PRECISION}
     counts = torch.zeros(1 + len(REASONS), channels, dtype=torch.long, device=device)
     sound = torch.zeros(channels, dtype=torch.bool, device=device)
@@ -170,6 +179,7 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         counts[0, chunk] = cascade.modes
         counts[1:, chunk] = torch.stack([getattr(excluded, reason) for reason in REASONS])
         values[:4, chunk] = _measure(cascade, leading, context).where(good, torch.nan)
+        values[4:6, chunk] = _held(cascade, leading).where(good & (cascade.modes > 0), torch.nan)
         curve = _curve(cascade, leading, lags).where(good[:, None], 0.0)
         curves[chunk.start] = curve.sum(0)
         states = noisy_states(recurrence, chunk)
@@ -177,7 +187,7 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         for name, shares in survivors.items():
             surviving[name][chunk] = shares.where(good, torch.nan)
         lengths = states.lengths(factor, (HALF, TENTH))
-        values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
+        values[6:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
 
     each_chunk(recurrence, leading_lags, assess)
     total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)
@@ -191,8 +201,10 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         length_tenth=values[1],
         accuracy=values[2],
         capacity=values[3],
-        rounded_half=values[4],
-        rounded_tenth=values[5],
+        held_half=values[4],
+        held_nine_tenths=values[5],
+        rounded_half=values[6],
+        rounded_tenth=values[7],
         surviving=surviving,
         excluded=Excluded(*counts[1:]),
         sound=sound,
@@ -275,6 +287,17 @@ def _measure(cascade: Cascade, leading: LeadingMemory, context: int) -> Tensor:
     return result
 
 
+def _held(cascade: Cascade, leading: LeadingMemory) -> Tensor:
+    """Return the fewest lags that hold half and nine tenths of the capacity, (2, channel)."""
+    shares = (HALF, NINE_TENTHS)
+    wanted = leading.values.new_tensor(shares)[:, None] * cascade.modes
+    short = leading.values.cumsum(1) < wanted[..., None]
+    near, far = short.sum(2) + 1.0, short.all(2)
+    if not bool(far.any()):
+        return near
+    return cascade.lags_holding(shares, leading.values.shape[1].bit_length() - 1).where(far, near)
+
+
 def _curve(cascade: Cascade, leading: LeadingMemory, lags: Tensor) -> Tensor:
     """Return MF at the lags of `_lags`, (channel, lag)."""
     known = leading.values.shape[1]
@@ -297,6 +320,9 @@ def _describe(capacity: LayerCapacity) -> str:
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
     spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state"
+    held = (_quantiles(lags) for lags in (capacity.held_half, capacity.held_nine_tenths))
+    near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
+    spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"
     if half is None or accuracy is None:
         return f"No channel rebuilds even its present input to one half; {spent}."
     able, channels = int((~capacity.length_half.isnan()).sum()), len(capacity.sound)

@@ -105,6 +105,8 @@ def capacity_document(capacity: CapacitySummary) -> dict[str, Any]:
         "length_tenth": capacity.length_tenth,
         "accuracy": capacity.accuracy,
         "capacity": capacity.capacity,
+        "held_half": capacity.held_half,
+        "held_nine_tenths": capacity.held_nine_tenths,
         "effective_modes": capacity.effective_modes,
         "rounded_half": capacity.rounded_half,
         "rounded_tenth": capacity.rounded_tenth,
