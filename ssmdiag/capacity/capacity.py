@@ -15,7 +15,7 @@ and capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,9 @@ import torch
 from ssmdiag.capacity.cascade import Cascade
 from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.initial_spectra import initial_spectra
-from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
+from ssmdiag.capacity.noise import complete, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
+from ssmdiag.capacity.rounding import STATE_PRECISION, Rounding
 from ssmdiag.channels import each_layer, sample_channels
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
@@ -81,6 +82,10 @@ class LayerCapacity:
     rounded_half: Tensor
     """`length_half` of the state rounded to `state_dtype`."""
     rounded_tenth: Tensor
+    rounding: Rounding
+    """What all that is rounded assumes ..."""
+    gated: bool
+    """... and whether what the input writes is not in the weights."""
     surviving: dict[str, Tensor]
     """tr((G + N)⁻¹ G) over all lags, by format of the state."""
     excluded: Excluded
@@ -126,21 +131,29 @@ class CapacitySummary:
     curve: tuple[tuple[float, float], ...]
     """(lag, mean MF)."""
     sentence: str
+    assumes: str
+    """What all that is rounded assumes, in words."""
 
 
-def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | None = None) -> LayerCapacity:
+def assess_capacity(
+    recurrence: Recurrence, context: int, *, state_dtype: str | None = None, rounding: Rounding | None = None
+) -> LayerCapacity:
     """Return length, accuracy, capacity and effective modes of every channel.
 
     `context` in steps. `state_dtype` is a key of `STATE_PRECISION`; by default that of the stored weights, which
     generation keeps its states in too, float32 where they are neither bf16 nor fp16. Raises ValueError for a context
     under 1 or an unknown format.
     """
-    return assess_capacities([recurrence], context, state_dtype=state_dtype)[0]
+    return assess_capacities([recurrence], context, state_dtype=state_dtype, rounding=rounding)[0]
 
 
 @one_thread()
 def assess_capacities(
-    recurrences: Sequence[Recurrence], context: int, *, state_dtype: str | None = None
+    recurrences: Sequence[Recurrence],
+    context: int,
+    *,
+    state_dtype: str | None = None,
+    rounding: Rounding | None = None,
 ) -> list[LayerCapacity]:
     """Return the same of several layers, each by itself.
 
@@ -154,14 +167,15 @@ def assess_capacities(
 
     def work(position: int) -> None:
         layer = recurrences[position]
-        found[position] = _assess(realise(layer), context, state_dtype or state_format(layer))
+        found[position] = _assess(realise(layer), context, state_dtype or state_format(layer), rounding or Rounding())
 
     each_layer(recurrences, work)
     return [found[position] for position in range(len(recurrences))]
 
 
-def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapacity:
+def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Rounding) -> LayerCapacity:
     """Return the capacities of a realised layer."""
+    rounding = complete(rounding, recurrence)
     channels, device = recurrence.channels, recurrence.log_eigenvalues.device
     # MF is under 0.1 past ten times the modes, conjugates included.
     leading_lags = 2 ** (int(states_of(recurrence) / TENTH) - 1).bit_length()
@@ -182,11 +196,11 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         values[4:6, chunk] = _held(cascade, leading).where(good & (cascade.modes > 0), torch.nan)
         curve = _curve(cascade, leading, lags).where(good[:, None], 0.0)
         curves[chunk.start] = curve.sum(0)
-        states = noisy_states(recurrence, chunk)
-        factor, survivors = states.in_formats(state_dtype)
+        states = noisy_states(recurrence, chunk, rounding)
+        rounded, survivors = states.in_formats(state_dtype)
         for name, shares in survivors.items():
             surviving[name][chunk] = shares.where(good, torch.nan)
-        lengths = states.lengths(factor, (HALF, TENTH))
+        lengths = states.lengths(rounded, (HALF, TENTH))
         values[6:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
 
     each_chunk(recurrence, leading_lags, assess)
@@ -205,6 +219,8 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         held_nine_tenths=values[5],
         rounded_half=values[6],
         rounded_tenth=values[7],
+        rounding=rounding,
+        gated=recurrence.dense is None and recurrence.input_matrix is None,
         surviving=surviving,
         excluded=Excluded(*counts[1:]),
         sound=sound,
@@ -219,21 +235,25 @@ def state_format(recurrence: Recurrence) -> str:
 
 
 def initial_capacities(
-    recurrence: Recurrence, context: int, *, state_dtype: str | None = None
+    recurrence: Recurrence, context: int, *, state_dtype: str | None = None, rounding: Rounding | None = None
 ) -> dict[str, LayerCapacity]:
     """Return the same of the initialisations of the layer's family with as many modes, by name; {} where none is known.
 
     Beside the layer's own it shows whether training lengthened the memory.
     """
-    return dict(_initial(recurrence.family, recurrence.modes, context, state_dtype))
+    return dict(_initial(recurrence.family, recurrence.modes, context, state_dtype, rounding))
 
 
 @cache
-def _initial(family: str, modes: int, context: int, state_dtype: str | None) -> tuple[tuple[str, LayerCapacity], ...]:
+def _initial(
+    family: str, modes: int, context: int, state_dtype: str | None, rounding: Rounding | None
+) -> tuple[tuple[str, LayerCapacity], ...]:
     found = []
     for initial in initial_spectra(family, modes):
         some = sample_channels(initial.recurrence, affordable_channels(modes, initial.recurrence.channels))
-        found.append((initial.name, assess_capacity(some, context, state_dtype=state_dtype)))
+        assumed = rounding and complete(replace(rounding, largest=None), initial.recurrence)
+        own = assess_capacity(some, context, state_dtype=state_dtype, rounding=assumed)
+        found.append((initial.name, own))
     return tuple(found)
 
 
@@ -259,6 +279,7 @@ def summarise_capacity(capacity: LayerCapacity) -> CapacitySummary:
         excluded=capacity.excluded.totals(),
         curve=tuple(zip(capacity.lags.tolist(), capacity.memory.tolist(), strict=True)) if sound else (),
         sentence=_describe(capacity),
+        assumes=capacity.rounding.sentence(capacity.state_dtype, gated=capacity.gated),
         **summary,
     )
 
@@ -319,7 +340,7 @@ def _describe(capacity: LayerCapacity) -> str:
         return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
-    spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state"
+    spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state under white input"
     held = (_quantiles(lags) for lags in (capacity.held_half, capacity.held_nine_tenths))
     near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
     spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"

@@ -186,7 +186,8 @@ def _cells(own: CapacitySummary) -> list[str]:
 
 
 def _remarks(layers: Sequence[CapacityLayer], settings: Settings) -> list[str]:
-    remarks = []
+    assumed = dict.fromkeys(layer.own.assumes for layer in layers)
+    remarks = [f"assumed: {sentence}" for sentence in assumed]
     sampled = [layer for layer in layers if layer.own.channels < layer.channels]
     if sampled:
         count = sampled[0].own.channels

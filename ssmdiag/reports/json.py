@@ -116,6 +116,7 @@ def capacity_document(capacity: CapacitySummary) -> dict[str, Any]:
         **{name: quantiles and quantiles.median for name, quantiles in whole.items()},
         "modes": capacity.modes and capacity.modes.median,
         "state_dtype": capacity.state_dtype,
+        "assumes": capacity.assumes,
         "channels": capacity.channels,
         "channels_without_length": capacity.without_half,
         "channels_unknown": capacity.unknown,
