@@ -51,21 +51,28 @@ def solve_lower(rows: list[list[mpmath.mpc]], right: Sequence[mpmath.mpc]) -> li
 
 
 def exact_memory(
-    log_eigenvalues: Sequence[complex], lags: Sequence[int], *, epsilon: float = 0.0, digits: int = DIGITS
+    log_eigenvalues: Sequence[complex],
+    lags: Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    mean: float = 0.0,
+    digits: int = DIGITS,
 ) -> list[mpmath.mpf]:
-    """Return v_τᴴ (G + N)⁻¹ v_τ, with N of a state rounded to epsilon."""
+    """Return v_τᴴ (G + N)⁻¹ v_τ, with N of a state rounded to epsilon under an input of this mean."""
     with mpmath.workdps(digits):
         modes = closed(log_eigenvalues)
-        rows = cholesky(noisy(modes, epsilon))
+        rows = cholesky(noisy(modes, epsilon, mean))
         states = [[mpmath.exp(z * lag) for z in modes] for lag in lags]
         return [mpmath.fsum(abs(x) ** 2 for x in solve_lower(rows, state)) for state in states]
 
 
-def exact_capacity(log_eigenvalues: Sequence[complex], epsilon: float, digits: int = 80) -> mpmath.mpf:
+def exact_capacity(
+    log_eigenvalues: Sequence[complex], epsilon: float, digits: int = 80, mean: float = 0.0
+) -> mpmath.mpf:
     """Return tr((G + N)⁻¹ G)."""
     with mpmath.workdps(digits):
         modes = closed(log_eigenvalues)
-        rows = cholesky(noisy(modes, epsilon))
+        rows = cholesky(noisy(modes, epsilon, mean))
         G = cholesky(gram(modes))
         columns = [[row[k] if k < len(row) else mpmath.mpf(0) for row in G] for k in range(len(modes))]
         return mpmath.fsum(abs(x) ** 2 for column in columns for x in solve_lower(rows, column))
@@ -81,9 +88,10 @@ def exact_within(log_eigenvalues: Sequence[complex], context: int, digits: int =
         return len(modes) - mpmath.fsum(abs(x) ** 2 for column in columns for x in solve_lower(rows, column))
 
 
-def noisy(modes: Sequence[mpmath.mpc], epsilon: float) -> list[list[mpmath.mpc]]:
+def noisy(modes: Sequence[mpmath.mpc], epsilon: float, mean: float = 0.0) -> list[list[mpmath.mpc]]:
     """Return G + N."""
     G = gram(modes)
-    for i in range(len(modes)):
-        G[i][i] += mpmath.mpf(epsilon) ** 2 / 3 * G[i][i] ** 2  # 1 / (1 − |λ̄|²) is G_ii
+    for i, mode in enumerate(modes):
+        size = G[i][i] + mpmath.mpf(mean) ** 2 / abs(mpmath.expm1(mode)) ** 2
+        G[i][i] += mpmath.mpf(epsilon) ** 2 / 3 * size * G[i][i]  # 1 / (1 − |λ̄|²) is G_ii
     return G

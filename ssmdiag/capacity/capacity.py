@@ -3,6 +3,7 @@
 | word | what it is (Guan et al., 2025, arXiv 2510.00563) |
 |---|---|
 | length | the largest lag τ with MF(τ) ≥ ½, or ≥ 0.1 |
+| held | the fewest lags L with Σ_{τ<L} MF(τ) ≥ ½ N, or ≥ 0.9 N: a length without a threshold on MF |
 | accuracy | the mean of MF over the lags up to the length at ½ |
 | capacity | Σ MF over the lags of the context |
 | effective modes | tr((G + N)⁻¹ G): how many of N the spectrum really spends, the state being rounded at every step |
@@ -14,7 +15,7 @@ and capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,9 @@ import torch
 from ssmdiag.capacity.cascade import Cascade
 from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.initial_spectra import initial_spectra
-from ssmdiag.capacity.noise import STATE_PRECISION, noisy_states
+from ssmdiag.capacity.noise import complete, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
+from ssmdiag.capacity.rounding import STATE_PRECISION, Rounding
 from ssmdiag.channels import each_layer, sample_channels
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence import Recurrence
 
 HALF, TENTH = 0.5, 0.1
+NINE_TENTHS = 0.9
 LAGS_PER_OCTAVE = 4
 WORK = 2**26
 """Stored modes cubed times channels that are worth the wait: 4 channels of 256 modes, a second."""
@@ -46,6 +49,8 @@ _MEASURES = (
     "length_tenth",
     "accuracy",
     "capacity",
+    "held_half",
+    "held_nine_tenths",
     "rounded_half",
     "rounded_tenth",
     "effective_modes",
@@ -71,9 +76,16 @@ class LayerCapacity:
     """Mean MF over lags 0 … length_half; NaN where there is no such length."""
     capacity: Tensor
     """Σ MF(τ) over 0 ≤ τ < context."""
+    held_half: Tensor
+    """Fewest lags that hold half of the capacity over all lags; inf past 2⁵²."""
+    held_nine_tenths: Tensor
     rounded_half: Tensor
     """`length_half` of the state rounded to `state_dtype`."""
     rounded_tenth: Tensor
+    rounding: Rounding
+    """What all that is rounded assumes ..."""
+    gated: bool
+    """... and whether what the input writes is not in the weights."""
     surviving: dict[str, Tensor]
     """tr((G + N)⁻¹ G) over all lags, by format of the state."""
     excluded: Excluded
@@ -103,6 +115,8 @@ class CapacitySummary:
     length_tenth: Quantiles | None
     accuracy: Quantiles | None
     capacity: Quantiles | None
+    held_half: Quantiles | None
+    held_nine_tenths: Quantiles | None
     rounded_half: Quantiles | None
     rounded_tenth: Quantiles | None
     effective_modes: Quantiles | None
@@ -117,21 +131,29 @@ class CapacitySummary:
     curve: tuple[tuple[float, float], ...]
     """(lag, mean MF)."""
     sentence: str
+    assumes: str
+    """What all that is rounded assumes, in words."""
 
 
-def assess_capacity(recurrence: Recurrence, context: int, *, state_dtype: str | None = None) -> LayerCapacity:
+def assess_capacity(
+    recurrence: Recurrence, context: int, *, state_dtype: str | None = None, rounding: Rounding | None = None
+) -> LayerCapacity:
     """Return length, accuracy, capacity and effective modes of every channel.
 
     `context` in steps. `state_dtype` is a key of `STATE_PRECISION`; by default that of the stored weights, which
     generation keeps its states in too, float32 where they are neither bf16 nor fp16. Raises ValueError for a context
     under 1 or an unknown format.
     """
-    return assess_capacities([recurrence], context, state_dtype=state_dtype)[0]
+    return assess_capacities([recurrence], context, state_dtype=state_dtype, rounding=rounding)[0]
 
 
 @one_thread()
 def assess_capacities(
-    recurrences: Sequence[Recurrence], context: int, *, state_dtype: str | None = None
+    recurrences: Sequence[Recurrence],
+    context: int,
+    *,
+    state_dtype: str | None = None,
+    rounding: Rounding | None = None,
 ) -> list[LayerCapacity]:
     """Return the same of several layers, each by itself.
 
@@ -145,19 +167,20 @@ def assess_capacities(
 
     def work(position: int) -> None:
         layer = recurrences[position]
-        found[position] = _assess(realise(layer), context, state_dtype or state_format(layer))
+        found[position] = _assess(realise(layer), context, state_dtype or state_format(layer), rounding or Rounding())
 
     each_layer(recurrences, work)
     return [found[position] for position in range(len(recurrences))]
 
 
-def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapacity:
+def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Rounding) -> LayerCapacity:
     """Return the capacities of a realised layer."""
+    rounding = complete(rounding, recurrence)
     channels, device = recurrence.channels, recurrence.log_eigenvalues.device
     # MF is under 0.1 past ten times the modes, conjugates included.
     leading_lags = 2 ** (int(states_of(recurrence) / TENTH) - 1).bit_length()
     lags = _lags(context, leading_lags, device)
-    values = torch.full((6, channels), torch.nan, dtype=torch.float64, device=device)
+    values = torch.full((8, channels), torch.nan, dtype=torch.float64, device=device)
     surviving = {name: torch.full_like(values[0], torch.nan) for name in STATE_PRECISION}
     counts = torch.zeros(1 + len(REASONS), channels, dtype=torch.long, device=device)
     sound = torch.zeros(channels, dtype=torch.bool, device=device)
@@ -170,14 +193,15 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         counts[0, chunk] = cascade.modes
         counts[1:, chunk] = torch.stack([getattr(excluded, reason) for reason in REASONS])
         values[:4, chunk] = _measure(cascade, leading, context).where(good, torch.nan)
+        values[4:6, chunk] = _held(cascade, leading).where(good & (cascade.modes > 0), torch.nan)
         curve = _curve(cascade, leading, lags).where(good[:, None], 0.0)
         curves[chunk.start] = curve.sum(0)
-        states = noisy_states(recurrence, chunk)
-        factor, survivors = states.in_formats(state_dtype)
+        states = noisy_states(recurrence, chunk, rounding)
+        rounded, survivors = states.in_formats(state_dtype)
         for name, shares in survivors.items():
             surviving[name][chunk] = shares.where(good, torch.nan)
-        lengths = states.lengths(factor, (HALF, TENTH))
-        values[4:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
+        lengths = states.lengths(rounded, (HALF, TENTH))
+        values[6:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
 
     each_chunk(recurrence, leading_lags, assess)
     total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)
@@ -191,8 +215,12 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str) -> LayerCapa
         length_tenth=values[1],
         accuracy=values[2],
         capacity=values[3],
-        rounded_half=values[4],
-        rounded_tenth=values[5],
+        held_half=values[4],
+        held_nine_tenths=values[5],
+        rounded_half=values[6],
+        rounded_tenth=values[7],
+        rounding=rounding,
+        gated=recurrence.dense is None and recurrence.input_matrix is None,
         surviving=surviving,
         excluded=Excluded(*counts[1:]),
         sound=sound,
@@ -207,21 +235,25 @@ def state_format(recurrence: Recurrence) -> str:
 
 
 def initial_capacities(
-    recurrence: Recurrence, context: int, *, state_dtype: str | None = None
+    recurrence: Recurrence, context: int, *, state_dtype: str | None = None, rounding: Rounding | None = None
 ) -> dict[str, LayerCapacity]:
     """Return the same of the initialisations of the layer's family with as many modes, by name; {} where none is known.
 
     Beside the layer's own it shows whether training lengthened the memory.
     """
-    return dict(_initial(recurrence.family, recurrence.modes, context, state_dtype))
+    return dict(_initial(recurrence.family, recurrence.modes, context, state_dtype, rounding))
 
 
 @cache
-def _initial(family: str, modes: int, context: int, state_dtype: str | None) -> tuple[tuple[str, LayerCapacity], ...]:
+def _initial(
+    family: str, modes: int, context: int, state_dtype: str | None, rounding: Rounding | None
+) -> tuple[tuple[str, LayerCapacity], ...]:
     found = []
     for initial in initial_spectra(family, modes):
         some = sample_channels(initial.recurrence, affordable_channels(modes, initial.recurrence.channels))
-        found.append((initial.name, assess_capacity(some, context, state_dtype=state_dtype)))
+        assumed = rounding and complete(replace(rounding, largest=None), initial.recurrence)
+        own = assess_capacity(some, context, state_dtype=state_dtype, rounding=assumed)
+        found.append((initial.name, own))
     return tuple(found)
 
 
@@ -247,6 +279,7 @@ def summarise_capacity(capacity: LayerCapacity) -> CapacitySummary:
         excluded=capacity.excluded.totals(),
         curve=tuple(zip(capacity.lags.tolist(), capacity.memory.tolist(), strict=True)) if sound else (),
         sentence=_describe(capacity),
+        assumes=capacity.rounding.sentence(capacity.state_dtype, gated=capacity.gated),
         **summary,
     )
 
@@ -275,6 +308,17 @@ def _measure(cascade: Cascade, leading: LeadingMemory, context: int) -> Tensor:
     return result
 
 
+def _held(cascade: Cascade, leading: LeadingMemory) -> Tensor:
+    """Return the fewest lags that hold half and nine tenths of the capacity, (2, channel)."""
+    shares = (HALF, NINE_TENTHS)
+    wanted = leading.values.new_tensor(shares)[:, None] * cascade.modes
+    short = leading.values.cumsum(1) < wanted[..., None]
+    near, far = short.sum(2) + 1.0, short.all(2)
+    if not bool(far.any()):
+        return near
+    return cascade.lags_holding(shares, leading.values.shape[1].bit_length() - 1).where(far, near)
+
+
 def _curve(cascade: Cascade, leading: LeadingMemory, lags: Tensor) -> Tensor:
     """Return MF at the lags of `_lags`, (channel, lag)."""
     known = leading.values.shape[1]
@@ -296,7 +340,10 @@ def _describe(capacity: LayerCapacity) -> str:
         return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
-    spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state"
+    spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state under white input"
+    held = (_quantiles(lags) for lags in (capacity.held_half, capacity.held_nine_tenths))
+    near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
+    spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"
     if half is None or accuracy is None:
         return f"No channel rebuilds even its present input to one half; {spent}."
     able, channels = int((~capacity.length_half.isnan()).sum()), len(capacity.sound)

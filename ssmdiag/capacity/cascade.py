@@ -16,7 +16,7 @@ A dense state matrix is brought to the same form by a factor of its Gramian, wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ import torch
 from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import around_one
 from ssmdiag.kernel.powers import powers
+from ssmdiag.kernel.response import square_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,10 @@ LARGE = 128
 """States from which triangular products are split."""
 KEPT = 2**30
 """Bytes of powers of A that are kept."""
+MOST_DOUBLINGS = 52
+"""Of lags up to which the capacity is followed: whole numbers beyond have no room in float64."""
+FEWEST_LAGS = 255
+"""That are summed one by one rather than bisected."""
 REACHED = 1e-13
 """Share of the largest direction of a dense state below which another cannot be told from rounding."""
 
@@ -54,8 +59,9 @@ class Cascade:
     """d, (channel,)."""
     counted: Tensor
     """Which states hold anything, (channel, state) bool; the others are zero and stay it."""
-    diagonal: Callable[[float], Tensor] | None = None
-    """The blocks (channel, section, state, state) on the diagonal of A^t, which is else lower triangular."""
+    diagonal: Callable[[float | Tensor], Tensor] | None = None
+    """The blocks (channel, section, state, state) on the diagonal of A^t, which is else lower triangular; t is one
+    number, or (channel, 1)."""
     block: int = 1
     """States of a section."""
     _squares: dict[int, Tensor] = field(default_factory=dict, repr=False)
@@ -82,10 +88,10 @@ class Cascade:
         """Return a power of A times columns (channel, state, column); `lower`: these are a power of A too."""
         return _lower_product(power, columns) if lower and self.diagonal is not None else power @ columns
 
-    def _exact(self, power: Tensor, lag: int) -> Tensor:
+    def _exact(self, power: Tensor, lag: float | Tensor) -> Tensor:
         """Set the blocks on the diagonal of A^t: made by squaring, they would lose as many digits as t has."""
         if self.diagonal is not None:
-            blocks = self.diagonal(float(lag))
+            blocks = self.diagonal(lag)
             for row in range(self.block):
                 for column in range(self.block):
                     entries = power[:, row :: self.block, column :: self.block].diagonal(dim1=1, dim2=2)
@@ -114,6 +120,52 @@ class Cascade:
         if product is None:
             raise ValueError(f"a power of A is for lags of at least one step, got {lag}")
         return product
+
+    def lags_holding(self, shares: Sequence[float], known: int) -> Tensor:
+        """Return the fewest lags L with Σ_{τ<L} MF(τ) ≥ share · N where L > 2^known, (share, channel) float64.
+
+        As A Aᴴ + b bᴴ = I, what lies beyond is Σ_{τ≥L} MF(τ) = ‖A^L‖². L is bracketed by doubling and bisected until
+        few lags are left, which are summed one by one. Past 10⁹ lags nine digits are right; inf past
+        2^`MOST_DOUBLINGS`.
+        """
+        target = (1 - self.entry.new_tensor(shares)[:, None]) * self.modes
+        left = [square_of(self.square(known)).sum((1, 2))]
+        while bool((left[-1] > target).any()) and known + len(left) <= MOST_DOUBLINGS:
+            left.append(square_of(self.square(known + len(left))).sum((1, 2)))
+        norms = torch.stack(left)
+        passed = ((norms[:, None] > target).sum(0) - 1).clamp(min=0)
+        low, rest = 2.0 ** (known + passed).double(), norms.gather(0, passed)
+        start = torch.empty(*passed.shape, *self.state_matrix.shape[1:], dtype=norms.dtype, device=norms.device)
+        for doublings in range(int(passed.min()), int(passed.max()) + 1):
+            torch.where((passed == doublings)[..., None, None], self.square(known + doublings), start, out=start)
+        few = min(max(FEWEST_LAGS, self.counted.shape[1]).bit_length(), known)
+        found = [
+            self._bisect(*each, few, int(passed.max()) + known) for each in zip(target, low, rest, start, strict=True)
+        ]
+        return torch.stack(found).where(norms[-1] <= target, torch.inf)
+
+    def _bisect(self, target: Tensor, low: Tensor, rest: Tensor, power: Tensor, few: int, top: int) -> Tensor:
+        """Return the fewest lags L with ‖A^L‖² ≤ target between `low`, a power of two up to 2^top, and its double.
+
+        `power` is A^low and `rest` ‖A^low‖²; all are by channel.
+        """
+        first = low
+        for bit in range(top - 1, few - 1, -1):
+            ahead = low + 2.0**bit
+            further = self._exact(self.times(power, self.square(bit), lower=True), ahead[:, None])
+            left = square_of(further).sum((1, 2))
+            more = (left > target) & (first > 2.0**bit)
+            low, rest = torch.where(more, ahead, low), torch.where(more, left, rest)
+            power = torch.where(more[:, None, None], further, power)
+        values = square_of(self.times(power, self._krylov(few))).sum(1)
+        return low + ((rest[:, None] - values.cumsum(1))[:, :-1] > target[:, None]).sum(1) + 1
+
+    def _krylov(self, doublings: int) -> Tensor:
+        """Return b, A b, A² b, … at 2^doublings lags, (channel, state, lag)."""
+        columns = self.entry
+        for bit in range(doublings):
+            columns = torch.cat([columns, self.times(self.square(bit), columns)], 2)
+        return columns
 
 
 def cascade_of(spectrum: FullSpectrum) -> Cascade:
@@ -148,7 +200,7 @@ def cascade_of(spectrum: FullSpectrum) -> Cascade:
     )
 
 
-_Sections = tuple[Callable[[float], "Tensor"], "Tensor", "Tensor", "Tensor", "Tensor"]
+_Sections = tuple[Callable[["float | Tensor"], "Tensor"], "Tensor", "Tensor", "Tensor", "Tensor"]
 """Blocks of A^t, which states count, and b, c (channel, section, state) and d (channel, section) of each section."""
 
 
@@ -156,7 +208,7 @@ def _real_sections(spectrum: FullSpectrum) -> _Sections:
     ell, here = spectrum.log_eigenvalues, spectrum.counted
     gain = ((-(2 * ell).expm1()).sqrt() * here)[..., None]
 
-    def diagonal(lag: float) -> Tensor:
+    def diagonal(lag: float | Tensor) -> Tensor:
         return (ell * lag).exp().where(here, 0.0)[..., None, None]
 
     return diagonal, here, gain, gain, (-ell.exp()).where(here, 1.0)
@@ -171,7 +223,7 @@ def _paired_sections(spectrum: FullSpectrum) -> _Sections:
     turn = torch.stack([square, cross, -cross, -square], -1) / (2 * value.imag.where(paired, torch.inf))[..., None]
     counted = torch.stack([here, paired], -1)
 
-    def diagonal(lag: float) -> Tensor:
+    def diagonal(lag: float | Tensor) -> Tensor:
         power = powers(ell, torch.as_tensor(lag, dtype=torch.float64, device=ell.device))
         blocks = (power.imag[..., None] * turn).unflatten(-1, (2, 2))
         blocks.diagonal(dim1=2, dim2=3).add_(power.real[..., None] * counted)

@@ -61,6 +61,8 @@ class FullSpectrum:
     paired: Tensor
     """Which of these have a conjugate, (channel, mode) bool."""
     excluded: Excluded
+    stored: Tensor
+    """Which stored mode of the channel each is, (channel, mode) int64."""
 
     @property
     def modes(self) -> Tensor:
@@ -90,7 +92,9 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     alike = torch.zeros_like(rate)
     if not real:
         frequency, alike = _folded(frequency)
-    rate, frequency, alike, counted = _slowest_first(rate, frequency, alike, counted, real)
+    order = _slowest_first(rate, frequency, real)
+    if order is not None:
+        rate, frequency, alike, counted = (values.gather(1, order) for values in (rate, frequency, alike, counted))
     repeated = torch.zeros_like(counted)
     near = frequency.diff().abs() <= torch.maximum(alike[:, 1:], alike[:, :-1])
     repeated[:, 1:] = counted[:, 1:] & (rate.diff() == 0) & near
@@ -100,7 +104,8 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     if distinct:
         counted = counted & ~repeated
     paired = counted & (frequency > 0) & (frequency < math.pi)
-    return _trimmed(-rate if real else torch.complex(-rate, frequency), counted, paired, excluded)
+    stored = torch.arange(ell.shape[1], device=ell.device).expand(ell.shape) if order is None else order
+    return _trimmed(-rate if real else torch.complex(-rate, frequency), counted, paired, excluded, stored)
 
 
 def _written(recurrence: Recurrence, chunk: slice) -> Tensor | None:
@@ -129,23 +134,19 @@ def _any(masks: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(masks).any(0) if masks else torch.zeros_like(like)
 
 
-def _slowest_first(
-    rate: Tensor, frequency: Tensor, alike: Tensor, counted: Tensor, real: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sort by rate, and by frequency where rates are equal; what does not count comes last."""
-    if not (real and bool((rate.diff() >= 0).all())):
-        order = frequency.argsort(dim=1)
-        order = order.gather(1, rate.gather(1, order).argsort(dim=1, stable=True))
-        rate, frequency, alike = rate.gather(1, order), frequency.gather(1, order), alike.gather(1, order)
-        counted = counted.gather(1, order)
-    return rate, frequency, alike, counted
+def _slowest_first(rate: Tensor, frequency: Tensor, real: bool) -> Tensor | None:
+    """Return the order by rate, and by frequency where rates are equal; None where it is that already."""
+    if real and bool((rate.diff() >= 0).all()):
+        return None
+    order = frequency.argsort(dim=1)
+    return order.gather(1, rate.gather(1, order).argsort(dim=1, stable=True))
 
 
-def _trimmed(ell: Tensor, counted: Tensor, paired: Tensor, excluded: Excluded) -> FullSpectrum:
+def _trimmed(ell: Tensor, counted: Tensor, paired: Tensor, excluded: Excluded, stored: Tensor) -> FullSpectrum:
     """Move what does not count to the end, and cut what no channel needs."""
     width = int(counted.sum(1).amax()) if counted.numel() else 0
     if width < ell.shape[1]:
         order = (~counted).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-        ell, counted, paired = (values.gather(1, order) for values in (ell, counted, paired))
+        ell, counted, paired, stored = (values.gather(1, order) for values in (ell, counted, paired, stored))
     fill = torch.full_like(ell, -UNDERFLOW)
-    return FullSpectrum(ell.where(counted, fill), counted, paired, excluded)
+    return FullSpectrum(ell.where(counted, fill), counted, paired, excluded, stored)

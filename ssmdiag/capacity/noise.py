@@ -1,31 +1,42 @@
 """What a spectrum remembers once its state is rounded at every step.
 
-A state of relative precision ε takes up rounding noise of variance ε²/3 of its own at every step, and the recurrence
-accumulates it:
+A state of relative precision ε takes up rounding noise of variance ε²/3 of its own square at every step, and the
+recurrence accumulates it. Of an input with a mean of m standard deviations the state has the mean m/(1 − λ̄), which says
+nothing and is rounded too:
 
-    N_ii = (ε²/3) G_ii / (1 − |λ̄_i|²),     MF_ε(τ) = v_τᴴ (G + N)⁻¹ v_τ,     Σ_τ MF_ε(τ) = tr((G + N)⁻¹ G)
+    N_ii = (ε²/3)(G_ii + m²/|1 − λ̄_i|²)/(1 − |λ̄_i|²),   MF_ε(τ) = v_τᴴ (G + N)⁻¹ v_τ,   Σ_τ MF_ε(τ) = tr((G + N)⁻¹ G)
 
-G + N cannot be solved with in float64 where ε is float32's. With G = L Lᴴ of `orthonormal` and D = diag(1 − |λ̄|²),
+`rounding` says what a format's own step makes of N, also for the real and the imaginary part apart. G + N cannot be
+solved with in float64 where ε is float32's. With G = L Lᴴ of `orthonormal` and N = K Kᴴ, mode by mode,
 
-    [(D L)ᴴ; (ε/√3) I] = Q R     →     MF_ε(τ) = ‖R⁻ᴴ D v_τ‖²,     Σ_τ MF_ε(τ) = ‖upper half of Q‖²
+    [(K⁻¹ L)ᴴ; I] = Q R     →     MF_ε(τ) = ‖R⁻ᴴ K⁻¹ v_τ‖²,     Σ_τ MF_ε(τ) = Σ σ²/(σ² + 1), σ of K⁻¹ L
 
 which loses half as many digits. Like MF, MF_ε never rises with τ. Modes that are equal round apart, so each counts.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
+from ssmdiag.capacity.rounding import (
+    STATE_PRECISION,
+    Numbers,
+    Rounding,
+    input_power,
+    largest_number,
+    modal_numbers,
+    step_noise,
+)
 from ssmdiag.cores import one_thread, orthogonal
 from ssmdiag.kernel.dense import krylov, realise, states_at
 from ssmdiag.kernel.gramian import gramian_factor
-from ssmdiag.kernel.orthonormal import orthonormal_factor
+from ssmdiag.kernel.orthonormal import around_one, orthonormal_factor
 from ssmdiag.kernel.powers import lags_of, powers
 from ssmdiag.kernel.response import square_of
 
@@ -36,46 +47,48 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import DenseRealisation, Recurrence
 
-INT8_RANGE = 4.0
-"""Standard deviations of a state that the 127 steps of an 8-bit integer are stretched over."""
-STATE_PRECISION = {"bf16": 2.0**-9, "fp16": 2.0**-12, "int8": INT8_RANGE / 254, "float32": 2.0**-25}
-"""ε of a state's format: half the spacing of numbers just below 1, and for int8 half a step of its scale.
-
-The smallest relative error of a binade, whose other end is rounded twice as coarsely: simulated states that were kept
-in bf16 came out 0.2 to 0.3 of a mode below what is said here.
-"""
-
 PANEL = 64
 """Columns that are made triangular at a time; even, so that no mode's parts are separated."""
+_COARSE = ("bf16", "fp16", "int8")
+"""Formats whose noise float64 still tells from a state when it is squared."""
 
 
 @one_thread()
-def noisy_capacity(recurrence: Recurrence, state_dtype: str | float) -> Tensor:
+def noisy_capacity(recurrence: Recurrence, state_dtype: str | float, rounding: Rounding | None = None) -> Tensor:
     """Return tr((G + N)⁻¹ G) of every channel, (channel,) float64: the modes that survive rounding.
 
-    `state_dtype` is a key of `STATE_PRECISION`, or ε itself. Modes that hold no memory count for nothing; NaN where a
-    dense state has no Gramian. Raises ValueError for another format, or ε that is not positive.
+    `state_dtype` is a key of `STATE_PRECISION`, or ε itself, whose errors are white. Modes that hold no memory count
+    for nothing; NaN where a dense state has no Gramian. Raises ValueError for another format, or ε that is not above 0.
     """
-    precision, recurrence = precision_of(state_dtype), realise(recurrence)
+    precision_of(state_dtype)
+    recurrence = realise(recurrence)
+    rounding = complete(rounding or Rounding(), recurrence)
     result = torch.zeros(recurrence.channels, dtype=torch.float64, device=recurrence.log_eigenvalues.device)
 
     def fill(chunk: slice) -> None:
-        (result[chunk],) = noisy_states(recurrence, chunk).survivors([precision])
+        result[chunk] = noisy_states(recurrence, chunk, rounding).survivors(state_dtype)
 
     each_chunk(recurrence, 0, fill)
     return result
 
 
 @one_thread()
-def noisy_memory_function(recurrence: Recurrence, lags: Tensor | Sequence[int], state_dtype: str | float) -> Tensor:
+def noisy_memory_function(
+    recurrence: Recurrence,
+    lags: Tensor | Sequence[int],
+    state_dtype: str | float,
+    rounding: Rounding | None = None,
+) -> Tensor:
     """Return MF_ε, (channel, lag) float64, at whole lags up to 2⁴⁰; else as `noisy_capacity`."""
-    precision, recurrence = precision_of(state_dtype), realise(recurrence)
+    precision_of(state_dtype)
+    recurrence = realise(recurrence)
+    rounding = complete(rounding or Rounding(), recurrence)
     at = lags_of(lags, recurrence.log_eigenvalues.device)
     result = torch.zeros(recurrence.channels, len(at), dtype=torch.float64, device=at.device)
 
     def fill(chunk: slice) -> None:
-        states = noisy_states(recurrence, chunk)
-        result[chunk] = states.memory(states.rounded(precision), at)
+        states = noisy_states(recurrence, chunk, rounding)
+        result[chunk] = states.memory(states.rounded(state_dtype), at)
 
     each_chunk(recurrence, states_of(recurrence) * len(at), fill)
     return result
@@ -89,96 +102,179 @@ def precision_of(state_dtype: str | float) -> float:
     return known
 
 
-def noisy_states(recurrence: Recurrence, chunk: slice) -> NoisyStates:
+def complete(rounding: Rounding, recurrence: Recurrence) -> Rounding:
+    """Return the assumptions with the largest number of a layer, where its int8 scale is the whole layer's."""
+    if rounding.int8_scale != "layer" or rounding.largest is not None:
+        return rounding
+    recurrence = realise(recurrence)
+    found: list[float] = [0.0]
+
+    def look(chunk: slice) -> None:
+        states = noisy_states(recurrence, chunk, rounding)
+        found.append(largest_number(states.numbers))
+
+    each_chunk(recurrence, 0, look)
+    return replace(rounding, largest=max(found))
+
+
+def noisy_states(recurrence: Recurrence, chunk: slice, rounding: Rounding | None = None) -> NoisyStates:
     """Return some channels of a realised recurrence, ready to be rounded."""
+    rounding = rounding or Rounding()
     if recurrence.dense is None:
-        return _modal(full_spectrum(recurrence, chunk, distinct=False))
+        return _modal(recurrence, chunk, rounding)
     dense, usable = dense_channels(recurrence, chunk)
-    signal, converged = gramian_factor(dense.state_matrix, dense.input_matrix[..., None])
-    noise, _ = gramian_factor(dense.state_matrix, signal.square().sum(1).sqrt().diag_embed())
-    # A state that is never written has no noise either, and must not be divided by it.
-    idle = (noise == 0).all(1).to(noise.dtype).diag_embed()
-    return NoisyStates(signal, torch.cat([noise, idle], 1), usable & converged, dense=dense)
+    A, B = dense.state_matrix, dense.input_matrix
+    factor, converged = gramian_factor(A, B[..., None])
+    change = A - torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    mean = torch.linalg.solve_ex(-change, B[..., None])[0][..., 0] if rounding.input_mean else torch.zeros_like(B)
+    mean = (rounding.input_mean * mean).abs().nan_to_num(0.0, posinf=0.0)
+    scale = rounding.input_scale or 1.0
+    values = mean * scale, factor.square().sum(1), B.square(), B.square() + (factor @ change.mT).square().sum(1)
+    numbers = Numbers(values[0][..., None], *(value[..., None] * scale**2 for value in values[1:]))
+    return NoisyStates(
+        factor, usable & converged, rounding, numbers, torch.full_like(B, scale**2)[..., None], dense=dense
+    )
 
 
-def _modal(spectrum: FullSpectrum) -> NoisyStates:
-    ell, known = spectrum.log_eigenvalues, spectrum.modes >= 0
-    factor, weight = orthonormal_factor(ell), -(2 * ell.real).expm1() * spectrum.counted
-    if not ell.is_complex():
-        return NoisyStates(factor * weight[:, None], None, known, ell=ell, weight=weight[..., None])
-    # A mode and its conjugate round as √2 times their real and imaginary parts do.
-    both = weight * spectrum.paired * math.sqrt(2)
-    weight = torch.stack([both.where(spectrum.paired, weight), both], 2)
-    rows = torch.view_as_real(factor.unflatten(1, (2, -1))).transpose(1, 2) * weight[:, None, None]
-    return NoisyStates(rows.flatten(1, 2).flatten(2), None, known, ell=ell, weight=weight)
+def _modal(recurrence: Recurrence, chunk: slice, rounding: Rounding) -> NoisyStates:
+    spectrum = full_spectrum(recurrence, chunk, distinct=False)
+    ell, counted, known = spectrum.log_eigenvalues, spectrum.counted, spectrum.modes >= 0
+    power, pseudo = (values.gather(1, spectrum.stored) for values in input_power(recurrence, chunk))
+    # Conjugate modes stand for each other: the one with ω < 0 has b* at −ω.
+    pseudo = pseudo.where(recurrence.frequency[chunk].gather(1, spectrum.stored).sin() >= 0, pseudo.conj())
+    power = power.where(counted, 1.0).clamp(1e-290, 1e290)
+    phase = (pseudo / power).where(counted, 0.0)
+    numbers = modal_numbers(ell, power, power * phase, spectrum.paired, rounding)
+    unit = power * (rounding.input_scale or 1.0) ** 2
+    return NoisyStates(orthonormal_factor(ell), known, rounding, numbers, unit[..., None], spectrum, phase)
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyStates:
-    """Factors of what is written to some states and of what rounding adds to them."""
+    """Factors of what is written to some states, and the numbers of which rounding adds to them."""
 
-    signal: Tensor
-    """(channel, row, state): upper triangular (D L)ᴴ, in blocks where modes have parts; or a dense state's factor."""
-    noise: Tensor | None
-    """A factor of N for ε² = 3, (channel, row, state); None for the identity."""
+    factor: Tensor
+    """Lᴴ of `orthonormal_factor`, (channel, row, mode); or a dense state's factor."""
     known: Tensor
     """(channel,) bool."""
-    ell: Tensor | None = None
-    weight: Tensor | None = None
-    """D, (channel, mode, part)."""
+    rounding: Rounding
+    numbers: Numbers
+    unit: Tensor
+    """|b|² of the input, that noise is held against, (channel, mode, 1)."""
+    spectrum: FullSpectrum | None = None
+    phase: Tensor | None = None
+    """b²/|b|², (channel, mode)."""
     dense: DenseRealisation | None = None
 
-    def rounded(self, precision: float) -> Tensor:
-        """Return R of the state rounded to ε, (channel, state, state)."""
-        if self.noise is None:
-            return _triangle_above(self.signal, precision / math.sqrt(3))
-        return self._with_shares(precision)[0]
+    def rounded(self, state_dtype: str | float) -> Rounded:
+        """Return the state rounded to a format, or to ε."""
+        noise = self._noise(state_dtype)
+        if self.dense is not None:
+            spread = self._spread(noise[..., 0])
+            # A state that is never written has no noise either, and must not be divided by it.
+            idle = (spread == 0).all(1).to(spread.dtype).diag_embed()
+            Q, R = orthogonal(torch.cat([self.factor, spread, idle], 1))
+            return Rounded(R, None, square_of(Q[:, : self.factor.shape[1]]).sum((1, 2)))
+        whitening = self._whitening(noise)
+        return Rounded(_triangle_above(self._signal(whitening), 1.0), whitening)
 
-    def survivors(self, precisions: Sequence[float]) -> list[Tensor]:
-        """Return what survives each ε, (channel,)."""
-        if self.noise is None:  # tr((G + N)⁻¹ G) = Σ σ²/(σ² + ε²/3): one decomposition serves all
-            squares = torch.linalg.svdvals(self.signal).square()
-            return [(squares / (squares + epsilon**2 / 3)).sum(1) for epsilon in precisions]
-        return [self._with_shares(epsilon)[1] for epsilon in precisions]
+    @cached_property
+    def _own_spread(self) -> Tensor:
+        """A factor of the noise of a dense state whose numbers take up their own variance at every step."""
+        return self._accumulated(self.numbers.variance[..., 0])
 
-    def in_formats(self, own: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return R of the state in its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
-        if self.noise is None:
-            survivors = self.survivors(list(STATE_PRECISION.values()))
-            return self.rounded(STATE_PRECISION[own]), dict(zip(STATE_PRECISION, survivors, strict=True))
-        both = {name: self._with_shares(epsilon) for name, epsilon in STATE_PRECISION.items()}
-        return both[own][0], {name: shares for name, (_, shares) in both.items()}
+    def _accumulated(self, noise: Tensor) -> Tensor:
+        assert self.dense is not None
+        return gramian_factor(self.dense.state_matrix, noise.sqrt().diag_embed())[0]
 
-    def _with_shares(self, precision: float) -> tuple[Tensor, Tensor]:
-        """Return R and what survives of a dense state rounded to ε."""
-        assert self.noise is not None
-        Q, factor = orthogonal(torch.cat([self.signal, precision / math.sqrt(3) * self.noise], 1))
-        shares = square_of(Q[:, : self.signal.shape[1]]).sum((1, 2))
-        return factor, shares.where(self.known, torch.nan)
+    def _spread(self, noise: Tensor) -> Tensor:
+        """Return a factor of what a dense state accumulates of noise (channel, state)."""
+        variance = self.numbers.variance[..., 0]
+        share = (noise / variance).nan_to_num(0.0).amax(1, keepdim=True)
+        if bool(((noise - share * variance).abs() <= 1e-12 * noise).all()):  # as of every format at its own size
+            return self._own_spread * share.sqrt()[..., None]
+        return self._accumulated(noise)
 
-    def memory(self, factor: Tensor, lags: Tensor) -> Tensor:
-        """Return MF_ε for R of `rounded`, (channel, lag), at lags (lag,), or (channel, lag) of a modal state."""
+    def survivors(self, state_dtype: str | float) -> Tensor:
+        """Return what survives, (channel,)."""
+        if self.dense is not None:
+            shares = self.rounded(state_dtype).shares
+            assert shares is not None
+            return shares.where(self.known, torch.nan)
+        signal = self._signal(self._whitening(self._noise(state_dtype)))
+        if state_dtype not in _COARSE:
+            squares = torch.linalg.svdvals(signal).square()
+            return (squares / (squares + 1)).sum(1)
+        # tr((I + M)⁻¹ M) of M = signalᴴ signal, whose largest value is under 10⁹ where a format is so coarse
+        both = signal.mT @ signal
+        both.diagonal(dim1=1, dim2=2).add_(1.0)
+        lower = torch.linalg.cholesky_ex(both)[0]
+        one = torch.eye(both.shape[-1], dtype=both.dtype, device=both.device)
+        inverse = torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False)
+        return signal.shape[-1] - inverse.square().sum((1, 2))
+
+    def in_formats(self, own: str) -> tuple[Rounded, dict[str, Tensor]]:
+        """Return the state rounded to its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
+        return self.rounded(own), {name: self.survivors(name) for name in STATE_PRECISION}
+
+    def _noise(self, state_dtype: str | float) -> Tensor:
+        """Return the variance of a step's errors for an input of variance |b|² = 1, (channel, mode, part)."""
+        if isinstance(state_dtype, str):
+            return step_noise(self.numbers, state_dtype, self.rounding) / self.unit
+        size = self.numbers.mean.square() + self.numbers.variance
+        size = (size.sum(-1, keepdim=True) / size.shape[-1]).expand_as(size) if self.dense is None else size
+        return state_dtype**2 / 3 * size / self.unit
+
+    def _whitening(self, noise: Tensor) -> Tensor:
+        """Return K⁻¹ on the numbers of a mode, (channel, mode, 1), or (channel, mode, 3): below a diagonal of two."""
+        assert self.spectrum is not None
+        ell, counted, paired = self.spectrum.log_eigenvalues, self.spectrum.counted, self.spectrum.paired
+        margin = -(2 * ell.real).expm1()
+        total = noise.sum(-1) / margin
+        if not ell.is_complex():
+            return (total.rsqrt() * counted)[..., None]
+        assert self.phase is not None
+        above, below = around_one(ell)
+        # A mode and its conjugate round as √2 times their real and imaginary parts do.
+        apart = (noise[..., 0] - noise[..., 1]) * self.phase.conj() / (above * below)
+        first = total.where(~paired, total + apart.real)
+        cross = apart.imag / first
+        second = (total - apart.real - cross * apart.imag).clamp(min=1e-12 * total)
+        one = (first / 2).rsqrt().where(paired, first.rsqrt()) * counted
+        other = (second / 2).rsqrt() * paired
+        return torch.stack([one, -cross * other, other], -1)
+
+    def _signal(self, whitening: Tensor) -> Tensor:
+        """Return (K⁻¹ L)ᴴ, (channel, row, state), upper triangular in blocks where modes have parts."""
+        if not self.factor.is_complex():
+            return self.factor * whitening[:, None, :, 0]
+        rows = torch.view_as_real(self.factor.unflatten(1, (2, -1))).transpose(1, 2).flatten(1, 2)
+        return _whitened(rows, whitening[:, None]).flatten(2)
+
+    def memory(self, rounded: Rounded, lags: Tensor) -> Tensor:
+        """Return MF_ε, (channel, lag), at lags (lag,), or (channel, lag) of a modal state."""
         if self.dense is None:
-            assert self.ell is not None
-            assert self.weight is not None
-            at = lags.expand(len(self.ell), -1)[:, None]
-            if self.ell.is_complex():
-                parts = torch.view_as_real(powers(self.ell[..., None], at)).movedim(3, 2)
+            assert self.spectrum is not None
+            assert rounded.whitening is not None
+            ell, at = self.spectrum.log_eigenvalues, lags.expand(len(self.factor), -1)[:, None]
+            if ell.is_complex():
+                parts = torch.view_as_real(powers(ell[..., None], at))
+                states = _whitened(parts, rounded.whitening[:, :, None]).movedim(3, 2).flatten(1, 2)
             else:
-                parts = (self.ell[..., None] * at).exp()[:, :, None]
-            states = (parts * self.weight[..., None]).flatten(1, 2)
+                states = (ell[..., None] * at).exp() * rounded.whitening
         else:
             states = states_at(self.dense, lags)
-        values = square_of(torch.linalg.solve_triangular(factor.mH, states, upper=False)).sum(1)
+        values = square_of(torch.linalg.solve_triangular(rounded.factor.mH, states, upper=False)).sum(1)
         return values.where(self.known[:, None], torch.nan)
 
-    def lengths(self, factor: Tensor, shares: Sequence[float]) -> Tensor:
-        """Return the largest lags with MF_ε ≥ each share for R of `rounded`, (share, channel) float64; −1 for none.
+    def lengths(self, rounded: Rounded, shares: Sequence[float]) -> Tensor:
+        """Return the largest lags with MF_ε ≥ each share, (share, channel) float64; −1 for none.
 
         Found by bisection: MF_ε never rises, and Σ MF_ε ≤ N leaves no length above N / share.
         """
+        factor = rounded.factor
         wanted = torch.tensor(shares, dtype=torch.float64, device=factor.device)
-        bound = (self.signal.shape[-1] / wanted).floor() + 1
+        bound = (factor.shape[-1] / wanted).floor() + 1
         if self.dense is not None:
             columns, _ = krylov(self.dense.state_matrix, self.dense.input_matrix[..., None], int(bound.max()))
             values = square_of(torch.linalg.solve_triangular(factor.mH, columns, upper=False)).sum(1)
@@ -187,9 +283,25 @@ class NoisyStates:
         low = torch.full_like(high, -1.0)
         while bool((high - low > 1).any()):
             middle = ((low + high) / 2).floor()
-            enough = self.memory(factor, middle.clamp(min=0)) >= wanted
+            enough = self.memory(rounded, middle.clamp(min=0)) >= wanted
             low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
         return low.T
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A rounded state: R of [(K⁻¹ L)ᴴ; I] and K⁻¹; of a dense state R of its own basis and what survives."""
+
+    factor: Tensor
+    whitening: Tensor | None
+    shares: Tensor | None = None
+
+
+def _whitened(parts: Tensor, whitening: Tensor) -> Tensor:
+    """Return K⁻¹ on real and imaginary parts, both in the last dimension."""
+    real, imag = parts.unbind(-1)
+    one, cross, other = whitening.unbind(-1)
+    return torch.stack([real * one, real * cross + imag * other], -1)
 
 
 def _triangle_above(upper: Tensor, scale: float) -> Tensor:

@@ -22,6 +22,7 @@ from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssmdiag.capacity.rounding import Rounding
     from ssmdiag.recurrence import Recurrence
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -39,8 +40,8 @@ def scaled(recurrence: Recurrence, factor: float | Tensor) -> Recurrence:
 
     ℓ → f·ℓ, exact for a zero-order hold and for gates that decay as exp(−ΔA); by the bilinear rule where the layer was
     read by it, and for dense state matrices. A layer without a step (LRU) has its rates and frequencies scaled. What
-    comes back serves for memory: it has no output matrix, and of B̄ only which modes it reaches. Raises ValueError
-    unless factors are positive.
+    comes back serves for memory: it has no output matrix, and B̄ as it was, of many inputs its size alone. Raises
+    ValueError unless factors are positive.
     """
     f = torch.as_tensor(factor, dtype=torch.float64, device=recurrence.log_eigenvalues.device)
     if not bool((f > 0).all()):
@@ -56,9 +57,8 @@ def scaled(recurrence: Recurrence, factor: float | Tensor) -> Recurrence:
         )
     B = recurrence.input_matrix
     if B is not None:
-        # NaN stays NaN, and what is not written stays so.
-        size = B.abs().amax(1)[None] if recurrence.layout == "many inputs" else B.abs()
-        B = as_complex(size.where(~(size > 0), 1.0)).expand(recurrence.log_eigenvalues.shape)
+        many = recurrence.layout == "many inputs"
+        B = as_complex(B.abs().square().mean(1).sqrt())[None] if many else B.expand(recurrence.log_eigenvalues.shape)
     ell = recurrence.log_eigenvalues
     if recurrence.step is None:  # an angle, which is the same one turn further
         ell = torch.complex(ell.real, torch.remainder(ell.imag + math.pi, math.tau) - math.pi)
@@ -67,10 +67,17 @@ def scaled(recurrence: Recurrence, factor: float | Tensor) -> Recurrence:
 
 
 def trade_off(
-    recurrence: Recurrence, context: int, factors: Sequence[float] = FACTORS, *, state_dtype: str | None = None
+    recurrence: Recurrence,
+    context: int,
+    factors: Sequence[float] = FACTORS,
+    *,
+    state_dtype: str | None = None,
+    rounding: Rounding | None = None,
 ) -> dict[float, LayerCapacity]:
     """Return length, accuracy and capacity with Δ times each factor."""
-    return {f: assess_capacity(scaled(recurrence, f), context, state_dtype=state_dtype) for f in factors}
+    return {
+        f: assess_capacity(scaled(recurrence, f), context, state_dtype=state_dtype, rounding=rounding) for f in factors
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +103,12 @@ class StepRange:
 
 @one_thread()
 def recommend_step(
-    recurrence: Recurrence, length: int, share: float = 0.5, *, state_dtype: str | float | None = None
+    recurrence: Recurrence,
+    length: int,
+    share: float = 0.5,
+    *,
+    state_dtype: str | float | None = None,
+    rounding: Rounding | None = None,
 ) -> StepRange:
     """Return the range of steps with which MF_ε(length) ≥ share, channel by channel, for a state so rounded.
 
@@ -114,7 +126,7 @@ def recommend_step(
 
     def memory(octave: Tensor) -> Tensor:
         moved = scaled(recurrence, (2**octave)[:, None])
-        return noisy_memory_function(moved, [length], state_dtype).nan_to_num(-1.0)[:, 0]
+        return noisy_memory_function(moved, [length], state_dtype, rounding).nan_to_num(-1.0)[:, 0]
 
     def settle(inside: Tensor, outside: Tensor) -> Tensor:
         for _ in range(REFINEMENTS):

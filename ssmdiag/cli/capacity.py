@@ -17,6 +17,7 @@ from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
+    from ssmdiag.capacity.rounding import Rounding
     from ssmdiag.recurrence import Recurrence
     from ssmdiag.reports.capacity_text import CapacityLayer
 
@@ -26,6 +27,14 @@ class Format(StrEnum):
 
     text = "text"
     json = "json"
+
+
+class Int8Scale(StrEnum):
+    """Values of --int8-scale."""
+
+    state = "state"
+    channel = "channel"
+    layer = "layer"
 
 
 class State(StrEnum):
@@ -59,6 +68,24 @@ def capacity(
             "--state-dtype", help="What the state is rounded to at every step; by default as the weights are stored."
         ),
     ] = None,
+    input_mean: Annotated[
+        float,
+        typer.Option(
+            "--input-mean", metavar="M", help="Mean of the state's input, in its standard deviations, as after SiLU."
+        ),
+    ] = 0.0,
+    input_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--input-scale",
+            metavar="S",
+            help="Its standard deviation; says which states are too small for the format.",
+            show_default=False,
+        ),
+    ] = None,
+    int8_scale: Annotated[
+        Int8Scale, typer.Option("--int8-scale", help="What shares one scale of an int8 state.")
+    ] = Int8Scale.state,
     wanted: Annotated[
         int | None,
         typer.Option(
@@ -99,6 +126,7 @@ def capacity(
     from ssmdiag.reports.capacity_text import document, report
     from ssmdiag.reports.words import heading
 
+    rounding = _assume(input_mean, input_scale, int8_scale)
     target, _ = terminal.claim_outputs(output, reads=[path, map_file])
     checkpoint = read_checkpoint(path)
     found = recognise(
@@ -123,7 +151,8 @@ def capacity(
         for one in recurrences:
             try:
                 with guard(one.layer, "its capacity"):
-                    layers.append(_assess(one, context, state, most, closely=layer is not None, wanted=wanted))
+                    own = _assess(one, context, state, most, rounding, closely=layer is not None, wanted=wanted)
+                    layers.append(own)
             except LayerError as error:
                 problems.append(error)
     if not layers:
@@ -144,6 +173,16 @@ def capacity(
     _exit(problems)
 
 
+def _assume(mean: float, scale: float | None, int8_scale: Int8Scale) -> Rounding:
+    """Return what is assumed of the input and of an int8 state."""
+    from ssmdiag.capacity.rounding import Rounding
+
+    try:
+        return Rounding(input_mean=mean, input_scale=scale, int8_scale=int8_scale.value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def _exit(problems: Sequence[LayerError]) -> None:
     """Name the layers that could not be read and leave with 2, or with 0 where there are none."""
     for problem in problems:
@@ -152,7 +191,14 @@ def _exit(problems: Sequence[LayerError]) -> None:
 
 
 def _assess(
-    recurrence: Recurrence, context: int, state: str | None, most: int | None, *, closely: bool, wanted: int | None
+    recurrence: Recurrence,
+    context: int,
+    state: str | None,
+    most: int | None,
+    rounding: Rounding,
+    *,
+    closely: bool,
+    wanted: int | None,
 ) -> CapacityLayer:
     from ssmdiag.capacity.capacity import (
         WORK,
@@ -161,33 +207,35 @@ def _assess(
         initial_capacities,
         summarise_capacity,
     )
+    from ssmdiag.capacity.noise import complete
     from ssmdiag.capacity.timescale import trade_off
     from ssmdiag.channels import sample_channels
     from ssmdiag.reports.capacity_text import CapacityLayer
 
     most = recurrence.channels if most is None else affordable_channels(recurrence.modes, most, 4 * WORK)
     sample = sample_channels(recurrence, most)
-    initial = initial_capacities(recurrence, context, state_dtype=state)
-    scaled = trade_off(sample, context, state_dtype=state) if closely else {}
+    whole = complete(rounding, recurrence)
+    initial = initial_capacities(recurrence, context, state_dtype=state, rounding=rounding)
+    scaled = trade_off(sample, context, state_dtype=state, rounding=rounding) if closely else {}
     return CapacityLayer(
         name=recurrence.layer,
         family=recurrence.family,
         time_invariant=recurrence.time_invariant,
         channels=recurrence.channels,
         modes=recurrence.modes,
-        own=summarise_capacity(assess_capacity(sample, context, state_dtype=state)),
+        own=summarise_capacity(assess_capacity(sample, context, state_dtype=state, rounding=whole)),
         initial={name: summarise_capacity(own) for name, own in initial.items()},
         steps={factor: summarise_capacity(own) for factor, own in scaled.items()},
-        wanted=_recommend(sample, wanted, state) if wanted else None,
+        wanted=_recommend(sample, wanted, state, rounding) if wanted else None,
         states_used=_states_used(sample),
     )
 
 
-def _recommend(recurrence: Recurrence, wanted: int, state: str | None) -> dict[str, Any]:
+def _recommend(recurrence: Recurrence, wanted: int, state: str | None, rounding: Rounding) -> dict[str, Any]:
     """Return the range of factors on Δ that gives a length, over the channels that can reach it."""
     from ssmdiag.capacity.timescale import recommend_step
 
-    found = recommend_step(recurrence, wanted, state_dtype=state)
+    found = recommend_step(recurrence, wanted, state_dtype=state, rounding=rounding)
     able = found.reachable
     count, total = int(able.sum()), len(able)
     result: dict[str, Any] = {"length": wanted, "channels": count, "of": total, "lowest": None, "highest": None}

@@ -116,8 +116,8 @@ def _reach(own: CapacitySummary) -> tuple[float, float]:
 def _table(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
     """Return medians over channels; the longest channel beside."""
     rows = [
-        ["", "channels", "length", "", "at 0.1", "", "capacity", "effective", "states"],
-        ["layer", "× modes", "median", "max", "median", "accuracy", "in context", "modes", "used"],
+        ["", "channels", "length", "", "at", "held", "held", "accu-", "capacity", "modes", "states"],
+        ["layer", "× modes", "median", "max", "0.1", "50 %", "90 %", "racy", "in context", "left", "used"],
     ]
     for layer, label in zip(layers, labels, strict=True):
         own = layer.own
@@ -127,6 +127,8 @@ def _table(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
             words.steps(_median(own.length_half)),
             words.steps(own.length_half.max if own.length_half else None),
             words.steps(_median(own.length_tenth)),
+            words.steps(_median(own.held_half)),
+            words.steps(_median(own.held_nine_tenths)),
             _digits(_median(own.accuracy)),
             _digits(_median(own.capacity)),
             _digits(_median(own.effective_modes)),
@@ -150,7 +152,7 @@ def _against_initial(layer: CapacityLayer, label: str, settings: Settings) -> li
     if not layer.initial:
         return []
     lines = [f" layer {label} beside its family's initialisations, medians over channels (or over Δ)"]
-    rows = [["", "length", "at 0.1", "accuracy", "effective modes"]]
+    rows = [["", *_COMPARED]]
     for name, own in (("this file", layer.own), *layer.initial.items()):
         rows.append([name, *_cells(own)])
     return [*lines, *_aligned(rows), ""]
@@ -160,7 +162,7 @@ def _other_steps(layer: CapacityLayer, label: str, settings: Settings) -> list[s
     lines = []
     if layer.steps:
         lines += [f" layer {label} with its step Δ scaled: length is bought with accuracy"]
-        rows = [["Δ ×", "length", "at 0.1", "accuracy", "effective modes"]]
+        rows = [["Δ ×", *_COMPARED]]
         rows += [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
         lines += [*_aligned(rows), ""]
     if layer.wanted:
@@ -168,17 +170,24 @@ def _other_steps(layer: CapacityLayer, label: str, settings: Settings) -> list[s
     return lines
 
 
+_COMPARED = ("length", "at 0.1", "held 50 %", "90 %", "accuracy", "modes left")
+"""Columns of `_cells`."""
+
+
 def _cells(own: CapacitySummary) -> list[str]:
     return [
         words.steps(_median(own.length_half)),
         words.steps(_median(own.length_tenth)),
+        words.steps(_median(own.held_half)),
+        words.steps(_median(own.held_nine_tenths)),
         _digits(_median(own.accuracy)),
         _digits(_median(own.effective_modes)),
     ]
 
 
 def _remarks(layers: Sequence[CapacityLayer], settings: Settings) -> list[str]:
-    remarks = []
+    assumed = dict.fromkeys(layer.own.assumes for layer in layers)
+    remarks = [f"assumed: {sentence}" for sentence in assumed]
     sampled = [layer for layer in layers if layer.own.channels < layer.channels]
     if sampled:
         count = sampled[0].own.channels

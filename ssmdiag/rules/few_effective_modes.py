@@ -76,7 +76,7 @@ RULE = Rule(
     ),
     example=(
         "The Mamba that typeseg 0.2.7 ships (https://pypi.org/project/typeseg/): A_log near 0 throughout; of its 16 "
-        "modes 2.1 to 2.4 survive a bf16 state, where the standard start keeps 5.5 to 6.6."
+        "modes about 2 survive a bf16 state, where the standard start keeps 5.2 to 6.4."
     ),
     thresholds={"share": Threshold(0.5, "effective modes of the median channel, as a share of the start's")},
     worse="lower",

@@ -15,9 +15,10 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     # Fewer lags than modes can never hold all of it.
     reachable = min(1.0, context / own.modes.median)
     if share < limits["share"] * reachable:
+        held = f"; half of it within {own.held_half.median:,.0f} steps" if own.held_half else ""
         yield Observation(
             f"{own.capacity.median:.3g} of {own.modes.median:.0f} units of memory lie within the context of "
-            f"{context:,} in the median channel; the rest is for inputs further back",
+            f"{context:,} in the median channel{held}; the rest is for inputs further back",
             count=own.channels,
             of=own.channels,
             value=share,

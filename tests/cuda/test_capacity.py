@@ -17,7 +17,7 @@ from ssmdiag import (
     trade_off,
 )
 from ssmdiag.capacity.capacity import assess_capacity, initial_capacities, summarise_capacity
-from ssmdiag.capacity.noise import STATE_PRECISION
+from ssmdiag.capacity.rounding import STATE_PRECISION
 from tests.cuda.conftest import slow_but
 from tests.cuda.same import assert_same
 
