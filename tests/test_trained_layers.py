@@ -65,7 +65,8 @@ def said(**changes: Any) -> dict[str, Any]:
     lags = {name: int(np.argmax(left <= (1 - share) * left[0]))
             for name, share in (("half", 0.5), ("nine_tenths", 0.9), ("ninety_nine", 0.99))}  # fmt: skip
     start = int(changes.get("from", 26))
-    tail = {"from": start, "law": "exponential", "rate": SLOW, "energy_share": left[start] / left[0]}
+    tail = {"from": start, "law": "exponential", "rate": SLOW, "to": CONTEXT}
+    tail["energy_share"] = (left[start] - left[CONTEXT]) / (left[0] - left[CONTEXT])
     tail |= {name: value for name, value in changes.items() if name in tail}
     lags |= {name: value for name, value in changes.items() if name in lags}
     return {"law": "undetermined", "tail": tail, "lags": lags}

@@ -3,12 +3,12 @@
 | statement | true if |
 |---|---|
 | `half`, `nine_tenths`, `ninety_nine` | at that lag, and at none before it, so much of the energy has passed |
-| tail: `energy_share` | that share of the energy is left at lag `from`, to a millionth |
+| tail: `energy_share` | that share of the energy within the context is left at lag `from`, to a millionth |
 | tail: exponential, `rate` | a group of modes, rates within 10 % and `rate` among them, holds 90 % of what is left |
 | a fitted law | what is left of the energy in its window follows it as closely as the verdict asks for |
 
-The group holds it at every lag from `from` on, to the context or to where float32 sees nothing; the others alone are
-stepped for that. What is left then falls at twice `rate` on average, to a tenth and to what modes of one rate beat.
+The group holds it at every lag in `from` … `to`; the others alone are stepped for that. What is left falls at twice
+`rate` on average, to a tenth and to what modes of one rate beat.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SAME_RATE = 1.1
 """Rates of one group: the largest is at most this many times the smallest."""
 HELD = 0.9
 """Share of what is left that the group holds."""
-FLOOR = 2.0**-48
-"""Share of the energy under which a model in float32 sees nothing."""
+FLAT = 0.05
+"""Nepers over the window that a tail which is flat may lose."""
 CLOSE = 1e-6
 LAW_DB = {"exponential": 1.5, "polynomial": 0.3, "truncated": 0.6, "flat": 0.1}
 """Rms residual up to which a law is named; a tenth of a dB is allowed for."""
@@ -117,23 +117,24 @@ def _passed(left: Array, name: str, lag: float) -> bool:
 
 
 def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, rows: slice, left: Array, context: int) -> list[str]:
-    if tail["law"] != "exponential":
+    if tail["law"] not in ("exponential", "flat"):
         return [f"nothing here judges a tail that is {tail['law']}"]
-    start, rate = int(tail["from"]), float(tail["rate"])
+    start, rate, last = int(tail["from"]), float(tail["rate"]), min(int(tail["to"]), context - 1, left.size - 1)
     false = []
-    if abs(_at(left, start) / left[0] - tail["energy_share"]) > CLOSE * tail["energy_share"] + 1e-12:
-        false.append(f"the share left is {_at(left, start) / left[0]:.6g}")
-    seen = np.flatnonzero(left[:context] > FLOOR * left[0])
-    last = int(seen[-1])
-    if last < start:
+    within = left[: context + 1] - _at(left, context)
+    share = _at(within, start) / within[0]
+    if abs(share - tail["energy_share"]) > CLOSE:
+        false.append(f"the share left is {share:.6g}")
+    if last <= start:
         return [*false, "nothing is left to see there"]
     if not any(_holds(group, exact, rows, left, start, last) for group in _groups(exact.rates[rows], rate)):
         false.append("no group of modes of one rate holds what is left")
-    if last > start:
-        fall = math.log(left[start] / left[last]) / (2 * (last - start))
-        # Modes of one rate beat against each other: a neper in amplitude at each end, at most.
-        if abs(fall - rate) > 0.1 * rate + 1 / (last - start):
-            false.append(f"what is left falls at {fall:.4g} a step")
+    fall = math.log(left[start] / left[last]) / (2 * (last - start))
+    # Modes of one rate beat against each other: a neper in amplitude between both ends, at most.
+    if abs(fall - rate) > 0.1 * rate + 1 / (last - start):
+        false.append(f"what is left falls at {fall:.4g} a step")
+    if tail["law"] == "flat" and rate * (last - start) > FLAT:
+        false.append(f"{rate * (last - start):.3g} nepers are lost")
     return false
 
 
