@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from ssmdiag.reports import Settings
 from ssmdiag.reports.retrain import markdown, text
 from ssmdiag.reports.retrain.json import render
+from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.retrain.arms import Arm, Budget, product_of
 from ssmdiag.retrain.results import ArmResult, LearnedKernel, LearnedLaw, PerturbationCurve, Point, RetrainResult
 from ssmdiag.retrain.tasks import TargetLaw
@@ -248,3 +249,13 @@ def test_laws_stand_beside_the_one_asked_for_and_a_kernel_of_another_has_none() 
     assert f"- direct, lr 0.01: {sentence}\n" in page
     assert "| p, asked 1.1 | t₀, asked 10 | polynomial off, dB |" in page
     assert "law learned" not in text.report(CASES["sweep"], Settings(width=100))
+
+
+def test_a_kernel_too_short_to_fit_is_said_to_be_that() -> None:
+    short = LearnedLaw(TargetLaw("exponential", rate=1.0), False, "the memory ends within a few steps", None)
+    result = replace(run(Arm("exp"), 0.1), kernel=LearnedKernel(TARGET, 0.01, short))
+    assert law_remark(result, "a") == (
+        "a: no law can be fitted to the learned kernel: the memory ends within a few steps"
+    )
+    heading = ["β, asked\n1", "exponential\noff, dB", "polynomial\noff, dB", "truncated\noff, dB"]
+    assert law_columns([result, run(Arm("best"), 0.1)]) == [(name, ["–", "–"]) for name in heading]

@@ -38,7 +38,7 @@ def law_remark(run: ArmResult, name: str) -> str | None:
     if law is None or law.describes:
         return None
     if law.window is None or law.residual_db is None:
-        return f"{name}: no law can be fitted to the learned kernel, {law.reason}"
+        return f"{name}: no law can be fitted to the learned kernel: {law.reason}"
     first, last = law.window
     off = law.residual_db[law.asked.law]
     return (
