@@ -67,7 +67,7 @@ def said(**changes: Any) -> dict[str, Any]:
     start = int(changes.get("from", 26))
     tail = {"from": start, "law": "exponential", "rate": SLOW, "to": CONTEXT}
     tail["energy_share"] = (left[start] - left[CONTEXT]) / (left[0] - left[CONTEXT])
-    tail |= {name: value for name, value in changes.items() if name in tail}
+    tail |= {name: value for name, value in changes.items() if name in tail or name == "rates"}
     lags |= {name: value for name, value in changes.items() if name in lags}
     return {"law": "undetermined", "tail": tail, "lags": lags}
 
@@ -75,6 +75,8 @@ def said(**changes: Any) -> dict[str, Any]:
 def test_a_true_statement_is_not_called_false() -> None:
     assert not false_statements(said(), TWO, 0, CONTEXT)
     assert not false_statements(said(), TWO, None, CONTEXT)
+    both = {"law": "exponentials", "rates": [SLOW, FAST], "from": 5}
+    assert not false_statements(said(**both), TWO, 0, CONTEXT)
     assert not false_statements({"law": "undetermined", "tail": None, "lags": None}, TWO, 0, CONTEXT)
 
 
@@ -88,6 +90,7 @@ def test_a_true_statement_is_not_called_false() -> None:
         ({"half": said()["lags"]["half"] + 1}, "half at"),
         ({"ninety_nine": said()["lags"]["ninety_nine"] - 1}, "ninety_nine at"),
         ({"law": "polynomial"}, "nothing here judges"),
+        ({"law": "exponentials", "rates": [SLOW, 2 * FAST]}, "no group of modes of these rates"),
     ],
 )
 def test_a_statement_that_is_a_little_wrong_is_called_false(change: dict[str, Any], why: str) -> None:

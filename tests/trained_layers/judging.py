@@ -5,10 +5,11 @@
 | `half`, `nine_tenths`, `ninety_nine` | at that lag, and at none before it, so much of the energy has passed |
 | tail: `energy_share` | that share of the energy within the context is left at lag `from`, to a millionth |
 | tail: exponential, `rate` | a group of modes, rates within 10 % and `rate` among them, holds 90 % of what is left |
+| tail: exponentials, `rates` | groups of those rates together hold 90 % of what is left |
 | a fitted law | what is left of the energy in its window follows it as closely as the verdict asks for |
 
 The group holds it at every lag in `from` … `to`; the others alone are stepped for that. What is left falls at twice
-`rate` on average, to a tenth and to what modes of one rate beat.
+its rate on average, to a tenth and to what modes of one rate beat.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ SAME_RATE = 1.1
 """Rates of one group: the largest is at most this many times the smallest."""
 HELD = 0.9
 """Share of what is left that the group holds."""
+MOST_SUMS = 60
+"""Choices of groups that are tried for a sum of exponentials."""
 FLAT = 0.05
 """Nepers over the window that a tail which is flat may lose."""
 CLOSE = 1e-6
@@ -117,9 +121,10 @@ def _passed(left: Array, name: str, lag: float) -> bool:
 
 
 def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, rows: slice, left: Array, context: int) -> list[str]:
-    if tail["law"] not in ("exponential", "flat"):
+    if tail["law"] not in ("exponential", "exponentials", "flat"):
         return [f"nothing here judges a tail that is {tail['law']}"]
-    start, rate, last = int(tail["from"]), float(tail["rate"]), min(int(tail["to"]), context - 1, left.size - 1)
+    start, last = int(tail["from"]), min(int(tail["to"]), context - 1, left.size - 1)
+    rates = tail["rates"] if tail["law"] == "exponentials" else [tail["rate"]]
     false = []
     within = left[: context + 1] - _at(left, context)
     share = _at(within, start) / within[0]
@@ -127,21 +132,24 @@ def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, rows: slice, lef
         false.append(f"the share left is {share:.6g}")
     if last <= start:
         return [*false, "nothing is left to see there"]
-    if not any(_holds(group, exact, rows, left, start, last) for group in _groups(exact.rates[rows], rate)):
-        false.append("no group of modes of one rate holds what is left")
+    sums = islice(product(*(_groups(exact.rates[rows], rate) for rate in rates)), MOST_SUMS)
+    if not any(_holds(np.logical_or.reduce(groups), exact, rows, left, start, last) for groups in sums):
+        false.append(f"no group of modes of {'one rate' if len(rates) == 1 else 'these rates'} holds what is left")
     fall = math.log(left[start] / left[last]) / (2 * (last - start))
     # Modes of one rate beat against each other: a neper in amplitude between both ends, at most.
-    if abs(fall - rate) > 0.1 * rate + 1 / (last - start):
+    beat = 1 / (last - start)
+    if not 0.9 * min(rates) - beat <= fall <= 1.1 * max(rates) + beat:
         false.append(f"what is left falls at {fall:.4g} a step")
-    if tail["law"] == "flat" and rate * (last - start) > FLAT:
-        false.append(f"{rate * (last - start):.3g} nepers are lost")
+    if tail["law"] == "flat" and max(rates) * (last - start) > FLAT:
+        false.append(f"{max(rates) * (last - start):.3g} nepers are lost")
     return false
 
 
 def _groups(rates: Array, rate: float) -> list[NDArray[np.bool_]]:
-    """Return every group of modes with rates within 10 % between whose ends a rate lies, (channel, mode) bool."""
+    """Return groups of modes, (channel, mode), rates within 10 % and `rate` between their ends; the largest first."""
     groups = [(rates >= low) & (rates <= SAME_RATE * low) for low in np.unique(rates[rates <= rate * (1 + CLOSE)])]
-    return [group for group in groups if rates[group].max() >= rate * (1 - CLOSE)]
+    found = [group for group in groups if rates[group].max() >= rate * (1 - CLOSE)]
+    return sorted(found, key=lambda group: -int(group.sum()))
 
 
 def _holds(group: NDArray[np.bool_], exact: ExactEnergy, rows: slice, left: Array, start: int, last: int) -> bool:
