@@ -34,6 +34,13 @@ class ExactEnergy:
         """−log |λ̄|, (channel, mode)."""
         return -np.log(np.abs(np.atleast_2d(self.space.decay)))
 
+    def of(self, channel: int) -> ExactEnergy:
+        """Return that of one channel; a state shared by all is one."""
+        space, row = self.space, slice(channel, channel + 1)
+        if space.decay.ndim == 1:
+            return self
+        return ExactEnergy(StateSpace(space.decay[row], space.drive[row], space.read[row], space.factor))
+
     def without(self, modes: NDArray[np.bool_], lags: int) -> Array:
         """Return E(τ) of the kernel without some modes, (channel, mode) bool, over so many lags."""
         kept = 1.0 - (modes[0][:, None] if self.space.decay.ndim == 1 else modes)

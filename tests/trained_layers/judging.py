@@ -104,11 +104,11 @@ def channel_statement(recurrence: Recurrence, channel: int, context: int) -> dic
 
 def false_statements(told: Mapping[str, Any], exact: ExactEnergy, channel: int | None, context: int) -> list[str]:
     """Return what is false of a statement on a channel, or, for None, on the layer: all channels' energy together."""
-    rows = slice(None) if channel is None else slice(channel, channel + 1)
-    left = exact.left[rows].sum(0)
+    exact = exact if channel is None else exact.of(channel)
+    left = exact.left.sum(0)
     false = [f"{name} at {lag}" for name, lag in (told.get("lags") or {}).items() if not _passed(left, name, lag)]
     if tail := told.get("tail"):
-        false += [f"tail {tail}: {why}" for why in _false_of_tail(tail, exact, rows, left, context)]
+        false += [f"tail {tail}: {why}" for why in _false_of_tail(tail, exact, left, context)]
     if told["law"] in LAW_DB and not _follows(told, left):
         false.append(f"{told['law']} over lags {told['window']}")
     return false
@@ -120,7 +120,7 @@ def _passed(left: Array, name: str, lag: float) -> bool:
     return bool(_at(left, lag) <= limit * (1 + 1e-9) and (lag == 0 or _at(left, lag - 1) > limit * (1 - 1e-9)))
 
 
-def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, rows: slice, left: Array, context: int) -> list[str]:
+def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, left: Array, context: int) -> list[str]:
     if tail["law"] not in ("exponential", "exponentials", "flat"):
         return [f"nothing here judges a tail that is {tail['law']}"]
     start, last = int(tail["from"]), min(int(tail["to"]), context - 1, left.size - 1)
@@ -132,8 +132,8 @@ def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, rows: slice, lef
         false.append(f"the share left is {share:.6g}")
     if last <= start:
         return [*false, "nothing is left to see there"]
-    sums = islice(product(*(_groups(exact.rates[rows], rate) for rate in rates)), MOST_SUMS)
-    if not any(_holds(np.logical_or.reduce(groups), exact, rows, left, start, last) for groups in sums):
+    sums = islice(product(*(_groups(exact.rates, rate) for rate in rates)), MOST_SUMS)
+    if not any(_holds(np.logical_or.reduce(groups), exact, left, start, last) for groups in sums):
         false.append(f"no group of modes of {'one rate' if len(rates) == 1 else 'these rates'} holds what is left")
     fall = math.log(left[start] / left[last]) / (2 * (last - start))
     # Modes of one rate beat against each other: a neper in amplitude between both ends, at most.
@@ -152,11 +152,9 @@ def _groups(rates: Array, rate: float) -> list[NDArray[np.bool_]]:
     return sorted(found, key=lambda group: -int(group.sum()))
 
 
-def _holds(group: NDArray[np.bool_], exact: ExactEnergy, rows: slice, left: Array, start: int, last: int) -> bool:
+def _holds(group: NDArray[np.bool_], exact: ExactEnergy, left: Array, start: int, last: int) -> bool:
     """Whether all other modes together hold at most a tenth of what is left, at every lag from `start` to `last`."""
-    whole = np.ones_like(exact.rates, dtype=bool)  # channels that are not asked for are left out
-    whole[rows] = group
-    others = exact.without(whole, last + 1)[rows].sum(0)[start:]
+    others = exact.without(group, last + 1).sum(0)[start:]
     return bool((others <= (1 - HELD) * left[start : last + 1] * (1 + CLOSE)).all())
 
 
