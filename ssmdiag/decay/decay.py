@@ -15,6 +15,7 @@ from torch import Tensor
 from ssmdiag.cores import one_thread, share_out
 from ssmdiag.decay.comparison import ChannelDecay, DecayComparison, blank_comparison
 from ssmdiag.decay.gauss_newton import LawFit, fit_laws
+from ssmdiag.decay.grid import OFFSET_SHARE
 from ssmdiag.decay.profile import Profile, pool_rising
 from ssmdiag.decay.verdict import LAWS, NEPER_DB, STATUSES, DecayStatus, Law, judge
 
@@ -40,7 +41,9 @@ _SMALLEST = 1e-290
 
 
 @one_thread()
-def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, context: int) -> DecayComparison:
+def compare_decay(
+    edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, context: int, offset_share: float = OFFSET_SHARE
+) -> DecayComparison:
     """Return the law each channel's kernel decays by.
 
     Parameters
@@ -53,6 +56,8 @@ def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, 
         Mean square of the arithmetic's noise, a number or anything that broadcasts to `mean_square`.
     context
         Lags that matter; said with the window, and not otherwise used.
+    offset_share
+        t₀ is at most the last lag of the window divided by this: 1 where the law is known and not asked for.
 
     Raises
     ------
@@ -72,7 +77,7 @@ def compare_decay(edges: Tensor, mean_square: Tensor, floor: Tensor | float, *, 
 
     def compare(start: int) -> None:
         chunk = slice(start, start + CHUNK)
-        _compare_chunk(edges, mean_square[chunk].double(), floor[chunk], comparison, tables, start)
+        _compare_chunk(edges, mean_square[chunk].double(), floor[chunk], comparison, tables, start, offset_share)
 
     share_out(compare, range(0, mean_square.shape[0], CHUNK), mean_square.device)
     return comparison
@@ -85,6 +90,7 @@ def _compare_chunk(
     comparison: DecayComparison,
     tables: Mapping[Law, Tensor],
     start: int,
+    offset_share: float,
 ) -> None:
     """Write the laws of channels `start` onwards into the comparison."""
     status = comparison.status[start : start + mean_square.shape[0]]
@@ -113,7 +119,8 @@ def _compare_chunk(
         index = group.nonzero()[:, 0]
         if not index.numel():
             continue
-        law, why, last, fitted, fits = _fit_group(edges, mean_square[index], floor[index], bool(smooth[index[0]]))
+        own = mean_square[index], floor[index], bool(smooth[index[0]])
+        law, why, last, fitted, fits = _fit_group(edges, *own, offset_share)
         index = index + start
         comparison.law[index], comparison.status[index], comparison.fitted[index] = law, why, fitted
         index = index[fitted]
@@ -151,7 +158,7 @@ def _is_level(edges: Tensor, mean_square: Tensor) -> Tensor:
 
 
 def _fit_group(
-    edges: Tensor, mean_square: Tensor, floor: Tensor, smooth: bool
+    edges: Tensor, mean_square: Tensor, floor: Tensor, smooth: bool, offset_share: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[Law, Tensor]]:
     """Return law, status, last lag of the window, whether laws were fitted, and tables of the fits."""
     width = edges.diff().double()[None]
@@ -173,6 +180,7 @@ def _fit_group(
         root_weight=(weight / inside.clamp(min=1)[:, None]).sqrt(),
         last=last,
         pooled=not smooth,
+        offset_share=offset_share,
     )
     found = {Law(law): fits for law, fits in fit_laws(profile, edges).items()}
     fits = {law: LawFit(*table.unbind(1)) for law, table in found.items()}

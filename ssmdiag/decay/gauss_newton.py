@@ -101,7 +101,7 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
     scale = profile.last.clamp(min=1)
     low, high = torch.zeros_like(start), torch.full_like(start, 1e4)
     low[:, 2] = math.log(SHORTEST_OFFSET)
-    high[:, 0], high[:, 2] = 50.0, longest_offset(profile.last).log()
+    high[:, 0], high[:, 2] = 50.0, longest_offset(profile).log()
     kept = torch.stack([start[:, 0], start[:, 1] * scale, start[:, 2].log()], 1).clamp(low, high)
     order = [_NAMES.index(name) for name in free]
     stride = torch.tensor([2.0, 1e3, 1.5], dtype=torch.float64, device=scale.device)[order]

@@ -20,7 +20,7 @@ def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
     """Return (p, β, t₀) as (channel, 3) for each law to start from, taking the law at the middle of each bin."""
     longest = float(edges[-1])
     lag = (edges[:-1] + edges[1:] - 1).double() / 2
-    top = max(longest / OFFSET_SHARE, 2 * SHORTEST_OFFSET)
+    top = max(longest / profile.offset_share, 2 * SHORTEST_OFFSET)
     position = torch.linspace(0, 1, GRID_POINTS, dtype=torch.float64, device=lag.device)
     offsets = SHORTEST_OFFSET * (top / SHORTEST_OFFSET) ** position
     weight, y = profile.root_weight.square(), profile.log_rms
@@ -51,7 +51,7 @@ def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
     p = (ly * tt - ty * lt) / determinant
     b = (ty * ll - ly * lt) / determinant
     inside = (p > 0) & (b > 0)
-    forbidden = offsets > longest_offset(profile.last)[:, None]
+    forbidden = offsets > longest_offset(profile)[:, None]
     alone = exponent * ly
     power = alone.masked_fill(forbidden, -1).argmax(1, keepdim=True)
     gain = torch.where(inside, p * ly + b * ty, alone).masked_fill(forbidden, -1)
@@ -83,6 +83,6 @@ def _times(rows: Tensor, matrix: Tensor) -> Tensor:
     return torch.bmm(rows[:, None], matrix.expand(len(rows), *matrix.shape))[:, 0]
 
 
-def longest_offset(last: Tensor) -> Tensor:
-    """Return the largest t₀ allowed for a window that ends at lag `last`, steps."""
-    return (last / OFFSET_SHARE).clamp(min=2 * SHORTEST_OFFSET)
+def longest_offset(profile: Profile) -> Tensor:
+    """Return the largest t₀ allowed over the window of each channel, steps."""
+    return (profile.last / profile.offset_share).clamp(min=2 * SHORTEST_OFFSET)

@@ -27,6 +27,8 @@ class Profile:
     """Last lag of the window, (channel,)."""
     pooled: bool
     """Whether the blocks are each channel's own, made of several bins."""
+    offset_share: float
+    """t₀ is at most the last lag divided by this."""
 
     @property
     def blocks(self) -> Tensor:
@@ -43,6 +45,7 @@ class Profile:
             root_weight=self.root_weight[channels],
             last=self.last[channels],
             pooled=own,
+            offset_share=self.offset_share,
         )
 
     def cut(self, blocks: int) -> Profile:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.resuming import digest_of
-from ssmdiag.retrain.tasks import TaskData
+from ssmdiag.retrain.tasks import TargetLaw, TaskData
 
 Inputs = Any
 """A tensor, or a tuple or mapping of tensors."""
@@ -78,6 +78,8 @@ class SampledBatches:
     """Whether floating-point inputs are to be given in the model's dtype."""
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
+    law: TargetLaw | None = None
+    """What that kernel decays by, where that is one law."""
     draw: Draw = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class SampledBatches:
         """Return the batches of a task."""
         train, held_out = (data.inputs, data.targets), (data.validation_inputs, data.validation_targets)
         nothing = loss_of_nothing(data.validation_targets, data.outputs)
-        return cls(train, held_out, size, data.loss, data.read_out, nothing, kernel=data.kernel)
+        return cls(train, held_out, size, data.loss, data.read_out, nothing, kernel=data.kernel, law=data.law)
 
     @property
     def length(self) -> int | None:

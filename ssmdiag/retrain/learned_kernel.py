@@ -16,14 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssmdiag.retrain.learned_law import fit_target_law
 from ssmdiag.retrain.model import Ensemble, ModelSettings
 from ssmdiag.retrain.results import ArmResult, LearnedKernel
 
 if TYPE_CHECKING:
-    from ssmdiag.retrain.tasks import TaskData
+    from ssmdiag.retrain.tasks import TargetLaw, TaskData
 
-SEQUENCES = 256
-"""Validation sequences the derivative is a mean over, at most."""
+SEQUENCES = 1_280
+"""Validation sequences the derivative is a mean over, at most: the linear functionals have so many."""
 AT_ONCE = 16_384
 """Steps of all sequences that go through the model at a time."""
 
@@ -42,24 +43,33 @@ def learned_kernel(
     for value in ensemble.parameters.values():
         value.requires_grad_(False)
     inputs = data.validation_inputs[:SEQUENCES].to(device)
-    return compare_with(data.kernel, mean_derivative(lambda x: ensemble.forward(x[None])[0], inputs))
+    values, noise = mean_derivative(lambda x: ensemble.forward(x[None])[0], inputs)
+    return compare_with(data.kernel, values, noise, data.law)
 
 
-def mean_derivative(answer: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return the mean of ∂y_T/∂x_{T−s} over sequences, (lag,) float64.
+def mean_derivative(answer: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of ∂y_T/∂x_{T−s} over sequences and its standard error, each (lag,) float64.
 
     `answer` maps inputs (sample, step, 1) to answers (sample, step, 1).
     """
-    total = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    total, squares = torch.zeros(2, inputs.shape[1], dtype=torch.float64)
     for some in inputs.split(max(1, AT_ONCE // inputs.shape[1])):
         x = some.detach().clone().requires_grad_()
         with torch.enable_grad():
             (derivative,) = torch.autograd.grad(answer(x)[:, -1].sum(), x)
-        total += derivative[..., 0].sum(0).double().cpu()
-    return total.flip(0) / len(inputs)
+        derivative = derivative[..., 0].double().cpu()
+        total += derivative.sum(0)
+        squares += derivative.square().sum(0)
+    mean, count = total / len(inputs), len(inputs)
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return mean.flip(0), (variance / max(count - 1, 1)).sqrt().flip(0)
 
 
-def compare_with(target: Tensor, values: Tensor) -> LearnedKernel:
-    """Return a kernel with its distance from the target, both (lag,)."""
+def compare_with(
+    target: Tensor, values: Tensor, noise: Tensor | None = None, law: TargetLaw | None = None
+) -> LearnedKernel:
+    """Return a kernel with its distance from the target, and the target's `law` fitted to it; all (lag,)."""
     distance = (values - target).norm() / target.norm()
-    return LearnedKernel(tuple(values.tolist()), float(distance))
+    noise = torch.zeros_like(values) if noise is None else noise
+    fitted = None if law is None else fit_target_law(values, noise, law)
+    return LearnedKernel(tuple(values.tolist()), float(distance), fitted)

@@ -193,7 +193,8 @@ class _Trainer:
         def answer(x: Tensor) -> Tensor:
             return self.score.answers(call(self.module, x), targets[: len(x)])
 
-        return compare_with(self.batches.kernel, mean_derivative(answer, self._moved(inputs[:SEQUENCES])))
+        values, noise = mean_derivative(answer, self._moved(inputs[:SEQUENCES]))
+        return compare_with(self.batches.kernel, values, noise, self.batches.law)
 
     @torch.no_grad()
     def _validated(self, step: int, most: int | None) -> tuple[Point, int]:

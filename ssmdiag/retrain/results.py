@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ssmdiag.retrain.arms import Arm, Budget
+    from ssmdiag.retrain.tasks import TargetLaw
     from ssmdiag.spectrum import LayerDiagnosis
 
 
@@ -44,6 +45,30 @@ class PerturbationCurve:
 
 
 @dataclass(frozen=True)
+class LearnedLaw:
+    """The law of the task's kernel, fitted to the one that was learned."""
+
+    asked: TargetLaw
+    describes: bool
+    """Whether that law describes the learned kernel; parameters are None where not."""
+    reason: str | None
+    """Why not."""
+    window: tuple[int, int] | None = None
+    """First and last lag fitted; None where nothing could be."""
+    residual_db: dict[str, float] | None = None
+    """Rms residual of every law over the window, that of the target and its rivals."""
+    exponent: float | None = None
+    exponent_error: float | None = None
+    """Standard errors; None for an exponent whose t₀ is at a bound."""
+    offset: float | None = None
+    offset_error: float | None = None
+    offset_at_bound: bool = False
+    """Whether t₀ is at a quarter step or at the last lag, which the fit does not leave."""
+    rate: float | None = None
+    rate_error: float | None = None
+
+
+@dataclass(frozen=True)
 class LearnedKernel:
     """The linear kernel a trained model has learned, where the task has one to compare it with."""
 
@@ -51,6 +76,8 @@ class LearnedKernel:
     """By lag."""
     error: float
     """Euclidean distance from the task's kernel, relative to its norm."""
+    law: LearnedLaw | None = None
+    """None where the task's kernel has no law."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ from rich.cells import cell_len
 from ssmdiag.reports import Settings
 from ssmdiag.reports.retrain import markdown, text
 from ssmdiag.reports.retrain.json import render
+from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.retrain.arms import Arm, Budget, product_of
-from ssmdiag.retrain.results import ArmResult, LearnedKernel, PerturbationCurve, Point, RetrainResult
+from ssmdiag.retrain.results import ArmResult, LearnedKernel, LearnedLaw, PerturbationCurve, Point, RetrainResult
+from ssmdiag.retrain.tasks import TargetLaw
 from tests.reports.example_diagnoses import layer
 
 GOLDEN = Path(__file__).parent / "golden_retrain"
 TARGET = tuple((1 + 0.1 * lag) ** -1.1 for lag in range(100))
+LAW = TargetLaw("polynomial", exponent=1.1, offset=10.0)
 BETAS = (0.0, *(1e-3 * 2**i for i in range(11)))
 
 
@@ -42,7 +45,19 @@ def with_curves(result: ArmResult, tilt: float) -> ArmResult:
     kernel = tuple(value * (1 + tilt * lag / 100) for lag, value in enumerate(TARGET))
     losses = tuple(result.history[-1].loss * (1 + (beta / (0.1 * (1 + tilt))) ** 2) for beta in BETAS)
     noisy = PerturbationCurve(BETAS, losses, losses, 10, 256)
-    return replace(result, kernel=LearnedKernel(kernel, abs(tilt) / 10), perturbation=noisy)
+    return replace(result, kernel=LearnedKernel(kernel, abs(tilt) / 10, learned(tilt)), perturbation=noisy)
+
+
+def learned(tilt: float) -> LearnedLaw:
+    """Return a law near the target's; none for a kernel of a large tilt, t₀ at its bound for one of a negative."""
+    left = {"flat": 6.7, "exponential": 2.0, "polynomial": 0.06 * (1 + 40 * tilt**2), "truncated": 0.03}
+    if tilt > 0.2:
+        return LearnedLaw(LAW, False, "truncated comes much nearer", (0, 99), left)
+    bound = tilt < 0
+    errors = (None, None) if bound else (0.0063, 0.15)
+    return LearnedLaw(
+        LAW, True, None, (0, 99), left, 1.1 + tilt / 100, errors[0], 99.0 if bound else 10.13, errors[1], bound
+    )
 
 
 def result_of(arms: Sequence[ArmResult], task: str = "lf-poly", **fields: object) -> RetrainResult:
@@ -168,6 +183,12 @@ def test_json_has_kernels_and_noise() -> None:
     assert document["target_kernel"] == pytest.approx(TARGET)
     first = document["arms"][0]
     assert first["kernel"]["error"] == pytest.approx(0.01)
+    law = first["kernel"]["law"]
+    assert law["asked"] == {"law": "polynomial", "exponent": 1.1, "offset": 10.0, "rate": None}
+    assert (law["describes"], law["reason"], law["window"]) == (True, None, [0, 99])
+    assert (law["exponent"], law["exponent_error"], law["rate"]) == (pytest.approx(1.101), 0.0063, None)
+    assert law["residual_db"] == pytest.approx({"flat": 6.7, "exponential": 2, "polynomial": 0.084, "truncated": 0.03})
+    assert not document["arms"][2]["kernel"]["law"]["describes"]
     assert first["perturbation"]["betas"] == pytest.approx(BETAS)
     assert first["perturbation"]["borne"] == pytest.approx(0.064)
     sweep = json.loads(render(CASES["sweep"]))
@@ -208,3 +229,33 @@ def test_a_rate_at_which_nothing_is_learned_is_not_usable() -> None:
     rates = (1e-6, 1e-3, 1e-1)
     runs = [run(Arm(param, lr=rate), 5.0 if rate > 1e-6 else 8.0) for param in ("exp", "best") for rate in rates]
     assert "Decades of learning rate within 2× the best loss: exp 2; best 2." in said_of(*runs)
+
+
+def test_laws_stand_beside_the_one_asked_for_and_a_kernel_of_another_has_none() -> None:
+    said = text.report(CASES["three-maps"], Settings(width=100, plots=False))
+    rows = [" ".join(line.split()) for line in said.splitlines()]
+    start = rows.index("law learned 1.1 10 off, dB off, dB off, dB")
+    assert rows[start + 1 : start + 4] == [
+        "a exp 1.1010 ± 0.0063 10.13 ± 0.15 0.084 2 0.03",
+        "b best 1.1 99 (bound) 0.062 2 0.03",
+        "c direct – – 0.28 2 0.03",
+    ]
+    sentence = (
+        "the law asked for, polynomial, does not describe the learned kernel over lags 0 to 99 (0.28 dB rms off): "
+        "truncated comes much nearer"
+    )
+    assert f"c: {sentence}" in " ".join(rows)
+    page = markdown.render(CASES["three-maps"])
+    assert f"- direct, lr 0.01: {sentence}\n" in page
+    assert "| p, asked 1.1 | t₀, asked 10 | polynomial off, dB |" in page
+    assert "law learned" not in text.report(CASES["sweep"], Settings(width=100))
+
+
+def test_a_kernel_too_short_to_fit_is_said_to_be_that() -> None:
+    short = LearnedLaw(TargetLaw("exponential", rate=1.0), False, "the memory ends within a few steps", None)
+    result = replace(run(Arm("exp"), 0.1), kernel=LearnedKernel(TARGET, 0.01, short))
+    assert law_remark(result, "a") == (
+        "a: no law can be fitted to the learned kernel: the memory ends within a few steps"
+    )
+    heading = ["β, asked\n1", "exponential\noff, dB", "polynomial\noff, dB", "truncated\noff, dB"]
+    assert law_columns([result, run(Arm("best"), 0.1)]) == [(name, ["–", "–"]) for name in heading]

@@ -31,7 +31,8 @@ def white(count: int, seed: int = 1) -> Tensor:
 
 def test_of_a_filter_it_is_the_filter() -> None:
     K = kernel()
-    found = mean_derivative(lambda x: filter_with(K, x[..., 0])[..., None], white(3))
+    found, noise = mean_derivative(lambda x: filter_with(K, x[..., 0])[..., None], white(3))
+    assert float(noise.max()) < 1e-7  # every sequence has the same
     torch.testing.assert_close(found, K, rtol=1e-12, atol=1e-12)
     assert compare_with(K, found).error < 1e-12
     assert compare_with(K, 0 * K).error == pytest.approx(1)
@@ -45,7 +46,9 @@ def test_of_a_nonlinear_model_it_is_the_correlation_of_output_and_white_input() 
         return torch.tanh(filter_with(K, x[..., 0]))[..., None]
 
     x = white(200_000)
-    found = mean_derivative(answer, x)
+    found, noise = mean_derivative(answer, x)
+    slope = 1 - answer(x)[:, -1, 0].square()  # tanh′, by which every sequence has K
+    torch.testing.assert_close(noise, K.abs() * slope.std() / 200_000**0.5, rtol=1e-9, atol=0)
     correlation = (answer(x)[:, -1] * x[..., 0]).mean(0).flip(0)
     assert float((found - correlation).abs().max()) < 5 / 200_000**0.5
     assert float((found - K).abs().max()) > 0.02  # and not the filter's own
@@ -76,6 +79,8 @@ def test_arms_of_a_linear_functional_have_one_and_others_none() -> None:
     learned, lost = (arm.kernel for arm in result.arms)
     assert learned is not None
     assert len(learned.values) == len(result.target)
+    assert learned.law is not None
+    assert learned.law.asked == task().law
     assert lost is None
     other = compare_arms([Arm("exp")], task("delay"), model(), BUDGET, task="delay")
     assert other.target == ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.printable import printable_record
 from ssmdiag.reports.markdown import escape
+from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.reports.retrain.words import (
     Column,
     answer,
@@ -48,7 +49,15 @@ def _columns(result: RetrainResult) -> list[Column]:
         columns.append(("kernel error", [kernel_error(summary.runs) for summary in summaries]))
     if any(run.perturbation for run in runs):
         columns.append(("noise borne, β", [noise_borne(summary.runs) for summary in summaries]))
+    columns += [(heading.replace("\n", " "), cells) for heading, cells in law_columns(runs)]
     return columns + memory_columns(runs)
+
+
+def _remarks(result: RetrainResult) -> list[str]:
+    summaries = summarise_arms(result)
+    names = settings_of([summary.arm for summary in summaries])
+    remarks = [law_remark(summary.runs[0], f"{names[summary.arm]}, lr {summary.arm.lr:g}") for summary in summaries]
+    return [remark for remark in remarks if remark]
 
 
 def _page(result: RetrainResult, columns: Sequence[Column]) -> str:
@@ -65,7 +74,7 @@ def _page(result: RetrainResult, columns: Sequence[Column]) -> str:
         "",
         f"{result.budget.steps:,} steps of {result.budget.batch} sequences, {len(result.arms):,} runs, "
         f"{result.device}, {result.seconds:,.0f} s.",
-        *(f"- {escape(note)}" for note in result.notes),
+        *(f"- {escape(note)}" for note in (*_remarks(result), *result.notes)),
     ]
     return "\n".join(lines) + "\n"
 

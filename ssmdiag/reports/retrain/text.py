@@ -15,6 +15,7 @@ from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried, close_console, open_console
 from ssmdiag.reports.pictures import run_picture
+from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.reports.retrain.pictures import kernel_picture, noise_picture
 from ssmdiag.reports.retrain.words import (
     Column,
@@ -74,12 +75,18 @@ def report(result: RetrainResult, settings: Settings) -> str:
             memory = [column for column in memory if column[0] != "law"]
         page.table("memory", shown, names, memory)
         if len(same) == 1 and not same & {"–"}:
-            page.paragraph(f"  law of the kernels, in every setting: {same.pop()}", "")
+            page.paragraph(f"  law of the layers' kernels, in every setting: {same.pop()}", "")
+        laws = law_columns([summary.runs[0] for summary in shown])
+        if laws:
+            page.table("law learned", shown, names, laws)
+        for remark in (law_remark(summary.runs[0], names.letter(summary)) for summary in shown):
+            if remark:
+                page.paragraph(f"  {remark}", "")
         if settings.plots:
             _curves(page, result, shown, names)
         notes = [*result.notes]
         if any(summary.seeds > 1 for summary in shown):
-            notes.append("memory and curves are those of the first seed")
+            notes.append(f"memory{', laws' * bool(laws)} and curves are those of the first seed")
         page.notes(notes)
     return page.text()
 

@@ -7,9 +7,9 @@ import pkgutil
 from functools import cache
 
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
+from ssmdiag.retrain.tasks.interface import TargetLaw, Task, TaskData, TaskSettings
 
-__all__ = ["Task", "TaskData", "TaskSettings", "find_task", "known_tasks"]
+__all__ = ["TargetLaw", "Task", "TaskData", "TaskSettings", "find_task", "known_tasks"]
 
 MACHINERY = frozenset({"interface"})
 

@@ -36,6 +36,19 @@ class TaskSettings:
     """File the data come from, for tasks that read one."""
 
 
+@dataclass(frozen=True)
+class TargetLaw:
+    """The law a task's kernel decays by, (1 + t/t₀)^−p e^−βt: without a factor, what it has is None."""
+
+    law: Literal["exponential", "polynomial", "truncated"]
+    exponent: float | None = None
+    """p."""
+    offset: float | None = None
+    """t₀, steps."""
+    rate: float | None = None
+    """β, nats per step."""
+
+
 @dataclass(frozen=True, eq=False)
 class TaskData:
     """Training and validation sequences, on the CPU."""
@@ -55,6 +68,8 @@ class TaskData:
     """Number of tokens where inputs are tokens."""
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
+    law: TargetLaw | None = None
+    """What that kernel decays by, where that is one law."""
 
     @property
     def length(self) -> int:

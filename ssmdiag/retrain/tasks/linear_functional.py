@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
+from ssmdiag.retrain.tasks.interface import TargetLaw, Task, TaskData, TaskSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ _AIRY_AT_0 = (0.355028053887817239, -0.258819403792806798)
 """Ai(0) and Ai′(0)."""
 
 
-def _maker(rho: Callable[[Tensor], Tensor]) -> Callable[[TaskSettings], TaskData]:
+def _maker(rho: Callable[[Tensor], Tensor], law: TargetLaw | None = None) -> Callable[[TaskSettings], TaskData]:
     def make(settings: TaskSettings) -> TaskData:
         import torch
 
@@ -77,8 +77,9 @@ def _maker(rho: Callable[[Tensor], Tensor]) -> Callable[[TaskSettings], TaskData
         y = filter_with(kernel, x)
         x, y = x.float()[..., None], y.float()[..., None]
         return TaskData(
-            x[:count], y[:count], x[count:], y[count:], "squared error", "every step", outputs=1, kernel=kernel
-        )
+            x[:count], y[:count], x[count:], y[count:],
+            "squared error", "every step", outputs=1, kernel=kernel, law=law,
+        )  # fmt: skip
 
     return make
 
@@ -91,10 +92,12 @@ def filter_with(kernel: Tensor, x: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(kernel, n=size), n=size)[:, : x.shape[1]]
 
 
+_EXP = TargetLaw("exponential", rate=1.0)
+_POLY = TargetLaw("polynomial", exponent=1.1, offset=10.0)
 _SOURCE = "P1, arXiv 2311.14495 §4.1"
 TASKS = (
-    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _maker(_exp)),
-    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _maker(_poly)),
+    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _maker(_exp, _EXP)),
+    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _maker(_poly, _POLY)),
     Task("lf-shift", "a kernel of one late lag", _SOURCE, _maker(_shift)),
     Task("lf-twoparts", "an early and a late part", _SOURCE, _maker(_twoparts)),
     Task("lf-airy", "an oscillating kernel, Airy's function", _SOURCE, _maker(_airy)),
