@@ -113,7 +113,8 @@ class LayerDecay:
     def law_word(self) -> str:
         """The law, and that it is the tail's where it is."""
         word, window = self.law
-        return f"{word} tail" if self.whole.law is Law.UNDETERMINED and window else word
+        short = {"exponential": "exp. tail", "exponentials": "exp. tails"}
+        return short.get(word, f"{word} tail") if self.whole.law is Law.UNDETERMINED and window else word
 
 
 def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]:

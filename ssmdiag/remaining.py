@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.decay.decay import NOISE_MARGIN
-from ssmdiag.decay.tail import Tails, TailStatus, energy_left, judge_tails, no_tails, window_ends
+from ssmdiag.decay.tail import (
+    MOST_TERMS,
+    TAIL_LAWS,
+    TailLaw,
+    Tails,
+    TailStatus,
+    energy_left,
+    judge_tails,
+    name_sums,
+    no_tails,
+    window_ends,
+)
 from ssmdiag.kernel.energy import Energy, horizon, tail_energy
 from ssmdiag.kernel.mode_energy import ModeEnergies
 from ssmdiag.kernel.passing import SHARES, Passing, find_passing, heaviness
@@ -21,6 +32,8 @@ if TYPE_CHECKING:
 
     from ssmdiag.recurrence import Recurrence
 
+MIDDLE = 0.1
+"""Share of the energy left where the terms of a sum are sought."""
 EVERY_LAG = 12
 """Edges that all serve as lags; two an octave are enough later."""
 ENDLESS = (Status.GROWS, Status.BOUNDARY, Status.BEYOND)
@@ -82,6 +95,14 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
     ends = window_ends(share)
     layer = modes.groups_of_layer(ends[-1:])
     tails = judge_tails(modes.lags, ends, share, modes.groups(ends[:-1]).join(layer))
+    one = len(ends) == 2  # then the layer is its channel
+    own = ends[:-1]
+    middle = torch.minimum((share[:-1] > MIDDLE).sum(1), own)
+    for terms in range(2, MOST_TERMS + 1):
+        channels = tails.select(slice(0, len(own)))
+        if bool((channels.law == TAIL_LAWS.index(TailLaw.NONE)).any()):
+            name_sums(channels, modes.lags, own, share[:-1], modes.groups(own, middle, terms))
+            tails = channels.join(channels if one else tails.select(slice(len(own), None)))
     tails.withhold(~known | (rows.values <= 0).all(1), TailStatus.NO_KERNEL)
     return tails, (layer.for_ever, layer.noise)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssmdiag.decay.sentence import describe_tail
 from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
+from ssmdiag.decay.verdict import Law
 from ssmdiag.kernel.mode_energy import ModeEnergies
 from ssmdiag.memory import LayerMemory, assess_memories, assess_memory, lag_edges, summarise_memory
 from ssmdiag.recurrence import DenseRealisation, Recurrence
@@ -118,7 +119,7 @@ def test_no_tail_is_named_that_the_stepped_kernel_does_not_follow(real: bool) ->
     for _ in range(40):
         layer = drawn(random, 1, int(random.choice([2, 3, 5, 8])), real=real)
         tail = tail_of(layer)
-        if tail is None:
+        if tail is None or tail.law is not TailLaw.EXPONENTIAL:
             continue
         named += 1
         energy = stepped(layer, CONTEXT)[0] ** 2
@@ -284,3 +285,39 @@ def test_a_tail_is_a_sentence() -> None:
     assert "half every 347 steps" in sentence
     assert "50, 90, 99 % of the energy have passed after" in sentence
     assert len(lag_edges(CONTEXT)) > 40
+
+
+def test_what_two_rates_share_to_the_end_is_a_sum_of_two_exponentials() -> None:
+    ell, weights = [[-0.004 + 0.9j, -0.006 + 2.1j, -0.3 + 1j]], [[1.0, 1.2, 2.0]]
+    memory = assess_memory(modal(ell, weights, factor=2.0), 400)
+    tail = memory.remaining.whole.row(0)
+    assert tail is not None
+    assert tail.law is TailLaw.EXPONENTIALS
+    assert tail.rates == pytest.approx((0.004, 0.006))
+    energy = stepped(modal(ell, weights, factor=2.0), 400)[0] ** 2
+    assert tail.energy_share == pytest.approx(energy[tail.first :].sum() / energy.sum(), rel=1e-6)
+    rest = stepped(modal([ell[0][2:]], [weights[0][2:]], factor=2.0), 400)[0] ** 2
+    for lag in range(tail.first, 300):
+        assert rest[lag:].sum() <= 0.1 * energy[lag:].sum()
+    said = summarise_memory(memory)[1].sentence
+    assert ("a sum of 2 exponentials" in said) == (memory.whole.channel(0).law is Law.UNDETERMINED)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_sum_that_is_named_leaves_a_tenth_of_the_energy_at_most(seed: int) -> None:
+    random = np.random.default_rng(100 + seed)
+    named = 0
+    for _ in range(15):
+        layer = drawn(random, 1, 5)
+        tail = tail_of(layer, 512)
+        if tail is None or tail.law is not TailLaw.EXPONENTIALS:
+            continue
+        named += 1
+        near = [(layer.rate >= rate / 1.1) & (layer.rate <= rate * 1.1) for rate in tail.rates]
+        assert layer.output_matrix is not None
+        others = replace(layer, output_matrix=layer.output_matrix.where(~torch.stack(near).any(0), 0.0))
+        rest, whole = ((stepped(one, tail.last)[0] ** 2)[::-1].cumsum()[::-1] for one in (others, layer))
+        for lag in lag_edges(512).tolist():
+            if tail.first <= lag < 0.8 * tail.last:
+                assert rest[lag] <= 0.11 * whole[lag], (tail, lag)
+    assert named >= 3

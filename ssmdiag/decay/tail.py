@@ -27,6 +27,12 @@ FORGOTTEN = 1e-6
 """Share of the energy at which a window ends."""
 LEAST_SHARE = 1e-3
 """Share of the energy that a law must be about."""
+MOST_TERMS = 3
+"""Exponentials in a sum at most."""
+LEAST_SUM_SHARE = 1e-2
+"""Share of the energy that a sum of them must be about."""
+LEAST_HEARD = 0.1
+"""Share of its modes' own energies below which a sum counts as cancelled."""
 FEWEST_LAGS = 3
 FEWEST_BINS = 2
 LEAST_RATE = 1e-15
@@ -46,6 +52,7 @@ class TailLaw(Enum):
     """What the energy that remains decays by."""
 
     EXPONENTIAL = "exponential"
+    EXPONENTIALS = "exponentials"
     FLAT = "flat"
     NONE = "none"
 
@@ -54,6 +61,7 @@ class TailStatus(Enum):
     """Why there is a law of the energy that remains, or why there is none; the value is a sentence for the user."""
 
     FOUND = "one rate holds nine tenths of the energy that remains"
+    SUM = "a sum of two or three exponentials holds nine tenths of the energy that remains"
     MIXED = "modes of several rates share the energy to its end"
     BENT = "modes of one rate hold the energy, but it does not fall with that rate yet"
     FEW_LAGS = "too few lags remain where one rate rules"
@@ -79,6 +87,8 @@ class Tail:
     """Nats per step."""
     energy_share: float
     """Share of the energy within the context that is left at `first`."""
+    rates: tuple[float, ...] = ()
+    """Of a sum of exponentials, those of all its terms, slowest first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +107,8 @@ class Tails:
     """NaN where there is no law."""
     slowest: Tensor
     """Rate of the slowest modes that hold a millionth of the energy; NaN where that is not known."""
+    rates: Tensor
+    """Rates of a sum's terms, (row, 3), ascending; NaN where there are fewer."""
 
     def select(self, index: slice | Tensor) -> Tails:
         """Return some of the rows."""
@@ -109,7 +121,7 @@ class Tails:
     def withhold(self, rows: Tensor, status: TailStatus) -> None:
         """Take back what was said of some rows, (row,) bool: they have no law, for this reason."""
         self.law[rows], self.status[rows] = TAIL_LAWS.index(TailLaw.NONE), TAIL_STATUSES.index(status)
-        for values in (self.rate, self.energy_share, self.slowest):
+        for values in (self.rate, self.energy_share, self.slowest, self.rates):
             values[rows] = math.nan
 
     def counts(self) -> dict[TailLaw, int]:
@@ -122,7 +134,8 @@ class Tails:
         if law is TailLaw.NONE:
             return None
         first, last = int(self.first[index]), int(self.last[index])
-        return Tail(law, first, last, float(self.rate[index]), float(self.energy_share[index]))
+        rates = tuple(rate for rate in self.rates[index].tolist() if not math.isnan(rate))
+        return Tail(law, first, last, float(self.rate[index]), float(self.energy_share[index]), rates)
 
     def reason(self, index: int) -> TailStatus:
         """Return why one row has a law, or why it has none."""
@@ -196,7 +209,32 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) 
         rate=groups.rate.gather(1, first)[:, 0].where(found, math.nan),
         energy_share=share.gather(1, first)[:, 0].where(found, math.nan),
         slowest=groups.slowest,
+        rates=groups.slowest.new_full((len(ends), MOST_TERMS), math.nan),
     )
+
+
+def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) -> None:
+    """Write in what rows without a law of one rate are a sum of exponentials by the groups that were taken as one.
+
+    What the other modes hold is all that a sum leaves open; modes of it that cancel have no rate to be told by.
+    """
+    lags, share = lags[: groups.whole.shape[1]], share[:, : groups.whole.shape[1]]
+    position = torch.arange(len(lags), device=lags.device)
+    inside = position < ends[:, None]
+    ruled = (groups.rest + groups.noise <= OTHERS * groups.whole) & (groups.heard >= LEAST_HEARD)
+    length = lags[ends][:, None] - lags
+    good = _to_the_end(ruled | ~inside) & inside & (share >= LEAST_SUM_SHARE) & (length >= FEWEST_LAGS)
+    good &= ends[:, None] - position >= FEWEST_BINS
+    known = [TAIL_STATUSES.index(status) for status in (TailStatus.MIXED, TailStatus.BENT, TailStatus.FEW_LAGS)]
+    rows = good.any(1) & torch.isin(tails.status, tails.status.new_tensor(known))
+    first = good.to(torch.uint8).argmax(1, keepdim=True)
+    rates = groups.rates.sort(1).values
+    tails.law[rows] = TAIL_LAWS.index(TailLaw.EXPONENTIALS)
+    tails.status[rows] = TAIL_STATUSES.index(TailStatus.SUM)
+    tails.first[rows] = lags[first[:, 0]].long()[rows]
+    tails.energy_share[rows] = share.gather(1, first)[rows, 0]
+    tails.rate[rows] = rates[rows, 0]
+    tails.rates[rows, : rates.shape[1]] = rates[rows]
 
 
 def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
@@ -205,7 +243,8 @@ def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
     none = torch.full_like(index, TAIL_LAWS.index(TailLaw.NONE))
     unknown = torch.full((rows,), math.nan, dtype=torch.float64, device=like.device)
     zero = torch.zeros_like(index)
-    return Tails(none, index, zero, zero.clone(), unknown, unknown.clone(), unknown.clone())
+    rates = unknown[:, None].repeat(1, MOST_TERMS)
+    return Tails(none, index, zero, zero.clone(), unknown, unknown.clone(), unknown.clone(), rates)
 
 
 def _to_the_end(holds: Tensor) -> Tensor:

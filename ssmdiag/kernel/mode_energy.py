@@ -59,6 +59,10 @@ class GroupEnergy:
     """Rate of the slowest group that holds a millionth of the energy, (row,); NaN where none does."""
     for_ever: Tensor
     """Energy from each lag on without an end, (row, lag)."""
+    heard: Tensor
+    """The group's own energy over that of its modes by themselves, (row, lag): little where they cancel."""
+    rates: Tensor
+    """Mean rates at lag 0 of the groups that were taken as one, (row, group)."""
 
     def join(self, other: GroupEnergy) -> GroupEnergy:
         """Return these rows and then those of another."""
@@ -94,15 +98,21 @@ class ModeEnergies:
                 self.held[chunk.start] = form
             yield chunk, form
 
-    def groups(self, ends: Tensor) -> GroupEnergy:
-        """Return the energies of each channel whose window ends at `ends` (channel,), positions in the lags."""
+    def groups(self, ends: Tensor, middle: Tensor | None = None, most: int = 1) -> GroupEnergy:
+        """Return the energies of each channel whose window ends at `ends` (channel,), positions in the lags.
+
+        `most` groups are taken as one: that which holds the last of the energy, and those with most of it at `middle`.
+        """
         found = []
+        middle = ends if middle is None else middle
         for chunk, form in self.forms():
             end = ends[chunk]
             number = _numbers(form.rate)
-            energies = form.by_group(number, int(number.max()) + 1, _probes(end))
-            best, slowest = _choose(energies)
-            found.append(_row(form.of_modes(number == best[:, None], self.lags[end]), end, slowest))
+            probes = torch.cat([_probes(end), middle[chunk][:, None]], 1)
+            energies = form.by_group(number, int(number.max()) + 1, probes)
+            best, rates, slowest = _choose(energies, most)
+            chosen = (number[..., None] == best[:, None]).any(2)
+            found.append(_row(form.of_modes(chosen, self.lags[end]), end, slowest, rates))
         return GroupEnergy(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def groups_of_layer(self, end: Tensor) -> GroupEnergy:
@@ -121,12 +131,12 @@ class ModeEnergies:
             parts = form.by_group(own, groups, _probes(end).expand(len(number), -1))
             parts = parts * (form.unit / unit).square()[:, None, None]
             energies[:, 0].index_add_(1, which.flatten(), parts.flatten(1, 2))
-        best, slowest = _choose(energies)
+        best, rate, slowest = _choose(energies, 1)
         total = rates.new_zeros(7, 1, len(self.lags))
         for (_, form), number in zip(self.forms(), numbers, strict=True):
             some = form.of_modes(number == best, self.lags[end].expand(len(number)))
             total += (some * (form.unit / unit).square()[:, None]).sum(1, keepdim=True)
-        return GroupEnergy(*_row(total, end, slowest))
+        return GroupEnergy(*_row(total, end, slowest, rate))
 
     @cached_property
     def unit(self) -> Tensor:
@@ -258,14 +268,13 @@ class PairForms:
         these without swings that complete within the window, of each of these by itself, that times its rate; and the
         noise.
 
-        `chosen` (channel, mode) bool, neighbours by rate; `window` (channel,) lags.
+        `chosen` (channel, mode) bool; `window` (channel,) lags.
         """
         parts = self.parts
         count = int(chosen.sum(1).amax().clamp(min=1))
         place = torch.arange(count, device=chosen.device)
-        which = chosen.to(torch.uint8).argmax(1, keepdim=True) + place
+        which = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count, None]
         there = (place < chosen.sum(1, keepdim=True))[..., None]
-        which = which.clamp(max=chosen.shape[1] - 1)[..., None]
 
         def some(values: Tensor) -> Tensor:
             """Return the rows of the chosen modes."""
@@ -304,8 +313,10 @@ def _probes(ends: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(ends), (ends - 1).clamp(min=0), ends], 1)
 
 
-def _choose(energies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the group without which least is left at the end of each row's window, and the slowest heard rate."""
+def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the group without which least is left at the end of each row's window and, to make `most`, those that
+    have most at the fourth probe; their rates, both (row, group); and the slowest heard rate, (row,).
+    """
     parts, own, alone, weighted = energies
     whole = parts.sum(1, keepdim=True)
     rest = whole - 2 * parts + own
@@ -313,17 +324,23 @@ def _choose(energies: Tensor) -> tuple[Tensor, Tensor]:
     heard = own[..., 0] - own[..., 2] > HEARD * (whole[..., 0] - whole[..., 2])
     rate = (weighted / alone.clamp(min=torch.finfo(torch.float64).tiny))[..., 0]
     slowest = rate.where(heard, math.inf).amin(1)
-    return best, slowest.where(slowest.isfinite(), math.nan)
+    slowest = slowest.where(slowest.isfinite(), math.nan)
+    if most == 1:
+        return best[:, None], rate.gather(1, best[:, None]), slowest
+    score = (own[..., 3] - own[..., 2]).scatter(1, best[:, None], math.inf)
+    chosen = score.topk(min(most, score.shape[1]), dim=1).indices
+    return chosen, rate.gather(1, chosen), slowest
 
 
-def _row(energies: Tensor, ends: Tensor, slowest: Tensor) -> tuple[Tensor, ...]:
+def _row(energies: Tensor, ends: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]:
     """Return the fields of a `GroupEnergy`, of what `of_modes` returns."""
     whole, rest, own, smooth, alone, weighted, noise = energies
     # What is left up to the window's end, not for ever.
     left, others = (part - part.gather(1, ends[:, None]) for part in (whole, rest))
     bins = -(whole - own + smooth).diff(dim=1)
     rate = weighted / alone.clamp(min=torch.finfo(torch.float64).tiny)
-    return left.clamp(min=0), others.clamp(min=0), bins, rate, noise, slowest, whole
+    heard = own / alone.clamp(min=torch.finfo(torch.float64).tiny)
+    return left.clamp(min=0), others.clamp(min=0), bins, rate, noise, slowest, whole, heard, rates
 
 
 def _numbers(rate: Tensor) -> Tensor:

@@ -160,6 +160,7 @@ def tail_document(tail: Tail) -> dict[str, Any]:
         "to": tail.last,
         "law": tail.law.value,
         "rate": tail.rate,
+        "rates": tail.rates or (tail.rate,),
         "energy_share": tail.energy_share,
     }
 

@@ -176,7 +176,7 @@ def _tail_curve(decay: LayerDecay) -> list[tuple[float, float]]:
     """Return the line of the tail's rate through the envelope, where no law was fitted."""
     tail = decay.tail
     inside = [(lag, level) for lag, level in decay.envelope if tail and tail.first <= lag <= tail.last]
-    if tail is None or decay.law_word == decay.whole.law.value or not inside:
+    if tail is None or len(tail.rates) > 1 or decay.law_word == decay.whole.law.value or not inside:
         return []
     fall = 20 / math.log(10) * tail.rate
     height = sum(level + fall * lag for lag, level in inside) / len(inside)
