@@ -16,8 +16,11 @@ import torch
 from ssmdiag.channels import each_layer
 from ssmdiag.cores import one_thread
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
+from ssmdiag.decay.sentence import describe
+from ssmdiag.decay.tail import Tail, TailStatus
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
 from ssmdiag.kernel.powers import MAX_LAG, retention
+from ssmdiag.remaining import Remaining, assess_remaining
 from ssmdiag.spectrum import Quantiles
 from ssmdiag.status import Status
 
@@ -62,6 +65,8 @@ class LayerMemory:
     channels: DecayComparison
     whole: DecayComparison
     """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
+    remaining: Remaining
+    """What their modes say of the energy that remains."""
 
     @property
     def left_out(self) -> int:
@@ -82,6 +87,34 @@ class LayerDecay:
     """(lag, dB below the peak) of the layer's rms kernel over the window, for the picture."""
     curves: Mapping[Law, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     """The same by each law that was fitted."""
+    tail: Tail | None = None
+    """Which rate rules the energy that remains, by the modes."""
+    tail_status: TailStatus = TailStatus.MIXED
+    tails: Mapping[str, int] = field(default_factory=dict)
+    """Channels by the law of their tail, of those looked at."""
+    lags: tuple[float | None, ...] = (None, None, None)
+    """Lags after which 50, 90 and 99 % of the energy have passed; None where that is not known."""
+    heaviness: float | None = None
+    """t₉₉/t₅₀ over an exponential's: 1 for an exponential, more for a heavier tail."""
+    slowest_rate: float | None = None
+    """Rate of the slowest modes that hold a millionth of the energy, nats per step."""
+    exponents: tuple[tuple[int, int, float], ...] = ()
+    """(first lag, last, −d log e/d log t between) over each decade of lags in the window."""
+
+    @property
+    def law(self) -> tuple[str, tuple[int, int] | None]:
+        """The law that was found, else that of the tail, and the lags it holds over."""
+        whole, tail = self.whole, self.tail
+        if whole.law is Law.UNDETERMINED and tail is not None:
+            return tail.law.value, (tail.first, tail.last)
+        return whole.law.value, None if whole.law is Law.UNDETERMINED else whole.window
+
+    @property
+    def law_word(self) -> str:
+        """The law, and that it is the tail's where it is."""
+        word, window = self.law
+        short = {"exponential": "exp. tail", "exponentials": "exp. tails"}
+        return short.get(word, f"{word} tail") if self.whole.law is Law.UNDETERMINED and window else word
 
 
 def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]:
@@ -94,11 +127,28 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
     lags = memory.horizon.lags.where((status != Status.GROWS) & (status != Status.BEYOND), math.inf)
     counts = {law.value: count for law, count in memory.channels.counts().items()}
     envelope, curves = _curves(memory) if bool(memory.whole.fitted[0]) else ((), {})
-    sentence = memory.whole.describe(0)
+    remaining = memory.remaining
+    tail, slowest = remaining.whole.row(0), remaining.whole.slowest_rate(0)
+    passed = tuple(None if math.isnan(lag) else lag for lag in remaining.passing.lags[0].tolist())
+    heaviness = float(remaining.passing.heaviness[0])
+    sentence = describe(memory.whole, remaining)
     if memory.left_out and bool(memory.whole.fitted[0]):
         channels = "1 channel is" if memory.left_out == 1 else f"{memory.left_out:,} channels are"
         sentence += f" {channels} left out, without a kernel that is known."
-    decay = LayerDecay(counts, memory.whole.channel(0), sentence, envelope, curves)
+    decay = LayerDecay(
+        counts,
+        memory.whole.channel(0),
+        sentence,
+        envelope,
+        curves,
+        tail=tail,
+        tail_status=remaining.whole.reason(0),
+        tails={law.value: count for law, count in remaining.tails.counts().items()},
+        lags=passed,
+        heaviness=None if math.isnan(heaviness) else heaviness,
+        slowest_rate=slowest,
+        exponents=local_exponents(envelope),
+    )
     return Quantiles.of_sorted(lags[~lags.isnan()].sort().values), decay
 
 
@@ -121,6 +171,23 @@ def _curves(memory: LayerMemory) -> tuple[Curve, dict[Law, Curve]]:
     return tuple(zip(lag.tolist(), (level - level.max()).tolist(), strict=True)), curves
 
 
+def local_exponents(envelope: Curve) -> tuple[tuple[int, int, float], ...]:
+    """Return (first lag, last, −d log e/d log t between) over the decades 1–10, 10–100, … that the envelope covers.
+
+    Each end is the mean in dB of the bins within a factor √2 of it: an oscillation's notch is one of several.
+    """
+    found, first = [], 1
+    while envelope and 10 * first <= envelope[-1][0] * 2**0.5:
+        levels = []
+        for middle in (first, 10 * first):
+            near = [level for lag, level in envelope if middle / 2**0.5 <= lag <= middle * 2**0.5]
+            levels += [sum(near) / len(near)] if near else []
+        if len(levels) == 2:
+            found.append((first, 10 * first, (levels[0] - levels[1]) / 20))
+        first *= 10
+    return tuple(found)
+
+
 def profile(recurrence: Recurrence) -> Recurrence:
     """Return the recurrence itself where it has B̄ and C, else its retention."""
     return retention(recurrence) if recurrence.layout == "none" else recurrence
@@ -133,17 +200,22 @@ def lag_edges(context: int) -> Tensor:
     return torch.cat([edges[edges < context], torch.tensor([context])])
 
 
-def assess_memory(recurrence: Recurrence, context: int) -> LayerMemory:
+def assess_memory(recurrence: Recurrence, context: int, *, every_passing: bool = False) -> LayerMemory:
     """Return horizon and decay laws of a layer's channels and of the layer, down to float32's noise.
 
+    `every_passing`: also the lags after which 50, 90 and 99 % of each channel's energy have passed.
     Raises ValueError for a context under 1.
     """
-    return assess_memories([recurrence], context)[0]
+    return assess_memories([recurrence], context, every_passing=every_passing)[0]
 
 
 @one_thread()
 def assess_memories(
-    recurrences: Sequence[Recurrence], context: int, *, horizons_of: Sequence[Recurrence] | None = None
+    recurrences: Sequence[Recurrence],
+    context: int,
+    *,
+    horizons_of: Sequence[Recurrence] | None = None,
+    every_passing: bool = False,
 ) -> list[LayerMemory]:
     """Return the same of several layers: their laws are found in one go, at a tenth of the cost for small layers.
 
@@ -155,7 +227,8 @@ def assess_memories(
     if not recurrences:
         return []
     edges = lag_edges(context).to(recurrences[0].log_eigenvalues.device)
-    energies, horizons = _measure(recurrences, horizons_of or recurrences, edges)
+    measured = _measure(recurrences, horizons_of or recurrences, edges, every_passing)
+    energies = [own for own, _, _ in measured]
     laws = _compare(edges, energies, context)
     return [
         LayerMemory(
@@ -164,23 +237,23 @@ def assess_memories(
             is_kernel=recurrence.layout != "none",
             context=context,
             edges=edges,
-            mean_square=own.values,
-            noise=own.noise,
-            status=own.status,
+            mean_square=own.values[:-1],
+            noise=own.noise[:-1],
+            status=own.status[:-1],
             horizon=reach,
-            channels=law.select(slice(0, len(own.status))),
-            whole=law.select(slice(len(own.status), None)),
+            channels=law.select(slice(0, len(own.status) - 1)),
+            whole=law.select(slice(len(own.status) - 1, None)),
+            remaining=remaining,
         )
-        for recurrence, own, reach, law in zip(recurrences, energies, horizons, laws, strict=True)
+        for recurrence, (own, reach, remaining), law in zip(recurrences, measured, laws, strict=True)
     ]
 
 
-def _compare(edges: Tensor, energies: Sequence[Energy], context: int) -> list[DecayComparison]:
-    """Return the laws of each layer's channels and, last, of the layer as one.
+def _compare(edges: Tensor, rows: Sequence[Energy], context: int) -> list[DecayComparison]:
+    """Return the laws of each layer's rows: its channels and, last, the layer as one.
 
     Layers of moderate size are rows of one comparison, in which no row depends on the others to the last bit.
     """
-    rows = [_rows(own) for own in energies]
     large = [k for k, own in enumerate(rows) if len(own.status) > COMPARED_TOGETHER]
     found: dict[int, DecayComparison] = {}
     for group in ([k for k in range(len(rows)) if k not in large], *([k] for k in large)):
@@ -216,22 +289,23 @@ def _withhold(laws: DecayComparison, status: Tensor) -> None:
 
 
 def _measure(
-    layers: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor
-) -> tuple[list[Energy], list[Horizon]]:
-    """Return each layer's energy in bins, and its horizons to the largest lag."""
-    energies: dict[int, Energy] = {}
-    horizons: dict[int, Horizon] = {}
+    layers: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor, every_passing: bool
+) -> list[tuple[Energy, Horizon, Remaining]]:
+    """Return each layer's energy in bins, of its channels and then of the layer, its horizons, and what remains."""
+    found: dict[int, tuple[Energy, Horizon, Remaining]] = {}
 
     def work(k: int) -> None:
         source = profile(layers[k])
         if layers[k] is reaching[k]:
-            energies[k], horizons[k] = band_energy_and_horizon(source, edges, max_lag=MAX_LAG)
+            energy, reach = band_energy_and_horizon(source, edges, max_lag=MAX_LAG)
         else:
-            energies[k], horizons[k] = band_energy(source, edges), horizon(profile(reaching[k]), max_lag=MAX_LAG)
+            energy, reach = band_energy(source, edges), horizon(profile(reaching[k]), max_lag=MAX_LAG)
+        energy = _above_float32(energy)
+        rows, counted = _rows(energy), _countable(energy.values, energy.status)
+        found[k] = rows, reach, assess_remaining(source, edges, rows, counted, every_channel=every_passing)
 
     each_layer(layers, work)
-    order = range(len(layers))
-    return [_above_float32(energies[k]) for k in order], [horizons[k] for k in order]
+    return [found[k] for k in range(len(layers))]
 
 
 def _above_float32(energy: Energy) -> Energy:

@@ -141,7 +141,7 @@ def kernel(
         raise typer.Exit(2 if problems else 0)
     recurrence, branches = asked.first()
     with guard(recurrence.layer, "its kernel"):
-        memory = assess_memory(recurrence, context)
+        memory = assess_memory(recurrence, context, every_passing=True)
     shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
     if format is Format.json:
         terminal.emit(render(document(memory, shown) | {"guess": found.guess}), None)

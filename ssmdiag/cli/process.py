@@ -192,7 +192,7 @@ def _write_whole(name: str) -> None:
     stream = getattr(sys, name)
     if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
         encoding, errors = stream.encoding, stream.errors
-        buffer = io.BufferedWriter(stream.detach())  # type: ignore[arg-type]
+        buffer = io.BufferedWriter(stream.detach())
         setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
 
 

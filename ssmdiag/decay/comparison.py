@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from ssmdiag.decay.gauss_newton import LawFit
+from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.verdict import FITTED_LAWS, LAWS, NEPER_DB, STATUSES, DecayStatus, Law
+
+SAME_CUT = 0.1
+"""A fitted cut-off this near the slowest modes' rate is theirs."""
+AT_BOUND = 1.01
+"""How near its bound a t₀ is at it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class ChannelDecay:
     offset_error: float | None
     residual_db: dict[Law, float] | None
     """Rms residual of each law over the window."""
+
+    @property
+    def offset_at_bound(self) -> bool:
+        """Whether t₀ ran into the smallest that is tried, a quarter step: then its value and error say nothing."""
+        return self.offset is not None and self.offset <= AT_BOUND * SHORTEST_OFFSET
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,8 @@ class DecayComparison:
             return float(getattr(fit, name)[index]) if fit is not None and law in laws else None
 
         power, decaying = (Law.POLYNOMIAL, Law.TRUNCATED), (Law.EXPONENTIAL, Law.TRUNCATED)
-        amplitude = number("amplitude", *FITTED_LAWS)
+        amplitude, offset = number("amplitude", *FITTED_LAWS), number("offset", *power)
+        at_bound = offset is not None and offset <= AT_BOUND * SHORTEST_OFFSET
         return ChannelDecay(
             law=law,
             status=status,
@@ -94,15 +106,18 @@ class DecayComparison:
             exponent_error=number("exponent_error", *power),
             rate=number("rate", *decaying),
             rate_error=number("rate_error", *decaying),
-            offset=number("offset", *power),
-            offset_error=number("offset_error", *power),
+            offset=offset,
+            offset_error=None if at_bound else number("offset_error", *power),
             residual_db={law: NEPER_DB * float(fit.residual[index]) for law, fit in self.fits.items()}
             if fitted
             else None,
         )
 
-    def describe(self, index: int) -> str:
-        """Return one sentence on one channel's decay, with its window."""
+    def describe(self, index: int, slowest: float | None = None) -> str:
+        """Return one sentence on one channel's decay, with its window.
+
+        `slowest`: the rate of its slowest modes, which stands in for a fitted cut-off that is not near it.
+        """
         decay = self.channel(index)
         if decay.window is None:
             return f"{decay.status.value[0].upper()}{decay.status.value[1:]}."
@@ -111,8 +126,11 @@ class DecayComparison:
             where += f" of {self.context:,}"
         if decay.law is Law.UNDETERMINED:
             assert decay.residual_db is not None
-            law, least = min(decay.residual_db.items(), key=lambda item: item[1])
-            return f"Undetermined {where}: {decay.status.value} (best: {law.value}, {least:.2g} dB rms)."
+            # Sorting keeps the order of laws that leave the same: the simplest first.
+            (law, least), *others = sorted(decay.residual_db.items(), key=lambda item: float(f"{item[1]:.2g}"))
+            best = f"best: {law.value}, {least:.2g} dB rms"
+            more = (f", before {name.value}, {dB:.2g} dB" for name, dB in others if f"{dB:.2g}" != f"{least:.2g}")
+            return f"Undetermined {where}: {decay.status.value} ({best}{next(more, '')})."
         assert decay.residual_db is not None
         off = f"{decay.residual_db[decay.law]:.2g} dB rms off"
         if decay.law is Law.FLAT:
@@ -120,11 +138,16 @@ class DecayComparison:
         if decay.law is Law.EXPONENTIAL:
             assert decay.rate is not None
             return f"Forgets exponentially, half gone every {math.log(2) / decay.rate:,.3g} steps, {where} ({off})."
+        assert decay.offset is not None
         power = f"(1 + t/{decay.offset:.3g})^−{decay.exponent:.2f}"
+        off += ", t₀ at its bound" if decay.offset_at_bound else ""
         if decay.law is Law.POLYNOMIAL:
             return f"Forgets like a power of the lag, {power}, {where} ({off})."
         assert decay.rate is not None
-        return f"Forgets like a power of the lag, {power}, cut off at {1 / decay.rate:,.3g} steps, {where} ({off})."
+        cut = f"cut off at {1 / decay.rate:,.3g} steps"
+        if slowest and abs(slowest - decay.rate) > SAME_CUT * slowest:
+            cut = f"cut off by its slowest modes, of {1 / slowest:,.3g} steps"
+        return f"Forgets like a power of the lag, {power}, {cut}, {where} ({off})."
 
 
 def blank_comparison(channels: int, context: int, device: torch.device) -> tuple[DecayComparison, dict[Law, Tensor]]:

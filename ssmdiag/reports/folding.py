@@ -61,14 +61,15 @@ class Row:
 
     @property
     def law(self) -> str:
-        """Decay law of the layers and the lags it was seen over, `mixed` where they differ."""
-        wholes = [layer.decay.whole for layer in self.layers if layer.decay]
-        laws = {whole.law.value for whole in wholes}
-        if len(laws) != 1:
+        """Decay law of the layers, or of their tails, and the lags it holds over; `mixed` where they differ."""
+        laws = [layer.decay.law for layer in self.layers if layer.decay]
+        if len({law for law, _ in laws}) != 1:
             return "mixed" if laws else "–"
-        last = min((whole.window[1] for whole in wholes if whole.window), default=None)
-        law = laws.pop()
-        return law if law == "undetermined" or last is None else f"{law} 0–{last:,}"
+        windows = [window for _, window in laws if window]
+        if not windows:
+            return laws[0][0]
+        first, last = max(first for first, _ in windows), min(last for _, last in windows)
+        return f"{laws[0][0]} {first:,}–{last:,}" if first < last else laws[0][0]
 
     @property
     def histogram(self) -> tuple[int, ...]:

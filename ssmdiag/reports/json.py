@@ -12,11 +12,14 @@ from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
     from ssmdiag.capacity.capacity import CapacitySummary
+    from ssmdiag.decay.tail import Tail
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.memory import LayerDecay
     from ssmdiag.spectrum import LayerDiagnosis
 
 SCHEMA_VERSION = 1
+LAGS = ("half", "nine_tenths", "ninety_nine")
+"""Names of the lags after which 50, 90 and 99 % of the energy have passed."""
 
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
@@ -131,6 +134,7 @@ def decay_document(decay: LayerDecay) -> dict[str, Any]:
     whole = decay.whole
     return {
         "channels": decay.counts,
+        "tails": decay.tails,
         "layer": {
             "law": whole.law.value,
             "status": whole.status.value,
@@ -141,7 +145,27 @@ def decay_document(decay: LayerDecay) -> dict[str, Any]:
             "offset": whole.offset,
             "residual_db": whole.residual_db and {law.value: dB for law, dB in whole.residual_db.items()},
             "window": whole.window,
+            "tail": decay.tail and tail_document(decay.tail),
+            "tail_reason": decay.tail_status.value,
+            "lags": dict(zip(LAGS, decay.lags, strict=True)),
+            "heaviness": decay.heaviness,
+            "slowest_rate": decay.slowest_rate,
+            "local_exponents": [
+                {"from": first, "to": last, "exponent": exponent} for first, last, exponent in decay.exponents
+            ],
         },
+    }
+
+
+def tail_document(tail: Tail) -> dict[str, Any]:
+    """Return the law of what remains, and from which lag on."""
+    return {
+        "from": tail.first,
+        "to": tail.last,
+        "law": tail.law.value,
+        "rate": tail.rate,
+        "rates": tail.rates or (tail.rate,),
+        "energy_share": tail.energy_share,
     }
 
 

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.decay.comparison import AT_BOUND
+from ssmdiag.decay.grid import SHORTEST_OFFSET
+from ssmdiag.decay.tail import TAIL_STATUSES
 from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.memory import summarise_memory
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
-from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, plain
+from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, plain, tail_document
 from ssmdiag.reports.pictures import decay_picture
 from ssmdiag.status import Status
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from ssmdiag.decay.comparison import ChannelDecay, DecayComparison
     from ssmdiag.kernel.file import WrittenKernels
-    from ssmdiag.memory import LayerMemory
+    from ssmdiag.memory import LayerDecay, LayerMemory
     from ssmdiag.reports.interface import Settings
 
 FREE = {
@@ -67,7 +70,7 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     if not settings.quiet:
         if settings.plots and bool(memory.whole.fitted[0]):
             lines += ["", *decay_picture(decay, "", settings)]
-        details = [*_fits(decay.whole), *_remarks(memory, shown)]
+        details = [*_fits(decay.whole), *_exponents(decay), *_remarks(memory, shown)]
         lines += ["", *_wrap(details, settings, indent="  ")] if details else []
     return _text(lines, settings)
 
@@ -122,7 +125,15 @@ def _fits(decay: ChannelDecay) -> list[str]:
         value, error = getattr(decay, name), getattr(decay, f"{name}_error")
         if value is not None and error is not None:
             parameters.append(unit.format(with_error(value, error)))
+    if decay.offset_at_bound:
+        parameters.append(f"t₀ at its bound of {SHORTEST_OFFSET:g} steps")
     return [*said, f"{decay.law.value}: {', '.join(parameters)} (standard errors)"] if parameters else said
+
+
+def _exponents(decay: LayerDecay) -> list[str]:
+    """Return one sentence on how steep the envelope is in each decade of lags."""
+    each = ", ".join(f"{exponent:.2g} over {first:,}–{last:,}" for first, last, exponent in decay.exponents)
+    return [f"local exponent −d log e/d log t: {each}"] if each else []
 
 
 def _remarks(memory: LayerMemory, shown: Shown) -> list[str]:
@@ -130,6 +141,8 @@ def _remarks(memory: LayerMemory, shown: Shown) -> list[str]:
     if memory.channels.channels > 1:
         counts = ", ".join(f"{count:,} {law.value}" for law, count in memory.channels.counts().items() if count)
         said.append(f"channels by themselves: {counts}")
+        tails = ", ".join(f"{count:,} {law.value}" for law, count in memory.remaining.tails.counts().items() if count)
+        said.append(f"their tails by the modes: {tails}")
     others = [name for name in shown.branches if name != memory.layer]
     if others:
         said.append(f"also in this layer: {', '.join(others)}; --layer {json.dumps(others[0])} shows it")
@@ -185,6 +198,7 @@ def document(memory: LayerMemory, shown: Shown) -> dict[str, Any]:
             "horizon": memory.horizon.lags.tolist(),
             "decay": decay,
             "channels": columns(memory.channels)
+            | _remaining(memory)
             | {
                 "horizon": memory.horizon.lags.tolist(),
                 "horizon_status": _names([code.name.lower() for code in Status], memory.horizon.status),
@@ -210,10 +224,28 @@ def columns(channels: DecayComparison) -> dict[str, list[Any]]:
             values = torch.full(channels.law.shape, torch.nan, dtype=torch.float64, device=channels.law.device)
             for law in among:
                 values = getattr(channels.fits[law], field).where(channels.law == LAWS.index(law), values)
+            if field == "offset_error":
+                offset = torch.as_tensor(data["offset"], dtype=torch.float64, device=values.device)
+                values = values.where(offset > AT_BOUND * SHORTEST_OFFSET, torch.nan)
             data[field] = values.tolist()
     windows = torch.stack([channels.first, channels.last], 1).tolist()
     fitted = channels.fitted.tolist()
     return data | {"window": [window if known else None for window, known in zip(windows, fitted, strict=True)]}
+
+
+def _remaining(memory: LayerMemory) -> dict[str, list[Any]]:
+    """Return the tail, and the lags of 50, 90 and 99 % of the energy, of every channel."""
+    tails, passing = memory.remaining.tails, memory.remaining.channels
+    rows = [tails.row(index) for index in range(memory.channels.channels)]
+    data: dict[str, list[Any]] = {
+        "tail": [tail and tail_document(tail) for tail in rows],
+        "tail_reason": _names([status.value for status in TAIL_STATUSES], tails.status),
+        "slowest_rate": tails.slowest.tolist(),
+    }
+    if passing is not None:
+        data["lags"] = [dict(zip(LAGS, lags, strict=True)) for lags in passing.lags.tolist()]
+        data["heaviness"] = passing.heaviness.tolist()
+    return data
 
 
 def render(data: dict[str, Any]) -> str:

@@ -160,13 +160,27 @@ def _power(exponent: int) -> str:
 
 def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]:
     """Return a layer's kernel in dB against log lag and against lag, with the laws that were compared."""
-    letters = {law.value[0]: curve for law, curve in decay.curves.items()}
+    letters = {law.value[0]: list(curve) for law, curve in decay.curves.items()}
     names = ", ".join(f"{law.value[0]} {law.value}" for law in decay.curves)
-    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; taken: {decay.whole.law.value}"
+    tail = _tail_curve(decay)
+    if tail:
+        letters["m"], names = tail, f"{names}, m by its modes"
+    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; taken: {decay.law_word}"
     return [
         *textwrap.wrap(caption, settings.width - 1, initial_indent=" ", subsequent_indent=" "),
         *_decay_panels(decay.envelope, letters, settings),
     ]
+
+
+def _tail_curve(decay: LayerDecay) -> list[tuple[float, float]]:
+    """Return the line of the tail's rate through the envelope, where no law was fitted."""
+    tail = decay.tail
+    inside = [(lag, level) for lag, level in decay.envelope if tail and tail.first <= lag <= tail.last]
+    if tail is None or len(tail.rates) > 1 or decay.law_word == decay.whole.law.value or not inside:
+        return []
+    fall = 20 / math.log(10) * tail.rate
+    height = sum(level + fall * lag for lag, level in inside) / len(inside)
+    return [(lag, height - fall * lag) for lag, _ in inside]
 
 
 def _decay_panels(

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from ssmdiag.decay.decay import ChannelDecay, DecayStatus, Law
+from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.diagnosis import Alternative, Diagnosis
 from ssmdiag.finding import Finding
 from ssmdiag.memory import LayerDecay
@@ -104,6 +105,13 @@ def remembering(plain: LayerDiagnosis, law: Law = Law.EXPONENTIAL) -> LayerDiagn
         sentence="Forgets exponentially, half gone every 100 steps, over lags 0 to 511 (0.2 dB rms off).",
         envelope=tuple((lag, -8.69 * rate * lag) for lag in lags),
         curves={law: tuple((lag, -8.69 * rate * lag) for lag in lags)},
+        tail=Tail(TailLaw.EXPONENTIAL, 0, 511, rate, 1.0),
+        tail_status=TailStatus.FOUND,
+        tails={"exponential": 200, "exponentials": 50, "flat": 0, "none": 6},
+        lags=(50.0, 166.0, 332.0),
+        heaviness=1.0,
+        slowest_rate=rate,
+        exponents=((1, 10, 0.027), (10, 100, 0.27)),
     )
     horizon = Quantiles(*(2 * value for value in vars(plain.half_life).values()))
     return replace(plain, horizon=horizon, decay=decay)

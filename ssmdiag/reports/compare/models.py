@@ -208,5 +208,5 @@ def _count_laws(side: Diagnosis) -> dict[str, int]:
     counts: dict[str, int] = {}
     for layer in side.layers:
         if layer.decay:
-            counts[layer.decay.whole.law.value] = counts.get(layer.decay.whole.law.value, 0) + 1
+            counts[layer.decay.law_word] = counts.get(layer.decay.law_word, 0) + 1
     return counts

@@ -201,7 +201,7 @@ def _horizons(row: _RunRow, arrow: str) -> str:
 def _laws(row: _RunRow, arrow: str) -> str:
     ends = []
     for end in ("first", "last"):
-        laws = {decay.whole.law.value for layer in row.layers if (decay := getattr(layer, end).decay)}
+        laws = {decay.law_word for layer in row.layers if (decay := getattr(layer, end).decay)}
         ends.append(laws.pop() if len(laws) == 1 else "mixed" if laws else "–")
     return ends[0] if ends[0] == ends[1] else arrow.join(ends)
 

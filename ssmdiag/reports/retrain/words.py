@@ -189,7 +189,7 @@ class Memory:
 
 def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
     """Return the memory of an arm's layers; None for what is not known."""
-    laws = {layer.decay.whole.law.value for layer in layers if layer.decay}
+    laws = {layer.decay.law_word for layer in layers if layer.decay}
     capacities = [layer.capacity for layer in layers if layer.capacity]
     return Memory(
         horizon=max((layer.horizon.max for layer in layers if layer.horizon), default=None),

@@ -1,0 +1,92 @@
+"""A layer's decay as sentences: the law that was fitted, the law of what remains, the lags that hold the energy."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ssmdiag.decay.tail import TailLaw, TailStatus
+from ssmdiag.decay.verdict import Law
+
+if TYPE_CHECKING:
+    from ssmdiag.decay.comparison import DecayComparison
+    from ssmdiag.decay.tail import Tail
+    from ssmdiag.remaining import Remaining
+
+SAME_RATE = 0.05
+"""Rates this near each other are one."""
+SILENT = (TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.SHORT_MEMORY)
+"""Reasons that the law's own sentence has given already, or that tell a reader nothing of the layer."""
+
+
+def describe(whole: DecayComparison, remaining: Remaining) -> str:
+    """Return what is known of a layer's decay, the surest last."""
+    slowest, tail = remaining.whole.slowest_rate(0), remaining.whole.row(0)
+    decay = whole.channel(0)
+    said = [whole.describe(0, slowest)]
+    if tail is not None and (tail.law is not TailLaw.EXPONENTIALS or decay.law is Law.UNDETERMINED):
+        fitted = decay.law is Law.EXPONENTIAL and decay.rate is not None and tail.first == 0
+        agree = fitted and abs((decay.rate or 0.0) - tail.rate) <= SAME_RATE * tail.rate
+        if not agree and not (decay.law is Law.FLAT and tail.law is TailLaw.FLAT and tail.first == 0):
+            said.append(describe_tail(tail))
+    elif tail is None and decay.law is Law.UNDETERMINED and slowest is not None:
+        reason = remaining.whole.reason(0)
+        if reason not in SILENT:
+            said.append(f"{_capital(reason.value)}; the slowest forget half in {_steps(math.log(2), slowest)} steps.")
+    lags = describe_lags(remaining.passing.lags[0].tolist(), float(remaining.passing.heaviness[0]))
+    return " ".join([*said, lags] if lags else said)
+
+
+def describe_tail(tail: Tail) -> str:
+    """Return one sentence on the law of what remains."""
+    where = f" from lag {tail.first:,} on" if tail.first else ""
+    which = f", which is the last {share(tail.energy_share)} of the energy" if tail.first else ""
+    if tail.law is TailLaw.FLAT:
+        return f"By its modes it does not decay{where}{which}."
+    if tail.law is TailLaw.EXPONENTIALS:
+        *some, last = (_steps(math.log(2), rate) for rate in reversed(tail.rates))
+        halves = f"{', '.join(some)} and {last}"
+        return f"By its modes it is a sum of {len(tail.rates)} exponentials{where}, half every {halves} steps{which}."
+    return f"By its modes it is exponential{where}, half every {_steps(math.log(2), tail.rate)} steps{which}."
+
+
+def describe_lags(lags: list[float], heaviness: float) -> str:
+    """Return one sentence on the lags after which 50, 90 and 99 % of the energy have passed; none where none is known.
+
+    >>> describe_lags([35.0, 115.0, 231.0], 1.0)
+    '50, 90, 99 % of the energy have passed after 35, 115, 231 steps.'
+    """
+    known = [(name, lag) for name, lag in zip(("50", "90", "99"), lags, strict=True) if math.isfinite(lag)]
+    if not known:
+        return ""
+    names, steps = ", ".join(name for name, _ in known), ", ".join(f"{lag:,.0f}" for _, lag in known)
+    noun = "step" if steps == "1" else "steps"
+    said = f"{names} % of the energy {'has' if len(known) == 1 else 'have'} passed after {steps} {noun}"
+    if heaviness >= HEAVY:
+        return f"{said}: a tail {heaviness:.2g} times as long as an exponential's."
+    return said + (
+        f": it ends {1 / heaviness:.2g} times sooner than an exponential." if heaviness <= 1 / HEAVY else "."
+    )
+
+
+HEAVY = 1.25
+"""t₉₉/t₅₀ over an exponential's from which a tail is called long."""
+
+
+def share(value: float) -> str:
+    """Return a share of the energy in per cent, to two digits.
+
+    >>> share(0.1011), share(0.98), share(0.0042), share(0.9999)
+    ('10 %', '98 %', '0.42 %', '100 %')
+    """
+    return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.2g} %"
+
+
+def _steps(nats: float, rate: float) -> str:
+    """Return nats / rate in steps, to three digits."""
+    steps = nats / rate if rate > 0 else math.inf
+    return f"{steps:,.0f}" if 1000 <= steps < 1e6 else f"{steps:,.3g}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,276 @@
+"""The law read from the modes instead of fitted: which rate rules the energy that remains, and from which lag on.
+
+Modes whose rates agree within a tenth are one group. From a lag on from which all other modes together hold under a
+tenth of the energy that remains, at every lag up to the window's end, a kernel decays with that group's rate: exact as
+the weights are. What lies below a millionth of the energy, or drowns in float32, is not spoken of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.decay.verdict import EXPONENTIAL_DB, EXPONENTIAL_DROP_DB, FLAT_DB, NEPER_DB
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.kernel.mode_energy import GroupEnergy
+
+OTHERS = 0.1
+"""Share of the energy that remains which all other modes may hold."""
+FORGOTTEN = 1e-6
+"""Share of the energy at which a window ends."""
+LEAST_SHARE = 1e-3
+"""Share of the energy that a law must be about."""
+MOST_TERMS = 3
+"""Exponentials in a sum at most."""
+LEAST_SUM_SHARE = 1e-2
+"""Share of the energy that a sum of them must be about."""
+LEAST_HEARD = 0.1
+"""Share of its modes' own energies below which a sum counts as cancelled."""
+FEWEST_LAGS = 3
+FEWEST_BINS = 2
+LEAST_RATE = 1e-15
+"""Nats per step; below, a bin of any width has but one level."""
+RATE_ERROR = 0.07
+"""Largest difference between the mean rate of a group and the slope of the energy.
+
+The group's phases can bend it, and a tenth of the energy more than half of it where modes of two rates swing together.
+"""
+LEAST_ERROR_DB = 0.1
+"""What that difference may come to over the window, however little is lost over it."""
+STRAIGHT_DB = 0.8
+"""Largest rms distance of the energy from a straight line, where it is without its swings."""
+
+
+class TailLaw(Enum):
+    """What the energy that remains decays by."""
+
+    EXPONENTIAL = "exponential"
+    EXPONENTIALS = "exponentials"
+    FLAT = "flat"
+    NONE = "none"
+
+
+class TailStatus(Enum):
+    """Why there is a law of the energy that remains, or why there is none; the value is a sentence for the user."""
+
+    FOUND = "one rate holds nine tenths of the energy that remains"
+    SUM = "a sum of two or three exponentials holds nine tenths of the energy that remains"
+    MIXED = "modes of several rates share the energy to its end"
+    BENT = "modes of one rate hold the energy, but it does not fall with that rate yet"
+    FEW_LAGS = "too few lags remain where one rate rules"
+    SHORT_MEMORY = "the memory ends within a few steps"
+    UNKNOWN = "the modes cancel: which of them holds the energy is not known"
+    DENSE = "the state matrix has no modes that could be told apart"
+    NO_KERNEL = "there is no kernel of finite energy"
+
+
+TAIL_LAWS, TAIL_STATUSES = tuple(TailLaw), tuple(TailStatus)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The law of the energy that remains."""
+
+    law: TailLaw
+    first: int
+    """Lag from which on it holds."""
+    last: int
+    """Lag up to which it was looked at: the context's end, or where a millionth of the energy is left."""
+    rate: float
+    """Nats per step."""
+    energy_share: float
+    """Share of the energy within the context that is left at `first`."""
+    rates: tuple[float, ...] = ()
+    """Of a sum of exponentials, those of all its terms, slowest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tails:
+    """The same of many kernels side by side; every tensor is (row,)."""
+
+    law: Tensor
+    """Index into `TAIL_LAWS`."""
+    status: Tensor
+    """Index into `TAIL_STATUSES`."""
+    first: Tensor
+    last: Tensor
+    rate: Tensor
+    """NaN where there is no law."""
+    energy_share: Tensor
+    """NaN where there is no law."""
+    slowest: Tensor
+    """Rate of the slowest modes that hold a millionth of the energy; NaN where that is not known."""
+    rates: Tensor
+    """Rates of a sum's terms, (row, 3), ascending; NaN where there are fewer."""
+
+    def select(self, index: slice | Tensor) -> Tails:
+        """Return some of the rows."""
+        return Tails(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def join(self, other: Tails) -> Tails:
+        """Return these rows and then those of another."""
+        return Tails(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
+
+    def withhold(self, rows: Tensor, status: TailStatus) -> None:
+        """Take back what was said of some rows, (row,) bool: they have no law, for this reason."""
+        self.law[rows], self.status[rows] = TAIL_LAWS.index(TailLaw.NONE), TAIL_STATUSES.index(status)
+        for values in (self.rate, self.energy_share, self.slowest, self.rates):
+            values[rows] = math.nan
+
+    def counts(self) -> dict[TailLaw, int]:
+        """Return how many rows have each law."""
+        return dict(zip(TAIL_LAWS, torch.bincount(self.law, minlength=len(TAIL_LAWS)).tolist(), strict=True))
+
+    def row(self, index: int) -> Tail | None:
+        """Return one row as plain numbers, or None where it has no law."""
+        law = TAIL_LAWS[int(self.law[index])]
+        if law is TailLaw.NONE:
+            return None
+        first, last = int(self.first[index]), int(self.last[index])
+        rates = tuple(rate for rate in self.rates[index].tolist() if not math.isnan(rate))
+        return Tail(law, first, last, float(self.rate[index]), float(self.energy_share[index]), rates)
+
+    def reason(self, index: int) -> TailStatus:
+        """Return why one row has a law, or why it has none."""
+        return TAIL_STATUSES[int(self.status[index])]
+
+    def slowest_rate(self, index: int) -> float | None:
+        """Return the rate of the slowest modes that hold a millionth of the energy."""
+        rate = float(self.slowest[index])
+        return None if math.isnan(rate) else rate
+
+
+def energy_left(energy: Tensor, above: Tensor) -> Tensor:
+    """Return the share of each row's energy that is left at each edge, (row, edge).
+
+    `energy` (row, bin), `above` whether it is above the noise; what comes after the last such bin is left out.
+    """
+    seen = above.flip(1).cummax(1).values.flip(1)
+    counted = energy.where(seen, 0.0)
+    left = torch.cat([counted.flip(1).cumsum(1).flip(1), torch.zeros_like(counted[:, :1])], 1)
+    return left / left[:, :1].clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def window_ends(share: Tensor) -> Tensor:
+    """Return at which lag of (row, lag) a millionth of the energy is left, (row,): there each row's window ends."""
+    return (share > FORGOTTEN).sum(1).clamp(max=share.shape[1] - 1)
+
+
+def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) -> Tails:
+    """Return the law of each row's energy that remains.
+
+    `lags` (lag,) ascending; `ends` (row,) positions in it, `share` (row, lag) of the energy that is left.
+    """
+    position = torch.arange(len(lags), device=lags.device)
+    inside = position < ends[:, None]
+    last = lags[ends][:, None]
+    ruled = _to_the_end((groups.rest + groups.noise <= OTHERS * groups.whole) | ~inside) & inside
+    length = (last - lags).clamp(min=0)
+    drop = NEPER_DB * groups.rate * length
+
+    def straight(bins: Tensor, most: float) -> Tensor:
+        """Return whether the energy falls with the group's rate from each lag on."""
+        final = groups.rate.gather(1, (ends[:, None] - 1).clamp(min=0))
+        slope, off = _lines(lags, inside, bins, final)
+        error = NEPER_DB * (slope + groups.rate).abs() * length
+        return (error <= (RATE_ERROR * drop).clamp(min=LEAST_ERROR_DB)) & (off <= most)
+
+    falls = straight(-groups.for_ever.diff(dim=1), EXPONENTIAL_DB)
+    falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, fewer swings complete
+    enough = ((drop >= EXPONENTIAL_DROP_DB) | (length >= last / 2)) & (length >= FEWEST_LAGS) & (share >= LEAST_SHARE)
+    enough &= ends[:, None] - position >= FEWEST_BINS
+    good = ruled & falls & enough
+    found, first = good.any(1), good.to(torch.uint8).argmax(1, keepdim=True)
+    flat = (drop.gather(1, first)[:, 0] <= 4 * FLAT_DB) & found
+    status = torch.full_like(ends, TAIL_STATUSES.index(TailStatus.MIXED))
+    for why, where in (
+        (TailStatus.FEW_LAGS, ruled.any(1)),
+        (TailStatus.BENT, (ruled & enough).any(1)),
+        (TailStatus.UNKNOWN, (groups.noise > OTHERS * groups.whole)[:, :1].any(1)),
+        (TailStatus.SHORT_MEMORY, last[:, 0] < FEWEST_LAGS),
+        (TailStatus.FOUND, found),
+    ):
+        status[where] = TAIL_STATUSES.index(why)
+    law = torch.full_like(ends, TAIL_LAWS.index(TailLaw.NONE))
+    law[found] = TAIL_LAWS.index(TailLaw.EXPONENTIAL)
+    law[flat] = TAIL_LAWS.index(TailLaw.FLAT)
+    return Tails(
+        law=law,
+        status=status,
+        first=lags[first[:, 0]].long(),
+        last=last[:, 0].long(),
+        rate=groups.rate.gather(1, first)[:, 0].where(found, math.nan),
+        energy_share=share.gather(1, first)[:, 0].where(found, math.nan),
+        slowest=groups.slowest,
+        rates=groups.slowest.new_full((len(ends), MOST_TERMS), math.nan),
+    )
+
+
+def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) -> None:
+    """Write in what rows without a law of one rate are a sum of exponentials by the groups that were taken as one.
+
+    What the other modes hold is all that a sum leaves open; modes of it that cancel have no rate to be told by.
+    """
+    lags, share = lags[: groups.whole.shape[1]], share[:, : groups.whole.shape[1]]
+    position = torch.arange(len(lags), device=lags.device)
+    inside = position < ends[:, None]
+    ruled = (groups.rest + groups.noise <= OTHERS * groups.whole) & (groups.heard >= LEAST_HEARD)
+    length = lags[ends][:, None] - lags
+    good = _to_the_end(ruled | ~inside) & inside & (share >= LEAST_SUM_SHARE) & (length >= FEWEST_LAGS)
+    good &= ends[:, None] - position >= FEWEST_BINS
+    known = [TAIL_STATUSES.index(status) for status in (TailStatus.MIXED, TailStatus.BENT, TailStatus.FEW_LAGS)]
+    rows = good.any(1) & torch.isin(tails.status, tails.status.new_tensor(known))
+    first = good.to(torch.uint8).argmax(1, keepdim=True)
+    rates = groups.rates.sort(1).values
+    tails.law[rows] = TAIL_LAWS.index(TailLaw.EXPONENTIALS)
+    tails.status[rows] = TAIL_STATUSES.index(TailStatus.SUM)
+    tails.first[rows] = lags[first[:, 0]].long()[rows]
+    tails.energy_share[rows] = share.gather(1, first)[rows, 0]
+    tails.rate[rows] = rates[rows, 0]
+    tails.rates[rows, : rates.shape[1]] = rates[rows]
+
+
+def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
+    """Return rows without a law, for one reason; on the device of `like`."""
+    index = torch.full((rows,), TAIL_STATUSES.index(status), device=like.device)
+    none = torch.full_like(index, TAIL_LAWS.index(TailLaw.NONE))
+    unknown = torch.full((rows,), math.nan, dtype=torch.float64, device=like.device)
+    zero = torch.zeros_like(index)
+    rates = unknown[:, None].repeat(1, MOST_TERMS)
+    return Tails(none, index, zero, zero.clone(), unknown, unknown.clone(), unknown.clone(), rates)
+
+
+def _to_the_end(holds: Tensor) -> Tensor:
+    """Return whether it holds at each position and at all that come after."""
+    return holds.flip(1).cummin(1).values.flip(1)
+
+
+def _lines(lags: Tensor, inside: Tensor, bins: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and rms distance in dB of the line through the log envelope from each lag to the end, (row, lag).
+
+    The envelope of a bin is that of the exponential of `rate` (row, 1) which has the bin's energy.
+    """
+    width = lags.diff()
+    weight = inside[:, :-1] * width
+    x = lags[:-1] / lags[-1]
+    held = -(-2 * rate.clamp(min=LEAST_RATE) * width).expm1()
+    y = (0.5 * (bins.clamp(min=1e-290) / held).log()).where(weight > 0, 0.0)
+
+    def after(values: Tensor) -> Tensor:
+        return (weight * values).flip(1).cumsum(1).flip(1)
+
+    count = after(torch.ones_like(y)).clamp(min=1e-300)
+    mean_x, mean_y = after(x.expand_as(y)) / count, after(y) / count
+    spread = after(x.square().expand_as(y)) / count - mean_x.square()
+    both = after(x * y) / count - mean_x * mean_y
+    slope = both / spread.clamp(min=1e-12)
+    left = after(y.square()) / count - mean_y.square() - slope * both
+    slope, off = slope / lags[-1], NEPER_DB * left.clamp(min=0).sqrt()
+    return torch.cat([slope, slope[:, -1:]], 1), torch.cat([off, off[:, -1:]], 1)

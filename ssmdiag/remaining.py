@@ -1,0 +1,148 @@
+"""What remains of a layer's energy: the law of its tail by its modes, and the lags that hold shares of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmdiag.decay.decay import NOISE_MARGIN
+from ssmdiag.decay.tail import (
+    MOST_TERMS,
+    TAIL_LAWS,
+    TailLaw,
+    Tails,
+    TailStatus,
+    energy_left,
+    judge_tails,
+    name_sums,
+    no_tails,
+    window_ends,
+)
+from ssmdiag.kernel.energy import Energy, horizon, tail_energy
+from ssmdiag.kernel.mode_energy import ModeEnergies
+from ssmdiag.kernel.passing import SHARES, Passing, find_passing, heaviness
+from ssmdiag.kernel.powers import MAX_LAG
+from ssmdiag.status import Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence import Recurrence
+
+MIDDLE = 0.1
+"""Share of the energy left where the terms of a sum are sought."""
+EVERY_LAG = 12
+"""Edges that all serve as lags; two an octave are enough later."""
+ENDLESS = (Status.GROWS, Status.BOUNDARY, Status.BEYOND)
+
+
+@dataclass(frozen=True, eq=False)
+class Remaining:
+    """The tails of a layer's channels, and of the layer as one."""
+
+    tails: Tails
+    whole: Tails
+    """One row."""
+    passing: Passing
+    """Of the layer, one row."""
+    channels: Passing | None
+    """Of each channel; None where it was not asked for."""
+
+
+def assess_remaining(
+    source: Recurrence, edges: Tensor, rows: Energy, counted: Tensor, *, every_channel: bool
+) -> Remaining:
+    """Return tails within the edges, and lags without a bound.
+
+    `rows` are the mean squares of the channels, then of the layer, whose sum goes over the channels `counted`
+    (channel,). `every_channel`: the lags of each channel are wanted besides.
+    """
+    status = rows.status[:-1]
+    if source.layout == "dense":
+        tails = no_tails(len(rows.status), TailStatus.DENSE, edges)
+        channels = _dense_channels(source) if every_channel else None
+        lags = edges.double()
+        passing = find_passing(
+            lambda at: _dense_left(source, counted, at), lags, _dense_left(source, counted, lags[None])
+        )
+    else:
+        places = _coarse(len(edges), edges.device)
+        modes = ModeEnergies(source, status.where(counted, int(Status.CANCELLED)), edges[places].double())
+        tails, start = _tails(modes, edges, places, rows)
+        channels = _of_channels(modes, status) if every_channel else None
+        passing = find_passing(modes.left_of_layer, modes.lags, start)
+        if channels is not None:
+            channels = _sure(source, channels, status)
+    whole = rows.status[-1:].clone()
+    whole[bool((status[counted] == Status.BOUNDARY).any()) & (whole != Status.GROWS)] = Status.BOUNDARY
+    return Remaining(
+        tails=tails.select(slice(0, len(status))),
+        whole=tails.select(slice(len(status), None)),
+        passing=_endless(passing, whole),
+        channels=None if channels is None else _endless(channels, status),
+    )
+
+
+def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> tuple[Tails, tuple[Tensor, Tensor]]:
+    """Return the tails of the channels and then of the layer, and the layer's energy from each lag on and its noise."""
+    known = (rows.status == Status.KNOWN) | (rows.status == Status.BOUNDARY)
+    values = rows.values.where(known[:, None], 0.0)
+    above = (values > NOISE_MARGIN * rows.noise) & known[:, None]
+    share = energy_left(values * edges.diff(), above)[:, places]
+    ends = window_ends(share)
+    layer = modes.groups_of_layer(ends[-1:])
+    tails = judge_tails(modes.lags, ends, share, modes.groups(ends[:-1]).join(layer))
+    one = len(ends) == 2  # then the layer is its channel
+    own = ends[:-1]
+    middle = torch.minimum((share[:-1] > MIDDLE).sum(1), own)
+    for terms in range(2, MOST_TERMS + 1):
+        channels = tails.select(slice(0, len(own)))
+        if bool((channels.law == TAIL_LAWS.index(TailLaw.NONE)).any()):
+            name_sums(channels, modes.lags, own, share[:-1], modes.groups(own, middle, terms))
+            tails = channels.join(channels if one else tails.select(slice(len(own), None)))
+    tails.withhold(~known | (rows.values <= 0).all(1), TailStatus.NO_KERNEL)
+    return tails, (layer.for_ever, layer.noise)
+
+
+def _coarse(count: int, device: torch.device) -> Tensor:
+    """Return which edges serve as lags: the first ones, every second of the others, the last."""
+    place = torch.arange(count, device=device)
+    return place[(place < EVERY_LAG) | ((count - 1 - place) % 2 == 0)]
+
+
+def _of_channels(modes: ModeEnergies, status: Tensor) -> Passing:
+    return find_passing(modes.left, modes.lags, modes.left(modes.lags.expand(len(status), -1)))
+
+
+def _endless(passing: Passing, status: Tensor) -> Passing:
+    """Say that energies which never run out do not pass, and that those not known do not either."""
+    endless = torch.zeros_like(status, dtype=torch.bool)
+    for code in ENDLESS:
+        endless |= status == code
+    lags = passing.lags.where(~endless[:, None], math.inf)
+    lags = lags.where((endless | (status == Status.KNOWN))[:, None], math.nan)
+    return Passing(lags, passing.heaviness.where(status == Status.KNOWN, math.nan))
+
+
+def _sure(source: Recurrence, passing: Passing, status: Tensor) -> Passing:
+    """Ask the factor of a kernel, which has more digits, where its modes cancel beyond those of the form."""
+    unsure = passing.lags.isnan().any(1) & (status == Status.KNOWN)
+    if not bool(unsure.any()):
+        return passing
+    exact = torch.stack([horizon(source, share, MAX_LAG).lags for share in SHARES], 1)
+    lags = exact.where(unsure[:, None], passing.lags)
+    return Passing(lags, heaviness(lags[:, 0] - 0.5, lags[:, -1] - 0.5).where(unsure, passing.heaviness))
+
+
+def _dense_channels(source: Recurrence) -> Passing:
+    lags = torch.stack([horizon(source, share, MAX_LAG).lags for share in SHARES], 1)
+    return Passing(lags, heaviness(lags[:, 0] - 0.5, lags[:, -1] - 0.5))
+
+
+def _dense_left(source: Recurrence, counted: Tensor, lags: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the energy of the layer from each lag on and its noise, (1, lag)."""
+    energy = tail_energy(source, lags[0])
+    return energy.values[counted].sum(0, keepdim=True), energy.noise[counted].sum(0, keepdim=True)
