@@ -18,6 +18,7 @@ from ssmdiag.compare.conversion import Outcome, default_tolerance, log_lags, pro
 from ssmdiag.compare.spectrum_matching import match_spectra, relative_difference
 from ssmdiag.compare.steering import SteeringDifference, compare_weights, rounding
 from ssmdiag.diagnosis import extract_recurrences
+from ssmdiag.errors import ConfigurationError
 from ssmdiag.families.mapfile import read_map
 from ssmdiag.recurrence import DenseRealisation, Recurrence, as_complex
 from tests.test_comparison import EXAMPLES, base
@@ -111,6 +112,12 @@ def test_a_bfloat16_copy_is_within_what_rounding_explains_and_the_difference_is_
         assert layer.spectrum.value == pytest.approx(float(largest))
         assert 1e-3 < layer.spectrum.value < 0.05
     assert prove_conversion(a, b, tolerance=1e-3).exit_code() == 1
+
+
+@pytest.mark.parametrize("tolerance", [1.0, math.inf, math.nan, -0.1])
+def test_a_tolerance_that_lets_everything_pass_is_refused(tolerance: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="proves nothing"):
+        prove_conversion(tmp_path / "a", tmp_path / "b", tolerance=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

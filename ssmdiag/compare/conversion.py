@@ -25,7 +25,7 @@ from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
-from ssmdiag.errors import SsmdiagError
+from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
 from ssmdiag.memory import DEFAULT_CONTEXT
@@ -130,8 +130,12 @@ def prove_conversion(
 
     `tolerance` is relative: of a rate to the rate, of a frequency to itself, of a kernel to its channel's peak;
     by default it suits the stored types (`TOLERANCES`). One layer of each is in memory at a time.
-    Raises SsmdiagError where one of the two cannot be opened or holds no layer.
+    Raises SsmdiagError where one of the two cannot be opened or holds no layer, or a tolerance lets everything pass.
     """
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ConfigurationError(
+            f"a tolerance of {tolerance:g} proves nothing.", expected="a share under 1, such as 0.001 of a rate"
+        )
     start = time.perf_counter()
     sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
     found = [recognise(side, assume=assume, families=families, device=device) for side in sides]

@@ -95,7 +95,7 @@ SWAPPABLE: dict[str, Live] = {
 
 FREEZABLE: dict[str, Live] = {
     **SWAPPABLE,
-    **{f"transformers {kind}": _transformers(kind) for kind in WITHOUT_SWAP if kind in TINY},
+    **{f"transformers {kind}": _transformers(kind) for kind in sorted(WITHOUT_SWAP) if kind in TINY},
 }
 
 ONE_PER_FAMILY = (
