@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel import file as kernel_file
+from ssmdiag.kernel.archive import create_archive
 from ssmdiag.kernel.file import describe, write_kernels
 from ssmdiag.kernel.kernel import KernelSizeError, compute_kernel
 from ssmdiag.recurrence import DenseRealisation, Recurrence
@@ -102,3 +103,17 @@ def test_layers_of_one_name_keep_their_own_kernels(tmp_path: Path) -> None:
     with safe_open(target, "np") as file:
         assert sorted(file.keys()) == ["x (lru).kernel", "x.kernel"]
         assert set(json.loads(file.metadata()["layers"])) == set(file.keys())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_names_that_are_no_unicode_are_written_with_an_escape(suffix: str, tmp_path: Path) -> None:
+    """Half a surrogate pair: JSON can hold it, and a file name that is no UTF-8 becomes one."""
+    with create_archive(tmp_path / f"k{suffix}") as archive:
+        archive.add("lay\ud800.0", (2,), [torch.ones(2)])
+        archive.describe({"source": "bad\udcff.safetensors"})
+    if suffix == ".npz":
+        assert set(np.load(tmp_path / "k.npz").files) == {"lay\\ud800.0", "metadata"}
+    else:
+        with safe_open(tmp_path / "k.safetensors", "pt") as file:
+            assert list(file.keys()) == ["lay\\ud800.0"]
+            assert file.metadata()["source"] == "bad\\udcff.safetensors"

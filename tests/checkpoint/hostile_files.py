@@ -439,6 +439,17 @@ def members_in_bzip2(folder: Path) -> Path:
 
 
 @large
+def five_thousand_structures_of_many_fields(folder: Path) -> Path:
+    fields = ", ".join(f"('{i}', 'f4')" for i in range(550))
+    header = f"{{'descr': [{fields}], 'fortran_order': False, 'shape': (1,), }}\n".encode()
+    content = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(2200)
+    with zipfile.ZipFile(folder / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(5_000):
+            archive.writestr(f"{i}.npy", content)
+    return folder / "m.npz"
+
+
+@large
 def a_member_that_lies_about_its_size(folder: Path) -> Path:
     """The table announces 100 bytes; 300 MB come out."""
     path = torch_zip(folder / "m.pt", b"N0" * 150_000_000 + b"}", zipfile.ZIP_DEFLATED)
@@ -595,6 +606,12 @@ def an_alignment_of_zero(folder: Path) -> Path:
 def four_hundred_thousand_tensors(folder: Path) -> Path:
     entries = b"".join(word(b"%d" % i) + struct.pack("<IIQ", 0, 0, 0) for i in range(330_000))
     return gguf(folder / "m.gguf", 330_000, 0, entries + bytes(100))
+
+
+@large
+def nine_thousand_arrays_of_a_thousand_numbers(folder: Path) -> Path:
+    array = struct.pack("<IIQ", 9, 0, 1024) + bytes(1024)
+    return gguf(folder / "m.gguf", 0, 9_000, b"".join(word(b"%d" % i) + array for i in range(9_000)))
 
 
 @case

@@ -156,14 +156,11 @@ def test_the_look_at_outputs_comes_before_torch_is_imported(folder: Path) -> Non
 def test_a_shard_of_any_name_is_not_written_over(run: Run, folder: Path) -> None:
     model = folder / "sharded"
     (model / "a").mkdir(parents=True)
-    (folder / "other" / "model.safetensors").rename(model / "part0")
-    (folder / FILE).rename(model / "a" / "weights")
-    from safetensors import safe_open
-
     places = {}
-    for file in ("part0", "a/weights"):
-        with safe_open(model / file, "pt") as tensors:
-            places |= dict.fromkeys(tensors.keys(), file)
+    for number, file in enumerate(("part0", "a/weights")):
+        tensors = {f"layers.{number}.{local}": value.clone() for local, value in LAYER.items()}
+        save_file(tensors, model / file)
+        places |= dict.fromkeys(tensors, file)
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     before = contents(folder)
     for target in ("sharded/part0", "sharded/a/weights", "sharded/./a/../part0"):

@@ -52,7 +52,7 @@ def test_a_full_or_closed_stdout_exits_two_with_a_sentence(command: str, unbuffe
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_disk_that_fills_up_in_the_middle_exits_two(unbuffered: str, tmp_path: Path) -> None:
     """Without a buffer, Python itself takes half a text that was written for the whole."""
-    run = shell(f"(ulimit -f 1; $S explain SSM101 > {tmp_path}/x; echo $?)", PYTHONUNBUFFERED=unbuffered)
+    run = shell(f"(ulimit -f 1; $S families > {tmp_path}/x; echo $?)", PYTHONUNBUFFERED=unbuffered)
     assert (tmp_path / "x").stat().st_size <= 1024
     assert run.stdout == "2\n"
     assert run.stderr.startswith("OutputError: stdout cannot be written (File too large).")
