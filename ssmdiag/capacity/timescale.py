@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.capacity.capacity import LayerCapacity, assess_capacity, state_format
-from ssmdiag.capacity.noise import noisy_memory_function, precision_of
+from ssmdiag.capacity.noise import complete, noisy_memory_function, precision_of
+from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear
@@ -22,7 +23,6 @@ from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.capacity.rounding import Rounding
     from ssmdiag.recurrence import Recurrence
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -73,11 +73,17 @@ def trade_off(
     *,
     state_dtype: str | None = None,
     rounding: Rounding | None = None,
+    whole: Recurrence | None = None,
 ) -> dict[float, LayerCapacity]:
-    """Return length, accuracy and capacity with Δ times each factor."""
-    return {
-        f: assess_capacity(scaled(recurrence, f), context, state_dtype=state_dtype, rounding=rounding) for f in factors
-    }
+    """Return length, accuracy and capacity with Δ times each factor.
+
+    `whole` is the layer that the recurrence is some channels of, whose largest number an int8 scale may have to reach.
+    """
+    whole, rounding, found = whole or recurrence, rounding or Rounding(), {}
+    for f in factors:
+        assumed = complete(rounding, scaled(whole, f))
+        found[f] = assess_capacity(scaled(recurrence, f), context, state_dtype=state_dtype, rounding=assumed)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -216,7 +216,7 @@ def _assess(
     sample = sample_channels(recurrence, most)
     whole = complete(rounding, recurrence)
     initial = initial_capacities(recurrence, context, state_dtype=state, rounding=rounding)
-    scaled = trade_off(sample, context, state_dtype=state, rounding=rounding) if closely else {}
+    scaled = trade_off(sample, context, state_dtype=state, rounding=rounding, whole=recurrence) if closely else {}
     return CapacityLayer(
         name=recurrence.layer,
         family=recurrence.family,

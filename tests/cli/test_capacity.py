@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -33,3 +35,73 @@ def test_a_layer_that_cannot_be_read_is_named_and_the_others_are_told(
     assert [layer["name"] for layer in json.loads(output)["layers"]] == ["layers.0", "layers.2"]
     assert "left out: " in errors
     assert "layers.1" in errors
+
+
+def many_channels(write_model: Callable[..., Path]) -> Path:
+    """Return a layer of 96 channels, of which 64 are looked at unless all are asked for."""
+    state = kernel("layers.0", channels=96)
+    state["layers.0.kernel.log_dt"] = torch.linspace(-7, -2, 96)
+    state["layers.0.kernel.C"] = torch.ones(96, 3, 2)
+    return write_model(state)
+
+
+def asked(run: Run, *arguments: object) -> dict[str, Any]:
+    code, output, errors = run("capacity", *arguments, "--format", "json")
+    assert (code, errors) == (0, "")
+    return json.loads(output)["layers"][0]
+
+
+def test_the_input_and_the_scale_of_an_int8_state_can_be_said(run: Run, write_model: Callable[..., Path]) -> None:
+    path = many_channels(write_model)
+
+    def left(*options: object) -> float:
+        return asked(run, path, *options)["capacity"]["effective_modes"]
+
+    assert left("--state-dtype", "bf16", "--input-mean", 3) < left("--state-dtype", "bf16")
+    assert left("--state-dtype", "fp16", "--input-scale", 1e-7) < left("--state-dtype", "fp16", "--input-scale", 1)
+    shared = [left("--state-dtype", "int8", "--int8-scale", owner) for owner in ("state", "channel", "layer")]
+    assert shared == sorted(shared, reverse=True)
+    assert shared[0] > shared[2]
+    said = asked(run, path, "--state-dtype", "int8", "--int8-scale", "layer", "--input-mean", 2)["capacity"]["assumes"]
+    assert "mean 2 standard deviations" in said
+    assert "one fixed scale per layer" in said
+    code, output, _ = run("capacity", path, "--state-dtype", "int8", "--int8-scale", "layer")
+    assert code == 0
+    assert "scale per layer" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--input-mean", "nan"),
+        ("--input-mean", "inf"),
+        ("--input-mean", "much"),
+        ("--input-scale", "0"),
+        ("--input-scale", "-1"),
+        ("--input-scale", "nan"),
+        ("--input-scale", "inf"),
+        ("--int8-scale", "model"),
+    ],
+    ids="=".join,
+)
+def test_assumptions_that_are_none_are_refused(
+    run: Run, write_model: Callable[..., Path], options: tuple[str, str]
+) -> None:
+    code, output, errors = run("capacity", many_channels(write_model), *options)
+    assert (code, output) == (2, "")
+    assert options[0] in errors or "the input's" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_layers_int8_scale_is_that_of_all_its_channels(run: Run, write_model: Callable[..., Path]) -> None:
+    path = many_channels(write_model)
+    options = ("--layer", "0", "--state-dtype", "int8", "--int8-scale", "layer")
+    some, every = asked(run, path, *options), asked(run, path, *options, "--every-channel")
+    assert (some["capacity"]["channels"], every["capacity"]["channels"]) == (64, 96)
+    for layer in (some, every):
+        assert layer["step_factors"]["1"]["over_channels"] == layer["capacity"]["over_channels"]
+    ends = [
+        [layer["capacity"]["over_channels"]["effective_modes"][end] for end in ("min", "max")]
+        for layer in (some, every)
+    ]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-9)
