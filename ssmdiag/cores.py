@@ -73,6 +73,15 @@ def triangular(rows: Tensor) -> Tensor:
         return torch.linalg.qr(rows, mode="r").R
 
 
+def singular_values(matrices: Tensor) -> Tensor:
+    """Return the singular values of each matrix, (matrix, value); NaN where its numbers are beyond float64.
+
+    LAPACK refuses all matrices for one that is not finite.
+    """
+    finite = matrices.isfinite().flatten(1).all(1)
+    return torch.linalg.svdvals(matrices.where(finite[:, None, None], 0.0)).where(finite[:, None], torch.nan)
+
+
 def keep_freed_memory() -> None:
     """Have memory that was freed kept for what comes next, where the C library is glibc.
 

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.capacity.reconstruction import each_chunk
-from ssmdiag.cores import one_thread
+from ssmdiag.cores import one_thread, singular_values, triangular
 from ssmdiag.kernel.dense import realise
-from ssmdiag.kernel.gramian import diagonal_gramian_factor, gramian_factor, triangle
+from ssmdiag.kernel.gramian import gramian_factor, triangle
 from ssmdiag.kernel.orthonormal import orthonormal_factor
-from ssmdiag.kernel.powers import powers
+from ssmdiag.kernel.powers import UNDERFLOW
 from ssmdiag.kernel.response import modal_terms, on_parts
+from ssmdiag.kernel.tangential import narrowed, tangential_factor
 from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _modal(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
         if weighted.is_complex():  # M = Re(Lᵀ diag(w) L) in a real basis
             weighted = torch.cat([weighted.real, weighted.imag], -1)
         rows = triangle(torch.cat([rows, weighted @ columns], 1))
-    return _singular_values(rows)
+    return singular_values(rows)
 
 
 def _dense(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
@@ -118,30 +119,31 @@ def _dense(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
     C = dense.output_matrix[:, chunk].movedim(0, 1).where(usable[:, None, None], 0.0)
     reach, _ = gramian_factor(A, B[..., None])
     observe, _ = gramian_factor(A.mT, C.mT)
-    return _singular_values(observe @ reach.mT)
+    return singular_values(observe @ reach.mT)
 
 
 def _matrix(recurrence: Recurrence) -> Tensor:
-    """The same of a kernel matrix: factors of both Gramians by doubling, whose powers are diagonal."""
+    """The same of a kernel matrix, over the real and imaginary parts of its modes."""
     B, C = recurrence.input_matrix, recurrence.output_matrix
     assert B is not None
     assert C is not None
     ell = recurrence.log_eigenvalues[0]
     reaches = (B != 0).any(1) & (C != 0).any(0)
-    ell, B, C = ell[reaches], B[reaches], C[:, reaches]
+    order = (-ell.real).argsort(stable=True)
+    order = order[reaches[order]]
+    ell, B, C = ell[order], B[order], C[:, order]
+    ell = torch.complex(ell.real.clamp(min=-UNDERFLOW), ell.imag)
     # y = κ Re(C h) reads the modes and their conjugates, at half the weight each.
-    ell, B = torch.cat([ell, ell.conj()]), torch.cat([B, B.conj()])
-    C = recurrence.kernel_factor / 2 * torch.cat([C, C.conj()], 1)
-
-    def decay(lag: float) -> Tensor:
-        return powers(ell, torch.as_tensor(lag, dtype=torch.float64, device=ell.device))
-
-    observe = diagonal_gramian_factor(decay, triangle(C))
-    reach = diagonal_gramian_factor(decay, triangle(B.mT))
-    return _singular_values((observe @ reach.mT)[None])
+    observe = _over_parts(ell, recurrence.kernel_factor / 2 * C, 1j)
+    reach = _over_parts(ell, B.mT / 2, -1j)
+    return singular_values((observe @ reach.mT)[None])
 
 
-def _singular_values(matrices: Tensor) -> Tensor:
-    """Return the singular values of each matrix, (channel, value); NaN where its numbers are beyond float64."""
-    finite = matrices.isfinite().flatten(1).all(1)
-    return torch.linalg.svdvals(matrices.where(finite[:, None, None], 0.0)).where(finite[:, None], torch.nan)
+def _over_parts(ell: Tensor, columns: Tensor, turn: complex) -> Tensor:
+    """Return X of Σ_t ‖columns Λ^t h‖² = ‖X (Re h; Im h)‖², h with its conjugate; `turn` −i for what reaches 2 h."""
+    columns = narrowed(columns)
+    both = torch.stack([ell, ell.conj()], 1).flatten()
+    F = tangential_factor(both, torch.stack([columns, columns.conj()], 2).flatten(1))
+    own, other = F[:, 0::2], F[:, 1::2]
+    rows = torch.cat([own + other, turn * (own - other)], 1)
+    return triangular(torch.cat([rows.real, rows.imag]))

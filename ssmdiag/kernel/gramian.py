@@ -39,22 +39,6 @@ def gramian_factor(state_matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]
     return _doubled(start.mH, advance)
 
 
-def diagonal_gramian_factor(powers: Callable[[float], Tensor], start: Tensor) -> Tensor:
-    """Return X (rows, mode) with XᴴX = Σ_t Λ^tᴴ startᴴ start Λ^t, for `start` (row, mode), if all modes are stable.
-
-    `powers` gives the diagonal Λ^t, (mode,).
-    """
-    lag = 1.0
-
-    def advance(rows: Tensor) -> Tensor:
-        nonlocal lag
-        more = rows * powers(lag)
-        lag *= 2
-        return more
-
-    return _doubled(start[None], advance)[0][0]
-
-
 def _doubled(rows: Tensor, advance: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Return the triangle of all rows that `advance` leads to, (channel, row, column)."""
     done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)

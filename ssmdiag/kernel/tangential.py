@@ -72,7 +72,7 @@ class TangentialFactor(StoredModes):
     def __init__(self, form: QuadraticForm) -> None:
         self.ell, self.positive, self.sizes, self.roots = form.ell, False, form.sizes, form.roots
         # K and its transpose have one energy: the factor is made of the larger side, a lag takes the smaller one.
-        outputs, inputs = _narrowed(form.output_directions), _narrowed(form.input_directions)
+        outputs, inputs = narrowed(form.output_directions), narrowed(form.input_directions)
         if len(outputs) < len(inputs):
             outputs, inputs = inputs, outputs
         self.larger, self.smaller = outputs, inputs.mT
@@ -130,7 +130,7 @@ class TangentialFactor(StoredModes):
         return states.split(max(1, 16 * WORKING_SET // (16 * self.smaller.numel())), 2)
 
 
-def _narrowed(columns: Tensor) -> Tensor:
+def narrowed(columns: Tensor) -> Tensor:
     """Return at most 2 · modes rows with the same products XᴴX and XᵀX between columns, (row, mode)."""
     rows, modes = columns.shape
     if rows <= 2 * modes:
