@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ssmdiag.capacity.capacity import assess_capacity
 from ssmdiag.capacity.noise import noisy_capacity, noisy_memory_function, noisy_states
 from ssmdiag.capacity.reconstruction import memory_function
 from ssmdiag.capacity.rounding import STATE_PRECISION, Rounding
@@ -215,3 +216,12 @@ def test_an_unknown_format_is_refused() -> None:
     for wrong in ("bfloat16", 0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="bf16, fp16, int8, float32"):
             noisy_capacity(random_siso(), wrong)
+
+
+def test_a_rate_beyond_float64_costs_its_own_channel_alone() -> None:
+    sound, beyond = exactly(-0.1 + 1j, -0.2 + 2j), exactly(*[complex(-4.4763e-309, 4.4763e-309)] * 2)
+    alone = assess_capacity(spectrum(sound[None]), 64)
+    both = assess_capacity(spectrum(torch.stack([sound, beyond, sound])), 64)
+    for name, survivors in both.surviving.items():
+        assert survivors[[0, 2]].tolist() == alone.surviving[name].tolist() * 2
+        assert math.isnan(survivors[1].item())

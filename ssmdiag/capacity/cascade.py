@@ -39,8 +39,8 @@ KEPT = 2**30
 """Bytes of powers of A that are kept."""
 MOST_DOUBLINGS = 52
 """Of lags up to which the capacity is followed: whole numbers beyond have no room in float64."""
-FEWEST_LAGS = 255
-"""That are summed one by one rather than bisected."""
+SUMMED = (8, 12)
+"""Doublings of lags that are summed one by one rather than bisected, of few and of many states."""
 REACHED = 1e-13
 """Share of the largest direction of a dense state below which another cannot be told from rounding."""
 
@@ -134,38 +134,50 @@ class Cascade:
             left.append(square_of(self.square(known + len(left))).sum((1, 2)))
         norms = torch.stack(left)
         passed = ((norms[:, None] > target).sum(0) - 1).clamp(min=0)
-        low, rest = 2.0 ** (known + passed).double(), norms.gather(0, passed)
-        start = torch.empty(*passed.shape, *self.state_matrix.shape[1:], dtype=norms.dtype, device=norms.device)
-        for doublings in range(int(passed.min()), int(passed.max()) + 1):
-            torch.where((passed == doublings)[..., None, None], self.square(known + doublings), start, out=start)
-        few = min(max(FEWEST_LAGS, self.counted.shape[1]).bit_length(), known)
-        found = [
-            self._bisect(*each, few, int(passed.max()) + known) for each in zip(target, low, rest, start, strict=True)
-        ]
-        return torch.stack(found).where(norms[-1] <= target, torch.inf)
+        few = max((self.counted.shape[1] ** 2 // 4).bit_length(), SUMMED[0])
+        few = min(few, SUMMED[1], known + int(passed.max()))
+        brackets = zip(target, norms.gather(0, passed), known + passed, strict=True)
+        found = [self._bisect(*bracket, few) for bracket in brackets]
+        low, rest, states = (torch.stack(part) for part in zip(*found, strict=True))
+        values = self._memory_from(states, few)
+        more = ((rest[..., None] - values.cumsum(2))[..., :-1] > target[..., None]).sum(2)
+        return (low + more + 1).where(norms[-1] <= target, torch.inf)
 
-    def _bisect(self, target: Tensor, low: Tensor, rest: Tensor, power: Tensor, few: int, top: int) -> Tensor:
-        """Return the fewest lags L with ‖A^L‖² ≤ target between `low`, a power of two up to 2^top, and its double.
+    def _bisect(self, target: Tensor, rest: Tensor, doublings: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an L that the fewest lags are past, by less than 2^few, with ‖A^L‖² and A^L b.
 
-        `power` is A^low and `rest` ‖A^low‖²; all are by channel.
+        They lie between 2^doublings, where `rest` is left, and its double; all are by channel.
         """
-        first = low
-        for bit in range(top - 1, few - 1, -1):
+        first = low = 2.0 ** doublings.double()
+        least, most = int(doublings.min()), int(doublings.max())
+        power = self.square(least)
+        for bit in range(least + 1, most + 1):
+            power = torch.where((doublings == bit)[:, None, None], self.square(bit), power)
+        for bit in range(most - 1, few - 1, -1):
             ahead = low + 2.0**bit
             further = self._exact(self.times(power, self.square(bit), lower=True), ahead[:, None])
             left = square_of(further).sum((1, 2))
             more = (left > target) & (first > 2.0**bit)
             low, rest = torch.where(more, ahead, low), torch.where(more, left, rest)
             power = torch.where(more[:, None, None], further, power)
-        values = square_of(self.times(power, self._krylov(few))).sum(1)
-        return low + ((rest[:, None] - values.cumsum(1))[:, :-1] > target[:, None]).sum(1) + 1
+        return low, rest, self.times(power, self.entry)[..., 0]
 
-    def _krylov(self, doublings: int) -> Tensor:
-        """Return b, A b, A² b, … at 2^doublings lags, (channel, state, lag)."""
-        columns = self.entry
+    def _memory_from(self, states: Tensor, doublings: int) -> Tensor:
+        """Return ‖A^τ x‖² of states x (share, channel, state) at τ below 2^doublings, (share, channel, lag).
+
+        It falls at every step by |c A^τ x|², a product of rows c A^{qS} and columns A^s x as in `leading_memory`.
+        """
+        shares, wide = len(states), (doublings + 1) // 2
+        columns, rows = states.movedim(0, 2), self.exit
         for bit in range(doublings):
-            columns = torch.cat([columns, self.times(self.square(bit), columns)], 2)
-        return columns
+            square = self.square(bit)
+            if bit < wide:
+                columns = torch.cat([columns, self.times(square, columns)], 2)
+            else:
+                rows = torch.cat([rows, rows @ square], 1)
+        passed = square_of(rows @ columns).unflatten(2, (-1, shares)).movedim(3, 0).flatten(2)
+        rest = square_of(self.times(self.square(doublings), states.movedim(0, 2))).sum(1).T
+        return rest[..., None] + passed.flip(2).cumsum(2).flip(2)
 
 
 def cascade_of(spectrum: FullSpectrum) -> Cascade:

@@ -33,7 +33,7 @@ from ssmdiag.capacity.rounding import (
     modal_numbers,
     step_noise,
 )
-from ssmdiag.cores import one_thread, orthogonal
+from ssmdiag.cores import one_thread, orthogonal, singular_values
 from ssmdiag.kernel.dense import krylov, realise, states_at
 from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import around_one, orthonormal_factor
@@ -196,26 +196,35 @@ class NoisyStates:
         return self._accumulated(noise)
 
     def survivors(self, state_dtype: str | float) -> Tensor:
-        """Return what survives, (channel,)."""
-        if self.dense is not None:
-            shares = self.rounded(state_dtype).shares
-            assert shares is not None
-            return shares.where(self.known, torch.nan)
-        signal = self._signal(self._whitening(self._noise(state_dtype)))
-        if state_dtype not in _COARSE:
-            squares = torch.linalg.svdvals(signal).square()
-            return (squares / (squares + 1)).sum(1)
-        # tr((I + M)⁻¹ M) of M = signalᴴ signal, whose largest value is under 10⁹ where a format is so coarse
-        both = signal.mT @ signal
-        both.diagonal(dim1=1, dim2=2).add_(1.0)
-        lower = torch.linalg.cholesky_ex(both)[0]
-        one = torch.eye(both.shape[-1], dtype=both.dtype, device=both.device)
-        inverse = torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False)
-        return signal.shape[-1] - inverse.square().sum((1, 2))
+        """Return what survives, (channel,); NaN where numbers are beyond float64."""
+        return self._survivors([state_dtype])[0]
 
     def in_formats(self, own: str) -> tuple[Rounded, dict[str, Tensor]]:
         """Return the state rounded to its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
-        return self.rounded(own), {name: self.survivors(name) for name in STATE_PRECISION}
+        survivors = self._survivors(list(STATE_PRECISION))
+        return self.rounded(own), dict(zip(STATE_PRECISION, survivors, strict=True))
+
+    def _survivors(self, formats: Sequence[str | float]) -> list[Tensor]:
+        """Return what survives each format, (channel,).
+
+        Where all errors are but so many times as large as those of float32, one decomposition serves both.
+        """
+        if self.dense is not None:
+            shares = [self.rounded(name).shares for name in formats]
+            return [some.where(self.known, torch.nan) for some in shares if some is not None]
+        finest, found = self._noise("float32"), []
+        squares = singular_values(self._signal(self._whitening(finest))).square()
+        for name in formats:
+            noise = self._noise(name)
+            ratios = (noise / finest).nan_to_num(0.0).flatten(1)
+            times = torch.nn.functional.pad(ratios, (0, 1)).amax(1, keepdim=True)  # there may be no mode
+            survivors = (squares / (squares + times)).sum(1)
+            others = ((noise - times[..., None] * finest).abs() > 1e-12 * noise).flatten(1).any(1)
+            if bool(others.any()):
+                signal = self._signal(self._whitening(noise))[others]
+                survivors[others] = _survivors_of_coarse(signal) if name in _COARSE else _shares(signal)
+            found.append(survivors)
+        return found
 
     def _noise(self, state_dtype: str | float) -> Tensor:
         """Return the variance of a step's errors for an input of variance |b|² = 1, (channel, mode, part)."""
@@ -295,6 +304,22 @@ class Rounded:
     factor: Tensor
     whitening: Tensor | None
     shares: Tensor | None = None
+
+
+def _shares(signal: Tensor) -> Tensor:
+    """Return tr((I + M)⁻¹ M) of M = signalᴴ signal."""
+    squares = singular_values(signal).square()
+    return (squares / (squares + 1)).sum(1)
+
+
+def _survivors_of_coarse(signal: Tensor) -> Tensor:
+    """Return the same, a third of the work, where M's largest value is under 10⁹ because a format is coarse."""
+    both = signal.mT @ signal
+    both.diagonal(dim1=1, dim2=2).add_(1.0)
+    lower = torch.linalg.cholesky_ex(both)[0]
+    one = torch.eye(both.shape[-1], dtype=both.dtype, device=both.device)
+    inverse = torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False)
+    return signal.shape[-1] - inverse.square().sum((1, 2))
 
 
 def _whitened(parts: Tensor, whitening: Tensor) -> Tensor:
