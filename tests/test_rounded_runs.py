@@ -16,6 +16,9 @@ from tests.rounded_run import Run, own_scale, rebuilt, rounding_of
 from tests.test_capacity_memory import ring
 
 MODES = 16
+KNOWN_MISSES = {("channel", 1.0): 1, ("layer", 1.0): 1}
+"""Mamba at 0.003 keeps 2.6 modes of 2.3 said, S4D-Inv at 0.01 keeps 4.9 of 4.0: modes whose steps are swallowed decay
+more slowly, which is not counted."""
 INDEX = torch.arange(MODES, dtype=torch.float64)
 CASES: tuple[tuple[str, Int8Scale], ...] = (
     ("bf16", "state"), ("fp16", "state"), ("int8", "state"), ("int8", "channel"), ("int8", "layer"),
@@ -84,15 +87,14 @@ def test_as_many_modes_survive_a_rounded_run_as_is_said(name: str, case: tuple[s
 @pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_survivors_of_rounded_runs_over_eighteen_spectra(case: tuple[str, Int8Scale], mean: float) -> None:
+def test_survivors_of_rounded_runs_over_nineteen_spectra(case: tuple[str, Int8Scale], mean: float) -> None:
     missed = []
     for seed, (name, ell) in enumerate(SPECTRA.items()):
         said, measured = said_and_measured(ell, written(ell, seed), case, mean)
         print(f"{'-'.join(case)}, mean {mean:g}, {name}: {measured:.2f} of {said:.2f} said, {measured / said:.3f}")
         missed += [] if close(said, measured) else [f"{name}: {measured:.2f} of {said:.2f}"]
     print(f"{len(missed)} of {len(SPECTRA)} outside 0.9–1.1 and ± 0.3")
-    # At a mean of 1: Mamba at 0.003, a scale per channel, keeps 2.6 of 2.3; S4D-Inv at 0.01, per layer, 4.9 of 4.0.
-    assert len(missed) <= 1, missed
+    assert len(missed) <= KNOWN_MISSES.get((case[1], mean), 0), missed
 
 
 def test_states_too_small_for_fp16_are_said_to_be_lost() -> None:
