@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,17 +95,22 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
     share = energy_left(values * edges.diff(), above)[:, places]
     ends = window_ends(share)
     layer = modes.groups_of_layer(ends[-1:])
-    tails = judge_tails(modes.lags, ends, share, modes.groups(ends[:-1]).join(layer))
-    one = len(ends) == 2  # then the layer is its channel
-    own = ends[:-1]
+    own, one = ends[:-1], len(ends) == 2  # then the layer is its channel
+    single = modes.groups(own)
+    channels = judge_tails(modes.lags, own, share[:-1], single, partial(modes.shares, single.members))
+    whole = judge_tails(
+        modes.lags, ends[-1:], share[-1:], layer, lambda _, at: modes.shares_of_layer(layer.members, at)
+    )
+    tails = channels.join(whole)
     middle = torch.minimum((share[:-1] > MIDDLE).sum(1), own)
     for terms in range(2, MOST_TERMS + 1):
         channels = tails.select(slice(0, len(own)))
         if bool((channels.law == TAIL_LAWS.index(TailLaw.NONE)).any()):
-            name_sums(channels, modes.lags, own, share[:-1], modes.groups(own, middle, terms))
+            several = modes.groups(own, middle, terms)
+            name_sums(channels, modes.lags, own, share[:-1], several, partial(modes.shares, several.members))
             tails = channels.join(channels if one else tails.select(slice(len(own), None)))
     tails.withhold(~known | (rows.values <= 0).all(1), TailStatus.NO_KERNEL)
-    return tails, (layer.for_ever, layer.noise)
+    return tails, (layer.whole, layer.noise)
 
 
 def _coarse(count: int, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ the weights are. What lies below a millionth of the energy, or drowns in float32
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ LEAST_SUM_SHARE = 1e-2
 """Share of the energy that a sum of them must be about."""
 LEAST_HEARD = 0.1
 """Share of its modes' own energies below which a sum counts as cancelled."""
+LAGS_BETWEEN = 96
+"""Parts of a window at whose ends it is proven that the others hold no more, within them too."""
 FEWEST_LAGS = 3
 FEWEST_BINS = 2
 LEAST_RATE = 1e-15
@@ -163,7 +166,11 @@ def window_ends(share: Tensor) -> Tensor:
     return (share > FORGOTTEN).sum(1).clamp(max=share.shape[1] - 1)
 
 
-def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) -> Tails:
+Shares = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Rows and lags of their own (row, lag) → their energy from each lag on, the others' and the noise, (3, row, lag)."""
+
+
+def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, shares: Shares) -> Tails:
     """Return the law of each row's energy that remains.
 
     `lags` (lag,) ascending; `ends` (row,) positions in it, `share` (row, lag) of the energy that is left.
@@ -171,7 +178,7 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) 
     position = torch.arange(len(lags), device=lags.device)
     inside = position < ends[:, None]
     last = lags[ends][:, None]
-    ruled = _to_the_end((groups.rest + groups.noise <= OTHERS * groups.whole) | ~inside) & inside
+    ruled = _ruled(groups) & inside
     length = (last - lags).clamp(min=0)
     drop = NEPER_DB * groups.rate * length
 
@@ -182,11 +189,11 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) 
         error = NEPER_DB * (slope + groups.rate).abs() * length
         return (error <= (RATE_ERROR * drop).clamp(min=LEAST_ERROR_DB)) & (off <= most)
 
-    falls = straight(-groups.for_ever.diff(dim=1), EXPONENTIAL_DB)
+    falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
     falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, fewer swings complete
     enough = ((drop >= EXPONENTIAL_DROP_DB) | (length >= last / 2)) & (length >= FEWEST_LAGS) & (share >= LEAST_SHARE)
     enough &= ends[:, None] - position >= FEWEST_BINS
-    good = ruled & falls & enough
+    good = _proven(ruled & falls & enough, lags, last, shares)
     found, first = good.any(1), good.to(torch.uint8).argmax(1, keepdim=True)
     flat = (drop.gather(1, first)[:, 0] <= 4 * FLAT_DB) & found
     status = torch.full_like(ends, TAIL_STATUSES.index(TailStatus.MIXED))
@@ -213,20 +220,21 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) 
     )
 
 
-def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy) -> None:
+def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, shares: Shares) -> None:
     """Write in what rows without a law of one rate are a sum of exponentials by the groups that were taken as one.
 
     What the other modes hold is all that a sum leaves open; modes of it that cancel have no rate to be told by.
     """
-    lags, share = lags[: groups.whole.shape[1]], share[:, : groups.whole.shape[1]]
     position = torch.arange(len(lags), device=lags.device)
     inside = position < ends[:, None]
-    ruled = (groups.rest + groups.noise <= OTHERS * groups.whole) & (groups.heard >= LEAST_HEARD)
-    length = lags[ends][:, None] - lags
-    good = _to_the_end(ruled | ~inside) & inside & (share >= LEAST_SUM_SHARE) & (length >= FEWEST_LAGS)
+    heard = _to_the_end((groups.heard >= LEAST_HEARD) | ~inside)
+    last = lags[ends][:, None]
+    good = _ruled(groups) & heard & inside & (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS)
     good &= ends[:, None] - position >= FEWEST_BINS
     known = [TAIL_STATUSES.index(status) for status in (TailStatus.MIXED, TailStatus.BENT, TailStatus.FEW_LAGS)]
-    rows = good.any(1) & torch.isin(tails.status, tails.status.new_tensor(known))
+    good &= torch.isin(tails.status, tails.status.new_tensor(known))[:, None]
+    good = _proven(good, lags, last, shares)
+    rows = good.any(1)
     first = good.to(torch.uint8).argmax(1, keepdim=True)
     rates = groups.rates.sort(1).values
     tails.law[rows] = TAIL_LAWS.index(TailLaw.EXPONENTIALS)
@@ -247,9 +255,37 @@ def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
     return Tails(none, index, zero, zero.clone(), unknown, unknown.clone(), unknown.clone(), rates)
 
 
+def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares) -> Tensor:
+    """Return where of (row, lag) it holds, besides, that the others hold no more at any lag up to `last` (row, 1).
+
+    Energies that remain only fall: between two lags the others have at most what they have at the first, and the
+    whole has at least what it has at the second.
+    """
+    rows = good.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return good
+    first = lags[good[rows].to(torch.uint8).argmax(1)][:, None]
+    # Denser at first, where the others are still falling fast.
+    part = (torch.arange(LAGS_BETWEEN + 1, dtype=lags.dtype, device=lags.device) / LAGS_BETWEEN).square()
+    at = (first + (last[rows] - first) * part).floor()
+    whole, rest, noise = shares(rows, at)
+    least = whole - noise
+    least = torch.cat([least[:, 1:].where(at.diff(dim=1) > 1, least[:, :-1]), least[:, -1:]], 1)
+    holds = _to_the_end(rest + noise <= OTHERS * least)
+    start = at.where(holds, math.inf).amin(1)
+    proven = torch.zeros_like(good)
+    proven[rows] = good[rows] & (lags >= start[:, None])
+    return proven
+
+
 def _to_the_end(holds: Tensor) -> Tensor:
     """Return whether it holds at each position and at all that come after."""
     return holds.flip(1).cummin(1).values.flip(1)
+
+
+def _ruled(groups: GroupEnergy) -> Tensor:
+    """Return whether all other modes hold little of the energy at each lag; there, not between."""
+    return groups.rest + groups.noise <= OTHERS * groups.whole
 
 
 def _lines(lags: Tensor, inside: Tensor, bins: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:

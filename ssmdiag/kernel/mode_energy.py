@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,10 @@ HEARD = 1e-6
 class GroupEnergy:
     """What is left of each kernel's energy at some lags, and what the group that holds the last of it has of that."""
 
+    members: tuple[Tensor, ...]
+    """Whether a mode is of the group, (channel, mode) bool of each chunk of channels."""
     whole: Tensor
-    """Energy from each lag to the end of the window, (row, lag), in units of each row's own."""
+    """Energy from each lag on, without an end, (row, lag), in units of each row's own."""
     rest: Tensor
     """The same of all modes but the group's."""
     bins: Tensor
@@ -57,18 +60,10 @@ class GroupEnergy:
     """What rounding may have added to any of them."""
     slowest: Tensor
     """Rate of the slowest group that holds a millionth of the energy, (row,); NaN where none does."""
-    for_ever: Tensor
-    """Energy from each lag on without an end, (row, lag)."""
     heard: Tensor
     """The group's own energy over that of its modes by themselves, (row, lag): little where they cancel."""
     rates: Tensor
     """Mean rates at lag 0 of the groups that were taken as one, (row, group)."""
-
-    def join(self, other: GroupEnergy) -> GroupEnergy:
-        """Return these rows and then those of another."""
-        return GroupEnergy(
-            *(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self))
-        )
 
 
 class ModeEnergies:
@@ -103,7 +98,7 @@ class ModeEnergies:
 
         `most` groups are taken as one: that which holds the last of the energy, and those with most of it at `middle`.
         """
-        found = []
+        found, members = [], []
         middle = ends if middle is None else middle
         for chunk, form in self.forms():
             end = ends[chunk]
@@ -112,8 +107,9 @@ class ModeEnergies:
             energies = form.by_group(number, int(number.max()) + 1, probes)
             best, rates, slowest = _choose(energies, most)
             chosen = (number[..., None] == best[:, None]).any(2)
-            found.append(_row(form.of_modes(chosen, self.lags[end]), end, slowest, rates))
-        return GroupEnergy(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            members.append(chosen)
+            found.append(_row(form.of_modes(chosen, self.lags[end]), slowest, rates))
+        return GroupEnergy(tuple(members), *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def groups_of_layer(self, end: Tensor) -> GroupEnergy:
         """Return the energies of the layer as one row, by groups of the modes of all its channels; `end` (1,)."""
@@ -133,10 +129,31 @@ class ModeEnergies:
             energies[:, 0].index_add_(1, which.flatten(), parts.flatten(1, 2))
         best, rate, slowest = _choose(energies, 1)
         total = rates.new_zeros(7, 1, len(self.lags))
-        for (_, form), number in zip(self.forms(), numbers, strict=True):
-            some = form.of_modes(number == best, self.lags[end].expand(len(number)))
+        members = tuple(number == best for number in numbers)
+        for (_, form), chosen in zip(self.forms(), members, strict=True):
+            some = form.of_modes(chosen, self.lags[end].expand(len(chosen)))
             total += (some * (form.unit / unit).square()[:, None]).sum(1, keepdim=True)
-        return GroupEnergy(*_row(total, end, slowest, rate))
+        return GroupEnergy(members, *_row(total, slowest, rate))
+
+    def shares(self, members: Sequence[Tensor], rows: Tensor, lags: Tensor) -> Tensor:
+        """Return, of some channels at lags of their own (row, lag), the energy from each lag on, that of the modes that
+        are no members, and the noise of either: (3, row, lag). `rows` ascend.
+        """
+        found = []
+        for (chunk, form), chosen in zip(self.forms(), members, strict=True):
+            here = (rows >= chunk.start) & (rows < chunk.stop)
+            if bool(here.any()):
+                place = rows[here] - chunk.start
+                found.append(form.select(place).shares(chosen[place], lags[here]))
+        return torch.cat(found, 1)
+
+    def shares_of_layer(self, members: Sequence[Tensor], lags: Tensor) -> Tensor:
+        """Return the same of the layer, (3, 1, lag), for (1, lag)."""
+        total = lags.new_zeros(3, *lags.shape)
+        for (_, form), chosen in zip(self.forms(), members, strict=True):
+            found = form.shares(chosen, lags.expand(len(chosen), -1))
+            total += (found * (form.unit / self.unit).square()[:, None]).sum(1, keepdim=True)
+        return total
 
     @cached_property
     def unit(self) -> Tensor:
@@ -186,6 +203,24 @@ class PairForms:
         form = QuadraticForm(source)
         sizes = form.sizes.mT * form.sizes
         return cls(form.ell, (form.hermitian * sizes)[None], (form.symmetric * sizes)[None], form.unit[None], lags)
+
+    def select(self, rows: Tensor) -> PairForms:
+        """Return the forms of some of the channels."""
+        some = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor) and name != "lags":
+                setattr(some, name, value[rows])
+        return some
+
+    def shares(self, chosen: Tensor, lags: Tensor) -> Tensor:
+        """Return the energy from each lag on, that of all modes but the chosen ones, and the noise of either,
+        (3, channel, lag); `chosen` (channel, mode) bool, `lags` (channel, lag).
+        """
+        states = self.states_at(lags)
+        kept = ~chosen if self.symmetric is None else (~chosen).repeat(1, 2)
+        others = states * kept[..., None]
+        whole, rest = ((some * (self.form @ some)).sum(1) for some in (states, others))
+        return torch.stack([whole, rest, self._noise(states)])
 
     @cached_property
     def states(self) -> Tensor:
@@ -332,15 +367,13 @@ def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     return chosen, rate.gather(1, chosen), slowest
 
 
-def _row(energies: Tensor, ends: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]:
+def _row(energies: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]:
     """Return the fields of a `GroupEnergy`, of what `of_modes` returns."""
     whole, rest, own, smooth, alone, weighted, noise = energies
-    # What is left up to the window's end, not for ever.
-    left, others = (part - part.gather(1, ends[:, None]) for part in (whole, rest))
     bins = -(whole - own + smooth).diff(dim=1)
     rate = weighted / alone.clamp(min=torch.finfo(torch.float64).tiny)
     heard = own / alone.clamp(min=torch.finfo(torch.float64).tiny)
-    return left.clamp(min=0), others.clamp(min=0), bins, rate, noise, slowest, whole, heard, rates
+    return whole.clamp(min=0), rest.clamp(min=0), bins, rate, noise, slowest, heard, rates
 
 
 def _numbers(rate: Tensor) -> Tensor:
