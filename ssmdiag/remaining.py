@@ -12,8 +12,7 @@ import torch
 from ssmdiag.decay.decay import NOISE_MARGIN
 from ssmdiag.decay.tail import (
     MOST_TERMS,
-    TAIL_LAWS,
-    TailLaw,
+    Shares,
     Tails,
     TailStatus,
     energy_left,
@@ -29,6 +28,8 @@ from ssmdiag.kernel.powers import MAX_LAG
 from ssmdiag.status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from ssmdiag.recurrence import Recurrence
@@ -104,13 +105,19 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
     tails = channels.join(whole)
     middle = torch.minimum((share[:-1] > MIDDLE).sum(1), own)
     for terms in range(2, MOST_TERMS + 1):
-        channels = tails.select(slice(0, len(own)))
-        if bool((channels.law == TAIL_LAWS.index(TailLaw.NONE)).any()):
-            several = modes.groups(own, middle, terms)
-            name_sums(channels, modes.lags, own, share[:-1], several, partial(modes.shares, several.members))
-            tails = channels.join(channels if one else tails.select(slice(len(own), None)))
+        left = channels.unsettled()
+        if len(left):
+            named, several = channels.select(left), modes.groups(own, middle, terms, rows=left)
+            name_sums(named, modes.lags, own[left], share[left], several, _of_rows(modes, several.members, left))
+            channels.put(left, named)
+    tails = channels.join(channels if one else whole)
     tails.withhold(~known | (rows.values <= 0).all(1), TailStatus.NO_KERNEL)
     return tails, (layer.whole, layer.noise)
+
+
+def _of_rows(modes: ModeEnergies, members: Sequence[Tensor], rows: Tensor) -> Shares:
+    """Return the function that tells what the members leave of some rows' energy, by their place among these."""
+    return lambda some, at: modes.shares(members, rows[some], at)
 
 
 def _coarse(count: int, device: torch.device) -> Tensor:

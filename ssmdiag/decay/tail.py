@@ -127,6 +127,16 @@ class Tails:
         for values in (self.rate, self.energy_share, self.slowest, self.rates):
             values[rows] = math.nan
 
+    def put(self, rows: Tensor, some: Tails) -> None:
+        """Write other rows in place of some."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(some, field.name)
+
+    def unsettled(self) -> Tensor:
+        """Return the rows that may have a law of several rates where they have none of one, ascending."""
+        several = [TAIL_STATUSES.index(status) for status in (TailStatus.MIXED, TailStatus.BENT, TailStatus.FEW_LAGS)]
+        return torch.isin(self.status, self.status.new_tensor(several)).nonzero()[:, 0]
+
     def counts(self) -> dict[TailLaw, int]:
         """Return how many rows have each law."""
         return dict(zip(TAIL_LAWS, torch.bincount(self.law, minlength=len(TAIL_LAWS)).tolist(), strict=True))
@@ -189,11 +199,13 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
         error = NEPER_DB * (slope + groups.rate).abs() * length
         return (error <= (RATE_ERROR * drop).clamp(min=LEAST_ERROR_DB)) & (off <= most)
 
-    falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
-    falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, fewer swings complete
     enough = ((drop >= EXPONENTIAL_DROP_DB) | (length >= last / 2)) & (length >= FEWEST_LAGS) & (share >= LEAST_SHARE)
     enough &= ends[:, None] - position >= FEWEST_BINS
-    good = _proven(ruled & falls & enough, lags, last, shares)
+    good = ruled & enough
+    if bool(good.any()):
+        falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
+        falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, fewer swings complete
+        good = _proven(good & falls, lags, last, shares)
     found, first = good.any(1), good.to(torch.uint8).argmax(1, keepdim=True)
     flat = (drop.gather(1, first)[:, 0] <= 4 * FLAT_DB) & found
     status = torch.full_like(ends, TAIL_STATUSES.index(TailStatus.MIXED))
@@ -221,7 +233,7 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
 
 
 def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, shares: Shares) -> None:
-    """Write in what rows without a law of one rate are a sum of exponentials by the groups that were taken as one.
+    """Write in what rows are a sum of exponentials by the groups that were taken as one.
 
     What the other modes hold is all that a sum leaves open; modes of it that cancel have no rate to be told by.
     """
@@ -230,9 +242,7 @@ def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: G
     heard = _to_the_end((groups.heard >= LEAST_HEARD) | ~inside)
     last = lags[ends][:, None]
     good = _ruled(groups) & heard & inside & (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS)
-    good &= ends[:, None] - position >= FEWEST_BINS
-    known = [TAIL_STATUSES.index(status) for status in (TailStatus.MIXED, TailStatus.BENT, TailStatus.FEW_LAGS)]
-    good &= torch.isin(tails.status, tails.status.new_tensor(known))[:, None]
+    good &= (ends[:, None] - position >= FEWEST_BINS) & groups.rates.isfinite().all(1, keepdim=True)
     good = _proven(good, lags, last, shares)
     rows = good.any(1)
     first = good.to(torch.uint8).argmax(1, keepdim=True)

@@ -93,21 +93,31 @@ class ModeEnergies:
                 self.held[chunk.start] = form
             yield chunk, form
 
-    def groups(self, ends: Tensor, middle: Tensor | None = None, most: int = 1) -> GroupEnergy:
+    def groups(
+        self, ends: Tensor, middle: Tensor | None = None, most: int = 1, *, rows: Tensor | None = None
+    ) -> GroupEnergy:
         """Return the energies of each channel whose window ends at `ends` (channel,), positions in the lags.
+
+        `rows`, ascending: of these channels alone.
 
         `most` groups are taken as one: that which holds the last of the energy, and those with most of it at `middle`.
         """
         found, members = [], []
         middle = ends if middle is None else middle
         for chunk, form in self.forms():
-            end = ends[chunk]
-            number = _numbers(form.rate)
-            probes = torch.cat([_probes(end), middle[chunk][:, None]], 1)
+            end, half, place = ends[chunk], middle[chunk], None
+            members.append(torch.zeros_like(form.rate, dtype=torch.bool))
+            if rows is not None:
+                place = rows[(rows >= chunk.start) & (rows < chunk.stop)] - chunk.start
+                if not len(place):
+                    continue
+                form, end, half = form.select(place), end[place], half[place]
+            number = form.number
+            probes = torch.cat([_probes(end), half[:, None]], 1)
             energies = form.by_group(number, int(number.max()) + 1, probes)
             best, rates, slowest = _choose(energies, most)
             chosen = (number[..., None] == best[:, None]).any(2)
-            members.append(chosen)
+            members[-1][slice(None) if place is None else place] = chosen
             found.append(_row(form.of_modes(chosen, self.lags[end]), slowest, rates))
         return GroupEnergy(tuple(members), *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
@@ -203,6 +213,11 @@ class PairForms:
         form = QuadraticForm(source)
         sizes = form.sizes.mT * form.sizes
         return cls(form.ell, (form.hermitian * sizes)[None], (form.symmetric * sizes)[None], form.unit[None], lags)
+
+    @cached_property
+    def number(self) -> Tensor:
+        """The number of each mode's group, (channel, mode)."""
+        return _numbers(self.rate)
 
     def select(self, rows: Tensor) -> PairForms:
         """Return the forms of some of the channels."""
@@ -350,7 +365,8 @@ def _probes(ends: Tensor) -> Tensor:
 
 def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the group without which least is left at the end of each row's window and, to make `most`, those that
-    have most at the fourth probe; their rates, both (row, group); and the slowest heard rate, (row,).
+    have most at the fourth probe; their rates, NaN where there are fewer, both (row, group); and the slowest heard
+    rate, (row,).
     """
     parts, own, alone, weighted = energies
     whole = parts.sum(1, keepdim=True)
@@ -364,7 +380,8 @@ def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
         return best[:, None], rate.gather(1, best[:, None]), slowest
     score = (own[..., 3] - own[..., 2]).scatter(1, best[:, None], math.inf)
     chosen = score.topk(min(most, score.shape[1]), dim=1).indices
-    return chosen, rate.gather(1, chosen), slowest
+    rates = rate.where(alone[..., 0] > 0, math.nan).gather(1, chosen)
+    return chosen, torch.nn.functional.pad(rates, (0, most - rates.shape[1]), value=math.nan), slowest
 
 
 def _row(energies: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]:
