@@ -113,7 +113,7 @@ class LayerDecay:
     def law_word(self) -> str:
         """The law, and that it is the tail's where it is."""
         word, window = self.law
-        short = {"exponential": "exp. tail", "exponentials": "exp. tails"}
+        short = {"exponential": "exp. tail", "exponentials": "exp. tails", "band": "exp. band"}
         return short.get(word, f"{word} tail") if self.whole.law is Law.UNDETERMINED and window else word
 
 

@@ -17,6 +17,7 @@ from ssmdiag.decay.tail import (
     TailStatus,
     energy_left,
     judge_tails,
+    name_bands,
     name_sums,
     no_tails,
     window_ends,
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 MIDDLE = 0.1
 """Share of the energy left where the terms of a sum are sought."""
+BAND, BANDS_OF_LAYERS = 1.6, (4.0, 16.0)
+"""How many times the slowest rate of a band its fastest may be: of a channel; of a layer, the first that will do."""
+PROBED = (0.999, 0.5, 0.1, 0.02)
+"""Shares of the energy left at the lags where a band is chosen."""
 EVERY_LAG = 12
 """Edges that all serve as lags; two an octave are enough later."""
 ENDLESS = (Status.GROWS, Status.BOUNDARY, Status.BEYOND)
@@ -110,9 +115,29 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
             named, several = channels.select(left), modes.groups(own, middle, terms, rows=left)
             name_sums(named, modes.lags, own[left], share[left], several, _of_rows(modes, several.members, left))
             channels.put(left, named)
+    for width in BANDS_OF_LAYERS if modes.source.layout == "many inputs" else (BAND,):
+        left = channels.unsettled()
+        if len(left):
+            named, band = channels.select(left), modes.bands(left, _probes(share[left], own[left]), width)
+            name_bands(named, modes.lags, own[left], share[left], band.rates, _of_rows(modes, band.members, left))
+            channels.put(left, named)
+    for width in BANDS_OF_LAYERS:
+        if not one and len(whole.unsettled()) and bool(whole.slowest.isfinite().all()):
+            band = modes.band_of_layer(whole.slowest, _probes(share[-1:], ends[-1:]), width)
+            name_bands(whole, modes.lags, ends[-1:], share[-1:], band.rates, _of_layer(modes, band.members))
     tails = channels.join(channels if one else whole)
     tails.withhold(~known | (rows.values <= 0).all(1), TailStatus.NO_KERNEL)
     return tails, (layer.whole, layer.noise)
+
+
+def _probes(share: Tensor, ends: Tensor) -> Tensor:
+    """Return the positions where so much of (row, lag) is left, and of each window's end, (row, probe)."""
+    return torch.stack([torch.minimum((share > part).sum(1), ends) for part in PROBED] + [ends], 1)
+
+
+def _of_layer(modes: ModeEnergies, members: Sequence[Tensor]) -> Shares:
+    """Return the same of the layer, one row."""
+    return lambda _, at: modes.shares_of_layer(members, at)
 
 
 def _of_rows(modes: ModeEnergies, members: Sequence[Tensor], rows: Tensor) -> Shares:

@@ -315,6 +315,9 @@ def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag
             continue
         named += 1
         near = [(layer.rate >= rate / 1.1) & (layer.rate <= rate * 1.1) for rate in tail.rates or (tail.rate,)]
+        if tail.law is TailLaw.BAND:
+            low, high = tail.rates
+            near = [(layer.rate >= low) & (layer.rate <= high)]
         assert layer.output_matrix is not None
         others = replace(layer, output_matrix=layer.output_matrix.where(~torch.stack(near).any(0), 0.0))
         rest, whole = ((stepped(one, 8192)[0] ** 2)[::-1].cumsum()[::-1] for one in (others, layer))

@@ -91,6 +91,9 @@ def test_a_true_statement_is_not_called_false() -> None:
         ({"ninety_nine": said()["lags"]["ninety_nine"] - 1}, "ninety_nine at"),
         ({"law": "polynomial"}, "nothing here judges"),
         ({"law": "exponentials", "rates": [SLOW, 2 * FAST]}, "no group of modes of these rates"),
+        ({"law": "band", "rates": [SLOW, 1.5 * SLOW], "from": 25}, "no group of modes of these rates"),
+        ({"law": "band", "rates": [1.1 * SLOW, FAST]}, "no group of modes of these rates"),
+        ({"law": "band", "rates": [SLOW, FAST], "from": 0}, "are no band"),
     ],
 )
 def test_a_statement_that_is_a_little_wrong_is_called_false(change: dict[str, Any], why: str) -> None:

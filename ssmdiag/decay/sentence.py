@@ -24,7 +24,7 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
     slowest, tail = remaining.whole.slowest_rate(0), remaining.whole.row(0)
     decay = whole.channel(0)
     said = [whole.describe(0, slowest)]
-    if tail is not None and (tail.law is not TailLaw.EXPONENTIALS or decay.law is Law.UNDETERMINED):
+    if tail is not None and (tail.law not in (TailLaw.EXPONENTIALS, TailLaw.BAND) or decay.law is Law.UNDETERMINED):
         fitted = decay.law is Law.EXPONENTIAL and decay.rate is not None and tail.first == 0
         agree = fitted and abs((decay.rate or 0.0) - tail.rate) <= SAME_RATE * tail.rate
         if not agree and not (decay.law is Law.FLAT and tail.law is TailLaw.FLAT and tail.first == 0):
@@ -43,6 +43,9 @@ def describe_tail(tail: Tail) -> str:
     which = f", which is the last {share(tail.energy_share)} of the energy" if tail.first else ""
     if tail.law is TailLaw.FLAT:
         return f"By its modes it does not decay{where}{which}."
+    if tail.law is TailLaw.BAND:
+        fast, slow = (_steps(math.log(2), rate) for rate in reversed(tail.rates))
+        return f"By its modes it falls with rates between half every {fast} and half every {slow} steps{where}{which}."
     if tail.law is TailLaw.EXPONENTIALS:
         *some, last = (_steps(math.log(2), rate) for rate in reversed(tail.rates))
         halves = f"{', '.join(some)} and {last}"

@@ -36,6 +36,8 @@ LEAST_HEARD = 0.1
 """Share of its modes' own energies below which a sum counts as cancelled."""
 LAGS_BETWEEN = 96
 """Parts of a window at whose ends it is proven that the others hold no more, within them too."""
+BEAT = 0.5
+"""Nepers by which modes of a band may beat against each other between both ends of a window."""
 FEWEST_LAGS = 3
 FEWEST_BINS = 2
 LEAST_RATE = 1e-15
@@ -56,6 +58,7 @@ class TailLaw(Enum):
 
     EXPONENTIAL = "exponential"
     EXPONENTIALS = "exponentials"
+    BAND = "band"
     FLAT = "flat"
     NONE = "none"
 
@@ -65,6 +68,7 @@ class TailStatus(Enum):
 
     FOUND = "one rate holds nine tenths of the energy that remains"
     SUM = "a sum of two or three exponentials holds nine tenths of the energy that remains"
+    BAND = "modes of a band of rates hold nine tenths of the energy that remains"
     MIXED = "modes of several rates share the energy to its end"
     BENT = "modes of one rate hold the energy, but it does not fall with that rate yet"
     FEW_LAGS = "too few lags remain where one rate rules"
@@ -91,7 +95,7 @@ class Tail:
     energy_share: float
     """Share of the energy within the context that is left at `first`."""
     rates: tuple[float, ...] = ()
-    """Of a sum of exponentials, those of all its terms, slowest first."""
+    """Of a sum of exponentials, those of all its terms, slowest first; of a band, its slowest and its fastest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +257,30 @@ def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: G
     tails.energy_share[rows] = share.gather(1, first)[rows, 0]
     tails.rate[rows] = rates[rows, 0]
     tails.rates[rows, : rates.shape[1]] = rates[rows]
+
+
+def name_bands(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, rates: Tensor, shares: Shares) -> None:
+    """Write in from which lag on the modes of a band, of `rates` (row, 2), hold what remains."""
+    position = torch.arange(len(lags), device=lags.device)
+    last = lags[ends][:, None]
+    good = (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS) & (ends[:, None] - position >= FEWEST_BINS)
+    good = _proven(good & rates.isfinite().all(1, keepdim=True), lags, last, shares)
+    rows = good.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return
+    first = good[rows].to(torch.uint8).argmax(1, keepdim=True)
+    both = torch.cat([lags[first], last[rows]], 1)
+    left = shares(rows, both)[0]
+    length = (both[:, 1] - both[:, 0]).clamp(min=1)
+    fall = (left[:, 0] / left[:, 1]).log() / (2 * length)
+    near = (fall >= rates[rows, 0] - BEAT / length) & (fall <= rates[rows, 1] + BEAT / length)
+    rows, first = rows[near], first[near]
+    tails.law[rows] = TAIL_LAWS.index(TailLaw.BAND)
+    tails.status[rows] = TAIL_STATUSES.index(TailStatus.BAND)
+    tails.first[rows] = lags[first[:, 0]].long()
+    tails.energy_share[rows] = share[rows].gather(1, first)[:, 0]
+    tails.rate[rows] = rates[rows, 0]
+    tails.rates[rows, :2] = rates[rows]
 
 
 def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:

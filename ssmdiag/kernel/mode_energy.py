@@ -38,6 +38,10 @@ WORKING_SET = 16 * 2**20
 """Bytes of forms and states at a time."""
 HELD = 8 * WORKING_SET
 """Bytes of forms that are kept while they are wanted again; more are made anew."""
+BANDS, FINER = 24, 1.3
+"""Bands of a layer that are tried, and how many times faster each begins."""
+BAND_HOLDS = 0.9
+"""Share of the energy that a band is to hold."""
 HEARD = 1e-6
 """Share of the energy from which on a group counts as heard."""
 
@@ -64,6 +68,16 @@ class GroupEnergy:
     """The group's own energy over that of its modes by themselves, (row, lag): little where they cancel."""
     rates: Tensor
     """Mean rates at lag 0 of the groups that were taken as one, (row, group)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Modes whose rates lie next to each other."""
+
+    members: tuple[Tensor, ...]
+    """As those of a `GroupEnergy`."""
+    rates: Tensor
+    """The slowest and the fastest of each row, (row, 2)."""
 
 
 class ModeEnergies:
@@ -144,6 +158,38 @@ class ModeEnergies:
             some = form.of_modes(chosen, self.lags[end].expand(len(chosen)))
             total += (some * (form.unit / unit).square()[:, None]).sum(1, keepdim=True)
         return GroupEnergy(members, *_row(total, slowest, rate))
+
+    def bands(self, rows: Tensor, probes: Tensor, width: float) -> Band:
+        """Return, for some channels, the band of rates up to `width` times its slowest that holds most of the energy to
+        the end; `rows` ascend, `probes` (row, probe) ascending positions in the lags.
+        """
+        members, rates = [], []
+        for chunk, form in self.forms():
+            here = (rows >= chunk.start) & (rows < chunk.stop)
+            members.append(torch.zeros_like(form.rate, dtype=torch.bool))
+            if bool(here.any()):
+                place = rows[here] - chunk.start
+                some = form.select(place)
+                chosen = _widest(*some.bands(some.rate, self.lags[probes[here]], width))
+                inside = _inside(some.rate, some.rate.gather(1, chosen[:, None]), width)
+                members[-1][place] = inside
+                rates.append(_ends(some.rate, inside))
+        return Band(tuple(members), torch.cat(rates))
+
+    def band_of_layer(self, slowest: Tensor, probes: Tensor, width: float) -> Band:
+        """Return the same of the layer, whose slowest modes heard have the rate `slowest` (1,); `probes` (1, probe)."""
+        low = slowest * FINER ** torch.arange(BANDS, dtype=slowest.dtype, device=slowest.device)
+        whole, rest = slowest.new_zeros(1, probes.shape[1]), slowest.new_zeros(1, BANDS, probes.shape[1])
+        for _, form in self.forms():
+            count = len(form.unit)
+            parts = form.bands(low.expand(count, -1), self.lags[probes].expand(count, -1), width)
+            scale = (form.unit / self.unit).square()
+            whole += (parts[0] * scale[:, None]).sum(0)
+            rest += (parts[1] * scale[:, None, None]).sum(0)
+        first = low[_widest(whole, rest)]
+        members = tuple(_inside(form.rate, first, width) for _, form in self.forms())
+        ends = [_ends(form.rate, inside) for (_, form), inside in zip(self.forms(), members, strict=True)]
+        return Band(members, torch.stack([torch.cat(ends)[:, 0].amin(), torch.cat(ends)[:, 1].amax()])[None])
 
     def shares(self, members: Sequence[Tensor], rows: Tensor, lags: Tensor) -> Tensor:
         """Return, of some channels at lags of their own (row, lag), the energy from each lag on, that of the modes that
@@ -236,6 +282,17 @@ class PairForms:
         others = states * kept[..., None]
         whole, rest = ((some * (self.form @ some)).sum(1) for some in (states, others))
         return torch.stack([whole, rest, self._noise(states)])
+
+    def bands(self, low: Tensor, lags: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """Return the energy from each of (channel, lag) on, and that of all modes outside each band, (channel, band,
+        lag), which begins at a rate of `low` (channel, band).
+        """
+        outside = (~_inside(self.rate[:, None], low[..., None], width)).mT
+        outside = outside if self.symmetric is None else outside.repeat(1, 2, 1)
+        states = self.states_at(lags)
+        others = (states[:, :, None] * outside[..., None]).flatten(2)
+        whole, rest = ((some * (self.form @ some)).sum(1) for some in (states, others))
+        return whole, rest.unflatten(1, low.shape[1:] + lags.shape[1:])
 
     @cached_property
     def states(self) -> Tensor:
@@ -382,6 +439,23 @@ def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     chosen = score.topk(min(most, score.shape[1]), dim=1).indices
     rates = rate.where(alone[..., 0] > 0, math.nan).gather(1, chosen)
     return chosen, torch.nn.functional.pad(rates, (0, most - rates.shape[1]), value=math.nan), slowest
+
+
+def _inside(rate: Tensor, low: Tensor, width: float) -> Tensor:
+    """Return whether rates are in a band."""
+    return (rate >= low) & (rate <= width * low)
+
+
+def _widest(whole: Tensor, rest: Tensor) -> Tensor:
+    """Return which band holds enough at most lags, counted from the last, (row,), of (row, lag), (row, band, lag)."""
+    share = (rest / whole[:, None].clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
+    held = (share <= 1 - BAND_HOLDS).flip(2).to(torch.uint8).cumprod(2).sum(2)
+    return (held - share.mean(2) / 2).argmax(1)
+
+
+def _ends(rate: Tensor, inside: Tensor) -> Tensor:
+    """Return the slowest and the fastest of some rates, (row, 2)."""
+    return torch.stack([rate.where(inside, math.inf).amin(1), rate.where(inside, -math.inf).amax(1)], 1)
 
 
 def _row(energies: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]:

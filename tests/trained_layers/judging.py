@@ -6,6 +6,7 @@
 | tail: `energy_share` | that share of the energy within the context is left at lag `from`, to a millionth |
 | tail: exponential, `rate` | a group of modes, rates within 10 % and `rate` among them, holds 90 % of what is left |
 | tail: exponentials, `rates` | groups of those rates together hold 90 % of what is left |
+| tail: band, `rates` | all modes from the one rate to the other together hold 90 % of what is left |
 | a fitted law | what is left of the energy in its window follows it as closely as the verdict asks for |
 
 The group holds it at every lag in `from` … `to`; the others alone are stepped for that. What is left falls at twice
@@ -41,6 +42,8 @@ HELD = 0.9
 """Share of what is left that the group holds."""
 MOST_SUMS = 60
 """Choices of groups that are tried for a sum of exponentials."""
+WIDEST = 16 * (1 + 1e-6)
+"""How many times the slowest rate of a band its fastest may be."""
 FLAT = 0.05
 """Nepers over the window that a tail which is flat may lose."""
 CLOSE = 1e-6
@@ -121,10 +124,10 @@ def _passed(left: Array, name: str, lag: float) -> bool:
 
 
 def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, left: Array, context: int) -> list[str]:
-    if tail["law"] not in ("exponential", "exponentials", "flat"):
+    if tail["law"] not in ("exponential", "exponentials", "band", "flat"):
         return [f"nothing here judges a tail that is {tail['law']}"]
     start, last = int(tail["from"]), min(int(tail["to"]), context - 1, left.size - 1)
-    rates = tail["rates"] if tail["law"] == "exponentials" else [tail["rate"]]
+    rates = tail["rates"] if tail["law"] in ("exponentials", "band") else [tail["rate"]]
     false = []
     within = left[: context + 1] - _at(left, context)
     share = _at(within, start) / within[0]
@@ -132,8 +135,15 @@ def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, left: Array, con
         false.append(f"the share left is {share:.6g}")
     if last <= start:
         return [*false, "nothing is left to see there"]
-    sums = islice(product(*(_groups(exact.rates, rate) for rate in rates)), MOST_SUMS)
-    if not any(_holds(np.logical_or.reduce(groups), exact, left, start, last) for groups in sums):
+    if tail["law"] == "band":
+        low, high = rates
+        groups = [(exact.rates >= low * (1 - CLOSE)) & (exact.rates <= high * (1 + CLOSE))]
+        if high > WIDEST * low:
+            false.append(f"rates {high / low:.3g} times one another are no band")
+    else:
+        sums = islice(product(*(_groups(exact.rates, rate) for rate in rates)), MOST_SUMS)
+        groups = [np.logical_or.reduce(some) for some in sums]
+    if not any(_holds(group, exact, left, start, last) for group in groups):
         false.append(f"no group of modes of {'one rate' if len(rates) == 1 else 'these rates'} holds what is left")
     fall = math.log(left[start] / left[last]) / (2 * (last - start))
     # Modes of one rate beat against each other: a neper in amplitude between both ends, at most.
