@@ -13,7 +13,7 @@ from torch import Tensor
 from ssmdiag.decay.sentence import describe_tail
 from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.decay.verdict import Law
-from ssmdiag.kernel.mode_energy import ModeEnergies
+from ssmdiag.kernel.mode_energy import ModeEnergies, _first_rates
 from ssmdiag.memory import LayerMemory, assess_memories, assess_memory, lag_edges, summarise_memory
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import channel_status
@@ -324,3 +324,18 @@ def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag
         held = rest[tail.first : tail.last + 1] <= 0.1 * whole[tail.first : tail.last + 1] * (1 + 1e-9)
         assert held.all(), (tail, tail.first + int((~held).argmax()))
     assert named >= 6
+
+
+def test_modes_that_grow_or_are_no_numbers_are_grouped_in_the_end() -> None:
+    """A rate below zero times more than one is below itself."""
+    for rates in (
+        [-0.5, -0.1, 0.0, 0.2, 0.21],
+        [-1.0],
+        [math.nan],
+        [0.1, math.nan],
+        [0.0, 0.0],
+        [math.inf, math.inf],
+        [],
+    ):
+        found = _first_rates(rates)
+        assert 1 <= len(found) <= max(len(rates), 1)

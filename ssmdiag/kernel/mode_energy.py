@@ -485,7 +485,8 @@ def _first_rates(rates: list[float]) -> list[float]:
     found, position = [], 0
     while position < len(rates):
         found.append(rates[position])
-        position = bisect_right(rates, rates[position] * (1 + ALIKE), lo=position)
+        # One of a mode that grows is further down when multiplied: it is a group of its own.
+        position = max(position + 1, bisect_right(rates, rates[position] * (1 + ALIKE), lo=position))
     return found or [0.0]
 
 
