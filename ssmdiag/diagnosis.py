@@ -127,6 +127,7 @@ def diagnose(
     context_length: int | None = None,
     memory: bool = True,
     most_channels: int | None = MOST_CHANNELS,
+    tails: bool = True,
     rules: Selection | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
@@ -146,6 +147,9 @@ def diagnose(
     most_channels
         Channels of a layer whose law is looked for, spread over the order of their slowest modes, both ends
         included; None for every channel. Horizons are those of all channels in layers of moderate size.
+    tails
+        Also find, by the modes, what law the energy follows that remains from some lag on, and the lags that hold
+        half of it and more. No rule looks at them, and they take as long as laws and horizons.
     rules
         What to check, from `rules.selection.select_rules`; all rules by default.
     on_layer
@@ -178,7 +182,7 @@ def diagnose(
             held += [(layer, branch, recurrence) for branch, recurrence in enumerate(recurrences)]
             _collect_assumptions(assumed, layer, recurrences)
         if len(held) >= HELD_LAYERS or position == len(found.layers):
-            for evidence in examine_layers(held, whole, context, most_channels if memory else 0):
+            for evidence in examine_layers(held, whole, context, most_channels if memory else 0, tails):
                 if isinstance(evidence, LayerError):
                     problems.append(evidence.sentence)
                 else:

@@ -38,18 +38,21 @@ def examine_layers(
     whole: CheckpointEvidence,
     context: int | None,
     most_channels: int | None,
+    tails: bool = True,
 ) -> Iterator[LayerEvidence | LayerError]:
     """Yield what is known of each recurrence: its spectrum and, unless `most_channels` is 0, its memory.
+
+    `tails`: also the law of the energy that remains, and the lags that hold shares of it.
 
     In place of one that cannot be examined stands a LayerError; the numbers of the others do not depend on it.
     """
     try:
-        yield from list(_examine(held, whole, context, most_channels))
+        yield from list(_examine(held, whole, context, most_channels, tails))
     except Exception:  # of one of them: alone it is found, and loses nobody else
         for one in held:
             try:
                 with guard(one[2].layer, "its examination"):
-                    found = list(_examine([one], whole, context, most_channels))
+                    found = list(_examine([one], whole, context, most_channels, tails))
             except LayerError as error:
                 yield error
             else:
@@ -57,7 +60,7 @@ def examine_layers(
 
 
 def _examine(
-    held: Sequence[Held], whole: CheckpointEvidence, context: int | None, most_channels: int | None
+    held: Sequence[Held], whole: CheckpointEvidence, context: int | None, most_channels: int | None, tails: bool
 ) -> Iterator[LayerEvidence]:
     """Yield what is known of each recurrence, those alike measured as one."""
     from ssmdiag.capacity.capacity import affordable_channels, assess_capacities, summarise_capacity
@@ -68,7 +71,7 @@ def _examine(
         layers = [recurrence for _, _, recurrence in held]
         some = [_sample(layer, most_channels, MOST_CHANNELS) for layer in layers]
         reaching = [layer if _is_quick(layer) else few for layer, few in zip(layers, some, strict=True)]
-        memories = assess_memories(some, steps, horizons_of=reaching)
+        memories = assess_memories(some, steps, horizons_of=reaching, tails=tails)
         rebuilt = [_sample(layer, most_channels, affordable_channels(layer.modes, MOST_CAPACITIES)) for layer in layers]
         capacities = assess_capacities(rebuilt, steps)
     for position, (layer, branch, recurrence) in enumerate(held):

@@ -59,6 +59,17 @@ class Remaining:
     """Of each channel; None where it was not asked for."""
 
 
+def leave_out(rows: int, like: Tensor) -> Remaining:
+    """Return nothing of `rows` channels, on the device of `like`: it was not asked for."""
+    unknown = like.new_full((1,), math.nan, dtype=torch.float64)
+    return Remaining(
+        tails=no_tails(rows, TailStatus.NOT_ASKED, like),
+        whole=no_tails(1, TailStatus.NOT_ASKED, like),
+        passing=Passing(unknown.repeat(1, len(SHARES)), unknown),
+        channels=None,
+    )
+
+
 def assess_remaining(
     source: Recurrence, edges: Tensor, rows: Energy, counted: Tensor, *, every_channel: bool
 ) -> Remaining:

@@ -149,3 +149,16 @@ def test_siblings_of_different_shapes_are_a_problem_of_their_layer_alone(write_m
 )
 def test_the_context_is_read_from_any_spelling_of_a_whole_number(settings: dict[str, Any], steps: int | None) -> None:
     assert context_length_of(settings) == steps
+
+
+def test_without_tails_all_else_is_the_same() -> None:
+    path = Path(__file__).parents[1] / "examples" / "lru-digits" / "step-02000.safetensors"
+    without, whole = diagnose(path, tails=False), diagnose(path)
+    for a, b in zip(without.layers, whole.layers, strict=True):
+        assert a.decay is not None
+        assert b.decay is not None
+        assert (a.decay.tail, a.decay.lags) == (None, (None, None, None))
+        assert b.decay.lags != a.decay.lags
+        assert (a.horizon, a.decay.counts, a.decay.whole) == (b.horizon, b.decay.counts, b.decay.whole)
+        assert b.decay.sentence.startswith(a.decay.sentence)
+    assert without.findings == whole.findings

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ssmdiag.reports import Failure
 
 
+SHOWS_TAILS = frozenset({"json", "jsonl", "markdown"})
+"""Forms that tell the law of the energy that remains: for the others it is not looked for."""
+
+
 class Format(StrEnum):
     """Values of --format."""
 
@@ -138,6 +142,7 @@ def check(
         settings_.context_length,
         every_channel,
         settings_.selection(),
+        tails=not SHOWS_TAILS.isdisjoint((settings_.format, *(form for form, _ in besides))),
     )
     as_text = settings_.format == "text"
     settings = Settings(

@@ -38,6 +38,8 @@ class Asked:
     every_channel: bool = False
     rules: Selection | None = None
     """None: all of them."""
+    tails: bool = True
+    """Whether a report tells the law of the energy that remains."""
 
 
 def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> Generator[Diagnosis | Failure]:
@@ -100,6 +102,7 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
             device=asked.device,
             context_length=asked.length,
             most_channels=None if asked.every_channel else MOST_CHANNELS,
+            tails=asked.tails,
             rules=asked.rules,
             on_layer=progress.update,
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SAME_RATE = 0.05
 """Rates this near each other are one."""
-SILENT = (TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.SHORT_MEMORY)
+SILENT = (TailStatus.NOT_ASKED, TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.SHORT_MEMORY)
 """Reasons that the law's own sentence has given already, or that tell a reader nothing of the layer."""
 
 

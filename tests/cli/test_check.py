@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,3 +173,24 @@ def test_rules_and_explain_know_every_rule(run: Run) -> None:
     code, _, err = run("explain", "SSM000")
     assert code == 2
     assert "SSM101" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "tails"),
+    [([], False), (["-f", "sarif"], False), (["-f", "json"], True), (["--also", "markdown=x.md"], True)],
+)
+def test_the_law_of_what_remains_is_looked_for_where_it_is_told(
+    options: list[str], tails: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ssmdiag.diagnosis
+
+    asked: list[bool] = []
+    diagnose = ssmdiag.diagnosis.diagnose
+
+    def spied(*arguments: Any, **given: Any) -> Any:
+        asked.append(given["tails"])
+        return diagnose(*arguments, **given)
+
+    monkeypatch.setattr(ssmdiag.diagnosis, "diagnose", spied)
+    assert run("check", str(EXAMPLE), *options)[0] == 0
+    assert asked == [tails]
