@@ -176,7 +176,7 @@ def test_a_failed_proof_exits_one_with_layer_mode_and_values(run: Run, tmp_path:
     assert code == 1
     assert "Not the same memory in 1 of 3 layers. Layer 1, channel 7, mode 3: rate" in one_line(out)
     assert "9.5 % apart, 0.1 % allowed" in one_line(out)
-    arguments = [S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--tolerance", 10]
+    arguments = [S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--tolerance", 0.9]
     assert run(*arguments)[0] == 0
     data = json.loads(run(S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--strict", "-f", "json")[1])
     worst = data["layers"][1]["largest_difference"]
