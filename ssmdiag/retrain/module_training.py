@@ -74,6 +74,8 @@ def train_module(
     ranks.require_same(f"{arm.label}: the step to go on from", run.step)
     trainer.require_same_batches(run.step)
     state = state if ranks.first else None
+    if state is not None and not run.history:
+        state.save()  # first of all files: a checkpoint without a state could be anyone's
 
     def result(*, interrupted: bool = False) -> ArmResult:
         return ArmResult(

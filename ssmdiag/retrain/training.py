@@ -108,6 +108,8 @@ def train(
     if resume and state is not None:
         state.load()
     state = state if ranks.first else None
+    if state is not None and not any(run.history):
+        state.save()  # first of all files: a checkpoint without a state could be anyone's
     batches = ArmBatches(arms, data, budget.batch, device)
     nothing = loss_of_nothing(data.validation_targets, data.outputs) or math.inf
     ranks.require_same("the step to go on from", run.step)
