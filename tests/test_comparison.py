@@ -442,3 +442,12 @@ def test_structure_is_told_apart_without_reading_values(tmp_path: Path) -> None:
     wide = model(tmp_path, "c.safetensors", [1.0, 2.0], 2)
     assert not same_structure(two, three)
     assert not same_structure(two, wide)
+
+
+def test_settings_beside_a_run_that_cannot_be_read_are_said_once(tmp_path: Path) -> None:
+    paths = write_run(tmp_path, [0, 1000, 2000, 3000], drifting)
+    (tmp_path / "config.json").write_text("{")
+    run = compare_run(paths)
+    (problem,) = run.problems
+    assert "config.json cannot be read" in problem
+    assert run.exit_code("never") == 2

@@ -140,7 +140,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
     notes: tuple[str, ...] = ()
     """Remarks for the user: what was skipped while opening and why."""
     problems: tuple[str, ...] = ()
-    """What is missing or broken: an absent shard, an index that lies."""
+    """What of it cannot be read, while the rest can: config.json."""
     directory: Path | None = None
     """Where a trainer may have left its state beside the weights; not looked into while opening."""
 

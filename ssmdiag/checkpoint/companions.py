@@ -6,22 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TRAINER_STATE, parse_json, read_text, train_step
+from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TRAINER_STATE, parse_json, read_text, shortened, train_step
 
 
-def read_config(directory: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return config.json, and remarks if it is there and cannot be used."""
+def read_config(directory: Path) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return config.json, remarks if it holds no settings, and what is wrong if it is there and cannot be read."""
     path = directory / "config.json"
     try:
         if not path.exists() and not path.is_symlink():
-            return {}, []
+            return {}, [], []
         content = parse_json(read_text(path, MOST_CONFIG), object_hook=_special_float)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return {}, [f"config.json cannot be read ({reason}); settings are taken to be the usual ones"]
+        said = f"{shortened(str(path), 300)} cannot be read ({reason}); settings are taken to be the usual ones, as "
+        return {}, [], [f"{said}where there is none. Mend it, or move it away."]
     if not isinstance(content, dict):
-        return {}, ["config.json holds no settings; they are taken to be the usual ones"]
-    return content, []
+        return {}, ["config.json holds no settings; they are taken to be the usual ones"], []
+    return content, [], []
 
 
 def _special_float(content: dict[str, Any]) -> Any:

@@ -39,7 +39,7 @@ def read_single(path: Path) -> Checkpoint:
     container = open_container(path)
     require_no_rank(container)
     require_no_shard(container)
-    config, notes = read_config(path.parent)
+    config, notes, problems = read_config(path.parent)
     beside = path.name in WEIGHTS or SHARD.search(path.name) or DEEPSPEED_WEIGHTS.search(path.name)
     step = container.train_step
     if step is None:
@@ -53,6 +53,7 @@ def read_single(path: Path) -> Checkpoint:
         hyper_parameters=container.settings,
         train_step=step,
         notes=(*container.notes, *notes),
+        problems=tuple(problems),
         directory=path.parent if beside else None,
     )
 

@@ -83,7 +83,7 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
         )
     home = {name: file for file, names in promised.items() for name in names or ()}
     opened: dict[str, Container] = {}
-    config, notes = read_config(directory)
+    config, notes, problems = read_config(directory)
     faults: list[str] = []
     missing = [f"shard {file} is left out by {origin}" for file in absent]
     for file, names in sorted(promised.items()):
@@ -125,6 +125,7 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
         hyper_parameters={key: value for container in opened.values() for key, value in container.settings.items()},
         train_step=step_of(directory.absolute()),
         notes=tuple(dict.fromkeys(notes)),
+        problems=tuple(problems),
         directory=directory,
     )
 

@@ -160,7 +160,7 @@ def capacity(
     if format is Format.json:
         content = document(str(path), layers, context) | {"guess": found.guess}
         terminal.emit(json.dumps(content, indent=2) + "\n", target)
-        _exit(problems)
+        _exit(checkpoint.problems, problems)
     settings = Settings(
         width=terminal.width(),
         colour=output is None and terminal.colour(color),
@@ -170,7 +170,7 @@ def capacity(
     )
     text = heading(found.guess, settings.width) + report(str(path), layers, context, known is not None, settings)
     terminal.emit(text, target, colours=settings.colour)
-    _exit(problems)
+    _exit(checkpoint.problems, problems)
 
 
 def _assume(mean: float, scale: float | None, int8_scale: Int8Scale) -> Rounding:
@@ -183,11 +183,13 @@ def _assume(mean: float, scale: float | None, int8_scale: Int8Scale) -> Rounding
         raise typer.BadParameter(str(error)) from None
 
 
-def _exit(problems: Sequence[LayerError]) -> None:
-    """Name the layers that could not be read and leave with 2, or with 0 where there are none."""
+def _exit(unread: Sequence[str], problems: Sequence[LayerError]) -> None:
+    """Name what of the checkpoint and which layers could not be read and leave with 2, or with 0 where all could."""
+    for sentence in unread:
+        terminal.remark(f"not read: {sentence}")
     for problem in problems:
         terminal.remark(f"left out: {problem.sentence}")
-    raise typer.Exit(2 if problems else 0)
+    raise typer.Exit(2 if unread or problems else 0)
 
 
 def _assess(

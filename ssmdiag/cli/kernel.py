@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -138,16 +138,24 @@ def kernel(
         problems = [*asked.problems, *written.problems]
         for problem in problems:
             terminal.remark(f"not written: {problem.sentence}")
-        raise typer.Exit(2 if problems else 0)
+        _exit(checkpoint.problems, bool(problems))
     recurrence, branches = asked.first()
     with guard(recurrence.layer, "its kernel"):
         memory = assess_memory(recurrence, context, every_passing=True)
     shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
     if format is Format.json:
         terminal.emit(render(document(memory, shown) | {"guess": found.guess}), None)
-        return
+        _exit(checkpoint.problems)
     text = heading(found.guess, settings.width) + report(memory, settings, shown)
     terminal.emit(text, None, colours=settings.colour)
+    _exit(checkpoint.problems)
+
+
+def _exit(unread: Sequence[str], lacking: bool = False) -> NoReturn:
+    """Name what of the checkpoint could not be read, and leave with 2 where anything of it, or a kernel, is lacking."""
+    for sentence in unread:
+        terminal.remark(f"not read: {sentence}")
+    raise typer.Exit(2 if unread or lacking else 0)
 
 
 @dataclass

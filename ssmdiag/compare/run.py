@@ -208,6 +208,8 @@ class _Collected:
     notes: list[str] = field(default_factory=list)
     whole: tuple[Path, Recognition] | None = None
     """The first checkpoint that was recognised without a problem."""
+    unread: dict[str, None] = field(default_factory=dict)
+    """Files beside checkpoints that cannot be read: said once, and not of each checkpoint beside them."""
     _now: list[LayerPoint] = field(default_factory=list)
 
     def first_rates(self, recurrence: Recurrence, step: int) -> Tensor | None:
@@ -302,8 +304,9 @@ def _recurrences(
     """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
-    problems += [*checkpoint.problems, *found.problems]
-    if not problems and not any(layer.defect for layer in found.layers):
+    problems += [*(said for said in checkpoint.problems if said not in collected.unread), *found.problems]
+    collected.unread |= dict.fromkeys(checkpoint.problems)
+    if not found.problems and not any(layer.defect for layer in found.layers):
         collected.whole = collected.whole or (path, found)
         require_one_model(collected.whole, (path, found))
     collected.context = collected.context or context_length_of(checkpoint.settings)

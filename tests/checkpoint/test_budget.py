@@ -203,7 +203,7 @@ def test_settings_beside_the_weights_that_are_no_file_are_left_aside(name: str, 
     NO_FILES[kind](tmp_path / name)
     result = diagnose(path)
     assert len(result.layers) == 1
-    assert any("config.json cannot be read" in note for note in result.notes) == (name == "config.json")
+    assert any("config.json cannot be read" in problem for problem in result.problems) == (name == "config.json")
 
 
 @every_no_file

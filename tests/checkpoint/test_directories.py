@@ -93,23 +93,33 @@ def test_the_config_beside_a_single_file_is_read(tmp_path: Path) -> None:
     assert diagnose(path).context_length == 1024
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1,}', b"\xff\xfe", b"[1, 2]", b"null", b"[" * 100_000])
-def test_a_broken_config_is_noted_and_the_weights_are_read(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1,}', b"\xff\xfe", b"[" * 100_000])
+def test_a_broken_config_is_a_problem_and_the_weights_are_read(content: bytes, tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    result = diagnose(tmp_path)
+    assert len(result.layers) == 1
+    (problem,) = result.problems
+    assert problem.startswith(f"{tmp_path / 'config.json'} cannot be read")
+    assert "usual" in problem
+    assert result.exit_code() == 2
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"null"])
+def test_a_config_that_holds_no_settings_is_noted(content: bytes, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
     result = diagnose(tmp_path)
     assert result.problems == ()
-    assert len(result.layers) == 1
     (note,) = result.notes
-    assert note.startswith("config.json")
-    assert "usual" in note
+    assert note.startswith("config.json holds no settings")
 
 
-def test_a_config_that_cannot_be_opened_is_noted(tmp_path: Path) -> None:
+def test_a_config_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "config.json").symlink_to(tmp_path / "gone.json")
-    (note,) = read_checkpoint(tmp_path).notes
-    assert note.startswith("config.json cannot be read")
+    (problem,) = read_checkpoint(tmp_path).problems
+    assert "config.json cannot be read" in problem
 
 
 # --- links, pipes, permissions ------------------------------------------------------------------

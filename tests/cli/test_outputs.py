@@ -195,3 +195,28 @@ def test_a_report_is_not_added_to_the_model_by_the_shell(command: str, folder: P
     assert done.returncode == 2
     assert "standard output goes into" in done.stderr
     assert contents(folder) == before
+
+
+UNREADABLE = {
+    "a pipe": lambda path: os.mkfifo(path),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "torn": lambda path: path.write_text('{"max_position'),
+}
+SAYING = [
+    ["inspect", "-q"], ["inspect", "-f", "json"], ["check"], ["check", "-q"], ["check", "-f", "github"],
+    ["check", "-f", "sarif"], ["check", "-f", "junit"], ["check", "-f", "markdown"], ["check", "-f", "jsonl"],
+    ["capacity", "-q"], ["capacity", "-f", "json"], ["kernel", "-q"], ["kernel", "-o", "k.npz"],
+    ["compare", "other", "-q"], ["compare", "other", "--strict"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("arguments", SAYING, ids=" ".join)
+def test_settings_that_cannot_be_read_are_named_and_exit_with_2(
+    arguments: list[str], kind: str, run: Run, folder: Path
+) -> None:
+    Path("model/config.json").unlink()
+    UNREADABLE[kind](Path("model/config.json"))
+    code, out, err = run(arguments[0], "model", *arguments[1:])
+    assert code == 2
+    assert "model/config.json cannot be read" in " ".join((out + err).split())
