@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import stat
 import struct
 import zlib
@@ -50,6 +51,11 @@ def require_file(path: Path) -> None:
     """Raise CheckpointError unless the path is a regular file: reading a pipe or a device would hang."""
     if path.is_file():
         return
+    if _leads_round(path):
+        raise CheckpointError(
+            f"{path} is a link that leads round in a circle, back to itself.",
+            advice=f"remove it: rm {shlex.quote(str(path))}",
+        )
     if path.is_symlink() and not path.exists():
         raise CheckpointError(
             f"{path} is a link to {path.readlink()}, which does not exist.", advice="download the model again."
@@ -61,6 +67,15 @@ def require_file(path: Path) -> None:
         expected="a checkpoint file",
         advice="save what it gives to a file first: cat PIPE > model.safetensors.",
     )
+
+
+def _leads_round(path: Path) -> bool:
+    """Whether the links of a path never come to an end."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _neighbours(path: Path) -> str:

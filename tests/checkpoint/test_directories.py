@@ -125,6 +125,14 @@ def test_a_config_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
 # --- links, pipes, permissions ------------------------------------------------------------------
 
 
+def test_a_link_that_leads_back_to_itself_is_said_to_do_so(tmp_path: Path) -> None:
+    for name, target in (("one", "two"), ("two", "one"), ("self.safetensors", "self.safetensors")):
+        (tmp_path / name).symlink_to(target)
+    for name in ("one", "self.safetensors", "one/model.safetensors"):
+        with pytest.raises(CheckpointError, match="is a link that leads round in a circle"):
+            read_checkpoint(tmp_path / name)
+
+
 def test_snapshots_of_the_hub_cache_are_links_and_open(tmp_path: Path) -> None:
     root = tmp_path / "models--org--name"
     blob = write(root / "blobs", "0123abcd")
