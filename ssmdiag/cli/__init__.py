@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 
@@ -34,6 +36,7 @@ def main() -> NoReturn:
     terminal.guard_errors()
     terminal.show_tracebacks()
     try:
+        _require_no_empty(sys.argv[1:])
         make_app(sys.argv[1:])()
     except SsmdiagError as error:
         process.say(f"{type(error).__name__}: {error}")
@@ -54,3 +57,17 @@ def main() -> NoReturn:
             process.say(traceback.format_exc())
             process.say("ssmdiag crashed: this is a bug in ssmdiag, not in your checkpoint.")
     sys.exit(2)
+
+
+def _require_no_empty(arguments: Sequence[str]) -> None:
+    """Raise SsmdiagError for an empty argument, which no command has a use for: as a path it would be this folder."""
+    from ssmdiag.errors import SsmdiagError
+
+    for before, argument in zip(["ssmdiag", *arguments], arguments, strict=False):
+        if not argument or re.fullmatch(r"--[a-z-]+=", argument):
+            where = argument.removesuffix("=") or before
+            raise SsmdiagError(
+                f"{where} is followed by an empty argument.",
+                expected="a name or a value",
+                advice="see whether a variable of the shell is unset; `.` is the folder this is started in.",
+            )

@@ -28,5 +28,9 @@ def show(
     """Print the settings in effect as a ssmdiag.toml, each with where it comes from."""
     from ssmdiag.check.configuration import read_configuration
     from ssmdiag.check.configuration_text import as_toml
+    from ssmdiag.writer import keep_streams_off
 
-    terminal.emit(as_toml(read_configuration(working_folder(), config, isolated)), None)
+    settings = read_configuration(working_folder(), config, isolated)
+    if settings.path is not None and settings.path.stat().st_size:  # `config show > ssmdiag.toml` begins one
+        keep_streams_off([settings.path])
+    terminal.emit(as_toml(settings), None)

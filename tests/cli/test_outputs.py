@@ -121,7 +121,7 @@ def test_json_lines_are_added_to_those_of_an_earlier_run(run: Run, folder: Path)
     assert Path("settings.toml").read_text() == "[thresholds]\n"
 
 
-@pytest.mark.parametrize("output", ["", ".", "model", "none/r", "n" * 300])
+@pytest.mark.parametrize("output", [".", "model", "none/r", "n" * 300])
 @pytest.mark.parametrize("command", ["inspect", "check", "capacity", "compare"])
 def test_no_output_ends_in_a_traceback(command: str, output: str, run: Run, folder: Path) -> None:
     code, out, err = run(command, FILE, *(["other"] * (command == "compare")), "-o", output)
@@ -220,3 +220,56 @@ def test_settings_that_cannot_be_read_are_named_and_exit_with_2(
     code, out, err = run(arguments[0], "model", *arguments[1:])
     assert code == 2
     assert "model/config.json cannot be read" in " ".join((out + err).split())
+
+
+EMPTY = {
+    "a path": (["inspect", ""], "inspect"),
+    "a second path": (["check", FILE, ""], FILE),
+    "kernel": (["kernel", "-q", ""], "-q"),
+    "compare": (["compare", "", "model"], "compare"),
+    "retrain": (["retrain", ""], "retrain"),
+    "explain": (["explain", ""], "explain"),
+    "families": (["families", ""], "families"),
+    "-o": (["inspect", FILE, "-o", ""], "-o"),
+    "-o of kernels": (["kernel", FILE, "-o", ""], "-o"),
+    "-o of retrain": (["retrain", "--steps", "1", "-o", ""], "-o"),
+    "--output=": (["inspect", FILE, "--output="], "--output"),
+    "--also": (["check", FILE, "--also", ""], "--also"),
+    "--baseline": (["check", FILE, "--write-baseline", "--baseline", ""], "--baseline"),
+    "--map": (["inspect", FILE, "--map", ""], "--map"),
+    "--config": (["check", FILE, "--config", ""], "--config"),
+    "config show": (["config", "show", "--config="], "--config"),
+    "--layer": (["capacity", FILE, "--layer", ""], "--layer"),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_an_empty_argument_is_not_taken_for_the_folder(case: str, run: Run, folder: Path) -> None:
+    arguments, where = EMPTY[case]
+    before = contents(folder)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"SsmdiagError: {where} is followed by an empty argument.")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["ssmdiag.toml", "pyproject.toml", "given.toml"])
+def test_settings_are_not_shown_into_the_file_they_come_from(name: str, folder: Path) -> None:
+    head = "[tool.ssmdiag]\n" if name == "pyproject.toml" else ""
+    Path(name).write_text(f'{head}fail-on = "note"\n')
+    more = ["--config", name] if name == "given.toml" else []
+    before = Path(name).read_bytes()
+    with Path(name).open("ab") as end:
+        shown = subprocess.run(
+            [sys.executable, "-m", "ssmdiag", "config", "show", *more], stdout=end, stderr=subprocess.PIPE, text=True
+        )
+    assert shown.returncode == 2
+    assert f"{name}, which is read" in shown.stderr
+    assert Path(name).read_bytes() == before
+
+
+def test_settings_are_shown_into_a_new_file(folder: Path) -> None:
+    with Path("ssmdiag.toml").open("wb") as new:
+        shown = subprocess.run([sys.executable, "-m", "ssmdiag", "config", "show"], stdout=new, stderr=subprocess.PIPE)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"fail-on" in Path("ssmdiag.toml").read_bytes()
