@@ -53,7 +53,9 @@ def both(run: Callable[..., tuple[int, str, str]], cuda: str) -> Callable[..., N
 
     def compare(*arguments: object, tolerance: float = TOLERANCE) -> None:
         (code, output, errors), (home_code, home, home_errors) = (
-            run(*arguments, "--format", "json", "--device", device) for device in (cuda, "cpu")
+            # Quiet: progress shows after a second or two, which one of the two may take and the other not.
+            run(*arguments, "--quiet", "--format", "json", "--device", device)
+            for device in (cuda, "cpu")
         )
         assert (code, errors) == (home_code, home_errors)
         assert_same(json.loads(output), json.loads(home), tolerance=tolerance)
