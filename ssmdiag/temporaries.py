@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -29,7 +30,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     The target of a link is replaced and the link stays; another name of the same file (a hard link) keeps the old one.
     `durable`: on disk before it is renamed.
     """
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     try:
         before = os.stat(place)
     except FileNotFoundError:
@@ -47,6 +48,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         temporary.replace(place)
     finally:
         _discard(str(temporary))
+
+
+def place_of(path: Path) -> Path:
+    """Return where a file is, or is to be, links followed; raises FileNotFoundError where a folder is not there.
+
+    As the system finds it: `gone/../model.pt` is no model.pt, though `os.path.realpath` takes it for one.
+    """
+    place = os.fspath(path)
+    for _ in range(40):
+        folder, name = os.path.split(place)
+        place = os.path.join(os.path.realpath(folder or os.curdir, strict=True), name)
+        if not os.path.islink(place):
+            return Path(place)
+        place = os.path.join(os.path.dirname(place), os.readlink(place))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def discard_temporaries() -> None:

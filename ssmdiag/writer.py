@@ -27,7 +27,7 @@ from typing import IO
 from ssmdiag.checkpoint.surroundings import belongs_to_model, files_read_with
 from ssmdiag.errors import OutputError
 from ssmdiag.printable import harmless
-from ssmdiag.temporaries import replacing
+from ssmdiag.temporaries import place_of, replacing
 
 _IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
 """Errors of a folder that takes no new file, and of a file that is mounted by itself."""
@@ -67,7 +67,7 @@ class Target:
         with self.sentences():
             info = _status(self.path)
             if info is None:
-                self._require_place(Path(os.path.realpath(self.path)).parent)
+                self._require_place()
                 return
             if stat.S_ISDIR(info.st_mode):
                 raise self.refusal("is a folder", expected="the name of a file")
@@ -87,7 +87,11 @@ class Target:
                     advice="remove it first if it is to go.",
                 )
 
-    def _require_place(self, folder: Path) -> None:
+    def _require_place(self) -> None:
+        try:
+            folder = place_of(self.path).parent
+        except FileNotFoundError as error:
+            folder = Path(error.filename)
         if not folder.is_dir():
             raise self.refusal(
                 f"cannot be written: there is no folder {folder}", advice=f"mkdir -p {shlex.quote(str(folder))}"

@@ -76,6 +76,11 @@ def test_any_name_that_a_file_can_have_is_written(name: str, tmp_path: Path) -> 
         ("n" * 256, "File name too long"),
         ("loop", "symbolic links"),
         ("hanging", "there is no folder"),
+        ("gone/../other", "there is no folder"),
+        ("gone/../model.pt", "there is no folder"),
+        ("folder/gone/../../model.pt", "there is no folder"),
+        ("file/../model.pt", "Not a directory"),
+        ("round-about", "there is no folder"),
         ("frozen", "is read-only"),
         ("model.pt", "is the name of a model's file"),
         ("config.json", "is the name of a model's file"),
@@ -92,6 +97,7 @@ def test_what_cannot_be_written_is_a_sentence_before_the_work(
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "hanging").symlink_to("nowhere/x")
     (tmp_path / "to-model").symlink_to("model.pt")
+    (tmp_path / "round-about").symlink_to("gone/../model.pt")
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "frozen" and access(path, mode))
     before = names(tmp_path)

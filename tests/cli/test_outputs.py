@@ -49,6 +49,8 @@ REFUSED = {
     "inspect -o its file": ["inspect", FILE, "-o", FILE],
     "inspect as jsonl": ["inspect", FILE, "-f", "jsonl", "-o", FILE],
     "inspect by another name": ["inspect", FILE, "-o", "./other/../model/model.safetensors"],
+    "inspect by way of a folder that is not there": ["inspect", FILE, "-o", "gone/../model/model.safetensors"],
+    "check --also by such a way": ["check", "model", "--also", "json=gone/../model/config.json"],
     "inspect a folder -o its file": ["inspect", "model", "-o", FILE],
     "inspect -o config.json": ["inspect", "model", "-o", "model/config.json"],
     "inspect a file -o the config.json beside it": ["inspect", FILE, "-o", "model/config.json"],
