@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -173,6 +174,18 @@ def test_a_broken_neighbour_is_named(tmp_path: Path) -> None:
         read_configuration(tmp_path)
     (tmp_path / "pyproject.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
+        read_configuration(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "link to itself", "link to a device"])
+def test_what_is_there_and_is_no_file_is_refused_and_not_passed_over(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "ssmdiag.toml"
+    make = {"pipe": os.mkfifo, "folder": os.mkdir}
+    if what in make:
+        make[what](path)
+    else:
+        path.symlink_to(path if what == "link to itself" else "/dev/zero")
+    with pytest.raises(ConfigurationError, match=r"ssmdiag\.toml cannot be read"):
         read_configuration(tmp_path)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def find_configuration(start: Path) -> Path | None:
     """Return the nearest file with settings in a directory or those above it, or None. Raises ConfigurationError."""
     start = start.absolute()
     for directory in (start, *start.parents):
-        if (directory / NAME).is_file():
+        if os.path.lexists(directory / NAME):  # what is there and is no file is refused, not passed over
             return directory / NAME
         project = directory / "pyproject.toml"
         if project.is_file() and _section(project, _load(project)) is not None:
