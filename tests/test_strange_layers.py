@@ -6,6 +6,8 @@ import io
 import json
 import math
 import re
+import shutil
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -92,6 +94,12 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def use(case: Case, folder: Path) -> Iterator[str]:
     """Ask everything of a strange model, one command in turn besides the diagnosis; yield what was said of it."""
     yield from diagnosed(case)
+    if any(tensor.shape == (0,) for tensor in case.state.values()):
+        code, _, err = run("inspect", write(dict(case.state), dict(case.settings), folder))
+        if "holds names and no values" in err:  # on disk that is what ZeRO-3 leaves, which is refused whole
+            assert code == 2
+            return
+        shutil.rmtree(folder)
     turn = case.seed // len(SPELLINGS) % len(COMMANDS)
     yield COMMANDS[turn](case, folder)
 
@@ -193,17 +201,25 @@ COMMANDS = (
 )
 
 
+FOUND = (803, 4149, 6003, 8171)
+"""An empty weight on disk, an infinite rate for a map, a capacity of −1e-16: sites that the slow suite found."""
+
+
 def fuzz(seeds: Iterable[int], folder: Path) -> Counter[str]:
-    """Return how many mutations reached the guard, by what was done and the exception; fail at the first traceback."""
+    """Return how many mutations reached the guard, by what was done and the exception; fail if one was not held."""
     causes: Counter[str] = Counter()
+    failed: list[str] = []
     for seed in seeds:
         case = make_case(seed)
         try:
             said = "\n".join(use(case, folder / str(seed)))
-        except Exception as error:
-            raise AssertionError(f"{case}") from error
+        except Exception:
+            failed.append(f"{case}\n{traceback.format_exc(limit=-3)}")
+            continue
         causes.update({f"{what.rpartition(': ')[2]}: {kind}" for what, kind, _ in GUARDED.findall(said)})
         assert said.count(" failed with ") == len(GUARDED.findall(said)), said  # none without a name
+        shutil.rmtree(folder / str(seed), ignore_errors=True)
+    assert not failed, f"{len(failed)} mutations:\n\n" + "\n".join(failed[:20])
     return causes
 
 
@@ -222,6 +238,11 @@ def test_three_hundred_strange_layers_are_read_or_say_why_not() -> None:
 def test_strange_layers_cost_themselves_alone(tmp_path: Path) -> None:
     """One mutation for each command; the slow suite has ten thousand."""
     assert fuzz([(len(SPELLINGS) + 11) * turn for turn in range(len(COMMANDS))], tmp_path) == {}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_stays_mended(seed: int, tmp_path: Path) -> None:
+    assert fuzz([seed], tmp_path) == {}
 
 
 @pytest.mark.slow

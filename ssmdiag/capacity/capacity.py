@@ -302,7 +302,7 @@ def _measure(cascade: Cascade, leading: LeadingMemory, context: int) -> Tensor:
     if context <= values.shape[1]:
         capacity = sums[:, context - 1]
     else:
-        capacity = cascade.modes - square_of(cascade.power(context)).sum((1, 2))
+        capacity = (cascade.modes - square_of(cascade.power(context)).sum((1, 2))).clamp(min=0)
     result = torch.stack([half.double(), tenth.double(), accuracy, capacity])
     result[:3] = result[:3].where(torch.stack([half, tenth, half]) >= 0, torch.nan)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -122,7 +123,9 @@ def advise(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
     """Return what to do where a map cannot hold rates up to `fastest`: a b of best that can, below `allowed`."""
     if grows:
         return "a rate of 0 or below does not decay, and no stable map holds it: bring it below the boundary first."
-    if new.name.startswith("best"):
+    if math.isinf(fastest):
+        return "no map holds an infinite rate: go back to a checkpoint from before it was."
+    if new.name.startswith("best") and 1 / fastest > sys.float_info.min:
         # A quarter beyond the fastest, so that it has room to move, within what the model's own map reaches.
         top = min(1.25 * fastest, (fastest + allowed) / 2)
         return f"best(b={_round_down(1 / top, 1 / allowed)}) reaches beyond {fastest:.4g}, the fastest."
