@@ -65,7 +65,7 @@ def compare(
             min=0.0,
             metavar="SHARE",
             help="What --strict lets a rate, frequency, kernel or weight differ by, relative; by default 0.001, beside "
-            "another type 0.01 for float16 and 0.05 for bfloat16, of weights a unit in their last place.",
+            "another type 0.01 for float16 and 0.05 for bfloat16; of weights 0.00001 or a unit in their last place.",
         ),
     ] = None,
     fail_on: Annotated[

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from ssmdiag.families.interface import Steering
     from ssmdiag.families.layer import Layer
 
-ROUNDING = {"float64": 1e-3, "float32": 1e-3, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""What a weight may differ by where the coarser side stores this type and the other does not: a unit in the last
-place of it, relative. Where both store the same type, nothing needs rounding: that of float32 holds."""
+EQUAL = 1e-5
+"""What a weight may differ by, relative, where both sides store the same type and nothing needs rounding."""
+ROUNDING = {"float64": EQUAL, "float32": EQUAL, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""The same where the coarser side stores this type and the other another: a unit in its last place."""
 COARSEST = 0.25
 """The same for types of 8 bits and fewer."""
 SMALLEST = {"float16": 2.0**-24, "float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16}
@@ -177,7 +178,9 @@ def _compare(a: _Found, b: _Found, role: str, tolerance: float | None) -> Steeri
         return f"{name} packs several roles, and no setting says in which order: its parts were not compared"
     if first is None or second is None:
         first, second = (side.cache[side.stored.name] for side in (a, b))
-    allowed = rounding(a.stored.dtype, b.stored.dtype) if tolerance is None else tolerance
+    # A layout that multiplies leaves float64: what the other side has of it was rounded.
+    rounded = first.dtype != second.dtype
+    allowed = rounding(a.stored.dtype, b.stored.dtype, rounded=rounded) if tolerance is None else tolerance
     if a.steering.tensor == b.steering.tensor and math.prod(a.stored.shape) != math.prod(b.stored.shape):
         return _of_other_shapes(role, (a.stored, b.stored), allowed, a.stored.shape, b.stored.shape)
     return compare_weights(first, second, role, (a.stored, b.stored), allowed)
@@ -256,8 +259,7 @@ def compare_weights(
         return SteeringDifference(role, *names, 0.0, allowed, (), None)
     rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
     first, second = first.reshape(rows, columns), second.reshape(rows, columns)
-    rounded = stored[0].dtype != stored[1].dtype
-    slack = max(SMALLEST.get(tensor.dtype, 0.0) for tensor in stored) if rounded else 0.0
+    slack = max(SMALLEST.get(tensor.dtype, 0.0) for tensor in stored) if first.dtype != second.dtype else 0.0
     worst, where, pair = -1.0, 0, (0.0, 0.0)
     step = max(1, BLOCK // max(columns, 1))
     for start in range(0, rows, step):
@@ -284,12 +286,14 @@ def _of_other_shapes(
     return SteeringDifference(role, stored[0].name, stored[1].name, math.inf, allowed, (), None, note)
 
 
-def rounding(a: str, b: str) -> float:
+def rounding(a: str, b: str, *, rounded: bool = False) -> float:
     """Return what rounding explains of a weight's difference between two stored types.
 
-    >>> rounding("float32", "float32"), rounding("bfloat16", "float32")
-    (0.001, 0.0078125)
+    `rounded` says that one side was rounded although both store the same type.
+
+    >>> rounding("float32", "float32"), rounding("bfloat16", "float32"), rounding("bfloat16", "bfloat16")
+    (1e-05, 0.0078125, 1e-05)
     """
-    if a == b:
-        return ROUNDING["float32"]
+    if a == b and not rounded:
+        return EQUAL
     return max(ROUNDING.get(dtype, COARSEST) for dtype in (a, b))

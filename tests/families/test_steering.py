@@ -28,6 +28,12 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "zeroed": torch.zeros_like,
 }
 """What goes wrong in conversions: a weight, rows that went to another place, a tensor that was never filled."""
+MORE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "columns": lambda t: t.roll(1, -1),
+    "transposed": lambda t: t.mT.reshape(t.shape) if t.ndim > 1 else t,
+    "sign": torch.neg,
+    "noise": lambda t: t * (1 + 0.01 * torch.randn(t.shape, generator=torch.Generator().manual_seed(3))),
+}
 BEHIND = re.compile(
     r"\.(?:out_proj|o_proj|dense|output|linear_out|linear_y|in_proj_z|output_gate|ogate_preact|g_proj|norm|o_norm|"
     r"multihead_norm|D)(?:\.weight|\.bias)?$"
@@ -60,7 +66,7 @@ def caught(layer: LayerProof, name: str) -> bool:
     return named or moved
 
 
-def _states(model: Any) -> list[torch.Tensor]:
+def model_states(model: Any) -> list[torch.Tensor]:
     """Return what the first layer remembers of eight tokens, by the model's own code."""
     ids = torch.arange(1, 9)[None]
     kind = model.config.model_type
@@ -85,7 +91,7 @@ def _states(model: Any) -> list[torch.Tensor]:
     return [*first.conv_states.values(), *first.recurrent_states.values()]
 
 
-def _moved(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
+def moved(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
     return any(bool((a - b).abs().max() > 1e-5 * a.abs().max()) for a, b in zip(before, after, strict=True))
 
 
@@ -102,7 +108,7 @@ def test_whatever_moves_the_memory_of_a_model_is_caught_and_named(model_type: st
     path = recognise(read_checkpoint(a)).layers[0].path
     block = path.rpartition(".")[0] if path.endswith("rg_lru") else path
     assert prove(a, write(tmp_path / "b", state, config)).outcome is Outcome.SAME
-    before = _states(model)
+    before = model_states(model)
     moving = 0
     for name in [name for name in state if name.startswith(f"{block}.")]:
         if name.endswith(("slope_rate", "query_decay", "key_decay", "diagonal_decay")):
@@ -112,7 +118,7 @@ def test_whatever_moves_the_memory_of_a_model_is_caught_and_named(model_type: st
             if torch.equal(changed, state[name]):
                 continue
             model.load_state_dict({name: changed}, strict=False)
-            moves = _moved(before, _states(model))
+            moves = moved(before, model_states(model))
             moving += moves
             found = prove(a, write(tmp_path / "b", state | {name: changed}, config))
             assert not moves or caught(found, name), (name, found)
@@ -169,17 +175,23 @@ def test_every_tensor_that_steers_is_compared_and_a_change_of_any_is_named(
     assert equal.steering is not None
     assert {one.a for one in equal.steering.compared} >= set(steering.values())
     for name in dict.fromkeys([*steering.values(), *(one.a for one in equal.steering.compared)]):
-        for what, change in CHANGES.items():
-            changed = change(state[name])
-            if "in_proj." in name or "ssm_in." in name:  # not one of the gate's weights
-                last = family.name in ("mamba2", "mamba3")
-                changed = (
-                    changed
-                    if what != "one weight"
-                    else state[name].index_fill(0, torch.tensor(len(state[name]) - 1 if last else 0), 3.0)
-                )
+        changes = {what: change(state[name]) for what, change in {**CHANGES, **MORE}.items()}
+        if "in_proj." in name or "ssm_in." in name:  # not one of the gate's weights
+            changes["one weight"] = state[name].index_fill(0, torch.tensor(_steering_row(family, name)), 3.0)
+        if name in steering.values():  # of those that hold the decay itself less is asked
+            changes["a thousandth of one weight"] = state[name].clone()
+            row = changes["a thousandth of one weight"][_steering_row(family, name)].view(-1)
+            row[row.abs().argmax()] *= 1.001
+        for what, changed in changes.items():
+            if torch.equal(changed, state[name]):
+                continue
             found = prove(a, write(tmp_path / "b", state | {name: changed}, settings))
             assert caught(found, name), (name, what, found)
+
+
+def _steering_row(family: Family, name: str) -> int:
+    """Return a row that is none of the gate's, which stand first in Mamba-2 and last elsewhere, nor of Mamba-2's Δ."""
+    return -5 if family.name in ("mamba2", "mamba3") and ("in_proj" in name or "ssm_in" in name) else 0
 
 
 @each_selective
