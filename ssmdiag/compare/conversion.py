@@ -4,7 +4,8 @@ Layers are matched by name, else by order. Within a channel the log-eigenvalues 
 may reorder modes, store the other half of conjugate pairs, repeat a channel over heads or reorder channels as a
 whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: that
 sees what the eigenvalues alone cannot, a B or C that went to another mode. Of selective layers that is the nominal
-point alone: what steers them by the input is compared as well, and where it cannot be, nothing is proven.
+point alone: what steers them by the input is compared as well, and where it cannot be, nothing is proven. So are the
+settings that change a memory and no weight (`forward_settings`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from ssmdiag import __version__
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.compare.forward_settings import SettingDifference, differing_settings
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
@@ -79,6 +81,8 @@ class LayerProof:
     """What had to be undone to compare them, or why they cannot be."""
     steering: SteeringComparison | None = None
     """What steers it by the input; None where nothing does."""
+    settings: tuple[SettingDifference, ...] = ()
+    """Settings that change its memory and that the two checkpoints have otherwise."""
 
     @property
     def proven(self) -> bool:
@@ -241,8 +245,9 @@ def _prove_layer(
 ) -> Iterator[LayerProof]:
     first, second = (layer.read() if layer else [] for layer in (a, b))
     steering = compare_steering(a, b, tolerance) if a and b else None
+    settings = differing_settings(a, b) if a and b else ()
     for one, other in zip(first, second, strict=False):
-        yield _with_steering(prove_recurrence(one, other, tolerance, lags), steering)
+        yield _with_settings(_with_steering(prove_recurrence(one, other, tolerance, lags), steering), settings)
     for lone in first[len(second) :]:
         yield _missing(lone, "only the first has it", a=lone.layer)
     for lone in second[len(first) :]:
@@ -260,6 +265,19 @@ def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> La
     elif outcome is Outcome.SAME:
         outcome = Outcome.DIFFERS if steering.differing else Outcome.NOMINAL if unseen else outcome
     return replace(proof, outcome=outcome, notes=notes, steering=replace(steering, unseen=unseen))
+
+
+def _with_settings(proof: LayerProof, settings: tuple[SettingDifference, ...]) -> LayerProof:
+    """Return a proof that settings of both sides refute where they are otherwise, and of one side leave open."""
+    if not settings:
+        return proof
+    outcome = proof.outcome
+    if any(one.a is not None and one.b is not None for one in settings):
+        outcome = Outcome.DIFFERS
+    elif proof.proven and not proof.time_invariant:
+        outcome = Outcome.NOMINAL
+    notes = (*proof.notes, *(one.sentence for one in settings))
+    return replace(proof, outcome=outcome, notes=notes, settings=settings)
 
 
 def _missing(lone: Recurrence, note: str, *, a: str | None = None, b: str | None = None) -> LayerProof:

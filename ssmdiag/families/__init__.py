@@ -8,12 +8,12 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.interface import Family, ForwardSetting, Option, Spelling, Steering
 
-__all__ = ["Family", "Option", "Spelling", "Steering", "known_families"]
+__all__ = ["Family", "ForwardSetting", "Option", "Spelling", "Steering", "known_families"]
 
 MACHINERY = frozenset({
-    "interface", "layer", "layouts", "map_template", "mapfile", "packed", "recognition", "unknown_decay",
+    "forward", "interface", "layer", "layouts", "map_template", "mapfile", "packed", "recognition", "unknown_decay",
 })  # fmt: skip
 """Modules of this package that are not families."""
 

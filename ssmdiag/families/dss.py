@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.families.forward import BIDIRECTIONAL
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.recurrence import as_complex
 
@@ -106,6 +107,7 @@ FAMILY = Family(
         for steps, axes in _STEPS.items()
     ),
     read=read,
+    forward=(BIDIRECTIONAL,),
     options=(
         Option(
             "version",

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ssmdiag.families.forward import ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
@@ -111,5 +112,6 @@ FAMILY = Family(
     ),
     read=read,
     steering=steering,
+    forward=(ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES),
     caveat="Along the key that is written the memory is overwritten too (by β), so the decay bounds it from above.",
 )

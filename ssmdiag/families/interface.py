@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,25 @@ class Steering:
 
 
 @dataclass(frozen=True)
+class ForwardSetting:
+    """A setting that changes what a layer remembers, and of which its reading makes nothing.
+
+    `compare --strict` holds it against the other checkpoint's.
+    """
+
+    names: tuple[str, ...]
+    """Under which config.json or the file's hyper-parameters give it; the first that is there counts."""
+    usual: Any
+    """Where a configuration leaves it out; None where that differs from one implementation to the next."""
+    meaning: str
+    """What it decides, for the report."""
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    """What it is in models of some `model_type`, which need not say so."""
+    only: tuple[str, ...] = ()
+    """Values of `model_type` whose forward pass knows it, if others use the name for something else."""
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family: its name, its paper, its spellings, and how a layer of it is read."""
 
@@ -99,6 +118,8 @@ class Family:
     read: Callable[[Layer], Iterable[Recurrence]]
     steering: Callable[[Layer], Iterable[Steering]] | None = None
     """What steers its memory by the input; None where nobody has said: then nothing is proven but of equal files."""
+    forward: tuple[ForwardSetting, ...] = ()
+    """Settings that change its memory though its weights are the same."""
     options: tuple[Option, ...] = ()
     caveat: str = ""
     """What the modal form leaves out, in one sentence for the report."""

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
+from ssmdiag.families.forward import ACTIVATION, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Option, Spelling, Steering
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
@@ -141,6 +142,7 @@ FAMILY = Family(
     spellings=tuple(_spellings()),
     read=read,
     steering=steering,
+    forward=(ACTIVATION, NEGATIVE_EIGENVALUES),
     options=(
         Option(
             "kda_lower_bound",

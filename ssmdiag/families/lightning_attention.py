@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
+from ssmdiag.families.forward import ACTIVATION
 from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
@@ -69,5 +70,6 @@ FAMILY = Family(
     ),
     read=read,
     steering=steering,
+    forward=(ACTIVATION,),
     caveat="The decay is the same at every token; what is written and read depends on the input.",
 )

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps, transposed
 from ssmdiag.recurrence import zoh
@@ -187,4 +188,5 @@ FAMILY = Family(
     ),
     read=read,
     steering=steering,
+    forward=(ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS),
 )

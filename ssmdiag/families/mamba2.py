@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps
 from ssmdiag.maps import softplus
@@ -168,4 +169,5 @@ FAMILY = Family(
     ),
     read=read,
     steering=steering,
+    forward=(ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT),
 )

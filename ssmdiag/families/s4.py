@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ssmdiag.families.forward import BIDIRECTIONAL
 from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.families.s4d import TRANSFORM_OPTIONS, band, note_direction, read_eigenvalues, read_step, tile
 from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear, bilinear_matrix, log_of, matrix_eigenvalues
@@ -211,6 +212,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    forward=(BIDIRECTIONAL,),
     options=TRANSFORM_OPTIONS,
     caveat="Eigenvalues of HiPPO matrices move when weights are rounded; the kernel is computed without them.",
 )

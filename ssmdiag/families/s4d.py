@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.dss import softmax_gain
+from ssmdiag.families.forward import BIDIRECTIONAL
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.recurrence import bilinear, bilinear_gain, zoh, zoh_gain
 
@@ -193,6 +194,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    forward=(BIDIRECTIONAL,),
     options=(
         *TRANSFORM_OPTIONS,
         Option("disc", ("zoh", "bilinear", "dss"), "zoh", "how A and B are discretised: zoh in v4, bilinear in v3"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.families.forward import ACTIVATION
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence import zoh
@@ -61,4 +62,5 @@ FAMILY = Family(
     ),
     read=read,
     steering=steering,
+    forward=(ACTIVATION,),
 )

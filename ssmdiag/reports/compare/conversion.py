@@ -60,8 +60,8 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
         )
     nominal = [i for i, layer in enumerate(proof.layers) if layer.outcome is Outcome.NOMINAL]
     if nominal:
-        steering = proof.layers[nominal[0]].steering
-        why = steering.unseen[0] if steering else ""
+        layer = proof.layers[nominal[0]]
+        why = [*(layer.steering.unseen if layer.steering else ()), *(one.sentence for one in layer.settings)][0]
         return (
             f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but what steers it by "
             f"the input was not seen whole. Layer {labels[nominal[0]]}: {why}."
@@ -115,7 +115,7 @@ def _detail(layer: LayerProof) -> str:
     if layer.steering and layer.steering.differing:
         return _steered_otherwise(layer.steering.differing, layer.a or "")
     if layer.kernel is None or layer.kernel.value <= layer.tolerance:
-        return f": {'; '.join(layer.notes)}"
+        return f": {'; '.join([one.sentence for one in layer.settings] or layer.notes)}"
     kernel = layer.kernel
     return (
         f", channel {kernel.channel}: its modes agree, its kernel does not; at lag {kernel.at:,} it is "

@@ -223,6 +223,7 @@ def _proof(layer: LayerProof) -> dict[str, Any]:
             "compared": [_steering(one) for one in layer.steering.compared],
             "not_compared": layer.steering.unseen,
         },
+        "settings": [{"name": one.name, "a": one.a, "b": one.b, "meaning": one.meaning} for one in layer.settings],
         "notes": layer.notes,
     }
 
