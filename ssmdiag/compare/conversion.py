@@ -43,9 +43,10 @@ TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-
 A weight goes through exp or softplus: rounded to bfloat16, at half a unit in 2⁸, the logarithm −8 of a step moves
 the step by 3 %; float16 is eight times finer. Where both sides store the same type, nothing needs rounding.
 """
-LEFT_BEHIND = "its decays stand in another order, what steers them by the input does not"
 COARSEST = 0.5
 """The same for types of 8 bits and fewer."""
+LEFT_BEHIND = "its decays stand in another order, what steers them by the input does not"
+NOT_FOLLOWED = "its decays stand in another order, and what steers them was not followed into it"
 
 
 class Outcome(Enum):
@@ -245,9 +246,18 @@ def _prove_layer(
 ) -> Iterator[LayerProof]:
     first, second = (layer.read() if layer else [] for layer in (a, b))
     steering = compare_steering(a, b, tolerance) if a and b else None
+    alone = len(first) == len(second) == 1
     settings = differing_settings(a, b) if a and b else ()
     for one, other in zip(first, second, strict=False):
-        yield _with_settings(_with_steering(prove_recurrence(one, other, tolerance, lags), steering), settings)
+        proof = prove_recurrence(one, other, tolerance, lags)
+        followed = None
+        if alone and a and b and proof.outcome is Outcome.REORDERED and steering and steering.differing:
+            order = match_spectra(one, other, proof.tolerance).channel_order
+            followed = None if order is None else compare_steering(a, b, tolerance, order)
+        if followed and followed.compared and not followed.differing and not followed.unseen:
+            yield _with_settings(replace(proof, steering=followed), settings)
+        else:
+            yield _with_settings(_with_steering(proof, steering), settings)
     for lone in first[len(second) :]:
         yield _missing(lone, "only the first has it", a=lone.layer)
     for lone in second[len(first) :]:
@@ -261,7 +271,10 @@ def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> La
     if outcome is Outcome.REORDERED and not steering.differing and steering.compared:
         outcome, notes = Outcome.DIFFERS, (*notes, LEFT_BEHIND)
     elif outcome is Outcome.REORDERED:
-        outcome, unseen = Outcome.NOMINAL, (*unseen, "what steers it was not followed into another order")
+        outcome, unseen = (
+            Outcome.NOMINAL,
+            (*unseen, "its decays stand in another order, and what steers them was not followed into it"),
+        )
     elif outcome is Outcome.SAME:
         outcome = Outcome.DIFFERS if steering.differing else Outcome.NOMINAL if unseen else outcome
     return replace(proof, outcome=outcome, notes=notes, steering=replace(steering, unseen=unseen))

@@ -110,10 +110,14 @@ class _Found:
             return self.steering.layout(whole, self.layer)
 
 
-def compare_steering(a: Layer, b: Layer, tolerance: float | None = None) -> SteeringComparison | None:
+def compare_steering(
+    a: Layer, b: Layer, tolerance: float | None = None, order: Tensor | None = None
+) -> SteeringComparison | None:
     """Return how what steers two layers differs; None where nothing does.
 
     `tolerance` is of a weight, relative to it; by default what rounding to the stored types explains (`ROUNDING`).
+    `order` is the channel of `b` for each of `a`, where they stand otherwise: it is followed where families tell which
+    axis runs over channels (`Steering.channels`).
     """
     selective = "nominal" in (a.family.memory, b.family.memory)
     if a.family.steering is None or b.family.steering is None:
@@ -124,7 +128,7 @@ def compare_steering(a: Layer, b: Layer, tolerance: float | None = None) -> Stee
     for role in dict.fromkeys((*first, *second)):
         one, other = first.get(role), second.get(role)
         if isinstance(one, _Found) and isinstance(other, _Found):
-            found = _compare(one, other, role, tolerance)
+            found = _compare(one, other, role, tolerance, order)
             (unseen if isinstance(found, str) else compared).append(found)  # type: ignore[arg-type]
         elif selective:
             unseen += _lone(one, other)
@@ -164,7 +168,9 @@ def _is_real(dtype: str) -> bool:
     return is_number(dtype) and not dtype.startswith("complex")
 
 
-def _compare(a: _Found, b: _Found, role: str, tolerance: float | None) -> SteeringDifference | str:
+def _compare(
+    a: _Found, b: _Found, role: str, tolerance: float | None, order: Tensor | None
+) -> SteeringDifference | str:
     """Return the difference of one role, or a sentence on why there is none."""
     try:
         if not (a.plain and b.plain):
@@ -183,6 +189,9 @@ def _compare(a: _Found, b: _Found, role: str, tolerance: float | None) -> Steeri
     allowed = rounding(a.stored.dtype, b.stored.dtype, rounded=rounded) if tolerance is None else tolerance
     if a.steering.tensor == b.steering.tensor and math.prod(a.stored.shape) != math.prod(b.stored.shape):
         return _of_other_shapes(role, (a.stored, b.stored), allowed, a.stored.shape, b.stored.shape)
+    axis = b.steering.channels
+    if order is not None and axis is not None and axis < second.ndim and second.shape[axis] == len(order):
+        second = second.index_select(axis, order)
     return compare_weights(first, second, role, (a.stored, b.stored), allowed)
 
 

@@ -82,6 +82,8 @@ class Steering:
     not tell, and then it is compared under its own name alone."""
     needed: bool = False
     """True: without it nothing is proven of a layer, since every layer has it."""
+    channels: int | None = None
+    """Axis of the rows of this role that runs over the layer's channels, where a conversion may reorder them."""
 
 
 @dataclass(frozen=True)

@@ -91,19 +91,20 @@ def steering(layer: Layer) -> Iterator[Steering]:
         needed = not end or f"dt_proj{end}.bias" in layer
         for step in (f"dt_proj{end}.weight", *(() if end else _STEPS)):
             layout = transposed if step.endswith("kernel") else None
-            yield Steering(f"step{branch}", step, layout, needed=needed)
+            yield Steering(f"step{branch}", step, layout, needed=needed, channels=0)
         for projection in (f"x_proj{end}.weight", *(() if end else _PROJECTED)):
             layout = transposed if projection.endswith("kernel") else None
-            yield Steering(f"step, B and C{branch}", projection, layout, needed=needed)
+            yield Steering(f"step, B and C{branch}", projection, layout, needed=needed, channels=1)
         for convolution in (f"conv1d{end}", *(() if end else ("ssm_conv1d", "conv2d"))):
-            yield Steering(f"convolution{branch}", f"{convolution}.weight", taps, needed=usual and not end)
-            yield Steering(f"bias of the convolution{branch}", f"{convolution}.bias")
+            firm = usual and not end
+            yield Steering(f"convolution{branch}", f"{convolution}.weight", taps, needed=firm, channels=0)
+            yield Steering(f"bias of the convolution{branch}", f"{convolution}.bias", channels=0)
     for projection in ("in_proj", "ssm_in"):
-        yield Steering("input", f"{projection}.weight", _input_rows, needed=usual)
-        yield Steering("bias of the input", f"{projection}.bias", _input_rows)
+        yield Steering("input", f"{projection}.weight", _input_rows, needed=usual, channels=0)
+        yield Steering("bias of the input", f"{projection}.bias", _input_rows, channels=0)
     for flax, role, layout in (("Conv_0", "convolution", _flax_taps), ("Dense_0", "input", transposed)):
-        yield Steering(role, f"{flax}.kernel", layout)
-        yield Steering(f"bias of the {role}", f"{flax}.bias")
+        yield Steering(role, f"{flax}.kernel", layout, channels=0)
+        yield Steering(f"bias of the {role}", f"{flax}.bias", channels=0)
     for role, names in _NORMS.items():
         for name in names:
             yield Steering(f"norm of {role}", name)

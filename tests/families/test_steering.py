@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from ssmdiag import known_families, read_checkpoint, recognise
-from ssmdiag.compare.conversion import LEFT_BEHIND, LayerProof, Outcome, prove_conversion
+from ssmdiag.compare.conversion import LEFT_BEHIND, NOT_FOLLOWED, LayerProof, Outcome, prove_conversion
 from ssmdiag.families import Family, Spelling
 from tests.families.steered import STEERED
 from tests.families.synthetic import config as settings_for
@@ -388,3 +388,48 @@ def test_multipliers_of_falcon_h1_that_llama_cpp_folds_into_the_weights_are_fold
     assert prove(a, write(tmp_path / "b", folded, {})).outcome is Outcome.SAME
     unfolded = folded | {"blk.3.ssm_in.weight": state[f"{at}in_proj.weight"]}
     assert prove(a, write(tmp_path / "b", unfolded, {})).outcome is Outcome.DIFFERS
+
+
+def _in_another_order(state: State, order: torch.Tensor, path: str = "net.layers.3.") -> State:
+    """Return Mamba-1 with its channels moved as a whole: what it computes is the same."""
+    moved = dict(state)
+    for local in ("A_log", "D", "dt_proj.weight", "dt_proj.bias", "conv1d.weight", "conv1d.bias"):
+        if f"{path}{local}" in state:
+            moved[f"{path}{local}"] = state[f"{path}{local}"][order]
+    moved[f"{path}x_proj.weight"] = state[f"{path}x_proj.weight"][:, order]
+    for local in ("in_proj.weight", "in_proj.bias"):
+        moved[f"{path}{local}"] = torch.cat([half[order] for half in state[f"{path}{local}"].chunk(2)])
+    return moved
+
+
+def test_channels_of_mamba_that_moved_as_a_whole_are_followed_and_one_tensor_that_did_not_is_caught(
+    tmp_path: Path,
+) -> None:
+    family = next(family for family in known_families() if family.name == "mamba")
+    state, _ = steered_state(family, family.spellings[0])
+    moved = _in_another_order(state, torch.tensor([2, 0, 3, 1]))
+    a = write(tmp_path / "a", state, {})
+    found = prove(a, write(tmp_path / "b", moved, {}))
+    assert (found.outcome, found.proven) == (Outcome.REORDERED, True), found
+    assert any("channels in another order" in note for note in found.notes)
+    for local in ("dt_proj.weight", "x_proj.weight", "conv1d.weight", "conv1d.bias", "in_proj.weight"):
+        left = {**moved, f"net.layers.3.{local}": state[f"net.layers.3.{local}"]}
+        assert not prove(a, write(tmp_path / "b", left, {})).proven, local
+
+
+def test_heads_in_another_order_are_not_said_to_differ_where_it_is_not_followed(tmp_path: Path) -> None:
+    family = next(family for family in known_families() if family.name == "kda")
+    state, _ = steered_state(family, family.spellings[0])
+    order = torch.tensor([1, 0, 3, 2])
+    path = path_for(family.spellings[0])
+    moved = dict(state)
+    for name, tensor in state.items():
+        heads = tensor.reshape(-1).shape[0] % 4 == 0 and (tensor.shape[0] % 4 == 0 or tensor.ndim == 4)
+        if heads and "_a_proj" not in name:
+            axis = 2 if tensor.ndim == 4 else 0
+            moved[name] = tensor.unflatten(axis, (4, -1)).index_select(axis, order).flatten(axis, axis + 1)
+    assert moved[f"{path}.A_log"].shape == state[f"{path}.A_log"].shape
+    found = prove(write(tmp_path / "a", state, {}), write(tmp_path / "b", moved, {}))
+    assert found.outcome is Outcome.NOMINAL, found
+    assert found.steering is not None
+    assert NOT_FOLLOWED in found.steering.unseen
