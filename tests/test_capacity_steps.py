@@ -11,8 +11,9 @@ import torch
 
 from ssmdiag.capacity.capacity import assess_capacity
 from ssmdiag.capacity.initial_spectra import initial_spectra, legs_matrix
-from ssmdiag.capacity.noise import noisy_memory_function
+from ssmdiag.capacity.noise import complete, noisy_memory_function
 from ssmdiag.capacity.reconstruction import memory_function
+from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.capacity.timescale import OCTAVES, recommend_step, scaled, trade_off
 from ssmdiag.recurrence import Assumption, DenseRealisation, Recurrence, bilinear, zoh
 from tests.capacity_reference import spectrum
@@ -168,3 +169,19 @@ def test_misuse_is_refused() -> None:
             recommend_step(random_siso(), length, share)
     with pytest.raises(ValueError, match="bf16"):
         recommend_step(random_siso(), 5, state_dtype="int4")
+
+
+def test_some_channels_of_a_layer_are_given_the_steps_they_have_in_all_of_it() -> None:
+    at = slice(0, 2)
+    recurrence = initial_spectra("s4d", 16)[0].recurrence
+    step = None if recurrence.step is None else recurrence.step[::5]
+    whole = replace(recurrence, log_eigenvalues=recurrence.log_eigenvalues[::5], step=step)
+    some = replace(whole, log_eigenvalues=whole.log_eigenvalues[at], step=None if step is None else step[at])
+    rounding = Rounding(int8_scale="layer")
+    known = complete(rounding, whole)
+    found = recommend_step(some, 8, state_dtype="int8", rounding=known)
+    expected = recommend_step(whole, 8, state_dtype="int8", rounding=rounding)
+    torch.testing.assert_close(found.lowest, expected.lowest[at], equal_nan=True)
+    torch.testing.assert_close(found.memory, expected.memory[at])
+    alone = recommend_step(some, 8, state_dtype="int8", rounding=rounding)
+    assert not torch.equal(alone.memory, found.memory)

@@ -121,18 +121,20 @@ def recommend_step(
     In exact arithmetic large steps would do, which leave of a state a thousandth of its last bit. By default the format
     is that of the stored weights, as in `assess_capacity`. Looked for between 2⁻⁷ and 2⁷, and below steps at which the
     fastest frequency passes π and comes back as another; of several ranges it is that of the smallest steps. No
-    spectrum of N modes has a length above N / share. Raises ValueError for a negative length, a share outside (0, 1),
-    or an unknown format.
+    spectrum of N modes has a length above N / share. One int8 scale of a whole layer is that of its other channels as
+    they stand, `rounding.largest` or the largest of `recurrence`, and grows where a channel's own numbers do. Raises
+    ValueError for a negative length, a share outside (0, 1), or an unknown format.
     """
     if length < 0 or not 0 < share < 1:
         raise ValueError(f"a length of 0 steps or more and a share between 0 and 1, got {length} and {share}")
     state_dtype = state_format(recurrence) if state_dtype is None else state_dtype
     precision_of(state_dtype)
     recurrence = realise(recurrence)
+    assumed = complete(rounding or Rounding(), recurrence)
 
     def memory(octave: Tensor) -> Tensor:
         moved = scaled(recurrence, (2**octave)[:, None])
-        return noisy_memory_function(moved, [length], state_dtype, rounding).nan_to_num(-1.0)[:, 0]
+        return noisy_memory_function(moved, [length], state_dtype, assumed).nan_to_num(-1.0)[:, 0]
 
     def settle(inside: Tensor, outside: Tensor) -> Tensor:
         for _ in range(REFINEMENTS):

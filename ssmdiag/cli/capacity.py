@@ -228,7 +228,7 @@ def _assess(
         own=summarise_capacity(assess_capacity(sample, context, state_dtype=state, rounding=whole)),
         initial={name: summarise_capacity(own) for name, own in initial.items()},
         steps={factor: summarise_capacity(own) for factor, own in scaled.items()},
-        wanted=_recommend(sample, wanted, state, rounding) if wanted else None,
+        wanted=_recommend(sample, wanted, state, whole) if wanted else None,
         states_used=_states_used(sample),
     )
 
