@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 HALF, TENTH = 0.5, 0.1
 NINE_TENTHS = 0.9
 LAGS_PER_OCTAVE = 4
+BOUND_FROM = 0.1
+"""Share of swallowed numbers from which more modes may survive than is said: in the 26 of 190 really rounded runs that
+have it, up to 22 % more, and nowhere 0.3 modes fewer."""
 WORK = 2**26
 """Stored modes cubed times channels that are worth the wait: 4 channels of 256 modes, a second."""
 FEWEST_CHANNELS = 4
@@ -82,6 +85,8 @@ class LayerCapacity:
     rounded_half: Tensor
     """`length_half` of the state rounded to `state_dtype`."""
     rounded_tenth: Tensor
+    swallowed: Tensor
+    """Share of the numbers of a state whose steps rounding to `state_dtype` swallows; NaN without a state."""
     rounding: Rounding
     """What all that is rounded assumes ..."""
     gated: bool
@@ -124,6 +129,8 @@ class CapacitySummary:
     without_half: int
     """Sound channels that rebuild not even the present input to MF ≥ ½."""
     without_tenth: int
+    swallowed: float | None
+    """Mean share of the numbers of a state whose steps rounding swallows; None without a state."""
     unknown: int
     """Channels without an answer: nothing but NaN and growing modes, or a failed self-test."""
     excluded: dict[str, int]
@@ -133,6 +140,11 @@ class CapacitySummary:
     sentence: str
     assumes: str
     """What all that is rounded assumes, in words."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether so many steps are swallowed that effective modes are a bound from below."""
+        return self.swallowed is not None and self.swallowed >= BOUND_FROM
 
 
 def assess_capacity(
@@ -180,7 +192,7 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Ro
     # MF is under 0.1 past ten times the modes, conjugates included.
     leading_lags = 2 ** (int(states_of(recurrence) / TENTH) - 1).bit_length()
     lags = _lags(context, leading_lags, device)
-    values = torch.full((8, channels), torch.nan, dtype=torch.float64, device=device)
+    values = torch.full((9, channels), torch.nan, dtype=torch.float64, device=device)
     surviving = {name: torch.full_like(values[0], torch.nan) for name in STATE_PRECISION}
     counts = torch.zeros(1 + len(REASONS), channels, dtype=torch.long, device=device)
     sound = torch.zeros(channels, dtype=torch.bool, device=device)
@@ -201,7 +213,8 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Ro
         for name, shares in survivors.items():
             surviving[name][chunk] = shares.where(good, torch.nan)
         lengths = states.lengths(rounded, (HALF, TENTH))
-        values[6:, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
+        values[6:8, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
+        values[8, chunk] = states.swallowed(state_dtype).where(good, torch.nan)
 
     each_chunk(recurrence, leading_lags, assess)
     total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)
@@ -219,6 +232,7 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Ro
         held_nine_tenths=values[5],
         rounded_half=values[6],
         rounded_tenth=values[7],
+        swallowed=values[8],
         rounding=rounding,
         gated=recurrence.dense is None and recurrence.input_matrix is None,
         surviving=surviving,
@@ -275,6 +289,7 @@ def summarise_capacity(capacity: LayerCapacity) -> CapacitySummary:
         surviving={name: _quantiles(values) for name, values in capacity.surviving.items()},
         without_half=sound - int((~capacity.length_half.isnan()).sum()),
         without_tenth=sound - int((~capacity.length_tenth.isnan()).sum()),
+        swallowed=_mean(capacity.swallowed),
         unknown=len(capacity.sound) - sound,
         excluded=capacity.excluded.totals(),
         curve=tuple(zip(capacity.lags.tolist(), capacity.memory.tolist(), strict=True)) if sound else (),
@@ -329,6 +344,11 @@ def _curve(cascade: Cascade, leading: LeadingMemory, lags: Tensor) -> Tensor:
     return torch.cat(values, 1)
 
 
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else None
+
+
 def _quantiles(values: Tensor) -> Quantiles | None:
     return Quantiles.of_sorted(values[~values.isnan()].sort().values)
 
@@ -340,7 +360,9 @@ def _describe(capacity: LayerCapacity) -> str:
         return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
-    spent = f"{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state under white input"
+    swallowed = _mean(capacity.swallowed)
+    least = "at least " if swallowed is not None and swallowed >= BOUND_FROM else ""
+    spent = f"{least}{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state under white input"
     held = (_quantiles(lags) for lags in (capacity.held_half, capacity.held_nine_tenths))
     near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
     spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"

@@ -32,6 +32,7 @@ from ssmdiag.capacity.rounding import (
     largest_number,
     modal_numbers,
     step_noise,
+    swallows,
 )
 from ssmdiag.cores import one_thread, orthogonal, singular_values
 from ssmdiag.kernel.dense import krylov, realise, states_at
@@ -198,6 +199,14 @@ class NoisyStates:
     def survivors(self, state_dtype: str | float) -> Tensor:
         """Return what survives, (channel,); NaN where numbers are beyond float64."""
         return self._survivors([state_dtype])[0]
+
+    def swallowed(self, state_dtype: str) -> Tensor:
+        """Return the share of a channel's numbers whose steps rounding swallows, (channel,); NaN without numbers."""
+        counted = self.numbers.variance > 0
+        if self.spectrum is not None:
+            counted &= self.spectrum.counted[..., None]
+        lost = swallows(self.numbers, state_dtype, self.rounding) & counted
+        return lost.flatten(1).sum(1) / counted.flatten(1).sum(1)
 
     def in_formats(self, own: str) -> tuple[Rounded, dict[str, Tensor]]:
         """Return the state rounded to its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""

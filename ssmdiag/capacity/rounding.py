@@ -47,6 +47,8 @@ STATE_PRECISION = {
 }
 """ε of a state's format: an error of ε²/3 of a number squared, over all scales; for int8 of its variance."""
 
+SWALLOWED = 2.5
+"""Steps of a format per deviation of what a step adds, past which rounding loses a tenth of it or more."""
 _BINADES = 24
 _PLACES = 9
 """Multiples of q a Gaussian wider than q can reach from its mean with a share that counts."""
@@ -73,7 +75,7 @@ class Rounding:
     int8_scale: Int8Scale = "state"
     """Whether each number of a state has a scale of its own, or the largest of its channel or layer decides."""
     largest: float | None = None
-    """`largest_number` of the layer, where only some of its channels are at hand."""
+    """`largest_number` of the layer, where only some of its channels are at hand; theirs counts where it is larger."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.input_mean):
@@ -157,6 +159,14 @@ def step_noise(numbers: Numbers, state_dtype: str, rounding: Rounding) -> Tensor
     return noise
 
 
+def swallows(numbers: Numbers, state_dtype: str, rounding: Rounding) -> Tensor:
+    """Return where rounding loses a tenth of what a step adds, or more, shaped as the numbers are, bool.
+
+    Such a number decays more slowly than its weights say, which the noise of a step does not show.
+    """
+    return (squared_steps(numbers, state_dtype, rounding) > SWALLOWED**2 * numbers.added) & (numbers.variance > 0)
+
+
 def squared_steps(numbers: Numbers, state_dtype: str, rounding: Rounding) -> Tensor:
     """Return q² of each number."""
     mean, deviation = numbers.mean, numbers.variance.sqrt()
@@ -165,8 +175,10 @@ def squared_steps(numbers: Numbers, state_dtype: str, rounding: Rounding) -> Ten
         if rounding.int8_scale == "channel":
             largest = largest.flatten(1).amax(1)[:, None, None].expand_as(largest)
         elif rounding.int8_scale == "layer":
-            among = largest.amax() if rounding.largest is None else largest.new_tensor(rounding.largest)
-            largest = among.expand_as(largest)
+            if rounding.largest is None:
+                largest = largest.amax().expand_as(largest)
+            else:  # a channel whose own numbers have outgrown the others' decides
+                largest = largest.flatten(1).amax(1).clamp(min=rounding.largest)[:, None, None].expand_as(largest)
         return (largest / 127).square()
     if rounding.input_scale is None:
         squares = BINADE * (mean.square() + numbers.variance)

@@ -57,7 +57,7 @@ def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: boo
         for layer, label in zip(layers, labels, strict=True):
             lines += _against_initial(layer, label, settings) if layer is _best(layers) else []
             lines += _other_steps(layer, label, settings)
-        lines += _remarks(layers, settings)
+        lines += _remarks(layers, labels, settings)
     text = "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
     return carried(text, settings)
 
@@ -89,7 +89,8 @@ def _answer(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> str:
     if not effective:
         return "No layer has a memory to speak of: its modes are NaN, growing, or beyond float64."
     modes = [layer.own.modes.median for layer in layers if layer.own.modes]
-    spent = f"{_middle(effective):.3g} of {_middle(modes):.0f} modes survive a {layers[0].own.state_dtype} state"
+    least = "at least " if any(layer.own.is_bound for layer in layers) else ""
+    spent = f"{least}{_middle(effective):.3g} of {_middle(modes):.0f} modes survive a {layers[0].own.state_dtype} state"
     if not known:
         text = f"no channel rebuilds even its present input to one half; {spent}."
     else:
@@ -185,9 +186,17 @@ def _cells(own: CapacitySummary) -> list[str]:
     ]
 
 
-def _remarks(layers: Sequence[CapacityLayer], settings: Settings) -> list[str]:
+def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Settings) -> list[str]:
     assumed = dict.fromkeys(layer.own.assumes for layer in layers)
     remarks = [f"assumed: {sentence}" for sentence in assumed]
+    bounds = [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]
+    if bounds:
+        share, most = max(bounds)
+        where = f"{100 * share:.0f} % of the numbers of layer {labels[most]}{_others(len(bounds) - 1)}"
+        remarks.append(
+            f"rounding to {layers[most].own.state_dtype} swallows a tenth or more of what a step adds in {where}: they "
+            "decay more slowly than the weights say, and the modes left are a bound from below, to 0.3 modes"
+        )
     sampled = [layer for layer in layers if layer.own.channels < layer.channels]
     if sampled:
         count = sampled[0].own.channels
@@ -205,6 +214,10 @@ def _remarks(layers: Sequence[CapacityLayer], settings: Settings) -> list[str]:
     if unknown:
         remarks.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
     return [line for remark in remarks for line in _wrap(f"  {remark}", settings)]
+
+
+def _others(count: int) -> str:
+    return f", less in {count:,} others" if count > 1 else ", less in another" if count else ""
 
 
 def _median(quantiles: Quantiles | None) -> float | None:

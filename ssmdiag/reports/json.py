@@ -121,6 +121,7 @@ def capacity_document(capacity: CapacitySummary) -> dict[str, Any]:
         "modes": capacity.modes and capacity.modes.median,
         "state_dtype": capacity.state_dtype,
         "assumes": capacity.assumes,
+        "swallowed": capacity.swallowed,
         "channels": capacity.channels,
         "channels_without_length": capacity.without_half,
         "channels_unknown": capacity.unknown,
