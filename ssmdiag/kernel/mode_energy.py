@@ -178,7 +178,8 @@ class ModeEnergies:
 
     def band_of_layer(self, slowest: Tensor, probes: Tensor, width: float) -> Band:
         """Return the same of the layer, whose slowest modes heard have the rate `slowest` (1,); `probes` (1, probe)."""
-        low = slowest * FINER ** torch.arange(BANDS, dtype=slowest.dtype, device=slowest.device)
+        # The rate is its group's mean: the group begins a tenth below at most.
+        low = slowest / (1 + ALIKE) * FINER ** torch.arange(BANDS, dtype=slowest.dtype, device=slowest.device)
         whole, rest = slowest.new_zeros(1, probes.shape[1]), slowest.new_zeros(1, BANDS, probes.shape[1])
         for _, form in self.forms():
             count = len(form.unit)
