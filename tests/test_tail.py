@@ -13,7 +13,8 @@ from torch import Tensor
 from ssmdiag.decay.sentence import describe_tail
 from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.decay.verdict import Law
-from ssmdiag.kernel.mode_energy import ModeEnergies, _first_rates
+from ssmdiag.kernel.mode_energy import ModeEnergies
+from ssmdiag.kernel.pair_forms import first_rates
 from ssmdiag.memory import LayerMemory, assess_memories, assess_memory, lag_edges, summarise_memory
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import channel_status
@@ -350,5 +351,5 @@ def test_modes_that_grow_or_are_no_numbers_are_grouped_in_the_end() -> None:
         [math.inf, math.inf],
         [],
     ):
-        found = _first_rates(rates)
+        found = first_rates(rates)
         assert 1 <= len(found) <= max(len(rates), 1)
