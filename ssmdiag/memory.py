@@ -16,6 +16,7 @@ import torch
 from ssmdiag.channels import each_layer
 from ssmdiag.cores import one_thread
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
+from ssmdiag.decay.energy_curve import EnergyCurve
 from ssmdiag.decay.sentence import describe
 from ssmdiag.decay.tail import Tail, TailStatus
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
@@ -98,6 +99,8 @@ class LayerDecay:
     """t₉₉/t₅₀ over an exponential's: 1 for an exponential, more for a heavier tail."""
     slowest_rate: float | None = None
     """Rate of the slowest modes that hold a millionth of the energy, nats per step."""
+    energy_curve: EnergyCurve | None = None
+    """The energy that remains by few exponentials, where these describe it."""
     exponents: tuple[tuple[int, int, float], ...] = ()
     """(first lag, last, −d log e/d log t between) over each decade of lags in the window."""
 
@@ -147,6 +150,7 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
         lags=passed,
         heaviness=None if math.isnan(heaviness) else heaviness,
         slowest_rate=slowest,
+        energy_curve=remaining.curve,
         exponents=local_exponents(envelope),
     )
     return Quantiles.of_sorted(lags[~lags.isnan()].sort().values), decay

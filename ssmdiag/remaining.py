@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.decay.decay import NOISE_MARGIN
+from ssmdiag.decay.energy_curve import FEWEST_CHANNELS, EnergyCurve, describe_energy
 from ssmdiag.decay.tail import (
     MOST_TERMS,
     Shares,
@@ -24,7 +25,7 @@ from ssmdiag.decay.tail import (
 )
 from ssmdiag.kernel.energy import Energy, horizon, tail_energy
 from ssmdiag.kernel.mode_energy import ModeEnergies
-from ssmdiag.kernel.passing import SHARES, Passing, find_passing, heaviness
+from ssmdiag.kernel.passing import SHARES, Left, Passing, find_passing, heaviness
 from ssmdiag.kernel.powers import MAX_LAG
 from ssmdiag.status import Status
 
@@ -57,6 +58,8 @@ class Remaining:
     """Of the layer, one row."""
     channels: Passing | None
     """Of each channel; None where it was not asked for."""
+    curve: EnergyCurve | None = None
+    """The layer's energy by few exponentials, where these describe it."""
 
 
 def leave_out(rows: int, like: Tensor) -> Remaining:
@@ -82,18 +85,17 @@ def assess_remaining(
     if source.layout == "dense":
         tails = no_tails(len(rows.status), TailStatus.DENSE, edges)
         channels = _dense_channels(source) if every_channel else None
-        lags = edges.double()
-        passing = find_passing(
-            lambda at: _dense_left(source, counted, at), lags, _dense_left(source, counted, lags[None])
-        )
+        lags, left = edges.double(), _dense_left(source, counted)
+        start = left(lags[None])
     else:
         places = _coarse(len(edges), edges.device)
         modes = ModeEnergies(source, status.where(counted, int(Status.CANCELLED)), edges[places].double())
         tails, start = _tails(modes, edges, places, rows)
         channels = _of_channels(modes, status) if every_channel else None
-        passing = find_passing(modes.left_of_layer, modes.lags, start)
+        lags, left = modes.lags, modes.left_of_layer
         if channels is not None:
             channels = _sure(source, channels, status)
+    passing = find_passing(left, lags, start)
     whole = rows.status[-1:].clone()
     whole[bool((status[counted] == Status.BOUNDARY).any()) & (whole != Status.GROWS)] = Status.BOUNDARY
     return Remaining(
@@ -101,6 +103,9 @@ def assess_remaining(
         whole=tails.select(slice(len(status), None)),
         passing=_endless(passing, whole),
         channels=None if channels is None else _endless(channels, status),
+        curve=describe_energy(left, lags, start)
+        if bool(whole[0] == Status.KNOWN) and _smooth(source, counted)
+        else None,
     )
 
 
@@ -191,7 +196,19 @@ def _dense_channels(source: Recurrence) -> Passing:
     return Passing(lags, heaviness(lags[:, 0] - 0.5, lags[:, -1] - 0.5))
 
 
-def _dense_left(source: Recurrence, counted: Tensor, lags: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the energy of the layer from each lag on and its noise, (1, lag)."""
-    energy = tail_energy(source, lags[0])
-    return energy.values[counted].sum(0, keepdim=True), energy.noise[counted].sum(0, keepdim=True)
+def _smooth(source: Recurrence, counted: Tensor) -> bool:
+    """Return whether the energy of a layer has no swings of its own: of real modes, or summed over many channels."""
+    if source.layout == "many inputs" or not source.log_eigenvalues.is_complex():
+        return True
+    real = bool((source.log_eigenvalues.imag == 0).all())
+    return real or int(counted.sum()) >= FEWEST_CHANNELS
+
+
+def _dense_left(source: Recurrence, counted: Tensor) -> Left:
+    """Return the function that tells the energy of the layer from each lag on and its noise, (1, lag)."""
+
+    def left(lags: Tensor) -> tuple[Tensor, Tensor]:
+        energy = tail_energy(source, lags[0])
+        return energy.values[counted].sum(0, keepdim=True), energy.noise[counted].sum(0, keepdim=True)
+
+    return left

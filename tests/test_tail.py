@@ -13,7 +13,8 @@ from torch import Tensor
 from ssmdiag.decay.sentence import describe_tail
 from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.decay.verdict import Law
-from ssmdiag.kernel.mode_energy import ModeEnergies, _first_rates
+from ssmdiag.kernel.mode_energy import ModeEnergies
+from ssmdiag.kernel.pair_forms import first_rates
 from ssmdiag.memory import LayerMemory, assess_memories, assess_memory, lag_edges, summarise_memory
 from ssmdiag.recurrence import DenseRealisation, Recurrence
 from ssmdiag.status import channel_status
@@ -303,6 +304,19 @@ def test_what_two_rates_share_to_the_end_is_a_sum_of_two_exponentials() -> None:
     assert ("a sum of 2 exponentials" in said) == (memory.whole.channel(0).law is Law.UNDETERMINED)
 
 
+def test_a_band_of_a_layer_begins_at_its_slowest_modes_not_at_their_mean() -> None:
+    """The two slowest are one group, of a mean between them; both end last."""
+    rates = [0.001, 0.00109, 0.002, 0.003, 0.004, 0.006, 0.008, 0.2]
+    weights = [0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 20.0]
+    layer = modal(-np.array(rates)[:, None] + 0j, np.array(weights)[:, None])
+    tail = tail_of(layer, 600)
+    assert tail is not None
+    assert tail.law is TailLaw.BAND
+    assert tail.rates[0] == pytest.approx(0.001)
+    assert tail.rates[1] <= 0.008 * (1 + 1e-9)
+    assert tail.energy_share >= 0.03
+
+
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag(seed: int, real: bool) -> None:
@@ -337,5 +351,5 @@ def test_modes_that_grow_or_are_no_numbers_are_grouped_in_the_end() -> None:
         [math.inf, math.inf],
         [],
     ):
-        found = _first_rates(rates)
+        found = first_rates(rates)
         assert 1 <= len(found) <= max(len(rates), 1)

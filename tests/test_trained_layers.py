@@ -100,6 +100,27 @@ def test_a_statement_that_is_a_little_wrong_is_called_false(change: dict[str, An
     assert any(why in false for false in false_statements(said(**change), TWO, 0, CONTEXT))
 
 
+def told_curve(*, scale: float = 1.0, share: float = 1.0, within: float = 0.01, start: int = 0) -> dict[str, Any]:
+    """Return K² of these two, which is three exponentials; `scale` of its slowest rate, `share` of what is left."""
+    rates = np.array([FAST, (FAST + SLOW) / 2, SLOW])
+    parts = np.array([1.0, 2 * 0.05, 0.05**2]) / -np.expm1(-2 * rates) * np.exp(-2 * rates * start)
+    rates[2] *= scale
+    terms = [{"rate": rate, "share": part} for rate, part in zip(rates, parts / parts.sum(), strict=True)]
+    left = TWO.left[0][start] / TWO.left[0][0]
+    return {"from": start, "to": CONTEXT, "within_db": within, "terms": terms, "energy_share": share * left}
+
+
+def test_an_energy_curve_is_held_against_what_is_left_at_every_lag() -> None:
+    def false(**changes: Any) -> list[str]:
+        return false_statements({"law": "undetermined", "energy_curve": told_curve(**changes)}, TWO, 0, CONTEXT)
+
+    assert not false()
+    assert not false(start=20)
+    assert any("dB off" in why for why in false(scale=1.02))
+    assert any("dB off" in why for why in false(scale=2.0, within=100.0))
+    assert any("the share left is" in why for why in false(share=0.99, start=20))
+
+
 def test_a_fitted_law_is_held_against_what_is_left() -> None:
     one = ExactEnergy(StateSpace(np.exp([[-SLOW]]) + 0j, np.ones((1, 1), complex), np.ones((1, 1), complex), 1.0))
     law = {"law": "exponential", "rate": SLOW, "exponent": None, "offset": None, "window": [0, CONTEXT - 1]}

@@ -10,9 +10,11 @@ from ssmdiag.decay.verdict import Law
 
 if TYPE_CHECKING:
     from ssmdiag.decay.comparison import DecayComparison
+    from ssmdiag.decay.energy_curve import EnergyCurve
     from ssmdiag.decay.tail import Tail
     from ssmdiag.remaining import Remaining
 
+PLAIN = (TailLaw.EXPONENTIAL, TailLaw.FLAT)
 SAME_RATE = 0.05
 """Rates this near each other are one."""
 SILENT = (TailStatus.NOT_ASKED, TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.SHORT_MEMORY)
@@ -24,12 +26,20 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
     slowest, tail = remaining.whole.slowest_rate(0), remaining.whole.row(0)
     decay = whole.channel(0)
     said = [whole.describe(0, slowest)]
-    if tail is not None and (tail.law not in (TailLaw.EXPONENTIALS, TailLaw.BAND) or decay.law is Law.UNDETERMINED):
+    undetermined = decay.law is Law.UNDETERMINED
+    rules = tail is not None and (tail.law in PLAIN or (undetermined and tail.law is TailLaw.EXPONENTIALS))
+    throughout = tail is not None and rules and tail.first == 0
+    curve = remaining.curve if undetermined and not throughout else None
+    if curve is not None:
+        said.append(describe_curve(curve))
+        if slowest is not None and not rules:
+            said.append(f"The slowest modes forget half in {_steps(math.log(2), slowest)} steps.")
+    if tail is not None and (rules or (undetermined and curve is None)):
         fitted = decay.law is Law.EXPONENTIAL and decay.rate is not None and tail.first == 0
         agree = fitted and abs((decay.rate or 0.0) - tail.rate) <= SAME_RATE * tail.rate
         if not agree and not (decay.law is Law.FLAT and tail.law is TailLaw.FLAT and tail.first == 0):
             said.append(describe_tail(tail))
-    elif tail is None and decay.law is Law.UNDETERMINED and slowest is not None:
+    if tail is None and curve is None and undetermined and slowest is not None:
         reason = remaining.whole.reason(0)
         if reason not in SILENT:
             said.append(f"{_capital(reason.value)}; the slowest forget half in {_steps(math.log(2), slowest)} steps.")
@@ -51,6 +61,21 @@ def describe_tail(tail: Tail) -> str:
         halves = f"{', '.join(some)} and {last}"
         return f"By its modes it is a sum of {len(tail.rates)} exponentials{where}, half every {halves} steps{which}."
     return f"By its modes it is exponential{where}, half every {_steps(math.log(2), tail.rate)} steps{which}."
+
+
+def describe_curve(curve: EnergyCurve) -> str:
+    """Return one sentence on the exponentials that describe the energy that remains."""
+    where, what = f"Up to lag {curve.last:,}", "its energy"
+    if curve.first:
+        where = f"From lag {curve.first:,} to {curve.last:,}"
+        what = f"the last {share(curve.energy_share)} of its energy"
+    first, *others = (_steps(math.log(2), rate) for rate in curve.rates)
+    if not others:
+        return f"{where} {what} is exponential to {curve.within_db:.1f} dB, half gone every {first} steps."
+    parts = [share(part) for part in curve.shares]
+    more = ", ".join(f"{part} every {steps}" for part, steps in zip(parts[1:], others, strict=True))
+    many = f"{len(curve.rates)} exponentials to {curve.within_db:.1f} dB"
+    return f"{where} {what} is that of {many}: {parts[0]} half gone every {first} steps, {more}."
 
 
 def describe_lags(lags: list[float], heaviness: float) -> str:

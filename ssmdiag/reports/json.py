@@ -12,6 +12,7 @@ from ssmdiag.reports.interface import Failure, Settings
 
 if TYPE_CHECKING:
     from ssmdiag.capacity.capacity import CapacitySummary
+    from ssmdiag.decay.energy_curve import EnergyCurve
     from ssmdiag.decay.tail import Tail
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.memory import LayerDecay
@@ -148,6 +149,7 @@ def decay_document(decay: LayerDecay) -> dict[str, Any]:
             "window": whole.window,
             "tail": decay.tail and tail_document(decay.tail),
             "tail_reason": decay.tail_status.value,
+            "energy_curve": decay.energy_curve and curve_document(decay.energy_curve),
             "lags": dict(zip(LAGS, decay.lags, strict=True)),
             "heaviness": decay.heaviness,
             "slowest_rate": decay.slowest_rate,
@@ -167,6 +169,18 @@ def tail_document(tail: Tail) -> dict[str, Any]:
         "rate": tail.rate,
         "rates": tail.rates or (tail.rate,),
         "energy_share": tail.energy_share,
+    }
+
+
+def curve_document(curve: EnergyCurve) -> dict[str, Any]:
+    """Return the exponentials that describe the energy that remains, and how near they come."""
+    terms = [{"rate": rate, "share": share} for rate, share in zip(curve.rates, curve.shares, strict=True)]
+    return {
+        "from": curve.first,
+        "to": curve.last,
+        "within_db": curve.within_db,
+        "terms": terms,
+        "energy_share": curve.energy_share,
     }
 
 

@@ -20,8 +20,9 @@ from tests.trained_layers.judging import Tally, judge
 from tests.trained_layers.layers import FAMILIES
 from tests.trained_layers.training import TASKS, Trained, read_trained, train
 
-HEADING = f"{'family':10} {'task':8} {'loss':>15}   {'channels':>8} {'law':>5} {'tail':>5} {'lags':>5}   {'layers':>6} "
-HEADING += f"{'law':>5} {'tail':>5} {'lags':>5}   {'wrong':>5}"
+COLUMNS = ("law", "tail", "curve", "lags")
+HEADING = f"{'family':10} {'task':8} {'loss':>15}   {'channels':>8} {' '.join(f'{name:>5}' for name in COLUMNS)}"
+HEADING += f"   {'layers':>6} {' '.join(f'{name:>5}' for name in COLUMNS)}   {'wrong':>5}"
 
 
 def trained_models(folder: Path, *, families: Iterable[str], tasks: Iterable[str], steps: int) -> Iterable[Trained]:
@@ -34,7 +35,7 @@ def trained_models(folder: Path, *, families: Iterable[str], tasks: Iterable[str
 
 def row(name: str, task: str, losses: str, channels: Tally, layers: Tally) -> str:
     """Return a line of the table."""
-    cells = [f"{part.law:5} {part.tail:5} {part.lags:5}" for part in (channels, layers)]
+    cells = [" ".join(f"{getattr(part, name):5}" for name in COLUMNS) for part in (channels, layers)]
     wrong = len(channels.wrong) + len(layers.wrong)
     return f"{name:10} {task:8} {losses:>15}   {channels.count:8} {cells[0]}   {layers.count:6} {cells[1]}   {wrong:5}"
 
@@ -50,7 +51,9 @@ def report(models: Iterable[Trained], context: int | None) -> tuple[Tally, Tally
         channels, layers = channels + found[0], layers + found[1]
     print(row("all", "", "", channels, layers))
     for part, what in ((channels, "channels"), (layers, "layers")):
-        print(f"{part.either / part.count:.0%} of {what} have a law or a tail")
+        print(
+            f"{part.either / part.count:.0%} of {what} have a law or a tail, {part.any / part.count:.0%} one or a curve"
+        )
     for wrong in (*channels.wrong, *layers.wrong):
         print(f"wrong: {wrong}")
     return channels, layers

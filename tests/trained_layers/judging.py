@@ -7,6 +7,7 @@
 | tail: exponential, `rate` | a group of modes, rates within 10 % and `rate` among them, holds 90 % of what is left |
 | tail: exponentials, `rates` | groups of those rates together hold 90 % of what is left |
 | tail: band, `rates` | all modes from the one rate to the other together hold 90 % of what is left |
+| energy curve | its exponentials come as near to what is left as they say, at every lag from `from` to `to` |
 | a fitted law | what is left of the energy in its window follows it as closely as the verdict asks for |
 
 The group holds it at every lag in `from` … `to`; the others alone are stepped for that. What is left falls at twice
@@ -47,8 +48,13 @@ WIDEST = 16 * (1 + 1e-6)
 FLAT = 0.05
 """Nepers over the window that a tail which is flat may lose."""
 CLOSE = 1e-6
+MOST_DB = 1.5
+"""How far from the energy what describes it may be."""
 LAW_DB = {"exponential": 1.5, "polynomial": 0.3, "truncated": 0.6, "flat": 0.1}
 """Rms residual up to which a law is named; a tenth of a dB is allowed for."""
+
+
+COUNTED = ("count", "law", "tail", "curve", "either", "any", "lags")
 
 
 @dataclass
@@ -58,7 +64,11 @@ class Tally:
     count: int = 0
     law: int = 0
     tail: int = 0
+    curve: int = 0
     either: int = 0
+    """With a law or a tail."""
+    any: int = 0
+    """With one of these or a curve."""
     lags: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -66,13 +76,16 @@ class Tally:
         self.count += 1
         named, tail = said["law"] != "undetermined", said.get("tail") is not None
         self.law += named
+        curve = said.get("energy_curve") is not None
         self.tail += tail
+        self.curve += curve
         self.either += named or tail
+        self.any += named or tail or curve
         self.lags += said.get("lags") is not None
         self.wrong += false
 
     def __add__(self, other: Tally) -> Tally:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in ("count", "law", "tail", "either", "lags")}
+        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTED}
         return Tally(**sums, wrong=self.wrong + other.wrong)
 
 
@@ -112,6 +125,8 @@ def false_statements(told: Mapping[str, Any], exact: ExactEnergy, channel: int |
     false = [f"{name} at {lag}" for name, lag in (told.get("lags") or {}).items() if not _passed(left, name, lag)]
     if tail := told.get("tail"):
         false += [f"tail {tail}: {why}" for why in _false_of_tail(tail, exact, left, context)]
+    if curve := told.get("energy_curve"):
+        false += [f"energy curve {curve}: {why}" for why in _false_of_curve(curve, left)]
     if told["law"] in LAW_DB and not _follows(told, left):
         false.append(f"{told['law']} over lags {told['window']}")
     return false
@@ -152,6 +167,19 @@ def _false_of_tail(tail: Mapping[str, Any], exact: ExactEnergy, left: Array, con
         false.append(f"what is left falls at {fall:.4g} a step")
     if tail["law"] == "flat" and max(rates) * (last - start) > FLAT:
         false.append(f"{max(rates) * (last - start):.3g} nepers are lost")
+    return false
+
+
+def _false_of_curve(curve: Mapping[str, Any], left: Array) -> list[str]:
+    start, last = int(curve["from"]), min(int(curve["to"]), left.size - 1)
+    false = []
+    if abs(left[start] / left[0] - curve["energy_share"]) > CLOSE:
+        false.append(f"the share left is {left[start] / left[0]:.6g}")
+    lag = np.arange(last + 1 - start)
+    told = sum(term["share"] * np.exp(-2 * term["rate"] * lag) for term in curve["terms"])
+    off = np.abs(10 * np.log10(told * left[start] / left[start : last + 1])).max()
+    if not off <= min(curve["within_db"], MOST_DB):
+        false.append(f"{off:.3g} dB off")
     return false
 
 
