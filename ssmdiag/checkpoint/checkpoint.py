@@ -1,9 +1,9 @@
-"""The records that reading a checkpoint returns: `Checkpoint`, `StoredTensor`, `OptimizerGroup`."""
+"""The records that reading a checkpoint returns: `Checkpoint`, `StoredTensor`; what every `Container` offers."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, takewhile
@@ -11,13 +11,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.names import clean_names, require_short_names
 from ssmdiag.checkpoint.settings import flatten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.checkpoint.optimizer_state import OptimizerState
+    from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
 
 
 class Container(Protocol):
@@ -77,46 +78,6 @@ class StoredTensor:
         return values
 
 
-DTYPE_BITS = {
-    "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16,
-    "complex128": 128, "complex64": 64, "complex32": 32,
-    "int64": 64, "int32": 32, "int16": 16, "int8": 8, "bool": 8,
-    "uint64": 64, "uint32": 32, "uint16": 16, "uint8": 8,
-    "float8_e4m3fn": 8, "float8_e5m2": 8, "float8_e4m3fnuz": 8, "float8_e5m2fnuz": 8,
-    "float8_e8m0fnu": 8, "float4_e2m1fn_x2": 4,
-}  # fmt: skip
-"""Bits per element of every stored dtype, by torch name."""
-
-
-@dataclass(frozen=True)
-class OptimizerGroup:
-    """Parameters that an optimiser updates with the same settings."""
-
-    learning_rate: float | None
-    """At the time of saving; None where the optimiser has none, as Adafactor may."""
-    initial_learning_rate: float | None
-    """Before any schedule; None where no schedule ran."""
-    weight_decay: float | None
-    parameters: tuple[str, ...] | None
-    """Names, in the checkpoint, of the parameters that are certainly in this group; None where none can be told.
-
-    Tied tensors stand under the first of their names.
-    """
-    count: int
-    """Parameters in the group, told or not."""
-    optimizer: str | None = None
-    """What the files call the optimiser, if anything: `AdamW`, `adamw_torch` …"""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Its other plain settings: betas, eps, momentum …"""
-    note: str = ""
-    """Why parameters cannot be told, or on what assumption they were; empty where there is nothing to say."""
-
-    @property
-    def untold(self) -> int:
-        """Number of parameters in the group whose names cannot be told."""
-        return self.count - len(self.parameters or ())
-
-
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping[str, StoredTensor]):
     """Named tensors of one checkpoint, read lazily: `checkpoint[name].load()`.
@@ -143,6 +104,8 @@ class Checkpoint(Mapping[str, StoredTensor]):
     """What of it cannot be read, while the rest can: config.json."""
     directory: Path | None = None
     """Where a trainer may have left its state beside the weights; not looked into while opening."""
+    read_optimizer: Callable[[Checkpoint], OptimizerState] | None = field(default=None, repr=False)
+    """Reads the state of the optimisers saved with the weights; None where there can be none."""
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self.tensors[name]
@@ -170,18 +133,16 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
         Raises `UnsafePickleError` if the optimiser's file asks for code to be run.
         """
-        return self._optimizer_state.groups
+        return self._optimizer_state.groups if self._optimizer_state else ()
 
     @property
     def optimizer_notes(self) -> tuple[str, ...]:
         """Remarks on optimiser state that is there and could not be read."""
-        return self._optimizer_state.notes
+        return self._optimizer_state.notes if self._optimizer_state else ()
 
     @cached_property
-    def _optimizer_state(self) -> OptimizerState:
-        from ssmdiag.checkpoint.optimizer_state import read_optimizer_state
-
-        return read_optimizer_state(self)
+    def _optimizer_state(self) -> OptimizerState | None:
+        return self.read_optimizer(self) if self.read_optimizer else None
 
     def settings_named(self, leaf: str) -> list[Any]:
         """Return the settings whose dotted name is `leaf` or ends in it."""

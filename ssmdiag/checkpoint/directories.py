@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ssmdiag.checkpoint.checkpoint import Checkpoint, collect
 from ssmdiag.checkpoint.companions import read_config, step_in, step_of
+from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
-from ssmdiag.checkpoint.reading import open_container
 from ssmdiag.checkpoint.shards import SHARD, read_index, read_set, require_no_shard
 from ssmdiag.errors import CheckpointError, PartialModelError
 

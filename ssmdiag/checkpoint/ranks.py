@@ -13,7 +13,7 @@ from typing import Any
 
 from ssmdiag.checkpoint.checkpoint import Container
 from ssmdiag.checkpoint.copies import first_difference
-from ssmdiag.checkpoint.reading import open_container
+from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.errors import CheckpointError, PartialModelError
 
 HF_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")

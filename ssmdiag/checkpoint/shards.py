@@ -11,8 +11,8 @@ from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text, shorten
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_of
 from ssmdiag.checkpoint.copies import first_difference
+from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, require_no_rank
-from ssmdiag.checkpoint.reading import open_container
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000

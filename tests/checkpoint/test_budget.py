@@ -19,8 +19,9 @@ from ssmdiag import diagnose, read_checkpoint
 from ssmdiag.check.baseline_file import read_baseline
 from ssmdiag.check.configuration import read_configuration
 from ssmdiag.checkpoint.budget import parse_json, parse_toml, read_text
+from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.names import clean_names, layer_numbers
-from ssmdiag.checkpoint.settings import flatten, settings_of
+from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.compare.run_order import expand_run, numbers_in_names
 from ssmdiag.errors import (
     BaselineError,
@@ -283,7 +284,7 @@ def write_with_values(path: Path) -> Path:
     if path.suffix == ".npz":
         np.savez(path, **{name: value.numpy() for name, value in state.items()})
     elif path.suffix == ".gguf":
-        from tests.checkpoint.llama_cpp import write_gguf
+        from tests.checkpoint.formats.llama_cpp import write_gguf
 
         write_gguf(path, state, "mamba")
     elif path.suffix == ".safetensors":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag import diagnose
-from tests.checkpoint.llama_cpp import write_gguf
+from tests.checkpoint.formats.llama_cpp import write_gguf
 from tests.rules.healthy import save, trained_state
 from tests.rules.planting import findings_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.checkpoint.llama_cpp import write_gguf
+from tests.checkpoint.formats.llama_cpp import write_gguf
 from tests.rules.planting import findings_of, plant
 
 CODE = "SSM101"

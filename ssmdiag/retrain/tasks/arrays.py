@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmdiag.checkpoint.budget import open_regular, shortened
-from ssmdiag.checkpoint.npz_file import BROKEN
-from ssmdiag.checkpoint.zip_file import open_zip
+from ssmdiag.checkpoint.formats.npz_file import BROKEN
+from ssmdiag.checkpoint.formats.zip_file import open_zip
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 

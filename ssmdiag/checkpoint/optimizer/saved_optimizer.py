@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ssmdiag.checkpoint.budget import Allowance
-from ssmdiag.checkpoint.inert_pickle import StandIn
+from ssmdiag.checkpoint.formats.inert_pickle import StandIn
+from ssmdiag.checkpoint.formats.torch_archive import BROKEN, Storage, TensorRecord
 from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS
-from ssmdiag.checkpoint.torch_archive import BROKEN, Storage, TensorRecord
 
 Shape = tuple[int, ...]
 Read = Callable[[Storage, int, int], bytes]

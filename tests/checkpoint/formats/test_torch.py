@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from ssmdiag import read_checkpoint
-from ssmdiag.checkpoint import inert_pickle
+from ssmdiag.checkpoint.formats import inert_pickle
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
@@ -479,7 +479,7 @@ def test_a_name_only_ever_becomes_a_class_of_ours() -> None:
     for name in ("torch.load", "collections.OrderedDict", "builtins.getattr", "numpy.load", "builtins.print", "a.b"):
         found = unpickler.find_class(*name.rsplit(".", 1))
         assert isinstance(found, type)
-        assert found.__module__ == "ssmdiag.checkpoint.inert_pickle"
+        assert found.__module__ == "ssmdiag.checkpoint.formats.inert_pickle"
         assert hasattr(found, "__setstate__")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ssmdiag.checkpoint.budget import Allowance, shortened
-from ssmdiag.checkpoint.zip_file import beginning_of, open_zip
+from ssmdiag.checkpoint.formats.zip_file import beginning_of, open_zip
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:

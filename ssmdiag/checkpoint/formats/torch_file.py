@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
-from ssmdiag.checkpoint.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
+from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
+from ssmdiag.checkpoint.formats.pickled_settings import settings_of
+from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.checkpoint.names import LONGEST_NAME
-from ssmdiag.checkpoint.saved_optimizer import SavedOptimizer, find_optimizers
-from ssmdiag.checkpoint.settings import settings_of
-from ssmdiag.checkpoint.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -53,9 +52,10 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
-        self._archive = open_pickle(path)
-        self.format = self._archive.format
-        content = self._archive.content
+        self.archive = open_pickle(path)
+        """All that the file holds; an optimiser's state may stand in it."""
+        self.format = self.archive.format
+        content = self.archive.content
         left = Allowance(MOST_NESTED)
         key, state = _state_dict(content, left)
         found = list(_leaves(state, left))
@@ -93,7 +93,7 @@ class TorchFile:
 
     def load(self, name: str) -> Tensor:
         try:
-            return self._tensors[name].load(self._archive.read)
+            return self._tensors[name].load(self.archive.read)
         except (*BROKEN, OSError) as error:
             raise CheckpointError(
                 f"{self.path.name}: tensor {name} cannot be read ({shortened(str(error), 200)}).",
@@ -104,12 +104,8 @@ class TorchFile:
         """Return where the values of a tensor are; the same for tied tensors, which are stored once."""
         return self._tensors[name].place
 
-    def saved_optimizers(self) -> list[SavedOptimizer]:
-        """Return the optimisers whose state the file carries."""
-        return find_optimizers(self._archive.content, self._archive.read)
-
     def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
-        packages = sorted({name.partition(".")[0] for name in self._archive.names} - PLAIN_MODULES - {"torch"})
+        packages = sorted({name.partition(".")[0] for name in self.archive.names} - PLAIN_MODULES - {"torch"})
         if packages:
             some = ", ".join([*packages[:MOST_REMARKED], *["…"][: len(packages) - MOST_REMARKED]])
             self.notes.append(f"objects of {some} were not built; what they hold was read as plain data")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ssmdiag import diagnose, prove_conversion, read_checkpoint
 from ssmdiag.compare.conversion import Outcome
 from ssmdiag.errors import CheckpointError
-from tests.checkpoint.llama_cpp import ARCHITECTURES, converted, write_gguf
+from tests.checkpoint.formats.llama_cpp import ARCHITECTURES, converted, write_gguf
 from tests.families.tiny_transformers import save_tiny
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import Allowance, StableFile, open_regular, shortened
-from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
-from ssmdiag.checkpoint.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
-from ssmdiag.checkpoint.zip_file import MOST_TIMES, open_zip, read_member
+from ssmdiag.checkpoint.dtypes import DTYPE_BITS
+from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
+from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, open_zip, read_member
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:

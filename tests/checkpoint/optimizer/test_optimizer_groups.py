@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from transformers import Adafactor, Trainer
 
 from ssmdiag import Checkpoint, read_checkpoint
-from ssmdiag.checkpoint import torch_archive, torch_file
+from ssmdiag.checkpoint.formats import torch_archive, torch_file
 from ssmdiag.errors import UnsafePickleError
-from tests.checkpoint.test_torch import UNLISTED, attacks, zip_with
+from tests.checkpoint.formats.test_torch import UNLISTED, attacks, zip_with
 from tests.families.tiny_transformers import tiny_model
 
 Named = list[list[str]]

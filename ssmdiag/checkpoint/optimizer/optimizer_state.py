@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import require_file
-from ssmdiag.checkpoint.checkpoint import OptimizerGroup
-from ssmdiag.checkpoint.group_membership import certain_groups
+from ssmdiag.checkpoint.formats.pickled_settings import settings_of
+from ssmdiag.checkpoint.formats.torch_archive import TensorRecord
+from ssmdiag.checkpoint.formats.torch_file import TorchFile, open_pickle
 from ssmdiag.checkpoint.names import clean_names
-from ssmdiag.checkpoint.saved_optimizer import (
+from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
+from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
+from ssmdiag.checkpoint.optimizer.saved_optimizer import (
     SavedGroup,
     SavedOptimizer,
     find_optimizers,
@@ -26,14 +29,11 @@ from ssmdiag.checkpoint.saved_optimizer import (
     number,
     other_settings,
 )
-from ssmdiag.checkpoint.settings import settings_of
-from ssmdiag.checkpoint.torch_archive import TensorRecord
-from ssmdiag.checkpoint.torch_file import TorchFile, open_pickle
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
-    from ssmdiag.checkpoint.torch_archive import TorchPickles, TorchZip
+    from ssmdiag.checkpoint.formats.torch_archive import TorchPickles, TorchZip
 
 BESIDE = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
 """Files that transformers' Trainer and accelerate write beside the weights."""
@@ -66,14 +66,6 @@ BY_RULE = "told by the rule of transformers' Trainer, bias and norm apart, which
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|inv_freq)$")
 
 
-@dataclass(frozen=True)
-class OptimizerState:
-    """The groups of all optimisers of a checkpoint, with remarks on what could not be read."""
-
-    groups: tuple[OptimizerGroup, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
     """Return the groups of the optimisers saved with a checkpoint; none where none were saved.
 
@@ -84,7 +76,8 @@ def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
     """
     notes: list[str] = []
     files = dict.fromkeys(stored.container for stored in checkpoint.values())
-    saved = [optimizer for file in files if isinstance(file, TorchFile) for optimizer in file.saved_optimizers()]
+    archives = [file.archive for file in files if isinstance(file, TorchFile)]
+    saved = [optimizer for archive in archives for optimizer in find_optimizers(archive.content, archive.read)]
     if not saved and checkpoint.directory is not None:
         saved = _beside(checkpoint.directory, notes)
     if not saved:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmdiag.checkpoint import group_membership
-from ssmdiag.checkpoint.group_membership import certain_groups
+from ssmdiag.checkpoint.optimizer import group_membership
+from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
 
 Shape = tuple[int, ...]
 

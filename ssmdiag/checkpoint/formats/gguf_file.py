@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import StableFile, open_regular, shortened
-from ssmdiag.checkpoint.checkpoint import DTYPE_BITS
+from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.names import MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
