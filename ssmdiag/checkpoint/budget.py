@@ -172,37 +172,6 @@ def train_step(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= LARGEST_STEP else None
 
 
-class StableFile:
-    """A file that is read piece by piece, by offset, and must stay what it was when it was opened.
-
-    Not mapped: a file that shrinks while it is mapped ends the process.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with open_regular(path) as file:
-            self._state = _state_of(file)
-        self.size = self._state[0]
-
-    def read(self, start: int, length: int) -> bytearray:
-        """Return bytes. Raises EOFError where it ends before, and then takes no memory, or where it was changed."""
-        if not 0 <= start <= start + length <= self.size:
-            raise EOFError(f"the file ends before byte {start + length:,}")
-        with open_regular(self.path) as file:
-            if _state_of(file) != self._state:
-                raise EOFError("the file was changed while it was read")
-            content = bytearray(length)
-            file.seek(start)
-            if file.readinto(content) != length:  # type: ignore[attr-defined]
-                raise EOFError("the file became shorter while it was read")
-        return content
-
-
-def _state_of(file: IO[bytes]) -> tuple[int, int, int]:
-    state = os.fstat(file.fileno())
-    return state.st_size, state.st_mtime_ns, state.st_ino
-
-
 class Allowance:
     """How much may still be looked into of something that can be made to unfold without end."""
 

@@ -25,6 +25,7 @@ class Container(Protocol):
     """One opened file: names now, shapes cheaply, values on request. One module per file type."""
 
     path: Path
+    """The file, where it is one on this machine; else a name."""
     format: str
     """In words, for the report."""
     notes: list[str]

@@ -7,16 +7,28 @@ import struct
 import zipfile
 from pathlib import Path
 
-from ssmdiag.checkpoint.budget import open_regular, require_file, shortened
+from ssmdiag.checkpoint.budget import require_file, shortened
 from ssmdiag.checkpoint.checkpoint import Container
+from ssmdiag.checkpoint.formats.zip_file import is_zip
+from ssmdiag.checkpoint.sources import LocalFile, Source
 from ssmdiag.errors import CheckpointError, PartialModelError
 
 
 def open_container(path: Path) -> Container:
-    """Open one file by what it is. Raises CheckpointError."""
+    """Open one file of this machine by what it is. Raises CheckpointError, OSError."""
     require_file(path)
-    with open_regular(path) as file:
-        head = file.read(256)
+    try:
+        return open_source(LocalFile(path))
+    except EOFError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read ({error}).", advice="save or download it again; wait while it is written."
+        ) from error
+
+
+def open_source(source: Source) -> Container:
+    """Open one file, wherever it is, by what it is. Raises CheckpointError, EOFError, OSError."""
+    path = source.path
+    head = bytes(source.read(0, min(256, source.size)))
     if not head:
         raise CheckpointError(f"{path.name} is empty (0 bytes).", advice="save or download it again.")
     if head.startswith(b"version https://git-lfs"):
@@ -37,17 +49,17 @@ def open_container(path: Path) -> Container:
     if head.startswith(b"GGUF"):
         from ssmdiag.checkpoint.formats.gguf_file import GgufFile
 
-        return GgufFile(path)
-    if head.startswith(b"PK\x03\x04") or zipfile.is_zipfile(path):
-        return _open_zip(path)
+        return GgufFile(source)
+    if head.startswith(b"PK\x03\x04") or is_zip(source):
+        return _open_zip(source)
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         from ssmdiag.checkpoint.formats.safetensors_file import SafetensorsFile
 
-        return SafetensorsFile(path)
+        return SafetensorsFile(source)
     if head[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         from ssmdiag.checkpoint.formats.torch_file import TorchFile
 
-        return TorchFile(path)
+        return TorchFile(source)
     raise CheckpointError(
         f"{path.name} is not a checkpoint ssmdiag knows (it begins with {head[:8]!r}).",
         expected="safetensors, a torch file (.pt .pth .bin .ckpt), .npz, .gguf, or a model directory",
@@ -86,15 +98,15 @@ _CONVERT = {
 }
 
 
-def _open_zip(path: Path) -> Container:
+def _open_zip(source: Source) -> Container:
     from ssmdiag.checkpoint.formats.zip_file import ZipError, open_zip
 
     try:
-        with open_zip(path) as archive:
+        with open_zip(source) as archive:
             members = archive.namelist()
     except ZipError as error:
         raise CheckpointError(
-            f"{path.name} is a zip archive that is not read: {error}.",
+            f"{source.name} is a zip archive that is not read: {error}.",
             expected="what torch.save and numpy.savez write",
             advice="save it again, without compression; or unpack it and inspect what is inside.",
         ) from error
@@ -102,24 +114,24 @@ def _open_zip(path: Path) -> Container:
         members = []
     if not members:
         raise CheckpointError(
-            f"{path.name} is torn: a zip archive ({path.stat().st_size:,} bytes) without its table of contents.",
+            f"{source.name} is torn: a zip archive ({source.size:,} bytes) without its table of contents.",
             advice="the download or the save was cut short; get the file again.",
         )
     if any(member.endswith("constants.pkl") for member in members):
         raise CheckpointError(
-            f"{path.name} is a TorchScript archive, which holds code.",
+            f"{source.name} is a TorchScript archive, which holds code.",
             advice="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') and inspect that.",
         )
     if any(member.endswith("data.pkl") for member in members):
         from ssmdiag.checkpoint.formats.torch_file import TorchFile
 
-        return TorchFile(path)
+        return TorchFile(source)
     if any(member.endswith(".npy") for member in members):
         from ssmdiag.checkpoint.formats.npz_file import NpzFile
 
-        return NpzFile(path)
+        return NpzFile(source)
     raise CheckpointError(
-        f"{path.name} is a zip archive without tensors (it holds {shortened(', '.join(members[:4]))}).",
+        f"{source.name} is a zip archive without tensors (it holds {shortened(', '.join(members[:4]))}).",
         expected="an .npz or a file written by torch.save",
         advice="unpack it and inspect the checkpoint inside.",
     )

@@ -7,15 +7,13 @@ Tensors of quantised types keep the name of their type, such as `q4_k`, and cann
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ssmdiag.checkpoint.budget import StableFile, open_regular, shortened
+from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.names import MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
@@ -23,6 +21,8 @@ from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.sources import Source
 
 _TYPES = {
     0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16",
@@ -59,17 +59,17 @@ class GgufFile:
 
     format = "GGUF"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Source) -> None:
+        self.path = source.path
         self.notes: list[str] = []
         self.train_step: int | None = None
+        self._source = source
         try:
-            self._file = StableFile(path)
-            with open_regular(path) as file:
-                self._entries, settings = _Reader(file).read_all()
+            with source.open() as file:
+                self._entries, settings = _Reader(file, source.size).read_all()
         except (_TornError, EOFError, ValueError, struct.error, UnicodeDecodeError) as error:
             raise CheckpointError(
-                f"{path.name} is torn or not a GGUF file of version 2 or 3 ({error}).",
+                f"{source.name} is torn or not a GGUF file of version 2 or 3 ({error}).",
                 expected="what llama.cpp's converters write, little-endian",
                 advice="download or convert it again.",
             ) from error
@@ -94,7 +94,7 @@ class GgufFile:
         entry = self._entries[name]
         if entry.dtype not in DTYPE_BITS:
             raise CheckpointError(
-                f"{self.path.name}: tensor {name} is quantised ({entry.dtype}).",
+                f"{self._source.name}: tensor {name} is quantised ({entry.dtype}).",
                 advice="give the file it was quantised from; ssmdiag does not undo quantisation.",
             )
         dtype = getattr(torch, entry.dtype)
@@ -102,10 +102,10 @@ class GgufFile:
         if not count:
             return torch.empty(entry.shape, dtype=dtype)
         try:
-            content = self._file.read(entry.offset, count * DTYPE_BITS[entry.dtype] // 8)
+            content = self._source.read(entry.offset, count * DTYPE_BITS[entry.dtype] // 8)
         except (EOFError, OSError) as error:
             raise CheckpointError(
-                f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="download or convert it again."
+                f"{self._source.name}: tensor {name} cannot be read ({error}).", advice="download or convert it again."
             ) from error
         return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
 
@@ -113,9 +113,9 @@ class GgufFile:
 class _Reader:
     """Reads on from where it stands; every length is held against the end of the file."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
-        self._end = os.fstat(file.fileno()).st_size
+        self._end = size
         self._at = 0
 
     def read_all(self) -> tuple[dict[str, _Entry], dict[str, Any]]:

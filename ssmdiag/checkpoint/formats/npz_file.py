@@ -11,7 +11,6 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,8 @@ from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.sources import Source
 
 BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, TypeError, SyntaxError, EOFError,
@@ -42,8 +43,8 @@ class NpzFile:
 
     format = "npz"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Source) -> None:
+        self.path = source.path
         self.notes: list[str] = []
         self.settings: Mapping[str, Any] = {}
         self.train_step: int | None = None
@@ -51,13 +52,13 @@ class NpzFile:
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         skipped: dict[str, list[str]] = {}
         try:
-            self._zip = open_zip(path)
+            self._zip = open_zip(source)
             for member in self._zip.infolist():
                 if member.filename.endswith(".npy"):
                     self._read_header(member, skipped)
         except BROKEN as error:
             raise CheckpointError(
-                f"{path.name} is a broken .npz file ({shortened(str(error) or type(error).__name__, 200)}).",
+                f"{source.name} is a broken .npz file ({shortened(str(error) or type(error).__name__, 200)}).",
                 advice="save or download it again.",
             ) from error
         if any(_is_bfloat16(dtype) for _, dtype in self._headers.values()):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssmdiag.checkpoint.budget import StableFile, parse_json, shortened, train_step
+from ssmdiag.checkpoint.budget import parse_json, shortened, train_step
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.sources import Source
 
 _DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
@@ -50,10 +51,10 @@ class SafetensorsFile:
 
     format = "safetensors"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Source) -> None:
+        self.path = source.path
         self.notes: list[str] = []
-        self._file = StableFile(path)
+        self._source = source
         header, start = self._header()
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
@@ -85,30 +86,31 @@ class SafetensorsFile:
                 shape = (*shape[:-1], shape[-1] // 2)
             if not entry.length:
                 return torch.empty(shape, dtype=dtype)
-            return torch.frombuffer(self._file.read(entry.start, entry.length), dtype=dtype).reshape(shape)
+            return torch.frombuffer(self._source.read(entry.start, entry.length), dtype=dtype).reshape(shape)
         except (EOFError, OSError, RuntimeError, AttributeError, IndexError) as error:
             raise CheckpointError(
-                f"{self.path.name}: tensor {name} cannot be read ({error}).", advice="save or download the file again."
+                f"{self._source.name}: tensor {name} cannot be read ({error}).",
+                advice="save or download the file again.",
             ) from error
 
     def _header(self) -> tuple[dict[str, Any], int]:
         """Return the header and where the values start."""
-        size = self._file.size
-        length = int.from_bytes(self._file.read(0, min(size, 8)), "little")
+        size = self._source.size
+        length = int.from_bytes(self._source.read(0, min(size, 8)), "little")
         if not 2 <= length <= min(size - 8, LONGEST_HEADER):
             raise CheckpointError(
-                f"{self.path.name} is torn or not a safetensors file: it has {size:,} bytes, "
+                f"{self._source.name} is torn or not a safetensors file: it has {size:,} bytes, "
                 f"its first eight announce a header of {length:,}.",
                 advice="download or save it again; compare the size with the source.",
             )
         try:
-            text = self._file.read(8, length).decode()
+            text = self._source.read(8, length).decode()
             header = parse_json(text)
             if isinstance(header, dict) and text.count('"data_offsets"') != len(header) - ("__metadata__" in header):
                 header = parse_json(text, object_pairs_hook=_without_repeats)
         except ValueError as error:
             raise CheckpointError(
-                f"{self.path.name}: its safetensors header is not readable ({error}).",
+                f"{self._source.name}: its safetensors header is not readable ({error}).",
                 advice="download or save it again.",
             ) from error
         if not isinstance(header, dict):
@@ -124,9 +126,9 @@ class SafetensorsFile:
             except _InvalidError as error:
                 raise self._invalid(f"tensor {shortened(name)}: {error}") from error
         end = max((entry.start + entry.length for entry in entries.values()), default=start)
-        if end != self._file.size:
+        if end != self._source.size:
             raise CheckpointError(
-                f"{self.path.name} is torn: {self._file.size:,} bytes, but its header describes {end:,}.",
+                f"{self._source.name} is torn: {self._source.size:,} bytes, but its header describes {end:,}.",
                 advice="the download or the save was cut short; get the file again.",
             )
         at = start
@@ -137,7 +139,7 @@ class SafetensorsFile:
         return entries
 
     def _invalid(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path.name} is not a valid safetensors file ({why}).", advice="save it again.")
+        return CheckpointError(f"{self._source.name} is not a valid safetensors file ({why}).", advice="save it again.")
 
 
 def _entry(entry: Any, start: int) -> _Entry:

@@ -14,17 +14,18 @@ import zlib
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ssmdiag.checkpoint.budget import Allowance, StableFile, open_regular, shortened
+from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
-from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, open_zip, read_member
+from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, is_zip, open_zip, read_member
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.sources import Source
 
 _STORAGE_DTYPES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
@@ -151,16 +152,15 @@ class TorchZip:
 
     format = "torch zip"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip = open_zip(path)
+    def __init__(self, source: Source) -> None:
+        self._zip = open_zip(source)
         members = self._zip.namelist()
         pickled = next(name for name in members if name == "data.pkl" or name.endswith("/data.pkl"))
         self._prefix = pickled.removesuffix("data.pkl")
         order = f"{self._prefix}byteorder"
         if order in self._zip.NameToInfo and read_member(self._zip, order, 16) != b"little":
             raise TornError(_BIG_ENDIAN)
-        size = path.stat().st_size
+        size = source.size
         self._unpacking = Allowance(MOST_TIMES * max(MOST_PICKLE, size))
         content = read_member(self._zip, pickled, max(MOST_PICKLE, size))
         unpickler = InertUnpickler(io.BytesIO(content), KNOWN, self._storage, size)
@@ -187,11 +187,10 @@ class TorchPickles:
 
     format = "torch pickle, old format"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Source) -> None:
         self._start: dict[str, int] = {}
-        self._file = StableFile(path)
-        self._size = self._file.size
+        self._source = source
+        self._size = source.size
         storages: dict[str, Storage] = {}
 
         def load_storage(pid: Any) -> Any:
@@ -206,7 +205,7 @@ class TorchPickles:
                 raise TornError("a view that reaches outside its storage")
             return replace(whole, key=f"{whole.key}@{offset}", numel=length)
 
-        with open_regular(path) as opened:
+        with source.open() as opened:
             file = _Bounded(opened, self._size)
             if self._unpickle(file, load_storage) != _MAGIC:
                 raise TornError("a pickle, but not one of torch.save")
@@ -221,7 +220,7 @@ class TorchPickles:
     def read(self, storage: Storage, start: int, length: int) -> bytes:
         key, _, view = storage.key.partition("@")
         at = self._start[key] + start + int(view or 0) * DTYPE_BITS[storage.dtype] // 8
-        return bytes(self._file.read(at, length))
+        return bytes(self._source.read(at, length))
 
     def _place(self, file: IO[bytes], keys: Iterable[Any], storages: dict[str, Storage]) -> None:
         """Find where each storage starts: eight bytes of length, then its values."""
@@ -281,19 +280,19 @@ BROKEN = (
 """What reading a damaged or forged file can raise."""
 
 
-def open_archive(path: Path) -> TorchZip | TorchPickles:
+def open_archive(source: Source) -> TorchZip | TorchPickles:
     """Return the pickled content of a file of torch.save. Raises UnsafeName, CheckpointError."""
     try:
-        return TorchZip(path) if zipfile.is_zipfile(path) else TorchPickles(path)
+        return TorchZip(source) if is_zip(source) else TorchPickles(source)
     except UnsafeName:
         raise
     except BROKEN as error:
-        raise _torn(path, error) from error
+        raise _torn(source, error) from error
 
 
-def _torn(path: Path, error: Exception) -> CheckpointError:
+def _torn(source: Source, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
+        f"{source.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
         expected="what torch.save writes",
         advice="save or download it again.",
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
@@ -21,6 +20,8 @@ from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.sources import Source
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Where trainers put the weights, in the order they are looked for."""
@@ -49,10 +50,10 @@ MOST_NESTED = 1_000_000
 class TorchFile:
     """One file written by `torch.save`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Source) -> None:
+        self.path = source.path
         self.notes: list[str] = []
-        self.archive = open_pickle(path)
+        self.archive = open_pickle(source)
         """All that the file holds; an optimiser's state may stand in it."""
         self.format = self.archive.format
         content = self.archive.content
@@ -62,13 +63,13 @@ class TorchFile:
         self._tensors = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
         if not self._tensors and left.spent:
             raise CheckpointError(
-                f"{path.name} holds no tensors among the first {MOST_NESTED:,} things in it: it unfolds without end.",
+                f"{source.name} holds no tensors among the first {MOST_NESTED:,} things in it: it unfolds without end.",
                 expected="a state dict",
                 advice="save model.state_dict() alone.",
             )
         if not self._tensors:
             raise CheckpointError(
-                f"{path.name} holds no tensors{_top_level(content)}.",
+                f"{source.name} holds no tensors{_top_level(content)}.",
                 expected=f"a state dict, at the top or under one of {', '.join(STATE_DICT_KEYS)}",
                 advice="save model.state_dict().",
             )
@@ -120,13 +121,13 @@ class TorchFile:
             )  # fmt: skip
 
 
-def open_pickle(path: Path) -> TorchZip | TorchPickles:
+def open_pickle(source: Source) -> TorchZip | TorchPickles:
     """Return what torch.save wrote. Raises CheckpointError, and UnsafePickleError where code is called for."""
     try:
-        return open_archive(path)
+        return open_archive(source)
     except UnsafeName as error:
         raise UnsafePickleError(
-            f"{path.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
+            f"{source.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
             expected="tensors and plain settings",
             advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
         ) from error

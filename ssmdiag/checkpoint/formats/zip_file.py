@@ -5,7 +5,10 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.sources import Source
 
 MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
 """Bytes that a file may unpack to in all, or how many times its own size; weights compress by half at best."""
@@ -19,10 +22,29 @@ class ZipError(zipfile.BadZipFile):
     """The table of contents contradicts the file, or promises more than anybody should unpack."""
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
+class _Archive(zipfile.ZipFile):
+    """An archive that closes the file it reads when it is closed itself, or forgotten."""
+
+    _file: IO[bytes] | None = None
+
+    def __init__(self, source: Source) -> None:
+        self._file = source.open()  # made after the archive, which a collection of garbage then closes before it
+        try:
+            super().__init__(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        if self._file is not None:
+            self._file.close()
+
+
+def open_zip(source: Source) -> zipfile.ZipFile:
     """Return an archive of which every member can be read safely. Raises ZipError, BadZipFile."""
-    archive = zipfile.ZipFile(path)
-    size = path.stat().st_size
+    archive = _Archive(source)
+    size = source.size
     members = archive.infolist()
     if len(archive.NameToInfo) < len(members):
         raise ZipError("two of its members have one name")
@@ -38,6 +60,12 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     if (total := sum(member.file_size for member in members)) > max(MOST_UNPACKED, MOST_TIMES * size):
         raise ZipError(f"{size:,} bytes that unpack to {total:,}")
     return archive
+
+
+def is_zip(source: Source) -> bool:
+    """Whether there is a zip archive's table of contents, at the end."""
+    with source.open() as file:
+        return zipfile.is_zipfile(file)
 
 
 def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> bytes:

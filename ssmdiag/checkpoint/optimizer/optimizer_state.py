@@ -29,6 +29,7 @@ from ssmdiag.checkpoint.optimizer.saved_optimizer import (
     number,
     other_settings,
 )
+from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _in_file(path: Path, notes: list[str]) -> list[SavedOptimizer]:
 def _open(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
     try:
         require_file(path)
-        return open_pickle(path)
+        return open_pickle(LocalFile(path))
     except UnsafePickleError:
         raise
     except (CheckpointError, OSError) as error:

@@ -23,6 +23,7 @@ import numpy as np
 from ssmdiag.checkpoint.budget import open_regular, shortened
 from ssmdiag.checkpoint.formats.npz_file import BROKEN
 from ssmdiag.checkpoint.formats.zip_file import open_zip
+from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
@@ -97,7 +98,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     with open_regular(path) as file:
         if file.read(len(NPY)) == NPY:
             return {}
-    with open_zip(path), warnings.catch_warnings(action="ignore"), np.load(path, allow_pickle=False) as content:
+    with (
+        open_zip(LocalFile(path)),
+        warnings.catch_warnings(action="ignore"),
+        np.load(path, allow_pickle=False) as content,
+    ):
         return {name: content[name] for name in content.files}
 
 
