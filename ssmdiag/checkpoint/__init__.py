@@ -1,6 +1,8 @@
 """Path → named tensors, read lazily. Knows no state space model.
 
-One module per container; `read_checkpoint` picks it from the file itself, not from its suffix.
+Containers live in formats/, one file each, and read from a source of bytes, one file a place in sources/;
+`read_checkpoint` picks the format from the file itself, not from its suffix. What was saved of optimisers is read in
+optimizer/.
 """
 
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, StoredTensor

@@ -10,26 +10,13 @@ from pathlib import Path
 
 from ssmdiag.checkpoint.checkpoint import Checkpoint, collect
 from ssmdiag.checkpoint.companions import read_config, step_in, step_of
+from ssmdiag.checkpoint.file_names import DEEPSPEED_WEIGHTS, INDEX, SHARD, WEIGHTS, may_hold_weights
+from ssmdiag.checkpoint.formats import known_formats, suffixes
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
-from ssmdiag.checkpoint.shards import SHARD, read_index, read_set, require_no_shard
+from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
 from ssmdiag.errors import CheckpointError, PartialModelError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pt", "consolidated.safetensors", "consolidated.00.pth")
-"""File names that hold a directory's weights, in the order they are looked for; `.index.json` after each."""
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".gguf")
-TRAINER_FILES = (
-    "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth",
-    "sampler.bin",
-)  # fmt: skip
-"""What trainers leave beside the weights."""
-
-DEEPSPEED_WEIGHTS = re.compile(r"mp_rank_\d+_model_states\.pt$")
-"""Weights that DeepSpeed saves, its optimiser's state in files beside them."""
-
-DISTRIBUTED = re.compile(r"\.metadata|__\d+_\d+\.distcp|zero_to_fp32\.py|bf16_zero_pp_rank_.*|zero_pp_rank_.*")
-"""What only torch.distributed and DeepSpeed leave: a file beside it with the suffix of weights holds something else."""
 MOST_LISTED = 50_000
 """Entries of a directory, with those of the folders in it, that are looked at; a link can lead back to it."""
 
@@ -62,18 +49,18 @@ def read_directory(path: Path) -> Checkpoint:
     """Return the checkpoint that a directory holds, whole or in shards."""
     present = {entry.name for entry in path.iterdir()}
     for name in WEIGHTS:
-        index = f"{name}.index.json"
+        index = f"{name}{INDEX}"
         if name in present or index in present:
             read = read_single(path / name) if name in present else read_index(path / index)
             return replace(read, path=path, directory=path, notes=(*read.notes, *_left_alone(present, name)))
-    indexes = sorted(name for name in present if name.endswith(".index.json"))
+    indexes = sorted(name for name in present if name.endswith(INDEX))
     if len(indexes) == 1:
         return read_index(path / indexes[0])
-    candidates = sorted(name for name in present if name.endswith(SUFFIXES) and not name.startswith("."))
-    candidates = [name for name in candidates if name not in TRAINER_FILES and not (path / name).is_dir()]
+    candidates = sorted(name for name in present if may_hold_weights(name) and not name.startswith("."))
+    candidates = [name for name in candidates if not (path / name).is_dir()]
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
-    if not any(DISTRIBUTED.fullmatch(name) for name in present):
+    if not any(_is_owned(name) for name in present):
         if len(candidates) == 1:
             return replace(read_single(path / candidates[0]), path=path, directory=path)
         if marked := next(filter(may_be_marked, candidates), None):
@@ -81,19 +68,24 @@ def read_directory(path: Path) -> Checkpoint:
     raise _decline(path, present, candidates)
 
 
+def _is_owned(name: str) -> bool:
+    """Whether a file says of the folder it is in that it belongs to a format of folders."""
+    return any(re.fullmatch(format.owns_folder, name) for format in known_formats() if format.owns_folder)
+
+
 def _left_alone(present: Collection[str], read: str) -> list[str]:
     """Say which other weights of the model stand in the directory: a consolidated copy, the shards of one file."""
-    others = [name for name in WEIGHTS if name != read and (name in present or f"{name}.index.json" in present)]
-    if read in present and f"{read}.index.json" in present:
-        others.insert(0, f"{read}.index.json")
+    others = [name for name in WEIGHTS if name != read and (name in present or f"{name}{INDEX}" in present)]
+    if read in present and f"{read}{INDEX}" in present:
+        others.insert(0, f"{read}{INDEX}")
     return [f"{read} was read, and not {', '.join(others)} beside it"] if others else []
 
 
 def _decline(path: Path, present: set[str], candidates: list[str]) -> CheckpointError:
     """Return the error for a directory that is not one checkpoint, with what to do instead."""
-    for sign, kind, advice in _DIRECTORIES:
-        if any(re.fullmatch(sign, name) for name in present):
-            return CheckpointError(f"{path} is {kind}, which holds shards of tensors.", advice=advice)
+    for refusal in (refusal for format in known_formats() for refusal in format.refusals):
+        if refusal.folder and any(re.fullmatch(refusal.folder, name) for name in present):
+            return CheckpointError(f"{path} is {refusal.what}.", advice=refusal.advice)
     if candidates:
         some = ", ".join([*candidates[:6], *["…"][: len(candidates) - 6]])
         return CheckpointError(
@@ -108,13 +100,13 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
         )
     if runs := runs_in(path):
         return several_runs(path, runs)
-    ends = (*SUFFIXES, ".index.json")
+    ends = (*suffixes(), INDEX)
     inside = [folder for folder, names in _folders_in(path) if any(name.endswith(ends) for name in names)]
     below = [*inside, *(folder for folder, _ in _folders_in(path / "snapshots"))]  # the Hugging Face cache
     listing = ", ".join(sorted(present)[:6]) or "nothing"
     return CheckpointError(
         f"{path} is a directory without a checkpoint; it holds {listing}.",
-        expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(SUFFIXES)} file",
+        expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(suffixes())} file",
         advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else "name the file with the weights.",
     )
 
@@ -126,9 +118,9 @@ def runs_in(path: Path) -> list[Path]:
     """
     least = 1 if any(path.glob("state-*.state")) else 2
     steps = {
-        folder: {step_in(name) for name in names if name.endswith(SUFFIXES) and name not in TRAINER_FILES} - {None}
+        folder: {step_in(name) for name in names if may_hold_weights(name)} - {None}
         for folder, names in _folders_in(path)
-        if not any(name in WEIGHTS or name.endswith(".index.json") for name in names)
+        if not any(name in WEIGHTS or name.endswith(INDEX) for name in names)
     }
     return [folder for folder, found in steps.items() if len(found) >= least]
 
@@ -158,22 +150,3 @@ def several_runs(path: Path, runs: list[Path]) -> CheckpointError:
     return CheckpointError(
         f"{path} holds {many}: {some}", expected="one of them", advice=f"ssmdiag compare {runs[0]}, or a file in it."
     )
-
-
-_DIRECTORIES = (
-    (
-        r"zero_to_fp32\.py|global_step\d+|.*mp_rank_\d+_model_states\.pt|latest",
-        "a DeepSpeed checkpoint",
-        "run its zero_to_fp32.py and inspect the result.",
-    ),
-    (
-        r"\.metadata|__\d+_\d+\.distcp",
-        "a torch.distributed checkpoint",
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR model.pt",
-    ),
-    (
-        r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|checkpoint",
-        "an orbax or TensorFlow checkpoint",
-        "restore it where it was written and numpy.savez('model.npz', **flat_params).",
-    ),
-)

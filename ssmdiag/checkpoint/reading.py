@@ -7,10 +7,7 @@ from pathlib import Path
 
 from ssmdiag.checkpoint.budget import naming, shortened
 from ssmdiag.checkpoint.checkpoint import Checkpoint
-from ssmdiag.checkpoint.directories import read_directory, read_single
-from ssmdiag.checkpoint.optimizer.optimizer_state import read_optimizer_state
-from ssmdiag.checkpoint.shards import read_index
-from ssmdiag.checkpoint.wholeness import require_whole
+from ssmdiag.checkpoint.file_names import INDEX
 from ssmdiag.errors import CheckpointError
 
 
@@ -23,12 +20,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         Nothing readable is there. `UnsafePickleError` if a pickle asks for code to be run, `PartialModelError` if
         what is there is a part of a model.
     """
+    # Here, so that commands which read no checkpoint do not wait for the formats.
+    from ssmdiag.checkpoint.directories import read_directory, read_single
+    from ssmdiag.checkpoint.optimizer.optimizer_state import read_optimizer_state
+    from ssmdiag.checkpoint.shards import read_index
+    from ssmdiag.checkpoint.wholeness import require_whole
+
     path = Path(path)
     try:
         with naming(path):
             if path.is_dir():
                 checkpoint = read_directory(path)
-            elif path.name.endswith(".index.json") and path.exists():
+            elif path.name.endswith(INDEX) and path.exists():
                 checkpoint = read_index(path)
             else:
                 checkpoint = read_single(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +10,13 @@ from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text, shorten
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_of
 from ssmdiag.checkpoint.copies import first_difference
+from ssmdiag.checkpoint.file_names import SHARD
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, require_no_rank
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
 """Shards of one model, faults that are named, and characters of a shard's name."""
-
-SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
 def read_index(path: Path) -> Checkpoint:

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text
+from ssmdiag.checkpoint.file_names import INDEX
 from ssmdiag.errors import SsmdiagError
 
 LONGEST = 1000
 """Characters of a shard's name in an index."""
 _MODEL = re.compile(
-    r".*\.(?:safetensors|pt|pth|bin|ckpt|npz|gguf|distcp|state|index\.json)"
+    r".*\.(?:distcp|state|index\.json)"
     r"|(?:config|generation_config|trainer_state|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|merges\.txt|tokenizer\.model|\.metadata",
     re.DOTALL,
 )
-"""Names of weights, shards, indexes, settings, tokenizers and the states of optimisers and runs."""
+"""Names of parts, indexes, settings, tokenizers and the states of runs: all but those of weights."""
 
 
 def belongs_to_model(name: str) -> bool:
@@ -27,7 +28,9 @@ def belongs_to_model(name: str) -> bool:
     >>> [belongs_to_model(name) for name in ("model-00001-of-00002.safetensors", "config.json", "report.json")]
     [True, True, False]
     """
-    return _MODEL.fullmatch(name) is not None
+    from ssmdiag.checkpoint.formats import suffixes
+
+    return name.endswith(suffixes()) or _MODEL.fullmatch(name) is not None
 
 
 def files_read_with(path: Path) -> Iterator[Path]:
@@ -45,7 +48,7 @@ def files_read_with(path: Path) -> Iterator[Path]:
                 found += _files(Path(folder.path))
     yield from found
     for file in found:
-        if file.name.endswith(".index.json"):
+        if file.name.endswith(INDEX):
             yield from _shards(file)
 
 

@@ -9,12 +9,13 @@ from enum import Enum
 from glob import glob
 from pathlib import Path
 
-from ssmdiag.checkpoint.directories import SUFFIXES, WEIGHTS, runs_in, several_runs
+from ssmdiag.checkpoint.directories import runs_in, several_runs
+from ssmdiag.checkpoint.file_names import INDEX, SHARD, WEIGHTS
+from ssmdiag.checkpoint.formats import suffixes
 from ssmdiag.errors import CheckpointError, SsmdiagError
 
 COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 THOUSANDS = re.compile(r"(?<![0-9])([0-9]{1,9})([kKM])(?![A-Za-z])")
 _NUMBERS = re.compile(r"([0-9]+)")
 LONGEST_STEP = 15
@@ -94,7 +95,7 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
 
 
 def _holds(directory: Path, name: str) -> bool:
-    return (directory / name).exists() or (directory / f"{name}.index.json").exists()
+    return (directory / name).exists() or (directory / f"{name}{INDEX}").exists()
 
 
 def _train_step(path: Path) -> int | None:
@@ -122,8 +123,8 @@ def _is_numbered_checkpoint(entry: Path) -> bool:
     if not any(character.isdigit() for character in entry.stem) or SHARD.search(entry.name):
         return False
     if entry.is_dir():
-        return any(file.suffix in SUFFIXES for file in _entries(entry))
-    return entry.suffix in SUFFIXES
+        return any(file.suffix in suffixes() for file in _entries(entry))
+    return entry.suffix in suffixes()
 
 
 def order_checkpoints(paths: Sequence[str | Path], stored: Sequence[int | None]) -> RunOrder:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TOKENIZER, parse_json, read_text, require_size
-from ssmdiag.checkpoint.directories import WEIGHTS
+from ssmdiag.checkpoint.file_names import WEIGHTS
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.user_code import build_model

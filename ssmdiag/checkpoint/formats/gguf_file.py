@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format
 from ssmdiag.checkpoint.names import MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
@@ -199,3 +200,10 @@ class _Reader:
         if len(content) < length:
             raise _TornError("it became shorter while it was read")
         return content
+
+
+def _recognises(look: FirstLook) -> bool:
+    return look.head.startswith(b"GGUF")
+
+
+FORMAT = Format(name="GGUF", recognises=_recognises, open=GgufFile, suffixes=(".gguf",))

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.lib import format as npy
-
 from ssmdiag.checkpoint.budget import Allowance, shortened
-from ssmdiag.checkpoint.formats.zip_file import beginning_of, open_zip
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal
+from ssmdiag.checkpoint.formats.zip_file import beginning_of, member_names, open_zip
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ssmdiag.checkpoint.sources import Source
@@ -78,7 +77,9 @@ class NpzFile:
         return "bfloat16" if _is_bfloat16(dtype) else _WIDEST.get(dtype.name, dtype.name)
 
     def load(self, name: str) -> Tensor:
+        import numpy as np
         import torch
+        from numpy.lib import format as npy
 
         try:
             with self._zip.open(name + ".npy") as file:
@@ -93,6 +94,8 @@ class NpzFile:
             ) from error
 
     def _read_header(self, member: zipfile.ZipInfo, skipped: dict[str, list[str]]) -> None:
+        from numpy.lib import format as npy
+
         content = beginning_of(self._zip, member, LONGEST_HEADER)
         if not content.startswith(b"\x93NUMPY") or len(content) < npy.MAGIC_LEN + 4:
             raise ValueError(f"{member.filename} is no array")
@@ -121,6 +124,9 @@ def _parsed(text: bytes, length: bytes, slow: Allowance) -> tuple[tuple[int, ...
 
     `slow` is what may be left to NumPy's own parser, in characters.
     """
+    import numpy as np
+    from numpy.lib import format as npy
+
     if usual := _USUAL.fullmatch(text):
         return tuple(int(size) for size in usual[2].split(b",") if size.strip()), np.dtype(usual[1].decode())
     if not slow.take(len(text)):
@@ -140,3 +146,25 @@ _USUAL = re.compile(
 
 def _is_bfloat16(dtype: np.dtype) -> bool:
     return dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None and dtype.subdtype is None
+
+
+def _recognises(look: FirstLook) -> bool:
+    names = look.once(member_names)
+    return any(name.endswith(".npy") for name in names) and not any(
+        name.endswith(("data.pkl", "constants.pkl")) for name in names
+    )
+
+
+FORMAT = Format(
+    name="npz",
+    recognises=_recognises,
+    open=NpzFile,
+    suffixes=(".npz",),
+    refusals=(
+        Refusal(
+            "a single NumPy array, which ssmdiag does not read",
+            "numpy.savez('model.npz', name=array, …) keeps the names.",
+            magic=(b"\x93NUMPY",),
+        ),
+    ),
+)

@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssmdiag.checkpoint.budget import parse_json, shortened, train_step
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
 
@@ -180,3 +181,11 @@ def _settings(key: str, text: str) -> dict[str, Any]:
         return flatten(parse_json(text), key) if text.lstrip().startswith("{") else flatten({key: text})
     except ValueError:
         return flatten({key: text})
+
+
+def _recognises(look: FirstLook) -> bool:
+    length = int.from_bytes(look.head[:8], "little")
+    return look.head[8:9] == b"{" and length <= LONGEST_HEADER
+
+
+FORMAT = Format(name="safetensors", recognises=_recognises, open=SafetensorsFile, suffixes=(".safetensors",))

@@ -155,6 +155,11 @@ class TorchZip:
     def __init__(self, source: Source) -> None:
         self._zip = open_zip(source)
         members = self._zip.namelist()
+        if any(name.endswith("constants.pkl") for name in members):
+            raise CheckpointError(
+                f"{source.name} is a TorchScript archive, which holds code.",
+                advice="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') and inspect that.",
+            )
         pickled = next(name for name in members if name == "data.pkl" or name.endswith("/data.pkl"))
         self._prefix = pickled.removesuffix("data.pkl")
         order = f"{self._prefix}byteorder"

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
 from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
+from ssmdiag.checkpoint.formats.zip_file import PICKLES, member_names
 from ssmdiag.checkpoint.names import LONGEST_NAME
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
@@ -202,3 +204,12 @@ def _top_level(content: Any) -> str:
     if isinstance(content, Mapping) and content:
         return f": its top level has {', '.join(shortened(str(key)) for key in list(content)[:8])}"
     return f": it is one {content.origin}" if isinstance(content, StandIn) and content.origin else ""
+
+
+def _recognises(look: FirstLook) -> bool:
+    # The length with which a safetensors file begins can look like the beginning of a pickle; JSON follows it.
+    pickled = look.head[:1] == b"\x80" and look.head[8:9] != b"{"
+    return pickled or any(name.endswith(PICKLES) for name in look.once(member_names))
+
+
+FORMAT = Format(name="torch file", recognises=_recognises, open=TorchFile, suffixes=(".pt", ".pth", ".bin", ".ckpt"))

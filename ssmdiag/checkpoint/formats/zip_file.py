@@ -1,4 +1,6 @@
-"""Zip archives whose table of contents is held against the file before anything is unpacked."""
+"""Zip archives, in which formats pack their parts: the table of contents is compared with the file before anything is
+unpacked. One that holds no format's parts is refused.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,18 @@ import zipfile
 import zlib
 from typing import IO, TYPE_CHECKING
 
+from ssmdiag.checkpoint.budget import shortened
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.errors import CheckpointError
+
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint.checkpoint import Container
     from ssmdiag.checkpoint.sources import Source
 
 MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
 """Bytes that a file may unpack to in all, or how many times its own size; weights compress by half at best."""
+PICKLES = ("data.pkl", "constants.pkl")
+"""How members end that torch.save and torch.jit.save write, whatever is beside them."""
 _PIECE = 1 << 20
 _LOCAL_HEADER = 30
 _MORE_WHEN_PACKED = 1024
@@ -44,7 +53,15 @@ class _Archive(zipfile.ZipFile):
 def open_zip(source: Source) -> zipfile.ZipFile:
     """Return an archive of which every member can be read safely. Raises ZipError, BadZipFile."""
     archive = _Archive(source)
-    size = source.size
+    try:
+        _require_safe(archive, source.size)
+    except ZipError:
+        archive.close()
+        raise
+    return archive
+
+
+def _require_safe(archive: zipfile.ZipFile, size: int) -> None:
     members = archive.infolist()
     if len(archive.NameToInfo) < len(members):
         raise ZipError("two of its members have one name")
@@ -59,7 +76,34 @@ def open_zip(source: Source) -> zipfile.ZipFile:
         raise ZipError("its members lie over one another, or beyond its end")
     if (total := sum(member.file_size for member in members)) > max(MOST_UNPACKED, MOST_TIMES * size):
         raise ZipError(f"{size:,} bytes that unpack to {total:,}")
-    return archive
+
+
+def member_names(source: Source) -> tuple[str, ...]:
+    """Return what a file that begins as a zip archive holds, nothing of any other. Raises CheckpointError."""
+    if not _begins_as_zip(bytes(source.read(0, min(4, source.size)))):
+        return ()
+    names: list[str] = []
+    try:
+        with open_zip(source) as archive:
+            names = archive.namelist()
+    except ZipError as error:
+        raise CheckpointError(
+            f"{source.name} is a zip archive that is not read: {error}.",
+            expected="what torch.save and numpy.savez write",
+            advice="save it again, without compression; or unpack it and inspect what is inside.",
+        ) from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error):
+        pass
+    if not names:
+        raise CheckpointError(
+            f"{source.name} is torn: a zip archive ({source.size:,} bytes) without its table of contents.",
+            advice="the download or the save was cut short; get the file again.",
+        )
+    return tuple(names)
+
+
+def _begins_as_zip(head: bytes) -> bool:
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
 def is_zip(source: Source) -> bool:
@@ -96,3 +140,18 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
         while piece := file.read(_PIECE):
             pieces.append(piece)
     return b"".join(pieces)
+
+
+def _recognises(look: FirstLook) -> bool:
+    return _begins_as_zip(look.head)
+
+
+def _refuse(source: Source) -> Container:
+    raise CheckpointError(
+        f"{source.name} is a zip archive without tensors (it holds {shortened(', '.join(member_names(source)[:4]))}).",
+        expected="an .npz or a file written by torch.save",
+        advice="unpack it and inspect the checkpoint inside.",
+    )
+
+
+FORMAT = Format(name="zip archive", recognises=_recognises, open=_refuse, envelope=True)

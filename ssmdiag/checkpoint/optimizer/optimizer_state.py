@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import require_file
+from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import TensorRecord
 from ssmdiag.checkpoint.formats.torch_file import TorchFile, open_pickle
@@ -47,9 +48,6 @@ OPTIMIZER_SETTINGS = (
     "optimizer.class_path", "optimizer_name", "optim",
 )  # fmt: skip
 """Where the settings of a run name the optimiser."""
-
-TRAINER_FILES = ("trainer_state.json", "training_args.bin")
-"""What transformers' Trainer leaves beside the weights, and nobody else."""
 
 MOST_MATCHES = 16
 """Tensors that the first name an optimiser gives is tried on, to see what all its names have before them."""
@@ -150,7 +148,7 @@ def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> _Members:
 
 
 def _left_by_trainer(directory: Path | None) -> bool:
-    return directory is not None and any((directory / name).is_file() for name in TRAINER_FILES)
+    return directory is not None and any((directory / name).is_file() for name in LEFT_BY_TRANSFORMERS)
 
 
 def _by_the_trainers_rule(tensors: Sequence[StoredTensor], groups: Sequence[SavedGroup]) -> dict[int, int]:

@@ -1,0 +1,37 @@
+"""Files that come instead of weights, or hold them in a form that is not read and no format here is related to."""
+
+from __future__ import annotations
+
+from ssmdiag.checkpoint.formats.interface import Format, Refusal
+
+FORMAT = Format(
+    name="others",
+    refusals=(
+        Refusal(
+            "a Git LFS pointer, not the weights",
+            "git lfs pull, then inspect it again.",
+            magic=(b"version https://git-lfs",),
+        ),
+        Refusal(
+            "a web page, not the file it should be, which ssmdiag does not read",
+            "download it again, with access rights.",
+            magic=(b"<!DOCTYPE", b"<html"),
+        ),
+        Refusal("a gzip archive, which ssmdiag does not read", "unpack it first.", magic=(b"\x1f\x8b",)),
+        Refusal(
+            "an HDF5 file (Keras, netCDF), which ssmdiag does not read",
+            "copy its arrays into an .npz with h5py and numpy.savez.",
+            magic=(b"\x89HDF",),
+        ),
+        Refusal(
+            "what `ssmdiag retrain --resume` goes on from: weights of several arms, and no checkpoint",
+            "name a step-….safetensors in the folder of an arm.",
+            name=r"^state-.*\.state$",
+        ),
+    ),
+    conversions={
+        ".onnx": "inspect the checkpoint it was exported from.",
+        ".nemo": "unpack it (tar) and inspect the weights inside.",
+        ".tar": "unpack it first.",
+    },
+)
