@@ -6,6 +6,7 @@ import re
 
 WEIGHTS = (
     "model.safetensors", "pytorch_model.bin", "model.pt", "consolidated.safetensors", "consolidated.00.pth",
+    "flax_model.msgpack",
 )  # fmt: skip
 """File names that hold a directory's weights, in the order they are looked for; `.index.json` after each."""
 

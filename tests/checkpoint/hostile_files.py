@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from tests.checkpoint.formats.flax_files import array, pack
+
 Write = Callable[[Path], Path]
 MAMBA = {
     "layers.0.mixer.A_log": (8, 4), "layers.0.mixer.dt_proj.bias": (8,), "layers.0.mixer.dt_proj.weight": (8, 2),
@@ -624,6 +626,59 @@ def a_packed_tensor_larger_than_the_file(folder: Path) -> Path:
 def a_tensor_beyond_the_file(folder: Path) -> Path:
     entry = word(b"blk.0.ssm_a") + struct.pack("<IQIQ", 1, 4, 0, 2**63)
     return gguf(folder / "m.gguf", 1, 0, entry + bytes(200))
+
+
+# --- flax msgpack ---------------------------------------------------------------------------------
+
+
+def flax(folder: Path, inside: bytes) -> Path:
+    """Write a tree with one sound array and something beside it."""
+    (folder / "m.msgpack").write_bytes(b"\x82" + pack("params") + pack({"nu_log": torch.zeros(4)}) + pack("x") + inside)
+    return folder / "m.msgpack"
+
+
+@case
+def mappings_in_mappings(folder: Path) -> Path:
+    return flax(folder, b"\x81\xa1a" * 300_000 + b"\xc0")
+
+
+@case
+def lists_in_lists(folder: Path) -> Path:
+    return flax(folder, b"\x91" * 1_000_000 + b"\xc0")
+
+
+@case
+def a_mapping_of_four_thousand_million(folder: Path) -> Path:
+    return flax(folder, b"\xdf\xff\xff\xff\xff" + bytes(1000))
+
+
+@case
+def an_array_of_huge_axes_in_no_bytes(folder: Path) -> Path:
+    return flax(folder, array((2**62, 0, 2**62), "float32", b""))
+
+
+@case
+def pieces_of_one_array_in_many_places(folder: Path) -> Path:
+    whole = {"__msgpack_chunked_array__": True, "shape": {"0": 2**40}, "chunks": {"0": torch.zeros(4)}}
+    return flax(folder, pack(whole))
+
+
+@large
+def nine_million_values_of_nothing(folder: Path) -> Path:
+    return flax(folder, b"\xdd" + struct.pack(">I", 9_900_000) + b"\xc0" * 9_900_000)
+
+
+@large
+def two_hundred_thousand_arrays_below_a_long_name(folder: Path) -> Path:
+    many = {f"{i:x}": torch.zeros(0) for i in range(200_000)}
+    (folder / "m.msgpack").write_bytes(pack({"params": {"k" * 1000: many}}))
+    return folder / "m.msgpack"
+
+
+@large
+def empty_mappings_below_long_names(folder: Path) -> Path:
+    inside = pack({f"{i:x}": {} for i in range(400_000)})
+    return flax(folder, b"".join(b"\x81" + pack("k" * 1000) for _ in range(60)) + inside)
 
 
 # --- safetensors ----------------------------------------------------------------------------------

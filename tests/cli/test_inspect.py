@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.terminal import Colour
+from tests.checkpoint.formats.flax_files import S5_TRAIN_STATE
 
 
 @pytest.fixture
@@ -172,3 +173,11 @@ def test_width_is_columns_else_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.width() == 40
     monkeypatch.delenv("COLUMNS")
     assert terminal.width() == 80
+
+
+def test_a_train_state_of_flax_is_inspected_by_its_name_and_by_its_folder(run, tmp_path: Path) -> None:
+    (tmp_path / "flax_model.msgpack").write_bytes(S5_TRAIN_STATE)
+    for path in (tmp_path, tmp_path / "flax_model.msgpack"):
+        code, out, err = run("inspect", "--no-plots", path)
+        assert (code, err) == (0, "")
+        assert "S5, 2 layers" in out.splitlines()[0]

@@ -1,4 +1,4 @@
-"""One file of each format, as its own package writes it."""
+"""One file of each format, as its own package writes it or, of flax, as its layout is written by hand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from tests.checkpoint.formats.flax_files import nested, pack
 
 STATE: Mapping[str, Tensor] = {
     "layers.0.mixer.A_log": torch.linspace(-1, 3, 32).reshape(8, 4),
@@ -53,5 +55,6 @@ SAMPLES: Mapping[str, tuple[str, str, Write]] = {
     "torch pickles": ("torch file", "m.bin", lambda state, folder: _torch(state, folder, zipped=False)),
     "npz": ("npz", "m.npz", _npz),
     "GGUF": ("GGUF", "m.gguf", _gguf),
+    "flax msgpack": ("flax msgpack", "m.msgpack", lambda state, folder: pack({"params": nested(state)})),
 }
 """Name → format, file name, writer."""
