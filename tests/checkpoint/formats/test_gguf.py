@@ -30,7 +30,9 @@ def pair(model_type: str, tmp_path: Path, **changes: float) -> tuple[Path, Path,
     for end, factor in changes.items():
         tensors = {name: value * factor if name.endswith(end) else value for name, value in tensors.items()}
     architecture = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[model_type]]
-    return directory, write_gguf(tmp_path / "model.gguf", tensors, architecture), tensors
+    # Falcon-Mamba's norms have no weights: llama.cpp's converter states them.
+    settings = {"ssm.dt_b_c_rms": True} if model_type == "falcon_mamba" else {}
+    return directory, write_gguf(tmp_path / "model.gguf", tensors, architecture, **settings), tensors
 
 
 # --- the container --------------------------------------------------------------------------------
