@@ -6,32 +6,25 @@ another map by `ssmdiag.reparam`. Arms train one after another, seed by seed, or
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from ssmdiag.diagnosis import diagnose
 from ssmdiag.errors import ConfigurationError, LayerError
-from ssmdiag.reparam import Reparameterisation, find_recurrence, freeze, read_module, reparameterize
+from ssmdiag.reparam import Reparameterisation, find_recurrence, freeze, reparameterize
 from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
+from ssmdiag.retrain.comparison import Subject, compare
 from ssmdiag.retrain.distributed import ALONE, Ranks
-from ssmdiag.retrain.interruption import keeping_what_is_known
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_to_lower
-from ssmdiag.retrain.module_training import train_module
-from ssmdiag.retrain.output import prepare
-from ssmdiag.retrain.results import ArmResult, RetrainResult
-from ssmdiag.retrain.resuming import state_path
+from ssmdiag.retrain.module_trainee import ModuleTrainee
+from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.sources import ModelSource, settings_file
 from ssmdiag.retrain.streamed_batches import StreamedBatches
 from ssmdiag.retrain.training import Progress
-from ssmdiag.rules.selection import Selection
-from ssmdiag.spectrum import LayerDiagnosis
 
 
 def compare_modules(
@@ -49,72 +42,48 @@ def compare_modules(
     perturb: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RetrainResult:
-    """Train every arm on a copy of the source's module and return how each went and what it remembers.
-
-    Checkpoints and resumable states are kept in `folder`, if any. With more arms than ranks each rank trains and
-    writes its share, and every rank returns the whole; else the first rank writes, and it alone returns memories.
+    """Train every arm on a copy of the source's module and return how each went and what it remembers: see `compare`.
 
     Raises before any training where a map cannot hold the rates (MapError, which names a b of best that can), a
     recurrence is not known (UnknownFamilyError), weights are NaN (LayerError), or an arm asks for what a module cannot
     have (ConfigurationError); when it begins, ConfigurationError where model and data do not fit.
     """
-    start = time.perf_counter()
-    ranks = replace(ranks, device=ranks.device if ranks.count > 1 else device)
     _require_possible(arms)
-    lower = "a smaller model."
-    with saying_what_to_lower(f"building {source.name}", lower):
-        prototype = source.build(arms[0].seed)
+    smaller = "a smaller model."
+    with saying_what_to_lower(f"building {source.name}", smaller):
+        prototype, seed = source.build(arms[0].seed), arms[0].seed
     title = f"{source.name}: {type(prototype).__name__}, {sum(p.numel() for p in prototype.parameters()):,} parameters"
-    with saying_what_to_lower(f"copying {title}", lower):
+    with saying_what_to_lower(f"copying {title}", smaller):
         notes = [*source.notes, *_try_out(arms, prototype, assume), *_notes(arms, source)]
     if isinstance(batches, SampledBatches):
         notes += budget.notes(batches.draw.count)
     beside = {path.name: path.read_bytes() for path in source.tokenizer}
     beside["config.json"] = settings_file(source, prototype, batches.length)
-    spread = ranks.spreads(arms)
-    if folder is not None:
-        states = [state_path(folder, (arm,)) for arm in arms]
-        notes += prepare(folder, arms, states, resume=resume, ranks=ranks, writes=spread or ranks.first)
-    kernel = batches.kernel if isinstance(batches, SampledBatches) else None
-    known: dict[Arm, ArmResult] = {}
 
-    def answer() -> RetrainResult:
-        return RetrainResult(
-            task=task,
-            model=title,
-            budget=budget,
-            arms=tuple(known[arm] for arm in arms if arm in known),
-            device=device,
-            context=batches.length or 0,
-            target=() if kernel is None else tuple(kernel.tolist()),
-            notes=tuple(notes),
-            seconds=time.perf_counter() - start,
-        )
+    def build(group: tuple[Arm, ...], ranks: Ranks) -> ModuleTrainee:
+        nonlocal prototype, seed
+        (arm,) = group
+        if arm.seed != seed and source.seeded:
+            prototype, seed = source.build(arm.seed), arm.seed
+        module, _ = _prepared(prototype, arm, assume)
+        module.to(ranks.device)
+        return ModuleTrainee(module, arm, batches, source=title, beside=beside, assume=assume, ranks=ranks)
 
-    with keeping_what_is_known(known, arms, answer, files=folder is not None):
-        seed, tells = arms[0].seed, spread or ranks.first
-        for arm in sorted(ranks.share(arms) if spread else arms, key=lambda arm: arm.seed):
-            if arm.seed != seed and source.seeded:
-                prototype = source.build(arm.seed)
-            seed = arm.seed
-            with saying_what_to_lower(f"on {ranks.device}, with {title}", "a smaller model, --batch or --length."):
-                module, _ = _prepared(prototype, arm, assume)
-                before = _memory(module, batches.length, assume) if tells else ()
-                result = train_module(
-                    module.to(ranks.device), arm, batches, budget, beside=beside, source=title, task=task,
-                    ranks=ranks.on_its_own() if spread else ranks,
-                    folder=folder, resume=resume, assume=assume, perturb=perturb, on_progress=on_progress,
-                )  # fmt: skip
-                known[arm] = replace(result, before=before)
-                after = _after(module, result, batches.length, assume) if tells else ()
-            known[arm] = replace(result, before=before, after=after)
-        if spread:
-            known |= {arm: result for part in ranks.gather(known) for arm, result in part.items()}
-    if perturb and any(result.perturbation is None and result.diverged_at is None for result in known.values()):
-        notes.append(
-            "no perturbation error where a frozen weight is part of a larger tensor: it is held, whatever is stored"
-        )
-    return answer()
+    subject = Subject(
+        task=task,
+        model=title,
+        context=batches.length,
+        kernel=batches.kernel if isinstance(batches, SampledBatches) else None,
+        notes=tuple(notes),
+        groups=lambda some: [(arm,) for arm in sorted(some, key=lambda arm: arm.seed)],
+        build=build,
+        smaller="a smaller model, --batch or --length.",
+        assume=assume,
+    )
+    return compare(
+        arms, subject, budget,
+        device=device, folder=folder, resume=resume, ranks=ranks, perturb=perturb, on_progress=on_progress,
+    )  # fmt: skip
 
 
 def own_maps(module: nn.Module, assume: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -163,21 +132,6 @@ def _prepared(prototype: nn.Module, arm: Arm, assume: Mapping[str, str] | None) 
     if arm.freeze != "none":
         freeze(module, arm.freeze, assume=assume)
     return module, swap
-
-
-def _after(
-    module: nn.Module, result: ArmResult, context: int | None, assume: Mapping[str, str] | None
-) -> tuple[LayerDiagnosis, ...]:
-    """Return the memory of a trained module; of one that diverged, that of its last checkpoint, if there is one."""
-    if result.diverged_at is None:
-        return _memory(module, context, assume)
-    if len(result.checkpoints) < 2:
-        return ()
-    return diagnose(result.checkpoints[-1], context_length=context, assume=assume, rules=Selection(rules=())).layers
-
-
-def _memory(module: nn.Module, context: int | None, assume: Mapping[str, str] | None) -> tuple[LayerDiagnosis, ...]:
-    return diagnose(read_module(module), context_length=context, assume=assume, rules=Selection(rules=())).layers
 
 
 def _notes(arms: Sequence[Arm], source: ModelSource) -> list[str]:

@@ -1,4 +1,4 @@
-"""Losses of all arms and their gradients: a part of the batch at a time, or one part on each rank.
+"""Losses of the arms of an ensemble, and their gradients: a part of the batch at a time, or one part on each rank.
 
 The gradient of the arms' summed loss is each arm's own, as arms do not mix; an infinite loss stays with its arm.
 """
@@ -14,9 +14,13 @@ from torch.nn import functional
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.model import Ensemble
+from ssmdiag.retrain.results import Point
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.tasks import TaskData
+
+VALIDATION_STEPS = 16_384
+"""Steps of all sequences validated at a time."""
 
 
 def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:
@@ -78,3 +82,24 @@ def shared_losses_and_gradients(
     (ranks.count * losses.sum()).backward()
     gradients = {name: value.grad for name, value in ensemble.parameters.items() if value.grad is not None}
     return ranks.sum(losses), gradients
+
+
+@torch.no_grad()
+def validate(ensemble: Ensemble, data: TaskData, step: int) -> list[Point]:
+    """Return every arm's loss, and accuracy where there are classes, over the validation set."""
+    arms, device = len(ensemble.arms), ensemble.device
+    total, right, count = torch.zeros(arms, dtype=torch.float64), torch.zeros(arms, dtype=torch.float64), 0
+    size = max(1, VALIDATION_STEPS // data.length)
+    pieces = zip(data.validation_inputs.split(size), data.validation_targets.split(size), strict=True)
+    answered = 0
+    for inputs, targets in pieces:
+        x = inputs.to(device).expand(arms, *inputs.shape)
+        y = targets.to(device).expand(arms, *targets.shape)
+        answers = ensemble.forward(x)
+        total += len(inputs) * losses_of(answers, y, data).double().cpu()
+        count += len(inputs)
+        if data.loss == "cross-entropy":
+            hits = answers.argmax(-1) == y
+            right += hits.flatten(1).double().sum(1).cpu()
+            answered += hits[0].numel()
+    return [Point(step, float(total[k]) / count, float(right[k]) / answered if answered else None) for k in range(arms)]

@@ -48,12 +48,11 @@ def signal_of(error: KeyboardInterrupt) -> int:
 
 @contextmanager
 def keeping_what_is_known(
-    known: Mapping[Arm, ArmResult], arms: Sequence[Arm], answer: Callable[[], RetrainResult], *, files: bool
+    known: Mapping[Arm, ArmResult], arms: Sequence[Arm], answer: Callable[[], RetrainResult]
 ) -> Iterator[None]:
     """Raise InterruptedTraining with the arms that were begun where Ctrl-C or a kill comes inside.
 
-    `known` fills up inside with arms that came to their end; `answer` returns the comparison of those. `files` says
-    whether their checkpoints stay.
+    `known` fills up inside with arms that came to their end; `answer` returns the comparison of those.
     """
     try:
         yield
@@ -65,7 +64,7 @@ def keeping_what_is_known(
         steps = [arm.interrupted_at for arm in half.values() if arm.interrupted_at is not None]
         result = replace(
             whole,
-            arms=tuple(there[arm] if files else replace(there[arm], checkpoints=()) for arm in arms if arm in there),
+            arms=tuple(there[arm] for arm in arms if arm in there),
             notes=(*whole.notes, *[f"not begun: {', '.join(left[:6])}{', …' * (len(left) > 6)}"] * bool(left)),
             interrupted_at=max(steps, default=whole.budget.steps if there else 0),
         )

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ssmdiag.retrain.learned_law import fit_target_law
-from ssmdiag.retrain.model import Ensemble, ModelSettings
-from ssmdiag.retrain.results import ArmResult, LearnedKernel
+from ssmdiag.retrain.model import Ensemble
+from ssmdiag.retrain.results import LearnedKernel
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.tasks import TargetLaw, TaskData
@@ -29,21 +28,14 @@ AT_ONCE = 16_384
 """Steps of all sequences that go through the model at a time."""
 
 
-def learned_kernel(
-    result: ArmResult, data: TaskData, settings: ModelSettings, *, device: str = "cpu"
-) -> LearnedKernel | None:
-    """Return the kernel of a trained arm from its last checkpoint.
-
-    None where the task has no kernel, or the arm diverged, or has no checkpoint.
-    """
-    if data.kernel is None or result.final_loss is None or not result.checkpoints:
+def learned_kernel(ensemble: Ensemble, position: int, data: TaskData) -> LearnedKernel | None:
+    """Return the kernel of one arm of an ensemble; None where the task has none to compare it with."""
+    if data.kernel is None:
         return None
-    ensemble = Ensemble([result.arm], settings, data, device)
-    ensemble.load_state(0, load_file(result.checkpoints[-1]))
-    for value in ensemble.parameters.values():
-        value.requires_grad_(False)
-    inputs = data.validation_inputs[:SEQUENCES].to(device)
-    values, noise = mean_derivative(lambda x: ensemble.forward(x[None])[0], inputs)
+    some = slice(position, position + 1)
+    own = {name: value[some].detach() for name, value in ensemble.parameters.items()}
+    inputs = data.validation_inputs[:SEQUENCES].to(ensemble.device)
+    values, noise = mean_derivative(lambda x: ensemble.answers(x[None], some, own)[0], inputs)
     return compare_with(data.kernel, values, noise, data.law)
 
 

@@ -80,16 +80,17 @@ class Ensemble:
 
     def sequences_at_once(self, steps: int) -> int:
         """Return how many sequences a step takes at a time: a long one fills the memory, not only the caches."""
-        return max(1, MOST.get(self._device, MOST_ELSEWHERE) // (4 * steps * self.settings.width))
+        return max(1, MOST.get(self.device.type, MOST_ELSEWHERE) // (4 * steps * self.settings.width))
 
     @property
-    def _device(self) -> str:
-        return next(iter(self.parameters.values())).device.type
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
 
     def pieces(self, batch: int, steps: int) -> Iterator[slice]:
         """Yield the arms that are computed at a time, so that what a layer computes fits the caches."""
         each = 4 * batch * steps * self.settings.width
-        most = max(1, ACTIVATION.get(self._device, ACTIVATION_ELSEWHERE) // each)
+        most = max(1, ACTIVATION.get(self.device.type, ACTIVATION_ELSEWHERE) // each)
         for start in range(0, len(self.arms), most):
             yield slice(start, min(start + most, len(self.arms)))
 

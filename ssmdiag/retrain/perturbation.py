@@ -16,15 +16,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssmdiag.reparam.live import links_of, stored_tensor
 from ssmdiag.reparam.parametrisations import Hold
 from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_numbers
-from ssmdiag.retrain.model import Ensemble, ModelSettings
-from ssmdiag.retrain.results import ArmResult, PerturbationCurve
-from ssmdiag.retrain.training import validate
+from ssmdiag.retrain.gradients import validate
+from ssmdiag.retrain.model import Ensemble
+from ssmdiag.retrain.results import PerturbationCurve
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.tasks import TaskData
@@ -37,37 +36,31 @@ SEQUENCES = 256
 
 
 def perturbation_curve(
-    result: ArmResult,
+    ensemble: Ensemble,
+    position: int,
     data: TaskData,
-    settings: ModelSettings,
     *,
-    device: str = "cpu",
     betas: Sequence[float] = BETAS,
     draws: int = DRAWS,
     sequences: int = SEQUENCES,
-) -> PerturbationCurve | None:
-    """Return E(β) of a trained arm from its last checkpoint; None where it diverged or has none.
-
-    A loss that is not finite counts as infinite.
-    """
-    if result.final_loss is None or not result.checkpoints:
-        return None
-    ensemble = Ensemble([result.arm] * draws, settings, data, device)
-    trained = load_file(result.checkpoints[-1])
+) -> PerturbationCurve:
+    """Return E(β) of one arm of an ensemble, which is left as it is. A loss that is not finite counts as infinite."""
+    arm, trained = ensemble.arms[position], ensemble.state_dict(position)
+    moved = Ensemble([arm] * draws, ensemble.settings, data, str(ensemble.device))
     for draw in range(draws):
-        ensemble.load_state(draw, trained)
+        moved.load_state(draw, trained)
     part = replace(
         data,
         validation_inputs=data.validation_inputs[:sequences],
         validation_targets=data.validation_targets[:sequences],
     )
-    rates = [name for name in ensemble.parameters if name.endswith(f".{ensemble.layer.rate}")]
+    rates = [name for name in trained if name.endswith(f".{ensemble.layer.rate}")]
     noise = {name: torch.stack([_noise(draw, trained[name], name) for draw in range(draws)]) for name in rates}
     losses: list[list[float]] = []
     for beta in betas:
         for name in rates:
-            ensemble.parameters[name].detach().copy_(trained[name] + beta * noise[name])
-        losses.append([point.loss for point in validate(ensemble, part, 0)])
+            moved.parameters[name].detach().copy_(trained[name] + beta * noise[name])
+        losses.append([point.loss for point in validate(moved, part, 0)])
     return _curve(betas, losses, len(part.validation_inputs))
 
 

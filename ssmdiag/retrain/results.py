@@ -100,6 +100,8 @@ class ArmResult:
     """None where the task has no kernel, and for an arm that diverged."""
     interrupted_at: int | None = None
     """Step at which Ctrl-C or a kill ended it; None for an arm that went on to its end."""
+    places: tuple[str, ...] = ()
+    """Devices and numbers of ranks it was trained on, one after another: `cpu`, `2 ranks on cuda`."""
 
     @property
     def final_loss(self) -> float | None:

@@ -1,25 +1,27 @@
-"""Going on with a run: its state is that of the same arms, settings, data and weights to start from, or it is refused.
-
-Both training loops keep what changes while they train in a state, and beside it what decides the result.
-"""
+"""Going on with a run: a state of other arms, settings, data or initial weights is refused."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ssmdiag.errors import ConfigurationError, SsmdiagError
-from ssmdiag.retrain.arms import Arm, short
-from ssmdiag.retrain.state_file import ANEW, bytes_of, read_state, write_state
+from ssmdiag.retrain.arms import Arm, Budget, short
+from ssmdiag.retrain.results import Point
+from ssmdiag.retrain.state_file import ANEW, read_state, write_state
+
+if TYPE_CHECKING:
+    from ssmdiag.retrain.training import Trainee
 
 STATE = ".state"
 """Suffix of a resumable state: one that no reader of checkpoints takes for its own."""
+SAME_START = 1e-3
+"""Largest relative difference between two losses of the same untrained model: other machines round otherwise."""
 OTHERWISE = "ask for the same again, or start in another --output."
 _SAID = {
     "validate_every": "validation every", "warm_up": "warm-up", "recurrence": "--model", "source": "--model",
@@ -28,44 +30,101 @@ _SAID = {
 """What settings are called that are not an option of their own name."""
 
 
-def save_run(folder: Path, arms: Sequence[Arm], settings: Mapping[str, Any], data: str, run: Mapping[str, Any]) -> None:
-    """Write what is needed to go on from here, and what it was trained as and on; the last state stays until it is."""
-    there = {"arms": [asdict(arm) for arm in arms], "settings": dict(settings), "data": data}
-    write_state(state_path(folder, arms), there | {"run": dict(run)})
+@dataclass
+class Run:
+    """What changes while arms train together, apart from their weights."""
+
+    history: list[list[Point]]
+    """Validations of each arm."""
+    step: int = 0
+    seconds: float = 0.0
+    diverged: dict[int, int] = field(default_factory=dict)
+    """Step at which an arm diverged, by its position."""
+    places: list[str] = field(default_factory=list)
+    """Devices and numbers of ranks that took steps, in order: rounding differs between them."""
+
+    def values(self) -> dict[str, Any]:
+        """Return all of it as a state keeps it."""
+        return asdict(self)
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Put back what `values` returned. Raises KeyError or TypeError for anything else."""
+        histories, diverged = values["history"], values.get("diverged")
+        if "diverged_at" in values:  # of one module, as states held it before modules and ensembles were kept alike
+            histories, diverged = [histories], {} if values["diverged_at"] is None else {0: values["diverged_at"]}
+        self.history = [[Point(**point) for point in points] for points in histories]
+        self.step, self.seconds, self.diverged = values["step"], values["seconds"], diverged or {}
+        self.places = values.get("places", [])
 
 
-def load_run(
-    folder: Path, arms: Sequence[Arm], settings: Mapping[str, Any], data: Callable[[int], str]
-) -> dict[str, Any] | None:
-    """Return what `save_run` was given of these arms; None where there is no state of them.
+class RunState:
+    """The state of arms that are trained together; made before anything is trained."""
 
-    `data` takes a step and returns the digest of what is trained on up to it. Raises ConfigurationError where the state
-    is of another run, and says in what it differs; SsmdiagError where it is no whole state.
-    """
-    path = state_path(folder, arms)
-    if not path.exists():
-        _require_no_other_group(folder, arms)
-        return None
-    there = read_state(path)
-    try:
-        saved, run, step = there["settings"], there["run"], int(there["run"]["step"])
-        same_data = there["data"] == data(step)
-        different = _differences(saved, settings)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise SsmdiagError(f"{path}: not a state to resume from ({type(error).__name__}).", advice=ANEW) from error
-    if same_data:  # whatever it is called
-        different.pop("task", None)
-    if different or not same_data:
-        said = [*different.values(), *["other data"] * (not same_data)]
-        advice = OTHERWISE
-        if "steps" in different:
-            advice += " More steps need another schedule: name the last step-… of the arm as PATH."
-        raise ConfigurationError(
-            f"--resume: {path.name} was trained otherwise: {'; '.join(said)}.",
-            expected="the model, data and settings it was begun with",
-            advice=advice,
-        )
-    return dict(run)
+    def __init__(self, folder: Path, trainee: Trainee, run: Run, budget: Budget, task: str) -> None:
+        self.trainee, self.run = trainee, run
+        self.folder, self.path = folder, state_path(folder, trainee.arms)
+        self.settings = {"task": task, **trainee.settings(), **asdict(budget)}
+
+    def save(self) -> None:
+        """Write what is needed to go on, and what was trained as and on what. The last state stays until it is.
+
+        Raises SsmdiagError where it cannot be written.
+        """
+        arms, data = [asdict(arm) for arm in self.trainee.arms], self.trainee.data(self.run.step)
+        run = self.run.values() | self.trainee.state()
+        write_state(self.path, {"arms": arms, "settings": self.settings, "data": data, "run": run})
+
+    def load(self) -> None:
+        """Put back the state of these arms, if there is one.
+
+        The untrained arms are validated before that: code that has changed since shows in the loss they began with.
+        Raises ConfigurationError where the state is of another run and says in what it differs; SsmdiagError where it
+        is no whole state.
+        """
+        if not self.path.exists():
+            _require_no_other_group(self.folder, self.trainee.arms)
+            return
+        there = read_state(self.path)
+        try:
+            values = there["run"]
+            self.run.take(values)
+            weights = {"weights": values["weights"], "optimiser": values["optimiser"]}
+            same_data = there["data"] == self.trainee.data(int(self.run.step))
+            different = _differences(there["settings"], self.settings)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise SsmdiagError(
+                f"{self.path}: not a state to resume from ({type(error).__name__}).", advice=ANEW
+            ) from error
+        self._require_same(different, same_data)
+        begun = {k: points[0].loss for k, points in enumerate(self.run.history) if points and points[0].step == 0}
+        if begun:
+            now = self.trainee.validate(0)
+            for k, loss in begun.items():
+                self._require_same_loss(loss, now[k].loss)
+        self.trainee.load(weights)
+
+    def _require_same(self, different: dict[str, str], same_data: bool) -> None:
+        if same_data:  # whatever it is called
+            different.pop("task", None)
+        if different or not same_data:
+            said = [*different.values(), *["other data"] * (not same_data)]
+            advice = OTHERWISE
+            if "steps" in different:
+                advice += " More steps need another schedule: name the last step-… of the arm as PATH."
+            raise ConfigurationError(
+                f"--resume: {self.path.name} was trained otherwise: {'; '.join(said)}.",
+                expected="the model, data and settings it was begun with",
+                advice=advice,
+            )
+
+    def _require_same_loss(self, was: float, now: float) -> None:
+        if not math.isclose(was, now, rel_tol=SAME_START):
+            raise ConfigurationError(
+                f"--resume: {self.path.name} is of a model or a loss function that answered otherwise: its loss before "
+                f"training was {was:.6g}, and is {now:.6g} now.",
+                expected="the code it was begun with",
+                advice=OTHERWISE,
+            )
 
 
 def require_asked_for(folder: Path, arms: Sequence[Arm]) -> None:
@@ -92,28 +151,6 @@ def state_path(folder: Path, arms: Sequence[Arm]) -> Path:
 def can_resume(folder: Path) -> bool:
     """Whether there is a state in a folder that --resume goes on from."""
     return bool(_states(folder))
-
-
-def digest_of(*values: Any) -> str:
-    """Return the SHA-256 of tensors, mappings, tuples and plain values, in their order."""
-    digest = hashlib.sha256()
-    for value in values:
-        update(digest, value)
-    return digest.hexdigest()
-
-
-def update(digest: hashlib._Hash, value: Any) -> None:
-    """Add a value to a digest: of a tensor its shape, its dtype and all of its bytes."""
-    if isinstance(value, Tensor):
-        digest.update(repr((tuple(value.shape), value.dtype)).encode())
-        digest.update(bytes_of(value))
-    elif isinstance(value, (Mapping, tuple, list)):
-        entries = list(value.items()) if isinstance(value, Mapping) else list(value)
-        digest.update(f"{type(entries[0]).__name__ if entries else ''} {len(entries)}".encode())
-        for entry in entries:
-            update(digest, entry)
-    else:
-        digest.update(repr(value).encode())
 
 
 def _require_no_other_group(folder: Path, arms: Sequence[Arm]) -> None:

@@ -1,9 +1,10 @@
 """What a training run leaves on disk: checkpoints others can read, and a state to resume from, which is none of them.
 
-    FOLDER/ARM/step-00100.safetensors    one arm at one step, named as the published code names its tensors
-    FOLDER/ARM/config.json               sequence length and map, for whoever reads the checkpoints
-    FOLDER/state-….state                 weights, optimiser, losses and step of a group of arms: see `resuming`
+    FOLDER/ARM/step-00100.safetensors    one arm at one step, named as its own code names its tensors
+    FOLDER/ARM/config.json               what whoever reads the checkpoints must know
+    FOLDER/state-….state                 weights as trained, optimiser, losses and step: see `resuming`
 
+A state dict that safetensors cannot hold (complex128, extra state) is written as a torch file, `step-00100.pt`.
 Every file is written under another name and renamed: a full disk or a kill leaves the old one intact.
 """
 
@@ -12,46 +13,72 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ssmdiag import temporaries
 from ssmdiag.errors import SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.arms import Arm, Budget
-    from ssmdiag.retrain.model import Ensemble
 
+_NOT_IN_SAFETENSORS = (torch.complex128, torch.complex32)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
 """Numbers of the errors of a disk that is full; torch and safetensors give none."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def save_arm(folder: Path, ensemble: Ensemble, position: int, step: int, budget: Budget, length: int) -> Path:
-    """Write one arm's checkpoint and return its path."""
-    from safetensors.torch import save
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint of one arm holds."""
 
-    arm = ensemble.arms[position]
-    path = checkpoint_path(folder, arm, step, budget)
-    settings = {"seq_len": length, "rate_map": arm.param, "arm": asdict(arm)}
-    write(path.with_name("config.json"), json.dumps(settings, indent=2).encode() + b"\n")
-    metadata = {"step": str(step), "rate_map": arm.param}
-    write(path, in_order(save(ensemble.state_dict(position), metadata)))
+    state: Mapping[str, Any]
+    """The state dict that the model's own code loads."""
+    metadata: Mapping[str, str]
+    """What a safetensors file says beside its step."""
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that lie beside it, by name, such as config.json."""
+
+
+def save_checkpoint(folder: Path, arm: Arm, step: int, budget: Budget, contents: Contents) -> Path:
+    """Write one arm's checkpoint and what lies beside it; return its path. Raises SsmdiagError."""
+    state = contents.state
+    plain = all(isinstance(value, Tensor) and value.dtype not in _NOT_IN_SAFETENSORS for value in state.values())
+    path = checkpoint_path(folder, arm, step, budget).with_suffix(".safetensors" if plain else ".pt")
+    for name, content in contents.beside.items():
+        if step == 0 or not path.with_name(name).exists():
+            write(path.with_name(name), content)
+    # Tied weights stand under each of their names, as load_state_dict(strict=True) asks for.
+    own = {
+        name: value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }
+    with replacing(path) as temporary, _disk_errors():
+        if plain:
+            save_file(own, temporary, {"step": str(step), **contents.metadata})
+            _order_metadata(temporary)
+        else:
+            torch.save(own, temporary)
     return path
 
 
-def in_order(content: bytes) -> bytes:
-    """Return a safetensors file's head with its metadata in order: safetensors writes them in another one every time.
-
-    `content` is the head, or begins with it; what follows stays, and the head keeps its size.
-    """
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return content[:8] + text.ljust(size) + content[8 + size :] if len(text) <= size else content
+def _order_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: safetensors writes them in another one every time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def checkpoint_path(folder: Path, arm: Arm, step: int, budget: Budget) -> Path:
@@ -61,8 +88,8 @@ def checkpoint_path(folder: Path, arm: Arm, step: int, budget: Budget) -> Path:
 
 def checkpoints_of(folder: Path, arm: Arm, budget: Budget, last: int) -> tuple[Path, ...]:
     """Return an arm's checkpoints of a run of this budget, up to a step; what other runs left is not among them."""
-    paths = [checkpoint_path(folder, arm, step, budget) for step in range(last + 1) if budget.keeps(step)]
-    return tuple(path for path in paths if path.exists())
+    plain = [checkpoint_path(folder, arm, step, budget) for step in range(last + 1) if budget.keeps(step)]
+    return tuple(path for each in plain for path in (each, each.with_suffix(".pt")) if path.exists())
 
 
 def write(path: Path, *parts: bytes | memoryview) -> None:
@@ -91,3 +118,12 @@ def advice_for(error: OSError) -> str:
     if error.errno in _FULL:
         return "make room and give --resume to go on from the last saved step."
     return "give write permission, or another --output." if error.errno in _FORBIDDEN else "give another --output."
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Raise as OSError what torch and safetensors raise when a file cannot be written."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error).splitlines()[0]) from error

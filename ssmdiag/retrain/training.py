@@ -1,4 +1,4 @@
-"""Training all arms on the same batches: one loop, whatever the number of arms in it.
+"""One loop for whatever is trained: the built-in model's arms, all at once, or one arm of a module that is given.
 
 Arms of one seed start as the same function and see the same batches in the same order; a batch is
 drawn from a generator of its own, so that a run repeats to the bit on one device. An arm whose loss is
@@ -10,39 +10,80 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
-from ssmdiag.errors import ConfigurationError
-from ssmdiag.retrain.adamw import ArmAdamW
-from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
-from ssmdiag.retrain.distributed import ALONE, Ranks
-from ssmdiag.retrain.gradients import losses_and_gradients, losses_of, shared_losses_and_gradients
 from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
-from ssmdiag.retrain.memory_limit import saying_what_fits
-from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
 from ssmdiag.retrain.results import ArmResult, Point
-from ssmdiag.retrain.resuming import digest_of, load_run, save_run
-from ssmdiag.retrain.saving import checkpoints_of, save_arm
-from ssmdiag.retrain.starting_point import StartingPoint
-from ssmdiag.retrain.tasks import TaskData
+from ssmdiag.retrain.resuming import Run, RunState
+from ssmdiag.retrain.saving import Contents, checkpoints_of, save_checkpoint
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint
+    from ssmdiag.retrain.arms import Arm, Budget
+    from ssmdiag.retrain.distributed import Ranks
+    from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve
 
 DIVERGED = 1e4
 """A loss this many times that of predicting nothing has diverged."""
-VALIDATION_STEPS = 16_384
-"""Steps of all sequences validated at a time."""
+
+
+class Trainee(Protocol):
+    """Arms that are trained together. Every rank calls every method, in the same order."""
+
+    arms: tuple[Arm, ...]
+    ranks: Ranks
+    nothing: float | None
+    """Loss of predicting nothing; None where that is not known."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the result beside arms, budget and data; called before anything is trained."""
+
+    def data(self, step: int) -> str:
+        """Return a digest of what is trained on before this step, and of what is validated on."""
+
+    def require_same_batches(self, step: int) -> None:
+        """Raise ConfigurationError where ranks would train on parts of different batches."""
+
+    def losses(self, step: int) -> list[float]:
+        """Return each arm's loss on the batch of this step, summed over ranks, and keep the gradients."""
+
+    def update(self, scale: float, running: Sequence[bool]) -> None:
+        """Take an optimiser step with the learning rates times `scale`, for the arms that are running."""
+
+    def validate(self, step: int) -> list[Point]:
+        """Return each arm's loss over the validation data."""
+
+    def state(self) -> dict[str, Any]:
+        """Return `weights` and `optimiser`, all that is needed to go on."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put a state back."""
+
+    def contents(self, position: int) -> Contents:
+        """Return what the checkpoint of one arm holds, and what lies beside it."""
+
+    def checkpoint(self, position: int) -> Checkpoint:
+        """Return one arm as it is now, for a diagnosis."""
+
+    def perturbation(self, position: int) -> PerturbationCurve | None:
+        """Return one arm's losses with noise on its rates; None where there is no rate to move."""
+
+    def kernel(self, position: int) -> LearnedKernel | None:
+        """Return one arm's linear kernel; None where the task has none to compare it with."""
+
+    def saying_what_fits(self) -> AbstractContextManager[None]:
+        """Raise SsmdiagError where memory runs out inside, and say what would fit."""
 
 
 @dataclass
 class Progress:
-    """Where a group of arms is: told to whoever watches, once a validation."""
+    """How far a group of arms is; `on_progress` gets one after each validation."""
 
     step: int
     steps: int
@@ -51,250 +92,141 @@ class Progress:
     """Latest validation loss of each arm; NaN where it diverged."""
 
 
-@dataclass
-class _Run:
-    """What changes while a group of arms trains; all of it goes into the resumable state."""
-
-    step: int = 0
-    seconds: float = 0.0
-    diverged: dict[int, int] = field(default_factory=dict)
-    history: list[list[Point]] = field(default_factory=list)
-
-
 def train(
-    arms: Sequence[Arm],
-    data: TaskData,
-    settings: ModelSettings,
+    trainee: Trainee,
     budget: Budget,
     *,
     task: str = "",
-    device: str = "cpu",
     folder: Path | None = None,
     resume: bool = False,
-    start: StartingPoint | None = None,
-    ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] | None = None,
-) -> list[ArmResult]:
-    """Train these arms together and return how each went, in their order.
+) -> tuple[ArmResult, ...]:
+    """Train the arms together, in place, and return how each went, in their order.
 
     Parameters
     ----------
     task
         What the data are called where a state of other data is refused.
     folder
-        Where checkpoints and the resumable state go; None to write nothing.
+        Where the first rank keeps checkpoints and the resumable state; None to write nothing.
     resume
         Go on from the state in `folder`, if there is one of the same arms.
-    start
-        Weights to go on from, instead of those the seed draws.
-    ranks
-        Processes that take a part of every batch each; the first of them writes.
 
     Raises ConfigurationError where the state is of another run, SsmdiagError where the disk is full. After Ctrl-C
     or SIGTERM the step is finished and the state written, then InterruptedTraining raised, a KeyboardInterrupt.
     """
-    if device.startswith("mps"):
-        raise ConfigurationError(
-            "--device mps: kernels are formed in float64, which it does not have.", advice="--device cpu"
-        )
-    ensemble = Ensemble(arms, settings, data, device)
-    if start is not None:
-        for k, arm in enumerate(arms):
-            ensemble.load_state(k, start.weights(arm.param))
-    model = ranks.wrap(EnsembleModule(ensemble)) if ranks.count > 1 else None
-    optimiser = ArmAdamW(ensemble.parameters, *_rates(ensemble, device))
-    run = _Run(history=[[] for _ in arms])
-    state = _State(folder, ensemble, optimiser, run, budget, data, start, task) if folder is not None else None
-    if resume and state is not None:
-        state.load()
-    state = state if ranks.first else None
-    if state is not None and not any(run.history):
-        state.save()  # first of all files: a checkpoint without a state could be anyone's
-    batches = ArmBatches(arms, data, budget.batch, device)
-    nothing = loss_of_nothing(data.validation_targets, data.outputs) or math.inf
-    ranks.require_same("the step to go on from", run.step)
-    with finishing_steps() as stopping:
+    training = _Training(trainee, budget, folder, task, on_progress)
+    training.begin(resume=resume)
+    with finishing_steps() as stopping, trainee.saying_what_fits():
         try:
-            while run.step <= budget.steps:
-                _validate_and_save(ensemble, data, run, budget, state, on_progress)
-                if run.step == budget.steps:
-                    break
-                begun = time.perf_counter()
-                with saying_what_fits(partial(_attempt, ensemble, batches, data), len(arms), batches.draw.size, device):
-                    inputs, targets = batches.at(run.step)
-                    if model is None:
-                        losses, gradients = losses_and_gradients(ensemble, inputs, targets, data)
-                    else:
-                        losses, gradients = shared_losses_and_gradients(ensemble, model, inputs, targets, data, ranks)
-                _note_divergence(run, losses.detach().tolist(), DIVERGED * nothing)
-                running = torch.tensor([k not in run.diverged for k in range(len(arms))], device=device)
-                optimiser.step(gradients, schedule(run.step, budget), running)
-                run.step += 1
-                run.seconds += time.perf_counter() - begun
-                if ranks.any(bool(stopping())):
-                    if state is not None:
-                        state.save()
-                    raise InterruptedTraining(stopping() or signal.SIGINT)
-                if len(run.diverged) == len(arms):
-                    break
+            training.go_on(stopping)
         except KeyboardInterrupt as stop:
-            known = _results(run, ensemble.arms, budget, folder, interrupted=True)
-            raise InterruptedTraining(signal_of(stop), known) from None
-    return list(_results(run, ensemble.arms, budget, folder))
+            raise InterruptedTraining(signal_of(stop), training.results(interrupted=True)) from None
+    return training.results()
 
 
-def _results(
-    run: _Run, arms: Sequence[Arm], budget: Budget, folder: Path | None, *, interrupted: bool = False
-) -> tuple[ArmResult, ...]:
-    each = run.seconds / max(run.step, 1) / len(arms)
-    return tuple(
-        ArmResult(
-            arm=arm,
-            diverged_at=run.diverged.get(k),
-            history=tuple(run.history[k]),
-            seconds_per_step=each,
-            checkpoints=checkpoints_of(folder, arm, budget, run.diverged.get(k, run.step)) if folder else (),
-            interrupted_at=run.step if interrupted and k not in run.diverged else None,
-        )
-        for k, arm in enumerate(arms)
-    )
-
-
-class _State:
-    """Where the state of a group of arms is kept, what goes into it, and what it must have been trained as."""
+class _Training:
+    """The loop, and what it writes."""
 
     def __init__(
         self,
-        folder: Path,
-        ensemble: Ensemble,
-        optimiser: ArmAdamW,
-        run: _Run,
+        trainee: Trainee,
         budget: Budget,
-        data: TaskData,
-        start: StartingPoint | None,
+        folder: Path | None,
         task: str,
+        on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.folder, self.ensemble, self.optimiser, self.run = folder, ensemble, optimiser, run
-        self.settings: dict[str, Any] = {
-            "task": task,
-            **asdict(ensemble.settings),
-            **asdict(budget),
-            "length": data.length,
-            "loss": data.loss,
-            "read_out": data.read_out,
-            "start": digest_of(start.tensors, start.map) if start else None,
-        }
-        self.data = digest_of(data.inputs, data.targets, data.validation_inputs, data.validation_targets)
+        self.trainee, self.budget, self.folder, self.on_progress = trainee, budget, folder, on_progress
+        self.run = Run([[] for _ in trainee.arms])
+        self.state = None if folder is None else RunState(folder, trainee, self.run, budget, task)
+        ranks = trainee.ranks
+        device = torch.device(ranks.device).type
+        self.place = device if ranks.count == 1 else f"{ranks.count} ranks on {device}"
 
-    def save(self) -> None:
-        """Write the state. Raises SsmdiagError where it cannot be written; the last one stays."""
-        run = self.run
-        weights = {name: value.detach() for name, value in self.ensemble.parameters.items()}
-        changing = {
-            "step": run.step,
-            "seconds": run.seconds,
-            "diverged": run.diverged,
-            "history": [[asdict(point) for point in points] for points in run.history],
-            "weights": weights,
-            "optimiser": self.optimiser.state(),
-        }
-        save_run(self.folder, self.ensemble.arms, self.settings, self.data, changing)
+    def begin(self, *, resume: bool) -> None:
+        ranks = self.trainee.ranks
+        if resume and self.state is not None:
+            self.state.load()
+        ranks.require_same(f"{self.trainee.arms[0].label}: the step to go on from", self.run.step)
+        self.trainee.require_same_batches(self.run.step)
+        if not ranks.first:
+            self.state = None
+        if not any(self.run.history):
+            self._save_state()  # first of all files: a checkpoint without a state could be anyone's
 
-    def load(self) -> None:
-        """Put back the state of these arms, if there is one. Raises SsmdiagError where it is of another run or torn."""
-        there = load_run(self.folder, self.ensemble.arms, self.settings, lambda step: self.data)
-        if there is None:
-            return
-        for name, value in self.ensemble.parameters.items():
-            value.detach().copy_(there["weights"][name])
-        self.optimiser.load(there["optimiser"])
-        self.run.step, self.run.seconds, self.run.diverged = there["step"], there["seconds"], there["diverged"]
-        self.run.history = [[Point(**point) for point in points] for points in there["history"]]
+    def go_on(self, stopping: Callable[[], int]) -> None:
+        """Train to the end of the budget, or until every arm has diverged, or a signal came."""
+        run, ranks = self.run, self.trainee.ranks
+        while any(self._running()):
+            self._validate_and_save()
+            if run.step == self.budget.steps:
+                return
+            if any(self._running()):
+                self._step()
+            if ranks.any(bool(stopping())):
+                self._save_state()
+                raise InterruptedTraining(stopping() or signal.SIGINT)
+        self._save_state()
+
+    def results(self, *, interrupted: bool = False) -> tuple[ArmResult, ...]:
+        run, arms = self.run, self.trainee.arms
+        kept = self.folder if self.trainee.ranks.first else None  # the others may look before a file is there
+        last = {k: run.diverged.get(k, run.step) for k in range(len(arms))}
+        return tuple(
+            ArmResult(
+                arm=arm,
+                diverged_at=run.diverged.get(k),
+                history=tuple(run.history[k]),
+                seconds_per_step=run.seconds / max(run.step, 1) / len(arms),
+                checkpoints=checkpoints_of(kept, arm, self.budget, last[k]) if kept else (),
+                interrupted_at=run.step if interrupted and k not in run.diverged else None,
+                places=tuple(run.places),
+            )
+            for k, arm in enumerate(arms)
+        )
+
+    def _running(self) -> list[bool]:
+        return [k not in self.run.diverged for k in range(len(self.trainee.arms))]
+
+    def _step(self) -> None:
+        run, begun = self.run, time.perf_counter()
+        limit = DIVERGED * (self.trainee.nothing or math.inf)
+        for k, loss in enumerate(self.trainee.losses(run.step)):
+            if not (loss <= limit and math.isfinite(loss)):
+                run.diverged.setdefault(k, run.step)
+        self.trainee.update(schedule(run.step, self.budget), self._running())
+        run.places += [self.place] * (self.place not in run.places)
+        run.step += 1
+        run.seconds += time.perf_counter() - begun
+
+    def _validate_and_save(self) -> None:
+        run, budget = self.run, self.budget
+        resumed = any(points and points[-1].step == run.step for points in run.history)  # validated already
+        due = (run.step == budget.steps or run.step % budget.validate_every == 0) and not resumed
+        if due:
+            for k, point in enumerate(self.trainee.validate(run.step)):
+                if not math.isfinite(point.loss):
+                    run.diverged.setdefault(k, run.step)
+                if k not in run.diverged:
+                    run.history[k].append(point)
+        if self.state is not None and budget.keeps(run.step):
+            for k, runs in enumerate(self._running()):
+                if runs:
+                    arm = self.trainee.arms[k]
+                    save_checkpoint(self.state.folder, arm, run.step, budget, self.trainee.contents(k))
+        if due or budget.keeps(run.step):
+            self._save_state()
+        if due and self.on_progress:
+            losses = zip(run.history, self._running(), strict=True)
+            latest = tuple(points[-1].loss if runs else math.nan for points, runs in losses)
+            self.on_progress(Progress(run.step, budget.steps, self.trainee.arms, latest))
+
+    def _save_state(self) -> None:
+        if self.state is not None:
+            self.state.save()
 
 
 def schedule(step: int, budget: Budget) -> float:
     """Return what the learning rates are multiplied with: a linear rise, then a cosine to zero."""
     rise = min(1.0, (step + 1) / budget.warm_up) if budget.warm_up else 1.0
     return rise * 0.5 * (1 + math.cos(math.pi * step / max(budget.steps, 1)))
-
-
-def _note_divergence(run: _Run, losses: Sequence[float], limit: float) -> None:
-    for k, loss in enumerate(losses):
-        if not loss <= limit:
-            run.diverged.setdefault(k, run.step)
-
-
-def _validate_and_save(
-    ensemble: Ensemble,
-    data: TaskData,
-    run: _Run,
-    budget: Budget,
-    state: _State | None,
-    on_progress: Callable[[Progress], None] | None,
-) -> None:
-    validated = any(points and points[-1].step == run.step for points in run.history)  # resumed from here
-    due = (run.step == budget.steps or run.step % budget.validate_every == 0) and not validated
-    if due:
-        for k, point in enumerate(validate(ensemble, data, run.step)):
-            if not math.isfinite(point.loss):
-                run.diverged.setdefault(k, run.step)
-            if k not in run.diverged:
-                run.history[k].append(point)
-    if state is not None and budget.keeps(run.step):
-        for k in range(len(ensemble.arms)):
-            if k not in run.diverged:
-                save_arm(state.folder, ensemble, k, run.step, budget, data.length)
-    if state is not None and (due or budget.keeps(run.step)):
-        state.save()
-    if due and on_progress:
-        latest = [math.nan if k in run.diverged else run.history[k][-1].loss for k in range(len(run.history))]
-        on_progress(Progress(run.step, budget.steps, ensemble.arms, tuple(latest)))
-
-
-@torch.no_grad()
-def validate(ensemble: Ensemble, data: TaskData, step: int) -> list[Point]:
-    """Return every arm's loss, and accuracy where there are classes, over the validation set."""
-    arms, device = len(ensemble.arms), next(iter(ensemble.parameters.values())).device
-    total, right, count = torch.zeros(arms, dtype=torch.float64), torch.zeros(arms, dtype=torch.float64), 0
-    size = max(1, VALIDATION_STEPS // data.length)
-    pieces = zip(data.validation_inputs.split(size), data.validation_targets.split(size), strict=True)
-    answered = 0
-    for inputs, targets in pieces:
-        x = inputs.to(device).expand(arms, *inputs.shape)
-        y = targets.to(device).expand(arms, *targets.shape)
-        answers = ensemble.forward(x)
-        total += len(inputs) * losses_of(answers, y, data).double().cpu()
-        count += len(inputs)
-        if data.loss == "cross-entropy":
-            hits = answers.argmax(-1) == y
-            right += hits.flatten(1).double().sum(1).cpu()
-            answered += hits[0].numel()
-    return [Point(step, float(total[k]) / count, float(right[k]) / answered if answered else None) for k in range(arms)]
-
-
-def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return learning rate and weight decay of every parameter, (arm,) each."""
-    rates, decays = {}, {}
-    for name in ensemble.parameters:
-        part = ensemble.recurrent(name)
-        own = [
-            0.0 if part and arm.freeze in (part, "both")
-            else arm.recurrence_lr if part and arm.recurrence_lr is not None
-            else arm.lr
-            for arm in ensemble.arms
-        ]  # fmt: skip
-        rates[name] = torch.tensor(own, device=device)
-        decays[name] = torch.tensor([arm.weight_decay for arm in ensemble.arms], device=device)
-    return rates, decays
-
-
-def _attempt(ensemble: Ensemble, batches: ArmBatches, data: TaskData, arms: int, batch: int) -> None:
-    """Do the first step's work for some arms and sequences, and forget it."""
-    inputs, targets = batches.at(0, slice(arms), slice(batch))
-    losses_and_gradients(ensemble, inputs, targets, data)
-
-
-def groups_of(arms: Sequence[Arm], most: int) -> Iterator[tuple[Arm, ...]]:
-    """Yield arms in groups of at most `most`, to be trained together."""
-    for start in range(0, len(arms), most):
-        yield tuple(arms[start : start + most])

@@ -15,7 +15,9 @@ TOLERANCE = 1e-10
 """Of what is float64 throughout."""
 SINGLE = 1e-5
 """Of what goes through float32: kernels on a GPU, training."""
-APART = frozenset({"seconds", "device", "seconds_per_step", "milliseconds_per_step", "checkpoint", "checkpoints"})
+APART = frozenset(
+    {"places", "seconds", "device", "seconds_per_step", "milliseconds_per_step", "checkpoint", "checkpoints"}
+)
 """Where, how long, and under which name of a file."""
 
 

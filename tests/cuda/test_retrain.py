@@ -12,10 +12,10 @@ from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.sources import function_source
-from ssmdiag.retrain.training import Progress, train
+from ssmdiag.retrain.training import Progress
 from tests.cuda.conftest import slow_but
 from tests.cuda.same import SINGLE, assert_same
-from tests.retrain.small import RECURRENCES, model, task
+from tests.retrain.small import RECURRENCES, model, task, train
 
 ONE_STEP = Budget(steps=1, batch=8)
 ARMS = (Arm("exp", freeze="step"), Arm("best", recurrence_lr=1e-3, weight_decay=0.1))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from ssmdiag.retrain import training
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches
+from ssmdiag.retrain.distributed import Ranks
+from ssmdiag.retrain.ensemble_trainee import EnsembleTrainee
 from ssmdiag.retrain.model import Ensemble, ModelSettings
 from ssmdiag.retrain.results import ArmResult
 from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task
@@ -24,6 +28,21 @@ def task(name: str = "lf-poly", length: int = 16) -> TaskData:
 
 def ensemble(*arms: Arm, recurrence: str = "s4d", data: TaskData | None = None, depth: int = 1) -> Ensemble:
     return Ensemble(arms, model(recurrence, depth), data or task())
+
+
+def train(
+    arms: Sequence[Arm], data: TaskData, settings: ModelSettings, budget: Budget, *, device: str = "cpu", **how: Any
+) -> tuple[ArmResult, ...]:
+    """Train arms of the built-in model together."""
+    trainee = EnsembleTrainee(arms, data, settings, budget.batch, ranks=Ranks(device=device))
+    return training.train(trainee, budget, **how)
+
+
+def trained(*arms: Arm, recurrence: str = "s4d", data: TaskData | None = None) -> EnsembleTrainee:
+    """Return arms of the built-in model, trained for `BUDGET`."""
+    trainee = EnsembleTrainee(arms, data or task(), model(recurrence), BUDGET.batch)
+    training.train(trainee, BUDGET)
+    return trainee
 
 
 def first_batch(arms: Ensemble, data: TaskData, size: int = 8) -> ArmBatches:

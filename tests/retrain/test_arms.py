@@ -6,8 +6,7 @@ import pytest
 
 from ssmdiag.errors import ConfigurationError, MapError
 from ssmdiag.retrain.arms import LARGEST_SEED, Arm, Budget, product_of
-from ssmdiag.retrain.training import train
-from tests.retrain.small import model, task
+from tests.retrain.small import model, task, train
 
 
 def test_a_product_has_every_combination_once_in_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -98,6 +99,15 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_leaves_a_state(together:
     assert together[0]["stopped"] == [True, True]
     (state,) = (together[2] / "interrupted").glob("state-*.state")
     assert read_state(state)["run"]["step"] == 3
+
+
+def test_a_run_of_two_ranks_that_goes_on_in_one_process_says_so(together: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(together[2] / "interrupted", tmp_path / "run")
+    result = compare_modules(
+        [Arm(OWN)], function_source(f"{GIVEN}:regressor"), read_data(f"{GIVEN}:pairs", 8), Budget(6, 8, 2),
+        task="t", folder=folder, resume=True,
+    )  # fmt: skip
+    assert any(note.startswith("trained on 2 ranks on cpu, then on cpu: ") for note in result.notes)
 
 
 @pytest.mark.slow

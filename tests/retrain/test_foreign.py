@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import resource
-import signal
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
@@ -135,33 +133,6 @@ def test_the_recurrence_has_a_learning_rate_of_its_own_and_no_weight_decay(tmp_p
     assert "weight decay is on every weight but those of the recurrence" in result.notes
 
 
-@pytest.mark.parametrize(("data", "number"), [("pairs", signal.SIGINT), ("loaders", signal.SIGTERM)])
-def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_bits(
-    data: str, number: signal.Signals, tmp_path: Path
-) -> None:
-    arms = [Arm(STABLE, lr=0.05, seed=1)]
-    budget = Budget(7, 8, 2)
-    run = partial(compare, arms, budget, "noisy", data)
-    whole = run(folder=tmp_path / "whole")
-
-    def stop(progress: Any) -> None:
-        if progress.step == 4:
-            os.kill(os.getpid(), number)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(folder=tmp_path / "parts", on_progress=stop)
-    parts = run(folder=tmp_path / "parts", resume=True)
-    assert parts.arms[0].history == whole.arms[0].history
-    first, second = (load_file(result.arms[0].checkpoints[-1]) for result in (whole, parts))
-    assert all(first[name].equal(second[name]) for name in first)
-
-
-def test_signals_are_handled_as_before_once_training_is_over() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    compare([Arm(OWN)], Budget(1, 8, 1))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
 def test_no_random_state_is_left_changed() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -178,11 +149,6 @@ def test_divergence_is_recorded_with_its_step_and_ends_the_arm_alone() -> None:
     assert [point.step for point in wild.history] == [0]
     assert calm.diverged_at is None
     assert [point.step for point in calm.history] == [0, 2, 4]
-
-
-def test_a_diverged_arm_is_not_trained_again_when_it_is_resumed(tmp_path: Path) -> None:
-    run = partial(compare, [Arm(OWN, lr=1e30)], Budget(4, 8, 2), folder=tmp_path)
-    assert run().arms[0].diverged_at == run(resume=True).arms[0].diverged_at == 1
 
 
 def test_arms_see_the_same_batches_of_a_loader_that_shuffles() -> None:

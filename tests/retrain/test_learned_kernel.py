@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ssmdiag.retrain.arms import Arm
@@ -15,8 +13,7 @@ from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.learned_kernel import compare_with, learned_kernel, mean_derivative
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.tasks.linear_functional import filter_with
-from ssmdiag.retrain.training import train
-from tests.retrain.small import BUDGET, RECURRENCES, model, task
+from tests.retrain.small import BUDGET, RECURRENCES, model, task, trained
 
 LAGS = 24
 
@@ -55,15 +52,15 @@ def test_of_a_nonlinear_model_it_is_the_correlation_of_output_and_white_input() 
 
 
 @pytest.mark.parametrize("recurrence", RECURRENCES)
-def test_of_a_trained_arm_it_is_what_finite_differences_say(recurrence: str, tmp_path: Path) -> None:
+def test_of_a_trained_arm_it_is_what_finite_differences_say(recurrence: str) -> None:
     data = replace(
         task(), validation_inputs=task().validation_inputs[:5], validation_targets=task().validation_targets[:5]
     )
-    (result,) = train([Arm("best", lr=0.05)], data, model(recurrence), BUDGET, folder=tmp_path)
-    learned = learned_kernel(result, data, model(recurrence))
+    both = trained(Arm("exp", lr=0.05), Arm("best", lr=0.05), recurrence=recurrence, data=data).ensemble
+    learned = learned_kernel(both, 1, data)
     assert learned is not None
-    ensemble = Ensemble([result.arm], model(recurrence), data)
-    ensemble.load_state(0, load_file(result.checkpoints[-1]))
+    ensemble = Ensemble(both.arms[1:], model(recurrence), data)
+    ensemble.load_state(0, both.state_dict(1))
     x, h = data.validation_inputs, 1e-2
     with torch.no_grad():
         for lag in (0, 1, 7, data.length - 1):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.retrain import comparison, memory_limit, training
+from ssmdiag.retrain import ensemble_trainee, memory_limit
 from ssmdiag.retrain.arms import OWN, Arm
 from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.foreign import compare_modules
@@ -20,10 +20,9 @@ from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory, saying_w
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.sources import ModelSource
 from ssmdiag.retrain.tasks import TaskSettings, find_task
-from ssmdiag.retrain.training import train
 from ssmdiag.retrain.user_code import read_data
 from tests.retrain.given_models import Net
-from tests.retrain.small import BUDGET, model, task
+from tests.retrain.small import BUDGET, model, task, train
 
 ON_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 6553600 bytes. Error code 12 (Cannot …)"
 
@@ -70,14 +69,14 @@ def test_messages_of_torch_are_recognised_and_others_pass() -> None:
 
 
 def test_a_run_that_does_not_fit_says_which_batch_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = training.losses_and_gradients
+    plain = ensemble_trainee.losses_and_gradients
 
     def limited(ensemble: object, inputs: torch.Tensor, *rest: object) -> object:
         if inputs.shape[1] > 3:
             raise RuntimeError(ON_CPU)
         return plain(ensemble, inputs, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "losses_and_gradients", limited)
+    monkeypatch.setattr(ensemble_trainee, "losses_and_gradients", limited)
     with pytest.raises(
         SsmdiagError,
         match=r"2 arms together and 8 sequences a step, at a tensor of 6553600 bytes.\n  next: --batch 2 fits",
@@ -107,7 +106,7 @@ def test_noise_that_does_not_fit_is_to_be_left_out(monkeypatch: pytest.MonkeyPat
     def full(*arguments: object, **named: object) -> None:
         raise RuntimeError(ON_CPU)
 
-    monkeypatch.setattr(comparison, "perturbation_curve", full)
+    monkeypatch.setattr(ensemble_trainee, "perturbation_curve", full)
     with pytest.raises(SsmdiagError, match=r"adding noise to exp-lr0.01-seed0(.|\n)*leave out --perturb"):
         compare_arms([Arm("exp")], task(), model(), BUDGET, task="t", perturb=True)
 
@@ -149,7 +148,7 @@ from ssmdiag.errors import SsmdiagError
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.tasks import TaskSettings, find_task
-from ssmdiag.retrain.training import train
+from tests.retrain.small import train
 torch.set_num_threads(1)
 data = find_task("lf-exp").make(TaskSettings(length=100, samples=4096))
 small = ModelSettings(width=8, modes=2)

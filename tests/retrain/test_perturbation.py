@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -22,34 +21,30 @@ from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.perturbation import BETAS, module_perturbation_curve, perturbation_curve
-from ssmdiag.retrain.results import ArmResult, PerturbationCurve
+from ssmdiag.retrain.results import PerturbationCurve
 from ssmdiag.retrain.sources import function_source
-from ssmdiag.retrain.training import train
 from tests.retrain import given_models
-from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task
+from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task, trained
 
 ARMS = (Arm("exp", lr=0.05), Arm("best", lr=0.05), Arm("direct", lr=0.05))
 
 
 @pytest.mark.parametrize("recurrence", RECURRENCES)
-def test_without_noise_the_loss_is_the_last_validation(recurrence: str, tmp_path: Path) -> None:
+def test_without_noise_the_loss_is_the_last_validation(recurrence: str) -> None:
     data = task()
-    (result,) = train(ARMS[:1], data, model(recurrence), BUDGET, folder=tmp_path)
-    curve = perturbation_curve(result, data, model(recurrence), betas=(0.0, 0.1), draws=3, sequences=10_000)
-    assert curve is not None
-    assert curve.worst[0] == pytest.approx(result.final_loss, rel=1e-5)
+    trainee = trained(ARMS[1], ARMS[0], recurrence=recurrence, data=data)
+    curve = perturbation_curve(trainee.ensemble, 1, data, betas=(0.0, 0.1), draws=3, sequences=10_000)
+    assert curve.worst[0] == pytest.approx(trainee.validate(8)[1].loss, rel=1e-5)
     assert curve.median[0] == pytest.approx(curve.worst[0], rel=1e-5)  # float32, in batches of other sizes
     assert curve.worst[0] < curve.worst[1] > curve.median[1]
     assert curve.sequences == len(data.validation_inputs)
 
 
 @pytest.mark.parametrize("recurrence", RECURRENCES)
-def test_the_loss_is_that_of_weights_moved_by_at_most_beta(
-    recurrence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_is_that_of_weights_moved_by_at_most_beta(recurrence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = task()
-    (result,) = train(ARMS[:1], data, model(recurrence), BUDGET, folder=tmp_path)
-    trained, seen = load_file(result.checkpoints[-1]), []
+    ensemble_of_one = trained(ARMS[0], recurrence=recurrence, data=data).ensemble
+    weights, seen = ensemble_of_one.state_dict(0), []
     plain = Ensemble.forward
 
     def noted(self: Ensemble, inputs: torch.Tensor) -> torch.Tensor:
@@ -58,12 +53,12 @@ def test_the_loss_is_that_of_weights_moved_by_at_most_beta(
 
     monkeypatch.setattr(Ensemble, "forward", noted)
     beta, draws = 0.25, 40
-    curve = perturbation_curve(result, data, model(recurrence), betas=(beta,), draws=draws, sequences=8)
+    curve = perturbation_curve(ensemble_of_one, 0, data, betas=(beta,), draws=draws, sequences=8)
     monkeypatch.undo()
     arms = ensemble(*[ARMS[0]] * draws, recurrence=recurrence, data=data)
     moved = seen[-1]
     for name, value in moved.items():
-        change = value - trained[name]
+        change = value - weights[name]
         if name.endswith(arms.layer.rate):
             assert 0.9 * beta < float(change.abs().max()) <= beta * 1.001
             assert float(change.mean()) == pytest.approx(0, abs=0.1 * beta)
@@ -76,7 +71,6 @@ def test_the_loss_is_that_of_weights_moved_by_at_most_beta(
         side[:8].expand(draws, 8, *side.shape[1:]) for side in (data.validation_inputs, data.validation_targets)
     )
     losses = losses_of(arms.forward(inputs).detach(), targets, data)
-    assert curve is not None
     assert curve.worst[0] == pytest.approx(float(losses.max()), rel=1e-5)
 
 
@@ -93,19 +87,15 @@ def test_arms_get_the_same_noise_and_it_repeats(tmp_path: Path) -> None:
     assert plain.arms[0].perturbation is None
 
 
-def test_an_arm_that_diverged_has_no_curve(tmp_path: Path) -> None:
-    data = task()
-    (result,) = train([replace(ARMS[0], lr=1e9)], data, model(), BUDGET, folder=tmp_path)
-    assert result.diverged_at is not None
-    assert perturbation_curve(result, data, model()) is None
-    assert perturbation_curve(ArmResult(ARMS[0], None, (), 0.0), data, model()) is None
+def test_an_arm_that_diverged_has_no_curve() -> None:
+    result = compare_arms([replace(ARMS[0], lr=1e9)], task(), model(), BUDGET, task="lf-poly", perturb=True)
+    assert result.arms[0].diverged_at is not None
+    assert result.arms[0].perturbation is None
 
 
-def test_losses_that_are_not_finite_are_infinite(tmp_path: Path) -> None:
+def test_losses_that_are_not_finite_are_infinite() -> None:
     data = task()
-    (result,) = train(ARMS[2:], data, model(), BUDGET, folder=tmp_path)
-    curve = perturbation_curve(result, data, model(), betas=(0.0, 1e9), draws=4)
-    assert curve is not None
+    curve = perturbation_curve(trained(ARMS[2], data=data).ensemble, 0, data, betas=(0.0, 1e9), draws=4)
     assert curve.worst[1] == math.inf
     assert math.isfinite(curve.worst[0])
 

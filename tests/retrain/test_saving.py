@@ -19,9 +19,8 @@ from ssmdiag.maps import STABLE_MAPS, find_map
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.resuming import state_path
 from ssmdiag.retrain.saving import checkpoint_path, write
-from ssmdiag.retrain.training import train
 from tests.reference import relative_error, stepped_kernel, stepped_matrix_kernel
-from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task
+from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task, train
 
 ARM = Arm("best", lr=0.05)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.retrain import training
+from ssmdiag.retrain import ensemble_trainee, training
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches
 from ssmdiag.retrain.comparison import compare_arms
@@ -26,8 +25,8 @@ from ssmdiag.retrain.model import ACTIVATION, MOST
 from ssmdiag.retrain.results import ArmResult
 from ssmdiag.retrain.state_file import read_state
 from ssmdiag.retrain.tasks import TaskData
-from ssmdiag.retrain.training import Progress, schedule, train
-from tests.retrain.small import BUDGET, FREEZES, RECURRENCES, Freeze, ensemble, history, model, task
+from ssmdiag.retrain.training import Progress, schedule
+from tests.retrain.small import BUDGET, FREEZES, RECURRENCES, Freeze, ensemble, history, model, task, train
 
 ARMS = (
     Arm("exp", lr=0.05),
@@ -37,7 +36,7 @@ ARMS = (
 )
 
 
-def same(one: list[ArmResult], other: list[ArmResult]) -> bool:
+def same(one: Sequence[ArmResult], other: Sequence[ArmResult]) -> bool:
     """Whether losses, divergence and the last weights agree to the bit."""
     for a, b in zip(one, other, strict=True):
         if a.history != b.history or a.diverged_at != b.diverged_at or len(a.checkpoints) != len(b.checkpoints):
@@ -80,7 +79,7 @@ def test_an_arm_of_nan_leaves_the_bits_of_the_others(pieces: int, monkeypatch: p
                 for value in arms.parameters.values():
                     value[1] = math.nan
         batch = ArmBatches(arms.arms, data, 8, "cpu").at(0)
-        loss, gradient = training.losses_and_gradients(arms, *batch, data)
+        loss, gradient = ensemble_trainee.losses_and_gradients(arms, *batch, data)
         losses.append(loss)
         gradients.append(gradient)
     assert losses[1][1].isnan()
@@ -98,13 +97,6 @@ def test_an_arm_that_diverges_is_kept_with_its_step_and_the_others_keep_their_bi
     assert [point.step for point in wild[1].history] == [0]
     assert [path.name for path in wild[1].checkpoints] == ["step-0.safetensors"]
     assert same([*calm[:1], *calm[2:]], [*wild[:1], *wild[2:]])
-
-
-def test_a_run_stops_where_every_arm_has_diverged() -> None:
-    seen: list[Progress] = []
-    results = train([Arm("exp", lr=1e9)], task(), model(), Budget(10_000, 8, 3), on_progress=seen.append)
-    assert results[0].diverged_at == 1
-    assert [progress.step for progress in seen] == [0]
 
 
 def test_a_loss_far_above_that_of_nothing_has_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,57 +143,11 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("recurrence", RECURRENCES)
-@pytest.mark.parametrize("at", [0, 3, 6, 8])
-def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(recurrence: str, at: int, tmp_path: Path) -> None:
-    data, settings = task(), model(recurrence)
-    arms = (*ARMS[:2], Arm("exp", lr=1e9))  # one that has diverged stays so
-    whole = train(arms, data, settings, BUDGET, folder=tmp_path / "whole")
-
-    def stop(progress: Progress) -> None:
-        if progress.step == at:
-            raise StoppedError
-
-    folder = tmp_path / "parts"
-    with pytest.raises(StoppedError):
-        train(arms, data, settings, BUDGET, folder=folder, on_progress=stop)
-    (state,) = folder.glob("state-*.state")
-    assert read_state(state)["run"]["step"] == at
-    resumed = train(arms, data, settings, BUDGET, folder=folder, resume=True)
-    assert resumed[2].diverged_at == whole[2].diverged_at == 1
-    assert same(whole, resumed)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_leaves_a_state_that_goes_on_to_the_same_bits(number: int, tmp_path: Path) -> None:
-    data, folder = task(), tmp_path / "parts"
-    budget = replace(BUDGET, steps=40, validate_every=40)
-    whole = train(ARMS, data, model(), budget, folder=tmp_path / "whole")
-    calls = 0
-    plain = training.losses_and_gradients
-
-    def interrupted(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 17:
-            os.kill(os.getpid(), number)
-        return plain(*arguments)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "losses_and_gradients", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(ARMS, data, model(), budget, folder=folder)
-    (state,) = folder.glob("state-*.state")
-    assert read_state(state)["run"]["step"] == 17
-    assert same(whole, train(ARMS, data, model(), budget, folder=folder, resume=True))
-
-
 KILLED = """
 import sys
 from pathlib import Path
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.training import train
-from tests.retrain.small import model, task
+from tests.retrain.small import model, task, train
 train([Arm("exp"), Arm("best")], task(), model(), Budget(100_000, 8, 2, 4), folder=Path(sys.argv[1]))
 """
 
@@ -255,7 +201,7 @@ def test_groups_that_are_yet_to_begin_are_begun_by_resuming(tmp_path: Path) -> N
     settings = {"task": "lf-poly", "together": 2}
     resumed = compare_arms(ARMS, data, model(), BUDGET, folder=tmp_path / "parts", resume=True, **settings)
     whole = compare_arms(ARMS, data, model(), BUDGET, folder=tmp_path / "whole", **settings)
-    assert same(list(whole.arms), list(resumed.arms))
+    assert same(whole.arms, resumed.arms)
 
 
 def test_checkpoints_of_an_older_run_in_the_same_folder_are_not_this_ones(tmp_path: Path) -> None:
@@ -321,10 +267,10 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
     data = task()
     arms = ensemble(*ARMS, recurrence=recurrence, data=data)
     batch = ArmBatches(ARMS, data, 22, "cpu").at(0)
-    losses, gradients = training.losses_and_gradients(arms, *batch, data)
+    losses, gradients = ensemble_trainee.losses_and_gradients(arms, *batch, data)
     monkeypatch.setitem(MOST, "cpu", 5 * 4 * 16 * 6)  # five sequences of 16 steps and 6 channels
     assert arms.sequences_at_once(16) == 5
-    in_parts, also = training.losses_and_gradients(arms, *batch, data)
+    in_parts, also = ensemble_trainee.losses_and_gradients(arms, *batch, data)
     assert not in_parts.equal(losses)  # rounding: it was in parts
     torch.testing.assert_close(in_parts, losses, rtol=1e-5, atol=0)
     for name, gradient in gradients.items():

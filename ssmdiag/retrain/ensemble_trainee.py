@@ -1,0 +1,163 @@
+"""Arms of the built-in model, trained as one batched ensemble."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmdiag.errors import ConfigurationError
+from ssmdiag.reparam import read_module
+from ssmdiag.retrain.adamw import ArmAdamW
+from ssmdiag.retrain.arms import Arm
+from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
+from ssmdiag.retrain.digests import digest_of
+from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.gradients import losses_and_gradients, shared_losses_and_gradients, validate
+from ssmdiag.retrain.learned_kernel import learned_kernel
+from ssmdiag.retrain.memory_limit import saying_what_fits, saying_what_to_lower
+from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
+from ssmdiag.retrain.perturbation import perturbation_curve
+from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve, Point
+from ssmdiag.retrain.saving import Contents
+from ssmdiag.retrain.starting_point import StartingPoint
+from ssmdiag.retrain.tasks import TaskData
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint
+
+
+class EnsembleTrainee:
+    """A `Trainee` of several arms; `ranks` names the device, `start` weights instead of those that the seeds draw."""
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        data: TaskData,
+        settings: ModelSettings,
+        batch: int,
+        *,
+        start: StartingPoint | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if ranks.device.startswith("mps"):
+            raise ConfigurationError(
+                "--device mps: kernels are formed in float64, which it does not have.", advice="--device cpu"
+            )
+        self.arms, self.ranks, self._data, self._start = tuple(arms), ranks, data, start
+        self.ensemble = Ensemble(arms, settings, data, ranks.device)
+        if start is not None:
+            for k, arm in enumerate(arms):
+                self.ensemble.load_state(k, start.weights(arm.param))
+        self._shared = ranks.wrap(EnsembleModule(self.ensemble)) if ranks.count > 1 else None
+        self._optimiser = ArmAdamW(self.ensemble.parameters, *_rates(self.ensemble, ranks.device))
+        self._batches = ArmBatches(arms, data, batch, ranks.device)
+        self._gradients: Mapping[str, Tensor] = {}
+        self.nothing = loss_of_nothing(data.validation_targets, data.outputs)
+
+    def settings(self) -> dict[str, Any]:
+        data, start = self._data, self._start
+        return {
+            **asdict(self.ensemble.settings),
+            "length": data.length,
+            "loss": data.loss,
+            "read_out": data.read_out,
+            "start": digest_of(start.tensors, start.map) if start else None,
+        }
+
+    def data(self, step: int) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        data = self._data
+        return digest_of(data.inputs, data.targets, data.validation_inputs, data.validation_targets)
+
+    def require_same_batches(self, step: int) -> None:
+        if self.ranks.count > 1:
+            self.ranks.require_same("the data", self._digest)
+
+    def losses(self, step: int) -> list[float]:
+        self._gradients = {}
+        inputs, targets = self._batches.at(step)
+        if self._shared is None:
+            losses, self._gradients = losses_and_gradients(self.ensemble, inputs, targets, self._data)
+        else:
+            losses, self._gradients = shared_losses_and_gradients(
+                self.ensemble, self._shared, inputs, targets, self._data, self.ranks
+            )
+        return losses.detach().tolist()
+
+    def update(self, scale: float, running: Sequence[bool]) -> None:
+        self._optimiser.step(self._gradients, scale, torch.tensor(running, device=self.ranks.device))
+
+    def validate(self, step: int) -> list[Point]:
+        return validate(self.ensemble, self._data, step)
+
+    def state(self) -> dict[str, Any]:
+        weights = {name: value.detach() for name, value in self.ensemble.parameters.items()}
+        return {"weights": weights, "optimiser": self._optimiser.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        for name, value in self.ensemble.parameters.items():
+            value.detach().copy_(state["weights"][name])
+        self._optimiser.load(state["optimiser"])
+
+    def contents(self, position: int) -> Contents:
+        arm = self.arms[position]
+        config = json.dumps({**self._config(arm), "arm": asdict(arm)}, indent=2).encode() + b"\n"
+        return Contents(self.ensemble.state_dict(position), {"rate_map": arm.param}, {"config.json": config})
+
+    def checkpoint(self, position: int) -> Checkpoint:
+        module = nn.Module()
+        for name, value in self.ensemble.state_dict(position).items():
+            *path, own = name.split(".")
+            part = module
+            for step in path:
+                if step not in part._modules:
+                    part.add_module(step, nn.Module())
+                part = part.get_submodule(step)
+            part.register_buffer(own, value)
+        return read_module(module, config=self._config(self.arms[position]))
+
+    def perturbation(self, position: int) -> PerturbationCurve:
+        return perturbation_curve(self.ensemble, position, self._data)
+
+    def kernel(self, position: int) -> LearnedKernel | None:
+        return learned_kernel(self.ensemble, position, self._data)
+
+    def saying_what_fits(self) -> AbstractContextManager[None]:
+        if self.ranks.count > 1:
+            return saying_what_to_lower(f"on {self.ranks.device}, training {len(self.arms)} arms", "a smaller --batch.")
+        return saying_what_fits(self._attempt, len(self.arms), self._batches.draw.size, self.ranks.device)
+
+    def _attempt(self, arms: int, batch: int) -> None:
+        """Do the first step's work for some arms and sequences, and forget it."""
+        self._gradients = {}
+        inputs, targets = self._batches.at(0, slice(arms), slice(batch))
+        losses_and_gradients(self.ensemble, inputs, targets, self._data)
+
+    def _config(self, arm: Arm) -> dict[str, Any]:
+        return {"seq_len": self._data.length, "rate_map": arm.param}
+
+
+def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return learning rate and weight decay of every parameter, (arm,) each."""
+    rates, decays = {}, {}
+    for name in ensemble.parameters:
+        part = ensemble.recurrent(name)
+        own = [
+            0.0 if part and arm.freeze in (part, "both")
+            else arm.recurrence_lr if part and arm.recurrence_lr is not None
+            else arm.lr
+            for arm in ensemble.arms
+        ]  # fmt: skip
+        rates[name] = torch.tensor(own, device=device)
+        decays[name] = torch.tensor([arm.weight_decay for arm in ensemble.arms], device=device)
+    return rates, decays
