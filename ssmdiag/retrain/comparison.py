@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ def compare_arms(
         context=data.length,
         kernel=data.kernel,
         notes=_notes(arms) + (start.notes if start else ()) + budget.notes(len(data.inputs)),
-        groups=lambda some: list(groups_of(some, together)),
+        groups=lambda some: [tuple(some[k : k + together]) for k in range(0, len(some), together)],
         build=lambda group, ranks: EnsembleTrainee(group, data, settings, budget.batch, start=start, ranks=ranks),
         smaller="fewer arms --together, or a smaller --length, --width, --modes or --depth.",
     )
@@ -161,12 +161,6 @@ def compare(
             known |= {arm: result for part in ranks.gather(known) for arm, result in part.items()}
     notes += _notes_on(known.values(), perturb=perturb)
     return answer()
-
-
-def groups_of(arms: Sequence[Arm], most: int) -> Iterator[tuple[Arm, ...]]:
-    """Yield arms in groups of at most `most`, to be trained together."""
-    for start in range(0, len(arms), most):
-        yield tuple(arms[start : start + most])
 
 
 def _with_what_was_learned(trainee: Trainee, position: int, result: ArmResult, *, perturb: bool) -> ArmResult:

@@ -1,10 +1,10 @@
-"""Ranks that torchrun started: who trains what, sums over all of them, one voice, and one end.
+"""Ranks that torchrun started: dividing work between them, summing over them, logging from rank 0.
 
     torchrun --nproc-per-node 2 -m ssmdiag retrain …
 
-With more arms than ranks each rank trains its share of the arms. Else all ranks train each arm together under
-torch's DistributedDataParallel: the batch is that of one process, and each rank takes a part of it, so that the
-losses agree to rounding.
+With more arms than ranks each rank trains its share of the arms. Else all ranks train each arm together: the batch is
+that of one process, each rank computes a part of it, and gradients are summed (for a module by torch's
+DistributedDataParallel), so that the losses agree to rounding.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this rank prints and writes for all."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:

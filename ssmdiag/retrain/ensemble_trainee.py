@@ -19,10 +19,10 @@ from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
 from ssmdiag.retrain.digests import digest_of
 from ssmdiag.retrain.distributed import ALONE, Ranks
-from ssmdiag.retrain.gradients import losses_and_gradients, shared_losses_and_gradients, validate
+from ssmdiag.retrain.gradients import losses_and_gradients, validate
 from ssmdiag.retrain.learned_kernel import learned_kernel
 from ssmdiag.retrain.memory_limit import saying_what_fits, saying_what_to_lower
-from ssmdiag.retrain.model import Ensemble, EnsembleModule, ModelSettings
+from ssmdiag.retrain.model import Ensemble, ModelSettings
 from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve, Point
 from ssmdiag.retrain.saving import Contents
@@ -55,7 +55,6 @@ class EnsembleTrainee:
         if start is not None:
             for k, arm in enumerate(arms):
                 self.ensemble.load_state(k, start.weights(arm.param))
-        self._shared = ranks.wrap(EnsembleModule(self.ensemble)) if ranks.count > 1 else None
         self._optimiser = ArmAdamW(self.ensemble.parameters, *_rates(self.ensemble, ranks.device))
         self._batches = ArmBatches(arms, data, batch, ranks.device)
         self._gradients: Mapping[str, Tensor] = {}
@@ -81,18 +80,13 @@ class EnsembleTrainee:
 
     def require_same_batches(self, step: int) -> None:
         if self.ranks.count > 1:
-            self.ranks.require_same("the data", self._digest)
+            self.ranks.require_same("the data and weights", digest_of(self._digest, self.ensemble.parameters))
 
     def losses(self, step: int) -> list[float]:
         self._gradients = {}
         inputs, targets = self._batches.at(step)
-        if self._shared is None:
-            losses, self._gradients = losses_and_gradients(self.ensemble, inputs, targets, self._data)
-        else:
-            losses, self._gradients = shared_losses_and_gradients(
-                self.ensemble, self._shared, inputs, targets, self._data, self.ranks
-            )
-        return losses.detach().tolist()
+        losses, self._gradients = losses_and_gradients(self.ensemble, inputs, targets, self._data, self.ranks)
+        return losses.tolist()
 
     def update(self, scale: float, running: Sequence[bool]) -> None:
         self._optimiser.step(self._gradients, scale, torch.tensor(running, device=self.ranks.device))

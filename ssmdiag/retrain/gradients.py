@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.retrain.distributed import Ranks
+from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.results import Point
 
@@ -35,10 +35,20 @@ def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:
 
 
 def losses_and_gradients(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
+    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData, ranks: Ranks = ALONE
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return every arm's loss and its gradients, a part of the batch at a time where all of it would be too large."""
+    """Return every arm's loss and its gradients, a part of the batch at a time where all of it would be too large.
+
+    Each of several ranks computes a part of the batch: weighted by its size, the parts' means sum to the mean.
+    """
     size = inputs.shape[1]
+    if ranks.count > 1:
+        part = ranks.part(size)
+        if part.start == part.stop:
+            raise ConfigurationError(f"a batch of {size} for {ranks.count} ranks.", expected="a sample for each rank")
+        share = (part.stop - part.start) / size
+        losses, gradients = _of_sequences(ensemble, inputs[:, part], targets[:, part], data, share)
+        return ranks.sum(losses), {name: ranks.sum(gradient) for name, gradient in gradients.items()}
     at_once = ensemble.sequences_at_once(inputs.shape[2])
     if size <= at_once:
         return _of_sequences(ensemble, inputs, targets, data)
@@ -55,33 +65,17 @@ def losses_and_gradients(
 
 
 def _of_sequences(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData
+    ensemble: Ensemble, inputs: Tensor, targets: Tensor, data: TaskData, share: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return `share` times the losses, and the gradients of that."""
     losses, gradients = [], []
     for some in ensemble.pieces(*inputs.shape[1:3]):
         own = {name: value[some].detach().requires_grad_() for name, value in ensemble.parameters.items()}
-        loss = losses_of(ensemble.answers(inputs[some], some, own), targets[some], data)
+        loss = share * losses_of(ensemble.answers(inputs[some], some, own), targets[some], data)
         gradients.append(torch.autograd.grad(loss.sum(), list(own.values())))
         losses.append(loss.detach())
     together = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
     return torch.cat(losses), dict(zip(ensemble.parameters, together, strict=True))
-
-
-def shared_losses_and_gradients(
-    ensemble: Ensemble, model: nn.Module, inputs: Tensor, targets: Tensor, data: TaskData, ranks: Ranks
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the same, each rank having a part of the batch: weighted by its size, the parts' means are the mean."""
-    size = inputs.shape[1]
-    part = ranks.part(size)
-    if part.start == part.stop:
-        raise ConfigurationError(f"a batch of {size} for {ranks.count} ranks.", expected="a sample for each rank")
-    weight = (part.stop - part.start) / size
-    for value in ensemble.parameters.values():
-        value.grad = None
-    losses = weight * losses_of(model(inputs[:, part]), targets[:, part], data)
-    (ranks.count * losses.sum()).backward()
-    gradients = {name: value.grad for name, value in ensemble.parameters.items() if value.grad is not None}
-    return ranks.sum(losses), gradients
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ssmdiag.errors import ConfigurationError
@@ -137,20 +137,6 @@ class Ensemble:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value[position] = state[name].to(value.device)
-
-
-class EnsembleModule(nn.Module):
-    """An ensemble as an nn.Module, for engines that take one; the ensemble's parameters become the module's."""
-
-    def __init__(self, ensemble: Ensemble) -> None:
-        super().__init__()
-        names = {name: name.replace(".", "-") for name in ensemble.parameters}  # a dot has a meaning to nn.Module
-        self.weights = nn.ParameterDict({names[name]: value for name, value in ensemble.parameters.items()})
-        ensemble.parameters = {name: self.weights[names[name]] for name in names}
-        self._ensemble = ensemble
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._ensemble.forward(inputs)
 
 
 def require_reach(arms: Sequence[Arm], settings: ModelSettings, data: TaskData) -> None:

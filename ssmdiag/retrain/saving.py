@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, arm: Arm, step: int, budget: Budget, contents:
         name: value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
         for name, value in state.items()
     }
-    with replacing(path) as temporary, _disk_errors():
+    with replacing(path) as temporary:
         if plain:
             save_file(own, temporary, {"step": str(step), **contents.metadata})
             _order_metadata(temporary)
@@ -106,24 +106,16 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporaries.replacing(path, durable=True) as temporary:
             yield temporary
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise SsmdiagError(
-            f"{path}: cannot be written ({error.strerror or error}); what was there before is intact.",
-            advice=advice_for(error),
+            f"{path}: cannot be written ({reason}); what was there before is intact.", advice=advice_for(error)
         ) from error
 
 
-def advice_for(error: OSError) -> str:
+def advice_for(error: Exception) -> str:
     """Return what to do about a file that cannot be written."""
-    if error.errno in _FULL:
+    number = getattr(error, "errno", None)
+    if number in _FULL:
         return "make room and give --resume to go on from the last saved step."
-    return "give write permission, or another --output." if error.errno in _FORBIDDEN else "give another --output."
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Raise as OSError what torch and safetensors raise when a file cannot be written."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        raise OSError(str(error).splitlines()[0]) from error
+    return "give write permission, or another --output." if number in _FORBIDDEN else "give another --output."
