@@ -15,7 +15,7 @@ import typer
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Device, choose_device, parse_assumptions
 from ssmdiag.cli.process import import_torch
-from ssmdiag.cli.retraining import Asked, comparison, hush_other_ranks, options_given, task_of
+from ssmdiag.cli.retraining import Asked, comparison, options_given, silence_other_ranks, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
@@ -134,7 +134,7 @@ def retrain(
     Arms are all combinations of the options that can be given several times: the same initial function, the same
     batches, the same number of steps. One --param is compared with exp.
     """
-    hush_other_ranks()
+    silence_other_ranks()
     import_torch()
     from ssmdiag.reports import Settings
     from ssmdiag.retrain.allocation import keep_freed_memory
@@ -158,7 +158,8 @@ def retrain(
             path, model, task or task_of(text, data), text, data, length, samples, width, modes, depth, together,
             parse_assumptions(assume or []), output, options_given(context),
         )  # fmt: skip
-        asked.require_meant()
+        asked.require_possible(steps=steps, batch=batch)
+        asked.reject_ignored_options()
         if asked.foreign:
             terminal.let_others_draw()
         maps = list(dict.fromkeys(param or [asked.usual_map()]))
@@ -181,7 +182,7 @@ def retrain(
         watch = Watch(len(arms), quiet or not ranks.first)
         keep_freed_memory()
         try:
-            with _stopping_politely():
+            with _ending_with_what_is_known():
                 result = comparison(asked, budget)(
                     arms,
                     device=choose_device(device),
@@ -228,14 +229,14 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
 
 
 @contextmanager
-def _stopping_politely() -> Iterator[None]:
+def _ending_with_what_is_known() -> Iterator[None]:
     """Let a kill end the run as Ctrl-C does: with what is known, and a state to resume from."""
-    from ssmdiag.retrain.interruption import InterruptedTraining, heeded_signals
+    from ssmdiag.retrain.interruption import InterruptedTraining, ending_signals
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise InterruptedTraining(number)
 
-    before = {number: signal.signal(number, stop) for number in heeded_signals()}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         yield
     finally:

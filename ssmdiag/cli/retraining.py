@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_WEIGHTS = 2**32
 """Of one arm; larger ones take minutes to draw before anything says that they do not fit."""
+MOST = 10**9
+"""Steps, sequences a step, arms together: more is a slip of the keyboard."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Asked:
             return "exp" if read_starting_point(self.path).map == "best" else "best"
         return "best"
 
-    def require_meant(self) -> None:
-        """Raise ConfigurationError for options that are ignored, and for a model that no machine holds."""
+    def require_possible(self, **counts: int) -> None:
+        """Raise ConfigurationError for a model that no machine holds, and for counts that no run has."""
         weights = self.depth * self.width * (self.width + self.modes)
         if weights > MOST_WEIGHTS:
             raise ConfigurationError(
@@ -73,12 +75,18 @@ class Asked:
                 expected=f"{MOST_WEIGHTS:,} at most",
                 advice="the effect of a map shows at a width of 64.",
             )
-        for name, why, advice in self._unheeded():
+        for name, count in {"together": self.together, **counts}.items():
+            if count > MOST:
+                raise ConfigurationError(f"--{name} {count:,}: more than any run has.", expected=f"{MOST:,} at most")
+
+    def reject_ignored_options(self) -> None:
+        """Raise ConfigurationError for options that have no part in what is asked."""
+        for name, why, advice in self._ignored():
             if name in self.given:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: {why}", advice=advice)
 
-    def _unheeded(self) -> Iterator[tuple[str, str, str]]:
-        """Yield options that have no part in what is asked, each with why and what to do."""
+    def _ignored(self) -> Iterator[tuple[str, str, str]]:
+        """Yield options that are ignored, each with why and what to do."""
         from ssmdiag.retrain.user_code import names_function
 
         out = "leave it out."
@@ -119,7 +127,7 @@ def task_of(text: Path | None, data: str | None) -> str:
     return "text" if text is not None else "lf-poly"
 
 
-def hush_other_ranks() -> None:
+def silence_other_ranks() -> None:
     """Leave the remarks of torch and transformers to the first rank; read when they are imported, so call it before."""
     if os.environ.get("RANK", "0") != "0":
         warnings.simplefilter("ignore")

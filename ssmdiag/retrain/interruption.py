@@ -34,8 +34,8 @@ class InterruptedTraining(KeyboardInterrupt):
         """All arms that were begun."""
 
 
-def heeded_signals() -> list[int]:
-    """Return the signals that end training politely: all that whoever started it does not have ignored."""
+def ending_signals() -> list[int]:
+    """Return the signals that end training after the current step: those that this process is not set to ignore."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
@@ -87,7 +87,7 @@ def finishing_steps() -> Iterator[Callable[[], int]]:
             raise InterruptedTraining(first[0][1])
         first.append((time.monotonic(), number))
 
-    before = {number: signal.signal(number, note) for number in heeded_signals()}
+    before = {number: signal.signal(number, note) for number in ending_signals()}
     try:
         yield lambda: first[0][1] if first else 0
     finally:

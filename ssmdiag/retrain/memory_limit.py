@@ -14,7 +14,7 @@ import torch
 from ssmdiag.errors import SsmdiagError
 
 UNKNOWN = 4 << 30
-"""Bytes taken to be free where the system does not say."""
+"""Bytes assumed to be free where the system does not say."""
 _WORDS = (
     "not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory",
     "storage size calculation overflowed",

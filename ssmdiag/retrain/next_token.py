@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmdiag.checkpoint.budget import open_regular
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.sources import import_transformers
 from ssmdiag.retrain.tasks import TaskData
@@ -33,11 +34,13 @@ def next_token_data(
     length = length or LENGTH
     wanted = int(samples / (1 - HELD_OUT) + 2) * length + 1
     try:
-        with text.open("rb") as file:
-            most = os.fstat(file.fileno()).st_size or 1 << 40  # a pipe has no size
-            content = file.read(min(most, wanted * (BYTES_PER_TOKEN if tokenizer else 1)))
+        with open_regular(text) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(size, wanted * (BYTES_PER_TOKEN if tokenizer else 1)))
     except OSError as error:
-        raise ConfigurationError(f"--text {text}: cannot be read ({error.strerror or error}).") from error
+        raise ConfigurationError(
+            f"--text {text}: cannot be read ({error.strerror or error}).", expected="a file; a pipe is not waited for"
+        ) from error
     tokens = _tokens(content, tokenizer)[:wanted]
     windows = (len(tokens) - 1) // length
     if windows < 2:

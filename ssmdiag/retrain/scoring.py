@@ -18,7 +18,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Score:
-    """How answers are scored. A loss of the user's own is taken for a mean over samples."""
+    """How answers are scored. A loss of the user's own is assumed to be a mean over samples."""
 
     loss: Loss
     read_out: ReadOut = "every step"

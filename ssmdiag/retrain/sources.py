@@ -40,7 +40,7 @@ class ModelSource:
     vocabulary: int | None = None
     """Number of tokens, for a language model."""
     tokenizer: tuple[Path, ...] = ()
-    """Files of its tokenizer, to lie beside its checkpoints: a step can be gone on from with its own tokens."""
+    """Files of its tokenizer, to lie beside its checkpoints: who starts from one of them needs the same tokens."""
     notes: tuple[str, ...] = ()
 
 

@@ -13,9 +13,9 @@ from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.results import ArmResult, RetrainResult
 
 USABLE = 2.0
-"""An arm is usable whose final loss is at most this many times the best of all arms, and half of the way down to it."""
+"""Usable: the final loss is at most this many times the best of all arms, and at least half of the way down to it."""
 LEVELS = 3
-"""Loss levels whose first step is told: a quarter, a half and three quarters of the way down, in log loss."""
+"""Loss levels whose first step is reported: a quarter, a half and three quarters of the way down, in log loss."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""`ssmdiag retrain`: an option that would not be heeded, and a value no run can have, is refused before training."""
+"""`ssmdiag retrain`: an option that is ignored, and a value no run can have, is refused before training."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ PAIRS = ("--data", f"{GIVEN}:pairs")
 SMALL = ("--steps", 1, "--no-plots", "--quiet")
 
 
-UNHEEDED = {
+IGNORED = {
     "together": ((*MODEL, *PAIRS, "--together", 3), "models that are given are trained one after another"),
     "width": ((*MODEL, *PAIRS, "--width", 3), "has a model and sizes of its own"),
     "task": ((*MODEL, *PAIRS, "--task", "lf-exp"), "pairs returns the sequences as they are"),
@@ -31,15 +32,15 @@ UNHEEDED = {
 }
 
 
-@pytest.mark.parametrize("option", UNHEEDED)
-def test_an_option_that_would_not_be_heeded_is_refused(
+@pytest.mark.parametrize("option", IGNORED)
+def test_an_option_that_is_ignored_is_refused(
     option: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text('{"model_type": "mamba"}')
     (tmp_path / "corpus.txt").write_text("to be or not to be")
     monkeypatch.chdir(tmp_path)
-    arguments, why = UNHEEDED[option]
+    arguments, why = IGNORED[option]
     code, output, errors = run("retrain", *arguments, *SMALL)
     assert (code, output) == (2, "")
     assert errors.startswith(f"ConfigurationError: --{option.strip()}: ")
@@ -68,10 +69,23 @@ def test_an_option_that_would_not_be_heeded_is_refused(
         (("--param", "best(b=nan)"), "b=nan"),
         (("--param", "best(b=-1)"), "b=-1"),
         (("--param", "own"), "own"),
+        (("--steps", 10**12), "--steps 1,000,000,000,000: more than any run has.\n  expected: 1,000,000,000 at most"),
+        (("--batch", 10**12), "--batch 1,000,000,000,000: more than any run has"),
+        (("--together", 10**12), "--together 1,000,000,000,000: more than any run has"),
+        (("--width", 10**6), "--width 1,000,000 --modes 32 --depth 1: 1,000,032,000,000 weights."),
+        (("--modes", 10**9), "--width 64 --modes 1,000,000,000 --depth 1: 64,000,004,096 weights."),
+        (("--depth", 10**7), "--width 64 --modes 32 --depth 10,000,000: 61,440,000,000 weights."),
+        (("--text", "pipe"), "--text pipe: cannot be read (it is a pipe or a device, not a file)"),
+        (("--text", "/dev/zero"), "--text /dev/zero: cannot be read (it is a pipe or a device, not a file)"),
+        (("--text", "-"), "--text -: cannot be read (No such file or directory).\n  expected: a file"),
         (("--resume",), "--resume: there is nothing to resume from"),
     ],
 )
-def test_a_value_that_no_run_can_have_is_refused(arguments: tuple[str, ...], says: str, run: Run) -> None:
+def test_a_value_that_no_run_can_have_is_refused(
+    arguments: tuple[object, ...], says: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
     code, output, errors = run("retrain", *SMALL, *arguments)
     assert (code, output) == (2, "")
     assert says in errors
@@ -80,7 +94,7 @@ def test_a_value_that_no_run_can_have_is_refused(arguments: tuple[str, ...], say
 
 @pytest.mark.parametrize("arguments", [("--steps", 0), ("--length", 2), ("--batch", 10**9), ("--recurrence-lr", 0)])
 def test_a_value_at_its_limit_trains(arguments: tuple[object, ...], run: Run) -> None:
-    sizes = ("--width", 2, "--modes", 2, "--samples", 8, "--length", 6)
+    sizes = ("--width", 2, "--modes", 2, "--samples", 8, "--length", 6, "--together", 10**9)
     code, output, errors = run("retrain", *sizes, *SMALL, *arguments)
     assert (code, errors) == (0, "")
     assert "lf-poly" in output
