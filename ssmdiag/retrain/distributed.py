@@ -95,7 +95,7 @@ class Ranks:
         if len(set(values)) > 1:
             seen = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(values[:4]))
             raise ConfigurationError(
-                f"{what} is not the same on all ranks ({seen}).",
+                f"{what}: not the same on all ranks ({seen}).",
                 expected="the same files and the same random numbers on every rank",
             )
 

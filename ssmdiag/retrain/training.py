@@ -147,7 +147,7 @@ class _Training:
         ranks = self.trainee.ranks
         if resume and self.state is not None:
             self.state.load()
-        ranks.require_same(f"{self.trainee.arms[0].label}: the step to go on from", self.run.step)
+        ranks.require_same(f"{self.trainee.arms[0].label}, the step to go on from", self.run.step)
         self.trainee.require_same_batches(self.run.step)
         if not ranks.first:
             self.state = None

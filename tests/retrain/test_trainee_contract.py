@@ -17,6 +17,7 @@ from ssmdiag import extract_recurrences
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
+from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.ensemble_trainee import EnsembleTrainee
 from ssmdiag.retrain.module_trainee import ModuleTrainee
 from ssmdiag.retrain.results import ArmResult, Point
@@ -205,6 +206,21 @@ def test_a_trained_arm_in_memory_is_the_one_in_its_file(make: Make, tmp_path: Pa
         (live,) = extract_recurrences(trainee.checkpoint(k))
         (stored,) = extract_recurrences(result.checkpoints[-1])
         assert live.log_eigenvalues.equal(stored.log_eigenvalues)
+
+
+class OfTwo(Ranks):
+    """A rank beside another one that has something else."""
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item, "something else"]
+
+
+@every_kind
+def test_ranks_that_would_train_on_other_batches_are_refused(make: Make) -> None:
+    trainee = make()
+    trainee.ranks = OfTwo(count=2)
+    with pytest.raises(ConfigurationError, match="not the same on all ranks"):
+        trainee.require_same_batches(0)
 
 
 @every_kind
