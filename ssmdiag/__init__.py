@@ -13,31 +13,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ssmdiag.version import __version__ as __version__
 
 _WHERE = {
     "Checkpoint": "ssmdiag.checkpoint",
     "Diagnosis": "ssmdiag.diagnosis",
     "Family": "ssmdiag.families",
     "Option": "ssmdiag.families",
-    "Recurrence": "ssmdiag.recurrence",
+    "Recurrence": "ssmdiag.recurrence.modal",
     "Spelling": "ssmdiag.families",
     "SsmdiagError": "ssmdiag.errors",
     "assess_capacity": "ssmdiag.capacity.capacity",
-    "assess_memory": "ssmdiag.memory",
+    "assess_memory": "ssmdiag.assessment.memory",
     "compare_models": "ssmdiag.compare.models",
     "compare_run": "ssmdiag.compare.run",
     "compute_kernel": "ssmdiag.kernel.kernel",
     "diagnose": "ssmdiag.diagnosis",
     "extract_recurrences": "ssmdiag.diagnosis",
-    "find_map": "ssmdiag.maps",
+    "find_map": "ssmdiag.recurrence.maps",
     "fold": "ssmdiag.reparam",
     "folded_state_dict": "ssmdiag.reparam",
     "freeze": "ssmdiag.reparam",
-    "gradient_scale": "ssmdiag.stability",
+    "gradient_scale": "ssmdiag.stability.sensitivity",
     "hankel_singular_values": "ssmdiag.capacity.hankel",
     "horizon": "ssmdiag.kernel.energy",
-    "initial_spectra": "ssmdiag.capacity.initial_spectra",
+    "initial_spectra": "ssmdiag.families.initial_spectra",
     "known_families": "ssmdiag.families",
     "memory_function": "ssmdiag.capacity.reconstruction",
     "noisy_capacity": "ssmdiag.capacity.noise",
@@ -48,19 +48,19 @@ _WHERE = {
     "read_module": "ssmdiag.reparam",
     "recognise": "ssmdiag.families.recognition",
     "recommend_step": "ssmdiag.capacity.timescale",
-    "relative_perturbation": "ssmdiag.stability",
+    "relative_perturbation": "ssmdiag.stability.sensitivity",
     "reparameterize": "ssmdiag.reparam",
-    "rounding_step": "ssmdiag.stability",
-    "stability_bound": "ssmdiag.stability",
+    "rounding_step": "ssmdiag.stability.sensitivity",
+    "stability_bound": "ssmdiag.stability.sensitivity",
     "trade_off": "ssmdiag.capacity.timescale",
 }
 
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from ssmdiag.assessment.memory import assess_memory as assess_memory
     from ssmdiag.capacity.capacity import assess_capacity as assess_capacity
     from ssmdiag.capacity.hankel import hankel_singular_values as hankel_singular_values
-    from ssmdiag.capacity.initial_spectra import initial_spectra as initial_spectra
     from ssmdiag.capacity.noise import noisy_capacity as noisy_capacity
     from ssmdiag.capacity.noise import noisy_memory_function as noisy_memory_function
     from ssmdiag.capacity.reconstruction import memory_function as memory_function
@@ -79,22 +79,22 @@ if TYPE_CHECKING:
     from ssmdiag.families import Option as Option
     from ssmdiag.families import Spelling as Spelling
     from ssmdiag.families import known_families as known_families
+    from ssmdiag.families.initial_spectra import initial_spectra as initial_spectra
     from ssmdiag.families.recognition import recognise as recognise
     from ssmdiag.kernel.energy import horizon as horizon
     from ssmdiag.kernel.kernel import compute_kernel as compute_kernel
-    from ssmdiag.maps import find_map as find_map
-    from ssmdiag.memory import assess_memory as assess_memory
-    from ssmdiag.recurrence import Recurrence as Recurrence
+    from ssmdiag.recurrence.maps import find_map as find_map
+    from ssmdiag.recurrence.modal import Recurrence as Recurrence
     from ssmdiag.reparam import fold as fold
     from ssmdiag.reparam import folded_state_dict as folded_state_dict
     from ssmdiag.reparam import freeze as freeze
     from ssmdiag.reparam import parameter_groups as parameter_groups
     from ssmdiag.reparam import read_module as read_module
     from ssmdiag.reparam import reparameterize as reparameterize
-    from ssmdiag.stability import gradient_scale as gradient_scale
-    from ssmdiag.stability import relative_perturbation as relative_perturbation
-    from ssmdiag.stability import rounding_step as rounding_step
-    from ssmdiag.stability import stability_bound as stability_bound
+    from ssmdiag.stability.sensitivity import gradient_scale as gradient_scale
+    from ssmdiag.stability.sensitivity import relative_perturbation as relative_perturbation
+    from ssmdiag.stability.sensitivity import rounding_step as rounding_step
+    from ssmdiag.stability.sensitivity import stability_bound as stability_bound
 
 
 def __getattr__(name: str) -> Any:

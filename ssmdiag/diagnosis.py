@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssmdiag import __version__
+from ssmdiag.assessment.assess import MOST_CHANNELS, examine_layers
+from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
-from ssmdiag.examination import MOST_CHANNELS, examine_layers
 from ssmdiag.families.recognition import Recognition, recognise
-from ssmdiag.finding import SEVERITIES, Finding
-from ssmdiag.recurrence import Assumption, Recurrence
-from ssmdiag.rules.interface import CheckpointEvidence
+from ssmdiag.recurrence.modal import Assumption, Recurrence
+from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import select_rules
-from ssmdiag.spectrum import LayerDiagnosis
+from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family

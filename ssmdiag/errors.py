@@ -6,6 +6,7 @@ Misuse of the Python API raises built-in exceptions; these are for the state of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ssmdiag.printable import printable
 
@@ -101,3 +102,24 @@ class BaselineError(SsmdiagError):
 
 class OutputError(SsmdiagError):
     """A file cannot be written, or must not be: it is what the command reads, or written twice."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A path that could not be diagnosed, beside others that could."""
+
+    path: str
+    kind: str
+    """Name of the exception."""
+    seen: str
+    expected: str | None
+    advice: str | None
+    details: tuple[str, ...] = ()
+    """Lines on what was seen."""
+    sample: tuple[str, ...] = ()
+    """Lines of a text to copy."""
+
+    @classmethod
+    def of(cls, path: str, error: SsmdiagError) -> Failure:
+        """Return the failure of a path by what it raised."""
+        return cls(path, type(error).__name__, error.seen, error.expected, error.advice, error.details, error.sample)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ssmdiag.diagnosis import extract_recurrences
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 
 @pytest.fixture

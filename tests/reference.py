@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 
 def stepped_kernel(recurrence: Recurrence, lags: int) -> torch.Tensor:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ssmdiag import Family, Recurrence, Spelling, diagnose, extract_recurrences, known_families, read_checkpoint
+from ssmdiag.assessment.spectrum import summarise
 from ssmdiag.errors import LayerError, UnknownFamilyError
 from ssmdiag.families.layer import Layer
-from ssmdiag.spectrum import summarise
 
 Write = Callable[..., Path]
 GENERATOR = torch.Generator().manual_seed(1)

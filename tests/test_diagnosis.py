@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ssmdiag import diagnose
+from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, summarise
 from ssmdiag.diagnosis import context_length_of
-from ssmdiag.recurrence import Recurrence
-from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, Quantiles, summarise
+from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.quantiles import Quantiles
 
 
 def recurrence(rates: list[float], **fields: object) -> Recurrence:

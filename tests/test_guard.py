@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import ssmdiag.memory
+import ssmdiag.assessment.memory
 from ssmdiag import Recurrence, diagnose, extract_recurrences, known_families, read_checkpoint
+from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import CheckpointError, LayerError
 from ssmdiag.families.layer import Layer
@@ -20,7 +21,6 @@ from ssmdiag.guard import guard
 from ssmdiag.reports import Settings, formats, render
 from ssmdiag.reports.json import layer_document
 from ssmdiag.rules import Limits, Observation, Rule, known_rules
-from ssmdiag.rules.interface import LayerEvidence
 from ssmdiag.rules.selection import select_rules
 from tests.families.synthetic import state_dict
 
@@ -43,14 +43,14 @@ def model(write_model: Write) -> Path:
 @pytest.fixture
 def failing_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the measure of memory fail wherever the strange layer is among the layers measured."""
-    measure = ssmdiag.memory.assess_memories
+    measure = ssmdiag.assessment.memory.assess_memories
 
-    def fail(recurrences: Sequence[Recurrence], context: int, **others: object) -> list[ssmdiag.memory.LayerMemory]:
+    def fail(recurrences: Sequence[Recurrence], context: int, **others: object) -> object:
         if any(recurrence.layer == STRANGE for recurrence in recurrences):
             raise ZeroDivisionError("float division by zero")
         return measure(recurrences, context, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ssmdiag.memory, "assess_memories", fail)
+    monkeypatch.setattr(ssmdiag.assessment.memory, "assess_memories", fail)
 
 
 def numbers(result: Diagnosis) -> dict[str, str]:

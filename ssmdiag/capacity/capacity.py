@@ -23,20 +23,20 @@ import torch
 
 from ssmdiag.capacity.cascade import Cascade
 from ssmdiag.capacity.full_spectrum import REASONS, Excluded
-from ssmdiag.capacity.initial_spectra import initial_spectra
 from ssmdiag.capacity.noise import complete, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
 from ssmdiag.capacity.rounding import STATE_PRECISION, Rounding
-from ssmdiag.channels import each_layer, sample_channels
 from ssmdiag.cores import one_thread
+from ssmdiag.families.initial_spectra import initial_spectra
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
-from ssmdiag.spectrum import Quantiles
+from ssmdiag.recurrence.channels import each_layer, sample_channels
+from ssmdiag.recurrence.quantiles import Quantiles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 HALF, TENTH = 0.5, 0.1
 NINE_TENTHS = 0.9

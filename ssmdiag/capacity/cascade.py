@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.capacity.full_spectrum import FullSpectrum
-    from ssmdiag.recurrence import DenseRealisation
+    from ssmdiag.recurrence.modal import DenseRealisation
 
 LARGE = 128
 """States from which triangular products are split."""

@@ -17,7 +17,7 @@ from ssmdiag.kernel.powers import UNDERFLOW, _angle, is_real
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 ALIAS = 2.0**-50
 """Relative rounding of a frequency Δ·Im λ."""

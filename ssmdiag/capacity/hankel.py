@@ -24,13 +24,13 @@ from ssmdiag.kernel.gramian import gramian_factor, triangle
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import UNDERFLOW
 from ssmdiag.kernel.response import modal_terms, on_parts
+from ssmdiag.kernel.status import Status, channel_status
 from ssmdiag.kernel.tangential import narrowed, tangential_factor
-from ssmdiag.status import Status, channel_status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ssmdiag.recurrence import DenseRealisation, Recurrence
+    from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 PANEL = 64
 """Columns that are made triangular at a time; even, so that no mode's parts are separated."""

@@ -25,12 +25,12 @@ from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.powers import is_real, lags_of
 from ssmdiag.kernel.response import square_of
-from ssmdiag.recurrence import DenseRealisation
+from ssmdiag.recurrence.modal import DenseRealisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes the values may take, by default."""

@@ -28,7 +28,7 @@ from ssmdiag.kernel.orthonormal import around_one
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 Int8Scale = Literal["state", "channel", "layer"]
 INT8_RANGE = 4.0

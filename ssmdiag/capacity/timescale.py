@@ -18,12 +18,13 @@ from ssmdiag.capacity.noise import complete, noisy_memory_function, precision_of
 from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
-from ssmdiag.recurrence import DenseRealisation, as_complex, bilinear
+from ssmdiag.recurrence.discretisation import as_complex, bilinear
+from ssmdiag.recurrence.modal import DenseRealisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 OCTAVES = 7

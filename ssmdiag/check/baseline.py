@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ssmdiag.finding import SEVERITIES, Finding
-from ssmdiag.reports.interface import Failure
+from ssmdiag.errors import Failure
 from ssmdiag.rules import known_rules
+from ssmdiag.rules.finding import SEVERITIES, Finding, Key, key_of
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
@@ -26,8 +26,6 @@ TOLERANCE = 0.1
 """How much worse counts as no worse: a share of the count, and of the way from all is well to the value on file."""
 ROUNDING = 1e-9
 """Relative; values that differ by less differ by the machine they were computed on."""
-
-Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Entry:
     @property
     def key(self) -> Key:
         """What a finding is matched by."""
-        return key_of(self)
+        return key_of(self.code, self.layer, self.tensor, self.family)
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,6 @@ class BaselineComparison:
         return replace(self.baseline, entries=tuple(entries.values()))
 
 
-def key_of(finding: Finding | Entry) -> Key:
-    """Return what a finding is known again by: rule, tensor (or layer, where it has no tensor) and family."""
-    return (finding.code, finding.tensor if finding.tensor is not None else finding.layer or "", finding.family or "")
-
-
 def compare(
     findings: Iterable[Finding],
     baseline: Baseline,
@@ -116,7 +109,7 @@ def compare(
     on_file = {entry.key: entry for entry in baseline.entries}
     together: dict[Key, list[Finding]] = {}
     for finding in findings:
-        together.setdefault(key_of(finding), []).append(finding)
+        together.setdefault(finding.key, []).append(finding)
     state: dict[str, list[Finding]] = {"new": [], "worse": [], "known": []}
     observed = []
     for key, some in together.items():
@@ -153,7 +146,7 @@ def compare_results(
         comparison = compare(result.findings, baseline, rules=result.rules, layers=layers)
         comparisons.append(comparison)
         marked.append(replace(result, findings=comparison.failing, known=comparison.known))
-    met = {key_of(f) for comparison in comparisons for f in (*comparison.worse, *comparison.known)}
+    met = {f.key for comparison in comparisons for f in (*comparison.worse, *comparison.known)}
     gone = {entry.key: entry for comparison in comparisons for entry in comparison.gone if entry.key not in met}
     worst: dict[Key, Entry] = {}
     for entry in (entry for comparison in comparisons for entry in comparison.observed):

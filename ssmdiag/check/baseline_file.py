@@ -21,8 +21,8 @@ from typing import Any
 from ssmdiag.check.baseline import TOLERANCE, Baseline, BaselineComparison, Entry
 from ssmdiag.checkpoint.budget import MOST_BASELINE, parse_json, read_text, shortened
 from ssmdiag.errors import BaselineError, OutputError
-from ssmdiag.finding import SEVERITIES
-from ssmdiag.writer import Target
+from ssmdiag.output.writer import Target
+from ssmdiag.rules.finding import SEVERITIES
 
 SCHEMA_VERSION = 1
 

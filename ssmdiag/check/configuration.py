@@ -29,9 +29,9 @@ from typing import Any
 
 from ssmdiag.checkpoint.budget import MOST_TOML, parse_toml, read_text, shortened
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.finding import SEVERITIES
 from ssmdiag.reports import formats
 from ssmdiag.rules import known_rules
+from ssmdiag.rules.finding import SEVERITIES
 from ssmdiag.rules.selection import Selection, codes_of, select_rules
 
 NAME = "ssmdiag.toml"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ssmdiag import __version__
+from ssmdiag.version import __version__
 
 COMMANDS = {
     "inspect": "inspect",

@@ -18,7 +18,7 @@ from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
     from ssmdiag.capacity.rounding import Rounding
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
     from ssmdiag.reports.capacity_text import CapacityLayer
 
 
@@ -118,10 +118,10 @@ def capacity(
 
     Length: the farthest input a linear readout rebuilds to one half. Effective modes: what survives a rounded state.
     """
+    from ssmdiag.assessment.memory import DEFAULT_CONTEXT
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
     from ssmdiag.families.recognition import recognise
-    from ssmdiag.memory import DEFAULT_CONTEXT
     from ssmdiag.reports import Settings
     from ssmdiag.reports.capacity_text import document, report
     from ssmdiag.reports.words import heading
@@ -211,7 +211,7 @@ def _assess(
     )
     from ssmdiag.capacity.noise import complete
     from ssmdiag.capacity.timescale import trade_off
-    from ssmdiag.channels import sample_channels
+    from ssmdiag.recurrence.channels import sample_channels
     from ssmdiag.reports.capacity_text import CapacityLayer
 
     most = recurrence.channels if most is None else affordable_channels(recurrence.modes, most, 4 * WORK)

@@ -21,7 +21,7 @@ from ssmdiag.errors import SsmdiagError
 if TYPE_CHECKING:
     from ssmdiag.check.configuration import Configuration
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.reports import Failure
+    from ssmdiag.errors import Failure
 
 
 SHOWS_TAILS = frozenset({"json", "jsonl", "markdown"})

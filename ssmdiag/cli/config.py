@@ -28,7 +28,7 @@ def show(
     """Print the settings in effect as a ssmdiag.toml, each with where it comes from."""
     from ssmdiag.check.configuration import read_configuration
     from ssmdiag.check.configuration_text import as_toml
-    from ssmdiag.writer import keep_streams_off
+    from ssmdiag.output.writer import keep_streams_off
 
     settings = read_configuration(working_folder(), config, isolated)
     if settings.path is not None and settings.path.stat().st_size:  # `config show > ssmdiag.toml` begins one

@@ -19,9 +19,10 @@ from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.reports import Failure, Settings
+    from ssmdiag.errors import Failure
+    from ssmdiag.output.writer import Target
+    from ssmdiag.reports import Settings
     from ssmdiag.rules.selection import Selection
-    from ssmdiag.writer import Target
 
 PATHS_A_WORKER = 16
 """Checkpoints that are worth a process of their own, which takes as long to start as several take to diagnose."""
@@ -79,7 +80,7 @@ def _keep_to_one_thread() -> None:
 
 
 def _lost(path: Path, code: int) -> Failure:
-    from ssmdiag.reports import Failure
+    from ssmdiag.errors import Failure
 
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     advice = "look whether memory ran out; give this path alone, and its error is shown."
@@ -88,10 +89,10 @@ def _lost(path: Path, code: int) -> Failure:
 
 def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:
     """Return the diagnosis of one path, or why there is none. Raises AssumptionError: that is the command's fault."""
+    from ssmdiag.assessment.assess import MOST_CHANNELS
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import diagnose
-    from ssmdiag.examination import MOST_CHANNELS
-    from ssmdiag.reports import Failure
+    from ssmdiag.errors import Failure
 
     progress = _Progress(path.name, quiet)
     try:
@@ -128,7 +129,8 @@ def report(
     In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
     files to write besides.
     """
-    from ssmdiag.reports import Failure, render, render_each
+    from ssmdiag.errors import Failure
+    from ssmdiag.reports import render, render_each
 
     done: list[Diagnosis | Failure] = []
     besides = replace(settings, unicode=True)
@@ -168,7 +170,7 @@ def report(
 
 def exit_code(result: Diagnosis | Failure, fail_on: str | None = None) -> int:
     """Return 2 for what could not be diagnosed, 1 for findings at `fail_on` or above, else 0."""
-    from ssmdiag.reports import Failure
+    from ssmdiag.errors import Failure
 
     return 2 if isinstance(result, Failure) else result.exit_code(fail_on)
 

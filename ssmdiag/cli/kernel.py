@@ -27,7 +27,7 @@ from ssmdiag.guard import guard
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 class Format(StrEnum):
@@ -98,10 +98,10 @@ def kernel(
 
     A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, stands for it.
     """
+    from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
     from ssmdiag.families.recognition import recognise
-    from ssmdiag.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.reports import Settings
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
     from ssmdiag.reports.words import heading
@@ -200,7 +200,7 @@ class _Asked:
 
     def narrow(self, recurrence: Recurrence) -> Recurrence:
         """Return the channel that is asked for. Raises SsmdiagError where there is none of that number."""
-        from ssmdiag.channels import select_channel
+        from ssmdiag.recurrence.channels import select_channel
 
         if self.channel is None:
             return recurrence

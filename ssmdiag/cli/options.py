@@ -15,7 +15,7 @@ from ssmdiag.errors import AssumptionError, SsmdiagError
 if TYPE_CHECKING:
     from ssmdiag.families import Family
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 MAX_LENGTH = 2**40
 """`kernel.powers.MAX_LAG`, which cannot be imported without torch."""

@@ -159,7 +159,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _discard_temporaries() -> None:
-    temporaries = sys.modules.get("ssmdiag.temporaries")  # not there: then there are none
+    temporaries = sys.modules.get("ssmdiag.output.temporaries")  # not there: then there are none
     if temporaries is not None:
         temporaries.discard_temporaries()
 

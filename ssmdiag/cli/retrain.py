@@ -136,13 +136,13 @@ def retrain(
     """
     silence_other_ranks()
     import_torch()
+    from ssmdiag.output.writer import keep_streams_off
     from ssmdiag.reports import Settings
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.distributed import joined
     from ssmdiag.retrain.interruption import signal_of
     from ssmdiag.retrain.output import require_apart
-    from ssmdiag.writer import keep_streams_off
 
     settings = Settings(
         width=terminal.width(),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ssmdiag.printable import harmless
 
 if TYPE_CHECKING:
-    from ssmdiag.writer import Stream, Target
+    from ssmdiag.output.writer import Stream, Target
 
 
 class Colour(StrEnum):
@@ -95,7 +95,7 @@ class Lines:
             emit(text, None, **self._gates)
             return
         if self._stream is None:
-            from ssmdiag.writer import Stream
+            from ssmdiag.output.writer import Stream
 
             self._stream = Stream(self._output)
         self._stream.write(text)
@@ -119,7 +119,7 @@ def claim_outputs(
     `reads` are the files and folders that the command reads, `baseline` the one that it keeps up to date. Raises
     OutputError for a file that cannot be written, is read, or is given twice.
     """
-    from ssmdiag.writer import Target, claim, keep_streams_off
+    from ssmdiag.output.writer import Target, claim, keep_streams_off
 
     read = tuple(path for path in (*reads, baseline) if path is not None)
     keep_streams_off(read)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag import __version__
+from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.compare.forward_settings import SettingDifference, differing_settings
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
@@ -30,12 +30,12 @@ from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
-from ssmdiag.memory import DEFAULT_CONTEXT
+from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from ssmdiag.families.interface import Family
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative tolerance of a rate where the coarser side stores this type and the other does not.

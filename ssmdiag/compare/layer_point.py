@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.channels import sample_channels
+from ssmdiag.assessment.memory import assess_memory, summarise_memory
+from ssmdiag.assessment.spectrum import summarise
 from ssmdiag.compare.mode_drift import ModeDrift, drifts_of_first_slowest
-from ssmdiag.memory import assess_memory, summarise_memory
-from ssmdiag.spectrum import Quantiles, summarise
+from ssmdiag.recurrence.channels import sample_channels
+from ssmdiag.recurrence.quantiles import Quantiles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.memory import LayerDecay
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.assessment.memory import LayerDecay
+    from ssmdiag.recurrence.modal import Recurrence
 
 ROUNDS_TO_ONE = {
     "bfloat16": -math.log1p(-(2.0**-9)),

@@ -17,7 +17,7 @@ from ssmdiag.errors import SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 SAME = 0.01
 """Relative change of the learning rate up to which it stays."""

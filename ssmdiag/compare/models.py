@@ -9,19 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of, diagnose
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.rules.selection import Selection
-from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
 
 if TYPE_CHECKING:
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.families.interface import Family
     from ssmdiag.families.recognition import Recognition
-    from ssmdiag.spectrum import LayerDiagnosis
 
 LEAST_SHARE = 0.01
 """Share of a model's modes in a range of time constants that is worth speaking of."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ssmdiag import __version__
+from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
@@ -33,7 +33,7 @@ from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
-from ssmdiag.memory import DEFAULT_CONTEXT
+from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.families.interface import Family
     from ssmdiag.families.recognition import Recognition
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 FailOn = Literal["never", "converging", "crossing"]
 Memory = Literal["none", "ends", "all"]

@@ -14,7 +14,7 @@ from ssmdiag.kernel.kernel import sample_kernel
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 WORKING_SET = 2**20
 """Pairs of modes compared at a time."""

@@ -9,10 +9,10 @@ from ssmdiag.decay.tail import TailLaw, TailStatus
 from ssmdiag.decay.verdict import Law
 
 if TYPE_CHECKING:
+    from ssmdiag.assessment.remaining import Remaining
     from ssmdiag.decay.comparison import DecayComparison
     from ssmdiag.decay.energy_curve import EnergyCurve
     from ssmdiag.decay.tail import Tail
-    from ssmdiag.remaining import Remaining
 
 PLAIN = (TailLaw.EXPONENTIAL, TailLaw.FLAT)
 SAME_RATE = 0.05

@@ -13,7 +13,8 @@ from ssmdiag.families.interface import Family, ForwardSetting, Option, Spelling,
 __all__ = ["Family", "ForwardSetting", "Option", "Spelling", "Steering", "known_families"]
 
 MACHINERY = frozenset({
-    "forward", "interface", "layer", "layouts", "map_template", "mapfile", "packed", "recognition", "unknown_decay",
+    "forward", "initial_spectra", "initialisations", "interface", "layer", "layouts", "map_template", "mapfile",
+    "packed", "recognition", "unknown_decay",
 })  # fmt: skip
 """Modules of this package that are not families."""
 

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.recurrence import as_complex
+from ssmdiag.recurrence.discretisation import as_complex
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import BIDIRECTIONAL
 from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.recurrence import as_complex
+from ssmdiag.recurrence.discretisation import as_complex
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 SOFTMAX_EPSILON = 1e-7
 """Added to |z|² in the reciprocals, so that a zero mode has a finite weight."""

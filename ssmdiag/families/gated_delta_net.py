@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 from ssmdiag.families.forward import ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps
-from ssmdiag.recurrence import zoh
+from ssmdiag.recurrence.discretisation import zoh
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 _GATE = {"dt_bias": "head", "A_log": "head"}
 # KDA has a gate per channel under the same names; its projection, packed or not, tells them apart.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 _GATE = {"f_proj.weight": "channel _", "i_proj.weight": "_ _"}
 # Convolutional and classical LSTMs use these names too, with a bias.

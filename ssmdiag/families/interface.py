@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 @dataclass(frozen=True)

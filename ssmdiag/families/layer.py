@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ssmdiag.checkpoint.names import layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
 from ssmdiag.guard import guard
-from ssmdiag.maps import find_map
-from ssmdiag.recurrence import Assumption, Recurrence, RecurrentWeight, as_complex
+from ssmdiag.recurrence.discretisation import as_complex
+from ssmdiag.recurrence.maps import find_map
+from ssmdiag.recurrence.modal import Assumption, Recurrence, RecurrentWeight
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.families.s5 import directions
-from ssmdiag.recurrence import as_complex
+from ssmdiag.recurrence.discretisation import as_complex
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

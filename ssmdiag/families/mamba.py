@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps, transposed
-from ssmdiag.recurrence import zoh
+from ssmdiag.recurrence.discretisation import zoh
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 # Packed (quantised) projections have other shapes, so only what the decay needs is asked for.
 _PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Option, Spelling, Steering
-from ssmdiag.maps import MAPS
-from ssmdiag.recurrence import zoh
+from ssmdiag.recurrence.discretisation import zoh
+from ssmdiag.recurrence.maps import MAPS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

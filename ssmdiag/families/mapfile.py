@@ -36,14 +36,14 @@ from ssmdiag.checkpoint.budget import MOST_TOML, parse_toml, read_text, shortene
 from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS
 from ssmdiag.errors import LayerError, MapFileError
 from ssmdiag.families.interface import Family, Spelling
-from ssmdiag.maps import MAPS
-from ssmdiag.recurrence import as_complex, bilinear, bilinear_gain, log_of, zoh, zoh_gain
+from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_gain, log_of, zoh, zoh_gain
+from ssmdiag.recurrence.maps import MAPS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 CHOICES = {
     "domain": ("continuous", "rate", "discrete"),

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Spelling
-from ssmdiag.recurrence import as_complex
+from ssmdiag.recurrence.discretisation import as_complex
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

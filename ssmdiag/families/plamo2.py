@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.families.interface import Family, Spelling, Steering
 from ssmdiag.families.layouts import taps
-from ssmdiag.recurrence import zoh
+from ssmdiag.recurrence.discretisation import zoh
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -21,7 +21,7 @@ from ssmdiag.families.layouts import taps, transposed
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 OPEN_GATE = 8.0
 """c, which no setting changes."""

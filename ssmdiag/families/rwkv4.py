@@ -21,7 +21,7 @@ from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 # RWKV-5.0 also has both as vectors, one value per head; only it normalises by head.
 _LATER = ("ln_x.weight", "time_decay_w1")

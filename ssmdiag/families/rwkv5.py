@@ -19,7 +19,7 @@ from ssmdiag.families.interface import Family, Spelling, Steering
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 _LATER = ("time_decay_w1",)
 

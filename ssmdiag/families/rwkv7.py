@@ -21,7 +21,7 @@ from ssmdiag.families.layouts import flat, transposed
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 FASTEST = math.exp(-0.5)
 """Largest rate, in nats per step."""

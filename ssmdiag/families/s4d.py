@@ -22,13 +22,13 @@ from ssmdiag.errors import LayerError
 from ssmdiag.families.dss import softmax_gain
 from ssmdiag.families.forward import BIDIRECTIONAL
 from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.recurrence import bilinear, bilinear_gain, zoh, zoh_gain
+from ssmdiag.recurrence.discretisation import bilinear, bilinear_gain, zoh, zoh_gain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 TRANSFORMS = ("exp", "none", "relu", "sigmoid", "softplus")
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.recurrence import as_complex, bilinear, bilinear_gain, zoh, zoh_gain
+from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_gain, zoh, zoh_gain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -22,7 +22,7 @@ from ssmdiag.families.s4d import read_minimal
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 # The released code has b = 0.1 where the paper's best map has b = 0.5, and `direct` without a minus.
 _MAPS = {"direct": "direct", "exp": "exp", "softplus": "softplus", "best": "best(b=0.1)"}

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.temporaries import replacing
-from ssmdiag.writer import Target
+from ssmdiag.output.temporaries import replacing
+from ssmdiag.output.writer import Target
 
 if TYPE_CHECKING:
     from torch import Tensor

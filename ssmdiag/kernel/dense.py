@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.cores import triangular
-from ssmdiag.recurrence import DenseRealisation
+from ssmdiag.recurrence.modal import DenseRealisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 LEAST = 1e-150
 """Entries of powers and states below which they count as zero."""

@@ -21,13 +21,13 @@ from ssmdiag.kernel.dense import energy_between, realise
 from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
 from ssmdiag.kernel.response import EPSILON, Response, for_responses, modal_terms, square_of
-from ssmdiag.recurrence import DenseRealisation
-from ssmdiag.status import Status, channel_status
+from ssmdiag.kernel.status import Status, channel_status
+from ssmdiag.recurrence.modal import DenseRealisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 SHORT = 2
 """Lags up to which a bin is a short one."""

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssmdiag import __version__
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
 from ssmdiag.kernel.archive import create_archive
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.kernel import MEMORY_LIMIT, compute_kernel
-from ssmdiag.memory import profile
-from ssmdiag.status import Status
+from ssmdiag.kernel.powers import profile
+from ssmdiag.kernel.status import Status
+from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 UNITS = {
     "kernel": "output per unit of input",

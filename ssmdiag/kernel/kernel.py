@@ -21,12 +21,12 @@ from ssmdiag.cores import PIECES, cores_for, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.kernel.powers import lags_of, modal_weights, powers
-from ssmdiag.status import channel_status
+from ssmdiag.kernel.status import channel_status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes a kernel and the work on it may take, by default."""

@@ -16,7 +16,7 @@ from ssmdiag.kernel.tangential import TangentialFactor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 WANTED = 1e-6
 """Noise, relative to the figure, above which a factor is made."""

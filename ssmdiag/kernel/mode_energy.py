@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssmdiag.kernel.pair_forms import ALIKE, PairForms, first_rates, inside_band
-from ssmdiag.status import Status
+from ssmdiag.kernel.status import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 WORKING_SET = 16 * 2**20
 """Bytes of forms and states at a time."""

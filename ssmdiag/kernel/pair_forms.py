@@ -25,7 +25,7 @@ from ssmdiag.kernel.response import EPSILON, LEAST, modal_terms
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 ALIKE = 0.1
 """Rates of a group exceed its slowest by this share of it at most."""

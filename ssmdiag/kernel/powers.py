@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmdiag.recurrence import as_complex
+from ssmdiag.recurrence.discretisation import as_complex
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 MAX_LAG = 2**40
 """Lags up to here keep their angle; beyond it the product of two 53-bit numbers no longer does."""
@@ -120,3 +120,8 @@ def _reduce(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         high = total
     total = high + low
     return total, low - (total - high)
+
+
+def profile(recurrence: Recurrence) -> Recurrence:
+    """Return the recurrence itself where it has B̄ and C, else its retention."""
+    return retention(recurrence) if recurrence.layout == "none" else recurrence

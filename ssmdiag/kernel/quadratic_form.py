@@ -25,7 +25,7 @@ from ssmdiag.kernel.response import EPSILON, LEAST, Response, reach_of, square_o
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 
 def reaching_modes(recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:

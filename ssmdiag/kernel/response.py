@@ -16,13 +16,13 @@ from ssmdiag.cores import share_out, triangular
 from ssmdiag.kernel.dense import krylov, states_at, times
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
-from ssmdiag.recurrence import DenseRealisation
-from ssmdiag.status import Status
+from ssmdiag.kernel.status import Status
+from ssmdiag.recurrence.modal import DenseRealisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import Recurrence
+    from ssmdiag.recurrence.modal import Recurrence
 
 WORKING_SET = 2 * 2**20
 """Bytes of states at a time: larger pieces go back to the system after use, which clears their memory again."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ssmdiag.errors import LayerError, MapError
-from ssmdiag.maps import StableMap, find_map
+from ssmdiag.recurrence.maps import StableMap, find_map
 from ssmdiag.reparam.live import Place
 from ssmdiag.reparam.weights import LiveWeight, flatten_numbers
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ssmdiag.maps import StableMap
+from ssmdiag.recurrence.maps import StableMap
 from ssmdiag.reparam.live import Place, links_of
 from ssmdiag.reparam.weights import flatten_numbers
 

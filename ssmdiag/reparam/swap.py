@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ssmdiag.errors import LayerError, MapError
 from ssmdiag.families.interface import Family
-from ssmdiag.maps import StableMap, find_map
+from ssmdiag.recurrence.maps import StableMap, find_map
 from ssmdiag.reparam.fit import rate_map, require_fit, without_ties
 from ssmdiag.reparam.live import Place, links_of, owners_of
 from ssmdiag.reparam.parametrisations import MapSwap, order_of

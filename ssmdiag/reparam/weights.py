@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import recognise
-from ssmdiag.recurrence import Recurrence, RecurrentWeight
+from ssmdiag.recurrence.modal import Recurrence, RecurrentWeight
 from ssmdiag.reparam.live import LiveModule, Place, as_checkpoint
 
 Role = Literal["rate", "frequency", "step"]

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import Failure
 from ssmdiag.printable import harmless, printable_record
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis

@@ -17,8 +17,8 @@ from ssmdiag.reports.pictures import heat_map
 
 if TYPE_CHECKING:
     from ssmdiag.capacity.capacity import CapacitySummary
+    from ssmdiag.recurrence.quantiles import Quantiles
     from ssmdiag.reports.interface import Settings
-    from ssmdiag.spectrum import Quantiles
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import Failure
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssmdiag.spectrum import LayerDiagnosis
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
 
 ALIKE = math.log(1.25)
 """Layers whose median and longest half-lives agree within 25 % are one row."""

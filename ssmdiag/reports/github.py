@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import Failure
 from ssmdiag.reports.check_text import verdict
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.grouping import group_findings
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis

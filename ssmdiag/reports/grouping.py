@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssmdiag.finding import SEVERITIES, Finding
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.rules import known_rules
+from ssmdiag.rules.finding import SEVERITIES, Finding
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis

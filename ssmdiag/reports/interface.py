@@ -7,10 +7,6 @@ each as soon as `results` yields what it is about.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ssmdiag.errors import SsmdiagError
 
 
 @dataclass(frozen=True)
@@ -31,24 +27,3 @@ class Settings:
     """True: also full names and the tensors read."""
     fail_on: str = "error"
     """Least severity that fails a check; for formats that say which findings do."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A path that could not be diagnosed, beside others that could."""
-
-    path: str
-    kind: str
-    """Name of the exception."""
-    seen: str
-    expected: str | None
-    advice: str | None
-    details: tuple[str, ...] = ()
-    """Lines on what was seen."""
-    sample: tuple[str, ...] = ()
-    """Lines of a text to copy."""
-
-    @classmethod
-    def of(cls, path: str, error: SsmdiagError) -> Failure:
-        """Return the failure of a path by what it raised."""
-        return cls(path, type(error).__name__, error.seen, error.expected, error.advice, error.details, error.sample)

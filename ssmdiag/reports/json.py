@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.errors import Failure
+from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
+    from ssmdiag.assessment.memory import LayerDecay
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.decay.energy_curve import EnergyCurve
     from ssmdiag.decay.tail import Tail
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.memory import LayerDecay
-    from ssmdiag.spectrum import LayerDiagnosis
 
 SCHEMA_VERSION = 1
 LAGS = ("half", "nine_tenths", "ninety_nine")

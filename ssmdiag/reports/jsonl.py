@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.errors import Failure
+from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import document
 
 if TYPE_CHECKING:

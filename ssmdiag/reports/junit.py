@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from ssmdiag.finding import SEVERITIES, Finding
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.errors import Failure
+from ssmdiag.reports.interface import Settings
 from ssmdiag.rules import known_rules
+from ssmdiag.rules.finding import SEVERITIES, Finding
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis

@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.assessment.memory import summarise_memory
 from ssmdiag.decay.comparison import AT_BOUND
 from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.tail import TAIL_STATUSES
 from ssmdiag.decay.verdict import LAWS, STATUSES, Law
-from ssmdiag.memory import summarise_memory
+from ssmdiag.kernel.status import Status
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, plain, tail_document
 from ssmdiag.reports.pictures import decay_picture
-from ssmdiag.status import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssmdiag.assessment.memory import LayerDecay, LayerMemory
     from ssmdiag.decay.comparison import ChannelDecay, DecayComparison
     from ssmdiag.kernel.file import WrittenKernels
-    from ssmdiag.memory import LayerDecay, LayerMemory
     from ssmdiag.reports.interface import Settings
 
 FREE = {

@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.errors import Failure
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import not_judged, verdict
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.folding import fold, label_layers
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis

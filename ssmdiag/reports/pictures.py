@@ -11,7 +11,7 @@ from ssmdiag.reports.folding import Row
 from ssmdiag.reports.words import decade, steps
 
 if TYPE_CHECKING:
-    from ssmdiag.memory import LayerDecay
+    from ssmdiag.assessment.memory import LayerDecay
     from ssmdiag.reports.interface import Settings
 
 BLOCKS = " ▁▂▃▄▅▆▇█"

@@ -16,16 +16,16 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ssmdiag import __version__
-from ssmdiag.check.baseline import key_of
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.errors import Failure
+from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import plain
 from ssmdiag.rules import known_rules
+from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.finding import Finding
     from ssmdiag.rules import Rule
+    from ssmdiag.rules.finding import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 TAGS = {"1": "stability", "2": "memory", "3": "precision", "4": "integrity", "5": "training"}
@@ -63,7 +63,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 
 def fingerprint(finding: Finding) -> str:
     """Return what a finding is known by in the next run: a hash of rule, tensor (or layer) and family."""
-    return hashlib.sha256("\0".join(key_of(finding)).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256("\0".join(finding.key).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def address(path: str) -> str:

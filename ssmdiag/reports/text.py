@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssmdiag.errors import message_lines
+from ssmdiag.errors import Failure, message_lines
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import finding_lines, not_judged
 from ssmdiag.reports.console import carried, close_console, open_console
 from ssmdiag.reports.folding import Row, fold, label_layers
 from ssmdiag.reports.grouping import count_findings
-from ssmdiag.reports.interface import Failure, Settings
+from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.pictures import decay_picture, disc, time_constant_strip
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
 
 def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iterable[str]:
     """Say how each row's farthest layer forgets, and over which lags; of many rows, the farthest three."""
-    from ssmdiag.memory import DEFAULT_CONTEXT
+    from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 
     known = [row for row in rows if row.farthest.decay]
     if known and diagnosis.context_length is None:
@@ -188,7 +188,7 @@ def _broken(row: Row) -> str:
 def _pictures(
     out: Console, diagnosis: Diagnosis, rows: Sequence[Row], labels: Mapping[str, str], settings: Settings
 ) -> None:
-    from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE
+    from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
     strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, settings)
     if strip:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.spectrum import LayerDiagnosis
 
 ASCII = str.maketrans({
     "×": "x", "τ": "tau", "λ": "lambda", "\u0304": "", "Δ": "dt", "π": "pi", "α": "alpha", "β": "beta", "σ": "sigma",

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Literal
 
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.maps import find_map
+from ssmdiag.recurrence.maps import find_map
 
 FREEZES = ("none", "eigenvalues", "step", "both")
 STARTS = ("family", "short", "long")
@@ -25,7 +25,7 @@ class Arm:
     """One training run. Arms of one seed start as the same function and see the same batches."""
 
     param: str
-    """Name of the map f in Re λ = −f(w), as `ssmdiag.maps.find_map` takes it."""
+    """Name of the map f in Re λ = −f(w), as `ssmdiag.recurrence.maps.find_map` takes it."""
     freeze: Literal["none", "eigenvalues", "step", "both"] = "none"
     """What keeps its initial value: the eigenvalues λ, the step Δ, both or neither."""
     lr: float = 1e-2

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.diagnosis import diagnose
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm, Budget
@@ -27,7 +28,6 @@ from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, Trainee, train
 from ssmdiag.rules.selection import Selection
-from ssmdiag.spectrum import LayerDiagnosis
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ssmdiag.assessment.memory import FLOAT32_FLOOR, lag_edges
 from ssmdiag.decay.decay import NEPER_DB, Law, compare_decay
 from ssmdiag.decay.gauss_newton import PARAMETERS
 from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.verdict import CONTRAST, MODEL_ERROR_DB, POWER_DB
-from ssmdiag.memory import FLOAT32_FLOOR, lag_edges
 from ssmdiag.retrain.results import LearnedLaw
 from ssmdiag.retrain.tasks import TargetLaw
 

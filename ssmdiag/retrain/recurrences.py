@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag.errors import MapError
-from ssmdiag.maps import find_map
+from ssmdiag.recurrence.maps import find_map
 from ssmdiag.reparam.fit import advise
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.convolution import causal_convolution, linear, modal_states

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.retrain.arms import Arm, Budget
     from ssmdiag.retrain.tasks import TargetLaw
-    from ssmdiag.spectrum import LayerDiagnosis
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssmdiag import temporaries
 from ssmdiag.errors import SsmdiagError
+from ssmdiag.output import temporaries
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.arms import Arm, Budget

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError
-from ssmdiag.maps import find_map
+from ssmdiag.recurrence.maps import find_map
 from ssmdiag.reparam.fit import advise
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.model import ModelSettings, shapes_of

@@ -7,19 +7,13 @@ import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
 
+from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.rules.interface import (
-    CheckpointEvidence,
-    LayerEvidence,
-    Limits,
-    Observation,
-    Rule,
-    Threshold,
-)
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 __all__ = ["CheckpointEvidence", "LayerEvidence", "Limits", "Observation", "Rule", "Threshold", "known_rules"]
 
-MACHINERY = frozenset({"interface", "selection"})
+MACHINERY = frozenset({"finding", "interface", "selection", "uniformity"})
 """Modules of this package that are not rules."""
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ssmdiag.maps import find_map
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.recurrence.maps import find_map
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
-    from ssmdiag.recurrence import RecurrentWeight
+    from ssmdiag.recurrence.modal import RecurrentWeight
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -26,7 +27,7 @@ DTYPES = ("bfloat16", "float16")
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    from ssmdiag.precision import HALF_SPACING_BELOW_ONE, longest_time_constant, rounds_to_one
+    from ssmdiag.stability.precision import HALF_SPACING_BELOW_ONE, longest_time_constant, rounds_to_one
 
     numbers, recurrence = evidence.numbers, evidence.recurrence
     dtype, source = _computed_in(evidence)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.initialisations import FIXED
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold, lacks_optimizer
+from ssmdiag.families.initialisations import FIXED
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import OptimizerGroup

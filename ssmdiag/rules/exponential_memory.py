@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
 
 if TYPE_CHECKING:
-    from ssmdiag.memory import LayerMemory
+    from ssmdiag.assessment.memory import LayerMemory
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 MANY = 128
 """Modes above which a start is known by its middle step alone."""
@@ -38,10 +39,10 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 @cache
 def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | None:
     """Return the median effective modes of the poorest of a family's initialisations; None where none is known."""
-    from ssmdiag.capacity.initial_spectra import initial_spectra
     from ssmdiag.capacity.noise import noisy_capacity
-    from ssmdiag.channels import select_channel
-    from ssmdiag.spectrum import Quantiles
+    from ssmdiag.families.initial_spectra import initial_spectra
+    from ssmdiag.recurrence.channels import select_channel
+    from ssmdiag.recurrence.quantiles import Quantiles
 
     medians = []
     for start in initial_spectra(family, modes):

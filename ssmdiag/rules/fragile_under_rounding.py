@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 from ssmdiag.rules.no_decay import FIXED_DECAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import RecurrentWeight
+    from ssmdiag.recurrence.modal import RecurrentWeight
 
 CASTS = ("bfloat16", "float16", "int8")
 """What users cast whole state dicts to; int8 with one scale per tensor."""
@@ -34,7 +35,7 @@ class _Change:
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    from ssmdiag.precision import is_coarse
+    from ssmdiag.stability.precision import is_coarse
 
     if evidence.recurrence.family in FIXED_DECAYS:
         return
@@ -54,7 +55,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 def _change(weight: RecurrentWeight, dtype: str, most: float) -> _Change | None:
     """Return what a dtype does to a weight's time constants; None where it changes none by much."""
-    from ssmdiag.precision import ROUNDED_LIKE, error_bound, time_constant_error
+    from ssmdiag.stability.precision import ROUNDED_LIKE, error_bound, time_constant_error
 
     if dtype not in ROUNDED_LIKE or error_bound(weight, dtype) < most:
         return None
@@ -66,7 +67,7 @@ def _change(weight: RecurrentWeight, dtype: str, most: float) -> _Change | None:
 
 
 def _decays(weight: RecurrentWeight) -> Tensor:
-    from ssmdiag.maps import find_map
+    from ssmdiag.recurrence.maps import find_map
 
     magnitude = find_map(weight.map)(weight.values)
     return (magnitude > 0) & (magnitude < 1) if weight.discrete else magnitude > 0

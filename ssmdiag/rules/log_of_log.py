@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import LayerError
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
-from ssmdiag.uniformity import distance_from_uniform, uniform_p_value
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.uniformity import distance_from_uniform, uniform_p_value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
-    from ssmdiag.recurrence import RecurrentWeight
+    from ssmdiag.recurrence.modal import RecurrentWeight
 
 SIXTEEN_BITS = ("bfloat16", "float16", "complex32")
 """Eight bits are SSM303's."""
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    from ssmdiag.precision import worst_and_median_error
+    from ssmdiag.stability.precision import worst_and_median_error
 
     weights = [w for w in evidence.recurrence.weights if w.dtype in SIXTEEN_BITS and w.role != "frequency"]
     errors = {weight.name: worst_and_median_error(weight, weight.dtype) for weight in weights}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 ONE_STEP = math.log(2) * (1 + 1e-9)
 """Rate in nats per step at which half is lost in one step; a gate of exactly 1/2 is not past it."""

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule
+from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer

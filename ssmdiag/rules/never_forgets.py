@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ssmdiag.initialisations import FIXED
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.families.initialisations import FIXED
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
 
 SHORTEST = 8
 """Steps of context under which flat and slow cannot be told apart."""

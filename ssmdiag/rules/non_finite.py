@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ssmdiag.assessment.evidence import PLAIN, LayerEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.rules.interface import PLAIN, LayerEvidence, Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.families.layer import is_number
 from ssmdiag.families.packed import packed_with
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule
 from ssmdiag.rules.quantised_recurrence import EIGHT_BITS
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import LayerError
 from ssmdiag.families.layer import Layer, is_number
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule
 
 EIGHT_BITS = ("float8", "float4")
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import LayerError
+from ssmdiag.families.initialisations import FIXED, frozen_on_purpose, usual_step
 from ssmdiag.families.layer import Layer
-from ssmdiag.initialisations import FIXED, frozen_on_purpose, usual_step
-from ssmdiag.maps import softplus
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold
-from ssmdiag.uniformity import uniform_p_value
+from ssmdiag.recurrence.maps import softplus
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.uniformity import uniform_p_value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
 from ssmdiag.errors import ConfigurationError, SsmdiagError
-from ssmdiag.finding import Finding
 from ssmdiag.guard import guard
 from ssmdiag.rules import known_rules
-from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence, Observation, Rule
+from ssmdiag.rules.finding import Finding
+from ssmdiag.rules.interface import Observation, Rule
 
 
 @dataclass(frozen=True)

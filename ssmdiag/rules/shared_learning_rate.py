@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
 from ssmdiag.rules.decayed_recurrence import DECAYED
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold, lacks_optimizer
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer
 
 SLOW = frozenset({"s4", "s4d", "dss", "s5", "lru", "annotated_s4", "stablessm"})
 """Families whose own training code gives the recurrence a smaller learning rate than the rest."""

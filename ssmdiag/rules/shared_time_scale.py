@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
     from torch import Tensor

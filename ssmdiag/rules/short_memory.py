@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.rules.interface import CheckpointEvidence, Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
 
 if TYPE_CHECKING:
-    from ssmdiag.spectrum import LayerDiagnosis
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
 
 ATTENTION = re.compile(
     r"(?:^|\.)(?:q_proj|query|query_key_value|qkv|qkv_proj|Wqkv|c_attn|in_proj_weight|q_a_proj|wq)(?:\.weight)?$"

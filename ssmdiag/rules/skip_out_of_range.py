@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ssmdiag.rules.interface import CheckpointEvidence, LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 SKIP = re.compile(r"D|Ds|D_b|D\.\d+|ssm_k_D|ssm_d|omega|residual_weight")
 """D under its local names; Mega calls it ω."""

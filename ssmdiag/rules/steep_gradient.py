@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.maps import find_map
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.recurrence.maps import find_map
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 from ssmdiag.rules.no_decay import FIXED_DECAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.maps import StableMap
-    from ssmdiag.recurrence import RecurrentWeight
+    from ssmdiag.recurrence.maps import StableMap
+    from ssmdiag.recurrence.modal import RecurrentWeight
 
 STEEPEST_RELATIVE = 2.0
 """Largest |f′|/f of any map that S bounds (best, far from 0): there the scale is at most twice the time constant."""

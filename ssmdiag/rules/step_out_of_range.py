@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.initialisations import STEP_FROM_ONE, log_uniform_step, usual_step
-from ssmdiag.maps import MAPS
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.families.initialisations import STEP_FROM_ONE, log_uniform_step, usual_step
+from ssmdiag.recurrence.maps import MAPS
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
     from torch import Tensor

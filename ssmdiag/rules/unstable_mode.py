@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.rules.interface import Limits, Observation, Rule
 
 NOT_CONVERTED = (
     "convert the model again: ssm_a holds A_log, where llama.cpp reads −exp(A_log). Training did nothing wrong."

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ssmdiag.initialisations import FIXED, frozen_on_purpose
-from ssmdiag.rules.interface import LayerEvidence, Limits, Observation, Rule, Threshold
+from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.families.initialisations import FIXED, frozen_on_purpose
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence import RecurrentWeight
+    from ssmdiag.recurrence.modal import RecurrentWeight
 
 FEWEST = 4
 """Fewer values than this may be a start by chance."""

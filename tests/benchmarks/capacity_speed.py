@@ -16,7 +16,7 @@ from ssmdiag.capacity.capacity import assess_capacity, summarise_capacity
 from ssmdiag.capacity.full_spectrum import full_spectrum
 from ssmdiag.capacity.hankel import hankel_singular_values
 from ssmdiag.capacity.reconstruction import memory_function
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.benchmarks.kernel_speed import best_of, diagonal
 
 CHANNELS, LAGS = 256, 16_384

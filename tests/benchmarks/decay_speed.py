@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import curve_fit
 
 from ssmdiag.decay.decay import NOISE_MARGIN, compare_decay
-from tests.decay_suite import FLOAT32, bin_energy, log_spaced_edges
+from tests.decay.decay_suite import FLOAT32, bin_energy, log_spaced_edges
 
 CHANNELS, CONTEXT, DRAWN, BY_CURVE_FIT = 300_000, 65_536, 400, 200
 

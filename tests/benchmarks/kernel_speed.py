@@ -16,7 +16,7 @@ from torch import Tensor
 from ssmdiag.kernel.energy import band_energy, horizon
 from ssmdiag.kernel.kernel import compute_kernel
 from ssmdiag.kernel.powers import modal_weights, retention
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 CHANNELS, MODES, LAGS = 256, 32, 16_384
 MANY = 300_000

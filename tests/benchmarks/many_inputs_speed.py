@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ssmdiag.assessment.memory import assess_memory, lag_edges
 from ssmdiag.kernel.energy import band_energy, horizon
 from ssmdiag.kernel.powers import MAX_LAG
-from ssmdiag.memory import assess_memory, lag_edges
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.benchmarks.kernel_speed import best_of
-from tests.many_inputs import as_copies, many_inputs
+from tests.kernel.many_inputs import as_copies, many_inputs
 
 CONTEXT = 4096
 LAYERS = 6

@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ssmdiag.assessment.assess import MOST_CAPACITIES
+from ssmdiag.assessment.memory import assess_memory
 from ssmdiag.capacity.capacity import affordable_channels, assess_capacity
-from ssmdiag.channels import sample_channels
-from ssmdiag.examination import MOST_CAPACITIES
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.response import modal_terms
-from ssmdiag.memory import assess_memory
-from ssmdiag.recurrence import Recurrence
-from tests.looped_factor import closed_spectrum, looped_factor
+from ssmdiag.recurrence.channels import sample_channels
+from ssmdiag.recurrence.modal import Recurrence
+from tests.kernel.looped_factor import closed_spectrum, looped_factor
 
 CHANNELS, CONTEXT = 64, 4096
 

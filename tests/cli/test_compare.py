@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from safetensors.torch import load_file, save_file
 
 from ssmdiag.cli import main
-from tests.test_comparison import EXAMPLES, STEPS, drifting, steady, write_run
+from tests.compare.test_comparison import EXAMPLES, STEPS, drifting, steady, write_run
 
 Run = Callable[..., tuple[int, str, str]]
 S4D = EXAMPLES / "s4d-digits"

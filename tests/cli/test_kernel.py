@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssmdiag import extract_recurrences
+from ssmdiag.assessment.memory import assess_memory
 from ssmdiag.cli import main
 from ssmdiag.cli.options import MAX_LENGTH
 from ssmdiag.kernel.powers import MAX_LAG
-from ssmdiag.memory import assess_memory
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import ssmdiag.memory
+import ssmdiag.assessment.memory
 from ssmdiag import Recurrence, known_families
 from ssmdiag.reports import formats
 from tests.families.synthetic import state_dict
@@ -94,7 +94,7 @@ def test_the_traceback_is_shown_to_who_asks_for_it(
     def fail(recurrences: Sequence[Recurrence], *others: object, **options: object) -> object:
         raise ZeroDivisionError("float division by zero")
 
-    monkeypatch.setattr(ssmdiag.memory, "assess_memories", fail)
+    monkeypatch.setattr(ssmdiag.assessment.memory, "assess_memories", fail)
     monkeypatch.setenv("SSMDIAG_DEBUG", "1" if asked else "")
     logger = logging.getLogger("ssmdiag")
     monkeypatch.setattr(logger, "handlers", [])

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from ssmdiag import Recurrence, compare_models, compare_run
 from ssmdiag.compare.conversion import Outcome, prove_recurrence
+from tests.compare.test_comparison import drifting, write_run
 from tests.cuda.conftest import KINDS, SPELLINGS
 from tests.cuda.same import assert_same
 from tests.families.synthetic import config, state_dict
-from tests.test_comparison import drifting, write_run
 
 LAGS = (0, 1, 5, 40)
 Pair = tuple[Recurrence, Recurrence]

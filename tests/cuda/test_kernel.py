@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from ssmdiag import Recurrence
+from ssmdiag.assessment.memory import assess_memory, lag_edges, summarise_memory
 from ssmdiag.decay.decay import compare_decay
 from ssmdiag.kernel.energy import band_energy, horizon, tail_energy
 from ssmdiag.kernel.kernel import compute_kernel, iter_kernel, sample_kernel
-from ssmdiag.memory import assess_memory, lag_edges, profile, summarise_memory
+from ssmdiag.kernel.powers import profile
 from tests.cuda.same import SINGLE, assert_close, assert_same
 
 Pair = tuple[Recurrence, Recurrence]

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ssmdiag.assessment.memory import assess_memories
 from ssmdiag.kernel import kernel
 from ssmdiag.kernel.energy import band_energy, horizon, tail_energy
 from ssmdiag.kernel.kernel import compute_kernel, sample_kernel
-from ssmdiag.memory import assess_memories
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.cuda.same import SINGLE, TOLERANCE, assert_close, assert_same
-from tests.many_inputs import KINDS, many_inputs
+from tests.kernel.many_inputs import KINDS, many_inputs
 
 EDGES = [0, 1, 2, 5, 10, 20, 40, 80, 160, 1000, 5000]
 

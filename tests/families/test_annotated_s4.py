@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ssmdiag.diagnosis import extract_recurrences
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.reference import stepped_kernel
 from tests.tolerances import RELATIVE
 

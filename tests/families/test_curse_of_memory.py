@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.reference import relative_error, stepped_kernel
 
 H, LAGS = 5, 25

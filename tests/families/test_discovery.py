@@ -13,7 +13,7 @@ import torch
 
 import ssmdiag.families
 from ssmdiag import Family, Spelling, SsmdiagError, diagnose, known_families
-from ssmdiag.recurrence import zoh
+from ssmdiag.recurrence.discretisation import zoh
 
 Plug = Callable[..., None]
 

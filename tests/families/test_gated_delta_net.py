@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssmdiag.errors import UnknownFamilyError
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.tolerances import RELATIVE
 
 Read = Callable[..., list[Recurrence]]

@@ -10,7 +10,7 @@ import torch
 from LRU_pytorch import LRU
 from torch import Tensor
 
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.reference import stepped_matrix_kernel
 from tests.tolerances import RELATIVE
 

@@ -15,7 +15,7 @@ import torch
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.families import mamba2
 from ssmdiag.families.recognition import recognise
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.tolerances import RELATIVE
 
 HEADS, STATE, INNER, WIDTH = 8, 4, 16, 6

@@ -15,7 +15,7 @@ from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.diagnosis import diagnose, extract_recurrences
 from ssmdiag.families import mamba2, mamba3
 from ssmdiag.families.recognition import recognise
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.tolerances import RELATIVE
 
 HEADS, RANK, STATE, INNER, WIDTH = 8, 1, 16, 64, 32

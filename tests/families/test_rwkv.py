@@ -13,7 +13,7 @@ import torch
 
 from ssmdiag.diagnosis import extract_recurrences
 from ssmdiag.errors import LayerError, UnknownFamilyError
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.tolerances import RELATIVE
 
 Read = Callable[..., list[Recurrence]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag.diagnosis import diagnose
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.reference import relative_error, stepped_kernel
 from tests.tolerances import RELATIVE
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssmdiag.diagnosis import extract_recurrences
 from ssmdiag.errors import LayerError
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.reference import stepped_matrix_kernel
 from tests.tolerances import RELATIVE
 

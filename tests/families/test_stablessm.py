@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag.diagnosis import diagnose, extract_recurrences
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.reference import relative_error, stepped_kernel
 from tests.tolerances import RELATIVE
 

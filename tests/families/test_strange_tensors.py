@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ssmdiag import Family, Spelling, diagnose, find_map, known_families, recognise
 from ssmdiag.errors import LayerError
-from ssmdiag.maps import MAPS
-from ssmdiag.recurrence import Recurrence, bilinear_matrix, matrix_eigenvalues
+from ssmdiag.recurrence.discretisation import bilinear_matrix, matrix_eigenvalues
+from ssmdiag.recurrence.maps import MAPS
+from ssmdiag.recurrence.modal import Recurrence
 from tests.families.mutations import hold, make_case
 from tests.families.synthetic import config, path_for, state_dict
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssmdiag.diagnosis import extract_recurrences
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.families.tiny_transformers import TINY, save_tiny
 from tests.tolerances import EIGENVALUES
 

@@ -11,7 +11,7 @@ import torch
 
 from ssmdiag.checkpoint.names import layer_numbers
 from ssmdiag.diagnosis import extract_recurrences
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from tests.families.tiny_transformers import save_tiny
 from tests.tolerances import EIGENVALUES
 

@@ -10,7 +10,7 @@ import typeseg
 from typeseg import _mamba_kernel as original
 
 from ssmdiag.diagnosis import diagnose, extract_recurrences
-from ssmdiag.recurrence import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.rules.selection import select_rules
 from tests.tolerances import EIGENVALUES, RELATIVE
 

@@ -14,8 +14,8 @@ import ssmdiag
 from ssmdiag import Family, Recurrence, Spelling, find_map
 from ssmdiag.errors import LayerError, MapError, UnknownFamilyError
 from ssmdiag.families.layer import Layer
-from ssmdiag.maps import MAPS, STABLE_MAPS
-from ssmdiag.recurrence import log_of
+from ssmdiag.recurrence.discretisation import log_of
+from ssmdiag.recurrence.maps import MAPS, STABLE_MAPS
 from ssmdiag.reparam import find_recurrence
 from ssmdiag.reparam.parametrisations import to_old_weight
 from tests.device import cuda as cuda

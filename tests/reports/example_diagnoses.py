@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from ssmdiag.assessment.memory import LayerDecay
+from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.decay.decay import ChannelDecay, DecayStatus, Law
 from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.diagnosis import Alternative, Diagnosis
-from ssmdiag.finding import Finding
-from ssmdiag.memory import LayerDecay
-from ssmdiag.recurrence import Assumption
-from ssmdiag.reports import Failure
-from ssmdiag.spectrum import LayerDiagnosis, Quantiles
+from ssmdiag.errors import Failure
+from ssmdiag.recurrence.modal import Assumption
+from ssmdiag.recurrence.quantiles import Quantiles
+from ssmdiag.rules.finding import Finding
 
 BINS = 36
 

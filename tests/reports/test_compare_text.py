@@ -15,10 +15,10 @@ from ssmdiag.compare.layer_point import ROUNDS_TO_ONE, LayerPoint
 from ssmdiag.compare.run import RunCheckpoint, RunComparison
 from ssmdiag.compare.run_order import OrderSource
 from ssmdiag.compare.trend import LEAST_CHANGE
+from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reports import Settings
 from ssmdiag.reports.compare.json import run_document
 from ssmdiag.reports.compare.run import report
-from ssmdiag.spectrum import Quantiles
 
 GOLDEN = Path(__file__).parent / "golden_compare"
 STEPS = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]

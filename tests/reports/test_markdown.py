@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ssmdiag.finding import Finding
-from ssmdiag.reports import Failure, Settings, render
+from ssmdiag.errors import Failure
+from ssmdiag.reports import Settings, render
 from ssmdiag.reports.markdown import code, escape
+from ssmdiag.rules.finding import Finding
 from tests.reports.example_diagnoses import CASES, diagnosis, finding, layer
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")

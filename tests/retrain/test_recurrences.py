@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag.errors import MapError
-from ssmdiag.maps import STABLE_MAPS, find_map
+from ssmdiag.recurrence.maps import STABLE_MAPS, find_map
 from ssmdiag.retrain.arms import STARTS, Arm
 from ssmdiag.retrain.convolution import TOEPLITZ, causal_convolution, fft_size, gate, linear, modal_states
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms

@@ -15,7 +15,7 @@ from ssmdiag import diagnose, extract_recurrences
 from ssmdiag.compare.run import compare_run
 from ssmdiag.compare.run_order import expand_run
 from ssmdiag.errors import CheckpointError, SsmdiagError
-from ssmdiag.maps import STABLE_MAPS, find_map
+from ssmdiag.recurrence.maps import STABLE_MAPS, find_map
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.resuming import state_path
 from ssmdiag.retrain.saving import checkpoint_path, write

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ssmdiag import diagnose
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError
-from ssmdiag.maps import find_map
+from ssmdiag.recurrence.maps import find_map
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.model import ModelSettings

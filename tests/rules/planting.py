@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag import diagnose
-from ssmdiag.finding import Finding
+from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.selection import select_rules
 from tests.rules.healthy import ARCHITECTURES, initial_state, save
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssmdiag.maps import MAPS
+from ssmdiag.recurrence.maps import MAPS
 from tests.families.tiny_transformers import TINY
 from tests.rules.planting import fill, findings_of, plant
 

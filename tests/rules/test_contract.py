@@ -14,8 +14,8 @@ import torch
 
 import ssmdiag.rules
 from ssmdiag import diagnose
-from ssmdiag.finding import SEVERITIES
 from ssmdiag.rules import Rule, known_rules
+from ssmdiag.rules.finding import SEVERITIES
 from tests.rules.healthy import EACH, Healthy
 
 FILES = {

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from ssmdiag import diagnose
-from ssmdiag.finding import Finding
+from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.selection import select_rules
 from tests.rules.planting import fill, plant
 

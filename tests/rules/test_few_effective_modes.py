@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ssmdiag import diagnose
-from ssmdiag.finding import Finding
 from ssmdiag.rules.few_effective_modes import _effective_at_start
+from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.selection import select_rules
 from tests.rules.planting import fill, plant
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssmdiag import diagnose
-from ssmdiag.finding import Finding
+from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.selection import select_rules
 from tests.rules.planting import plant
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssmdiag import diagnose
-from ssmdiag.finding import Finding
+from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.selection import select_rules
 from tests.rules.planting import fill, findings_of, plant
 

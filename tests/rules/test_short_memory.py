@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssmdiag import diagnose
-from ssmdiag.finding import Finding
+from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.selection import select_rules
 from tests.rules.healthy import initial_state, save
 from tests.rules.planting import findings_of, plant

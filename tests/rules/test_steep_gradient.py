@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmdiag.maps import MAPS
+from ssmdiag.recurrence.maps import MAPS
 from tests.rules.planting import fill, findings_of, plant
 
 CODE = "SSM105"

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.assessment.spectrum import FIRST_DECADE
 from ssmdiag.compare.conversion import Outcome
 from ssmdiag.reports.json import SCHEMA_VERSION, decay_document, document, plain
-from ssmdiag.spectrum import FIRST_DECADE
 
 if TYPE_CHECKING:
     from ssmdiag.compare.conversion import ConversionProof, LayerProof

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.run import plain_table, write
 from ssmdiag.reports.console import close_console, open_console
 from ssmdiag.reports.folding import Row, join_labels, label_layers
 from ssmdiag.reports.pictures import time_constant_strip
-from ssmdiag.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.compare.models import Gap, ModelComparison, ModelTable
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports.interface import Settings
-    from ssmdiag.spectrum import LayerDiagnosis
 
 
 def models_report(pair: ModelComparison, settings: Settings) -> str:
@@ -199,7 +199,7 @@ def _nominal(sides: Sequence[Diagnosis]) -> list[str]:
 def _context(side: Diagnosis) -> list[str]:
     if side.context_length is not None:
         return []
-    from ssmdiag.memory import DEFAULT_CONTEXT
+    from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 
     return [f"laws are over {DEFAULT_CONTEXT:,} steps, as no context is stated: --length sets it"]
 

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag import __version__
 from ssmdiag.reports.json import SCHEMA_VERSION, layer_document, plain
 from ssmdiag.retrain.verdict import learning_rate_windows, loss_levels
+from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from ssmdiag.retrain.results import ArmResult, RetrainResult

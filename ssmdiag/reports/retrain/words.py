@@ -13,8 +13,8 @@ from ssmdiag.retrain.results import ArmResult, PerturbationCurve
 from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, overlap, summarise_arms
 
 if TYPE_CHECKING:
+    from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.retrain.results import RetrainResult
-    from ssmdiag.spectrum import LayerDiagnosis
 
 
 Column = tuple[str, list[str]]

@@ -1,0 +1,1 @@
+"""All that is known of a layer: spectrum, memory, capacity, and the evidence that rules judge."""

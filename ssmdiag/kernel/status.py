@@ -1,0 +1,71 @@
+"""What keeps a channel's memory from being known, as a sentence for the user."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssmdiag.recurrence.modal import Recurrence
+
+
+class Status(IntEnum):
+    """State of one channel's kernel or of one figure taken from it. Results hold these as uint8."""
+
+    KNOWN = 0
+    ZERO = 1
+    BOUNDARY = 2
+    GROWS = 3
+    NOT_FINITE = 4
+    CANCELLED = 5
+    BEYOND = 6
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.KNOWN: "known to the digits of float64",
+    Status.ZERO: "the kernel is zero: nothing that is written reaches the output",
+    Status.BOUNDARY: "a mode on the stability boundary reaches the output: its energy never runs out",
+    Status.GROWS: "a growing mode reaches the output: the kernel has no bound",
+    Status.NOT_FINITE: "weights that are NaN or infinite: the kernel is not a number",
+    Status.CANCELLED: "the modes cancel beyond float64's digits: unknown",
+    Status.BEYOND: "longer than the largest lag asked for",
+}
+
+
+def channel_status(recurrence: Recurrence) -> Tensor:
+    """Return the `Status` of each channel's kernel, (channel,) uint8, from its spectrum and its weights.
+
+    Modes of weight zero count for nothing. Raises ValueError where B or C is absent.
+    """
+    ell, layout = recurrence.log_eigenvalues, recurrence.layout
+    B, C = recurrence.input_matrix, recurrence.output_matrix
+    if layout == "dense":
+        assert recurrence.dense is not None
+        dense = recurrence.dense()
+        A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
+        finite = A.isfinite().flatten(1).all(1) & B.isfinite().all(1) & C.isfinite().all(-1).all(0)
+        reaches = (B != 0).any(1, keepdim=True) & (C != 0).any(-1).any(0)[:, None]
+    elif B is None or C is None:
+        raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
+    else:
+        if layout == "many inputs":
+            B = B.abs().amax(1)
+        reaches = ((C != 0).any(0) & (B != 0)).expand(ell.shape)
+        finite = (C.isfinite().all(0) & B.isfinite()).expand(ell.shape).all(1)
+    # λ̄ = 0 is a rate of +inf: a mode that forgets at once.
+    broken = ell.real.isnan() | ell.imag.isnan() | (ell.real == torch.inf)
+    rate = -ell.real
+    result = torch.zeros(len(ell), dtype=torch.uint8, device=ell.device)
+    result[~reaches.any(1)] = Status.ZERO
+    result[(reaches & (rate == 0)).any(1)] = Status.BOUNDARY
+    result[(reaches & (rate < 0)).any(1)] = Status.GROWS
+    result[~finite | broken.any(1)] = Status.NOT_FINITE
+    return result

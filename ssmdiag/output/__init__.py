@@ -1,0 +1,1 @@
+"""Where output goes: never over what was read, and whole or not at all."""

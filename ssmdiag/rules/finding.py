@@ -1,0 +1,59 @@
+"""`Finding`: one thing that is wrong with a checkpoint, and what to do. Rules produce them, reports print them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Key = tuple[str, str, str]
+"""What a finding is known again by: rule, tensor (or layer, where it has no tensor) and family."""
+
+SEVERITIES = ("note", "warning", "error")
+"""From least to worst."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, with the evidence and what to do."""
+
+    code: str
+    severity: str
+    """One of `SEVERITIES`."""
+    layer: str | None
+    """Path of the layer; None where it concerns the whole checkpoint."""
+    count: int
+    """How many modes, channels or values are affected."""
+    value: float | None
+    """The number that was held against the threshold."""
+    threshold: float | None
+    message: str
+    """What was seen: a phrase that follows the name of the layer."""
+    advice: str
+    rule: str = ""
+    """The rule's name, such as `unstable-mode`."""
+    family: str | None = None
+    tensor: str | None = None
+    """Cleaned name of the tensor at fault."""
+    of: int | None = None
+    """How many there are of what `count` counts."""
+    baseline: str | None = None
+    """Against a baseline: `new`, `worse` or `known`; None where there was none."""
+
+    @property
+    def key(self) -> Key:
+        """What it is known again by in another checkpoint."""
+        return key_of(self.code, self.layer, self.tensor, self.family)
+
+    @property
+    def rank(self) -> int:
+        """Place of the severity in `SEVERITIES`."""
+        return SEVERITIES.index(self.severity)
+
+
+def key_of(code: str, layer: str | None, tensor: str | None, family: str | None) -> Key:
+    """Return what a finding of these is known again by."""
+    return (code, tensor if tensor is not None else layer or "", family or "")
+
+
+def worst(findings: tuple[Finding, ...]) -> str | None:
+    """Return the worst severity among findings, or None where there are none."""
+    return max(findings, key=lambda finding: finding.rank).severity if findings else None
