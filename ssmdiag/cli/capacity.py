@@ -11,7 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Device, check_length, choose_device, load_families, parse_assumptions, read_layers
+from ssmdiag.cli.options import (
+    Assume,
+    Color,
+    ComputeDevice,
+    Device,
+    EveryChannel,
+    Format,
+    Length,
+    MapFile,
+    Output,
+    Plots,
+    Quiet,
+    ReportFormat,
+    check_length,
+    choose_device,
+    load_families,
+    parse_assumptions,
+    read_layers,
+)
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
@@ -20,13 +38,6 @@ if TYPE_CHECKING:
     from ssmdiag.capacity.rounding import Rounding
     from ssmdiag.recurrence.modal import Recurrence
     from ssmdiag.reports.capacity_text import CapacityLayer
-
-
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
 
 
 class Int8Scale(StrEnum):
@@ -52,16 +63,7 @@ def capacity(
         str | None,
         typer.Option("--layer", help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4."),
     ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            "--length",
-            metavar="STEPS",
-            min=1,
-            callback=check_length,
-            help="Context; by default what config.json says.",
-        ),
-    ] = None,
+    length: Length = None,
     state_dtype: Annotated[
         State | None,
         typer.Option(
@@ -96,23 +98,15 @@ def capacity(
             help="Which steps Δ would rebuild inputs so far back.",
         ),
     ] = None,
-    every_channel: Annotated[
-        bool, typer.Option("--every-channel", help="All channels, not 64 a layer or fewer; seconds for large models.")
-    ] = False,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
-    ] = None,
-    assume: Annotated[
-        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell.")
-    ] = None,
-    map_file: Annotated[
-        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
-    ] = None,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the memory functions.")] = True,
-    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
-    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone.")] = False,
+    every_channel: EveryChannel = False,
+    format: ReportFormat = Format.text,
+    output: Output = None,
+    assume: Assume = None,
+    map_file: MapFile = None,
+    plots: Plots = True,
+    color: Color = Colour.auto,
+    device: ComputeDevice = Device.auto,
+    quiet: Quiet = False,
 ) -> None:
     """Report how far back and how accurately inputs can be rebuilt from the state, and what rounding leaves of it.
 

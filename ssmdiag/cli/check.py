@@ -13,7 +13,19 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
-from ssmdiag.cli.options import Device, Length, choose_device, parse_assumptions, parse_outputs
+from ssmdiag.cli.options import (
+    Assume,
+    Color,
+    ComputeDevice,
+    Device,
+    EveryChannel,
+    Length,
+    Lines,
+    MapFile,
+    choose_device,
+    parse_assumptions,
+    parse_outputs,
+)
 from ssmdiag.cli.process import working_folder
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
@@ -68,12 +80,7 @@ def check(
         Format | None,
         typer.Option("--format", "-f", help="Form of the findings; text unless configured.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the findings to this file; lines of jsonl are added."
-        ),
-    ] = None,
+    output: Lines = None,
     also: Annotated[
         list[str] | None,
         typer.Option("--also", metavar="FORMAT=FILE", help="Write them to a file in this form besides; repeatable."),
@@ -91,18 +98,11 @@ def check(
     ] = None,
     isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
     length: Length = None,
-    assume: Annotated[
-        list[str] | None,
-        typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell."),
-    ] = None,
-    map_file: Annotated[
-        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
-    ] = None,
-    every_channel: Annotated[
-        bool, typer.Option("--every-channel", help="Horizon and law of every channel, not of 64 a layer.")
-    ] = False,
-    color: Annotated[Colour, typer.Option("--color", help="Colour the findings.")] = Colour.auto,
-    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
+    assume: Assume = None,
+    map_file: MapFile = None,
+    every_channel: EveryChannel = False,
+    color: Color = Colour.auto,
+    device: ComputeDevice = Device.auto,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only checkpoints with findings, and no advice.")
     ] = False,

@@ -13,20 +13,29 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Device, Length, choose_device, load_families, parse_assumptions
+from ssmdiag.cli.options import (
+    AllLayers,
+    Assume,
+    Color,
+    ComputeDevice,
+    Device,
+    Format,
+    Length,
+    MapFile,
+    Output,
+    Plots,
+    Quiet,
+    ReportFormat,
+    choose_device,
+    load_families,
+    parse_assumptions,
+)
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import CheckpointError, DifferentModelsError, SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.families import Family
     from ssmdiag.reports import Settings
-
-
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
 
 
 class FailOn(StrEnum):
@@ -75,25 +84,19 @@ def compare(
             help="Exit 1 if a layer converges to the boundary; or only if it reached a limit or is projected to.",
         ),
     ] = FailOn.never,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")
-    ] = None,
+    format: ReportFormat = Format.text,
+    output: Output = None,
     length: Length = None,
     memory: Annotated[
         Memory, typer.Option("--memory", help="Checkpoints of a run at which horizon and decay law are found.")
     ] = Memory.ends,
-    assume: Annotated[
-        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell.")
-    ] = None,
-    map_file: Annotated[
-        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
-    ] = None,
-    all_layers: Annotated[bool, typer.Option("--all", help="One row per layer.")] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")] = True,
-    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
-    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")] = False,
+    assume: Assume = None,
+    map_file: MapFile = None,
+    all_layers: AllLayers = False,
+    plots: Plots = True,
+    color: Color = Colour.auto,
+    device: ComputeDevice = Device.auto,
+    quiet: Quiet = False,
 ) -> None:
     """Say which layers of a run converge to the stability boundary, and when they reach it.
 

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.options import Format
 from ssmdiag.errors import AssumptionError
 
 if TYPE_CHECKING:
     from ssmdiag.families import Family
-
-
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
 
 
 def families(

@@ -10,7 +10,21 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
-from ssmdiag.cli.options import Device, Length, choose_device, parse_assumptions
+from ssmdiag.cli.options import (
+    AllLayers,
+    Assume,
+    Color,
+    ComputeDevice,
+    Device,
+    EveryChannel,
+    Length,
+    Lines,
+    MapFile,
+    Plots,
+    Quiet,
+    choose_device,
+    parse_assumptions,
+)
 from ssmdiag.cli.terminal import Colour
 
 
@@ -30,37 +44,16 @@ def inspect(
         ),
     ],
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file; lines of jsonl are added."),
-    ] = None,
+    output: Lines = None,
     length: Length = None,
-    assume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell; `ssmdiag families` lists them."
-        ),
-    ] = None,
-    map_file: Annotated[
-        Path | None,
-        typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of a model ssmdiag does not know."),
-    ] = None,
-    every_channel: Annotated[
-        bool,
-        typer.Option(
-            "--every-channel",
-            help="Horizon and law of every channel, not of 64 a layer; seconds for large models.",
-        ),
-    ] = False,
-    all_layers: Annotated[
-        bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")
-    ] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")] = True,
-    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
-    device: Annotated[
-        Device, typer.Option("--device", help="Where to compute; auto is the CPU, which reading waits for.")
-    ] = Device.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone.")] = False,
+    assume: Assume = None,
+    map_file: MapFile = None,
+    every_channel: EveryChannel = False,
+    all_layers: AllLayers = False,
+    plots: Plots = True,
+    color: Color = Colour.auto,
+    device: ComputeDevice = Device.auto,
+    quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also module paths and the tensors read.")] = False,
 ) -> None:
     """Report how long each recurrent layer of a checkpoint remembers.

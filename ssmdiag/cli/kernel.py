@@ -6,7 +6,6 @@ import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,8 +13,16 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import (
+    Assume,
+    Color,
+    ComputeDevice,
     Device,
-    check_length,
+    Format,
+    Length,
+    MapFile,
+    Plots,
+    Quiet,
+    ReportFormat,
     choose_device,
     load_families,
     parse_assumptions,
@@ -28,13 +35,6 @@ from ssmdiag.guard import guard
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence.modal import Recurrence
-
-
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
 
 
 def check_memory_limit(gib: float) -> float:
@@ -59,16 +59,7 @@ def kernel(
         ),
     ] = None,
     channel: Annotated[int | None, typer.Option("--channel", min=0, help="One channel of the layer.")] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            "--length",
-            metavar="STEPS",
-            min=1,
-            callback=check_length,
-            help="Lags; by default the context of config.json.",
-        ),
-    ] = None,
+    length: Length = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write kernels to this .safetensors or .npz.")
     ] = None,
@@ -82,17 +73,13 @@ def kernel(
             help="Most memory for the kernel of one layer; with --output.",
         ),
     ] = 2.0,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of what is shown.")] = Format.text,
-    assume: Annotated[
-        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell.")
-    ] = None,
-    map_file: Annotated[
-        Path | None, typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of an unknown model.")
-    ] = None,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the kernel with its laws.")] = True,
-    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
-    device: Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")] = Device.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")] = False,
+    format: ReportFormat = Format.text,
+    assume: Assume = None,
+    map_file: MapFile = None,
+    plots: Plots = True,
+    color: Color = Colour.auto,
+    device: ComputeDevice = Device.auto,
+    quiet: Quiet = False,
 ) -> None:
     """Extract the memory kernels K_t, or show one layer's with the law it decays by.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli.process import import_torch
+from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
@@ -38,7 +39,37 @@ Length = Annotated[
         help="Context length; by default what config.json says.",
     ),
 ]
-"""--length of the commands that report on a context."""
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")]
+Lines = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file; lines of jsonl are added."),
+]
+"""--output of the commands that can go on with a file of theirs."""
+Assume = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell; `ssmdiag families` lists them."
+    ),
+]
+MapFile = Annotated[
+    Path | None,
+    typer.Option("--map", metavar="MAP.TOML", help="Declare the tensors of a model ssmdiag does not know."),
+]
+EveryChannel = Annotated[
+    bool,
+    typer.Option("--every-channel", help="All channels, not 64 a layer or fewer; seconds for large models."),
+]
+AllLayers = Annotated[bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")]
+Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")]
+Color = Annotated[Colour, typer.Option("--color", help="Colour the report.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")]
+
+
+class Format(StrEnum):
+    """Values of --format, of commands whose report is a text or a document."""
+
+    text = "text"
+    json = "json"
 
 
 class Device(StrEnum):
@@ -47,6 +78,12 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+ReportFormat = Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")]
+ComputeDevice = Annotated[
+    Device, typer.Option("--device", help="Where to compute; auto is the CPU, which reading waits for.")
+]
 
 
 def choose_device(choice: Device) -> str:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import textwrap
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.options import Format
 from ssmdiag.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ssmdiag.rules import Rule
-
-
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
 
 
 HEADINGS = {
