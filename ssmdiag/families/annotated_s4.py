@@ -82,6 +82,7 @@ FAMILY = Family(
     title="Annotated S4",
     paper="srush.github.io/annotated-s4",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=(
         Spelling(
             "S4",

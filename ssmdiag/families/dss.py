@@ -98,6 +98,7 @@ FAMILY = Family(
     title="DSS",
     paper="arXiv 2203.14343",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=tuple(
         Spelling(
             f"ag1988/dss, {version}{steps}",

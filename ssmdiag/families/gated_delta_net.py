@@ -100,6 +100,7 @@ FAMILY = Family(
     title="Gated DeltaNet",
     paper="arXiv 2412.06464",
     memory="nominal",
+    traits=frozenset({"constant step", "float32 decay", "layers alike", "matrix memory"}),
     spellings=(
         # Mamba-2 has the same four names, and D and in_proj besides.
         Spelling(

@@ -66,6 +66,7 @@ FAMILY = Family(
     title="Gated linear attention",
     paper="arXiv 2312.06635",
     memory="nominal",
+    traits=frozenset({"float32 decay", "matrix memory"}),
     spellings=(
         Spelling("fla, GLA", {"gk_proj.1.bias": "channel"}),
         Spelling("fla, simple GLA", {"gk_proj.bias": "head"}, absent=("A_log",)),

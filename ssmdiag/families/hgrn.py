@@ -75,6 +75,7 @@ FAMILY = Family(
     title="HGRN",
     paper="arXiv 2311.04823",
     memory="nominal",
+    traits=frozenset({"gates without bias", "matrix memory"}),
     spellings=(
         Spelling("fla, HGRN2", {**_GATE, "q_proj.weight": "_ _"}, absent=_BIASED),
         Spelling("fla, HGRN", {**_GATE}, absent=(*_BIASED, "q_proj.weight")),

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 USUAL_STEP = (1e-3, 1e-1)
 """Δ in which nearly every published model starts, log-uniformly; per unit of A's time."""
 
-FIXED = frozenset({"retention", "lightning_attention"})
-"""Families whose decays are chosen once and never trained."""
-
-STEP_FROM_ONE = frozenset({"gated_delta_net"})
-"""Families that some of their own code (Megatron, transformers) starts at a constant dt_bias of 1."""
-
 _LOW = ("time_step_min", "dt_min")
 _HIGH = ("time_step_max", "dt_max")
 
@@ -42,8 +36,6 @@ def usual_step(layer: Layer) -> tuple[float, float]:
 
 def log_uniform_step(recurrence: Recurrence) -> RecurrentWeight | None:
     """Return the weight behind Δ where the family starts it log-uniformly, else None."""
-    if recurrence.family in FIXED:
-        return None
     steps = [weight for weight in recurrence.weights if weight.role == "step"]
     if len(steps) != 1 or steps[0].map not in ("softplus", "softplus+1e-4", "exp"):
         return None

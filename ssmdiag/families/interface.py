@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 
+Trait = Literal[
+    "fixed decay", "float32 decay", "fast channels", "layers alike", "slow recurrence", "matrix memory",
+    "attention inside", "gates without bias", "undecayed skip", "constant step",
+]  # fmt: skip
+"""What rules must know of a family beside its tensors.
+
+`fixed decay`: chosen by design and never trained. `float32 decay`: the reference code upcasts A_log or hands a
+log-decay to a float32 kernel. `fast channels`: many forget within a step by design. `layers alike`: those of one model
+have the same tensors. `slow recurrence`: its own training code gives the recurrence a smaller learning rate.
+`matrix memory`: modes are keys of a matrix, and what they hold differs by what was written, not by decay.
+`attention inside`: a moving average before attention in the same layer. `gates without bias`: what they remember at
+zero input says nothing of what they learnt. `undecayed skip`: its own training code keeps D from weight decay.
+`constant step`: some of its own code (Megatron, transformers) starts dt_bias at a constant 1.
+"""
+
+
 @dataclass(frozen=True)
 class Spelling:
     """One way in which a family's tensors are named on disk.
@@ -122,6 +138,7 @@ class Family:
     """What steers its memory by the input; None where nobody has said: then nothing is proven but of equal files."""
     forward: tuple[ForwardSetting, ...] = ()
     """Settings that change its memory though its weights are the same."""
+    traits: frozenset[Trait] = frozenset()
     options: tuple[Option, ...] = ()
     caveat: str = ""
     """What the modal form leaves out, in one sentence for the report."""

@@ -139,6 +139,7 @@ FAMILY = Family(
     title="Kimi Delta Attention",
     paper="arXiv 2510.26692",
     memory="nominal",
+    traits=frozenset({"float32 decay", "layers alike", "matrix memory"}),
     spellings=tuple(_spellings()),
     read=read,
     steering=steering,

@@ -59,6 +59,7 @@ FAMILY = Family(
     title="Lightning attention",
     paper="arXiv 2401.04658",
     memory="exact",
+    traits=frozenset({"fixed decay", "matrix memory"}),
     spellings=(
         Spelling("MiniMax, transformers", {"slope_rate": "head 1 1"}),
         Spelling(

@@ -70,6 +70,7 @@ FAMILY = Family(
     title="LRU",
     paper="arXiv 2303.06349",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=(
         Spelling(
             "minimal-LRU, lrnnx",

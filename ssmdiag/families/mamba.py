@@ -134,6 +134,7 @@ FAMILY = Family(
     title="Mamba-1",
     paper="arXiv 2312.00752",
     memory="nominal",
+    traits=frozenset({"float32 decay", "layers alike", "undecayed skip"}),
     spellings=(
         Spelling(
             "state-spaces/mamba, transformers, mambapy, fla",

@@ -153,6 +153,7 @@ FAMILY = Family(
     title="Mamba-2",
     paper="arXiv 2405.21060",
     memory="nominal",
+    traits=frozenset({"float32 decay", "layers alike", "undecayed skip"}),
     spellings=(
         Spelling(
             "state-spaces/mamba, transformers, mambapy, fla",

@@ -59,6 +59,7 @@ FAMILY = Family(
     title="Mamba-3",
     paper="arXiv 2603.15569",
     memory="nominal",
+    traits=frozenset({"layers alike", "undecayed skip"}),
     spellings=(
         Spelling(
             "state-spaces/mamba, fla",

@@ -85,6 +85,7 @@ FAMILY = Family(
     title="Mega",
     paper="arXiv 2209.10655",
     memory="exact",
+    traits=frozenset({"attention inside"}),
     spellings=(
         Spelling("facebookresearch/mega", dict(zip(_TRANSFORMERS, _AXES, strict=True)) | {"omega": "channel"}),
         Spelling(

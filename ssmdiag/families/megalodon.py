@@ -43,6 +43,7 @@ FAMILY = Family(
     title="Megalodon CEMA",
     paper="arXiv 2404.08801",
     memory="exact",
+    traits=frozenset({"attention inside"}),
     spellings=(
         Spelling(
             "XuezheMax/megalodon",

@@ -41,6 +41,7 @@ FAMILY = Family(
     title="minGRU, minLSTM",
     paper="arXiv 2410.01201",
     memory="nominal",
+    traits=frozenset({"gates without bias"}),
     spellings=(
         Spelling("minGRU", {"to_hidden_and_gate.weight": "2*channel _"}),
         Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "3*channel _"}),

@@ -76,6 +76,7 @@ FAMILY = Family(
     title="mLSTM",
     paper="arXiv 2405.04517",
     memory="nominal",
+    traits=frozenset({"float32 decay"}),
     spellings=(
         Spelling("xLSTM-large, transformers", {"fgate_preact.bias": "head", "igate_preact.bias": "head"}),
         Spelling("xLSTM-large, fused weights", {"ifgate_preact.bias": "_", "qkv_opreact.weight": "_ _"}),

@@ -46,6 +46,7 @@ FAMILY = Family(
     title="PLaMo-2",
     paper="arXiv 2509.04897",
     memory="nominal",
+    traits=frozenset({"layers alike", "undecayed skip"}),
     spellings=(
         Spelling(
             "pfnet/plamo-2",

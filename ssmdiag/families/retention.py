@@ -33,6 +33,7 @@ FAMILY = Family(
     title="RetNet",
     paper="arXiv 2307.08621",
     memory="exact",
+    traits=frozenset({"fixed decay", "matrix memory"}),
     spellings=(Spelling("microsoft/torchscale", {"decay": "head", "angle": "_"}, path=r"(?:^|\.)retnet_rel_pos$"),),
     read=read,
     caveat="The decay is the same at every token; what is written and read depends on the input.",

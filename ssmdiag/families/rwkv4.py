@@ -48,6 +48,7 @@ FAMILY = Family(
     title="RWKV-4",
     paper="arXiv 2305.13048",
     memory="exact",
+    traits=frozenset({"fast channels", "float32 decay", "matrix memory"}),
     spellings=(
         Spelling(
             "BlinkDL/RWKV-LM, transformers",

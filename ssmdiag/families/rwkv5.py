@@ -40,6 +40,7 @@ FAMILY = Family(
     title="RWKV-5",
     paper="arXiv 2404.05892",
     memory="exact",
+    traits=frozenset({"float32 decay", "matrix memory"}),
     spellings=(
         Spelling("RWKV-5.2", {"time_faaaa": "head key", "time_decay": "head key"}, absent=_LATER),
         Spelling("RWKV-5.1", {"time_faaaa": "head", "time_decay": "head"}, absent=_LATER),

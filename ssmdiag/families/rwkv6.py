@@ -48,6 +48,7 @@ FAMILY = Family(
     title="RWKV-6",
     paper="arXiv 2404.05892",
     memory="nominal",
+    traits=frozenset({"float32 decay", "matrix memory"}),
     spellings=(
         Spelling(
             "BlinkDL/RWKV-LM",

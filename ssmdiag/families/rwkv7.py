@@ -56,6 +56,7 @@ FAMILY = Family(
     title="RWKV-7",
     paper="arXiv 2503.14456",
     memory="nominal",
+    traits=frozenset({"float32 decay", "matrix memory"}),
     spellings=(
         Spelling("BlinkDL/RWKV-LM", {"w0": "1 1 head*key", "r_k": "head key", "k_k": "1 1 head*key"}),
         Spelling("fla", {"w_lora.lora.2.bias": "head*key", "r_k": "head key"}),

@@ -167,6 +167,7 @@ FAMILY = Family(
     title="S4",
     paper="arXiv 2111.00396",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=(
         Spelling(
             "state-spaces/s4 v4, SSMKernelDPLR",

@@ -163,6 +163,7 @@ FAMILY = Family(
     title="S4D",
     paper="arXiv 2206.11893",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=(
         Spelling(
             "state-spaces/s4 v4, SSMKernelDiag",

@@ -132,6 +132,7 @@ FAMILY = Family(
     title="S5",
     paper="arXiv 2208.04933",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=(
         Spelling("lindermanlab/S5", {**_JAX, "C": "output _ 2"}),
         Spelling("lindermanlab/S5, bidirectional", {**_JAX, "C1": "output mode 2", "C2": "output mode 2"}),

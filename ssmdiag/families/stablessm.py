@@ -37,6 +37,7 @@ FAMILY = Family(
     title="StableSSM",
     paper="arXiv 2311.14495",
     memory="exact",
+    traits=frozenset({"slow recurrence"}),
     spellings=(
         Spelling(
             "radarFudan/StableSSM",

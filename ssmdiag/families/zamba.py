@@ -53,6 +53,7 @@ FAMILY = Family(
     title="Zamba-1",
     paper="arXiv 2405.16712",
     memory="nominal",
+    traits=frozenset({"float32 decay", "layers alike", "undecayed skip"}),
     spellings=(
         Spelling(
             "transformers",

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.families.initialisations import FIXED
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ BESIDE = ("D", "conv1d.weight", "conv1d.bias")
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     recurrence = evidence.recurrence
-    if recurrence.family in FIXED:
+    if "fixed decay" in evidence.layer.family.traits:
         return
     units = recurrence.channels if recurrence.channels > 1 else recurrence.modes
     rows = [found for weight in recurrence.weights if (found := _by_unit(weight.values, units)) is not None]

@@ -18,11 +18,6 @@ IN_MODEL_DTYPE = {
 }
 """Families whose reference code takes the exponential in the dtype of the model (transformers 5.23)."""
 
-IN_FLOAT32 = frozenset({
-    "mamba", "mamba2", "zamba", "gated_delta_net", "kda", "gla", "rwkv4", "rwkv5", "rwkv6", "rwkv7", "mlstm",
-})  # fmt: skip
-"""Families whose reference code upcasts A_log or hands a log-decay to a float32 kernel."""
-
 DTYPES = ("bfloat16", "float16")
 
 
@@ -41,7 +36,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if count <= limits["share"] * total:
         return
     severity: Literal["error", "warning", "note"] = "error" if count > limits["most"] * total else "warning"
-    if recurrence.family in IN_FLOAT32:
+    if "float32 decay" in evidence.layer.family.traits:
         severity, source = "note", f"{source}; the reference code computes in float32, other runtimes may not"
     elif evidence.weights("frequency"):
         # −exp(w) + 1j v is complex64 already where w and v are bfloat16: there is no complex bfloat16.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.families.initialisations import FIXED
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ DECAYED = frozenset(
 
 SKIPS = frozenset({"D", "Ds", "D_b", "D.0"})
 """Mamba's code keeps them from decay too; S4's does not."""
-KEEPS_SKIPS = frozenset({"mamba", "zamba", "mamba2", "mamba3", "plamo2"})
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -55,7 +53,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     home = {name: group for group in groups for name in group.parameters or ()}
     untold = [group for group in groups if group.untold]
     for layer in evidence.recognition.layers:
-        if layer.family.name in FIXED:
+        if "fixed decay" in layer.family.traits:
             continue
         decayed: dict[int, list[str]] = {}
         for local, name in _recurrent(evidence, layer).items():
@@ -101,7 +99,7 @@ def _listed(names: list[str]) -> str:
 def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:
     """Return local → full names of a layer's rates, steps and skip."""
     prefix = f"{layer.path}." if layer.path else ""
-    wanted = DECAYED | SKIPS if layer.family.name in KEEPS_SKIPS else DECAYED
+    wanted = DECAYED | SKIPS if "undecayed skip" in layer.family.traits else DECAYED
     names = evidence.names_by_layer[layer.path]
     return {local: name for name in names if (local := name.removeprefix(prefix)) in wanted}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
-from ssmdiag.rules.no_decay import FIXED_DECAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,7 @@ class _Change:
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     from ssmdiag.stability.precision import is_coarse
 
-    if evidence.recurrence.family in FIXED_DECAYS:
+    if "fixed decay" in evidence.layer.family.traits:
         return
     most = limits["factor"] - 1
     stored, casts = [], []

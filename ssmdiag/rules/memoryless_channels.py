@@ -11,13 +11,10 @@ from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 ONE_STEP = math.log(2) * (1 + 1e-9)
 """Rate in nats per step at which half is lost in one step; a gate of exactly 1/2 is not past it."""
 
-FAST_BY_DESIGN = frozenset({"rwkv4"})
-"""Starts with half of its channels faster than a step, which then mix the present with the last token."""
-
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     recurrence = evidence.recurrence
-    if recurrence.family in FAST_BY_DESIGN or not recurrence.weights:
+    if "fast channels" in evidence.layer.family.traits or not recurrence.weights:
         return
     many_inputs = recurrence.layout == "many inputs"
     slowest = recurrence.rate.flatten() if many_inputs else recurrence.rate.amin(1)

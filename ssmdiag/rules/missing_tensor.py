@@ -12,9 +12,6 @@ from ssmdiag.rules.interface import Limits, Observation, Rule
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
 
-UNIFORM = frozenset({"mamba", "zamba", "mamba2", "mamba3", "plamo2", "gated_delta_net", "kda"})
-"""Families whose layers of one model are built alike. RWKV-7's first layer is not."""
-
 SKIPS = frozenset({"D", "Ds", "D_b", "ssm_d"})
 """Mamba-1's skip under the names in use; Mamba-2 is not recognised without its own."""
 
@@ -30,7 +27,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         )
     alike: dict[tuple[str, str], list[Layer]] = defaultdict(list)
     for layer in evidence.recognition.layers:
-        if layer.family.name in UNIFORM:
+        if "layers alike" in layer.family.traits:
             alike[layer.family.name, layer.spelling.name].append(layer)
     for layers in alike.values():
         yield from _examine_alike(evidence, layers)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.families.initialisations import FIXED
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
 
 SHORTEST = 8
@@ -18,7 +17,7 @@ CONSERVATIVE = "imex"
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     recurrence, context = evidence.recurrence, evidence.context
-    if context is None or recurrence.family in FIXED or not recurrence.weights:
+    if context is None or "fixed decay" in evidence.layer.family.traits or not recurrence.weights:
         return
     if any(assumption.value == CONSERVATIVE for assumption in recurrence.assumptions):
         return

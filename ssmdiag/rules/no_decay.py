@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 INTEGRATES = -math.log1p(-(2.0**-25))
 """Rate in nats per step at and below which e^−r is 1 in float32: τ of 3.4e7 steps."""
 
-FIXED_DECAYS = frozenset({"retention", "lightning_attention"})
-"""Families whose decays are constants of the design, some of them longer than any context."""
-
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     numbers, context = evidence.numbers, evidence.context
@@ -71,8 +68,8 @@ def _how_exactly(exactly: int, never: int) -> str:
 def _by_design(evidence: LayerEvidence) -> bool:
     """Whether nothing decays because the model is made so: fixed decays, oscillators that conserve energy."""
     chosen = {assumption.option: assumption.value for assumption in evidence.recurrence.assumptions}
-    family = evidence.recurrence.family
-    return family in FIXED_DECAYS or (family == "linoss" and chosen.get("discretization") == "imex")
+    family = evidence.layer.family
+    return "fixed decay" in family.traits or (family.name == "linoss" and chosen.get("discretization") == "imex")
 
 
 def _whatever_the_gate(evidence: LayerEvidence) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import LayerError
-from ssmdiag.families.initialisations import FIXED, frozen_on_purpose, usual_step
+from ssmdiag.families.initialisations import frozen_on_purpose, usual_step
 from ssmdiag.families.layer import Layer
 from ssmdiag.recurrence.maps import softplus
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
@@ -119,7 +119,7 @@ class _Draw(NamedTuple):
 
 def _draws(layer: Layer) -> Iterator[_Draw]:
     """Yield the biases of Δ of one layer that are numbers."""
-    if layer.family.name in FIXED or frozen_on_purpose(layer, "step"):
+    if "fixed decay" in layer.family.traits or frozen_on_purpose(layer, "step"):
         return
     for local in layer.names:
         if local.removeprefix("forget_gate.") not in BIASES:

@@ -9,9 +9,6 @@ from ssmdiag.errors import CheckpointError
 from ssmdiag.rules.decayed_recurrence import DECAYED
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer
 
-SLOW = frozenset({"s4", "s4d", "dss", "s5", "lru", "annotated_s4", "stablessm"})
-"""Families whose own training code gives the recurrence a smaller learning rate than the rest."""
-
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
     try:
@@ -23,7 +20,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             name for name in evidence.names_by_layer[layer.path] if name.removeprefix(f"{layer.path}.") in DECAYED
         ]
         for layer in evidence.recognition.layers
-        if layer.family.name in SLOW
+        if "slow recurrence" in layer.family.traits
     }
     family = {layer.path: layer.family.name for layer in evidence.recognition.layers}
     slow = {name for names in recurrent.values() for name in names}

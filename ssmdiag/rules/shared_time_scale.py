@@ -13,15 +13,10 @@ if TYPE_CHECKING:
 
 FEWEST_MODES = 4
 
-MATRIX_MEMORY = frozenset(
-    {"gla", "hgrn", "kda", "gated_delta_net", "rwkv4", "rwkv5", "rwkv6", "rwkv7", "retention", "lightning_attention"}
-)
-"""Families whose modes are keys of a matrix memory: what they hold differs by what was written, not by decay."""
-
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     recurrence = evidence.recurrence
-    if recurrence.modes < FEWEST_MODES or recurrence.family in MATRIX_MEMORY:
+    if recurrence.modes < FEWEST_MODES or "matrix memory" in evidence.layer.family.traits:
         return
     rate, frequency = recurrence.rate, recurrence.frequency
     finite = (rate.isfinite() & frequency.isfinite()).all(1)

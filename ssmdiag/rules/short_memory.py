@@ -18,12 +18,6 @@ ATTENTION = re.compile(
 )
 """Projections to queries; outside a recurrent layer they are attention's."""
 
-WITH_ATTENTION = frozenset({"mega", "megalodon"})
-"""Moving averages that stand before attention in the same layer, often under names of their own."""
-
-SAME_FOR_ALL_WEIGHTS = frozenset({"min_gru", "hgrn"})
-"""Families whose gates have no bias: what they remember at zero input says nothing of what they learnt."""
-
 TO_ONE_PERCENT = math.log(100) / 2
 """Time constants until a mode has spent 99 % of its energy."""
 
@@ -69,7 +63,7 @@ def _horizon(layer: LayerDiagnosis) -> float:
 
 def _is_not_all(evidence: CheckpointEvidence) -> bool:
     """Whether more than the rates carries memory: queries that stand in no recurrent layer, or gates alone."""
-    if any(layer.family in WITH_ATTENTION | SAME_FOR_ALL_WEIGHTS for layer in evidence.layers):
+    if any({"attention inside", "gates without bias"} & layer.family.traits for layer in evidence.recognition.layers):
         return True
     own = {name for names in evidence.names_by_layer.values() for name in names}
     return any(ATTENTION.search(name) for name in evidence.checkpoint if name not in own)

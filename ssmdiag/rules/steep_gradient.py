@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.recurrence.maps import find_map
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
-from ssmdiag.rules.no_decay import FIXED_DECAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +22,7 @@ STEEPEST_RELATIVE = 2.0
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     weight = next(iter(evidence.weights("rate")), None)
-    if weight is None or evidence.recurrence.family in FIXED_DECAYS or _gentle(evidence, weight, limits["scale"]):
+    if weight is None or "fixed decay" in evidence.layer.family.traits or _gentle(evidence, weight, limits["scale"]):
         return
     rates = evidence.recurrence.rate
     decaying = rates.where((rates > 0) & (rates < math.inf), math.inf).flatten()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.families.initialisations import STEP_FROM_ONE, log_uniform_step, usual_step
+from ssmdiag.families.initialisations import log_uniform_step, usual_step
 from ssmdiag.recurrence.maps import MAPS
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
@@ -28,7 +28,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     low, high = usual_step(evidence.layer)
     constant = bool((raw == raw[0]).all())
     outside = float(step.min()) > high or float(step.max()) < low
-    if evidence.recurrence.family in STEP_FROM_ONE and not (constant and evidence.whole.training.trained):
+    if "constant step" in evidence.layer.family.traits and not (constant and evidence.whole.training.trained):
         return
     if not constant and not (outside and spread < limits["spread"]):
         return

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.families.initialisations import FIXED, frozen_on_purpose
+from ssmdiag.families.initialisations import frozen_on_purpose
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MOST_PARAMETERS = 8
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
-    if evidence.recurrence.family in FIXED or frozen_on_purpose(evidence.layer, "eigenvalues"):
+    if "fixed decay" in evidence.layer.family.traits or frozen_on_purpose(evidence.layer, "eigenvalues"):
         return
     for weight in evidence.weights("rate"):
         found = _start(_as_stored(evidence, weight))
