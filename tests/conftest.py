@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,16 @@ def read_model(write_model: Callable[..., Path]) -> Callable[..., list[Recurrenc
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="Rewrite the golden reports; read them in review.")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but one in so many of a test's cases, where `one_in` says how many."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        share = item.get_closest_marker("one_in")
+        if share is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % share.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1

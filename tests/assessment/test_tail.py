@@ -95,6 +95,7 @@ def modes_unit(modes: ModeEnergies) -> np.ndarray:
     return np.concatenate([form.unit.numpy() for _, form in modes.forms()])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(3))
 def test_rings_of_one_rate_are_told_as_such(seed: int) -> None:
     """Frequencies of 0.1 to 0.5 turns a time constant, and sums of 16 rings: at least 95 %, at the rate put in."""
@@ -113,6 +114,7 @@ def test_rings_of_one_rate_are_told_as_such(seed: int) -> None:
     assert told >= 0.95 * 40
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("real", [True, False])
 def test_no_tail_is_named_that_the_stepped_kernel_does_not_follow(real: bool) -> None:
     random = np.random.default_rng(7)
@@ -317,6 +319,7 @@ def test_a_band_of_a_layer_begins_at_its_slowest_modes_not_at_their_mean() -> No
     assert tail.energy_share >= 0.03
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag(seed: int, real: bool) -> None:

@@ -228,6 +228,7 @@ def test_a_dense_state_is_built_once() -> None:
     assert len(built) == 1
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_a_capacity_or_a_reason(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]

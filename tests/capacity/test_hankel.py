@@ -41,6 +41,7 @@ def brute_force(recurrence: Recurrence) -> list[np.ndarray]:
     return [scipy.linalg.svdvals(hankel(kernel[:, c]).flatten(0, 1).numpy()) for c in range(recurrence.channels)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "make",
     [

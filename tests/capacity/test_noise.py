@@ -36,6 +36,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_what_survives_rounding_equals_eighty_digits(name: str) -> None:
     ell = SPECTRA[name].to(torch.complex128)
@@ -47,6 +48,7 @@ def test_what_survives_rounding_equals_eighty_digits(name: str) -> None:
             assert abs(value - expected) < 1e-7
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("mean", [0.3, -1.0, 5.0])
 @pytest.mark.parametrize("name", ["Mamba at 0.001", "S4D-Lin", "ring", "close modes", "at the boundary"])
 def test_what_survives_an_input_with_a_mean_equals_eighty_digits(name: str, mean: float) -> None:

@@ -59,6 +59,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_memory_equals_three_hundred_digits(name: str) -> None:
     ell = SPECTRA[name].to(torch.complex128)
@@ -354,6 +355,7 @@ def test_misuse_and_too_much_memory_are_refused_in_words() -> None:
     assert memory_function(recurrence, []).values.shape == (5, 0)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_the_memory_of_every_family_sums_to_its_modes(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]

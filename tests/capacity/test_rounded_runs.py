@@ -77,6 +77,7 @@ def close(said: float, measured: float) -> bool:
     return 0.9 * said <= measured <= 1.1 * said or abs(measured - said) <= 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 @pytest.mark.parametrize("name", FAST)

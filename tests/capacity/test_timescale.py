@@ -112,6 +112,7 @@ def test_longer_memory_is_fainter_and_the_sum_stays() -> None:
         np.testing.assert_array_equal(capacity.length_tenth.numpy(), alone.length_tenth.numpy())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("family", "length"), [("mamba", 4), ("s4d", 20), ("s4", 5), ("lru", 15)])
 @pytest.mark.parametrize("state_dtype", ["bf16", "float32"])
 def test_inside_a_recommended_range_the_length_is_met_and_just_outside_it_is_not(

@@ -105,6 +105,7 @@ def require_budget(name: str, figures: Mapping[str, object], seconds: float) -> 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_small_hostile_files_are_refused_by_name_or_read_at_once(tmp_path: Path) -> None:
     done = examine(list(HOSTILE), tmp_path)

@@ -102,6 +102,7 @@ def write_header(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) 
         file.truncate(8 + len(text) + end)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors_open_and_are_recognised_in_seconds(tmp_path: Path) -> None:
     """200 layers with a 165-expert MoE each; about 1 s on two cores, where anything quadratic takes minutes."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -122,6 +123,7 @@ def test_a_hundred_thousand_tensors_open_and_are_recognised_in_seconds(tmp_path:
     assert seconds < 20
 
 
+@pytest.mark.slow
 def test_a_model_of_5_gb_is_diagnosed_in_under_900_mb(tmp_path: Path) -> None:
     """The shape of Mamba-2.8B, in a sparse file; measured in its own process."""
     path = write_sparse_mamba(tmp_path / "model.safetensors")

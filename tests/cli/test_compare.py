@@ -68,6 +68,7 @@ def test_fail_on_exits_one_for_a_run_that_converges_only(
     assert run(*write_run(tmp_path, STEPS, world), "--memory", "none", "--fail-on", fail_on)[0] == expected
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("columns", [40, 80, 140, 160])
 @pytest.mark.parametrize("directory", [S4D, LRU])
 def test_no_line_is_wider_than_the_terminal(run: Run, directory: Path, columns: int) -> None:

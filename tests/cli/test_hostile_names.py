@@ -123,6 +123,7 @@ def arguments_of(case: str) -> list[str]:
     return [named(word) if word in files else word for word in CASES[case]]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("color", ["never", "always"])
 @pytest.mark.parametrize("case", CASES)
 def test_no_report_and_no_error_acts_on_a_terminal(
@@ -142,6 +143,7 @@ def test_no_report_and_no_error_acts_on_a_terminal(
         assert "λ層🙂" in COLOUR.sub("", out + err).replace("\n", "").replace(" ", ""), "what is no danger stays"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", formats())
 def test_every_format_is_harmless_on_the_screen_and_in_a_file(form: str, run: Run, folder: Path) -> None:
     files = [named(start) for start in ("\x1b", "1", "torn", "lost", "unknown")]
@@ -250,6 +252,7 @@ def test_a_crash_shows_its_traceback_and_obeys_nothing(run: Run, folder: Path, m
     assert_harmless(out + err)
 
 
+@pytest.mark.slow
 def test_a_name_in_a_progress_bar_obeys_nothing(folder: Path) -> None:
     """A terminal of its own: bars move the cursor, the name in them does not."""
     code = "import time, sys\nfrom ssmdiag.cli import main, diagnosing\nfrom ssmdiag import diagnosis\n"

@@ -132,6 +132,7 @@ def test_no_output_ends_in_a_traceback(command: str, output: str, run: Run, fold
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_kernels_that_are_interrupted(folder: Path) -> None:
     code = "import sys\nfrom ssmdiag.cli import main\nimport ssmdiag.kernel.file as file\nimport time\n"
     code += "def wait(*a, **k):\n    print('half', flush=True)\n    time.sleep(60)\nfile.compute_kernel = wait\nmain()"
@@ -172,6 +173,7 @@ def test_a_shard_of_any_name_is_not_written_over(run: Run, folder: Path) -> None
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_stream_is_not_added_to_what_retrain_reads(number: int, folder: Path) -> None:
     (folder / "corpus.txt").write_text("to be or not to be\n" * 200)
@@ -186,6 +188,7 @@ def test_a_stream_is_not_added_to_what_retrain_reads(number: int, folder: Path) 
     assert number == 2 or text == "to be or not to be\n" * 200
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("command", ["inspect", "check", "capacity", "kernel"])
 def test_a_report_is_not_added_to_the_model_by_the_shell(command: str, folder: Path) -> None:
     before = contents(folder)
@@ -212,6 +215,7 @@ SAYING = [
 ]  # fmt: skip
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("arguments", SAYING, ids=" ".join)
 def test_settings_that_cannot_be_read_are_named_and_exit_with_2(

@@ -34,6 +34,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.one_in(4)
 @needs_posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", LIGHT)
@@ -58,6 +59,7 @@ def test_a_disk_that_fills_up_in_the_middle_exits_two(unbuffered: str, tmp_path:
     assert run.stderr.startswith("OutputError: stdout cannot be written (File too large).")
 
 
+@pytest.mark.one_in(3)
 @needs_posix
 @pytest.mark.parametrize("command", LIGHT)
 def test_a_reader_that_leaves_is_told_by_141_and_never_by_one(command: str) -> None:
@@ -86,6 +88,7 @@ def test_a_closed_stdin_does_not_lend_its_number_to_a_file() -> None:
     assert shell("$S families <&-").stdout == shell("$S families").stdout
 
 
+@pytest.mark.one_in(3)
 @needs_posix
 @pytest.mark.parametrize("size", ["²", "0", "-5", "999999999", "1e3", ""])
 def test_odd_sizes_of_the_terminal_count_for_nothing(size: str) -> None:
@@ -110,6 +113,7 @@ def test_odd_sizes_do_not_reach_the_reports(size: str, monkeypatch: pytest.Monke
     assert "text" in _style("text", "bold", settings)
 
 
+@pytest.mark.one_in(3)
 @needs_posix
 @pytest.mark.parametrize(
     "environment",
@@ -238,6 +242,7 @@ def test_signals_that_the_caller_has_ignored_stay_so() -> None:
     assert shell(f'trap "" HUP; {PYTHON} -c "{code}"').stdout == "went on\n"
 
 
+@pytest.mark.one_in(2)
 @needs_posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_being_written_is_gone_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def begun(run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return copy
 
 
+@pytest.mark.one_in(4)
 @both
 @pytest.mark.parametrize("what", some(OTHERWISE, {"task", "lr"}))
 def test_a_run_with_another_setting_is_refused_by_name(
@@ -87,6 +88,7 @@ def test_a_run_with_another_setting_is_refused_by_name(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
     options = ("--param", "exp", *TASK, *SIZE, "--output", tmp_path)
     models = {
@@ -153,6 +155,7 @@ def data(): return *pairs(), loss
 MINE = ("--model", "mine:model", "--data", "mine:data", "--param", "own", *SIZE)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("scale", "power"), [("2", "square"), ("1", "abs")])
 def test_a_run_whose_code_has_changed_is_refused(
     scale: str, power: str, run: Run, write_module: Callable[[str], None]
@@ -276,6 +279,7 @@ def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run:
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 @both
 def test_an_arm_may_join_a_run_that_is_resumed(model: tuple[object, ...], run: Run, begun: Begun) -> None:
     folder, known = begun(model)

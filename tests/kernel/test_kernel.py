@@ -302,6 +302,7 @@ SPELLINGS = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_its_stepped_kernel_or_a_retention(family, spelling, read_model: Read) -> None:  # type: ignore[no-untyped-def]
     for recurrence in read_model(state_dict(spelling), config(family, spelling)):

@@ -50,6 +50,7 @@ def errors(found: Energy, exact: list[mpmath.mpf], width: int | np.ndarray = 1) 
     return np.array([float(abs(mpmath.mpf(v) - e) / mpmath.mpf(n)) for v, e, n in held])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("modes", [7, 24])
 def test_energies_and_horizon_are_those_of_copies(kind: str, modes: int) -> None:
@@ -67,6 +68,7 @@ def test_energies_and_horizon_are_those_of_copies(kind: str, modes: int) -> None
             assert bool(((own.values - other.values).abs() <= own.noise + other.noise).all())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_bounds_the_error_against_seventy_digits(kind: str) -> None:
     width = np.diff(EDGES)

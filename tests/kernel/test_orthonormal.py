@@ -59,6 +59,7 @@ def layer(kind: str, modes: int = 24, channels: int = 3, seed: int = 0, copies: 
     return siso(ell, torch.complex(*parts), 2.0)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copies", [1, 2, 3])
 def test_energies_and_horizons_are_those_of_the_loop_over_modes(kind: str, copies: int) -> None:

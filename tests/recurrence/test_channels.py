@@ -25,6 +25,7 @@ def layers() -> list[Recurrence]:
     ]  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("context", [17, 4096])
 def test_memories_of_layers_together_are_those_of_each_to_the_last_bit(context: int) -> None:
     for together, layer in zip(assess_memories(layers(), context), layers(), strict=True):

@@ -104,6 +104,7 @@ def test_gradient_scale_is_the_slope_over_the_squared_margin(name: str, discrete
                 assert abs(got - expected) <= (1e-12 + 4 * EPS / margin) * expected + mpmath.mpf(10) ** -30, (w, got)
 
 
+@pytest.mark.one_in(3)
 @each_map
 @each_form
 def test_relative_perturbation_is_the_worst_of_a_brute_force_search(name: str, discrete: bool) -> None:

@@ -48,6 +48,7 @@ def test_a_swap_leaves_the_output_as_it_was(live: Live) -> None:
     assert difference(output(live, model), before) < 1e-5
 
 
+@pytest.mark.one_in(4)
 @each_swappable
 def test_what_is_trained_and_folded_loads_into_the_original_code(live: Live, tmp_path: Path) -> None:
     """swap → train → fold → save → load with strict=True: the same outputs, and a rate that has moved."""
@@ -93,6 +94,7 @@ def test_a_folded_model_goes_through_save_pretrained_and_back(tmp_path: Path) ->
     assert torch.equal(output(live, again.eval()), output(live, model))
 
 
+@pytest.mark.one_in(4)
 @each_freezable
 def test_frozen_eigenvalues_and_steps_do_not_move_while_the_rest_trains(live: Live) -> None:
     """To the bit, through AdamW with weight decay; P2's fixed reservoir."""
@@ -112,6 +114,7 @@ def test_frozen_eigenvalues_and_steps_do_not_move_while_the_rest_trains(live: Li
     assert len(moved) > len(others) / 4
 
 
+@pytest.mark.one_in(3)
 @one_per_family
 def test_freezing_one_of_the_two_leaves_the_other_to_train(live: Live) -> None:
     roles = {weight.role for weight in find_recurrence(live.build(0)).weights}

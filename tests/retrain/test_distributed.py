@@ -65,6 +65,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 KINDS = ("built in", "built in, spread", "holes", "given, spread")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_have_the_losses_of_one_process(kind: str, together: Any, alone: Any) -> None:
     ranks, one = together[0]["results"][kind], alone[0][kind]
@@ -129,6 +130,7 @@ def test_the_command_speaks_with_one_voice_and_ends_where_one_process_ends(tmp_p
     assert ours["checkpoint"] == str(tmp_path / "own-lr0.05-seed0" / "step-4.safetensors")
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_all_with_its_own_message() -> None:
     start = time.monotonic()
     run = on_two_ranks(*RETRAIN, "--model", "tests.retrain.on_one_rank:build", "--param", "own", "--steps", "500")

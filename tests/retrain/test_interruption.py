@@ -76,6 +76,7 @@ def require_same(
     assert files(folder) == whole[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [155, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 1, 7, 8, 9, 80, 159))]
 )
@@ -104,6 +105,7 @@ def test_a_kill_while_a_file_is_written_leaves_the_one_before(
     require_same(whole(model), retrain(*options, "--resume"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="kill")],

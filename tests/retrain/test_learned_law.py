@@ -45,6 +45,7 @@ def test_planted_parameters_are_found_within_their_errors(name: str, lags: int) 
             assert error is None or abs(value - planted) <= error < 0.1 * planted
 
 
+@pytest.mark.slow
 def test_errors_cover_the_planted_parameters_as_often_as_standard_errors_do() -> None:
     random = torch.Generator().manual_seed(0)
     off = []

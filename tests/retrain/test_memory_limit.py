@@ -37,6 +37,7 @@ def holds(room: int, error: type[BaseException] = torch.OutOfMemoryError) -> obj
     return attempt
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("room", "advice"),
     [
@@ -117,6 +118,7 @@ def test_a_model_too_large_to_start_is_said() -> None:
         compare_arms([Arm("exp")], task(), large, BUDGET, task="t")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["lf-poly", "delay", "listops"])
 @pytest.mark.parametrize(
     ("asked", "advice"),

@@ -74,6 +74,7 @@ def test_the_loss_is_that_of_weights_moved_by_at_most_beta(recurrence: str, monk
     assert curve.worst[0] == pytest.approx(float(losses.max()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_arms_get_the_same_noise_and_it_repeats(tmp_path: Path) -> None:
     data = task()
     result = compare_arms(ARMS, data, model(), BUDGET, task="lf-poly", folder=tmp_path, perturb=True)
@@ -171,6 +172,7 @@ def test_rates_that_are_a_part_of_a_tensor_and_held_have_no_curve() -> None:
     assert module_perturbation_curve(held, loss_of(held, []), betas=(0.0,)) is None
 
 
+@pytest.mark.slow
 def test_arms_of_a_given_model_have_curves(tmp_path: Path) -> None:
     whole = task(length=given_models.STEPS)
     data = replace(

@@ -123,6 +123,7 @@ def stepping(folder: Path, recurrence: str, param: str) -> Iterator[tuple[torch.
             yield stepped_matrix_kernel(read, 12), response.permute(1, 2, 0)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("param", [*STABLE_MAPS, "best(b=0.1)", "best(a=2, b=0.3)"])
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_files_are_read_through_the_map_they_were_trained_through(recurrence: str, param: str, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def stopped(make: Make, folder: Path, at: int, **given: Any) -> None:
         train(make(**given), BUDGET, folder=folder, on_progress=stop)
 
 
+@pytest.mark.one_in(2)
 @every_kind
 def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(make: Make, tmp_path: Path) -> None:
     torch.manual_seed(1)

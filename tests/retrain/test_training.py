@@ -152,6 +152,7 @@ train([Arm("exp"), Arm("best")], task(), model(), Budget(100_000, 8, 2, 4), fold
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
     run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2])
     try:
@@ -195,6 +196,7 @@ def test_a_state_of_another_run_is_refused(change: dict, says: str, tmp_path: Pa
         train(**(given | change), folder=tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_groups_that_are_yet_to_begin_are_begun_by_resuming(tmp_path: Path) -> None:
     data = task()
     train(ARMS[:2], data, model(), BUDGET, folder=tmp_path / "parts")

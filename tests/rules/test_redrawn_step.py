@@ -91,6 +91,7 @@ def test_a_redraw_of_one_layer_of_many_channels_is_found_and_named(tmp_path: Pat
     assert "of the other layers' values have left that range" in finding.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uneven", [3.0, 8.0])
 def test_layers_that_moved_less_than_others_are_not_taken_for_redrawn(uneven: float, tmp_path: Path) -> None:
     """Every layer moved, the first by a third of what the norms did, the last by `uneven` times as much."""
