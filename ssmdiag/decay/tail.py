@@ -38,6 +38,8 @@ LAGS_BETWEEN = 96
 """Parts of a window at whose ends it is proven that the others hold no more, within them too."""
 BEAT = 0.5
 """Nepers by which modes of a band may beat against each other between both ends of a window."""
+BEAT_SHARE = 0.1
+"""Share of what either end of the band would lose by which they may at most, however short the window."""
 FEWEST_LAGS = 3
 FEWEST_BINS = 2
 LEAST_RATE = 1e-15
@@ -51,6 +53,8 @@ LEAST_ERROR_DB = 0.1
 """What that difference may come to over the window, however little is lost over it."""
 STRAIGHT_DB = 0.8
 """Largest rms distance of the energy from a straight line, where it is without its swings."""
+SWING_DB = 3.0
+"""Largest rms distance of the energy that remains from the group's exponential: modes that turn slowly bend it."""
 
 
 class TailLaw(Enum):
@@ -210,7 +214,7 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
     if bool(good.any()):
         falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
         falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, fewer swings complete
-        good = _proven(good & falls, lags, last, shares)
+        good = _proven(good & falls, lags, last, shares, groups.rate)
     found, first = good.any(1), good.to(torch.uint8).argmax(1, keepdim=True)
     flat = (drop.gather(1, first)[:, 0] <= 4 * FLAT_DB) & found
     status = torch.full_like(ends, TAIL_STATUSES.index(TailStatus.MIXED))
@@ -274,7 +278,9 @@ def name_bands(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, rates: T
     left = shares(rows, both)[0]
     length = (both[:, 1] - both[:, 0]).clamp(min=1)
     fall = (left[:, 0] / left[:, 1]).log() / (2 * length)
-    near = (fall >= rates[rows, 0] - BEAT / length) & (fall <= rates[rows, 1] + BEAT / length)
+    slow, fast = rates[rows].unbind(1)
+    near = fall >= slow - torch.minimum(BEAT / length, BEAT_SHARE * slow)
+    near &= fall <= fast + torch.minimum(BEAT / length, BEAT_SHARE * fast)
     rows, first = rows[near], first[near]
     tails.law[rows] = TAIL_LAWS.index(TailLaw.BAND)
     tails.status[rows] = TAIL_STATUSES.index(TailStatus.BAND)
@@ -294,16 +300,17 @@ def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
     return Tails(none, index, zero, zero.clone(), unknown, unknown.clone(), unknown.clone(), rates)
 
 
-def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares) -> Tensor:
+def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares, rate: Tensor | None = None) -> Tensor:
     """Return where of (row, lag) it holds, besides, that the others hold no more at any lag up to `last` (row, 1).
 
     Energies that remain only fall: between two lags the others have at most what they have at the first, and the
-    whole has at least what it has at the second.
+    whole has at least what it has at the second. With a `rate` (row, lag), the whole must follow its exponential too.
     """
     rows = good.any(1).nonzero()[:, 0]
     if not len(rows):
         return good
-    first = lags[good[rows].to(torch.uint8).argmax(1)][:, None]
+    place = good[rows].to(torch.uint8).argmax(1)
+    first = lags[place][:, None]
     # Denser at first, where the others are still falling fast.
     part = (torch.arange(LAGS_BETWEEN + 1, dtype=lags.dtype, device=lags.device) / LAGS_BETWEEN).square()
     at = (first + (last[rows] - first) * part).floor()
@@ -312,9 +319,21 @@ def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares) -> Tensor:
     least = torch.cat([least[:, 1:].where(at.diff(dim=1) > 1, least[:, :-1]), least[:, -1:]], 1)
     holds = _to_the_end(rest + noise <= OTHERS * least)
     start = at.where(holds, math.inf).amin(1)
+    if rate is not None:
+        off = _distance(at, whole, rate[rows, place][:, None], start[:, None])
+        start = start.where(off <= SWING_DB, math.inf)
     proven = torch.zeros_like(good)
     proven[rows] = good[rows] & (lags >= start[:, None])
     return proven
+
+
+def _distance(at: Tensor, whole: Tensor, rate: Tensor, start: Tensor) -> Tensor:
+    """Return how far energies at lags `at` from `start` on are from an exponential of `rate`: rms in dB, (row,)."""
+    weight = (at[:, 1:] - at[:, :-1]) * (at[:, :-1] >= start)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+    level = (0.5 * whole.clamp(min=1e-290).log() + rate * at)[:, :-1]
+    level = level - (weight * level).sum(1, keepdim=True)
+    return NEPER_DB * (weight * level.square()).sum(1).sqrt()
 
 
 def _to_the_end(holds: Tensor) -> Tensor:

@@ -319,6 +319,30 @@ def test_a_band_of_a_layer_begins_at_its_slowest_modes_not_at_their_mean() -> No
     assert tail.energy_share >= 0.03
 
 
+def test_one_mode_that_turns_slowly_is_no_exponential() -> None:
+    """What remains of its energy strays from its rate by 5 dB rms: all its memory lasts is little over half a turn."""
+    turning = modal(np.array([[-0.0013 + 0.00043j]]), np.array([[0.6 + 3.0j]]), factor=2.0)
+    assert tail_of(turning, 10_000) is None
+    swinging = modal(np.array([[-0.0013 + 0.05j]]), np.array([[0.6 + 3.0j]]), factor=2.0)
+    tail = tail_of(swinging, 10_000)
+    assert tail is not None
+    assert (tail.law, tail.rate, tail.first) == (TailLaw.EXPONENTIAL, pytest.approx(0.0013), 0)
+
+
+@pytest.mark.parametrize(
+    ("ell", "weights"), [([-0.003 + 0.001j, -0.003 + 0.0015j], [1.0, -1.0]), ([-0.002 + 0.005j], [1.0])]
+)
+def test_no_band_is_told_where_less_or_more_is_lost_than_its_rates_lose(
+    ell: list[complex], weights: list[float]
+) -> None:
+    """Over a short window a beat is few decibels and yet all, or twice, of what the rates alone would lose."""
+    layer = modal([ell], [weights], factor=2.0)
+    squares = stepped(layer, 20_000)[0] ** 2
+    fall = math.log(squares.sum() / squares[64:].sum()) / (2 * 64)
+    assert not 0.0018 < fall < 0.0033
+    assert tail_of(layer, 64) is None
+
+
 @pytest.mark.one_in(6)
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("seed", range(3))
