@@ -159,6 +159,7 @@ def verdicts(world: World, n: int, seed: int, runs: int = RUNS) -> Counter[Verdi
     return Counter(judge([fit_trend(list(range(n)), world(generator, n).tolist())])[0] for _ in range(runs))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("n", [5, 7, 12])
 @pytest.mark.parametrize("name", WITHOUT_TREND)
 def test_without_a_trend_one_is_seen_in_five_percent_of_runs_at_most(name: str, n: int) -> None:
@@ -173,6 +174,7 @@ def test_a_rank_test_alone_takes_wandering_for_a_trend(n: int, share: float) -> 
     assert taken / RUNS == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / RUNS))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("layers", [3, 24])
 def test_a_run_of_many_wandering_layers_gets_a_false_verdict_no_more_often(layers: int) -> None:
     generator = np.random.default_rng(5)

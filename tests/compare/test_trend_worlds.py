@@ -59,6 +59,7 @@ def assert_named_and_held(outcomes: list[Outcome], points: int, where: str) -> N
         assert held >= lower(HOLDS, runs), (where, side)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("world", WANDERING)
 def test_what_wanders_is_seldom_given_a_trend(world: str) -> None:
     runs = 40 if "512" in world else 150
@@ -67,6 +68,7 @@ def test_what_wanders_is_seldom_given_a_trend(world: str) -> None:
         assert false_trends(WANDERING[world], 1, points, runs) <= upper(allowed, runs), points
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_drift_is_found_and_the_step_it_meets_a_limit_at_is_named(noise: str) -> None:
     for points in (7, 20):

@@ -38,6 +38,7 @@ def assert_rates(verdicts: Sequence[Verdict]) -> None:
     assert Law.POLYNOMIAL not in imitations, table
 
 
+@pytest.mark.slow
 def test_laws_are_recovered_from_525_kernels_over_five_seeds() -> None:
     verdicts = [verdict for seed in SEEDS for verdict in run(seed, 7)]
     assert len(verdicts) == 525 == 35 * len(KINDS)

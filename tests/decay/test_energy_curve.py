@@ -59,6 +59,7 @@ def test_many_rates_over_two_decades_are_described_from_the_first_lag_on(seed: i
     assert distance(curve, layer) <= curve.within_db <= 1.0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("context", [64, CONTEXT])
 def test_no_curve_is_further_from_the_energy_at_any_lag_than_it_says(real: bool, context: int) -> None:

@@ -95,6 +95,7 @@ def moved(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
     return any(bool((a - b).abs().max() > 1e-5 * a.abs().max()) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "model_type", [pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.slow]) for kind in TINY]
 )
@@ -163,6 +164,7 @@ def test_every_selective_family_says_what_steers_it() -> None:
     assert all(family.steering for family in known_families() if family.memory == "nominal")
 
 
+@pytest.mark.one_in(3)
 @each_selective
 def test_every_tensor_that_steers_is_compared_and_a_change_of_any_is_named(
     family: Family, spelling: Spelling, tmp_path: Path
