@@ -1,8 +1,8 @@
-"""Work on many channels, shared between the processor's cores.
+"""Divides work on many channels between the processor's cores.
 
-torch splits an operation between threads that wait for each other at its end. Where another process holds a core, each
-of them waits until the system gives that core back: 4 ms, for operations of 0.1. So everything here runs on one thread,
-and it is whole pieces of work that go to the cores: only after the last of them does anything wait.
+torch splits an operation between threads that wait for each other at its end. Where another process uses a core, all
+of them wait until the system frees that core: 4 ms, for operations of 0.1 ms. So each operation here runs on one
+thread, and the cores get whole pieces of work: the only wait is after the last piece.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 PIECES = 4
-"""Pieces of work for each core: a core that is busy with something else does fewer of them."""
+"""Pieces of work per core: a core that is busy with something else does fewer of them."""
 _held = threading.local()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch's operations on the thread they are called from; `share_out` goes on using all cores.
+    """Run torch's operations on the calling thread only; `share_out` still uses all cores.
 
     Also a decorator.
     """
@@ -39,12 +39,12 @@ def one_thread() -> Iterator[None]:
 
 
 def cores_for(device: torch.device) -> int:
-    """Return how many pieces of work on a device go on at a time: torch's number of threads, and one off the CPU."""
+    """Return how many pieces of work run at a time: torch's number of threads on a CPU, one on other devices."""
     return getattr(_held, "cores", torch.get_num_threads()) if device.type == "cpu" else 1
 
 
 def share_out(work: Callable[[int], None], pieces: Sequence[int], device: torch.device) -> None:
-    """Do the pieces on as many cores as torch uses, each of them on one thread."""
+    """Do the pieces on as many cores as torch uses, each piece on one thread."""
     keep_freed_memory()
     cores = min(cores_for(device), len(pieces))
     with one_thread():
@@ -60,7 +60,7 @@ def share_out(work: Callable[[int], None], pieces: Sequence[int], device: torch.
 def orthogonal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return Q and R of many small matrices, (…, row, column), on one thread.
 
-    torch factorises a batch one matrix after another, and LAPACK's threads cost twenty times what such a matrix takes.
+    torch factorises a batch one matrix after another, and LAPACK's threads cost twenty times as much as such a matrix.
     """
     with one_thread():
         Q, R = torch.linalg.qr(rows)
@@ -74,18 +74,18 @@ def triangular(rows: Tensor) -> Tensor:
 
 
 def singular_values(matrices: Tensor) -> Tensor:
-    """Return the singular values of each matrix, (matrix, value); NaN where its numbers are beyond float64.
+    """Return the singular values of each matrix, (matrix, value); NaN where a matrix is not finite.
 
-    LAPACK refuses all matrices for one that is not finite.
+    LAPACK refuses the whole batch if one matrix is not finite.
     """
     finite = matrices.isfinite().flatten(1).all(1)
     return torch.linalg.svdvals(matrices.where(finite[:, None, None], 0.0)).where(finite[:, None], torch.nan)
 
 
 def keep_freed_memory() -> None:
-    """Have memory that was freed kept for what comes next, where the C library is glibc.
+    """Make glibc, where it is the C library, keep freed memory for later use.
 
-    It gives blocks back to the system until a larger one has come and gone, up to 32 MiB; cleared pages then cost more
-    than the arithmetic on them.
+    It returns a block to the system unless a larger one, up to 32 MiB, was freed before; clearing new pages then costs
+    more than the arithmetic on them.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,6 +1,6 @@
-"""What can go wrong with a user's file, each with a sentence that says what to do.
+"""Errors about a user's files, each with a sentence that says what to do.
 
-Misuse of the Python API raises built-in exceptions; these are for the state of the world.
+Misuse of the Python API raises built-in exceptions instead.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ssmdiag.printable import printable
 class SsmdiagError(Exception):
     """A known problem: what was seen, what was expected, what to do. The CLI exits 2.
 
-    Each part is one line, as it may hold names from a file: what breaks a line in it is escaped. What takes lines of
-    its own stands in `details`, one each below what was seen, or in `sample`, a text to copy below all else.
+    Each part may hold names from a file, so it is one line: characters that break lines are escaped. Further lines go
+    into `details`, shown below what was seen, or into `sample`, a text to copy, shown last.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SsmdiagError(Exception):
 
     @property
     def sentence(self) -> str:
-        """The message as one paragraph, for lists."""
+        """The message as one paragraph, for use in lists."""
         parts = [
             self.seen,
             *self.details,
@@ -49,7 +49,7 @@ class SsmdiagError(Exception):
 def message_lines(
     seen: str, expected: str | None, advice: str | None, details: Sequence[str] = (), sample: Sequence[str] = ()
 ) -> list[str]:
-    """Return the lines of a problem as users read it."""
+    """Return the lines of an error message as users see them."""
     lines = [seen, *(f"  {line}" for line in details)]
     lines += [f"  expected: {expected}"] if expected else []
     lines += [f"  next: {advice}"] if advice else []
@@ -61,15 +61,15 @@ class CheckpointError(SsmdiagError):
 
 
 class DifferentModelsError(CheckpointError):
-    """Checkpoints given as those of one run are of different models."""
+    """Checkpoints that should belong to one run are of different models."""
 
 
 class PartialModelError(CheckpointError):
-    """What is there is a part of a model: one rank's rows, one stage of a pipeline, some of its shards."""
+    """Only a part of a model was found: one rank's rows, one stage of a pipeline, some of its shards."""
 
 
 class UnsafePickleError(CheckpointError):
-    """The pickle asks for code to be run; nothing of it was run."""
+    """The pickle asks for code to be run; none of it was run."""
 
 
 class UnknownFamilyError(SsmdiagError):
@@ -97,16 +97,16 @@ class MapError(SsmdiagError):
 
 
 class BaselineError(SsmdiagError):
-    """The baseline's file is absent, torn, of another version, or must not be written here."""
+    """The baseline file is absent, damaged, of another version, or must not be written here."""
 
 
 class OutputError(SsmdiagError):
-    """A file cannot be written, or must not be: it is what the command reads, or written twice."""
+    """A file cannot be written, or must not be: the command reads it, or would write it twice."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A path that could not be diagnosed, beside others that could."""
+    """A path that could not be diagnosed, in a command on several paths."""
 
     path: str
     kind: str
@@ -121,5 +121,5 @@ class Failure:
 
     @classmethod
     def of(cls, path: str, error: SsmdiagError) -> Failure:
-        """Return the failure of a path by what it raised."""
+        """Return the failure of a path from the error that it raised."""
         return cls(path, type(error).__name__, error.seen, error.expected, error.advice, error.details, error.sample)

@@ -1,7 +1,7 @@
-"""One strange layer costs one layer: what its tensors cause becomes a `LayerError` that names it.
+"""One unreadable layer costs only that layer: an error that its tensors cause becomes a `LayerError` with its name.
 
-A family and a measure say what they expect in errors of their own; this is for what nobody foresaw. It stands
-around what is done for one layer, and nowhere else: what goes wrong outside is a fault of the program and ends it.
+Families and measures raise errors of their own for what they expect; this is for unforeseen exceptions. It encloses
+only the work on one layer: an exception anywhere else is a fault of the program and ends it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from ssmdiag.errors import LayerError, SsmdiagError
 
 LONGEST_TEXT = 200
-"""Characters of an exception's own text that are repeated."""
+"""Most characters of an exception's own text in the message."""
 
 
 @contextmanager
 def guard(layer: str, what: str) -> Iterator[None]:
-    """Raise LayerError for whatever goes wrong inside, `what` being done for a layer; an SsmdiagError passes as it is.
+    """Raise LayerError for any exception while `what` is done for a layer; an SsmdiagError passes unchanged.
 
     The traceback goes to the logger `ssmdiag` at level DEBUG, which SSMDIAG_DEBUG shows on the command line.
     """
@@ -30,7 +30,7 @@ def guard(layer: str, what: str) -> Iterator[None]:
 
 
 def strange_layer(layer: str, what: str, error: Exception) -> LayerError:
-    """Return the LayerError for an exception that nobody foresaw, and log its traceback."""
+    """Return the LayerError for an unforeseen exception, and log its traceback."""
     import logging
 
     logging.getLogger("ssmdiag").debug("%s: %s failed", layer, what, exc_info=error)

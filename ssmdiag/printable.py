@@ -1,14 +1,14 @@
-r"""The one escape: what came from a file, made fit for a terminal and for the log of a CI machine.
+r"""The only escape function: makes text from a file safe for a terminal and for the log of a CI runner.
 
-A name may hold ESC, line ends, characters that turn the direction of the line, or what a CI runner takes for a command
-of its own (`::add-mask::` at the start of a line; `##[`, `##vso[`, `##teamcity[` anywhere). Two gates stand against it:
+A name may hold ESC, line ends, characters that reverse the direction of a line, or text that a CI runner reads as a
+command (`::add-mask::` at the start of a line; `##[`, `##vso[`, `##teamcity[` anywhere). Text is escaped in two places:
 
-    printable(text)          where names enter a report or a message: one line comes out
-    printable_record(record) the same of every string of a result, so that no field can be forgotten
-    harmless(text)           where a text leaves for a stream or a file: its own line ends and colours pass
+    printable(text)          where names enter a report or a message: the result is one line
+    printable_record(record) the same for every string of a result, so that no field can be forgotten
+    harmless(text)           where a text goes to a stream or a file: its own line ends and colours stay
 
-An escape is `\uXXXX`, as in JSON: of a JSON text `harmless` changes no value, and names are read back exactly.
-Greek, Chinese, emoji and box characters are no danger and stay.
+An escape is `\uXXXX`, as in JSON: `harmless` changes no value of a JSON text, and names are read back exactly.
+Greek, Chinese, emoji and box-drawing characters are safe and stay.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-# Controls but tab and line feed; soft hyphen, fillers and other characters without a width; marks of direction; line
+# Control characters but tab and line feed; soft hyphen, fillers and other zero-width characters; direction marks; line
 # and paragraph separators; lone surrogates; tags.
 _HIDDEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f"
 )
-# Joiners hold emoji and some scripts together: beside ASCII they hide.
+# Joiners belong to emoji and some scripts; next to ASCII they are invisible.
 _JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 _COMMAND = r"#(?=#\w*\[)"
 
@@ -50,7 +50,7 @@ def printable(text: str) -> str:
 
 
 def harmless(text: str, *, colours: bool = False, commands: bool = False) -> str:
-    r"""Return lines in which only our own layout has an effect: line ends, tabs and, where asked for, colours.
+    r"""Return text in which only our own layout has an effect: line ends, tabs and, if requested, colours.
 
     `commands`: the text is a list of workflow commands, whose lines may start with `::`.
 
@@ -63,9 +63,9 @@ def harmless(text: str, *, colours: bool = False, commands: bool = False) -> str
 
 
 def printable_record(record: Record) -> Record:
-    """Return a result with every string in it made printable, the same object where there is nothing to change.
+    """Return a result with every string in it made printable; the same object where nothing changes.
 
-    Goes through dataclasses, mappings, sequences and paths; tensors, numbers and members of enums are left alone.
+    Goes through dataclasses, mappings, sequences and paths; tensors, numbers and enum members are left unchanged.
     """
     return _of(record, {})
 

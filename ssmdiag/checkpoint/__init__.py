@@ -1,8 +1,7 @@
 """Path → named tensors, read lazily. Knows no state space model.
 
-Containers live in formats/, one file each, and read from a source of bytes, one file a place in sources/;
-`read_checkpoint` picks the format from the file itself, not from its suffix. What was saved of optimisers is read in
-optimizer/.
+formats/ has one module for each container format, sources/ one for each place that bytes come from.
+`read_checkpoint` picks the format from the file's content, not from its suffix. optimizer/ reads saved optimiser state.
 """
 
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, StoredTensor

@@ -1,8 +1,8 @@
-"""What reading a file may cost: regular files only, a size for each kind, an end to whatever unfolds.
+"""Limits on what reading a file may cost: regular files only, a largest size for each kind, a largest expansion.
 
-Nobody vouches for a file. A configuration may be a pipe that never ends, JSON of a megabyte may nest a hundred
-thousand deep, a pickle of a kilobyte may stand for more objects than there are atoms. Everything ssmdiag opens goes
-through here, so that each is refused or read within seconds and a gigabyte of memory. Imports no torch.
+No file can be trusted. A configuration may be a pipe that never ends, a megabyte of JSON may nest a hundred thousand
+deep, a kilobyte of pickle may expand to more objects than there are atoms. Everything ssmdiag opens goes through here,
+and is refused or read within seconds and a gigabyte of memory. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from typing import IO, Any
 from ssmdiag.errors import CheckpointError, SsmdiagError
 
 MOST_CONFIG = 16 << 20
-"""Bytes of a config.json; the largest published ones have two million, for names of classes."""
+"""Most bytes of a config.json; the largest published ones, with names of classes, have two million."""
 MOST_INDEX = 64 << 20
-"""Bytes of a shard index; one of 90,000 tensors has nine million."""
+"""Most bytes of a shard index; one of 90,000 tensors has nine million."""
 MOST_TOKENIZER = 256 << 20
-"""Bytes of a file of a tokenizer; vocabularies of 250,000 tokens take 33 million."""
+"""Most bytes of a tokenizer file; vocabularies of 250,000 tokens take 33 million."""
 MOST_TRAINER_STATE = 64 << 20
-"""Bytes of a trainer_state.json, which keeps every loss that was logged."""
+"""Most bytes of a trainer_state.json, which keeps every logged loss."""
 MOST_BASELINE = 16 << 20
-"""Bytes of a baseline: 60,000 findings."""
+"""Most bytes of a baseline: 60,000 findings."""
 MOST_TOML = 1 << 20
-"""Bytes of a settings or map file."""
+"""Most bytes of a settings or map file."""
 LONGEST_NUMBER = 40
-"""Digits of a whole number: no setting needs more, and Python takes time that grows with their square."""
+"""Most digits of an integer: no setting needs more, and the time Python takes grows with their square."""
 _LONG_NUMBER = re.compile(rf"[0-9]{{{LONGEST_NUMBER + 1}}}")
 LARGEST_STEP = 10**15
-"""Optimiser steps that any run could have taken."""
+"""Largest optimiser step that a run could reach."""
 MOST_COMPARED = 1000
-"""Names of a directory that one which is not there is compared with."""
+"""Most names of a directory that a missing file's name is compared with."""
 _MOST_DOTS = 10_000_000
-"""Sum over the lines of TOML of their dots squared: what dotted keys cost its reader."""
+"""Largest sum, over the lines of a TOML file, of their dots squared: what dotted keys cost its parser."""
 
 
 def require_file(path: Path) -> None:
@@ -79,7 +79,7 @@ def _leads_round(path: Path) -> bool:
 
 
 def _neighbours(path: Path) -> str:
-    """Name files of the same directory that could be meant."""
+    """Suggest files of the same directory with similar names."""
     try:
         present = [entry.name for entry in itertools.islice(path.parent.iterdir(), MOST_COMPARED)]
     except OSError:
@@ -89,8 +89,8 @@ def _neighbours(path: Path) -> str:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Return a file open for reading. Raises OSError for a pipe or a device too, without waiting for it."""
-    # O_NONBLOCK: a pipe that nobody writes into would hang here.
+    """Return a file open for reading. Also raises OSError for a pipe or a device, without waiting for it."""
+    # O_NONBLOCK: opening a pipe that has no writer would hang.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         kind = os.fstat(descriptor).st_mode
@@ -104,7 +104,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def require_size(path: Path, most: int) -> None:
-    """Raise OSError where a file cannot be opened, is no regular file or has more bytes."""
+    """Raise OSError where a file cannot be opened, is not a regular file or is too large."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
     if size > most:
@@ -114,7 +114,7 @@ def require_size(path: Path, most: int) -> None:
 def read_text(path: Path, most: int) -> str:
     """Return a file as text.
 
-    Raises OSError where it cannot be opened, is no regular file, has more bytes or is not UTF-8.
+    Raises OSError where it cannot be opened, is not a regular file, is too large or is not UTF-8.
     """
     require_size(path, most)
     with open_regular(path) as file:
@@ -126,7 +126,7 @@ def read_text(path: Path, most: int) -> str:
 
 
 def parse_json(text: str, **options: Any) -> Any:
-    """Return what JSON holds. Raises ValueError, also where it is nested too deep or a number is too long."""
+    """Return the value of a JSON text. Raises ValueError, also where it is nested too deep or a number is too long."""
     if _LONG_NUMBER.search(text):
         options["parse_int"] = _whole_number  # takes a third of the time, and is seldom needed
     try:
@@ -136,7 +136,7 @@ def parse_json(text: str, **options: Any) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return what TOML holds. Raises ValueError, also where it is nested too deep or a number is too long."""
+    """Return the value of a TOML text. Raises ValueError, also where it is nested too deep or a number is too long."""
     import tomllib
 
     if sum(line.count(".") ** 2 for line in text.splitlines()) > _MOST_DOTS:
@@ -173,13 +173,13 @@ def train_step(value: Any) -> int | None:
 
 
 class Allowance:
-    """How much may still be looked into of something that can be made to unfold without end."""
+    """How many more entries may be looked at in data that can be made to expand without end."""
 
     def __init__(self, most: int) -> None:
         self._left = most
 
     def take(self, steps: int = 1) -> bool:
-        """Whether there is room for so many more; once there was none, there is none for anything."""
+        """Whether so many more are allowed; after the first refusal none are."""
         self._left -= steps
         return self._left >= 0
 
@@ -191,7 +191,7 @@ class Allowance:
 
 @contextlib.contextmanager
 def naming(path: Path, error: type[SsmdiagError] = CheckpointError) -> Iterator[None]:
-    """Raise as an SsmdiagError that names the file what reading damaged or forged content can raise anywhere."""
+    """Turn whatever reading damaged or forged content raises into an SsmdiagError that names the file."""
     try:
         yield
     except (RecursionError, MemoryError, OverflowError, zlib.error, struct.error, UnicodeDecodeError) as caught:
@@ -202,5 +202,5 @@ def naming(path: Path, error: type[SsmdiagError] = CheckpointError) -> Iterator[
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return a text, or its beginning, for a message."""
+    """Return a text for a message, cut where it is too long."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

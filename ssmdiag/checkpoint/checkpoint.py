@@ -49,12 +49,12 @@ class Container(Protocol):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class StoredTensor:
-    """One tensor on disk. Nothing of its values is in memory until `load`."""
+    """One tensor on disk. None of its values are in memory before `load`."""
 
     name: str
     """Cleaned, dotted name."""
     stored_name: str
-    """Name as it stands in the file."""
+    """Name as stored in the file."""
     container: Container
     loaded: set[str]
     """Names already counted in `Checkpoint.bytes_read`; shared by all tensors of a checkpoint."""
@@ -102,9 +102,9 @@ class Checkpoint(Mapping[str, StoredTensor]):
     notes: tuple[str, ...] = ()
     """Remarks for the user: what was skipped while opening and why."""
     problems: tuple[str, ...] = ()
-    """What of it cannot be read, while the rest can: config.json."""
+    """Parts that cannot be read, where the rest can: config.json."""
     directory: Path | None = None
-    """Where a trainer may have left its state beside the weights; not looked into while opening."""
+    """Where a trainer may have left its state beside the weights; not searched while opening."""
     read_optimizer: Callable[[Checkpoint], OptimizerState] | None = field(default=None, repr=False)
     """Reads the state of the optimisers saved with the weights; None where there can be none."""
 
@@ -138,7 +138,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     @property
     def optimizer_notes(self) -> tuple[str, ...]:
-        """Remarks on optimiser state that is there and could not be read."""
+        """Remarks on optimiser state that exists but could not be read."""
         return self._optimizer_state.notes if self._optimizer_state else ()
 
     @cached_property
@@ -182,7 +182,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
 
 def collect(containers: Mapping[Container, Collection[str]]) -> dict[str, StoredTensor]:
-    """Return the tensors of several containers, given with their stored names, under their cleaned names."""
+    """Return the tensors of several containers under cleaned names; each container comes with its stored names."""
     for container, names in containers.items():
         require_short_names(container.path, names)
     loaded: set[str] = set()

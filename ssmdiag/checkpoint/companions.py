@@ -1,4 +1,4 @@
-"""What stands beside the weights and is read with them: config.json, and the step at which they were saved."""
+"""Files beside the weights that are read with them: config.json, and those that give the optimiser step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TRAINER_STATE, parse_jso
 
 
 def read_config(directory: Path) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Return config.json, remarks if it holds no settings, and what is wrong if it is there and cannot be read."""
+    """Return config.json, remarks if it holds no settings, and the fault if it exists but cannot be read."""
     path = directory / "config.json"
     try:
         if not path.exists() and not path.is_symlink():
@@ -18,10 +18,10 @@ def read_config(directory: Path) -> tuple[dict[str, Any], list[str], list[str]]:
         content = parse_json(read_text(path, MOST_CONFIG), object_hook=_special_float)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        said = f"{shortened(str(path), 300)} cannot be read ({reason}); settings are taken to be the usual ones, as "
-        return {}, [], [f"{said}where there is none. Mend it, or move it away."]
+        said = f"{shortened(str(path), 300)} cannot be read ({reason}); the usual settings are assumed, as "
+        return {}, [], [f"{said}where there is none. Correct it, or move it away."]
     if not isinstance(content, dict):
-        return {}, ["config.json holds no settings; they are taken to be the usual ones"], []
+        return {}, ["config.json holds no settings; the usual ones are assumed"], []
     return content, [], []
 
 
@@ -33,7 +33,7 @@ def _special_float(content: dict[str, Any]) -> Any:
 
 
 def step_of(directory: Path) -> int | None:
-    """Return the optimiser step of a directory, by its name or by what transformers' Trainer wrote into it."""
+    """Return the optimiser step of a directory: from its name, or from the file of transformers' Trainer in it."""
     step = step_in(directory.name)
     path = directory / "trainer_state.json"
     if step is None and path.is_file():
@@ -45,7 +45,7 @@ def step_of(directory: Path) -> int | None:
 
 
 def step_in(name: str) -> int | None:
-    """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`; `step-10k` is left alone."""
+    """Return the optimiser step from a name such as `step-01000` or `checkpoint-500`; `step-10k` is not read."""
     word = r"(?:^|[^a-z])(?:global_?step|step|checkpoint|ckpt|iter)"
     found = re.search(rf"{word}[-_=]?(\d{{1,15}})(?![\dkm])", name, re.IGNORECASE)
     return int(found[1]) if found else None

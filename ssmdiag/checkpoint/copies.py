@@ -1,4 +1,4 @@
-"""Whether two files that hold tensors of the same names are copies, or hold different parts of them."""
+"""Whether two files with the same tensor names are copies, or hold different parts of the tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def first_difference(a: Container, b: Container, names: Iterable[str]) -> str | None:
-    """Return a tensor of these names that two files do not hold alike, to the bit; None where they are copies.
+    """Return the name of a tensor that differs between two files in any bit; None where they are copies.
 
     Shapes and dtypes are compared before any values, small tensors before large ones.
     """

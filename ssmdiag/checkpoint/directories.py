@@ -18,7 +18,7 @@ from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
 from ssmdiag.errors import CheckpointError, PartialModelError
 
 MOST_LISTED = 50_000
-"""Entries of a directory, with those of the folders in it, that are looked at; a link can lead back to it."""
+"""Most entries looked at in a directory and the folders in it; a link can lead back to the directory."""
 
 
 def read_single(path: Path) -> Checkpoint:
@@ -69,12 +69,12 @@ def read_directory(path: Path) -> Checkpoint:
 
 
 def _is_owned(name: str) -> bool:
-    """Whether a file says of the folder it is in that it belongs to a format of folders."""
+    """Whether a file shows that its folder is a checkpoint of a format that uses folders."""
     return any(re.fullmatch(format.owns_folder, name) for format in known_formats() if format.owns_folder)
 
 
 def _left_alone(present: Collection[str], read: str) -> list[str]:
-    """Say which other weights of the model stand in the directory: a consolidated copy, the shards of one file."""
+    """Return a remark on other weights of the model in the directory: a consolidated copy, the shards of one file."""
     others = [name for name in WEIGHTS if name != read and (name in present or f"{name}{INDEX}" in present)]
     if read in present and f"{read}{INDEX}" in present:
         others.insert(0, f"{read}{INDEX}")
@@ -112,7 +112,7 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
 
 
 def runs_in(path: Path) -> list[Path]:
-    """Return the folders in a directory that each hold the checkpoints of a run, as those of `ssmdiag retrain`'s arms.
+    """Return the folders in a directory that each hold the checkpoints of one run, such as an arm of `ssmdiag retrain`.
 
     A model directory may hold several files of one step; a run has several steps, or a state to resume from beside it.
     """
@@ -126,7 +126,7 @@ def runs_in(path: Path) -> list[Path]:
 
 
 def _folders_in(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folders in a directory that can be listed, with the names in them, while there are not too many."""
+    """Yield the folders in a directory that can be listed, each with the names in it, up to a limit."""
     left = MOST_LISTED
     try:
         entries = sorted(itertools.islice(path.iterdir(), left))
@@ -144,7 +144,7 @@ def _folders_in(path: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def several_runs(path: Path, runs: list[Path]) -> CheckpointError:
-    """Return the error for a directory whose folders hold a run each."""
+    """Return the error for a directory with one run in each of its folders."""
     some = ", ".join([*(run.name for run in runs[:6]), *["…"][: len(runs) - 6]])
     many = "a run in a folder of its own" if len(runs) == 1 else f"{len(runs)} runs, each in a folder of its own"
     return CheckpointError(

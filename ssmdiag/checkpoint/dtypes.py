@@ -1,4 +1,4 @@
-"""How wide the values of every dtype are that a file can hold."""
+"""Width in bits of every dtype that a file can hold."""
 
 DTYPE_BITS = {
     "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16,

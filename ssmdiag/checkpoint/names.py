@@ -25,16 +25,16 @@ WRAPPERS = frozenset(
         "base_layer",  # PEFT: the frozen weight beside its adapter
     }
 )
-"""Path elements that wrappers insert; removed wherever they stand as a whole element."""
+"""Path elements that wrappers insert; removed wherever one is a whole element."""
 
 LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES = 1024, 64, 250_000
-"""Characters and path elements of a tensor's name, and names in a file."""
+"""Most characters and path elements of a tensor's name, and most names in a file."""
 _BRACKETS = re.compile(r"""\[['"]?([^\[\]'"]*)['"]?\]""")
 _PARAMETRIZED = re.compile(r"(?P<dot>^|\.)parametrizations\.(?P<name>[^.]+)\.original$")
 
 
 def require_short_names(path: Path, stored: Collection[str]) -> None:
-    """Raise CheckpointError where a file has longer names, or more of them, than any model."""
+    """Raise CheckpointError where names are longer, or more numerous, than in any model."""
     if len(stored) > MOST_NAMES:
         raise CheckpointError(f"{path.name} has {len(stored):,} tensors.", expected=f"at most {MOST_NAMES:,} in a file")
     for name in stored:
@@ -49,7 +49,7 @@ def require_short_names(path: Path, stored: Collection[str]) -> None:
 def clean_names(stored: list[str]) -> list[str]:
     """Return one cleaned, dotted name for each stored name, without collisions.
 
-    Where two stored names would become one (an average beside the live weights, say), the
+    Where two stored names would become one (say, an average beside the live weights), the
     shortest is cleaned and the others keep their own.
     """
     separator = _separator(stored)
@@ -72,7 +72,7 @@ def clean_names(stored: list[str]) -> list[str]:
 
 
 def parametrized(stored_name: str) -> str | None:
-    """Return the attribute whose torch parametrisation this is the raw weight of, if it is one.
+    """Return the attribute that this raw weight of a torch parametrisation belongs to; None for any other name.
 
     >>> parametrized("layer.parametrizations.A_log.original")
     'A_log'

@@ -1,4 +1,4 @@
-"""One file → its container, by what it holds and not by its suffix."""
+"""One file → its container, chosen by content and not by suffix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssmdiag.errors import CheckpointError
 
 
 def open_container(path: Path) -> Container:
-    """Open one file of this machine by what it is. Raises CheckpointError, OSError."""
+    """Open one local file in the format that its content shows. Raises CheckpointError, OSError."""
     require_file(path)
     try:
         return open_source(LocalFile(path))
@@ -23,7 +23,7 @@ def open_container(path: Path) -> Container:
 
 
 def open_source(source: Source) -> Container:
-    """Open one file, wherever it is, by what it is. Raises CheckpointError, EOFError, OSError."""
+    """Open one file from any source in the format that its content shows. Raises CheckpointError, EOFError, OSError."""
     look = FirstLook(source)
     if not look.head:
         raise CheckpointError(f"{source.name} is empty (0 bytes).", advice="save or download it again.")

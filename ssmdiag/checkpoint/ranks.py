@@ -1,7 +1,7 @@
-"""Files that one rank of a parallel run wrote: some rows of each tensor or some of the layers, and so no model.
+"""Files that one rank of a parallel run wrote: some rows of each tensor, or some of the layers, and so no model.
 
-What says so: the file's name or its folder's beside those of other ranks, the offsets that torch's distributed writers
-note, the arguments that Megatron and DeepSpeed save with the weights. Names are the writers' own.
+They are recognised by the name of the file or its folder, beside those of other ranks; by the offsets that torch's
+distributed writers record; by the arguments that Megatron and DeepSpeed save with the weights.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ssmdiag.errors import CheckpointError, PartialModelError
 HF_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 """A file of torch.distributed.checkpoint.HuggingFaceStorageWriter: every rank writes its rows under the same names."""
 OFFSETS = "DCP_SHARDING_INFO"
-"""Where that writer notes in the header of each file at which row and column of a tensor its part begins."""
+"""Where that writer records, in each file's header, the row and column of a tensor at which the file's part begins."""
 _CERTAIN = re.compile(
     r"(?:(?:mp|tp|pp|ep|zero_pp)_rank_|^shard[-_]|^consolidated\.(?=\d\d\.)|^layer_(?=\d+-model_\d+-model_states))"
     r"(\d+)(?:_\d+)*"
 )
 """Marks of a rank, a shard or a stage that only writers of parts set. mp_rank_00_001: tensor, then pipeline."""
 _LIKELY = re.compile(r"(?<![a-z])rank[-_.]?(\d+)", re.IGNORECASE)
-"""A word for ranks, which runs over the rank of a matrix use too."""
+"""A word for ranks of a process, also used in sweeps over the rank of a matrix."""
 _WORLD = re.compile(r"world_size[-_.]?(\d+)", re.IGNORECASE)
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "mp_world_size")
-"""Arguments of Megatron, and what DeepSpeed writes beside the weights: how many files a model is in."""
+"""Arguments of Megatron and entries of DeepSpeed's files that give the number of files of a model."""
 MOST_NEIGHBOURS = 10_000
 
 MERGE = {
@@ -63,14 +63,14 @@ def require_no_rank(container: Container) -> None:
 
 
 def _offsets(container: Container) -> Iterator[bool]:
-    """Yield, for each tensor, whether the header says that it begins elsewhere than at the tensor's start."""
+    """Yield, for each tensor, whether by the header the file's part begins after the tensor's start."""
     for key, value in container.settings.items():
         if key.startswith(OFFSETS) and key.endswith(".saved_offsets") and isinstance(value, list):
             yield any(type(offset) is int and offset > 0 for offset in value)
 
 
 def _require_whole_arguments(container: Container) -> None:
-    """Raise PartialModelError where the arguments saved with the weights say that there are more files of them."""
+    """Raise PartialModelError where the arguments saved with the weights say that the model has several files."""
     settings: dict[str, Any] = {}
     for key, value in container.settings.items():
         settings.setdefault(key.rpartition(".")[2], value)
@@ -84,7 +84,7 @@ def _require_whole_arguments(container: Container) -> None:
 
 
 def _has_all(container: Container, settings: dict[str, Any]) -> bool:
-    """Whether there is a row for every word and every layer, as in a file merged with its old arguments kept."""
+    """Whether all embedding rows and layers are there, as in a merged file that kept its old arguments."""
     names = container.names()
     rows = [container.shape(name)[:1] for name in names if name.endswith("word_embeddings.weight")]
     layers = {int(found[1]) for name in names if (found := re.search(r"layers\.(\d{1,9})\.", name))}
@@ -101,18 +101,18 @@ def _part(path: Path, what: str, expected: str) -> PartialModelError:
 
 
 def _named(other: Path, path: Path) -> str:
-    """Return the name by which a file is told from its neighbours: with its folder's where that has the mark."""
+    """Return the name that distinguishes a file from its neighbours, with its folder's name where that has the mark."""
     marked = _CERTAIN.search(path.absolute().parent.name)
     return f"{other.absolute().parent.name}/{other.name}" if marked and not _marks(path.name) else other.name
 
 
 def is_marked(name: str) -> bool:
-    """Whether the name of a file or folder says that it is a rank's, and no other word for it will do."""
+    """Whether the name of a file or folder has a mark that only the files of ranks have."""
     return _CERTAIN.search(name) is not None
 
 
 def may_be_marked(name: str) -> bool:
-    """Whether the name of a file speaks of ranks."""
+    """Whether the name of a file mentions ranks."""
     return bool(_marks(name))
 
 
@@ -148,14 +148,14 @@ def _neighbours(path: Path) -> Iterator[tuple[bool, list[Path]]]:
 
 
 def _is_other_part(container: Container, other: Path, certain: bool) -> bool:
-    """Whether a neighbour holds another part, and not the same model once more, as every rank of a run may save it."""
+    """Whether a neighbour holds another part, rather than a copy of the whole model as every rank of a run may save."""
     try:
         neighbour = open_container(other)
         names = container.names()
         if set(names) != set(neighbour.names()):
             return certain
         if not certain and any(container.shape(name) != neighbour.shape(name) for name in names):
-            return False  # models of different sizes, as of a sweep over a rank
+            return False  # models of different sizes, as in a sweep over a matrix rank
         return first_difference(container, neighbour, names) is not None
     except (CheckpointError, OSError):
         return certain

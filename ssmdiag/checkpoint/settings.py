@@ -1,7 +1,7 @@
-"""Settings, flat and dotted, as much of them as settings can be; those in JSON are opened here.
+"""Settings under flat, dotted names, within limits of size; settings in JSON are flattened here.
 
-What a file keeps beside its weights can be nested without end, or be a table and no setting: paths have a depth and a
-length, lists and texts a size, and there is a most of everything.
+What a file stores beside its weights can be nested without end, or be a table of data and no setting. So there are
+limits on the depth and length of paths, on the size of lists and texts, and on the number of entries.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MOST_SETTINGS, DEEPEST_SETTING = 200_000, 32
-"""Entries looked into in one file, elements of lists included, and how deep."""
+"""Most entries looked at in one file, elements of lists included, and how deep."""
 LONGEST_PATH, LONGEST_TEXT, LONGEST_LIST, DEEPEST_LIST = 1000, 100_000, 10_000, 8
-"""Characters of a path and of a text, elements of a list with all that is in it, and how deep; what has more is no
-setting."""
+"""Most characters of a path and of a text, most elements of a list (nested ones included), and how deep; a value with
+more is not a setting."""
 Open = Callable[[Any], Any]
 
 
@@ -27,7 +27,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def leaves(tree: Any, prefix: tuple[str, ...], opened: Open, listed: Open) -> dict[str, Any]:
-    """Return the leaves of a tree; `opened` gives what an object holds, `listed` what a mapping or a list becomes."""
+    """Return the leaves of a tree; `opened` returns an object's content, `listed` the form of a mapping or a list."""
     flat: dict[str, Any] = {}
     room = MOST_SETTINGS
     waiting: list[tuple[tuple[str, ...], Any]] = [(prefix, tree)]
@@ -52,7 +52,7 @@ def leaves(tree: Any, prefix: tuple[str, ...], opened: Open, listed: Open) -> di
 
 
 def _cost(value: Any, most: int) -> int | None:
-    """Return how much there is in a leaf, None where it is more than a setting can have or of another kind."""
+    """Return the size of a leaf; None where it exceeds that of a setting or is of another type."""
     if isinstance(value, str):
         return 0 if len(value) <= LONGEST_TEXT else None
     if isinstance(value, (int, float, type(None))):

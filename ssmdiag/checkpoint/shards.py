@@ -1,4 +1,4 @@
-"""A model in shards: whole files of an index or of a numbered set, each tensor in one of them; all of it or nothing."""
+"""A model in shards, listed by an index or numbered in their names; each tensor is whole in one shard, none missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, require_no_rank
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
-"""Shards of one model, faults that are named, and characters of a shard's name."""
+"""Most shards of one model, most faults listed, and most characters of a shard's name."""
 
 
 def read_index(path: Path) -> Checkpoint:
@@ -72,7 +72,7 @@ def require_no_shard(container: Container) -> None:
 
 
 def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
-    """Open every shard. Raises PartialModelError where one that `origin` promises is not there, or two differ."""
+    """Open every shard. Raises PartialModelError where one that `origin` names is missing, or where two differ."""
     absent = _absent(promised)
     if len(promised) + len(absent) > MOST_SHARDS:
         many = len(promised) + len(absent)
@@ -153,7 +153,7 @@ def _owned(directory: Path, opened: Mapping[str, Container], home: Mapping[str, 
 
 
 def _absent(shards: Iterable[str]) -> list[str]:
-    """Return the names that are lacking in sets of shards of which some are there."""
+    """Return the names of the missing shards in incomplete sets."""
     names = dict.fromkeys(shards)
     sets = {(name[: found.start()], found[2], name[found.end() :]) for name in names if (found := SHARD.search(name))}
     absent: dict[str, None] = {}

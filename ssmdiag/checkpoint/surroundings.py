@@ -1,4 +1,4 @@
-"""Which files a checkpoint is read from, or looked into with it: what no output may replace. Opens indexes alone."""
+"""The files that reading a checkpoint opens, which no output may replace. Of these, only indexes are opened here."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ssmdiag.checkpoint.file_names import INDEX
 from ssmdiag.errors import SsmdiagError
 
 LONGEST = 1000
-"""Characters of a shard's name in an index."""
+"""Most characters of a shard's name in an index."""
 _MODEL = re.compile(
     r".*\.(?:distcp|state|index\.json)"
     r"|(?:config|generation_config|trainer_state|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|merges\.txt|tokenizer\.model|\.metadata",
     re.DOTALL,
 )
-"""Names of parts, indexes, settings, tokenizers and the states of runs: all but those of weights."""
+"""Names of shards, indexes, settings, tokenizers and saved states of runs: of all files but weights."""
 
 
 def belongs_to_model(name: str) -> bool:
-    """Whether a file of this name is a model's, or of the run that trained it.
+    """Whether a file of this name belongs to a model, or to the run that trained it.
 
     >>> [belongs_to_model(name) for name in ("model-00001-of-00002.safetensors", "config.json", "report.json")]
     [True, True, False]
@@ -34,9 +34,9 @@ def belongs_to_model(name: str) -> bool:
 
 
 def files_read_with(path: Path) -> Iterator[Path]:
-    """Yield the file, or a folder's files, and what is looked into beside or below: settings, shards, optimisers.
+    """Yield a file, or a folder's files, and the files that are read with them: settings, shards, optimisers.
 
-    One level below a folder lie the steps of a run, or the optimisers of DeepSpeed.
+    The steps of a run, or DeepSpeed's optimisers, are one level below a folder.
     """
     if not os.path.isdir(path):
         yield path
@@ -57,7 +57,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _shards(index: Path) -> Iterator[Path]:
-    """Yield what an index calls its shards, under whatever names; nothing of one that cannot be read."""
+    """Yield the names of an index's shards, whatever they are; none where it cannot be read."""
     try:
         files = parse_json(read_text(index, MOST_INDEX))["weight_map"].values()
         names = {file for file in files if isinstance(file, str) and len(file) <= LONGEST and "\0" not in file}

@@ -1,4 +1,4 @@
-"""Whether what was read is a whole model: no emptied tensors, no layer left out of the middle or at the end."""
+"""Whether a checkpoint is a whole model: no emptied tensors, no layer missing from the middle or the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ssmdiag.checkpoint.checkpoint import Checkpoint
 
 STACKS = frozenset({"layers", "layer", "blocks", "block", "blk", "h"})
-"""What models call the list of their layers, where every number has tensors."""
+"""Names of lists of layers in which every number has tensors."""
 DEPTHS = ("num_hidden_layers", "n_layer")
 """Settings of config.json that count the layers of such a list."""
 _FLOAT = ("float", "bfloat", "complex")
@@ -27,7 +27,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
 
 
 def _require_values(checkpoint: Checkpoint) -> None:
-    """Refuse what ZeRO-3 leaves where nobody gathers: tensors of shape (0,), for all or for the large ones."""
+    """Refuse what ZeRO-3 saves when its partitions are not gathered: all tensors, or the large ones, of shape (0,)."""
     floats = [name for name, tensor in checkpoint.items() if tensor.dtype.startswith(_FLOAT)]
     empty = [name for name in floats if checkpoint[name].shape == (0,)]
     weights = [name for name in empty if name.endswith("weight")]
@@ -44,7 +44,7 @@ def _require_values(checkpoint: Checkpoint) -> None:
 
 
 def _require_layers(checkpoint: Checkpoint) -> None:
-    """Refuse a list of layers with a hole, in files that hold all of a model or that say how many layers it has."""
+    """Refuse a list of layers with a gap, in files that hold a whole model or state how many layers it has."""
     stacks: dict[str, set[int]] = defaultdict(set)
     for name in checkpoint:
         elements = name.split(".", 8)
@@ -75,9 +75,9 @@ def _require_layers(checkpoint: Checkpoint) -> None:
 
 
 def _is_excerpt(numbers: Collection[int], depth: int) -> bool:
-    """Whether so few layers are there that somebody cut them out on purpose, and they are no stage of a pipeline.
+    """Whether so few layers are left that they were cut out on purpose, and they are not a pipeline stage.
 
-    Stages of equal length hold neighbours, and the first number of each is a multiple of that length.
+    Pipeline stages of equal length hold consecutive layers, and each begins at a multiple of that length.
     """
     count, first = len(numbers), min(numbers)
     stage = max(numbers) - first == count - 1 and depth % count == first % count == 0
@@ -85,7 +85,7 @@ def _is_excerpt(numbers: Collection[int], depth: int) -> bool:
 
 
 def _depth(checkpoint: Checkpoint) -> int | None:
-    """Return how many layers config.json says that there are, None where it does not say or says several things."""
+    """Return the number of layers in config.json; None where it gives none or contradicts itself."""
     said = [value for key, value in flatten(checkpoint.config).items() if key.rpartition(".")[2] in DEPTHS]
     depth = said[0] if said and all(value == said[0] for value in said) else None
     return depth if type(depth) is int and 1 < depth <= 10_000 else None

@@ -1,4 +1,4 @@
-"""Every family ssmdiag knows, discovered: one module each, plus entry points of other packages."""
+"""Discovers every family: one module each, plus entry points of other packages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MACHINERY = frozenset({
 def known_families() -> tuple[Family, ...]:
     """Return all families, by name. Imports no torch.
 
-    Raises SsmdiagError where another package's entry point cannot be loaded, is no `Family` or takes
-    a name that is in use.
+    Raises SsmdiagError where another package's entry point cannot be loaded, is not a `Family` or has
+    a name in use.
     """
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
@@ -45,7 +45,7 @@ def known_families() -> tuple[Family, ...]:
 def _load(entry: EntryPoint) -> Family:
     try:
         family = entry.load()
-    except Exception as error:  # whatever another package does wrong at import
+    except Exception as error:  # another package may raise anything at import
         raise SsmdiagError(
             f"entry point {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}.",
             advice="mend or uninstall the package that brings it.",

@@ -32,7 +32,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     dt = float(layer.option("dt"))
     if kind == "lru":
         rate = layer.weight("W.weight", "exp")
-        # At Δ = 1 the decay is exp(−e^W) itself, of which 1 + expm1(−e^W) would lose the fast modes.
+        # At Δ = 1 the decay is exp(−e^W) itself; 1 + expm1(−e^W) would lose the fast modes' digits.
         ell = as_complex(-rate) if dt == 1 else log_one_minus(-dt * (-rate).expm1())
         yield _one_unit_each(layer, ell, dt, dt * ((-rate).exp() * (2 - (-rate).exp())).sqrt())
         return
@@ -61,7 +61,7 @@ def log_one_minus(x: Tensor) -> Tensor:
 
 
 def _one_unit_each(layer: Layer, ell: Tensor, dt: float, gain: Tensor) -> Recurrence:
-    """Return a recurrence whose every unit has one mode, its own input and its own output."""
+    """Return a recurrence in which each unit has one mode, one input and one output."""
     return layer.recurrence(
         ell[:, None],
         step=0 * gain[:, None] + dt,

@@ -1,4 +1,4 @@
-"""Settings of the forward pass that families share (`Family.forward`): what changes a memory beside the weights."""
+"""Settings of the forward pass, shared by families (`Family.forward`), that change a memory beside the weights."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@
 | b_a | `dt_bias` | head | Δ = softplus(W_a x + dt_bias), read at the bias |
 
 The gate does not pass through the short convolution, so its bias is also its value at zero input.
-Comba, Gated DeltaProduct and mixtures of such memories keep the same gate and other write rules.
+Comba, Gated DeltaProduct and mixtures of such memories have the same gate but other write rules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 _GATE = {"dt_bias": "head", "A_log": "head"}
-# KDA has a gate per channel under the same names; its projection, packed or not, tells them apart.
+# KDA has a gate per channel under the same names; its projection, packed or not, distinguishes it.
 _KDA_GATE = tuple(
     f"{name}.{ending}"
     for name in ("f_proj", "f_proj.0", "f_a_proj")
@@ -64,7 +64,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 
 def _of_ba(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
-    """Return the rows of β or of the decay from a matrix that has, key head by key head, first those and then these."""
+    """Return the rows of β or of the decay from a matrix that holds, for each key head, first β and then the decay."""
     groups = layer.setting("linear_num_key_heads")
     if not isinstance(groups, int) or groups < 1 or len(rows) % (2 * groups):
         return None
@@ -72,7 +72,7 @@ def _of_ba(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
 
 
 def _grouped(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
-    """Return q, k or v from a matrix that has q, k, v and z of one key head after the other."""
+    """Return q, k or v from a matrix that holds q, k, v and z for each key head in turn."""
     groups, key, value = (
         layer.setting(f"linear_{name}") for name in ("num_key_heads", "key_head_dim", "value_head_dim")
     )
@@ -86,7 +86,7 @@ def _grouped(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
 
 
 def _stacked(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
-    """Return q, k or v of matrices one below the other; the norm of the output tells how wide a value is."""
+    """Return q, k or v from stacked matrices; the norm of the output gives the width of a value."""
     norm = layer.beside("norm.weight") or layer.beside("o_norm.weight")
     values = 0 if norm is None else layer.axis("head") * norm.shape[0]
     keys, odd = divmod(len(rows) - values, 2)

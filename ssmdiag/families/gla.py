@@ -8,7 +8,7 @@
 | b | `gk_proj.bias` | head | the same with one gate per head (simple GLA) |
 | – | `f_proj.weight` | head × slot, model | gated slot attention: no bias, so α = 2^{−1/τ} at zero input |
 
-τ and a floor under log α (`clamp_min`) stand in config alone.
+τ and a lower bound on log α (`clamp_min`) are only in config.
 """
 
 from __future__ import annotations

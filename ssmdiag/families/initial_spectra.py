@@ -1,7 +1,7 @@
-"""How long the families remember before they are trained: the spectra of their usual initialisations.
+"""Memory of the families before training: the spectra of their usual initialisations.
 
-Steps that are drawn log-uniformly from [0.001, 0.1] are taken at evenly spaced quantiles, one a channel, and so are
-the moduli of a ring; nothing is random.
+Steps that models draw log-uniformly from [0.001, 0.1] are evenly spaced quantiles here, one per channel, and so are the
+moduli of a ring; nothing is random.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class InitialSpectrum:
 
     name: str
     source: str
-    """Where it is printed, and what was taken for what is drawn."""
+    """Its source, and what replaces the random draws."""
     recurrence: Recurrence
 
 
 def initial_spectra(family: str, modes: int) -> tuple[InitialSpectrum, ...]:
-    """Return the usual initialisations of a family with so many stored modes a channel; () where none is known.
+    """Return the usual initialisations of a family with this many stored modes per channel; () where none is known.
 
     Raises ValueError for fewer than one mode.
     """
@@ -62,7 +62,7 @@ def normal_legs(states: int) -> Tensor:
 
 
 def _steps() -> Tensor:
-    """Return Δ at the quantiles of its log-uniform draw, (channel, 1)."""
+    """Return Δ at the quantiles of its log-uniform distribution, (channel, 1)."""
     low, high = (math.log(step) for step in STEP_RANGE)
     share = (torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS
     return (low + (high - low) * share).exp()[:, None]

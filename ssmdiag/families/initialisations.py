@@ -1,4 +1,4 @@
-"""Where the steps and rates of published models start: what rules hold trained weights against.
+"""Initial steps and rates of published models, with which rules compare trained weights.
 
 | family | start of the rate | start of Δ |
 |---|---|---|
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence, RecurrentWeight
 
 USUAL_STEP = (1e-3, 1e-1)
-"""Δ in which nearly every published model starts, log-uniformly; per unit of A's time."""
+"""Range of Δ in which nearly every published model starts, log-uniformly; per unit of A's time."""
 
 _LOW = ("time_step_min", "dt_min")
 _HIGH = ("time_step_max", "dt_max")
 
 
 def usual_step(layer: Layer) -> tuple[float, float]:
-    """Return (low, high) of Δ at the start of training: what the settings say, else the usual range."""
+    """Return (low, high) of Δ at the start of training: from the settings, else the usual range."""
     low, high = (_positive(layer.setting(*names)) for names in (_LOW, _HIGH))
     bounds = low or USUAL_STEP[0], high or USUAL_STEP[1]
     return bounds if bounds[0] < bounds[1] else USUAL_STEP
@@ -43,7 +43,7 @@ def log_uniform_step(recurrence: Recurrence) -> RecurrentWeight | None:
 
 
 def frozen_on_purpose(layer: Layer, part: str) -> bool:
-    """Whether the file says that `part` (eigenvalues or step) was left out of training, as `ssmdiag retrain` does."""
+    """Whether the file says that `part` (eigenvalues or step) was not trained, as files of `ssmdiag retrain` do."""
     said = f"{layer.setting('freeze', default='')} {layer.setting('arm', default='')}"
     return part in said or '"freeze": "both"' in said or said.startswith("both")
 

@@ -9,7 +9,7 @@
 | – | `f_proj…` or `f_a_proj` | any | W_f, in one or two factors; only its name is used |
 
 Two gates share these tensors: plain g = −A softplus(z), and g = L σ(A z), bounded below by L (−5 in
-most models). Config names the bound, tensors do not. GDN-2 (fla) keeps the plain gate.
+most models). The bound is in config, not in the tensors. GDN-2 (fla) keeps the plain gate.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _bound(layer: Layer) -> float | None:
 
 
 def _configured_bound(layer: Layer) -> str | None:
-    """Return the bound the settings ask for, `none` for a plain gate, None where they are silent."""
+    """Return the bound in the settings, `none` for a plain gate, None where they give neither."""
     # fla's safe_gate only picks a faster kernel: False beside a bound keeps the bound.
     if layer.setting("kda_safe_gate") is False:
         return "none"

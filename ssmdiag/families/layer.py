@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Record:
-    """What a reading used, for the report."""
+    """What was used in reading a layer, for the report."""
 
     tensors: dict[str, None] = field(default_factory=dict)
     weights: list[RecurrentWeight] = field(default_factory=list)
@@ -33,7 +33,7 @@ class _Record:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Tensors of one module under their local names, its settings, and the bench to read them on."""
+    """Tensors of one module under their local names, its settings, and the methods to read them."""
 
     path: str
     """Dotted path of the module; empty at the top of the file."""
@@ -41,11 +41,11 @@ class Layer:
     spelling: Spelling
     checkpoint: Checkpoint
     names: Mapping[str, str]
-    """Local name → full cleaned name, of required and present optional tensors."""
+    """Local name → full cleaned name, for required tensors and the optional ones present."""
     axes: Mapping[str, int]
     """Sizes of the axes named in the spelling."""
     defect: str | None = None
-    """Why the siblings do not fit together, if they do not."""
+    """Why the tensors do not fit together; None if they do."""
     assume: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     _record: _Record = field(default_factory=_Record)
@@ -56,7 +56,7 @@ class Layer:
         return next(iter(layer_numbers(self.path)), None)
 
     def read(self, **assume: str) -> list[Recurrence]:
-        """Return the layer's recurrences (one per branch), on a fresh record.
+        """Return the layer's recurrences (one per branch), with a fresh record.
 
         Raises LayerError where its tensors do not fit together or cannot be read as numbers.
         """
@@ -85,11 +85,11 @@ class Layer:
         return self.checkpoint[self.names[local]]
 
     def beside(self, local: str) -> StoredTensor | None:
-        """Return a tensor of this module, in the spelling or not; with `^.` before its name of the module above."""
+        """Return a tensor of this module, in its spelling or not; with the prefix `^.`, of the module above."""
         return self.checkpoint.get(self.full_name(local))
 
     def full_name(self, local: str) -> str:
-        """Return the full name of a tensor of this module, or with `^.` before it of the module above."""
+        """Return the full name of a tensor of this module; with the prefix `^.`, of the module above."""
         own = local.removeprefix("^.")
         path = self.path if own == local else self.path.rpartition(".")[0]
         return f"{path}.{own}" if path else own
@@ -97,7 +97,7 @@ class Layer:
     def __getitem__(self, local: str) -> Tensor:
         """Return the values in float64, or complex128 where the spelling says that they are complex.
 
-        Raises LayerError for packed or scaled ones, and for complex ones where real ones are meant.
+        Raises LayerError for packed or scaled tensors, and for complex ones where the spelling has real ones.
         """
         values = self._load(self.stored(local))
         if values.is_complex() and not (self.family.declared or self._axes_of(local).startswith("complex")):
@@ -124,7 +124,7 @@ class Layer:
         return self.spelling.tensors.get(local) or self.spelling.optional.get(local, "")
 
     def axis(self, name: str) -> int:
-        """Return the size of an axis. Raises LayerError where shapes of packed tensors do not tell it."""
+        """Return the size of an axis. Raises LayerError where packed tensors' shapes do not give it."""
         if name not in self.axes:
             raise LayerError(
                 f"{self.path}: its tensors are packed or quantised; their shapes do not say how many {name}s it has.",
@@ -133,7 +133,7 @@ class Layer:
         return self.axes[name]
 
     def count(self, local: str) -> int:
-        """Return a stored count, a scalar. Raises LayerError where it is none."""
+        """Return a stored count, a scalar. Raises LayerError for any other tensor."""
         self._record.tensors[self.names[local]] = None
         stored = self.stored(local)
         values = _values_of(stored).flatten()
@@ -154,7 +154,7 @@ class Layer:
         part: Tensor | None = None,
         discrete: bool = False,
     ) -> Tensor:
-        """Return f(w) in float64 for a stored weight, and remember w and f for the report.
+        """Return f(w) in float64 for a stored weight, and record w and f for the report.
 
         `part` is w where the tensor packs several weights, such as the real half of a complex one;
         `discrete` says that f(w) is |λ̄| itself.
@@ -175,9 +175,9 @@ class Layer:
         return default if found is None else found
 
     def rate_map(self) -> str | None:
-        """Return the map that `ssmdiag retrain` trained a rate through, if it wrote the file and says so.
+        """Return the map through which `ssmdiag retrain` trained a rate, if it wrote the file and recorded the map.
 
-        Raises LayerError where the file names a map nobody knows.
+        Raises LayerError where the file names an unknown map.
         """
         stated = self.setting("rate_map")
         if stated is None:
@@ -196,11 +196,11 @@ class Layer:
         known: str | None = None,
         inferred: str | None = None,
     ) -> str:
-        """Return the value of one of the family's options, and remember where it came from.
+        """Return the value of one of the family's options, and record where it came from.
 
-        `among` narrows the choices to those this spelling leaves open, `usual` replaces the usual one,
-        `known` is what the family worked out itself from the file's settings, `inferred` what the values
-        of the tensors suggest where no setting speaks.
+        `among` restricts the choices to those possible in this spelling, `usual` replaces the usual one,
+        `known` is the value that the family found in the file's settings, `inferred` the one that the
+        tensors' values suggest where no setting gives it.
         """
         option = next(option for option in self.family.options if option.name == name)
         choices = among or option.choices
@@ -223,15 +223,15 @@ class Layer:
         return value
 
     def again(self) -> Layer:
-        """Return this layer on an empty record: each branch of a module reports its own tensors."""
+        """Return this layer with an empty record: each branch of a module reports its own tensors."""
         return replace(self, _record=_Record())
 
     def note(self, text: str) -> None:
-        """Leave a remark for the report."""
+        """Add a remark to the report."""
         self._record.notes[text] = None
 
     def recurrence(self, log_eigenvalues: Tensor, *, branch: str = "", **fields: Any) -> Recurrence:
-        """Return the `Recurrence` with everything this layer knows of itself filled in.
+        """Return the `Recurrence` with all that this layer has recorded.
 
         `branch` distinguishes several recurrences of one module ("backward").
         """
@@ -297,7 +297,7 @@ def _values_of(stored: StoredTensor) -> Tensor:
 
 
 def _find(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> Any:
-    """Return the value under the first leaf that all its occurrences agree on."""
+    """Return the value of the first leaf whose occurrences all agree."""
     for leaf in leaves:
         values = checkpoint.settings_named(leaf)
         if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
@@ -306,9 +306,9 @@ def _find(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> Any:
 
 
 def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, int] | None, str | None]:
-    """Return the axis sizes of a spelling on these tensors, and a sentence if siblings disagree.
+    """Return the axis sizes of a spelling in these tensors, and a sentence if tensors disagree.
 
-    The axes are None where number of axes, fixed sizes or dtypes rule the spelling out.
+    The axes are None where the number of axes, fixed sizes or dtypes rule the spelling out.
     """
     axes: dict[str, int] = {}
     source: dict[str, str] = {}
@@ -322,7 +322,7 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
         kind, _, dims = pattern.rpartition(":")
         tokens, shape = dims.split(), tensor.shape
         if not kind and not is_number(tensor.dtype):
-            # Quantised formats fold several weights into one integer: its shape says nothing of the siblings.
+            # Quantised formats pack several weights into one integer: the shape says nothing about the other tensors.
             folded += zip(tokens, shape, strict=False)
             continue
         if len(tokens) != len(shape) or not tensor.dtype.startswith(kind):
@@ -353,7 +353,7 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
 
 
 def is_number(dtype: str) -> bool:
-    """Whether values of this dtype are weights as they stand, and not codes or indexes."""
+    """Whether values of this dtype are weights themselves, and not codes or indexes."""
     return dtype.startswith(("float", "bfloat", "complex"))
 
 

@@ -1,4 +1,4 @@
-"""How one spelling stores what another stores otherwise: layouts that families share (`Steering.layout`)."""
+"""Conversions between the layouts of different spellings, shared by families (`Steering.layout`)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def taps(kernel: Tensor, layer: Layer) -> Tensor:
-    """Return (channel, tap) of a convolution per channel, wherever its axis of 1 stands: MLX has it last."""
+    """Return (channel, tap) of a depthwise convolution, wherever its axis of 1 is: MLX has it last."""
     return kernel.flatten(1) if kernel.ndim > 1 else kernel
 
 
 def transposed(kernel: Tensor, layer: Layer) -> Tensor:
-    """Return (output, input) of what is stored as (input, output), as Flax does and RWKV's own code."""
+    """Return (output, input) from (input, output), the order in Flax and in RWKV's own code."""
     return kernel.T if kernel.ndim == 2 else kernel
 
 
 def flat(values: Tensor, layer: Layer) -> Tensor:
-    """Return a vector without the axes of 1 around it."""
+    """Return a vector without its axes of 1."""
     return values.flatten()
 
 

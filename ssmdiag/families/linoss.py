@@ -3,7 +3,7 @@
 | paper | tensor | shape | role |
 |---|---|---|---|
 | A | `A_diag` | oscillator | a = relu(w), squared frequency; D-LinOSS limits it to complex pairs |
-| G | `G_diag` | oscillator | g = relu(w), damping; there in D-LinOSS alone |
+| G | `G_diag` | oscillator | g = relu(w), damping; in D-LinOSS only |
 | Δ | `steps`, or `dt` | oscillator | Δ = σ(w) |
 | B | `B` | oscillator, input, 2 | input |
 | C | `C` | output, oscillator, 2 | output, reads the position |
@@ -65,7 +65,7 @@ def _require_paper_rule(layer: Layer) -> None:
     if rule in ("dampedimex2", "dampedim", "dampedex"):
         raise LayerError(f"{layer.path}: D-LinOSS layers of kind {rule} are not read.", expected="DampedIMEX1")
     if "dt" in layer and rule != "dampedimex1":
-        layer.note("read as DampedIMEX1, the paper's rule; tensors do not tell D-LinOSS's four rules apart")
+        layer.note("read as DampedIMEX1, the paper's rule; tensors do not distinguish D-LinOSS's four rules")
 
 
 def _explicit(step: Tensor, stiffness: Tensor, growth: Tensor, *, limited: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,7 +52,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 def _gain(layer: Layer, nu: Tensor) -> Tensor:
     if "gamma_log" in layer:
         return layer["gamma_log"].exp()
-    layer.note("gamma_log is not stored: the input gain is taken as √(1 − |λ|²)")
+    layer.note("gamma_log is not stored: the input gain is assumed to be √(1 − |λ|²)")
     return (-(-2 * nu).expm1()).sqrt()
 
 

@@ -9,7 +9,7 @@
 | A, Δ bias, llama.cpp | `ssm_a`, `ssm_dt.bias` | channel, mode; channel | ssm_a is A itself, −exp(A_log) |
 
 Decay per token: exp(Δ_t A). It is read at the bias of Δ; the discretisation of A is exact (ZOH), that
-of B is Euler's. Δ is read off the convolution's output, so a bias of the convolution (or of in_proj)
+of B is Euler's. Δ is computed from the convolution's output, so a bias of the convolution (or of in_proj)
 moves it even where the input is zero: zero input is another operating point.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
     from ssmdiag.recurrence.modal import Recurrence
 
-# Packed (quantised) projections have other shapes, so only what the decay needs is asked for.
+# Packed (quantised) projections have other shapes, so only the tensors of the decay are required.
 _PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}
 _BACKWARD = {"dt_proj_b.weight": "_ _", "x_proj_b.weight": "_ _", "conv1d_b.bias": "channel"}
 _FLAX = {"Dense_2.bias": "channel", "Dense_2.kernel": "rank channel", "Dense_1.kernel": "channel _"}
@@ -51,7 +51,7 @@ _SCANS: tuple[tuple[str, str, str], ...] = (
     ("backward", "A_b_log", "dt_proj_b.bias"),
     ("backward", "A_log_b", "dt_proj_b.bias"),
 )
-"""Branch, log-rate and step bias; a layer has those scans whose tensors are in its spelling."""
+"""Branch, log-rate and step bias of each scan; a layer has the scans whose tensors are in its spelling."""
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -75,7 +75,7 @@ def _remark(layer: Layer) -> None:
             "MambaBlock1D adds 1e-4 to Δ, and scans both ways with the same weights: memory reaches ahead as far"
         )
     elif layer.spelling.name == _FLAX_UNNAMED:
-        layer.note("Dense_2 is taken for the projection of Δ, by its shape, and Δ for its softplus")
+        layer.note("Dense_2 is read as the projection of Δ, by its shape, and Δ as its softplus")
     elif "dt_projs_bias" in layer:
         layer.note(f"{layer.axis('scan')} scans over the image stand one after the other in the channels")
 
@@ -111,7 +111,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 
 def _input_rows(rows: Tensor, layer: Layer) -> Tensor:
-    """Return the rows of in_proj that make x; those of the gate z stand below them. Hymba's has others as well."""
+    """Return the rows of in_proj that make x; the gate z's are below them. Hymba's in_proj has further rows."""
     return rows if "A_log.0" in layer else rows[: layer.axis("channel")]
 
 

@@ -68,7 +68,7 @@ def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
     try:
         low, high = step_limits(layer)
     except (TypeError, ValueError):
-        layer.note(f"the limits on Δ in the settings, {_clamp(layer)!r}, are not two numbers and were left aside")
+        layer.note(f"the limits on Δ in the settings, {_clamp(layer)!r}, are not two numbers and were ignored")
         return
     outside = int(((step < low) | (step > high)).sum())
     if outside:
@@ -80,16 +80,16 @@ def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
 
 
 def step_limits(layer: Layer) -> tuple[float, float]:
-    """Return the limits transformers puts on Δ while it reads a prompt, as the settings have them.
+    """Return transformers' limits on Δ while it reads a prompt, from the settings.
 
-    Raises TypeError or ValueError where the settings hold something else than two numbers.
+    Raises TypeError or ValueError where the settings do not hold two numbers.
     """
     low, high = (_number(limit) for limit in _clamp(layer))
     return low, high
 
 
 def _clamp(layer: Layer) -> Any:
-    """Return the limits transformers puts on Δ in prefill, as the settings spell them."""
+    """Return transformers' limits on Δ in prefill, as written in the settings."""
     settings = layer.checkpoint.settings
     model_types = {str(value) for key, value in settings.items() if key.split(".")[-1] == "model_type"}
     if model_types & {"zamba2", "nemotron_h"}:  # these two ignore time_step_limit
@@ -120,7 +120,7 @@ def _step_rows(rows: Tensor, layer: Layer) -> Tensor:
 
 
 def _convolved_rows(rows: Tensor, layer: Layer) -> Tensor | None:
-    """Return the rows that make x, B and C, as many as the convolution has channels; the gate z stands above them."""
+    """Return the rows that make x, B and C, as many as the convolution has channels; the gate z's are above them."""
     convolution = layer.beside("conv1d.weight") or layer.beside("ssm_conv1d.weight")
     if convolution is None:
         return None
@@ -131,7 +131,7 @@ def _convolved_rows(rows: Tensor, layer: Layer) -> Tensor | None:
 def _scaled(rows: Tensor, layer: Layer) -> Tensor:
     """Return in_proj with Falcon-H1's multipliers in it, as llama.cpp and MLX store it.
 
-    A bias is only multiplied part by part: it does not see what the input was multiplied by.
+    A bias is multiplied by the multiplier of its part, not by that of the input.
     """
     multipliers = layer.setting("ssm_multipliers")
     convolution = layer.beside("conv1d.weight")

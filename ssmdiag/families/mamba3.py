@@ -3,7 +3,7 @@
 | paper | tensor | shape | role |
 |---|---|---|---|
 | Δ bias | `dt_bias` | head | Δ = softplus(W_dt x + dt_bias) |
-| B, C biases | `B_bias`, `C_bias` | head, rank, state | what tells Mamba-3 from its kin; not in the decay |
+| B, C biases | `B_bias`, `C_bias` | head, rank, state | distinguish Mamba-3 from its relatives; not in the decay |
 
 A_t = −f(W_A x_t): at zero input −f(0), the same for all heads, where f depends on the version of the code and
 not on the tensors. Decay per token: exp(Δ_t A_t). The angles by which states rotate come from the input;
@@ -33,7 +33,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     rate = MAPS[layer.option("a_activation", usual=usual)](0 * step)
     layer.note("no A is stored: at zero input all heads share one A, and the half-lives differ by Δ alone")
     if "in_proj.bias" in layer:
-        layer.note("in_proj has a bias, which is left out here: it moves A, Δ and the rotation")
+        layer.note("in_proj has a bias, which is left out here: it changes A, Δ and the rotation")
     yield layer.recurrence(
         zoh(-rate, step),
         step=step,
@@ -49,7 +49,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 
 def _without_gate(rows: Tensor, layer: Layer) -> Tensor | None:
-    """Return the rows of in_proj but those of the gate z, which stand first, as many as out_proj takes."""
+    """Return the rows of in_proj below those of the gate z, which are first and as many as out_proj has inputs."""
     taken = layer.beside("out_proj.weight")
     return None if taken is None or len(taken.shape) != 2 else rows[taken.shape[1] :]
 

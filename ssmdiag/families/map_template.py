@@ -1,6 +1,6 @@
-"""A starting map file for a checkpoint no family recognises: its recurrent tensors, where what they hold is clear.
+"""A starting map file for a checkpoint that no family recognises, where the meaning of its recurrent tensors is clear.
 
-Where it is not clear, there is no map, but a list of what could be a decay and of what keeps each from being read.
+Where it is not clear, there is no map, only a list of possible decays with the reason why each cannot be read.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 _NONLINEAR = re.compile(r"(?<![a-z])hh(?![a-z])|recurrent_?kernel|hidden_to_hidden", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:.*_)?\d+")
 _HOLDERS = ("value", "_value", "raw_value")
-"""What Flax calls the array inside a variable."""
+"""Flax's name for the array inside a variable."""
 _MOST_VALUES, _MOST_LAYERS, _MOST_READ, MOST_CANDIDATES = 2**22, 2000, 2**23, 4
-"""Values of a recurrence's own parameter, small beside projections; layers and values read; candidates listed."""
+"""Most values of a recurrence's own parameter (projections have more), layers and values read, candidates listed."""
 
 
 @dataclass(eq=False)
 class _Weight:
-    """A tensor that stands once per layer."""
+    """A tensor that occurs once per layer."""
 
     local: str
     tensors: list[StoredTensor] = field(default_factory=list)
@@ -65,7 +65,7 @@ class _Weight:
 
     @property
     def name(self) -> str:
-        """The element that tells what the tensor is."""
+        """The path element that describes the tensor."""
         return self.elements[-2 if self.kind else -1]
 
     @property
@@ -78,14 +78,14 @@ class _Weight:
 
     @property
     def is_projection(self) -> bool:
-        """Whether it multiplies an input: two axes or more, of a module or with a name that says so."""
+        """Whether it multiplies an input: two axes or more, as a module's weight or by its name."""
         if self.kind in ("weight", "kernel"):
             return len(self.shape) > 1
         return sum(size > 1 for size in self.shape) > 1 and PROJECTION.search(self.name) is not None
 
     @cached_property
     def values(self) -> Tensor:
-        """All finite values, over all layers there is room for, one after another."""
+        """All finite values of the layers that are read, one after another."""
         import torch
 
         room = max(1, min(_MOST_LAYERS, _MOST_READ // prod(self.shape)))
@@ -108,7 +108,7 @@ class _Weight:
 
 @dataclass(frozen=True)
 class _Recurrence:
-    """A weight with all that turns it into a decay."""
+    """A weight with everything that turns it into a decay."""
 
     weight: _Weight
     reading: Reading
@@ -122,12 +122,12 @@ class _Recurrence:
 
 @dataclass(frozen=True)
 class Offer:
-    """What can be offered for an unknown checkpoint."""
+    """The map file offered for an unknown checkpoint."""
 
     text: str
     """A map file, or empty."""
     unclear: tuple[str, ...]
-    """Where there is none: each candidate, and what keeps it from being read."""
+    """If there is none: each candidate, and why it cannot be read."""
 
 
 def starting_map(checkpoint: Checkpoint) -> Offer:
@@ -159,7 +159,7 @@ def starting_map(checkpoint: Checkpoint) -> Offer:
 
 
 def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
-    """Return how a weight is read with what stands beside it. Raises UnclearError where something is open."""
+    """Return how a weight is read, with the tensors beside it. Raises UnclearError where that is not clear."""
     values = weight.values
     if not values.numel():
         raise UnclearError("no finite value")
@@ -188,7 +188,7 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
 
 
 def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, StepReading | None]:
-    """Return the step beside a weight and how it is read, None where there is none."""
+    """Return the step beside a weight and how it is read; None where there is no step."""
     named = [other for other in near if _is_step(other)]
     biases = [other for other in named if other.kind == "bias" or not other.is_projection]
     if not biases:
@@ -213,7 +213,7 @@ def _is_step(weight: _Weight) -> bool:
 
 
 def _is_of_others(weight: _Weight) -> bool:
-    """Whether it belongs to a norm, an embedding or a gate's projection: none of them is a decay."""
+    """Whether it belongs to a norm, an embedding or a gate's projection, none of which is a decay."""
     elsewhere = re.search("norm|embed|conv", weight.local, re.IGNORECASE) is not None
     return elsewhere or (weight.kind == "bias" and PROJECTION.search(weight.name) is not None)
 
@@ -273,7 +273,7 @@ def _paired(weight: _Weight) -> Tensor:
 
 
 def _turns_one_way(weight: _Weight, *, pairs: bool) -> bool:
-    """Whether complex eigenvalues all turn the same way, as where one of each conjugate pair is stored."""
+    """Whether complex eigenvalues all rotate the same way, as when one of each conjugate pair is stored."""
     if not (pairs or weight.values.is_complex()):
         return False
     turns = (_paired(weight) if pairs else weight.values).imag
@@ -281,7 +281,7 @@ def _turns_one_way(weight: _Weight, *, pairs: bool) -> bool:
 
 
 def _names(weight: _Weight, pairs: bool) -> list[str]:
-    """Return a name for each axis: the last of several is the mode, a single one the channel."""
+    """Return a name for each axis: the last of several is the mode, a single axis the channel."""
     shape = weight.shape[:-1] if pairs else weight.shape
     several = sum(size != 1 for size in shape)
     named = iter(["channel"] if several == 1 else ["group", "head", "channel", "mode"][-several:])

@@ -1,7 +1,7 @@
 """`--map map.toml`: families declared in a file, for models ssmdiag does not know.
 
     [[layer]]
-    name = "my-rnn"                    # how the report calls it
+    name = "my-rnn"                    # its name in the report
     weight = "*.rnn.log_decay"         # the tensor that decides the decay; * is the layer's path
     axes = "channel mode"              # its axes: mode, any other names (together the channels), 1
     map = "exp"                        # f, a positive magnitude of the stored weight w
@@ -20,7 +20,7 @@
     output_axes = "channel mode 2"
 
 Complex eigenvalues in one tensor (a complex dtype, or a last axis 2 of re, im) take the map `none`
-or `direct`: λ = −w, λ = w. Tensors of one declaration share what stands before the last `*`.
+or `direct`: λ = −w, λ = w. Tensors of one declaration share the text before the last `*`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Declaration:
     output_axes: str = ""
 
     def axes_of(self, key: str) -> str:
-        """Return the axes of the tensor under a key, those of the weight where none are declared."""
+        """Return the axes of the tensor under a key; those of the weight where none are declared."""
         own: str = "" if key in ("weight", "frequency") else getattr(self, f"{key}_axes")
         return own or (self.axes.removesuffix(" 2") if key == "frequency" else self.axes)
 
@@ -97,7 +97,7 @@ class Declaration:
 
 
 def read_map(path: str | Path) -> tuple[Family, ...]:
-    """Return the families that a map file declares; `recognise` takes them beside the known ones.
+    """Return the families that a map file declares; `recognise` uses them in addition to the known ones.
 
     Raises MapFileError where the file is not a valid declaration, with the key and its choices.
     """
@@ -192,7 +192,7 @@ def _declaration(table: Mapping[str, Any], where: str) -> tuple[str | None, Decl
 
 
 def _check_value(key: str, value: Any, where: str) -> None:
-    """Raise MapFileError if a value is not of its key's kind."""
+    """Raise MapFileError if a value is not of its key's type."""
     if key in CHOICES:
         good, expected = value in CHOICES[key], f"one of {', '.join(CHOICES[key])}"
     elif key in ("conjugate_pairs", "selective", "reviewed"):
@@ -233,7 +233,7 @@ def _check_axes(declared: Declaration, where: str) -> None:
 def _split(patterns: list[str]) -> tuple[str | None, list[str]]:
     """Return the regular expression of the layer's path (None for any) and the local names.
 
-    What stands before the last `*` and what all names after it begin with belong to the path.
+    The text before the last `*`, and the prefix common to all names after it, belong to the path.
 
     >>> _split(["*.rnn.decay", "*.rnn.dt"]), _split(["net.layers.*.decay"])
     (('(?:^|\\\\.)rnn$', ['decay', 'dt']), ('^net\\\\.layers\\\\.[^.]+$', ['decay']))
@@ -254,7 +254,7 @@ def _split(patterns: list[str]) -> tuple[str | None, list[str]]:
 
 
 def read(layer: Layer, declared: Declaration) -> Iterator[Recurrence]:
-    """Yield the one recurrence of a declared layer."""
+    """Yield the single recurrence of a declared layer."""
     magnitude, turn = _magnitude(layer, declared)
     if declared.frequency:
         turn = turn + _arrange(
@@ -289,9 +289,9 @@ def read(layer: Layer, declared: Declaration) -> Iterator[Recurrence]:
 
 
 def _require_decay(layer: Layer, declared: Declaration, magnitude: Tensor, ell: Tensor) -> None:
-    """Raise LayerError where every mode would grow or stay: then f(w) is no |λ̄|, or a guess is wrong.
+    """Raise LayerError where no mode would decay: then f(w) is not |λ̄|, or a guess is wrong.
 
-    A rate of a map that a human has reviewed is reported as it is: a direct parametrisation may have gone unstable.
+    A rate from a reviewed map is reported as it is: a direct parametrisation may have become unstable.
     """
     growth = ell.real[ell.real.isfinite()]
     if declared.domain != "discrete" and declared.reviewed:
@@ -313,7 +313,7 @@ def _require_decay(layer: Layer, declared: Declaration, magnitude: Tensor, ell: 
 
 
 def _magnitude(layer: Layer, declared: Declaration) -> tuple[Tensor, Tensor]:
-    """Return f(w) and, of complex eigenvalues, ω that goes with it."""
+    """Return f(w) and, for complex eigenvalues, the ω that belongs to it."""
     values = _values(layer, declared, "weight")
     discrete = declared.domain == "discrete"
     if not values.is_complex():
@@ -338,7 +338,7 @@ def _values(layer: Layer, declared: Declaration, key: str) -> Tensor:
 
 
 def _arrange(values: Tensor, declared: Declaration, key: str) -> Tensor:
-    """Return values with every axis of the declaration in its order, of size 1 where the tensor lacks it."""
+    """Return values with every axis of the declaration, in its order; size 1 where the tensor lacks an axis."""
     axes = declared.axes_of(key).removesuffix(" 2").split()
     sizes = {axis: size for axis, size in zip(axes, values.shape, strict=True) if axis != "1"}
     order = declared.order()

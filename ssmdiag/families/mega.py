@@ -46,7 +46,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         )
     for half in range(halves):
         bench = layer.again() if half else layer
-        # Rows of outputs beyond those of decays are further copies on the same decays.
+        # Output rows beyond the number of decay rows are further copies with the same decays.
         own = slice(half * rows // halves, (half + 1) * rows // halves) if outputs == rows else slice(None)
         weight = bench.weight(name["delta"], "sigmoid", "step", bench[name["delta"]][own, :, 0])
         share = bench.weight(name["alpha"], "sigmoid", "rate", bench[name["alpha"]][own, :, 0])
@@ -70,7 +70,7 @@ def _directions(layer: Layer, rows: int) -> int:
         block = layer.path.rpartition(".")[0]
         skip = layer.checkpoint.get(f"{block}.D" if block else "D")
         if skip is None or len(skip.shape) != 2:
-            layer.note("the block's D is not beside the kernel: two directions would be read as one")
+            layer.note("the block's D is missing beside the kernel: two directions would be read as one")
             return 1
         single = skip.shape[0] * skip.shape[1]
     if rows not in (single, 2 * single):

@@ -8,7 +8,7 @@
 | W_h, W_f, W_i | `to_hidden_and_f_i_gate.weight` | 3 × channel, model | candidate, forget and input gate |
 
 There is no bias, so the decay at zero input is 1/2 in every channel. That says nothing about what was
-learnt, which lies wholly in how the gate answers the input.
+learnt, which is only in the gate's response to the input.
 """
 
 from __future__ import annotations

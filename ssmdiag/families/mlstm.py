@@ -65,7 +65,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 
 def _fused(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:
-    """Return q, k or v of xLSTM-large's fused matrix: v and the output gate, last, are as wide as the model."""
+    """Return q, k or v of xLSTM-large's fused matrix; v and the output gate, the last two, are as wide as the model."""
     width = rows.shape[1]
     keys, odd = divmod(len(rows) - 2 * width, 2)
     return None if odd or keys <= 0 else rows.split([keys, keys, width, width])[part]

@@ -1,4 +1,4 @@
-"""Weights that are more than one tensor: quantised, adapted or normalised, as the usual tools write them."""
+"""Weights made of more than one tensor: quantised, adapted or normalised, as the usual tools write them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PACKED = re.compile(
     r"(?:qweight|qzeros|scales|biases|g_idx|SCB|absmax|quant_map|input_scale|weight_(?:packed|scale|zero|shape|format|"
     r"global|scb|[gv]$)\w*|weight\.(?:absmax|quant|nested|bitsandbytes)\S*|lora_\S+|parametrizations\.weight\.\S+)$"
 )
-"""What stands beside or instead of the weight of a module that is quantised, adapted or normalised."""
+"""Names of tensors beside, or instead of, a weight that is quantised, adapted or normalised."""
 
 
 def packed_with(layer: Layer, local: str) -> tuple[StoredTensor, ...]:
-    """Return what stands beside a weight of a module, or instead of it, and makes it more than one matrix."""
+    """Return the tensors beside a module's weight, or instead of it, that make it more than one matrix."""
     if not local.endswith(".weight"):
         return ()
     module = layer.full_name(local).removesuffix("weight")

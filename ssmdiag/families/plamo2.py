@@ -4,7 +4,7 @@
 |---|---|---|---|
 | A | `A_log` | head | A = −exp(A_log) |
 | Δ bias | `dt_bias` | head | Δ = softplus(W_dt RMSNorm(r) + dt_bias) |
-| – | `dt_norm_weight` | rank | RMSNorm of r; tells PLaMo-2 from Mamba-2 |
+| – | `dt_norm_weight` | rank | RMSNorm of r; distinguishes PLaMo-2 from Mamba-2 |
 
 Δ passes through the convolution, which has no bias: the bias of Δ is zero input.
 """

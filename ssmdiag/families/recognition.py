@@ -21,17 +21,17 @@ LOOKS_RECURRENT = re.compile(
     r"(?:^|[._])(?:A_log|log_A|log_a|A_real|A_diag|Lambda|lambda_|nu_log|theta_log|params_log|time_decay|dt_bias|"
     r"log_dt|inv_dt|log_step|a_param|recurrent_param|log_decay|decay_log|ssm_a|slope_rate)(?:[._].*)?$"
 )
-"""Names that almost always belong to a recurrence; what no family used is reported."""
+"""Names that almost always belong to a recurrence; those that no family used are reported."""
 
 
 MOST_UNCLAIMED = 500
-"""Modules outside any layer, with a tensor of one name, that are held against the spellings to say what they lack; a
-file can have a hundred thousand of them."""
+"""Most modules outside any layer, with a tensor of one name, that are compared with the spellings to find what they
+lack; a file can have a hundred thousand."""
 
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A module that has some tensors of a spelling and lacks others."""
+    """A module that has some tensors of a spelling but lacks others."""
 
     family: Family
     spelling: Spelling
@@ -39,9 +39,9 @@ class NearMiss:
     present: tuple[str, ...]
     missing: tuple[str, ...]
     reason: str
-    """What keeps it from being that family, in words."""
+    """Why it is not that family, in words."""
     evidence: float
-    """From 0 to 1: what is there, over that and what is missing; a name few families use weighs more."""
+    """From 0 to 1: the share of the spelling's tensors that are present; names that few families use weigh more."""
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -51,15 +51,15 @@ class NearMiss:
 
 @dataclass(frozen=True, eq=False)
 class Recognition:
-    """What a checkpoint turned out to hold."""
+    """What was recognised in a checkpoint."""
 
     layers: tuple[Layer, ...]
     problems: tuple[str, ...]
-    """Modules that could not be given to one family."""
+    """Modules that could not be assigned to one family."""
     near_misses: tuple[NearMiss, ...]
     """Best first; only modules that no family claimed."""
     unrecognised: tuple[str, ...]
-    """Tensors that look recurrent and that no layer uses."""
+    """Tensors that look recurrent but that no layer uses."""
 
     @property
     def incomplete(self) -> tuple[NearMiss, ...]:
@@ -71,7 +71,7 @@ class Recognition:
         found: dict[str, NearMiss] = {}
         for miss in self.near_misses:
             alike = complete.get(miss.spelling.name, [])
-            # Without its telltale a module is a layer only if it has all else that the complete ones have.
+            # Without its telltale a module is a layer only if it has all other tensors of the complete layers.
             found_out = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
             if miss.reason and alike and found_out:
                 found.setdefault(miss.path, miss)
@@ -79,7 +79,7 @@ class Recognition:
 
     @property
     def guess(self) -> str | None:
-        """Say that layers are read through a map nobody has reviewed, None where there are no such layers."""
+        """Warning that layers are read through an unreviewed map; None where there are no such layers."""
         return guess_of(layer.family for layer in self.layers)
 
     def require_layers(self, checkpoint: Checkpoint) -> None:
@@ -89,7 +89,7 @@ class Recognition:
 
 
 def guess_of(families: Iterable[Family]) -> str | None:
-    """Say that families come from a map file that nobody has reviewed, None where none of them does."""
+    """Return a warning that families come from an unreviewed map file; None where none do."""
     maps = dict.fromkeys(family.paper for family in families if not family.reviewed)
     if not maps:
         return None
@@ -108,7 +108,7 @@ def recognise(
 ) -> Recognition:
     """Return the recurrent layers of a checkpoint, in the order of their numbers.
 
-    `assume` sets options that tensors cannot tell, and `family` to choose one where several fit.
+    `assume` sets options that tensors do not determine, and `family` to choose one where several fit.
     Raises AssumptionError where `assume` names what none of the families knows.
     """
     families = tuple(families) if families is not None else known_families()
@@ -148,7 +148,7 @@ def _idle_declarations(families: Sequence[Family], claims: Sequence[Layer]) -> l
 
 
 class _Index:
-    """Where each local name that any spelling asks for stands in the checkpoint."""
+    """Positions in the checkpoint of each local name that occurs in any spelling."""
 
     def __init__(self, checkpoint: Checkpoint, families: Sequence[Family], chosen: str | None = None) -> None:
         self.chosen = chosen
@@ -170,7 +170,7 @@ class _Index:
                     self.paths[local].append(".".join(elements[: -depth - 1]))
 
     def claims(self, family: Family, spelling: Spelling) -> Iterator[Layer]:
-        """Yield every module that has all tensors of a spelling, in the right number of axes."""
+        """Yield every module that has all tensors of a spelling, with the right numbers of axes."""
         rarest = min(spelling.tensors, key=lambda local: len(self.paths.get(local, ())))
         for path in self.paths.get(rarest, ()):
             names = {local: _join(path, local) for local in spelling.tensors}
@@ -182,7 +182,7 @@ class _Index:
                 yield Layer(path, family, spelling, self.checkpoint, names, axes, defect)
 
     def near_misses(self, used: Collection[str]) -> Iterator[NearMiss]:
-        """Yield modules that hold the telltale, or most, of a spelling, are not it and have no tensor that is used."""
+        """Yield modules with the telltale, or most tensors, of a spelling that do not match it and are not in use."""
         free = {
             local: [path for path in paths if _join(path, local) not in used][:MOST_UNCLAIMED]
             for local, paths in self.paths.items()
@@ -215,7 +215,7 @@ class _Index:
         return NearMiss(family, spelling, path, tuple(present), missing, reason, there / (there + lacking))
 
     def _ruled_out(self, family: Family, spelling: Spelling, path: str) -> bool:
-        # Where the user names the family, the module may be called anything.
+        # Where the user names the family, the module may have any name.
         if spelling.path and family.name != self.chosen and not re.search(spelling.path, path):
             return True
         if any(_join(path, local) in self.checkpoint for local in spelling.absent):
@@ -228,7 +228,7 @@ class _Index:
 
 
 def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
-    """Give every tensor to one claim: the one that explains more tensors, else to nobody."""
+    """Give every tensor to one claim: the one that explains more tensors; on a tie, to none."""
     owner: dict[str, Layer] = {}
     contested: dict[int, list[Layer]] = {}
     problems = []
@@ -257,7 +257,7 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
 
 
 def _precedence(claim: Layer) -> tuple[bool, bool, int, int, str, str]:
-    """Return what sorts claims: the user's own declaration, a setting of the file, then more tensors explained."""
+    """Return the sort key of claims: the user's own declaration, a setting of the file, then more tensors explained."""
     settings = len(claim.spelling.settings)
     return not claim.family.declared, not settings, -settings, -len(claim.names), claim.path, claim.family.name
 
@@ -285,7 +285,7 @@ def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) ->
 
 
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:
-    """Return the error for a file without a known layer: what came closest, and a map to start from."""
+    """Return the error for a file without a known layer: the closest family, and a map file to start from."""
     details = list(recognition.problems)
     shown: dict[str, NearMiss] = {}
     for miss in recognition.near_misses:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 OPEN_GATE = 8.0
-"""c, which no setting changes."""
+"""The constant c; no setting changes it."""
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -8,7 +8,7 @@
 | u | `time_first` | channel | bonus of the present token; not part of the memory |
 
 The `rwkv` package can save a converted copy in which time_decay already holds −exp(time_decay) and
-every time_… tensor has lost its axes of length 1: that is how it is told from an original, and refused.
+every time_… tensor has lost its axes of length 1: by these shapes it is recognised, and refused.
 """
 
 from __future__ import annotations

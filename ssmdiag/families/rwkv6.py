@@ -36,7 +36,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
     for role, blink, fla in (("receptance", "receptance", "r"), ("key", "key", "k"), ("value", "value", "v")):
         yield Steering(role, f"{blink}.weight")
         yield Steering(role, f"{fla}_proj.linear.weight")
-    # The token shift mixes this token with the one before, on the way to all of them.
+    # The token shift mixes this token with the one before, for all of them.
     for name in ("x", "w", "k", "v", "r", "w1", "w2"):
         yield Steering(f"token shift {name}", f"time_maa_{name}")
     for name in ("x_bias", "x_proj.0.mu", "x_proj.0.linear.weight", "x_proj.2.weight"):

@@ -12,7 +12,8 @@
 
 One of each conjugate pair is stored, and the pairs are coupled by PQᵀ: A acts on 2N states, and Λ is not its
 spectrum. K_t = C Ā^t B̄. Its eigenvectors are useless (condition beyond 1e19 for LegS): eigenvalues serve for
-margins, the kernel comes from the dense realisation. Dense v4 kernels (`A`) and SpaceTime's companion as well.
+margins, the kernel comes from the dense realisation. The same holds for dense v4 kernels (`A`) and SpaceTime's
+companion matrix.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _read_krylov(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _read_packed(layer: Layer, local: str) -> Tensor:
-    """Return eigenvalues stored as they are, (re, im) on the last axis, and remember them as weights."""
+    """Return eigenvalues stored directly, (re, im) on the last axis, and record them as weights."""
     values = layer.complex(local)
     layer.weight(local, "direct", part=values.real)
     layer.weight(local, "none", role="frequency", part=values.imag)
@@ -86,7 +87,7 @@ def _read_packed(layer: Layer, local: str) -> Tensor:
 
 
 def _length(layer: Layer) -> int | None:
-    """Return the L that C̃ was made for, 0 where C is plain, None where the file does not say."""
+    """Return the L for which C̃ was computed, 0 where C is plain, None where the file does not give it."""
     for name in ("l_kernel", "L"):
         if name in layer:
             length = layer.count(name)

@@ -9,7 +9,7 @@
 | C | `C` | `C` | `C` | (copy,) channel, mode(, 2) | output |
 
 ZOH (v4, minimal): K_t = 2 Re Σ_n C_n B_n (λ̄_n − 1)/A_n λ̄_n^t. Bilinear (v3, H3): B̄ = BΔ/(1 − ΔA/2).
-The 2 stands in v4's real variant too. Channel h uses copy h mod S of the S tensors A and B.
+v4's real variant has the factor 2 too. Channel h uses copy h mod S of the S tensors A and B.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRANSFORM_OPTIONS = (
     Option("dt_transform", TRANSFORMS, "exp", "f in Δ = f(w): exp in the code, softplus in the repository's configs"),
     Option("dt_fast", ("false", "true"), "false", "whether w passes through sinh before f makes it Δ"),
 )
-"""What kernels of state-spaces/s4 leave open. v3 has the first alone, under the name `real_type`."""
+"""Options of the kernels of state-spaces/s4. v3 has only the first, under the name `real_type`."""
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -104,7 +104,7 @@ def band(layer: Layer, frequency: Tensor) -> Tensor:
 
 
 def note_direction(layer: Layer) -> None:
-    """Say it where the settings say that the layer reads the sequence backwards too."""
+    """Add a note where the settings say that the layer also reads the sequence backwards."""
     if layer.setting("bidirectional") is True:
         layer.note("bidirectional: the second half of the copies of C reads the reversed sequence")
 
@@ -112,7 +112,7 @@ def note_direction(layer: Layer) -> None:
 def _read_v3(layer: Layer, prefix: str) -> Recurrence:
     rate = layer.weight(f"{prefix}inv_A_real", _transform(layer, "real_transform"))
     frequency = layer.weight(f"{prefix}A_imag", "none", role="frequency")
-    if "inv_dt" in layer:  # the converter to v4 negates A_imag and forgets to rename inv_A_real
+    if "inv_dt" in layer:  # the converter to v4 negates A_imag but does not rename inv_A_real
         frequency, step = -frequency, layer.weight("inv_dt", "exp", role="step")
     else:
         step = layer.weight(f"{prefix}log_dt", "exp", role="step")[:, None]
@@ -156,7 +156,7 @@ def _transform(layer: Layer, option: str) -> str:
 _H3 = "kernel.kernel."
 _V4 = {"A_real": "ssm mode", "inv_dt": "channel _"}
 _V3 = {"inv_A_real": "ssm mode", "A_imag": "ssm mode", "B": "ssm mode 2", "C": "copy channel mode 2"}
-_STALE = {"A": "ssm mode 2"}  # what v3 copied inv_A_real and A_imag from; unused
+_STALE = {"A": "ssm mode 2"}  # v3 copied inv_A_real and A_imag from it; unused
 
 FAMILY = Family(
     name="s4d",

@@ -67,7 +67,7 @@ BRANCHES = ("forward", "backward")
 def directions(layer: Layer, C: Tensor, modes: int) -> list[tuple[str, Tensor]]:
     """Return C (output, mode) of each direction by the name of its branch.
 
-    Twice the columns read the states of a second, reversed scan with the same λ̄ and B̄.
+    The second half of twice as many columns reads the states of a reversed scan with the same λ̄ and B̄.
     """
     if C.shape[1] == modes:
         return [("", C)]
@@ -90,7 +90,7 @@ def _discretise(layer: Layer, eigenvalues: Tensor, step: Tensor) -> tuple[Tensor
     rule = layer.option("discretization")
     if rule == "bilinear":
         if "A" in layer:
-            # lrnnx swaps numerator and denominator; what it trains is what runs, so it is read as written.
+            # lrnnx swaps numerator and denominator; trained models run this rule, so it is read as written.
             layer.note("lrnnx's bilinear rule is λ̄ = (1 − Δλ/2)/(1 + Δλ/2), so its modes with Re λ < 0 grow")
             return bilinear(eigenvalues, -step), -bilinear_gain(eigenvalues, -step)
         return bilinear(eigenvalues, step), bilinear_gain(eigenvalues, step)
@@ -99,10 +99,10 @@ def _discretise(layer: Layer, eigenvalues: Tensor, step: Tensor) -> tuple[Tensor
 
 
 def _stores_half(layer: Layer, frequency: Tensor) -> bool:
-    """Return whether one of each conjugate pair is stored; the signs of Im Λ decide if nothing says so.
+    """Return whether one of each conjugate pair is stored; without a setting the signs of Im Λ decide.
 
-    At initialisation they are all alike with `conj_sym` and half and half without; training may
-    move single modes across zero.
+    At initialisation all signs are equal with `conj_sym`, half and half without; training may move
+    single modes across zero.
     """
     below, above = int((frequency < 0).sum()), int((frequency > 0).sum())
     guess = "false" if 4 * min(below, above) >= max(below + above, 1) else "true"
@@ -117,7 +117,7 @@ def _stores_half(layer: Layer, frequency: Tensor) -> bool:
 
 
 def _rescale(layer: Layer) -> float:
-    """Return the factor on Δ that S5 takes for data of another sampling rate; 1 where nothing says so."""
+    """Return the factor on Δ that S5 uses for data of another sampling rate; 1 where no setting gives it."""
     factor = layer.setting("step_rescale")
     if not isinstance(factor, int | float) or factor == 1:
         return 1.0

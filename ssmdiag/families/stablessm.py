@@ -7,8 +7,8 @@
 | Δ | `kernel.log_dt` | channel | exp(w) |
 | C | `kernel.C` | channel, mode, 2 | output; B ≡ 1 |
 
-f(w) = −eʷ (exp), −log(1 + eʷ) (softplus), −1/(w² + 0.1) (best) or +w (direct): the released code's files do not say
-which. Those that `ssmdiag retrain` writes do, under `rate_map`.
+f(w) = −eʷ (exp), −log(1 + eʷ) (softplus), −1/(w² + 0.1) (best) or +w (direct). Files of the released code do not say
+which; those of `ssmdiag retrain` do, under `rate_map`.
 ZOH and the factor 2 of S4D.
 """
 

@@ -1,8 +1,8 @@
-"""How an unknown model's weight becomes a decay: what its name and its values leave open, and what they settle.
+"""How an unknown model's weight becomes a decay, as far as its name and its values determine it.
 
-A name says what a weight may be: `log_…` a logarithm, `…_logit` a logit, `A` a rate per unit of time that needs a step.
-Values rule readings out: a rate is positive, λ̄ lies within 1, and a layer remembers for more than a step or two. A
-reading is given only where one is left; where several are, or none, the reason is.
+A name suggests readings: `log_…` a logarithm, `…_logit` a logit, `A` a rate per unit of time that needs a step.
+Values rule readings out: a rate is positive, |λ̄| is below 1, and a layer remembers for more than a step or two. A
+reading is returned only where exactly one is left; otherwise the reason is.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 Domain = Literal["continuous", "rate", "discrete"]
 
 SHORTEST, LONGEST = math.log(2) / 3, math.log(2) / 1e7
-"""Rates, in nats a step, between which the median mode of a layer is credible: half-lives of 3 and of 10⁷ steps."""
+"""Rates, in nats per step, between which a layer's median mode is credible: half-lives of 3 and of 10⁷ steps."""
 LARGEST_STEP = 0.5
-"""A step Δ stored as it is lies below; what a softplus makes of positive weights lies above."""
+"""A step Δ stored directly is smaller; the softplus of a positive weight is larger."""
 
 _WORD = r"(?<![a-z0-9]){}(?![a-z0-9])"
 
@@ -32,28 +32,28 @@ def _words(*alternatives: str) -> re.Pattern[str]:
 LOG = re.compile(r"(?<![a-z])log(?!i)|log(?![a-z])|(?<=[a-z])Log", re.IGNORECASE)
 LOGIT = re.compile(r"logit", re.IGNORECASE)
 RAW = _words("raw", "unconstrained", "param", "params", "inv", "inverse")
-"""Words for a weight that a function turns into what its name says; which one, they do not say."""
+"""Words for a weight before some function, which they do not name, turns it into the named quantity."""
 MATRIX = _words(
     "a", "ssm_?a", "a_?re", "a_?real", "a_?diag", "lambda", "lambda_?re", "lambda_?real", "lam", "eig[a-z]*"
 )
-"""A rate per unit of time, as of a continuous system."""
+"""Words for a rate per unit of time, as in a continuous system."""
 RATE = _words("nu", "rate", "rates", "decay_?rates?", "neg_?re", "neg_?real")
 FACTOR = _words("poles?", "radius", "radii", "retention", "forget", "forget_?gate", "f_?gate", "lambda_?bar")
 """λ̄ itself."""
 DECAY = _words("decay", "decays", "time_?decay")
-"""Either: a rate to some, a factor to others."""
+"""Words that mean a rate in some models, a factor in others."""
 REMAINDER = _words("alpha", "leak", "leaky?_?rate", "damp[a-z]*")
-"""What a step takes in to some, what it keeps to others."""
+"""Words that in some models mean how much a step takes in, in others how much it keeps."""
 TIME = _words("tau", "taus", "time_?const[a-z]*", "time_?scales?", "half_?li[a-z]*")
 NOT_A_DECAY = _words(
     "lambda_?params?", "reg[a-z]*", "ridge", "l1", "l2", "penalt[a-z]*", "weight_?decay", "temp[a-z]*", "dropout", "eps"
 )
-"""Regularisers and other numbers of small tensors whose names recall a decay's."""
+"""Regularisers and other small tensors whose names resemble a decay's."""
 STEP = _words("dt", "delta", "step", "steps", "step_?size")
 FREQUENCY = _words("theta", "omega", "freq[a-z]*", "imag", "im", "phase", "phi", "angles?", "a_?imag?", "rotation")
 PROJECTION = re.compile(r"proj|lora|conv|norm|embed|mlp|(?<![a-z])w\d|attn|query|key|value(?!$)", re.IGNORECASE)
 STEERS = _words("(?:dt|delta|a|alpha|decay|time_decay|forget|f|gk|recurren[a-z]*)_?(?:proj|gate|lora|w1|w2)[a-z0-9_]*")
-"""Weights through which the input moves the decay."""
+"""Weights through which the input changes the decay."""
 DECAYS = (MATRIX, RATE, FACTOR, DECAY, REMAINDER, TIME, NOT_A_DECAY)
 
 
@@ -75,16 +75,16 @@ class StepReading:
 
 
 class UnclearError(Exception):
-    """A weight whose name and values leave several readings open, or none: its message says which."""
+    """A weight whose name and values allow several readings, or none; the message says which."""
 
 
 def is_decay(name: str) -> bool:
-    """Whether a name is one of a decay, or of what is easily taken for one."""
+    """Whether a name is that of a decay, or of something easily mistaken for one."""
     return any(kind.search(_noun(name)) for kind in DECAYS)
 
 
 def read_step(name: str, values: Tensor, *, bias: bool) -> StepReading:
-    """Return how a step is read. Raises UnclearError where its name and values do not tell."""
+    """Return how a step is read. Raises UnclearError where its name and values do not determine it."""
     if LOG.search(name) and not bias:
         return StepReading("exp", selective=False)
     if (bias or re.search(r"bias", name, re.IGNORECASE)) and re.search(r"dt|delta", name, re.IGNORECASE):
@@ -95,7 +95,7 @@ def read_step(name: str, values: Tensor, *, bias: bool) -> StepReading:
 
 
 def read_decay(name: str, values: Tensor, *, bias: bool, step: bool, turns: bool) -> Reading:
-    """Return how a real weight is read as a decay. Raises UnclearError where its name and values do not tell.
+    """Return how a real weight is read as a decay. Raises UnclearError where its name and values do not determine it.
 
     Parameters
     ----------
@@ -104,9 +104,9 @@ def read_decay(name: str, values: Tensor, *, bias: bool, step: bool, turns: bool
     bias
         Whether it is the bias of a gate that depends on the input.
     step
-        Whether a step Δ stands beside it.
+        Whether there is a step Δ beside it.
     turns
-        Whether a frequency does.
+        Whether there is a frequency beside it.
     """
     noun = _noun(name)
     if NOT_A_DECAY.search(noun):
@@ -146,7 +146,7 @@ def _continuous(name: str, noun: str, values: Tensor, *, bias: bool) -> Reading:
 def _per_step(name: str, noun: str, values: Tensor, *, bias: bool, turns: bool) -> Reading:
     if LOGIT.search(name) or bias:
         if RATE.search(noun) or MATRIX.search(noun):
-            raise UnclearError("a logit by its name, and not said of what")
+            raise UnclearError("a logit by its name, which does not say of what")
         return Reading("sigmoid", "discrete")
     negative, positive = bool((values < 0).all()), bool((values > 0).all())
     within = positive and bool((values < 1).all())
@@ -181,7 +181,7 @@ def _per_step(name: str, noun: str, values: Tensor, *, bias: bool, turns: bool) 
 
 
 def _is_credible(reading: Reading, values: Tensor) -> bool:
-    """Whether a layer that decays so remembers, at its median, for a credible time."""
+    """Whether a layer with this decay has a credible median memory."""
     middle = values.median()
     if reading.domain == "discrete":
         rate = -math.log(float(middle))

@@ -5,7 +5,7 @@
 | A | `A_log` | head, channel, mode | A = −exp(A_log) |
 | Δ bias | `dt_proj_bias` | head, channel | Δ = softplus(W_dt r + bias) |
 
-Heads are independent, so they stand one after the other in the channels. Decay per token exp(Δ_t A), as in
+Heads are independent, so they are concatenated along the channels. Decay per token exp(Δ_t A), as in
 Mamba-1; the bias of the convolution moves Δ even at zero input.
 """
 
@@ -44,7 +44,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 
 def _input_rows(rows: Tensor, layer: Layer) -> Tensor:
-    """Return the rows of in_proj that make x: they and those of the gate z take turns."""
+    """Return the rows of in_proj that make x; they alternate with those of the gate z."""
     return rows[::2]
 
 

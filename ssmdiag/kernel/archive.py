@@ -1,4 +1,4 @@
-"""A .safetensors or .npz file of float32 tensors, written one after another: it may be larger than memory."""
+"""A .safetensors or .npz file of float32 tensors, written one by one, so that it may be larger than memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGNMENT = 8
-"""Bytes that the header of a .safetensors file is a multiple of."""
+"""The header of a .safetensors file is padded to a multiple of this many bytes."""
 
 
 class Archive(Protocol):
-    """What tensors are put into; the metadata come last, when all is known."""
+    """A file that tensors are added to; the metadata come last."""
 
     def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
-        """Write one tensor, given as parts that follow each other in memory."""
+        """Write one tensor, given as consecutive parts of its memory."""
 
     def describe(self, metadata: Mapping[str, str]) -> None:
         """Write the metadata."""
@@ -36,7 +36,7 @@ class Archive(Protocol):
 
 @contextmanager
 def create_archive(output: Path) -> Iterator[Archive]:
-    """Yield the archive behind a new file, which appears whole at the end or not at all.
+    """Yield the archive of a new file, which appears complete at the end or not at all.
 
     Raises SsmdiagError where the file exists, has another ending or cannot be written.
     """
@@ -71,7 +71,7 @@ class _Npz:
 
 
 class _Safetensors:
-    """The header stands before the values and knows all of them: these wait in a file without a name."""
+    """The header precedes the values and lists all of them, so the values wait in an unnamed file."""
 
     def __init__(self, file: IO[bytes], values: IO[bytes]) -> None:
         self.file, self.values = file, values
@@ -114,7 +114,7 @@ FORMATS: dict[str, Callable[[IO[bytes], Path], AbstractContextManager[Archive]]]
 
 
 def _unicode(text: str) -> str:
-    """Return text that UTF-8 can carry: half a surrogate pair, from a name in JSON or of a file, as `\\ud800`."""
+    """Return text that UTF-8 can encode: a lone surrogate, from a name in JSON or of a file, becomes `\\ud800`."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -1,8 +1,8 @@
-"""State matrices that must not be diagonalised, built once and on a real state.
+"""State matrices that must not be diagonalised, built once, as real matrices.
 
     Ā^t B̄ = Π_k (Ā^{2^k})^{t_k} B̄,     t = Σ_k t_k 2^k
 
-The eigenvectors of HiPPO matrices have condition numbers beyond 10¹⁹; squares of the matrix know nothing of them.
+The eigenvectors of HiPPO matrices have condition numbers beyond 10¹⁹; squaring the matrix does not use them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ LEAST = 1e-150
 
 
 def realise(recurrence: Recurrence) -> Recurrence:
-    """Return the recurrence with its dense realisation, if it has one, built and on a real state.
+    """Return the recurrence with its dense realisation, if it has one, built and with a real state.
 
-    Solving for Ā takes longer than most questions to it: build it once, and ask the result.
+    Solving for Ā takes longer than most computations with it: build it once and reuse the result.
     """
     if recurrence.dense is None:
         return recurrence
@@ -36,7 +36,7 @@ def realise(recurrence: Recurrence) -> Recurrence:
 
 
 def on_real_state(dense: DenseRealisation) -> DenseRealisation:
-    """Return the same response in float64: on the state itself where it is real, else on (Re x, Im x)."""
+    """Return the same response in float64: with the state itself where it is real, else with (Re x, Im x)."""
     A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
     if not A.is_complex():
         return dense
@@ -47,9 +47,9 @@ def on_real_state(dense: DenseRealisation) -> DenseRealisation:
 
 
 def times(A: Tensor, right: Tensor) -> Tensor:
-    """Return A @ right without what is too small for its products to be ordinary numbers.
+    """Return A @ right, with entries set to 0 where their products would be subnormal.
 
-    A product with subnormal numbers in it takes a hundred times as long.
+    A product of subnormal numbers takes a hundred times as long.
     """
     product = A @ right
     return product.where(product.abs() > LEAST, 0.0)
@@ -72,8 +72,8 @@ def states_at(dense: DenseRealisation, lags: Tensor) -> Tensor:
 def energy_between(dense: DenseRealisation, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Return Σ |CĀ^t B̄|² over first ≤ t < first + width, (channel, bin), and the same with every entry's modulus.
 
-    Sums of 2^k lags at a time, by the binary digits of the widths, so that no tail need be finite. `dense` is real;
-    the second value bounds what rounding can add to the first, up to the number of operations.
+    Sums 2^k lags at a time, by the binary digits of the widths, so that tails may be infinite. `dense` is real;
+    the second value, times the number of operations, bounds the rounding error of the first.
     """
     square, state = dense.state_matrix, states_at(dense, first)
     rows = dense.output_matrix.movedim(0, 1)  # (channel, row, state): ‖rows x‖² is the energy of 2^k lags from x on

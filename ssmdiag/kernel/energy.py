@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 SHORT = 2
-"""Lags up to which a bin is a short one."""
+"""Largest width of a short bin, in lags."""
 SUMMED_LAGS = 16
-"""Bins of up to this many lags can be summed lag by lag, where the difference of tails is not ..."""
+"""Bins of up to this many lags are summed lag by lag where the difference of tails is not ..."""
 PRECISE = 1e-10
-"""... known to this."""
+"""... accurate to this share of it."""
 UNSURE = 0.1
-"""Share of an energy that rounding may make up before it is called unknown."""
+"""Largest share of an energy that may be rounding error; beyond it the energy is unknown."""
 
 
 @dataclass(frozen=True, eq=False)
 class Energy:
-    """Energies of every channel, and what rounding may have added to them."""
+    """Energies of every channel, with bounds on their rounding errors."""
 
     values: Tensor
     """(channel, lag) or (channel, bin) float64; inf where it is infinite, NaN where the status says why."""
@@ -52,7 +52,7 @@ class Energy:
 
     @property
     def known(self) -> Tensor:
-        """Whether each value is a number of which at least one digit is sure, (channel, lag)."""
+        """Whether each value is a number with at least one certain digit, (channel, lag)."""
         return (self.values.isfinite() & (self.noise <= UNSURE * self.values)) | (self.values == self.noise)
 
 
@@ -116,7 +116,7 @@ def horizon(recurrence: Recurrence, share: float = 0.99, max_lag: int = 10**9) -
 def band_energy_and_horizon(
     recurrence: Recurrence, edges: Tensor | Sequence[int], share: float = 0.99, max_lag: int = 10**9
 ) -> tuple[Energy, Horizon]:
-    """Return both of the same channels, of whose modes only one factor is made."""
+    """Return the band energy and the horizon of the same channels, from one factor of their modes."""
     recurrence = realise(recurrence)
     status = channel_status(recurrence)
     bands, search = _Bands(recurrence, edges, status), _Search(share, max_lag, status)
@@ -125,7 +125,7 @@ def band_energy_and_horizon(
 
 
 def _ask(recurrence: Recurrence, status: Tensor, *questions: _Bands | _Search) -> None:
-    """Put the questions to the response of every channel that has one."""
+    """Compute each quantity from the response of every channel that has one."""
 
     def measure(chunk: slice, response: Response) -> None:
         for question in questions:
@@ -150,7 +150,7 @@ class _Bands:
         self.first, self.width = at[:-1], at.diff()
         self.lags = len(self.width)
         self.values, self.noise = _empty(status, self.lags), _empty(status, self.lags)
-        # Bins that come first and are short are summed lag by lag, which takes less time than a difference of tails.
+        # Short bins at the first lags are summed lag by lag, which is faster than a difference of tails.
         long = self.width > SHORT
         self.near = int(long.to(torch.uint8).argmax()) if bool(long.any()) else self.lags
 
@@ -250,7 +250,7 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
         return _finite_sums(recurrence.dense(), channel, first, width)
     ell, weights = modal_terms(recurrence, slice(channel, channel + 1))
     ell, weights = ell[0].to(torch.complex128), weights[0].to(torch.complex128)
-    # Each term with its conjugate: a sum that is real by itself.
+    # Each term with its conjugate: the sum is real.
     ell, weights = torch.cat([ell, ell.conj()]), torch.cat([weights, weights.conj()], 1) / 2
     pair = ell[:, None] + ell.conj()
     one = powers_minus_one(pair, first.new_ones(()))
@@ -267,7 +267,7 @@ def _geometric(recurrence: Recurrence, channel: int, first: Tensor, width: Tenso
 
 
 def _finite_sums(dense: DenseRealisation, channel: int, first: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same of a full state matrix, without its eigenvectors."""
+    """Return the same for a full state matrix, without its eigenvectors."""
     A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
     own = DenseRealisation(A[channel, None], B[channel, None], C[:, channel, None])
     values, bound = energy_between(own, first, width)
@@ -279,7 +279,7 @@ def _empty(status: Tensor, count: int) -> Tensor:
 
 
 def _finish(values: Tensor, noise: Tensor, status: Tensor, *, growing: float, marginal: float | None) -> Energy:
-    """Put the answer that a status gives in place of what was computed."""
+    """Replace computed values where a channel's status determines the answer."""
     for which, value in ((Status.NOT_FINITE, torch.nan), (Status.GROWS, growing), (Status.BOUNDARY, marginal)):
         rows = (status == which).nonzero()[:, 0]
         if value is not None and rows.numel():

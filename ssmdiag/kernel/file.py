@@ -1,4 +1,4 @@
-"""Kernels of a model as a .safetensors or .npz file, with what they are written beside them."""
+"""Kernels of a model as a .safetensors or .npz file, with metadata on each."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ UNITS = {
     "retention": "share of a state that is left, the mean of |λ̄|^t over modes",
 }
 PART = 2**22
-"""Values that are made contiguous at a time."""
+"""Number of values made contiguous at a time."""
 
 
 @dataclass(frozen=True)
 class WrittenKernels:
-    """What a file of kernels holds."""
+    """The content of a kernel file."""
 
     length: int
     size: int
     """Bytes of all values."""
     tensors: Mapping[str, Mapping[str, Any]]
-    """What is written beside each, from `describe`, by the tensor's name."""
+    """Metadata of each tensor, from `describe`, by its name."""
     problems: tuple[LayerError, ...] = ()
-    """Why kernels are missing: what the tensors of a layer caused."""
+    """Why kernels are missing: errors in reading a layer."""
 
 
 @one_thread()
@@ -60,9 +60,9 @@ def write_kernels(
 ) -> WrittenKernels:
     """Write the kernel of every recurrence, float32, under `<layer>.kernel`; return what was written.
 
-    Each is (copy, channel, lag), or (output, input, lag) of layers with many inputs; selective layers give
-    their retention, (1, channel, lag), under `<layer>.retention`. `channel` says which one the recurrences were
-    narrowed to, if any. The file appears whole or not at all; one kernel at a time is in memory.
+    Each is (copy, channel, lag), or (output, input, lag) for layers with many inputs; selective layers give
+    their retention, (1, channel, lag), under `<layer>.retention`. `channel` is the one that the recurrences were
+    restricted to, if any. The file appears complete or not at all; one kernel at a time is in memory.
     Raises SsmdiagError where the file exists, has another ending or cannot be written, KernelSizeError
     where one kernel takes more than `memory_limit` bytes, LayerError where no layer has a kernel.
     """

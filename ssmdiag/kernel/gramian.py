@@ -1,8 +1,8 @@
-"""Triangular factors of Gramians, by doubling the factor and not its square.
+"""Triangular factors of Gramians, by a doubling iteration on the factor itself.
 
     P = Σ_t A^t B Bᴴ A^tᴴ = Xᴴ X:     X ← triangle of [X; X (A^{2^k})ᴴ],  k = 0, 1, 2, …
 
-Half the digits of P are spared, for P is the square of what is computed, and no eigenvector is used.
+Forming P would lose half the digits, since P is the square of the factor. No eigenvector is used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DOUBLINGS = 64
-"""2⁶⁴ steps: the state of a mode 1e-15 from the boundary is gone long before."""
+"""2⁶⁴ steps: the state of a mode 1e-15 from the boundary vanishes long before."""
 GONE = 1e-18
-"""Share of the factor below which what a doubling adds is nothing."""
+"""Share of the factor below which a doubling adds nothing."""
 
 
 def gramian_factor(state_matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def gramian_factor(state_matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _doubled(rows: Tensor, advance: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the triangle of all rows that `advance` leads to, (channel, row, column)."""
+    """Return the triangular factor of all rows that `advance` produces, (channel, row, column)."""
     done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for _ in range(DOUBLINGS):
         more = advance(rows)
@@ -54,7 +54,7 @@ def _doubled(rows: Tensor, advance: Callable[[Tensor], Tensor]) -> tuple[Tensor,
 
 
 def triangle(rows: Tensor) -> Tensor:
-    """Return R of the QR factors of (…, row, column), or the rows themselves while they are few."""
+    """Return R of the QR factorisation of (…, row, column), or the rows themselves while they are few."""
     if rows.shape[-2] <= rows.shape[-1]:
         return rows
     return triangular(rows)

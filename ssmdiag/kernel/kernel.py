@@ -5,7 +5,7 @@ Write t = qS + s with S ≈ √L. Then K is one real matrix product per channel,
     K[qS + s] = Re Σ_n (w_n λ̄_n^{qS}) λ̄_n^s          modal
     K[qS + s] = Re (C Ā^{qS}) (Ā^s B̄)                 dense: by repeated squaring, without eigenvectors
 
-of powers made in complex128, so that the error does not grow with t.
+of powers computed in complex128, so that the error does not grow with t.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = 2 * 2**30
 """Bytes a kernel and the work on it may take, by default."""
 WORKING_SET = 8 * 2**20
-"""Bytes of tables made at a time: what stays in a processor's cache is twice as fast as what does not."""
+"""Bytes of tables made at a time: tables that fit a processor's cache are twice as fast."""
 SHARED = 2**21
-"""Values of a kernel from which cores share them: a pool of threads costs as much as fewer take."""
+"""Fewest values of a kernel that are shared between cores; computing fewer takes no longer than starting threads."""
 CANCELLATION = 16.0
-"""Σ|w| over the largest |K| above which the product of a channel is taken in float64."""
+"""Ratio of Σ|w| to the largest |K| above which a channel's product is computed in float64."""
 
 
 class KernelSizeError(SsmdiagError):
@@ -49,13 +49,13 @@ class Kernel:
     values: Tensor
     """K: (copy, channel, lag), or (output, input, lag) of a layer with many inputs on one state."""
     noise: Tensor
-    """What rounding may add to any value besides its own last bit, (copy, channel) or (output, input) float64."""
+    """Bound on any value's rounding error besides its own last bit, (copy, channel) or (output, input) float64."""
     status: Tensor
     """`Status` of each channel, (channel,) uint8; of the one state of a layer with many inputs, (1,)."""
     layer: str
     family: str
     first: int = 0
-    """Channel (output, where inputs are many) of the layer that is the first one here."""
+    """The layer's channel (output, where there are many inputs) that comes first here."""
     units: str = field(default="output per unit of input; lags in steps")
 
     @property
@@ -82,9 +82,9 @@ def compute_kernel(
 ) -> Kernel:
     """Return K_t for t = 0 … length − 1, on the device of the recurrence.
 
-    `dtype` is that of the values, float64 like everything else here: rounded to float32 they lose nine of their
-    sixteen digits, and for half the memory little time is won. `product` is the matrix product's: by default
-    float64 on a CPU, where nothing in it is subnormal, and `dtype` on any other device.
+    `dtype` is that of the values: float64 by default. In float32 they lose nine of sixteen digits and take half the
+    memory, but little less time. `product` is the dtype of the matrix product: by default float64 on a CPU, where
+    nothing in it is subnormal, and `dtype` on any other device.
     Raises ValueError where B or C is absent, KernelSizeError where the values alone exceed `memory_limit` bytes.
     """
     recurrence = realise(recurrence)
@@ -102,7 +102,7 @@ def iter_kernel(
     product: torch.dtype | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Iterator[Kernel]:
-    """Yield the same kernel in parts of as many channels (or outputs) as fit into `memory_limit` bytes each."""
+    """Yield the same kernel in parts, each of as many channels (or outputs) as fit into `memory_limit` bytes."""
     with one_thread():
         recurrence = realise(recurrence)
         part = _open(recurrence, length, dtype, product)
@@ -128,7 +128,7 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
     span = max(1, 2 * WORKING_SET // (16 * ell.shape[1] * max(1, len(at))))
     for start in range(0, len(ell), span):
         chunk = slice(start, start + span)
-        # Real and imaginary parts beside each other turn Re Σ w λ̄^t into one real product.
+        # With real and imaginary parts side by side, Re Σ w λ̄^t is one real product.
         table = torch.view_as_real(powers(ell[chunk, None], at[:, None]).conj().resolve_conj()).flatten(-2)
         rows = torch.view_as_real(weights[:, chunk].resolve_conj()).flatten(-2)
         values[:, chunk] = torch.einsum("cht,hlt->chl", rows, table)
@@ -136,7 +136,7 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
 
 
 def _sample_matrix(recurrence: Recurrence, at: Tensor) -> Tensor:
-    """Return Re C diag(λ̄^t) B̄ at some lags, (output, input, lag), without a table of what each mode weighs."""
+    """Return Re C diag(λ̄^t) B̄ at some lags, (output, input, lag), without a table of the modes' weights."""
     B, C = recurrence.input_matrix, recurrence.output_matrix
     assert B is not None
     assert C is not None
@@ -177,7 +177,7 @@ class _Part:
     states: int
     """Real numbers per power."""
     fewest = 1
-    """Channels, or outputs, below which a piece of work costs more than another core saves."""
+    """Fewest channels, or outputs, of a piece of work: smaller pieces cost more than another core saves."""
 
     def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
         self.recurrence, self.length, self.dtype, self.product = recurrence, length, dtype, product
@@ -190,10 +190,10 @@ class _Part:
         raise NotImplementedError
 
     def row_bytes(self, output: bool) -> int:
-        """Return the bytes that one channel takes: the tables in both precisions, and the values."""
+        """Return the bytes needed for one channel: the tables in both precisions, and the values."""
         tables = (self.rows * self.width + self.columns) * self.states * 12
         values = self.width * self.rows * self.columns
-        # A channel that is taken again in float64 needs its values a second time.
+        # A channel that is recomputed in float64 needs its values a second time.
         return tables + values * (8 + (self.dtype.itemsize if output else 0))
 
     def allocate(self, size: int, memory_limit: int) -> Tensor:
@@ -208,7 +208,7 @@ class _Part:
         return torch.empty(size, self.width, self.rows * self.columns, dtype=self.dtype, device=self.device)
 
     def fill_shared(self, first: int, out: Tensor, memory: int) -> Tensor:
-        """Write K of the channels from `first` on, all cores doing some of them; return the noise (channel, copy)."""
+        """Write K of the channels from `first` on, using all cores; return the noise (channel, copy)."""
         cores = cores_for(self.device) if out.numel() >= SHARED else 1
         spans = self.spans(len(out), memory // cores, cores=cores)
         noise: dict[int, Tensor] = {}
@@ -221,7 +221,7 @@ class _Part:
         return torch.cat([noise[piece] for piece in range(len(spans))])
 
     def spans(self, size: int, memory: int, *, output: bool = False, cores: int = 1) -> list[tuple[int, int]]:
-        """Return ranges of so many channels: as many as the memory allows, no more than a core's share and cache."""
+        """Return ranges of channels, limited by memory, by each core's share and by its cache."""
         span = memory // self.row_bytes(output)
         if not output:
             share = size if cores == 1 else max(self.fewest, -(-size // (PIECES * cores)))
@@ -230,7 +230,7 @@ class _Part:
         return [(start, min(start + span, size)) for start in range(0, size, span)]
 
     def in_cache(self) -> int:
-        """Return the channels whose tables stay in a processor's cache."""
+        """Return the number of channels whose tables fit a processor's cache."""
         return WORKING_SET // ((self.rows * self.width + self.columns) * self.states * 12)
 
     def kernel(self, values: Tensor, noise: Tensor, first: int, status: Tensor) -> Kernel:
@@ -257,7 +257,7 @@ class _ModalPart(_Part):
         total = weights.abs().sum(-1)
         noise = total * (math.sqrt(self.states) * torch.finfo(self.product).eps)
         if self.product == torch.float32:
-            # Where the modes cancel, the product of float32 tables is all noise: these channels are taken again.
+            # Where the modes cancel, the product of float32 tables is all noise: these channels are recomputed.
             largest = out[..., : self.columns].abs().amax(-1).double()
             hard = (total > CANCELLATION * largest).any(-1)
             for channel in hard.nonzero()[:, 0].tolist():
@@ -268,9 +268,9 @@ class _ModalPart(_Part):
 
 
 class _MatrixPart(_Part):
-    """A kernel matrix on one state, [Re C, −Im C] (Re, Im)(z_t B̄): outputs are chunked where others chunk channels."""
+    """A kernel matrix on one state, [Re C, −Im C] (Re, Im)(z_t B̄): chunked by outputs instead of channels."""
 
-    fewest = 32  # every piece makes the states of all inputs
+    fewest = 32  # every piece computes the states of all inputs
 
     def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
         super().__init__(recurrence, length, dtype, product)
@@ -281,7 +281,7 @@ class _MatrixPart(_Part):
         return self.width * self.rows * self.columns * (self.dtype.itemsize if output else 0) + 8 * self.states
 
     def in_cache(self) -> int:
-        return self.size  # tables are of some inputs and lags at a time
+        return self.size  # tables cover some inputs and lags at a time
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
         B, C = self.recurrence.input_matrix, self.recurrence.output_matrix
@@ -318,7 +318,7 @@ class _MatrixPart(_Part):
 
 
 class _DensePart(_Part):
-    """Powers of a non-normal matrix may be large where K is small, so all is float64."""
+    """A non-normal state matrix: its powers may be large where K is small, so everything is float64."""
 
     def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
         super().__init__(recurrence, length, dtype, product)
@@ -343,8 +343,8 @@ class _DensePart(_Part):
 def _power_table(ell: Tensor, count: int, stride: int, weights: Tensor | None = None) -> Tensor:
     """Return λ̄^{stride·k} for k < count, times weights (channel, copy, mode), as (channel, copy · k, (mode, re/im)).
 
-    A table is doubled by the power that its length stands for. Those powers are exact, each by itself, so that
-    an entry is a product of as many as k has binary digits, and few exponentials are taken.
+    A table of length m is doubled by multiplying it by λ̄^{stride·m}. Each of those powers is computed directly, so an
+    entry is a product of at most as many of them as k has binary digits, and few exponentials are needed.
     """
     lengths = [0, *(2**digit for digit in range((count - 1).bit_length()))]
     lags = torch.tensor(lengths, dtype=torch.float64, device=ell.device) * stride

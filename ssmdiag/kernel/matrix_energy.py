@@ -1,6 +1,7 @@
 """Energies and the horizon of a layer with many inputs and outputs on one state: ‖K_t‖², the Frobenius norm.
 
-By a quadratic form over pairs of modes; where its rounding is too large, by a factor. Of two answers the surer counts.
+From a quadratic form over pairs of modes; where its rounding error is too large, from a factor. The more accurate of
+two values is used.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 WANTED = 1e-6
-"""Noise, relative to the figure, above which a factor is made."""
+"""Relative noise above which a factor is made."""
 DROWNED = 2.0**-48
-"""Mean square, relative to the largest bin's, that need not be surer: a model in float32 does not see it."""
+"""Mean square, relative to the largest bin's, below which accuracy does not matter: float32 cannot resolve it."""
 SUMMED_LAGS = 16
-"""Bins of up to this many lags are summed lag by lag where the form is unsure."""
+"""Bins of up to this many lags are summed lag by lag where the form is inaccurate."""
 
 
 class MatrixEnergy:
-    """Σ ‖K_t‖² from any lag on, over bins, and the horizon; asked only where no mode that counts grows or is NaN."""
+    """Σ ‖K_t‖² from any lag on, over bins, and the horizon; no mode of nonzero weight may grow or be NaN."""
 
     def __init__(self, recurrence: Recurrence) -> None:
         self.recurrence = recurrence
@@ -90,7 +91,7 @@ class MatrixEnergy:
 
 
 def _take_surer(values: Tensor, noise: Tensor, at: Tensor, others: Tensor, floors: Tensor) -> None:
-    """Put other values in the place of those at some positions where their noise is smaller."""
+    """Replace the values at some positions where the new ones have less noise."""
     surer = floors.flatten() < noise[at]
     values[at] = others.flatten().where(surer, values[at])
     noise[at] = floors.flatten().where(surer, noise[at])

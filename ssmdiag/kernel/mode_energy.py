@@ -1,4 +1,4 @@
-"""Energy of a layer's channels by groups of their modes: which hold what remains, and how much the others have."""
+"""Energy of a layer's channels by groups of modes: which group holds the remaining energy, and what the others hold."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
 WORKING_SET = 16 * 2**20
 """Bytes of forms and states at a time."""
 HELD = 8 * WORKING_SET
-"""Bytes of forms that are kept while they are wanted again; more are made anew."""
+"""Bytes of forms that are cached for reuse; others are recomputed."""
 BANDS, FINER = 24, 1.3
-"""Bands of a layer that are tried, and how many times faster each begins."""
+"""Number of bands of a layer that are tried, and the factor between the rates at which they begin."""
 BAND_HOLDS = 0.9
-"""Share of the energy that a band is to hold."""
+"""Share of the energy that a band must hold."""
 HEARD = 1e-6
-"""Share of the energy from which on a group counts as heard."""
+"""Share of the energy below which a group is negligible."""
 
 
 @dataclass(frozen=True, eq=False)
 class GroupEnergy:
-    """What is left of each kernel's energy at some lags, and what the group that holds the last of it has of that."""
+    """Each kernel's remaining energy at some lags, and the part of it in the group that holds the last of it."""
 
     members: tuple[Tensor, ...]
-    """Whether a mode is of the group, (channel, mode) bool of each chunk of channels."""
+    """Whether a mode is in the group, (channel, mode) bool for each chunk of channels."""
     whole: Tensor
-    """Energy from each lag on, without an end, (row, lag), in units of each row's own."""
+    """Energy from each lag to infinity, (row, lag), in a unit of each row's own."""
     rest: Tensor
-    """The same of all modes but the group's."""
+    """The same without the group's modes."""
     bins: Tensor
-    """Energy between each lag and the next, without the group's swings that complete within the window, (row, bin)."""
+    """Energy between each lag and the next, without beats in the group that complete within the window, (row, bin)."""
     rate: Tensor
-    """Mean rate of the group's modes by their energy from each lag on, nats per step."""
+    """Mean rate of the group's modes, weighted by their energy from each lag on, nats per step."""
     noise: Tensor
-    """What rounding may have added to any of them."""
+    """Bound on the rounding error of the energies."""
     slowest: Tensor
     """Rate of the slowest group that holds a millionth of the energy, (row,); NaN where none does."""
     heard: Tensor
-    """The group's own energy over that of its modes by themselves, (row, lag): little where they cancel."""
+    """The group's energy over the sum of its modes' separate energies, (row, lag): small where they cancel."""
     rates: Tensor
-    """Mean rates at lag 0 of the groups that were taken as one, (row, group)."""
+    """Mean rates at lag 0 of the groups that were merged, (row, group)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Modes whose rates lie next to each other."""
+    """Modes of neighbouring rates."""
 
     members: tuple[Tensor, ...]
     """As those of a `GroupEnergy`."""
@@ -65,10 +65,10 @@ class Band:
 
 
 class ModeEnergies:
-    """The energy of a layer's channels, and of the layer, asked for in many ways of forms that are made once.
+    """Energies of a layer's channels and of the whole layer, from forms that are computed once.
 
-    Channels whose `status` is not `KNOWN` nor that of a mode on the `BOUNDARY` come as zero; there must be modes, not a
-    dense state matrix. `lags` ascend from 0.
+    Channels whose `status` is neither `KNOWN` nor `BOUNDARY` are zero. The recurrence must be modal, not dense.
+    `lags` ascend from 0.
     """
 
     def __init__(self, source: Recurrence, status: Tensor, lags: Tensor) -> None:
@@ -96,9 +96,9 @@ class ModeEnergies:
     ) -> GroupEnergy:
         """Return the energies of each channel whose window ends at `ends` (channel,), positions in the lags.
 
-        `rows`, ascending: of these channels alone.
+        `rows`, ascending: only these channels.
 
-        `most` groups are taken as one: that which holds the last of the energy, and those with most of it at `middle`.
+        `most` groups are merged: the one that holds the last of the energy, and those with most of it at `middle`.
         """
         found, members = [], []
         middle = ends if middle is None else middle
@@ -127,7 +127,7 @@ class ModeEnergies:
         for _, form in self.forms():
             number = (torch.searchsorted(bounds, form.rate.contiguous(), right=True) - 1).clamp(min=0)
             numbers.append(number)
-            # Few of the layer's groups are in one channel: they are numbered anew for it.
+            # One channel has few of the layer's groups: they are renumbered.
             own = torch.zeros_like(number)
             own[:, 1:] = (number.diff(dim=1) != 0).cumsum(1)
             groups = int(own.max()) + 1
@@ -161,7 +161,7 @@ class ModeEnergies:
         return Band(tuple(members), torch.cat(rates))
 
     def band_of_layer(self, slowest: Tensor, probes: Tensor, width: float) -> Band:
-        """Return the same of the layer, whose slowest modes heard have the rate `slowest` (1,); `probes` (1, probe)."""
+        """Return the same for the layer; `slowest` (1,) is its slowest non-negligible rate, `probes` (1, probe)."""
         # The rate is its group's mean: the group begins a tenth below at most.
         low = slowest / (1 + ALIKE) * FINER ** torch.arange(BANDS, dtype=slowest.dtype, device=slowest.device)
         whole, rest = slowest.new_zeros(1, probes.shape[1]), slowest.new_zeros(1, BANDS, probes.shape[1])
@@ -198,17 +198,17 @@ class ModeEnergies:
 
     @cached_property
     def unit(self) -> Tensor:
-        """The largest unit of all channels."""
+        """The largest unit of any channel."""
         return torch.stack([form.unit.amax() for _, form in self.forms()]).amax()
 
     def left(self, lags: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the energy of each channel from each lag on for ever, and its noise; all (channel, lag)."""
+        """Return the energy of each channel from each lag to infinity, and its noise; both (channel, lag)."""
         found = [form.left(lags[chunk]) for chunk, form in self.forms()]
         values, noise = zip(*found, strict=True)
         return torch.cat(values), torch.cat(noise)
 
     def left_of_layer(self, lags: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same of the layer; all (1, lag)."""
+        """Return the same for the layer; both (1, lag)."""
         total = lags.new_zeros(2, *lags.shape)
         for _, form in self.forms():
             found = torch.stack(form.left(lags.expand(len(form.unit), -1)))
@@ -222,9 +222,9 @@ def _probes(ends: Tensor) -> Tensor:
 
 
 def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the group without which least is left at the end of each row's window and, to make `most`, those that
-    have most at the fourth probe; their rates, NaN where there are fewer, both (row, group); and the slowest heard
-    rate, (row,).
+    """Return for each row `most` groups: first the one without which least energy is left at the window's end, then
+    those with most energy at the fourth probe; their rates, NaN where there are fewer, both (row, group); and the
+    slowest rate of a non-negligible group, (row,).
     """
     parts, own, alone, weighted = energies
     whole = parts.sum(1, keepdim=True)
@@ -243,7 +243,10 @@ def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widest(whole: Tensor, rest: Tensor) -> Tensor:
-    """Return which band holds enough at most lags, counted from the last, (row,), of (row, lag), (row, band, lag)."""
+    """Return the band that holds enough energy at most lags, counted from the last, (row,).
+
+    The energies are (row, lag) and (row, band, lag).
+    """
     share = (rest / whole[:, None].clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
     held = (share <= 1 - BAND_HOLDS).flip(2).to(torch.uint8).cumprod(2).sum(2)
     return (held - share.mean(2) / 2).argmax(1)
@@ -255,7 +258,7 @@ def _ends(rate: Tensor, inside: Tensor) -> Tensor:
 
 
 def _row(energies: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]:
-    """Return the fields of a `GroupEnergy`, of what `of_modes` returns."""
+    """Return the fields of a `GroupEnergy` from the result of `of_modes`."""
     whole, rest, own, smooth, alone, weighted, noise = energies
     bins = -(whole - own + smooth).diff(dim=1)
     rate = weighted / alone.clamp(min=torch.finfo(torch.float64).tiny)

@@ -2,16 +2,17 @@
 
     λ̄_n^t = Σ_{k≤n} L_nk φ_k(t),     L_nk = √(1 − |λ̄_k|²) / (1 − λ̄_n λ̄_k*) · Π_{j<k} (λ̄_n − λ̄_j)/(1 − λ̄_n λ̄_j*)
 
-so that L Lᴴ = G, G_ij = 1/(1 − λ̄_i λ̄_j*). The energy of Σ w_n λ̄_n^t is the sum of squares ‖Lᵀw‖²: where
-modes cancel it loses half the digits that wᵀG w* loses, and it is never negative.
+so that L Lᴴ = G, G_ij = 1/(1 − λ̄_i λ̄_j*). The energy of Σ w_n λ̄_n^t is the sum of squares ‖Lᵀw‖². It is never
+negative, and where modes cancel it loses half as many digits as wᵀG w*.
 
-Where modes come with their conjugates, two functions of each pair are real (Kautz, 1954), and so is all arithmetic on
-them. With D_k(z) = (1 − λ̄_k z)(1 − λ̄_k* z),
+Where modes come with their conjugates, each pair has two real functions (Kautz, 1954), so all arithmetic is real. With
+D_k(z) = (1 − λ̄_k z)(1 − λ̄_k* z),
 
     λ̄_n^t = Σ_{k≤n} L_nk φ_k(t) + L'_nk φ'_k(t),     Π = Π_{j<k} (λ̄_n − λ̄_j)(λ̄_n − λ̄_j*)/D_j(λ̄_n)
-    L_nk = √((1 − |λ̄_k|²)/2) |1 − λ̄_k| (1 + λ̄_n)/D_k(λ̄_n) Π,     L'_nk: both signs the other way
+    L_nk = √((1 − |λ̄_k|²)/2) |1 − λ̄_k| (1 + λ̄_n)/D_k(λ̄_n) Π,     L'_nk: both signs reversed
 
-Every factor comes from differences of ℓ, so that L has all its digits where modes touch each other or the boundary.
+Every factor is computed from differences of ℓ, so L keeps all its digits where modes are close to each other or to the
+boundary.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 2**15
-"""Pairs of modes that are worked on at a time: 512 KiB of complex numbers, ..."""
+"""Pairs of modes processed at a time: 512 KiB of complex numbers, ..."""
 FEWEST_ROWS = 8
-"""... but so many rows of them at least."""
+"""... but at least so many rows of them."""
 
 
 def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
     """Return Lᵀ for ℓ (channel, mode) of modes sorted slowest first, all with Re ℓ < 0.
 
-    Real ℓ (a real dtype) stands for real positive λ̄: (channel, k, n) float64. Complex ℓ, 0 ≤ Im ℓ ≤ π, stand for
-    themselves and their conjugates: (channel, 2·k, n) complex128, all φ before all φ', which are real, so that
-    Re Σ w_n λ̄_n^t has the coordinates Re(Lᵀw).
+    Real ℓ (a real dtype) means real positive λ̄: the result is (channel, k, n) float64. Complex ℓ, 0 ≤ Im ℓ ≤ π, means
+    these modes and their conjugates: the result is (channel, 2·k, n) complex128, all φ before all φ'. These are real,
+    so that Re Σ w_n λ̄_n^t has the coordinates Re(Lᵀw).
     """
     return _paired_factor(log_eigenvalues) if log_eigenvalues.is_complex() else _real_factor(log_eigenvalues)
 
@@ -43,9 +44,9 @@ def orthonormal_factor(log_eigenvalues: Tensor) -> Tensor:
 def _real_factor(ell: Tensor) -> Tensor:
     """Return the factor of real modes, all columns at once."""
     decay, margin = ell.exp(), -ell.expm1()
-    # 1 − λ̄_n λ̄_k as a sum of what is not negative, (channel, k, n).
+    # 1 − λ̄_n λ̄_k as a sum of non-negative terms, (channel, k, n).
     closeness = torch.addcmul(margin[:, None], decay[:, None], margin[:, :, None]).reciprocal_()
-    # λ̄_n − λ̄_k, which is zero at n = k and so ends the products; what is beyond must only be finite.
+    # λ̄_n − λ̄_k is zero at n = k, so products beyond it are zero; their factors need only be finite.
     ratio = (ell[:, None] - ell[:, :, None]).clamp_(max=0.0).expm1_().mul_(decay[:, :, None]).mul_(closeness)
     factor = closeness.mul_((-(2 * ell).expm1()).sqrt()[:, :, None])
     factor[:, 1:].mul_(ratio[:, :-1].cumprod(1))
@@ -53,7 +54,7 @@ def _real_factor(ell: Tensor) -> Tensor:
 
 
 def _paired_factor(ell: Tensor) -> Tensor:
-    """Return the factor of modes with their conjugates, so many rows at a time as stay in cache."""
+    """Return the factor of modes with their conjugates, as many rows at a time as fit the cache."""
     channels, modes = ell.shape
     factor = ell.new_zeros(channels, 2, modes, modes)
     above, below = around_one(ell)
@@ -73,12 +74,12 @@ def _paired_factor(ell: Tensor) -> Tensor:
 def _sections(own: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
     """Return (λ̄_n − λ̄_k)(λ̄_n − λ̄_k*)/D_k(λ̄_n) and √((1 − |λ̄_k|²)/2)/D_k(λ̄_n), (channel, k, n).
 
-    Two transcendental functions a pair of modes give all four of its factors: with e^{iφ} − 1 = 2 sin(φ/2)(i cos(φ/2)
+    Two transcendental functions per pair of modes give all four factors: with e^{iφ} − 1 = 2 sin(φ/2)(i cos(φ/2)
     − sin(φ/2)), φ = ω_n ± ω_k, m = |λ̄| and d = e^{r_k − r_n} − 1,
 
         1 − λ̄_n λ̄_k = (1 − m_n + m_n (1 − m_k)) − m_n m_k (e^{iφ} − 1),     λ̄_n − λ̄_k* = λ̄_k* (d + (1 + d)(e^{iφ} − 1))
 
-    for the sum of frequencies, and the other two for their difference. No sum of real parts cancels.
+    for the sum of frequencies; their difference gives the other two. No sum of real parts cancels.
     """
     (own_sine, own_cosine), (sine, cosine) = _half_angle(own.imag), _half_angle(later.imag)
     own_decay, decay = own.real.exp(), later.real.exp()
@@ -111,5 +112,5 @@ def around_one(log_eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
 
 def _half_angle(angle: Tensor) -> tuple[Tensor, Tensor]:
     """Return sine and cosine of ω/2."""
-    # float64's π stands for a mode on the negative axis.
+    # A frequency of float64's π means a mode on the negative axis.
     return (angle / 2).sin(), (angle / 2).cos().where(angle != math.pi, 0.0)

@@ -1,11 +1,11 @@
-"""The energy of channels as a form over pairs of their modes, in closed form.
+"""The energy of channels in closed form, as a quadratic form over pairs of modes.
 
     Σ_{t≥τ} K_t² = ½ (zᴴ M z + Re zᵀ S z),     z = λ̄^τ
     M_ij = Σ w_i* w_j / (1 − λ̄_i* λ̄_j),     S_ij = Σ w_i w_j / (1 − λ̄_i λ̄_j)
 
-Sums are over copies, or over outputs and inputs. Row i of z∘(Hz) is what mode i has in the energy with all others; with
-the pairs inside a group alone it is the group's own. Without the pairs whose beat completes a turn within a window it
-is the energy that an eye draws through the swings.
+Sums are over copies, or over outputs and inputs. Row i of z∘(Hz) is mode i's part of the total energy, its products
+with all other modes included. The pairs inside a group alone give the group's own energy. Leaving out the pairs whose
+beat completes a turn within a window gives a smooth energy, without oscillation.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 ALIKE = 0.1
-"""Rates of a group exceed its slowest by this share of it at most."""
+"""Rates in a group exceed its slowest rate by at most this share of it."""
 SLOWEST = 1e-8
-"""Nats over the context that a mode loses at least, here: those on the boundary have sums over all lags too."""
+"""Least decay of a mode over the context, in nats: with it, sums over all lags are finite on the boundary too."""
 
 
 class PairForms:
-    """The forms of some channels at some lags, in units that make their largest weight 1."""
+    """The forms of some channels at some lags, in units in which the largest weight is 1."""
 
     def __init__(self, ell: Tensor, hermitian: Tensor, symmetric: Tensor | None, unit: Tensor, lags: Tensor) -> None:
         self.rate, self.unit, self.lags = -ell.real, unit, lags
@@ -64,7 +64,7 @@ class PairForms:
 
     @cached_property
     def number(self) -> Tensor:
-        """The number of each mode's group, (channel, mode)."""
+        """Number of each mode's group, (channel, mode)."""
         return _numbers(self.rate)
 
     def select(self, rows: Tensor) -> PairForms:
@@ -76,7 +76,7 @@ class PairForms:
         return some
 
     def shares(self, chosen: Tensor, lags: Tensor) -> Tensor:
-        """Return the energy from each lag on, that of all modes but the chosen ones, and the noise of either,
+        """Return the energy from each lag on, the energy of all modes but the chosen ones, and the noise of either,
         (3, channel, lag); `chosen` (channel, mode) bool, `lags` (channel, lag).
         """
         states = self.states_at(lags)
@@ -86,8 +86,8 @@ class PairForms:
         return torch.stack([whole, rest, self._noise(states)])
 
     def bands(self, low: Tensor, lags: Tensor, width: float) -> tuple[Tensor, Tensor]:
-        """Return the energy from each of (channel, lag) on, and that of all modes outside each band, (channel, band,
-        lag), which begins at a rate of `low` (channel, band).
+        """Return the energy from each lag on, (channel, lag), and that of all modes outside each band, (channel, band,
+        lag); a band begins at the rate `low` (channel, band).
         """
         outside = (~inside_band(self.rate[:, None], low[..., None], width)).mT
         outside = outside if self.symmetric is None else outside.repeat(1, 2, 1)
@@ -102,7 +102,7 @@ class PairForms:
         return self.states_at(self.lags[None])
 
     def states_at(self, lags: Tensor) -> Tensor:
-        """Return λ̄^τ, (channel, row, lag), for (channel, lag): real parts of all modes, then imaginary ones, if any."""
+        """Return λ̄^τ, (channel, row, lag), at lags (channel, lag): all real parts, then the imaginary ones, if any."""
         if self.symmetric is None:
             return (self.ell[..., None] * lags[:, None]).clamp(min=LEAST).exp()
         states = powers(self.ell[..., None], lags[:, None])
@@ -110,7 +110,7 @@ class PairForms:
         return torch.cat([states.real, states.imag], 1)
 
     def left(self, lags: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the energy from each lag on for ever and its noise, both (channel, lag)."""
+        """Return the energy from each lag to infinity and its noise, both (channel, lag)."""
         states = self.states_at(lags)
         return (states * (self.form @ states)).sum(1), self._noise(states)
 
@@ -121,7 +121,7 @@ class PairForms:
 
     @cached_property
     def alone(self) -> Tensor:
-        """Each mode's energy by itself, averaged over its phase, (channel, mode, lag)."""
+        """Each mode's energy alone, averaged over its phase, (channel, mode, lag)."""
         size = self.hermitian.diagonal(dim1=1, dim2=2).real[..., None]
         if self.symmetric is None:
             return size * self.states.square()
@@ -130,32 +130,32 @@ class PairForms:
 
     @cached_property
     def parts(self) -> Tensor:
-        """z∘(Hz) of each mode, (channel, mode, lag): what it has in the energy of all."""
+        """z∘(Hz) of each mode, (channel, mode, lag): its part of the total energy."""
         parts = self.states * (self.form @ self.states)
         return parts if self.symmetric is None else torch.add(*parts.tensor_split(2, 1))
 
     @cached_property
     def whole(self) -> Tensor:
-        """The energy from each lag on for ever, (channel, lag)."""
+        """The energy from each lag to infinity, (channel, lag)."""
         return self.parts.sum(1)
 
     @cached_property
     def noise(self) -> Tensor:
-        """What rounding may add to it, (channel, lag)."""
+        """Bound on its rounding error, (channel, lag)."""
         return self._noise(self.states)
 
     def _noise(self, states: Tensor) -> Tensor:
-        """Return what rounding may add to a sum of pairs, (channel, lag): it cannot exceed that of all moduli."""
+        """Return a bound on the rounding error of a sum over pairs, (channel, lag): that of the sum of moduli."""
         sizes = self.hermitian.diagonal(dim1=1, dim2=2).real.sqrt()
         moduli = states if self.symmetric is None else torch.hypot(*states.tensor_split(2, 1))
         reach = (sizes[:, None] @ moduli)[:, 0]
         return reach.square() * (2 * EPSILON * (16 + 2 * self.rate.shape[1]))
 
     def by_group(self, number: Tensor, groups: int, at: Tensor) -> Tensor:
-        """Return, of each group of modes, (4, channel, group, lag): its part in the whole, its own energy, its modes'
-        energy by themselves, and that times their rates.
+        """Return, for each group of modes, (4, channel, group, lag): its part of the total energy, its own energy, the
+        sum of its modes' separate energies, and that sum weighted by their rates.
 
-        `number` (channel, mode) tells the groups, `at` (channel, lag) positions among the lags.
+        `number` (channel, mode) is each mode's group, `at` (channel, lag) are positions among the lags.
         """
         same = number[:, :, None] == number[:, None]
         modes = self.rate.shape[1]
@@ -173,9 +173,9 @@ class PairForms:
         return into.scatter_add_(2, number[None, ..., None].expand_as(every), every)
 
     def of_modes(self, chosen: Tensor, window: Tensor) -> Tensor:
-        """Return, of each channel, (7, channel, lag): the energy of all modes, of all but the chosen ones, of these, of
-        these without swings that complete within the window, of each of these by itself, that times its rate; and the
-        noise.
+        """Return, for each channel, (7, channel, lag): the energy of all modes, of all but the chosen ones, of the
+        chosen ones, of the chosen ones without beats that complete within the window, the sum of their separate
+        energies, that sum weighted by their rates, and the noise.
 
         `chosen` (channel, mode) bool; `window` (channel,) lags.
         """
@@ -240,7 +240,7 @@ def first_rates(rates: list[float]) -> list[float]:
     found, position = [], 0
     while position < len(rates):
         found.append(rates[position])
-        # One of a mode that grows is further down when multiplied: it is a group of its own.
+        # A growing mode has a negative rate, which multiplying lowers: such a mode is a group of its own.
         position = max(position + 1, bisect_right(rates, rates[position] * (1 + ALIKE), lo=position))
     return found or [0.0]
 

@@ -1,4 +1,4 @@
-"""Lags after which shares of a kernel's energy have passed, to the step and between steps, of many rows at once."""
+"""Lags after which shares of a kernel's energy have passed, in whole steps and between steps, for many rows at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 SHARES = (0.5, 0.9, 0.99)
 UNSURE = 0.1
-"""Share of what is left that rounding may make up."""
+"""Largest share of the remaining energy that may be rounding error."""
 EXPONENTIAL = math.log(100) / math.log(2)
 """t₉₉ / t₅₀ of an exponential."""
 FEWEST_LAGS = 2.0
-"""Real lags to 99 % of the energy below which a memory has no shape."""
+"""Fewest lags (real) to 99 % of the energy at which a memory has a shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Passing:
     lags: Tensor
     """(row, share) float64 whole numbers; inf where it never passes, NaN where it is unknown."""
     heaviness: Tensor
-    """t₉₉/t₅₀ over an exponential's, of lags between steps, (row,); NaN where it has no meaning."""
+    """Ratio of t₉₉/t₅₀ (lags between steps) to an exponential's, (row,); NaN where it has no meaning."""
 
     def select(self, index: slice | Tensor) -> Passing:
         """Return some of the rows."""
@@ -42,9 +42,9 @@ Left = Callable[["Tensor"], "tuple[Tensor, Tensor]"]
 
 
 def find_passing(left: Left, lags: Tensor, start: tuple[Tensor, Tensor], shares: Sequence[float] = SHARES) -> Passing:
-    """Return the lags, each exact to the step; between two steps the energy is taken as exponential.
+    """Return the lags, exact to the step; between two steps the energy is interpolated as an exponential.
 
-    `lags` (lag,) ascending from 0, and `start` what `left` says of them, (row, lag): where the search starts from.
+    The search starts from `lags` (lag,), ascending from 0, and `start` (row, lag), the values of `left` there.
     """
     energy, noise = start
     rows = len(energy)
@@ -75,7 +75,7 @@ def find_passing(left: Left, lags: Tensor, start: tuple[Tensor, Tensor], shares:
         ahead = [low + width * part for part in (0.25, 0.5, 0.75)]
         ahead += [middle - reach, middle, middle + 1, middle + reach + 1]
         points = torch.minimum(torch.maximum(torch.cat(ahead, 2).floor(), low + 1), ends[..., 1:] - 1).sort(2).values
-        points = torch.maximum(points, low)  # a bracket that is closed already stays
+        points = torch.maximum(points, low)  # a closed bracket stays
         found = levels(left(points.flatten(1))[0])
         points, found = (torch.cat([b[..., :1], p, b[..., 1:]], 2) for b, p in ((ends, points), (level, found)))
         above = (found[..., 1:-1] > 0).cummin(2).values.sum(2, keepdim=True)
@@ -90,6 +90,6 @@ def find_passing(left: Left, lags: Tensor, start: tuple[Tensor, Tensor], shares:
 
 
 def heaviness(half: Tensor, ninety_nine: Tensor) -> Tensor:
-    """Return t₉₉/t₅₀ over an exponential's; NaN where the memory is too short to have a shape."""
+    """Return the ratio of t₉₉/t₅₀ to an exponential's; NaN where the memory is too short to have a shape."""
     ratio = ninety_nine / half.clamp(min=1e-9) / EXPONENTIAL
     return ratio.where(ninety_nine >= FEWEST_LAGS, math.nan)

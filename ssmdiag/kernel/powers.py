@@ -1,9 +1,9 @@
-"""Powers λ̄^t at any lag, and what stands before them in the kernel.
+"""Powers λ̄^t at any lag, and their weights in the kernel.
 
     K_t = Re Σ_n w_n λ̄_n^t,     w_n = κ C_n B̄_n
 
-λ̄^t = exp(ℓt), with the angle ω·t formed in twice float64's digits and reduced by multiples of 2π before
-it is rounded: at lag 10⁹ a power has as many digits as at lag 1, given ℓ.
+λ̄^t = exp(ℓt), with the angle ω·t computed in twice float64's digits and reduced by multiples of 2π before
+it is rounded: given ℓ, a power at lag 10⁹ has as many correct digits as at lag 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 MAX_LAG = 2**40
-"""Lags up to here keep their angle; beyond it the product of two 53-bit numbers no longer does."""
+"""Largest lag at which the angle is accurate; beyond it the product of two 53-bit numbers is not."""
 UNDERFLOW = 2000.0
-"""Nats past which a mode is zero in float64 even where it is squared."""
+"""Decay in nats past which a mode counts as zero: in float64 its square is."""
 
-# 2π as a sum; all but the last have 14 bits at most, so that up to 2³⁹ times each is exact.
+# 2π as a sum; all terms but the last have at most 14 bits, so that multiples up to 2³⁹ are exact.
 _TURN = (6.28125, 0.0019352436065673828, 6.357004167512059e-08, 2.977396107439745e-12, 2.2884754904439327e-17)
 _PI_REMAINDER = 1.2246467991473532e-16
 _SPLITTER = 2.0**27 + 1
@@ -36,8 +36,8 @@ _SPLITTER = 2.0**27 + 1
 def retention(recurrence: Recurrence) -> Recurrence:
     """Return a recurrence whose kernel is the mean of |λ̄_n|^t over modes, (1, channel, lag).
 
-    This is what remains of a state after t steps, whatever is written to it and read from it: the profile
-    of selective families at their operating point, and of layers whose B or C is not known.
+    This is the share of a state that remains after t steps, whatever B and C are: the profile of selective
+    families at their operating point, and of layers whose B or C is not known.
     """
     rate = recurrence.rate
     return replace(
@@ -52,7 +52,7 @@ def retention(recurrence: Recurrence) -> Recurrence:
 
 
 def modal_weights(recurrence: Recurrence) -> Tensor:
-    """Return w = κ C B̄, (copy, channel, mode), of a layer whose channels have a state each."""
+    """Return w = κ C B̄, (copy, channel, mode), for a layer in which each channel has a state of its own."""
     B, C = recurrence.input_matrix, recurrence.output_matrix
     if B is None or C is None:
         raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
@@ -74,7 +74,7 @@ def powers(log_eigenvalues: Tensor, lags: Tensor) -> Tensor:
     """
     modulus = (log_eigenvalues.real.clamp(min=-UNDERFLOW) * lags).exp()
     angle = _angle(log_eigenvalues.imag, lags)
-    # Twice as fast as torch.polar, which takes one sine at a time.
+    # Twice as fast as torch.polar, which computes one sine at a time.
     return torch.complex(modulus * angle.cos(), modulus * angle.sin())
 
 
@@ -87,13 +87,13 @@ def powers_minus_one(log_eigenvalues: Tensor, lags: Tensor) -> Tensor:
 
 
 def is_real(log_eigenvalues: Tensor) -> bool:
-    """Whether every mode is real and positive, so that half the arithmetic suffices."""
+    """Whether every mode is real and positive, which halves the arithmetic."""
     return not bool(log_eigenvalues.imag.any())
 
 
 def _angle(frequency: Tensor, lags: Tensor) -> Tensor:
     """Return ω·t modulo 2π in [−π, π], rounded once."""
-    # A mode on the negative axis has ω = π, which float64 cannot hold: its missing part is added.
+    # A mode on the negative axis has ω = π, which float64 cannot represent: the missing part is added.
     low = torch.where(frequency.abs() == math.pi, _PI_REMAINDER * frequency.sign(), 0.0)
     high, low = _reduce(frequency, low)
     product = high * lags

@@ -6,9 +6,9 @@
     Σ_{t≥τ} ‖K_t‖²:           M_ij / (1 − λ̄_i* λ̄_j),  S_ij / (1 − λ̄_i λ̄_j)   in place of M and S
     Σ_{τ≤t<τ+2w} ‖K_t‖²:      M_2w = M_w ∘ (1 + λ̄_i^w* λ̄_j^w),  S_2w = S_w ∘ (1 + λ̄_i^w λ̄_j^w)
 
-Nothing is larger than 2 modes × 2 modes: N² (outputs + inputs + lags) operations. Rounding is at most ε (Σ_n |y_n|)²
-a lag, and ε (Σ_n |y_n| / √(1 − |λ̄_n|²))² in all: where modes cancel, twice the digits are lost that a factor of the
-Gramian loses, which `tangential` has.
+No array is larger than 2 modes × 2 modes: N² (outputs + inputs + lags) operations. The rounding error is at most
+ε (Σ_n |y_n|)² at one lag, and ε (Σ_n |y_n| / √(1 − |λ̄_n|²))² for tails: where modes cancel, twice as many digits are
+lost as by a factor of the Gramian (`tangential`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def reaching_modes(recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ℓ (mode,), B̄ (mode, input) and κC (output, mode) of the modes that are written and read, slowest first."""
+    """Return ℓ (mode,), B̄ (mode, input) and κC (output, mode) of modes with nonzero B̄ and C, slowest first."""
     B, C = recurrence.input_matrix, recurrence.output_matrix
     assert B is not None
     assert C is not None
@@ -44,7 +44,7 @@ def reaching_modes(recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def conjugate_of(ell: Tensor) -> Tensor:
-    """Return ℓ of the conjugate modes, the same where a mode is real and negative."""
+    """Return ℓ of the conjugate modes; unchanged where a mode is real and negative."""
     return torch.complex(ell.real, ell.imag.where(ell.imag == math.pi, -ell.imag))
 
 
@@ -56,12 +56,12 @@ class StoredModes(Response):
 
     def states(self, lags: Tensor) -> Tensor:
         states = powers(self.ell[..., None], lags)
-        # Products with subnormal numbers take a hundred times as long, and their squares are zero anyway.
+        # Products of subnormal numbers take a hundred times as long, and their squares are zero anyway.
         return states.where(states.abs() > math.exp(LEAST), 0.0)
 
 
 class QuadraticForm(StoredModes):
-    """Energies by the forms, in units of `unit` squared: none is too large or too small to be a number."""
+    """Energies from the forms, in units of `unit` squared, so that none overflows or underflows."""
 
     def __init__(self, recurrence: Recurrence) -> None:
         ell, B, C = reaching_modes(recurrence)
@@ -96,13 +96,13 @@ class QuadraticForm(StoredModes):
         return (x * (self.tail_form @ x)).sum(0, keepdim=True).clamp(min=0)
 
     def tail(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the energy from each state on and what rounding may have added to it, (1, lag)."""
+        """Return the energy from each state on and a bound on its rounding error, (1, lag)."""
         return self.energy(states), reach_of(self.roots, states).square() * self.epsilon
 
     def bands(self, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ ‖K_t‖² over bins and what rounding may have added to it, (1, bin): never a difference of tails.
+        """Return Σ ‖K_t‖² over bins and a bound on its rounding error, (1, bin), without a difference of tails.
 
-        A bin is cut into pieces of a power of two lags, each one form in the state that it starts from.
+        A bin is cut into pieces whose lengths are powers of two; each is one form in the state at its start.
         """
         first, width = edges[:-1].long(), edges.diff().long()
         values, noise = torch.zeros_like(edges[None, 1:]), torch.zeros_like(edges[None, 1:])
@@ -115,7 +115,7 @@ class QuadraticForm(StoredModes):
                 y = self.sizes[0, :, None] * states[0]
                 whole = (y.conj() * (hermitian @ y)).real + (y * (symmetric @ y)).real
                 values[:, bins] += whole.sum(0).clamp(min=0) / 2
-                # Of a mode on the boundary no tail is known: fmin leaves NaN out.
+                # A mode on the boundary has no known tail: fmin ignores NaN.
                 here = torch.fmin(lags * reach_of(self.sizes, states).square(), reach_of(self.roots, states).square())
                 noise[:, bins] += here * (self.epsilon + EPSILON * 8 * bit)
             if int(width.max()) >= 2 * lags:
@@ -126,7 +126,7 @@ class QuadraticForm(StoredModes):
 
 
 def _directions(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return columns of length 1, and their lengths (column,), where squares may not be ordinary numbers too."""
+    """Return columns of norm 1, and their norms (column,); also where squares overflow or underflow."""
     largest = torch.view_as_real(columns.resolve_conj()).abs().amax((0, 2)).clamp(min=torch.finfo(torch.float64).tiny)
     scaled = columns / largest
     length = square_of(scaled).sum(0).sqrt()

@@ -1,7 +1,7 @@
-"""The state after an impulse, and the factor that turns it into energy: modal or dense alike.
+"""The state after an impulse, and the factor that turns it into energy, for modal and dense recurrences.
 
-`Response` holds some channels of a recurrence. States are (channel, row, lag) float64: a row for each mode where all
-are real and positive, else the real parts of all modes and then their imaginary parts.
+A response covers some channels of a recurrence. States are (channel, row, lag) float64: one row per mode where all
+modes are real and positive, else the real parts of all modes and then their imaginary parts.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 WORKING_SET = 2 * 2**20
-"""Bytes of states at a time: larger pieces go back to the system after use, which clears their memory again."""
+"""Bytes of states at a time: the system takes larger blocks back after use and clears their memory each time."""
 EPSILON = 2.0**-53
 FIRST_ROWS = 4
-"""Rows per state that a dense factor starts from."""
+"""Rows per state with which a dense factor starts."""
 LEAST = -350.0
-"""Logarithm of the amplitude below which a mode counts as gone."""
+"""Logarithm of the amplitude below which a mode counts as zero."""
 
 
 def for_responses(recurrence: Recurrence, status: Tensor, lags: int, work: Callable[[slice, Response], None]) -> None:
-    """Do the work on the response of so many channels at a time as stay in cache, on all cores.
+    """Apply the work to the response of as many channels at a time as fit the cache, on all cores.
 
-    Channels without a finite energy come as zero; `lags` is how many of them the work looks at.
+    Channels without a finite energy give zero; `lags` is the number of lags that the work uses.
     """
     usable = status == Status.KNOWN
     if recurrence.dense is not None:
@@ -60,7 +60,7 @@ def for_responses(recurrence: Recurrence, status: Tensor, lags: int, work: Calla
 def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return ℓ (channel, mode), slowest first, and weights (channel, copy, mode) of K_t = Re Σ w λ̄^t.
 
-    Either all is real, or 0 ≤ Im ℓ ≤ π. Modes without weight are put where they do no harm.
+    Either everything is real, or 0 ≤ Im ℓ ≤ π. Modes without weight are given a rate at which they contribute nothing.
     """
     ell = recurrence.log_eigenvalues[chunk]
     weights = _channel_weights(recurrence, chunk)
@@ -73,7 +73,7 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
         ell, weights = -rate, weights.real
     else:
         frequency = _angle(ell.imag, ell.imag.new_ones(())).where(~idle, 0.0)
-        # π and −π are one angle, and a mode and its conjugate one real part.
+        # π and −π are one angle, and a mode and its conjugate have one real part.
         weights = torch.where((frequency < 0)[:, None], weights.conj(), weights)
         ell = torch.complex(-rate, frequency.abs().where(ell.imag.abs() != math.pi, math.pi))
     if bool((ell.real.diff(dim=1) <= 0).all()):
@@ -91,7 +91,7 @@ def _channel_weights(recurrence: Recurrence, chunk: slice) -> Tensor:
 
 
 class Response:
-    """States λ̄^t of a modal recurrence; what the modes weigh is part of the factor."""
+    """States λ̄^t of a modal recurrence; the modes' weights are part of the factor."""
 
     def __init__(self, ell: Tensor, weights: Tensor) -> None:
         self.ell, self.positive = ell, not ell.is_complex()
@@ -100,7 +100,7 @@ class Response:
         self.factor = on_parts(basis * weights[:, :1])
         for copy in range(1, weights.shape[1]):
             rows = torch.cat([self.factor, on_parts(basis * weights[:, copy, None])], 1)
-            # ‖F x‖² over all copies is that of one triangle, which for two costs more than it saves.
+            # One triangle gives ‖F x‖² summed over all copies; for two copies it costs more than it saves.
             self.factor = triangular(rows) if weights.shape[1] > 2 else rows
         self.roots = square_of(weights).sum(1).sqrt() * (-(2 * ell.real).expm1()).rsqrt()
         self.epsilon = EPSILON * (8 + self.factor.shape[2]) * torch.ones_like(ell.real[:, :1])
@@ -118,8 +118,8 @@ class Response:
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         """Return the last lag up to `max_lag` with more energy than `target`, both (channel, 1), and the states there.
 
-        A bracket that each round cuts at three lags: at its quarters at first, then where log E, nearly straight
-        by then, passes the target. Eight rounds settle a horizon of 10³ or of 10⁹.
+        Each round cuts the bracket at three lags: at its quarters at first, then where log E, nearly linear by then,
+        passes the target. Eight rounds find a horizon of 10³ or of 10⁹.
         """
         start = self.start()
         # No energy decays slower than the slowest mode: E(τ) ≤ (Σ_n |F_n|)² e^{−2rτ}.
@@ -148,7 +148,7 @@ class Response:
         return lags[:, :1], self.states(lags[:, None, :1])
 
     def change(self, edges: Tensor) -> Tensor:
-        """Return the states at all edges but the last, then what each changes by to the next, without cancellation."""
+        """Return the states at all edges but the last, and their changes to the next edge, without cancellation."""
         lags, width = edges[:-1], edges.diff()
         if not self.positive:
             states = powers(self.ell[..., None], lags)
@@ -167,9 +167,9 @@ class Response:
         return self.readers @ states, reach * self.epsilon[..., None]
 
     def measure(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F x, whose squares sum to the energy, and what rounding may add to its norm.
+        """Return F x, whose squares sum to the energy, and a bound on the rounding error of its norm.
 
-        Where all modes are real and positive, a state's own sum over modes is its bound: one product gives both.
+        Where all modes are real and positive, a state's own sum over modes is the bound: one product gives both.
         """
         if self.positive:
             rows = torch.cat([self.factor, self.roots[:, None]], 1) @ states
@@ -182,27 +182,27 @@ class Response:
         return square_of(self.factor @ states).sum(1)
 
     def floor(self, states: Tensor) -> Tensor:
-        """Return what rounding may add to ‖F x‖: it cannot exceed the sum over modes, each by itself."""
+        """Return a bound on the rounding error of ‖F x‖: the sum of the single modes' errors."""
         return reach_of(self.roots, _moduli(states, self.roots.shape[1], 1)) * self.epsilon
 
 
 def _moduli(values: Tensor, modes: int, dim: int) -> Tensor:
-    """Return |x| of each mode where a dimension holds modes, or the real and imaginary parts of each."""
+    """Return |x| of each mode, from a dimension of modes or of their real and imaginary parts."""
     return values.abs() if values.shape[dim] == modes else torch.hypot(*values.tensor_split(2, dim))
 
 
 def _parts(values: Tensor) -> Tensor:
-    """Return real parts (channel, row, …) and then imaginary ones of (channel, mode, …)."""
+    """Return the real parts, then the imaginary parts, of (channel, mode, …) as (channel, row, …)."""
     return torch.cat([values.real, values.imag], 1)
 
 
 def on_parts(rows: Tensor) -> Tensor:
-    """Return R for which Re(rows x) = R (Re x, Im x), or real rows themselves."""
+    """Return R with Re(rows x) = R (Re x, Im x); real rows are returned unchanged."""
     return torch.cat([rows.real, -rows.imag], -1) if rows.is_complex() else rows
 
 
 class DenseResponse(Response):
-    """States Ā^t B̄ on a real state, and a factor of their Gramian by doubling, without eigenvectors."""
+    """States Ā^t B̄ in real form, and a factor of their Gramian by doubling, without eigenvectors."""
 
     def __init__(self, dense: DenseRealisation, chunk: slice, usable: Tensor, time_constant: Tensor) -> None:
         self.positive, keep = False, usable[:, None, None]
@@ -213,7 +213,7 @@ class DenseResponse(Response):
         states = self.A.shape[1]
         rows, power = krylov(self.A.mT[:, None], self.readers[..., None], FIRST_ROWS * states)
         self.factor, power = triangular(rows.mT.flatten(1, 2)), power[:, 0].mT
-        # 2⁴⁰ steps and more pass before the state of a mode at 1e-12 of the boundary is gone.
+        # The state of a mode 1e-12 from the boundary takes more than 2⁴⁰ steps to vanish.
         for _ in range(64):
             self.factor = triangular(torch.cat([self.factor, times(self.factor, power)], 1))
             power = times(power, power)
@@ -221,7 +221,7 @@ class DenseResponse(Response):
                 break
         self.roots = self.factor.square().sum(1).sqrt()
         steps = time_constant.clamp(max=2.0**60).where(usable, 1.0)
-        self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])  # the powers' own rounding is in the steps
+        self.epsilon = EPSILON * (8 + self.A.shape[1] + steps[:, None])  # steps include the powers' rounding
 
     def start(self) -> Tensor:
         return self.B[..., None]
@@ -234,7 +234,7 @@ class DenseResponse(Response):
 
     def last_above(self, target: Tensor, max_lag: int) -> tuple[Tensor, Tensor]:
         squares = [self.A]
-        # E never rises: where it is low enough after 2^k steps in every channel, no larger step is tried.
+        # E never rises: once it is low enough after 2^k steps in every channel, no larger step is tried.
         while len(squares) < max_lag.bit_length() and bool(
             (self.energy(times(squares[-1], self.start())) > target).any()
         ):
@@ -253,22 +253,23 @@ class DenseResponse(Response):
 
 
 def reach_of(sizes: Tensor, states: Tensor) -> Tensor:
-    """Return Σ_n size_n |x_n|, (channel, lag), with room for what `rounded_reach` knows of."""
+    """Return Σ_n size_n |x_n|, (channel, lag), with the margin of `rounded_reach`."""
     return rounded_reach((sizes[:, None] @ states.abs())[:, 0], sizes.sum(1, keepdim=True))
 
 
 def rounded_reach(reach: Tensor, total: Tensor) -> Tensor:
-    """Return Σ_n s_n |x_n| (1 + r_n τ/8) or more, of the sum without the bracket, and Σ_n s_n.
+    """Return at least Σ_n s_n |x_n| (1 + r_n τ/8), from the sum without the bracket and from Σ_n s_n.
 
-    rτ is rounded before e^{−rτ} is taken of it, which costs rτ ε of the power. As |x| = e^{−rτ}, and x (1 − log x / 8)
-    is concave, the sum is largest where all modes are alike; a change x_b − x_a may be twice its own e^{−rτ}.
+    rτ is rounded before e^{−rτ} is computed, which gives the power a relative error of rτ ε. As |x| = e^{−rτ} and
+    x (1 − log x / 8) is concave, the sum is largest where all modes are equal; a change x_b − x_a may be twice its own
+    e^{−rτ}.
     """
     return reach + (torch.special.entr(reach) + torch.special.xlogy(reach, 2 * total)).clamp(min=0) / 8
 
 
 def _exponential(exponent: Tensor) -> Tensor:
     """Return e^x in place of x."""
-    # Exponentials that underflow take twenty times as long, so they are not taken; their squares are zero anyway.
+    # Exponentials that underflow take twenty times as long, so they are skipped; their squares are zero anyway.
     return torch.threshold_(exponent.clamp_(min=LEAST).exp_(), math.exp(LEAST), 0.0)
 
 

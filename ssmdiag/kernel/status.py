@@ -1,4 +1,4 @@
-"""What keeps a channel's memory from being known, as a sentence for the user."""
+"""Why a channel's memory is unknown, as a sentence for the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Status(IntEnum):
-    """State of one channel's kernel or of one figure taken from it. Results hold these as uint8."""
+    """Status of one channel's kernel or of one quantity computed from it. Results hold these as uint8."""
 
     KNOWN = 0
     ZERO = 1
@@ -41,7 +41,7 @@ _SENTENCES = {
 
 
 def channel_status(recurrence: Recurrence) -> Tensor:
-    """Return the `Status` of each channel's kernel, (channel,) uint8, from its spectrum and its weights.
+    """Return the `Status` of each channel's kernel, (channel,) uint8, from its spectrum and weights.
 
     Modes of weight zero count for nothing. Raises ValueError where B or C is absent.
     """

@@ -1,15 +1,15 @@
-"""Energy of a kernel matrix with the digits of a factor, where its modes cancel.
+"""Energy of a kernel matrix whose modes cancel, with the accuracy of a factor.
 
     Σ_{t≥τ} ‖C Λ^t B̄‖² = ‖F Λ^τ B̄‖²,     FᴴF = Σ_t (C Λ^t)ᴴ (C Λ^t),     (FᴴF)_ij = C_iᴴ C_j / (1 − λ̄_i* λ̄_j)
 
-F is made as `orthonormal` makes its own, with a direction for every section of the cascade (tangential interpolation;
-Takenaka and Malmquist with matrices): slowest first, u = C_k / |C_k| and every later column's part along u goes
-through the all-pass of mode k,
+F is computed as in `orthonormal`, with a direction for each section of the cascade (tangential interpolation; Takenaka
+and Malmquist with matrices). Slowest first, u = C_k / |C_k|, and every later column's part along u passes through the
+all-pass of mode k,
 
     F_kj = √(1 − |λ̄_k|²) / (1 − λ̄_k* λ̄_j) · uᴴ C_j,     C_j ← C_j + u (b_kj − 1) uᴴ C_j,     |b_kj| < 1
 
-No column grows, so that rounding adds no more than ε Σ_n |C_n| |B̄_n| |z_n| / √(1 − |λ̄_n|²) to the square root of the
-energy. Operations: N² outputs once, N² inputs a lag.
+No column grows, so rounding adds at most ε Σ_n |C_n| |B̄_n| |z_n| / √(1 − |λ̄_n|²) to the square root of the energy.
+Operations: N² outputs once, N² inputs per lag.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SECTIONS = 32
-"""Sections that columns pass at a time: matrix products instead of updates of rank one."""
+"""Sections applied at a time: matrix products instead of updates of rank one."""
 TINY = 1e-300
 
 
 def tangential_factor(ell: Tensor, columns: Tensor) -> Tensor:
     """Return F, (row, mode) upper triangular, for ℓ (mode,) slowest first, Re ℓ < 0, and C (output, mode)."""
     modes = len(ell)
-    rest = columns.mT.contiguous()  # later modes are then one block
+    rest = columns.mT.contiguous()  # later modes then form one block
     factor = rest.new_zeros(modes, modes)
     for start in range(0, modes, SECTIONS):
         stop = min(start + SECTIONS, modes)
         here, later = ell[start:stop, None], ell[start:]
         distance = -_expm1(later + here.conj())
         apart = later - here
-        # Modes that come before a section's own have passed; what stands there must only be finite.
+        # Modes before a section's own have already passed; their values need only be finite.
         apart = torch.complex(apart.real.clamp(max=0.0), apart.imag)
         change = _expm1(apart).mul_(here.exp()).div_(distance) - 1  # b − 1
         rows = (-(2 * here.real).expm1()).sqrt() / distance
@@ -67,11 +67,11 @@ def tangential_factor(ell: Tensor, columns: Tensor) -> Tensor:
 
 
 class TangentialFactor(StoredModes):
-    """Energies by the factor, in the units of the form that it is made from; for tails all modes must be stable."""
+    """Energies from the factor, in the units of the form that it is made from; for tails all modes must be stable."""
 
     def __init__(self, form: QuadraticForm) -> None:
         self.ell, self.positive, self.sizes, self.roots = form.ell, False, form.sizes, form.roots
-        # K and its transpose have one energy: the factor is made of the larger side, a lag takes the smaller one.
+        # K and its transpose have the same energy: the factor is made of the larger side, a lag uses the smaller.
         outputs, inputs = narrowed(form.output_directions), narrowed(form.input_directions)
         if len(outputs) < len(inputs):
             outputs, inputs = inputs, outputs
@@ -93,11 +93,11 @@ class TangentialFactor(StoredModes):
         return self._norms(self.triangle, states)
 
     def tail(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the energy from each state on and what rounding may have added to it, (1, lag)."""
+        """Return the energy from each state on and a bound on its rounding error, (1, lag)."""
         return with_noise(self.energy(states), reach_of(self.roots, states) * self.epsilon)
 
     def squares(self, lags: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖K_t‖² at single lags by K_t itself, and its noise, (1, lag)."""
+        """Return ‖K_t‖² at single lags from K_t itself, and its noise, (1, lag)."""
         states = self.states(lags)
         return with_noise(self._norms(self.readers, states), reach_of(self.sizes, states) * self.epsilon)
 
@@ -140,7 +140,7 @@ def narrowed(columns: Tensor) -> Tensor:
 
 
 def with_noise(values: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values, and the rounding of each by what may have been added to its square root."""
+    """Return values, and a bound on the rounding error of each from that of its square root."""
     return values, 2 * values.sqrt() * floor + floor.square()
 
 

@@ -1,1 +1,1 @@
-"""Where output goes: never over what was read, and whole or not at all."""
+"""Output files: complete or absent, and never over a file that was read."""

@@ -1,6 +1,6 @@
-"""Files under a temporary name until they are whole, and the end of those whose process did not finish them.
+"""Files that have a temporary name until they are complete, and the removal of those left by a dead process.
 
-.ssmdiag-PLACE-PROCESS-NUMBER.tmp    in the folder of the file it becomes; PLACE marks the machine
+.ssmdiag-PLACE-PROCESS-NUMBER.tmp    in the folder of the final file; PLACE marks the machine
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.ssmdiag-(?P<place>[0-9a-f]{8})-(?P<process>\d{1,10})-\d+\.tmp")
 _waiting: dict[str, int] = {}
-"""Temporaries that are not yet in their place, with the process that made them."""
+"""Temporaries that are not yet renamed, with the process that made them."""
 _numbers = itertools.count()
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield where to write a file that then takes the place of `path`; raises OSError.
+    """Yield the path of a temporary file that then replaces `path`; raises OSError.
 
-    The target of a link is replaced and the link stays; another name of the same file (a hard link) keeps the old one.
-    `durable`: on disk before it is renamed.
+    The target of a symbolic link is replaced and the link stays; a hard link keeps the old content.
+    `durable`: the data are on disk before the rename.
     """
     place = place_of(path)
     try:
@@ -51,9 +51,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def place_of(path: Path) -> Path:
-    """Return where a file is, or is to be, links followed; raises FileNotFoundError where a folder is not there.
+    """Return the path of a file, existing or new, with links followed; raises FileNotFoundError for a missing folder.
 
-    As the system finds it: `gone/../model.pt` is no model.pt, though `os.path.realpath` takes it for one.
+    As the system resolves it: `gone/../model.pt` does not exist, though `os.path.realpath` makes it model.pt.
     """
     place = os.fspath(path)
     for _ in range(40):
@@ -66,7 +66,7 @@ def place_of(path: Path) -> Path:
 
 
 def discard_temporaries() -> None:
-    """Remove what this process has not put into its place; for an end that runs no `finally`."""
+    """Remove this process's unfinished temporaries; for exits that run no `finally`."""
     for path, process in list(_waiting.items()):
         if process == os.getpid():
             _discard(path)
@@ -91,7 +91,7 @@ def _discard(path: str) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporaries of processes that are gone; of this machine alone, as others' cannot be asked for."""
+    """Remove temporaries of dead processes, on this machine only: those on others cannot be checked."""
     if os.name != "posix":
         return
     with suppress(OSError), os.scandir(folder) as entries:
@@ -104,7 +104,7 @@ def _sweep(folder: Path) -> None:
 
 def _is_gone(process: int) -> bool:
     if process == os.getpid():
-        return True  # the same number again: a container's first process has the same one every time
+        return True  # the same number again: a container's first process always has the same number
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -116,7 +116,7 @@ def _is_gone(process: int) -> bool:
 
 @cache
 def _place() -> str:
-    """Return a mark of this machine and, in a container, of its own numbering of processes."""
+    """Return a mark of this machine and of its process namespace (a container has its own)."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")
     except OSError:

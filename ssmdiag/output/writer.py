@@ -1,9 +1,9 @@
-"""The one writer: every file of a command is looked at before the work, written beside its place, and put there whole.
+"""Writes every output file of a command: checks it before the work, writes it beside its place, then renames it.
 
-A file is written under a temporary name in the same folder and renamed: a full disk, a kill or a crash leaves the old
-one as it was. Links are followed and stay, the mode is kept, a new file obeys the umask. Devices, pipes and
-descriptors (`/dev/stdout`, `>(program)`) are written into. Where the folder takes no new file but the file may be
-written, or is mounted by itself, it is written in place. Lines of JSON are added to what is there.
+A file is written under a temporary name in the same folder and renamed, so that a full disk, a kill or a crash leaves
+the old file unchanged. Links are followed and stay, the mode is kept, a new file obeys the umask. Devices, pipes and
+descriptors (`/dev/stdout`, `>(program)`) are written directly. A writable file whose folder takes no new file, or that
+is itself a mount point, is written in place. Lines of JSON are appended.
 
 No temporary outlives its process: see `temporaries`.
 """
@@ -30,24 +30,24 @@ from ssmdiag.output.temporaries import place_of, replacing
 from ssmdiag.printable import harmless
 
 _IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
-"""Errors of a folder that takes no new file, and of a file that is mounted by itself."""
+"""Errors from a folder that takes no new file, and from a file that is a mount point."""
 _LINE_START = b'{"schema_version":'
 
 
 @dataclass(frozen=True)
 class Target:
-    """A file that a command is to write. `claim` looks at it before the work, `write` again."""
+    """An output file of a command. `claim` checks it before the work, `write` checks it again."""
 
     path: Path
     option: str = "--output"
-    """What the user gave it with, for messages."""
+    """The option that names it, for messages."""
     reads: tuple[Path, ...] = ()
-    """What the command reads: files and folders of checkpoints, settings, maps, baselines."""
+    """Paths that the command reads: checkpoints (files and folders), settings, maps, baselines."""
     lines: bool = False
-    """Lines of JSON, which are added to those that are there."""
+    """Whether it holds lines of JSON, to which new lines are appended."""
 
     def write(self, text: str, *, commands: bool = False) -> None:
-        """Write the text, made harmless. Raises OutputError where it cannot be written, or is what the command reads.
+        """Write the text, escaped. Raises OutputError where it cannot be written, or the command reads that file.
 
         `commands`: a list of workflow commands, whose lines may begin with `::`.
         """
@@ -63,7 +63,7 @@ class Target:
             _write(self.path, harmless(text, commands=commands).encode())
 
     def require_writable(self) -> None:
-        """Raise OutputError unless the file can be written and may be."""
+        """Raise OutputError unless the file may and can be written."""
         with self.sentences():
             info = _status(self.path)
             if info is None:
@@ -118,7 +118,7 @@ class Target:
             )
 
     def refusal(self, what: str, *, expected: str | None = None, advice: str | None = None) -> OutputError:
-        """Return the error that says why this is not written."""
+        """Return the error that says why this file is not written."""
         return OutputError(f"{self.option} {self.path}: {what}.", expected=expected, advice=advice)
 
     @contextmanager
@@ -135,9 +135,9 @@ class Target:
 
 
 class Stream:
-    """Lines of JSON that are in their file as soon as they are written; a killed run loses none of them.
+    """Lines of JSON, each in its file as soon as it is written; a killed run loses none.
 
-    Lines are added to those of earlier runs. A last line without its end, which a full disk leaves, is dropped.
+    Lines are appended to those of earlier runs. An incomplete last line, which a full disk leaves, is dropped.
     """
 
     def __init__(self, target: Target) -> None:
@@ -148,7 +148,7 @@ class Stream:
             self._file = _open_special(target.path) or _open_lines(target.path)
 
     def write(self, text: str) -> None:
-        """Add whole lines. Raises OutputError where not all can be; lines before them are kept."""
+        """Append complete lines. Raises OutputError where that fails; earlier lines are kept."""
         data = harmless(text).encode()
         with self._target.sentences(f"{self._count:,} lines of this run are in it"):
             written = 0
@@ -167,10 +167,10 @@ class Stream:
 
 
 def claim(targets: Sequence[Target], rewritten: Path | None = None) -> None:
-    """Look at all files that a command is to write, before its work.
+    """Check all output files of a command before its work.
 
-    `rewritten` is a file that the command keeps up to date: a baseline. Raises OutputError for one that cannot be
-    written, is read, is where standard output goes, or is named twice.
+    `rewritten` is a file that the command updates: a baseline. Raises OutputError for a file that cannot be written,
+    is read, is where standard output goes, or is named twice.
     """
     taken: list[tuple[str, Path]] = [("the baseline", rewritten)] if rewritten is not None else []
     for target in targets:
@@ -185,7 +185,7 @@ def claim(targets: Sequence[Target], rewritten: Path | None = None) -> None:
 
 
 def keep_streams_off(reads: Iterable[Path]) -> None:
-    """Raise OutputError where a stream is added to a file that the command reads: `inspect m >> m`, or `2>> m`."""
+    """Raise OutputError where a stream is appended to a file that the command reads: `inspect m >> m`, or `2>> m`."""
     for name, number in (("standard output", 1), ("standard error", 2)):
         with contextlib.suppress(OSError):
             if not stat.S_ISREG((info := os.fstat(number)).st_mode):
@@ -197,14 +197,14 @@ def keep_streams_off(reads: Iterable[Path]) -> None:
 
 
 def advice_for(error: OSError) -> str | None:
-    """Return what to do about a file that cannot be written."""
+    """Return the advice for a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "make room, or write to another disk."
     return "give write permission, or choose another name." if error.errno in _IN_PLACE else None
 
 
 def descriptor(path: Path) -> int | None:
-    """Return the number of the open file that a path such as /dev/stdout or /dev/fd/63 stands for, or None."""
+    """Return the file descriptor behind a path such as /dev/stdout or /dev/fd/63, or None."""
     place = os.path.abspath(path)
     for _ in range(40):
         if found := re.fullmatch(rf"/(?:dev/fd|proc/(?:self|{os.getpid()})/fd)/(\d{{1,9}})", place):
@@ -216,7 +216,7 @@ def descriptor(path: Path) -> int | None:
 
 
 class _TornError(OSError):
-    """A file that had to be written in place, and is not whole."""
+    """A file that had to be written in place, and is incomplete."""
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -260,7 +260,7 @@ def _open_special(path: Path) -> IO[bytes] | None:
 
 
 def _open_lines(path: Path) -> IO[bytes]:
-    """Return a file to add lines to, its torn last line dropped."""
+    """Return a file to append lines to, its incomplete last line dropped."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), "r+b", buffering=0)
     end = file.seek(0, os.SEEK_END)
     tail = b""
@@ -299,7 +299,7 @@ def _is(path: Path, info: os.stat_result) -> bool:
 
 
 def _same_place(a: Path, b: Path) -> bool:
-    """Whether two outputs are one file; two texts may go to one terminal, or to /dev/null."""
+    """Whether two outputs are one file; a terminal or /dev/null may receive two texts."""
     info = _status(b)
     if info is None:
         return os.path.realpath(a) == os.path.realpath(b)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:
-    """Return one channel of a recurrence. Raises IndexError where there is none of that number."""
+    """Return one channel of a recurrence. Raises IndexError where it has no such channel."""
     if not 0 <= channel < recurrence.channels:
         raise IndexError(f"{recurrence.layer} has channels 0 to {recurrence.channels - 1}, not {channel}")
     return select_channels(recurrence, torch.tensor([channel], device=recurrence.log_eigenvalues.device))
@@ -52,10 +52,10 @@ def sample_channels(recurrence: Recurrence, most: int) -> Recurrence:
 
 
 def each_layer(layers: Sequence[Recurrence], work: Callable[[int], None]) -> None:
-    """Do the work on the position of each layer, one by one: of channels side by side none has its own last bits.
+    """Apply the work to each layer's position, one by one: in one batch, channels would change each other's last bits.
 
-    A state that has many inputs is one piece of work, which would leave the other cores idle: such layers are shared
-    out between them.
+    A layer with many inputs on one state is one piece of work and would leave the other cores idle, so such layers are
+    divided between cores.
     """
     whole = [position for position, layer in enumerate(layers) if layer.layout == "many inputs"]
     for position in range(len(layers)):

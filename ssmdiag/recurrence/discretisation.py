@@ -32,12 +32,12 @@ def zoh_gain(eigenvalues: Tensor, step: Tensor) -> Tensor:
 def bilinear(eigenvalues: Tensor, step: Tensor) -> Tensor:
     """Return ℓ = log((1 + z)/(1 − z)) with z = Δλ/2: the bilinear (Tustin) rule.
 
-    Modulus and angle are formed apart, so that a rate of 1e-15 keeps its digits.
+    Modulus and angle are computed separately, so that a rate of 1e-15 keeps its digits.
     """
     z = as_complex(eigenvalues * step) / 2
     far = (1 - z).abs().square()
     growth = 4 * z.real / far  # |λ̄|² − 1
-    near_zero = (1 + z).abs().square() / far  # |λ̄|², where growth has cancelled
+    near_zero = (1 + z).abs().square() / far  # |λ̄|², where growth cancelled
     modulus = growth.log1p().where(growth > -0.5, near_zero.log()) / 2
     angle = (2 * z.imag).atan2(1 - z.real.square() - z.imag.square())
     return as_complex(modulus) + 1j * angle

@@ -1,4 +1,4 @@
-"""Stored weight → positive magnitude: the maps f in Re λ = −f(w) and Δ = f(w), with all that is known of each.
+"""Stored weight → positive magnitude: the maps f in Re λ = −f(w) and Δ = f(w), with the properties of each.
 
 | map | f(w) | f⁻¹(r) | abs f′/f² | sup_w S(w, β) | λ̄ in discrete form |
 |---|---|---|---|---|---|
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOOR = 1e-4
-"""What state-spaces/s4, S5 and typeseg add to a rate or hold it above."""
+"""Constant that state-spaces/s4, S5 and typeseg add to a rate or use as its lower bound."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +53,15 @@ class StableMap:
     bound: Callable[[float], float]
     """β → g(β) ≥ S(w, β) for every w, infinite where there is none (P1, Definition 3.4)."""
     low: float = 0.0
-    """Infimum of the values f takes that are stable."""
+    """Infimum of the stable values of f."""
     high: float = math.inf
-    """Supremum of the values f takes."""
+    """Supremum of the values of f."""
     reaches_high: bool = False
-    """Whether `high` is taken by some w."""
+    """Whether f(w) = `high` for some w."""
     discrete: Literal["exp(-f)", "1 - f", "w"] = "exp(-f)"
     """λ̄ as a function of w, for models that have no step."""
     linear: bool = False
-    """Whether `inverse` goes on, with the same sign, to magnitudes of 0 and below."""
+    """Whether `inverse` extends, with the same sign, to magnitudes of 0 and below."""
 
     def __call__(self, weights: Tensor) -> Tensor:
         return self.function(weights)

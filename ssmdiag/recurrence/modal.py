@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assumption:
-    """A setting that tensors cannot tell, and what was taken for it."""
+    """A setting that tensors do not determine, and the value used for it."""
 
     option: str
     value: str
@@ -49,7 +49,7 @@ class RecurrentWeight:
 
 @dataclass(frozen=True, eq=False)
 class DenseRealisation:
-    """A discrete state matrix that must not be diagonalised, with its input and output."""
+    """A discrete state matrix that must not be diagonalised, with input and output matrices."""
 
     state_matrix: Tensor
     """Ā, (channel, state, state) complex128."""
@@ -87,7 +87,7 @@ class Recurrence:
     output_matrix: Tensor | None = None
     """C: (copy, channel, mode), or (output, mode) for many outputs."""
     dense: Callable[[], DenseRealisation] | None = None
-    """Builds the dense realisation; then `log_eigenvalues` serve for margins alone."""
+    """Builds the dense realisation; if set, `log_eigenvalues` serve for margins only."""
     weights: tuple[RecurrentWeight, ...] = ()
     tensors: tuple[str, ...] = ()
     """Names of all tensors read."""
@@ -128,7 +128,7 @@ class Recurrence:
 
     @property
     def layout(self) -> Literal["channels", "many inputs", "dense", "none"]:
-        """How B̄ and C are held: per channel, as matrices on one state, in `dense`, or not at all."""
+        """Form of B̄ and C: per channel, as matrices on one state, in `dense`, or absent."""
         if self.dense is not None:
             return "dense"
         if self.input_matrix is None or self.output_matrix is None:

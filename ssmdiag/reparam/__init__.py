@@ -4,8 +4,8 @@
     ...                                              # train; the model's code is as it was
     ssmdiag.fold(model)                              # A_log, nu_log … again, under their own names
 
-The recurrent weights are found by the families that read checkpoints (`weights`), so every known family
-works without code of its own.
+The families that read checkpoints also find the recurrent weights (`weights`), so every known family works
+without extra code.
 """
 
 from ssmdiag.reparam.folding import fold, folded_state_dict

@@ -1,4 +1,4 @@
-"""Whether a map can take the place of a model's own: what it must hold, and how far it may reach."""
+"""Whether a map can replace a model's own: the values it must have, and the range it may have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssmdiag.reparam.weights import LiveWeight, flatten_numbers
 
 
 def rate_map(weight: LiveWeight) -> StableMap:
-    """Return the map from the weight to its rate or step; where it is |λ̄| itself, to −log |λ̄|."""
+    """Return the map from the weight to its rate or step; where the model maps to |λ̄|, the map to −log |λ̄|."""
     map = find_map(weight.map)
     if not weight.discrete:
         return map
@@ -34,7 +34,7 @@ def rate_map(weight: LiveWeight) -> StableMap:
 
 
 def without_ties(chosen: list[LiveWeight], places: Mapping[str, Place]) -> list[LiveWeight]:
-    """Return one weight for each parameter; raise where layers that share one read it differently."""
+    """Return one weight for each parameter; raise where layers that share a parameter read it differently."""
     first: dict[int, LiveWeight] = {}
     for weight in chosen:
         other = first.setdefault(id(getattr(*places[weight.name])), weight)
@@ -53,7 +53,7 @@ def without_ties(chosen: list[LiveWeight], places: Mapping[str, Place]) -> list[
 
 
 def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: StableMap) -> None:
-    """Raise where a weight is not a number, or its rate no value of the map, naming all of them."""
+    """Raise where a weight is NaN, or its rate is not a value of the map; the error names all such weights."""
     broken, outside = [], []
     of = " and ".join(sorted({f"{weight.role}s" for weight in chosen}))
     fastest, allowed, grows = 0.0, math.inf, False
@@ -96,7 +96,7 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
 def _require_plain(weight: LiveWeight, tensor: Tensor) -> None:
     if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
         raise LayerError(
-            f"{weight.name} is {tensor.dtype} on {tensor.device}: no numbers to work with.",
+            f"{weight.name} is {tensor.dtype} on {tensor.device}: it has no usable numbers.",
             expected="a weight in memory, not quantised",
         )
     if type(tensor.data) is not Tensor:
@@ -108,7 +108,7 @@ def _require_plain(weight: LiveWeight, tensor: Tensor) -> None:
 
 
 def _require_reach(weight: LiveWeight, old: StableMap, new: StableMap) -> None:
-    """Raise where training could take the new map to rates that the model's own map has no weight for."""
+    """Raise where the new map could reach rates for which the model's own map has no weight."""
     too_high = new.high > old.high or (new.high == old.high and new.reaches_high and not old.reaches_high)
     if too_high or (new.low < old.low and not old.linear):
         raise MapError(
@@ -120,20 +120,20 @@ def _require_reach(weight: LiveWeight, old: StableMap, new: StableMap) -> None:
 
 
 def advise(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
-    """Return what to do where a map cannot hold rates up to `fastest`: a b of best that can, below `allowed`."""
+    """Return the advice where a map cannot hold rates up to `fastest`: a b with which `best` can, below `allowed`."""
     if grows:
         return "a rate of 0 or below does not decay, and no stable map holds it: bring it below the boundary first."
     if math.isinf(fastest):
         return "no map holds an infinite rate: go back to a checkpoint from before it was."
     if new.name.startswith("best") and 1 / fastest > sys.float_info.min:
-        # A quarter beyond the fastest, so that it has room to move, within what the model's own map reaches.
+        # A quarter beyond the fastest rate, so that it can still grow, within the range of the model's own map.
         top = min(1.25 * fastest, (fastest + allowed) / 2)
         return f"best(b={_round_down(1 / top, 1 / allowed)}) reaches beyond {fastest:.4g}, the fastest."
     return "exp, softplus and heavy-tail hold every positive rate."
 
 
 def _round_down(value: float, above: float) -> str:
-    """Return a number just below `value` and above `above`, of as few digits as it takes."""
+    """Return a number just below `value` and above `above`, with as few digits as possible."""
     for digits in range(1, 17):
         scale = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
         rounded = math.floor(value / scale * (1 + 1e-12)) * scale
@@ -143,7 +143,7 @@ def _round_down(value: float, above: float) -> str:
 
 
 def _shown(value: Tensor, new: StableMap) -> str:
-    """Return a number short, but not so short that it looks as if it were within the map's range."""
+    """Return a number in few digits, but enough that rounding does not move it into the map's range."""
     short = f"{float(value):.4g}"
     return f"{float(value):.10g}" if float(short) in (new.low, new.high) else short
 

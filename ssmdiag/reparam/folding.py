@@ -1,4 +1,4 @@
-"""Back to the model's own weights, so that a checkpoint loads into its original code."""
+"""Restores the model's own weights, so that a checkpoint loads into its original code."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ssmdiag.reparam.parametrisations import order_of, ours
 
 
 def fold(module: nn.Module) -> tuple[str, ...]:
-    """Take off what `reparameterize` and `freeze` put on, keeping the values; return the attributes' names.
+    """Remove the parametrisations of `reparameterize` and `freeze`, keeping values; return the attributes' names.
 
     Every weight is a plain Parameter again, the same object under its own name, in its own dtype and place,
-    and its gradient is dropped. `requires_grad` stays as it is: a frozen weight remains frozen. Parametrisations
-    of others are left on.
+    and its gradient is dropped. `requires_grad` does not change: a frozen weight stays frozen. Parametrisations of
+    other packages stay.
     """
     folded = []
     names = {id(part): path for path, part in module.named_modules()}
     values: dict[int, tuple[Tensor, Tensor]] = {}
     places = list(ours(module))
     for place, _ in places:
-        # Tied weights share what is stored, so all are read before the first is written.
+        # Tied weights share storage, so all are read before the first is written.
         with torch.no_grad():
             values[id(stored_tensor(place))] = (stored_tensor(place), getattr(*place).detach().clone())
     for (part, name), links in places:
@@ -60,7 +60,7 @@ def folded_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _names_in_order(parts: dict[str, nn.Module]) -> list[str]:
-    """Return the names of all parameters and buffers as they stood before any swap."""
+    """Return the names of all parameters and buffers in their order before any swap."""
     return [
         f"{path}.{name}" if path else name for path, part in parts.items() for name in (*order_of(part), *part._buffers)
     ]

@@ -1,7 +1,7 @@
 """`freeze`: fix the eigenvalues, the step, or both, while the rest of a model trains.
 
-P2 (arXiv 2510.00563) finds that training hardly lengthens a memory, so that a recurrence that starts long
-and stays fixed is as good or better.
+P2 (arXiv 2510.00563) finds that training hardly lengthens a memory, so a recurrence that starts with a long
+memory and stays fixed is as good or better.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class FrozenTensor:
     name: str
     family: str
     count: int
-    """How many of its numbers are fixed."""
+    """Number of fixed entries."""
     of: int
     """How many it has."""
     note: str = ""
-    """What else this fixes, or leaves free."""
+    """Remark on what else this fixes, or leaves free."""
 
 
 def freeze(
@@ -49,16 +49,16 @@ def freeze(
 ) -> tuple[FrozenTensor, ...]:
     """Fix the recurrence of a live model; return what was fixed.
 
-    `eigenvalues` fixes all that decides Re λ and Im λ apart from the step, in time-invariant families with
-    the tensors that are no weights of a single mode, such as P of S4. `step` fixes Δ. Where Δ or the decay
-    depends on the input, its bias is fixed and its projection goes on learning.
+    `eigenvalues` fixes all that decides Re λ and Im λ apart from the step; in time-invariant families this
+    includes tensors that do not belong to single modes, such as P of S4. `step` fixes Δ. Where Δ or the decay
+    depends on the input, its bias is fixed and its projection still trains.
 
-    A whole tensor gets `requires_grad = False` and loses its gradient, so that no optimizer moves it. Of a
-    tensor that packs other things too, the entries are held by a parametrisation, which `fold` takes off.
-    Works before and after `reparameterize`; `assume`, `families` and `config` are as there.
+    A whole tensor gets `requires_grad = False` and loses its gradient, so that no optimizer changes it. In a
+    tensor that also packs other weights, a parametrisation holds the entries; `fold` removes it.
+    Works before and after `reparameterize`; `assume`, `families` and `config` mean the same as there.
 
-    Raises UnknownFamilyError where there is no known recurrence, LayerError where nothing decides what is to
-    be fixed, or a weight is NaN. Nothing is changed then.
+    Raises UnknownFamilyError where there is no known recurrence, LayerError where no weight decides what is to
+    be fixed, or a weight is NaN. The module is then unchanged.
     """
     if what not in _ROLES:
         raise ValueError(f"cannot freeze {what!r}; expected one of {', '.join(_ROLES)}")

@@ -24,9 +24,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return two optimizer groups, `everything else` and `recurrence`; every trainable parameter is in one.
 
-    The recurrence is what decides rates, frequencies and steps, reparameterised or not. It gets no weight
-    decay, which would pull log-rates to 0 and so every time constant to one, and `recurrence_lr`, by
-    default `lr`. Frozen parameters are in neither group; a group without parameters is left out.
+    The recurrence is every weight that decides rates, frequencies and steps, reparameterised or not. It gets
+    `recurrence_lr`, by default `lr`, and no weight decay, which would pull log-rates to 0 and so every time
+    constant to one. Frozen parameters are in neither group; an empty group is left out.
 
         torch.optim.AdamW(ssmdiag.parameter_groups(model, lr=1e-3, recurrence_lr=1e-4, weight_decay=0.05))
 

@@ -15,13 +15,13 @@ from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.checkpoint.checkpoint import collect
 
 Place = tuple[nn.Module, str]
-"""A submodule and the attribute under which it holds a tensor."""
+"""A submodule and the attribute that holds a tensor in it."""
 
 
 class LiveModule:
     """Parameters and persistent buffers of a module, under the names its plain state dict has.
 
-    A tensor under a torch parametrisation stands under its own name, with the value the model reads.
+    A tensor under a torch parametrisation has its own name, and the value that the model reads.
     """
 
     format = "live module"
@@ -46,15 +46,15 @@ class LiveModule:
 
     def load(self, name: str) -> Tensor:
         values = _evaluate(self.places[name])
-        # What was read must not move with the training.
+        # Values already read must not change with training.
         return self._value(name, values) if self._value else values.clone()
 
 
 def read_module(module: nn.Module, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
     """Return a live module as a checkpoint: `ssmdiag.diagnose(ssmdiag.read_module(model))`.
 
-    Values are copied when they are asked for, so the checkpoint follows the training and what was read from
-    it does not. `config` are settings as in config.json; by default those of `module.config`, if it has one.
+    Values are copied on request: the checkpoint follows the training, values read earlier do not. `config` has
+    settings as in config.json; by default those of `module.config`, if it has one.
     """
     return as_checkpoint(LiveModule(module), module, config)
 
@@ -113,7 +113,7 @@ def _evaluate(place: Place) -> Tensor:
 
 
 def _settings(module: nn.Module) -> Mapping[str, Any]:
-    """Return the settings a model carries about itself: transformers' config, a dataclass or a mapping."""
+    """Return the settings in a model's `config`: transformers' config, a dataclass or a mapping."""
     config: Any = getattr(module, "config", None)
     if callable(getattr(config, "to_dict", None)):
         return dict(config.to_dict())

@@ -1,7 +1,7 @@
 """The torch parametrisations behind `reparameterize` and `freeze`.
 
-A swapped weight is stored as v and read by the model as w = f⁻¹(g(v)): f is the map the model's own code
-applies, g the new one, so that its rate f(w) is g(v). `right_inverse` turns w into v.
+A swapped weight is stored as v, and the model reads it as w = f⁻¹(g(v)). f is the map in the model's own code
+and g the new map, so the rate f(w) is g(v). `right_inverse` turns w into v.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class OnEntries(nn.Module):
         super().__init__()
         self.register_buffer("entries", entries, persistent=False)
         self.order = order
-        """Parameters of the module in their order before the swap, which an optimizer's state dict relies on."""
+        """Parameters of the module in their order before the swap; an optimizer's state dict depends on it."""
 
     def put(self, tensor: Tensor, numbers: Tensor) -> Tensor:
         """Return the tensor with its entries replaced."""
@@ -53,7 +53,7 @@ class MapSwap(OnEntries):
         super().__init__(entries, order)
         self.old, self.new = old, new
         self.dtype = dtype
-        """What the model stored; v of a narrower type than float32 is kept in float32."""
+        """Dtype in the model; v is stored in float32 where this is narrower."""
 
     def forward(self, stored: Tensor) -> Tensor:
         weights = self.put(stored, to_old_weight(self.old, self.new, self.take(stored)))
@@ -70,9 +70,9 @@ class MapSwap(OnEntries):
 
 
 class Hold(OnEntries):
-    """Gives the model the value its entries had when they were frozen, whatever becomes of what is stored.
+    """Gives the model the values that the entries had when they were frozen, whatever happens to the stored ones.
 
-    A gradient of zero would not do: weight decay and momentum move a weight without one.
+    A gradient of zero would not suffice: weight decay and momentum still move the weight.
     """
 
     held: Tensor
@@ -82,7 +82,7 @@ class Hold(OnEntries):
         self.register_buffer("held", held)
 
     def covers(self, entries: Tensor) -> bool:
-        """Whether all of these are held already."""
+        """Whether all of these are already frozen."""
         return self.entries is None or bool(torch.isin(entries, self.entries).all())
 
     def forward(self, stored: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def to_old_weight(old: StableMap, new: StableMap, stored: Tensor) -> Tensor:
     magnitude = new(stored)
     if old.linear:
         return old.inverse(magnitude)
-    # f⁻¹ has an infinite slope at 0; kept away from there, relu's flat side has a gradient of 0 and not NaN.
+    # f⁻¹ has infinite slope at 0; away from 0, relu's flat side has a gradient of 0 instead of NaN.
     inside = magnitude > 0
     weights = old.inverse(magnitude.where(inside, 1.0))
     limit = old.inverse(torch.zeros_like(magnitude))
@@ -105,7 +105,7 @@ def to_old_weight(old: StableMap, new: StableMap, stored: Tensor) -> Tensor:
 
 
 def ours(module: nn.Module) -> Iterator[tuple[Place, list[OnEntries]]]:
-    """Yield every tensor of a module that is under a parametrisation of this package, with those."""
+    """Yield every tensor of a module that has parametrisations of this package, with these."""
     for part in module.modules():
         chains: Any = part.parametrizations if parametrize.is_parametrized(part) else {}
         for name in chains:

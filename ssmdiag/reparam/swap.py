@@ -1,4 +1,4 @@
-"""`reparameterize`: put another map under the recurrent weights of a live model."""
+"""`reparameterize`: train the recurrent weights of a live model through another map."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class SwappedWeight:
     old: str
     new: str
     count: int
-    """How many numbers of the tensor."""
+    """Number of entries that changed."""
     largest_change: float
-    """Largest relative change of a rate or step by the rounding of the new weight."""
+    """Largest relative change of a rate or step caused by rounding the new weight."""
 
 
 @dataclass(frozen=True)
 class Reparameterisation:
-    """What `reparameterize` did."""
+    """The changes that `reparameterize` made."""
 
     swapped: tuple[SwappedWeight, ...]
     left_alone: tuple[LeftAlone, ...]
@@ -54,20 +54,20 @@ def reparameterize(
     families: Sequence[Family] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Reparameterisation:
-    """Put `map` under the recurrent weights of a live model, and leave the model's function as it is.
+    """Train the recurrent weights of a live model through `map`, without changing the model's function.
 
-    The model's own code goes on reading `A_log`, `nu_log`, … as before; what is trained is the weight v
-    with f_new(v) = f_old(w), under `parametrizations.A_log.original`. The Parameter stays the same object,
-    so an optimizer made before goes on with it, though not with its moments. `fold` undoes it.
+    The model's own code reads `A_log`, `nu_log`, … as before; the trained weight is v with f_new(v) = f_old(w),
+    under `parametrizations.A_log.original`. The Parameter stays the same object, so an existing optimizer still
+    updates it, though its moments no longer apply. `fold` undoes it.
 
     Parameters
     ----------
     map
-        A name of `maps.MAPS`, or `best(a=…, b=…)`. Where the model has no step its rate is −log |λ̄|.
+        A name in `maps.MAPS`, or `best(a=…, b=…)`. Where the model has no step, the rate is −log |λ̄|.
     target
         Which weights: those of the rate (Re λ), of the step Δ, or both.
     assume, families
-        As in `recognise`, for what tensors cannot tell.
+        As in `recognise`, for settings that tensors do not determine.
     config
         Settings as in config.json; by default `module.config`'s.
 
@@ -76,11 +76,11 @@ def reparameterize(
     MapError
         The map is not known, cannot hold the rates, or reaches rates that the model's own map does not.
     LayerError
-        A weight is NaN, or holds no numbers to work with, or is under another parametrisation.
+        A weight is NaN, has no usable numbers, or is under another parametrisation.
     UnknownFamilyError
         No known recurrence in the module.
 
-    Nothing is changed where anything is raised.
+    The module is unchanged where an error is raised.
     """
     if target not in ("rate", "step", "both"):
         raise ValueError(f"cannot reparameterize {target!r}; expected rate, step or both")
@@ -109,7 +109,7 @@ def reparameterize(
 
 
 def _reason_to_leave(weight: LiveWeight, place: Place, new: StableMap) -> str | None:
-    """Say why this weight stays as it is, if it does; raise if that would surprise."""
+    """Return why this weight is skipped, None if it is not; raise where skipping it would surprise the user."""
     part, name = place
     if links := links_of(place):
         kinds = ", ".join(type(link).__name__ for link in links)
@@ -134,7 +134,7 @@ def _swap(weight: LiveWeight, places: Mapping[str, Place], new: StableMap) -> Sw
     wide = before.float() if before.dtype.itemsize < 4 else before
     for owner, attribute in owners_of(parameter, places):
         link = MapSwap(old, new, entries, before.dtype, order_of(owner))
-        # Registering turns w into v in place; a tied weight is turned once for each of its owners.
+        # Registering turns w into v in place; a tied weight is turned once for each owner.
         parameter.data = wide
         parametrize.register_parametrization(owner, attribute, link, unsafe=True)
     parameter.grad = None

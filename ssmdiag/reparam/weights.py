@@ -1,9 +1,9 @@
-"""The recurrent weights of a live module, found through what its family's `read` takes for them.
+"""The recurrent weights of a live module, found by observing which numbers its family's `read` uses.
 
-A family says which stored tensor is a rate, a frequency or a step, and by which map; it does not say which
-entries of a packed tensor. So it reads the module once with every value replaced by a number that occurs
-nowhere else: a weight whose numbers come back as they are is known entry by entry, one that the family has
-changed on the way (capped, scaled by another weight) is not, and is reported as such.
+A family says which stored tensor is a rate, a frequency or a step, and through which map. It does not say which
+entries of a packed tensor these are. So it reads the module once with every value replaced by a unique number. A
+weight whose numbers come back unchanged is known entry by entry. A weight that the family changed first (capped,
+scaled by another weight) is not, and is reported as such.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class LiveWeight:
     family: str
     role: Role
     map: str
-    """Map the model itself applies, by its name in `maps.MAPS`."""
+    """The model's own map, by its name in `maps.MAPS`."""
     entries: Tensor | None
-    """Flat positions, real and imaginary parts counted apart; None: all of the tensor."""
+    """Flat positions, real and imaginary parts counted separately; None: the whole tensor."""
     time_invariant: bool
     discrete: bool = False
     """Whether f(w) is |λ̄| itself, and not a rate or a step."""
@@ -44,7 +44,7 @@ class LiveWeight:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """A recurrent weight that was not touched, and why."""
+    """A recurrent weight that was not changed, and why."""
 
     name: str
     family: str
@@ -58,17 +58,17 @@ class LiveRecurrence:
 
     weights: tuple[LiveWeight, ...]
     opaque: tuple[LeftAlone, ...]
-    """Weights whose entries cannot be told apart."""
+    """Weights whose entries cannot be located."""
     layers: tuple[Layer, ...]
-    """Read through `codes`: their values are not the model's."""
+    """Layers read with the values of `codes`, which are not the model's."""
     places: Mapping[str, Place]
     codes: Codes
 
     def find_shared_sources(self) -> Iterator[tuple[str, str]]:
-        """Yield (family, tensor name) of all else that eigenvalues depend on, and steps do not.
+        """Yield (family, tensor name) of all other tensors on which eigenvalues depend and steps do not.
 
         Only where the decay does not depend on the input, or a weight is opaque: elsewhere these are the
-        biases of gates. Found by changing one tensor at a time and reading again, once per spelling.
+        biases of gates. Each tensor is changed in turn and the module read again, once per spelling.
         """
         weights = {weight.name for weight in self.weights}
         opaque = {weight.name for weight in self.opaque if weight.role == "rate"}
@@ -85,8 +85,8 @@ class LiveRecurrence:
                     yield layer.family.name, stored[local]
 
     def _decides(self, layer: Layer, name: str) -> bool:
-        """Whether another value of this tensor gives other eigenvalues and the same step."""
-        # relu is flat on one side, a floor under direct on the other.
+        """Whether changing this tensor changes the eigenvalues but not the step."""
+        # relu is flat on one side; direct with a lower bound is flat on the other.
         for sign in (-1, 1):
             with self.codes.changing(None, sign):
                 plain = layer.read()
@@ -146,7 +146,7 @@ def flatten_numbers(tensor: Tensor) -> Tensor:
 
 
 class Codes:
-    """Gives every number of every tensor a value of its own, and finds numbers by their values."""
+    """Gives every number of every tensor a unique value, and finds numbers by these values."""
 
     def __init__(self) -> None:
         self.given: dict[str, Tensor] = {}
@@ -155,7 +155,7 @@ class Codes:
 
     @contextmanager
     def changing(self, name: str | None, sign: int) -> Iterator[None]:
-        """Give one tensor other values for a while, and all of them this sign."""
+        """Give one tensor other values, all of this sign, until the context ends."""
         self.changed, self.sign = name, sign
         try:
             yield
@@ -168,7 +168,7 @@ class Codes:
         count = count_numbers(values)
         if name not in self.given:
             shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-            # Between 0.1 and 0.9, where no map of any family saturates, and irrational to no accident.
+            # Between 0.1 and 0.9, where no family's map saturates; the irrational offset avoids coincidences.
             self.given[name] = (0.1 + 0.8 * (shuffled + 0.381966) / max(count, 1)).double()
         coded = self.sign * (0.97 * self.given[name].flip(0) if name == self.changed else self.given[name])
         if values.is_complex():
@@ -199,14 +199,14 @@ def _as_live(name: str, recurrence: Recurrence, weight: RecurrentWeight, entries
 
 
 def _joined(first: LiveWeight | None, second: LiveWeight) -> LiveWeight:
-    """Return one weight for what several recurrences of a module take from one tensor."""
+    """Return one weight for the entries of one tensor that several recurrences of a module use."""
     if first is None or first.entries is None or second.entries is None:
         return second
     return replace(second, entries=torch.cat([first.entries, second.entries]).unique())
 
 
 def _simplified(weight: LiveWeight, tensor: Tensor) -> LiveWeight:
-    """Return the weight with None for its entries where it is all of its tensor."""
+    """Return the weight, with None for its entries where it is the whole tensor."""
     if weight.entries is None or len(weight.entries) < count_numbers(tensor):
         return weight
     return replace(weight, entries=None)

@@ -51,13 +51,13 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         )
         return
     home = {name: group for group in groups for name in group.parameters or ()}
-    untold = [group for group in groups if group.untold]
+    unnamed = [group for group in groups if group.unnamed]
     for layer in evidence.recognition.layers:
         if "fixed decay" in layer.family.traits:
             continue
         decayed: dict[int, list[str]] = {}
         for local, name in _recurrent(evidence, layer).items():
-            group = home.get(name) or _whichever(untold)
+            group = home.get(name) or _whichever(unnamed)
             if group is not None and (group.weight_decay or 0.0) > 0:
                 decayed.setdefault(groups.index(group), []).append(local)
         for index, locals_ in decayed.items():
@@ -104,10 +104,10 @@ def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:
     return {local: name for name in names if (local := name.removeprefix(prefix)) in wanted}
 
 
-def _whichever(untold: list[OptimizerGroup]) -> OptimizerGroup | None:
-    """Return the group of a parameter that cannot be told, where all it may be in have the same weight decay."""
-    decays = {group.weight_decay for group in untold}
-    return untold[0] if len(decays) == 1 else None
+def _whichever(unnamed: list[OptimizerGroup]) -> OptimizerGroup | None:
+    """Return the group of a parameter whose group is unknown, where all it may be in have the same weight decay."""
+    decays = {group.weight_decay for group in unnamed}
+    return unnamed[0] if len(decays) == 1 else None
 
 
 RULE = Rule(

@@ -1,1 +1,1 @@
-"""How far a decay moves when its weight does: by a gradient, and by rounding."""
+"""How far a decay moves when its weight moves: by a gradient step, or by rounding."""

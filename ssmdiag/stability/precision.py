@@ -1,9 +1,9 @@
-"""What few bits do to a memory: how far rounding moves a time constant, which decays round to 1.
+"""Effects of 16-bit and smaller formats on memory: how far rounding moves a time constant, which decays round to 1.
 
-Two places to lose bits in, and they differ by orders of magnitude. *Storing* a weight in 16 bits moves it by
-half a unit in its last place, and the time constant by S of that (`stability`): a few per mille to a few per
-cent under an exponential map. *Computing the decay* λ̄ = e^−r there rounds every λ̄ with 1 − λ̄ at or under half
-the spacing of numbers below 1 to exactly 1: τ above 511 steps in bfloat16, 4,095 in float16, 3.4e7 in float32.
+Bits can be lost in two places, whose effects differ by orders of magnitude. *Storing* a weight in 16 bits moves it by
+up to half a unit in the last place, and the time constant by S of that (`sensitivity`): a few per mille to a few per
+cent under an exponential map. *Computing the decay* λ̄ = e^−r in 16 bits rounds to exactly 1 every λ̄ with 1 − λ̄ at or
+below half the spacing of numbers below 1: τ above 511 steps in bfloat16, 4,095 in float16, 3.4e7 in float32.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rounds_to_one(rate: Tensor, dtype: str) -> Tensor:
 
 
 def longest_time_constant(dtype: str) -> float:
-    """Return the time constant in steps from which on a decay computed in `dtype` is exactly 1.
+    """Return the time constant in steps at and above which a decay computed in `dtype` is exactly 1.
 
     >>> [int(longest_time_constant(dtype)) for dtype in ("bfloat16", "float16")]
     [511, 4095]
@@ -56,7 +56,7 @@ def longest_time_constant(dtype: str) -> float:
 
 
 def time_constant_error(weight: RecurrentWeight, dtype: str) -> Tensor:
-    """Return how much the rounding of each weight to `dtype` can change its time constants, relatively.
+    """Return the largest relative change of a time constant when its weight is rounded to `dtype`.
 
     Float64 in the weight's shape, infinite where the rounded weight may be on or past the stability boundary:
     S(w, β) with β half a unit in the last place of `dtype` at w; for int8, of one scale for the whole tensor.
@@ -75,7 +75,7 @@ def time_constant_error(weight: RecurrentWeight, dtype: str) -> Tensor:
 def worst_and_median_error(weight: RecurrentWeight, dtype: str) -> tuple[float, float] | None:
     """Return the maximum and the median of `time_constant_error` over the weights where it is finite, or None.
 
-    A tensor of 16 bits has few distinct values, each of which is looked at once.
+    A 16-bit tensor has few distinct values; each is evaluated once.
     """
     import torch
 
@@ -106,9 +106,9 @@ def _distinct(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
 
 
 def error_bound(weight: RecurrentWeight, dtype: str) -> float:
-    """Return what no value of `time_constant_error` exceeds, at the cost of a maximum; infinite if nothing is known."""
+    """Return an upper bound on `time_constant_error`, at the cost of a maximum; infinite where none is known."""
     if weight.discrete or not weight.values.numel():
         return math.inf if weight.discrete else 0.0
-    # The step grows with |w|. NaN and infinity make it infinite: then only a closer look tells.
+    # The rounding step grows with |w|. NaN and infinity make it infinite: then each weight must be evaluated.
     step = float(rounding_step(weight.values.abs().max(), ROUNDED_LIKE[dtype]))
     return find_map(weight.map).bound(step) if math.isfinite(step) else math.inf

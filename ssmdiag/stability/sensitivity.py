@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDING_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2", "int8")
-"""What `rounding_step` knows, by torch name."""
+"""Dtypes that `rounding_step` accepts, by torch name."""
 
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "float8_e4m3": "float8_e4m3fn"}
 
@@ -35,8 +35,8 @@ _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "float8_e4m3
 def gradient_scale(name: str, values: Tensor, *, discrete: bool = False) -> Tensor:
     """Return |f′|/f² at each weight, or |f′|/(1 − |f|)² in discrete form (P1, Theorem 3.6), float64.
 
-    The loss moves with the weight at most in proportion to it: it is the steepness of the time constant
-    1/f(w). Infinite on and past the stability boundary; 0 where the map is flat there, as relu's is.
+    It bounds how fast the loss changes with the weight, up to a factor: it is the steepness of the time constant
+    1/f(w). Infinite on and past the stability boundary; 0 where the map is flat there, as relu is.
     """
     map, w = find_map(name), values.double()
     if not discrete:
@@ -64,7 +64,7 @@ def relative_perturbation(name: str, values: Tensor, beta: Tensor | float, *, di
     map, w = find_map(name), values.double()
     beta = torch.as_tensor(beta, dtype=torch.float64, device=w.device)
     reach = beta.where(beta < math.inf, 0.0)
-    # Every map is monotone on either side of 0, so the supremum is at one end, or at 0 if that is within β.
+    # Every map is monotone on each side of 0, so the supremum is at an end, or at 0 if that is within β.
     moves = (reach, -reach, (-w).maximum(-reach).minimum(reach))
     measure = _discrete_change if discrete else _continuous_change
     worst = torch.stack([measure(map, *torch.broadcast_tensors(w, move)) for move in moves]).amax(0)
@@ -72,7 +72,7 @@ def relative_perturbation(name: str, values: Tensor, beta: Tensor | float, *, di
 
 
 def stability_bound(name: str, beta: float, *, discrete: bool = False) -> float:
-    """Return g(β) of P1's Definition 3.4: no weight's memory changes by more, relatively. Infinite: not stable.
+    """Return g(β) of P1's Definition 3.4, a bound on the relative change of any weight's memory; infinite: not stable.
 
     It is sup_w S(w, β) itself for every map of `maps.STABLE_MAPS` in continuous form, and an upper bound in
     discrete form, where (1 − e^{−f})/f falls with f and so the memory moves less.

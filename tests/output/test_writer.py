@@ -354,7 +354,7 @@ def test_an_end_without_finally_can_discard_them(tmp_path: Path) -> None:
 def test_a_forked_child_leaves_its_parents_temporaries_alone(tmp_path: Path) -> None:
     with replacing(tmp_path / "x") as temporary:
         temporary.write_text("whole")
-        code = "import os\nfrom ssmdiag import temporaries as t\n"
+        code = "import os\nfrom ssmdiag.output import temporaries as t\n"
         code += f"t._waiting[{str(temporary)!r}] = os.getppid()\nt.discard_temporaries()\n"
         assert python(code).returncode == 0
         assert temporary.exists()

@@ -520,7 +520,7 @@ def test_a_map_that_reaches_further_than_the_models_own_is_refused() -> None:
 
 def test_weights_without_values_are_refused() -> None:
     model = mamba().to("meta")
-    with pytest.raises(LayerError, match=r"torch\.float32 on meta: no numbers to work with"):
+    with pytest.raises(LayerError, match=r"torch\.float32 on meta: it has no usable numbers"):
         ssmdiag.reparameterize(model, "best")
 
 

@@ -1,4 +1,4 @@
-"""Every container format ssmdiag knows, discovered: one module each, plus entry points of other packages."""
+"""Discovers every container format: one module each, plus entry points of other packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MACHINERY = frozenset({"inert_pickle", "interface", "pickled_settings", "torch_a
 def known_formats() -> tuple[Format, ...]:
     """Return all formats by name, envelopes last. Imports neither torch nor NumPy.
 
-    Raises SsmdiagError where another package's entry point cannot be loaded, is no `Format` or takes a name in use.
+    Raises SsmdiagError where another package's entry point cannot be loaded, is not a `Format` or has a name in use.
     """
     found = [
         importlib.import_module(f"{__name__}.{module.name}").FORMAT
@@ -30,7 +30,7 @@ def known_formats() -> tuple[Format, ...]:
     for entry in entry_points(group="ssmdiag.formats"):
         try:
             format = entry.load()
-        except Exception as error:  # whatever another package does wrong at import
+        except Exception as error:  # another package may raise anything at import
             raise SsmdiagError(
                 f"entry point {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}.",
                 advice="mend or uninstall the package that brings it.",
@@ -50,5 +50,5 @@ def known_formats() -> tuple[Format, ...]:
 
 @cache
 def suffixes() -> tuple[str, ...]:
-    """Return how files with weights are called."""
+    """Return the suffixes of files with weights."""
     return tuple(suffix for format in known_formats() for suffix in format.suffixes)

@@ -1,4 +1,4 @@
-"""Checkpoints that ranks wrote side by side: torch.distributed's and DeepSpeed's. Known, and not read."""
+"""Checkpoints with one file per rank: torch.distributed's and DeepSpeed's. Recognised, but not read."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The layout is public (msgpack's own specification; flax/serialization.py): extension 1 is an array and 3 a NumPy scalar,
 each a packed (shape, dtype name, bytes in C order); 2 is a complex number. An array above 1 GiB is a mapping with the
-key `__msgpack_chunked_array__`, its shape and its pieces. Values are passed over, and read when asked for.
+key `__msgpack_chunked_array__`, its shape and its pieces. Values are skipped, and read on request.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from ssmdiag.checkpoint.sources import Source
 
 WEIGHTS_KEYS = ("params", "target")
-"""Where a TrainState, the variables of a module and flax.optim's Optimizer have the weights."""
+"""Keys of the weights in a TrainState, the variables of a module and flax.optim's Optimizer."""
 WRAPPER_KEYS = ("state", "train_state", "model", "optimizer")
-"""Where scripts put those, in turn."""
+"""Keys under which scripts put one of those."""
 OPTIMIZER_KEYS = frozenset({"opt_state", "optimizer_state"})
-"""Moments, which have the names of the weights and are none."""
+"""Keys of moments, which have the names of weights."""
 DEEPEST, DEEPEST_WRAPPER = 64, 3
 MOST_VALUES = 2_000_000
-"""Keys, numbers, texts and arrays in one file; an array counts for four and its axes, and has a key."""
+"""Most keys, numbers, texts and arrays in one file; an array counts as four plus its axes, and its key as one."""
 MOST_AXES = 64
 MOST_CHARACTERS = 64 << 20
 """Of all names together."""
 _Path = tuple[Any, Any] | None
-"""A path as (path before, key), which takes no room for names that nobody asks for."""
+"""A path as (path before, key): names that are never needed take no memory."""
 _CHUNKED = "__msgpack_chunked_array__"
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 _NUMBERS = {
@@ -55,7 +55,7 @@ _ARRAY, _SCALAR = 1, 3
 
 
 class _TornError(Exception):
-    """The file ends early, contradicts itself or has more in it than is read."""
+    """The file ends early, contradicts itself or exceeds a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class _Array:
     shape: tuple[int, ...]
     dtype: str
     pieces: tuple[tuple[int, int], ...]
-    """Where its bytes start in the file, and how many there are, for each piece in turn."""
+    """Start in the file and number of bytes, for each piece in turn."""
 
 
 class FlaxFile:
@@ -136,14 +136,14 @@ class FlaxFile:
         return content
 
     def _step(self, value: Any) -> int | None:
-        """Return the optimiser step: a number, or an array of one, as TrainState has it after its first step."""
+        """Return the optimiser step: a number, or an array of one number, which TrainState has after its first step."""
         if isinstance(value, _Array) and value.shape == () and value.dtype.startswith(("int", "uint")):
             value = int.from_bytes(self._bytes(value), "little", signed=value.dtype.startswith("int"))
         return train_step(value)
 
 
 class _Reader:
-    """Reads on from where it stands; every length is compared with the end of the file."""
+    """Reads the file from front to back; every length is compared with the end of the file."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
@@ -152,7 +152,7 @@ class _Reader:
         self._left = Allowance(MOST_VALUES)
 
     def read_all(self) -> dict[str, Any]:
-        """Return the tree, each array in it as where its values are."""
+        """Return the tree, with the location of its values in place of each array."""
         tree = self._value(0)
         if not isinstance(tree, dict):
             raise _TornError("it holds no mapping")
@@ -272,7 +272,7 @@ def _in_order(numbered: Any) -> list[Any]:
 
 
 def _joined(content: Mapping[str, Any]) -> _Array:
-    """Return one array in place of its shape and its flat pieces."""
+    """Return one array made of its shape and its flat pieces."""
     shape, chunks = _in_order(content.get("shape")), _in_order(content.get("chunks"))
     if not chunks or not _is_shape(shape) or not all(isinstance(chunk, _Array) for chunk in chunks):
         raise _TornError("an array in pieces lacks its shape or its pieces")
@@ -282,7 +282,7 @@ def _joined(content: Mapping[str, Any]) -> _Array:
 
 
 def _split(tree: Mapping[str, Any], depth: int = 0) -> tuple[str, Any, Mapping[str, Any]]:
-    """Return the key that the weights stand under, "" for none, the weights, and what stands beside them."""
+    """Return the key of the weights ("" for none), the weights, and what is beside them."""
     for key in WEIGHTS_KEYS:
         if isinstance(tree.get(key), dict) and any(_leaves(tree[key])):
             return key, tree[key], {name: value for name, value in tree.items() if name != key}
@@ -335,7 +335,7 @@ def _top_level(tree: Mapping[str, Any]) -> str:
 
 
 def _recognises(look: FirstLook) -> bool:
-    """Whether it begins with a mapping whose first key is text, and not with the length that safetensors has there."""
+    """Whether it begins with a mapping whose first key is text, and not with the length that begins safetensors."""
     head = look.head
     start = 1 if 0x81 <= head[0] <= 0x8F else {0xDE: 3, 0xDF: 5}.get(head[0], 0)
     kind = head[start : start + 1]

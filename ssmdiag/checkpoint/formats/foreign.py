@@ -1,4 +1,4 @@
-"""Files that come instead of weights, or hold them in a form that is not read and no format here is related to."""
+"""Files that are no weights (a Git LFS pointer, a web page), or hold them in a form unrelated to any format here."""
 
 from __future__ import annotations
 

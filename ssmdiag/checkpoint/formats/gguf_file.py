@@ -2,7 +2,7 @@
 
 The layout is public (ggml, docs/gguf.md): a header, key-value metadata, one entry per tensor with its
 name, its sizes (fastest axis first, so reversed here), its type and its offset, then the values.
-Tensors of quantised types keep the name of their type, such as `q4_k`, and cannot be loaded.
+Tensors of quantised types have their type's name as dtype, such as `q4_k`, and cannot be loaded.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _NUMBERS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 LONGEST_SETTING = 1024
-"""Elements of an array that is kept as a setting; vocabularies are passed over."""
+"""Most elements of an array that is kept as a setting; vocabularies are skipped."""
 MOST_AXES = 8
 MADE_UP_CONTEXT = {"mamba.context_length": 2**20, "mamba2.context_length": 2**20}
-"""What the converter writes for models whose settings give no context length."""
+"""The context length that the converter writes where the model's settings give none."""
 
 
 class _TornError(Exception):
@@ -77,7 +77,7 @@ class GgufFile:
         for key, value in MADE_UP_CONTEXT.items():
             if settings.get(key) == value:
                 del settings[key]
-                self.notes.append(f"{key} = {value:,} is what the converter writes for want of one; left aside")
+                self.notes.append(f"{key} = {value:,} is the converter's value for models that give none; ignored")
         self.settings: Mapping[str, Any] = flatten(settings)
 
     def names(self) -> list[str]:
@@ -112,7 +112,7 @@ class GgufFile:
 
 
 class _Reader:
-    """Reads on from where it stands; every length is held against the end of the file."""
+    """Reads the file from front to back; every length is compared with the end of the file."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file

@@ -1,17 +1,16 @@
 """A pickle read without running any of it.
 
-A pickle is a program: it names functions and calls them. Here every name it gives resolves to a
-class of this module that keeps its arguments and does nothing, so the structure of the file stays
-readable – tensors as records of where their bytes are, settings as what they were built from – and
-no code of torch, of the file or of any other package is reached. Names that only an attack has
-reason to use are refused outright.
+A pickle is a program: it names functions and calls them. Here every name resolves to a class of this
+module that keeps its arguments and does nothing. So the structure of the file stays readable (tensors
+as records of where their bytes are, settings as what they were built from), and no code of torch, of
+the file or of any other package is reached. Names that only an attack would use are refused.
 
-All these classes have slots, define `__setstate__` and keep what they are given as data: the BUILD
-instruction, which otherwise sets attributes of whatever lies on the stack, changes nothing else.
+All these classes have slots, define `__setstate__` and keep their arguments as data, so that the BUILD
+instruction, which otherwise sets attributes of any object on the stack, changes only that data.
 
-A small pickle can also ask for more time and memory than there is: instructions are counted, and so are the elements
-that one instruction copies; names and numbers have a length; and nothing is hashed but what is cheap to hash and to
-tell apart, as the hash of a deep tuple ends the process and keys can be made to collide.
+A small pickle can also demand unlimited time and memory. So instructions are counted, and so are the elements that one
+instruction copies; names and numbers have a largest length; and only keys that are cheap to hash and to compare are
+hashed, because hashing a deep tuple can crash the process and keys can be made to collide.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ PLAIN_MODULES = frozenset({
     "enum", "fractions", "functools", "inspect", "itertools", "logging", "numbers", "operator", "pathlib",
     "random", "re", "statistics", "string", "time", "types", "typing", "uuid", "weakref", "zoneinfo", "_codecs",
 })  # fmt: skip
-"""Modules of the standard library that plain settings are made of; its others run code or touch the system."""
+"""Modules of the standard library that plain settings use; the others run code or reach the system."""
 
 CODE_RUNNING = frozenset({
     "eval", "exec", "execfile", "__import__", "os", "sys", "nt", "posix", "subprocess", "importlib", "ctypes",
     "runpy", "system", "popen", "CodeType", "FunctionType", "__globals__", "__builtins__", "__code__",
     "__subclasses__", "__loader__", "__reduce__", "__reduce_ex__",
 })  # fmt: skip
-"""Attributes that no checkpoint has reason to name, in whichever module."""
+"""Attributes, of any module, that no checkpoint needs."""
 
 CODE_RUNNING_BUILTINS = frozenset({
     "compile", "open", "input", "raw_input", "breakpoint", "globals", "locals", "vars", "setattr", "delattr",
@@ -44,14 +43,14 @@ CODE_RUNNING_BUILTINS = frozenset({
 
 
 FEWEST_STEPS, BYTES_A_STEP = 2_000_000, 4
-"""Instructions, and elements copied by them, that any pickle may have, or one for so many bytes of its file.
+"""Most instructions of a pickle, elements copied by them included; or one for so many bytes of its file.
 
-A torch file takes forty for a tensor, in 200 bytes or more."""
+A torch file has forty per tensor, in 200 bytes or more."""
 STEPS_A_CLASS = 50
-"""What making a class counts for."""
+"""Instructions that making a class counts as."""
 MOST_NAMES, LONGEST_NAME, LONGEST_PATH = 20_000, 1000, 4096
 LONGEST_NUMBER = 64
-"""Bytes of a whole number; random states have numbers of 16."""
+"""Most bytes of an integer; random states have integers of 16."""
 
 
 class UnsafeName(pickle.UnpicklingError):
@@ -63,7 +62,7 @@ class UnsafeName(pickle.UnpicklingError):
 
 
 class StandIn:
-    """Takes the place of an object of a class the file names; keeps what it is given, does nothing."""
+    """Stand-in for an object of a class that the file names; keeps its arguments and does nothing."""
 
     __slots__ = ("arguments", "items", "state")
     arguments: tuple[Any, ...]
@@ -72,7 +71,7 @@ class StandIn:
     origin = ""
     """Dotted name that the file gives its class."""
     attribute = ""
-    """Name of the attribute that a class stands for, where the file has got it with getattr."""
+    """The attribute's name, where the file got this class with getattr."""
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> StandIn:
         self = object.__new__(cls)
@@ -108,9 +107,10 @@ class StandIn:
 
 
 def _key(key: Any) -> Any:
-    """Return a key of a mapping: text, a number or an object; long numbers and short tuples as text, others told apart.
+    """Return a hashable key of a mapping: text, a number or an object. Long numbers and short tuples become text; other
+    values become distinct objects.
 
-    Tuples may be deep or unfold without end, and whole numbers beyond 2**61 − 1 and complex ones be chosen to collide.
+    Tuples may be deep or expand without end; integers beyond 2**61 − 1 and complex numbers may be chosen to collide.
     """
     if isinstance(key, (str, bytes, bool, float, StandIn, type)) or key is None:
         return key
@@ -145,7 +145,7 @@ _KEY = type("StandIn", (StandIn,), {"__slots__": (), "origin": "key"})
 
 
 class _Value:
-    """A class that, when called, hands back plain data instead of an instance of itself."""
+    """A class that, when called, returns plain data instead of an instance."""
 
     __slots__ = ()
 
@@ -164,7 +164,7 @@ def _path(*parts: Any) -> str:
 
 
 def _getattr(owner: Any, name: str, *default: Any) -> type[StandIn]:
-    """Return what stands in for an attribute; some releases of Python 3.11 pickle members of an enum so."""
+    """Return a stand-in for an attribute; some releases of Python 3.11 pickle members of an enum by getattr."""
     module = getattr(owner, "origin", "") if isinstance(owner, (StandIn, type)) else ""
     if len(module) + len(name) > LONGEST_NAME:
         raise pickle.UnpicklingError("its pickle has too long a name of an attribute")
@@ -190,11 +190,11 @@ PLAIN: dict[str, type] = {
     "pathlib.WindowsPath": inert(_path),
     "torch.Size": inert(lambda sizes=(): tuple(sizes)),
 }
-"""Names that become plain data."""
+"""Names that are replaced by plain data."""
 
 
 def refuse_code(module: str, name: str) -> None:
-    """Raise UnsafeName if a name leads to what runs other code or touches the system."""
+    """Raise UnsafeName if a name leads to code that runs other code or reaches the system."""
     package, elements = module.partition(".")[0], name.split(".")
     standard = package in sys.stdlib_module_names and package not in PLAIN_MODULES
     builtin = package == "builtins" and not CODE_RUNNING_BUILTINS.isdisjoint(elements)
@@ -203,13 +203,13 @@ def refuse_code(module: str, name: str) -> None:
 
 
 def stand_in(module: str, name: str) -> type[StandIn]:
-    """Return a class that stands in for the one of that name. Raises UnsafeName."""
+    """Return a stand-in for the class of that name. Raises UnsafeName."""
     refuse_code(module, name)
     return type("StandIn", (StandIn,), {"__slots__": (), "origin": f"{module}.{name}".strip(".")})
 
 
 class _Counted:
-    """The instructions by their number, each counted as it is looked up."""
+    """The instructions by opcode, each counted when it is looked up."""
 
     def __init__(self, table: Mapping[int, Callable[[Any], None]], most: int) -> None:
         self._table = table
@@ -223,22 +223,22 @@ class _Counted:
 
 
 class InertUnpickler(pickle._Unpickler):
-    """Reads one pickle from a file; calls nothing but this module and what `known` gives.
+    """Reads one pickle from a file; calls only this module and the classes in `known`.
 
-    It is Python's own unpickler in Python: the one in C makes room for any memo number it meets, so
-    that nine bytes of a forged or damaged file take all memory. Byte arrays are read as bytes, for
-    room would be made for those too before they are seen to be cut short.
+    It is Python's own unpickler in Python. The one in C allocates memory for any memo number, so that
+    nine bytes of a forged or damaged file take all memory. Byte arrays are read as bytes, because a
+    cut-off byte array would also be allocated before its end is found missing.
 
     Parameters
     ----------
     file
-        Gives no more than it has: `read` must not make room for what is not there.
+        `read` must not allocate memory for bytes beyond the file's end.
     known
         Dotted name → class to use for it, besides plain data.
     load_storage
         Called with the persistent ids of the pickle.
     size
-        Bytes of the file, which decide how many instructions there may be.
+        Bytes of the file, which limit the number of instructions.
     """
 
     stack: list[Any]
@@ -251,7 +251,7 @@ class InertUnpickler(pickle._Unpickler):
     ) -> None:
         super().__init__(file, encoding="latin1")
         self.names: dict[str, type] = {}
-        """Every name the pickle gives, and what it became."""
+        """Every name in the pickle, and its replacement."""
         self._known = known
         self._load_storage = load_storage
         self._steps = _Counted(_INSTRUCTIONS, max(FEWEST_STEPS, size // BYTES_A_STEP))
@@ -272,7 +272,7 @@ class InertUnpickler(pickle._Unpickler):
         return self._load_storage(pid)
 
     def _made(self, function: Any, arguments: Any) -> Any:
-        """Return what a name that the pickle gave makes of its arguments; what that may copy is counted."""
+        """Return the result of calling a named class with the pickle's arguments; elements it may copy are counted."""
         if not isinstance(function, (type, StandIn)) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("its pickle calls what is no class")
         for value in (arguments, *arguments):

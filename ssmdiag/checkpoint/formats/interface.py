@@ -1,4 +1,4 @@
-"""What a format is: how its files are known, what opens them, and which of its relatives are not read."""
+"""The interface of a format: how its files are recognised and opened, and which related files are not read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LONGEST_HEAD = 256
-"""Bytes of the beginning of a file by which it may be known."""
+"""Number of bytes at the beginning of a file that formats may recognise it by."""
 
 
 class FirstLook:
-    """What is seen of a file before anything opens it."""
+    """A file as it is seen before it is opened."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -28,7 +28,7 @@ class FirstLook:
         self._found: dict[Callable[[Source], Any], Any] = {}
 
     def once(self, examine: Callable[[Source], T]) -> T:
-        """Return what a function finds out about the file; each is called once, whoever asks."""
+        """Return a function's answer about the file; each function is called once, and its answer kept."""
         if examine not in self._found:
             self._found[examine] = examine(self.source)
         return self._found[examine]
@@ -36,18 +36,18 @@ class FirstLook:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Files, or folders, that a format knows and does not read: known by any one of their marks."""
+    """Files or folders that a format recognises, by any one of these marks, but does not read."""
 
     what: str
     """In words, after "FILE is" or "FOLDER is"."""
     advice: str
-    """What to do instead; {folder} stands for where the file is."""
+    """What to do instead; {folder} is replaced by the file's folder."""
     magic: tuple[bytes, ...] = ()
-    """What its files begin with."""
+    """Bytes that its files begin with."""
     name: str = ""
-    """Names of its files, as a regular expression of which a part matches."""
+    """Regular expression found in the names of its files."""
     folder: str = ""
-    """Names in its folders, as a regular expression that matches a whole name."""
+    """Regular expression that matches a whole name in its folders."""
     partial: bool = False
     """Whether its files are parts of a model."""
 
@@ -66,20 +66,20 @@ def never(look: FirstLook) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """One container format, or with no `open` one that is known and not read."""
+    """One container format; without `open`, one that is recognised but not read."""
 
     name: str
     recognises: Callable[[FirstLook], bool] = never
-    """Whether a file is of this format, by what is in it; no two formats claim one file."""
+    """Whether a file is of this format, by its content; no two formats claim one file."""
     open: Callable[[Source], Container] | None = None
     """Open a file; raises CheckpointError where it is torn or forged."""
     suffixes: tuple[str, ...] = ()
-    """How its files are called: what is looked for in folders, and opens files of which nothing else is known."""
+    """Suffixes of its files: searched for in folders, and used to open files whose content shows no format."""
     refusals: tuple[Refusal, ...] = ()
     conversions: Mapping[str, str] = field(default_factory=dict)
     """Suffix → what to do with a file that no format recognises."""
     owns_folder: str = ""
-    """Names that it alone leaves in a folder, as a regular expression: what has the suffix of weights beside them is
-    no checkpoint by itself."""
+    """Regular expression of names that only this format leaves in a folder: a file beside them with a suffix of weights
+    is not a checkpoint by itself."""
     envelope: bool = False
-    """Whether other formats are packed in this one: it is asked after them."""
+    """Whether other formats are packed in this one: it is tried after them."""

@@ -28,11 +28,11 @@ BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, TypeError, SyntaxError, EOFError,
     NotImplementedError, RuntimeError, MemoryError, OverflowError, OSError,
 )  # fmt: skip
-"""What reading a damaged or forged file can raise, NumPy's parser of headers included."""
+"""Exceptions that reading a damaged or forged file can raise, those of NumPy's header parser included."""
 LONGEST_HEADER = 10_000
-"""Bytes of an array's header, as NumPy's own limit."""
+"""Most bytes of an array's header: NumPy's own limit."""
 MOST_DESCRIBED = 2_000_000
-"""Characters of headers that are left to NumPy, which takes a second for a million of a structure's."""
+"""Most characters of headers that are passed to NumPy, which takes a second for a million of a structured dtype."""
 _WIDEST = {"float128": "float64", "longdouble": "float64", "complex256": "complex128", "clongdouble": "complex128"}
 """Extended precision, which torch lacks; read in double."""
 
@@ -98,7 +98,7 @@ class NpzFile:
 
         content = beginning_of(self._zip, member, LONGEST_HEADER)
         if not content.startswith(b"\x93NUMPY") or len(content) < npy.MAGIC_LEN + 4:
-            raise ValueError(f"{member.filename} is no array")
+            raise ValueError(f"{member.filename} is not an array")
         width = "<H" if content[len(npy.MAGIC_PREFIX)] == 1 else "<I"
         begin = npy.MAGIC_LEN + struct.calcsize(width)
         start = begin + struct.unpack_from(width, content, npy.MAGIC_LEN)[0]
@@ -120,9 +120,9 @@ class NpzFile:
 
 
 def _parsed(text: bytes, length: bytes, slow: Allowance) -> tuple[tuple[int, ...], np.dtype]:
-    """Return shape and dtype from an array's header; `length` is how its own length stands before it.
+    """Return shape and dtype from an array's header; `length` is the struct format of the header's own length.
 
-    `slow` is what may be left to NumPy's own parser, in characters.
+    `slow` is the number of characters that may still be passed to NumPy's own parser.
     """
     import numpy as np
     from numpy.lib import format as npy
@@ -141,7 +141,7 @@ _USUAL = re.compile(
     rb"\{'descr': '([<>|=]?[fciub]\d{1,2})', 'fortran_order': (?:True|False), "
     rb"'shape': \(((?:\d{1,18}(?:, \d{1,18}){0,31},?)?)\), \}[ \n]*"
 )
-"""What numpy.save writes of an array of numbers; NumPy's own parser takes ten times as long."""
+"""The header that numpy.save writes for an array of numbers; NumPy's own parser takes ten times as long."""
 
 
 def _is_bfloat16(dtype: np.dtype) -> bool:

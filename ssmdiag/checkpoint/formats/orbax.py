@@ -1,4 +1,4 @@
-"""Checkpoints of orbax, and of TensorFlow, whose folders look alike. Known, and not read."""
+"""Checkpoints of orbax and of TensorFlow, whose folders look alike. Recognised, but not read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings in the plain data of a pickle: omegaconf, Namespace and other objects opened, references followed."""
+"""Settings in the plain data of a pickle: flattens omegaconf, Namespace and other objects, resolves references."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LONGEST_REFERENCE, _MOST_ATTRIBUTES = 1000, 256
 
 
 def settings_of(tree: Any) -> dict[str, Any]:
-    """Return settings flat and dotted, with omegaconf, Namespace and other objects opened."""
+    """Return settings under flat, dotted names, those in omegaconf, Namespace and other objects included."""
     flat = leaves(tree, (), _plain, _listed)
     return {key: value for key, value in _followed(flat) if not _reference(value)}
 
 
 def _listed(value: Any) -> Any:
-    """Return a list with its objects opened; one that holds mappings as one mapping, by their numbers."""
+    """Return a list with its objects unwrapped; a list of mappings as one mapping, by their positions."""
     if isinstance(value, Mapping) or len(value) > LONGEST_LIST:
         return value
     items = [item if isinstance(item, _SETTING) else None for item in map(_plain, value)]
@@ -44,7 +44,7 @@ def _reference(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return what an object of an unknown class holds: its attributes, its items or the one value it was made of."""
+    """Return the content of an object of an unknown class: its attributes, its items or the one value it holds."""
     for _ in range(8):  # wrappers within wrappers
         if not isinstance(value, StandIn):
             break
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def _attributes(state: Any) -> Any:
-    """Return the attributes of an object, those in slots beside those in its dict."""
+    """Return the attributes of an object, both in slots and in its dict."""
     if not (isinstance(state, tuple) and len(state) == 2):
         return state
     parts = [part for part in state if isinstance(part, Mapping) and part]

@@ -1,4 +1,4 @@
-"""safetensors: the header gives every name and shape; values are read by offset, when asked for.
+"""safetensors: the header gives every name and shape; values are read by offset, on request.
 
 The layout is public (https://github.com/huggingface/safetensors): eight bytes with the length of the header, the header
 as JSON, {name: {"dtype", "shape", "data_offsets"}}, then the values, one tensor after another without gaps.
@@ -30,9 +30,9 @@ _DTYPES = {
 }  # fmt: skip
 """Code in the file → torch name, bits of a value."""
 LONGEST_HEADER = 100_000_000
-"""Bytes, as the package that writes the files has it."""
+"""Most bytes of a header: the limit of the safetensors package."""
 STEP_KEYS = ("train_step", "step", "global_step", "iteration")
-"""Metadata that gives the optimiser step."""
+"""Metadata keys that give the optimiser step."""
 
 
 class _Entry(NamedTuple):
@@ -44,7 +44,7 @@ class _Entry(NamedTuple):
 
 
 class _InvalidError(Exception):
-    """The header describes no tensors that could be in the file."""
+    """The header does not describe tensors that fit the file."""
 
 
 class SafetensorsFile:
@@ -119,7 +119,7 @@ class SafetensorsFile:
         return header, 8 + length
 
     def _placed(self, header: Mapping[str, Any], start: int) -> dict[str, _Entry]:
-        """Return where each tensor is, by name in the order of the alphabet."""
+        """Return the location of each tensor, names in alphabetical order."""
         entries: dict[str, _Entry] = {}
         for name in sorted(header):
             try:
@@ -176,7 +176,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _settings(key: str, text: str) -> dict[str, Any]:
-    """Return one entry of the metadata, opened where it is a JSON object."""
+    """Return one entry of the metadata; parsed where it is a JSON object."""
     try:
         return flatten(parse_json(text), key) if text.lstrip().startswith("{") else flatten({key: text})
     except ValueError:

@@ -1,7 +1,7 @@
-"""What `torch.save` wrote, zip and old format: the pickled object, with a record for each tensor.
+"""Files of `torch.save`, zip and old format: the pickled object, with a record for each tensor.
 
-Nothing is unpickled by torch and nothing of the pickle is run (see `inert_pickle`); the bytes of a
-tensor are read when it is asked for.
+torch does not unpickle them, and no code in the pickle is run (see `inert_pickle`); the bytes of a
+tensor are read on request.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _STORAGE_DTYPES = {
 }  # fmt: skip
 MOST_AXES = 64
 FLIPS = ("conj", "neg")
-"""Views that torch stores as a bit instead of values."""
+"""Views that torch stores as a flag instead of values."""
 MOST_REPEATED = 2**16
-"""Values of a tensor that repeats those of a smaller storage, as `expand` does, which are still read."""
+"""Most values of a tensor that repeats those of a smaller storage, as `expand` makes it."""
 MOST_PICKLE = 64 << 20
-"""Bytes of a pickle that unpacks to more than its file has."""
+"""Most bytes of a pickle that unpacks to more than its file has."""
 LONGEST_LINE, LONGEST_KEY = 1 << 20, 256
 _MAGIC = 0x1950A86A20F9469CFC6C
 _BIG_ENDIAN = "written on a big-endian machine, which is not supported"
 UNREADABLE = stand_in("torch._utils", "_rebuild_qtensor")
-"""Stands for quantised and other tensors that are not one strided run of numbers."""
+"""Stand-in for quantised and other tensors that are not one strided run of numbers."""
 
 
 class TornError(Exception):
-    """The file ends before what its pickle promises, or contradicts itself."""
+    """The file ends before the bytes that its pickle announces, or contradicts itself."""
 
 
 class _Record:
-    """What the pickle may not change once it is made: BUILD would write into its attributes."""
+    """A record that the pickle cannot change once it is made: BUILD would otherwise set its attributes."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -69,7 +69,7 @@ class Storage(_Record):
 
 @dataclass(frozen=True, eq=False)
 class TensorRecord(_Record):
-    """Where a tensor's values are: a strided view into a storage."""
+    """The location of a tensor's values: a strided view into a storage."""
 
     storage: Storage
     offset: int
@@ -77,15 +77,15 @@ class TensorRecord(_Record):
     stride: tuple[int, ...]
     dtype: str
     flipped: frozenset[str] = frozenset()
-    """`conj` and `neg`: views that torch stores as a bit instead of values."""
+    """`conj` and `neg`: views that torch stores as a flag instead of values."""
 
     @property
     def place(self) -> Hashable:
-        """Where the values are: equal for two records of one tensor."""
+        """Identifies the values: equal for two records of one tensor."""
         return self.storage.key, self.offset, self.size, self.stride
 
     def load(self, read: Callable[[Storage, int, int], bytes]) -> Tensor:
-        """Return the values; `read` gives the bytes of a storage from a start, for a length."""
+        """Return the values; `read` returns the bytes of a storage, by start and length."""
         import torch
 
         dtype = getattr(torch, self.dtype)
@@ -102,7 +102,7 @@ class TensorRecord(_Record):
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
-    """Return the record of one tensor; a stand-in where it is of a kind that cannot be read."""
+    """Return the record of one tensor; a stand-in for kinds that cannot be read."""
     if not isinstance(storage, Storage) or dtype not in DTYPE_BITS:
         return UNREADABLE()
     lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list))
@@ -144,7 +144,7 @@ KNOWN: dict[str, type] = {
     "torch.nn.parameter.Parameter": inert(lambda data=None, *_: data),
     "torch._tensor._rebuild_from_type_v2": inert(_from_type),
 }
-"""How torch pickles tensors; each name becomes a record of where the values are."""
+"""Functions by which torch pickles tensors; each is replaced by one that records where the values are."""
 
 
 class TorchZip:
@@ -242,7 +242,7 @@ class TorchPickles:
 
 
 class _Bounded:
-    """A file whose `read` makes no room for bytes that are not there."""
+    """A file whose `read` allocates no memory for bytes beyond its end."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
@@ -282,7 +282,7 @@ BROKEN = (
     TornError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError,
     KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, StopIteration, MemoryError, OverflowError,
 )  # fmt: skip
-"""What reading a damaged or forged file can raise."""
+"""Exceptions that reading a damaged or forged file can raise."""
 
 
 def open_archive(source: Source) -> TorchZip | TorchPickles:

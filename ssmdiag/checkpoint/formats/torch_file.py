@@ -1,8 +1,8 @@
-"""torch files (.pt, .pth, .bin, .ckpt): where trainers put the weights, the settings and the step.
+"""torch files (.pt, .pth, .bin, .ckpt): finds the weights, the settings and the step in what trainers save.
 
-Pickles are read without running them (`inert_pickle`), so research files full of omegaconf,
-Lightning and argparse objects open, and so do whole pickled modules: classes become inert
-stand-ins, and what they hold stays readable.
+Pickles are read without running them (`inert_pickle`): classes become inert stand-ins whose content
+stays readable. So research files full of omegaconf, Lightning and argparse objects open, and so do
+whole pickled modules.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from ssmdiag.checkpoint.sources import Source
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
-"""Where trainers put the weights, in the order they are looked for."""
+"""Keys under which trainers put the weights, in the order they are tried."""
 
 WRAPPER_KEYS = ("state", "train_state", "training_state")
-"""Where trainers put the weights together with the optimiser, as Composer does under `state`."""
+"""Keys under which trainers put the weights together with the optimiser, as Composer does under `state`."""
 
 SETTINGS_KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
 RANKS_KEY = "mp_world_size"
-"""How many files of tensor parallel ranks DeepSpeed wrote."""
+"""Number of files that DeepSpeed wrote, one for each tensor parallel rank."""
 STEP_KEYS = ("global_step", "step", "iteration")
 TRAINER_KEYS = frozenset({
     "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optimizer_state", "optim", "opt",
     "last_optimizer_state", "training_state", "train_state", "lr_schedulers", "scheduler", "lr_scheduler",
     "callbacks", "loops", "scaler", "amp", "rng_state", "cuda_rng_state", "random_rng_states",
 })  # fmt: skip
-"""What else trainers save; its tensors are not the model's."""
+"""Other things that trainers save; tensors in them are not the model's."""
 
 MOST_REMARKED = 20
 """Names in one remark."""
 DEEPEST_WEIGHTS, DEEPEST_WRAPPER = 100, 4
 MOST_NESTED = 1_000_000
-"""Entries of nested mappings and lists looked into for tensors: an object graph can be made to unfold without end."""
+"""Most entries of nested mappings and lists searched for tensors: an object graph can be made to expand without end."""
 
 
 class TorchFile:
@@ -56,7 +56,7 @@ class TorchFile:
         self.path = source.path
         self.notes: list[str] = []
         self.archive = open_pickle(source)
-        """All that the file holds; an optimiser's state may stand in it."""
+        """The file's whole content, which may include an optimiser's state."""
         self.format = self.archive.format
         content = self.archive.content
         left = Allowance(MOST_NESTED)
@@ -65,7 +65,7 @@ class TorchFile:
         self._tensors = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
         if not self._tensors and left.spent:
             raise CheckpointError(
-                f"{source.name} holds no tensors among the first {MOST_NESTED:,} things in it: it unfolds without end.",
+                f"{source.name} holds no tensors among its first {MOST_NESTED:,} entries: it expands without end.",
                 expected="a state dict",
                 advice="save model.state_dict() alone.",
             )
@@ -78,7 +78,7 @@ class TorchFile:
         rest = {name: value for name, value in content.items() if name != key} if isinstance(content, Mapping) else {}
         self._remark(key, rest, [name for name, leaf in found if not isinstance(leaf, TensorRecord)])
         if left.spent:
-            self.notes.append(f"what it holds unfolds without end; tensors were looked for in {MOST_NESTED:,} places")
+            self.notes.append(f"it expands without end; its first {MOST_NESTED:,} entries were searched for tensors")
         step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
         self.train_step: int | None = train_step(step)
         settings = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
@@ -104,7 +104,7 @@ class TorchFile:
             ) from error
 
     def place(self, name: str) -> Hashable:
-        """Return where the values of a tensor are; the same for tied tensors, which are stored once."""
+        """Return the location of a tensor's values; tied tensors, which are stored once, have the same one."""
         return self._tensors[name].place
 
     def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
@@ -124,7 +124,7 @@ class TorchFile:
 
 
 def open_pickle(source: Source) -> TorchZip | TorchPickles:
-    """Return what torch.save wrote. Raises CheckpointError, and UnsafePickleError where code is called for."""
+    """Return the content that torch.save wrote. Raises CheckpointError; UnsafePickleError where it calls for code."""
     try:
         return open_archive(source)
     except UnsafeName as error:
@@ -136,7 +136,7 @@ def open_pickle(source: Source) -> TorchZip | TorchPickles:
 
 
 def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | None, Any]:
-    """Return the mapping that holds the weights and the key it stood under, None if it is the whole."""
+    """Return the mapping that holds the weights, and its key; None for the key if it is the whole content."""
     if not isinstance(content, Mapping) or depth > DEEPEST_WRAPPER:
         return None, content
     direct = sum(isinstance(value, TensorRecord) and bool(value.size) for value in content.values())
@@ -154,7 +154,7 @@ def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | No
 
 
 def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
-    """Yield every tensor of nested mappings, lists and pickled modules, under its dotted name, while there is room."""
+    """Yield every tensor of nested mappings, lists and pickled modules under its dotted name, up to a limit."""
     waiting: list[tuple[Any, _Path, tuple[int, ...]]] = [(tree, None, ())]
     while waiting:
         node, path, above = waiting.pop()
@@ -179,7 +179,7 @@ def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
 
 
 _Path = tuple[Any, Any] | None
-"""A path as (path before, key), which takes no room for names that nobody asks for."""
+"""A path as (path before, key): names that are never needed take no memory."""
 _REBUILT = "torch._utils._rebuild"
 
 
@@ -188,7 +188,7 @@ def _may_hold(value: Any) -> bool:
 
 
 def _name(path: _Path) -> str:
-    """Return a path as a dotted name, cut where it is longer than any that is read."""
+    """Return a path as a dotted name, cut beyond the longest allowed."""
     keys: list[str] = []
     while path is not None:
         path, key = path

@@ -1,5 +1,5 @@
-"""Zip archives, in which formats pack their parts: the table of contents is compared with the file before anything is
-unpacked. One that holds no format's parts is refused.
+"""Zip archives, as used by several formats: the table of contents is compared with the file before anything is
+unpacked. An archive of no known format is refused.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from ssmdiag.checkpoint.sources import Source
 
 MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
-"""Bytes that a file may unpack to in all, or how many times its own size; weights compress by half at best."""
+"""Most bytes that a file may unpack to, or most times its own size; weights compress by half at best."""
 PICKLES = ("data.pkl", "constants.pkl")
-"""How members end that torch.save and torch.jit.save write, whatever is beside them."""
+"""Endings of members that torch.save and torch.jit.save always write."""
 _PIECE = 1 << 20
 _LOCAL_HEADER = 30
 _MORE_WHEN_PACKED = 1024
-"""Bytes by which what is packed may be longer than what it unpacks to."""
+"""Most bytes by which a packed member may be longer than its unpacked content."""
 
 
 class ZipError(zipfile.BadZipFile):
-    """The table of contents contradicts the file, or promises more than anybody should unpack."""
+    """The table of contents contradicts the file, or announces more bytes than should be unpacked."""
 
 
 class _Archive(zipfile.ZipFile):
@@ -37,7 +37,7 @@ class _Archive(zipfile.ZipFile):
     _file: IO[bytes] | None = None
 
     def __init__(self, source: Source) -> None:
-        self._file = source.open()  # made after the archive, which a collection of garbage then closes before it
+        self._file = source.open()  # made after the archive, so that garbage collection closes the archive first
         try:
             super().__init__(self._file)
         except BaseException:
@@ -51,7 +51,7 @@ class _Archive(zipfile.ZipFile):
 
 
 def open_zip(source: Source) -> zipfile.ZipFile:
-    """Return an archive of which every member can be read safely. Raises ZipError, BadZipFile."""
+    """Return an archive whose members can all be read safely. Raises ZipError, BadZipFile."""
     archive = _Archive(source)
     try:
         _require_safe(archive, source.size)
@@ -79,7 +79,7 @@ def _require_safe(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def member_names(source: Source) -> tuple[str, ...]:
-    """Return what a file that begins as a zip archive holds, nothing of any other. Raises CheckpointError."""
+    """Return the names of a zip archive's members; none where a file does not begin as one. Raises CheckpointError."""
     if not _begins_as_zip(bytes(source.read(0, min(4, source.size)))):
         return ()
     names: list[str] = []
@@ -107,13 +107,13 @@ def _begins_as_zip(head: bytes) -> bool:
 
 
 def is_zip(source: Source) -> bool:
-    """Whether there is a zip archive's table of contents, at the end."""
+    """Whether the file ends with a zip archive's table of contents."""
     with source.open() as file:
         return zipfile.is_zipfile(file)
 
 
 def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> bytes:
-    """Return the first bytes of a member, so many at most: a tenth of the time that opening it takes."""
+    """Return at most so many first bytes of a member, in a tenth of the time that opening it takes."""
     file = archive.fp
     if file is None:
         raise ValueError("the archive is closed")
@@ -130,13 +130,13 @@ def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int)
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """Return a member of so many bytes at most. Raises ZipError where it announces more."""
+    """Return the content of a member of at most so many bytes. Raises ZipError where it announces more."""
     member = archive.getinfo(name)
     if member.file_size > most:
         raise ZipError(f"its member {name[:80]} announces {member.file_size:,} bytes, and at most {most:,} are read")
     pieces = []
     with archive.open(member) as file:
-        # In pieces: one read of everything unpacks whatever is there before it looks at the announced size.
+        # In pieces: a single read unpacks everything before it looks at the announced size.
         while piece := file.read(_PIECE):
             pieces.append(piece)
     return b"".join(pieces)

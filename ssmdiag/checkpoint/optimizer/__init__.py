@@ -1,1 +1,1 @@
-"""The optimiser state saved with a checkpoint: found, read and tied to the checkpoint's names."""
+"""The optimiser state saved with a checkpoint: found, read and matched to the checkpoint's names."""

@@ -1,14 +1,14 @@
-"""Which tensor is in which group of an optimiser that numbers its parameters instead of naming them.
+"""Which tensor is in which group, for optimisers that number their parameters instead of naming them.
 
 torch numbers parameters in the order the optimiser received them, group after group, and within a
-group that order is the model's (or the alphabet's, after minGPT). The moments give each number a
-shape. So a group is a subsequence of the model's parameters; tensors that no group has are buffers,
-frozen or tied. Often there are several ways to lay the groups over the model; a tensor's group is
-known where it is the same in every one of them.
+group they are in the model's order (or in alphabetical order, after minGPT). The moments show each
+parameter's shape. So a group is a subsequence of the model's parameters; tensors in no group are
+buffers, frozen or tied. Often several assignments of tensors to groups fit; a tensor's group is known
+where all of them agree.
 
-A torch file lists its tensors in the model's order. A safetensors file does not, but a module's own
-parameters come before those of its children, each child's stand together, and numbered children
-count up; so the search runs over all orders of that kind at once.
+A torch file lists its tensors in the model's order. A safetensors file does not. But a model lists a
+module's own parameters before those of its children, each child's parameters together, and numbered
+children in ascending order; so the search covers all orders of that kind at once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Shape = tuple[int, ...]
 MOST_STEPS = 500_000
 """Steps of the search before it gives up, about a second; 64 layers of Mamba in two groups take 11,000."""
 MOST_GROUPS = 2000
-"""Groups that the search keeps count of at once; one a parameter of a large model."""
+"""Most groups in one search: a large model with a group for each parameter."""
 
 NONE = -1
-"""Stands for "in no group" among the groups that a tensor may be in."""
+"""The value for "in no group" among the groups that a tensor may be in."""
 
 
 class _TooManyWaysError(Exception):
-    """The shapes leave so much open that the search was given up."""
+    """The shapes allow so many assignments that the search was given up."""
 
 
 def certain_groups(
@@ -41,18 +41,18 @@ def certain_groups(
     Parameters
     ----------
     names, shapes
-        Of every tensor that may be a parameter, dotted names as stored.
+        Of every tensor that may be a parameter; names are dotted, as stored.
     groups
         Shape of every parameter of every group, in order; None where it is unknown.
     in_order
-        Whether the tensors stand in the model's order.
+        Whether the tensors are listed in the model's order.
     """
     if len(groups) > MOST_GROUPS:
         return {}
     held = Counter(shapes)
     wanted = Counter(shape for group in groups for shape in group)
     guesses = wanted.pop(None, 0)
-    # A shape that the file lacks belongs to a parameter that it does not hold, or not in that form.
+    # A shape that no tensor has belongs to a parameter that the file lacks or stores in another form.
     groups = [[shape for shape in group if shape is None or shape in held] for group in groups]
     kept = [i for i, shape in enumerate(shapes) if guesses or shape in wanted]
     if sum(map(len, groups)) > len(kept):
@@ -81,7 +81,7 @@ def _by_shape_alone(
     held: Counter[Shape],
     wanted: Counter[Shape | None],
 ) -> dict[int, int]:
-    """Return the group of every tensor of a shape that one group has all of, whatever the order."""
+    """Return the group of every tensor whose shape occurs in one group as often as in the file; order is ignored."""
     if any(wanted.get(shape, 0) > count for shape, count in held.items()):
         return {}
     owner = {
@@ -95,7 +95,7 @@ def _by_shape_alone(
     return {position: owner[shape] for position, shape in enumerate(shapes) if shape in owner}
 
 
-# --- the orders in which a model may list its parameters ------------------------------------------
+# --- orders in which a model may list its parameters ---------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,22 +17,22 @@ class OptimizerGroup:
     """Before any schedule; None where no schedule ran."""
     weight_decay: float | None
     parameters: tuple[str, ...] | None
-    """Names, in the checkpoint, of the parameters that are certainly in this group; None where none can be told.
+    """Names, in the checkpoint, of the parameters known to be in this group; None where none are known.
 
-    Tied tensors stand under the first of their names.
+    Tied tensors are listed under the first of their names.
     """
     count: int
-    """Parameters in the group, told or not."""
+    """Number of parameters in the group, whether their names are known or not."""
     optimizer: str | None = None
     """What the files call the optimiser, if anything: `AdamW`, `adamw_torch` …"""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Its other plain settings: betas, eps, momentum …"""
     note: str = ""
-    """Why parameters cannot be told, or on what assumption they were; empty where there is nothing to say."""
+    """Why names of parameters are unknown, or what assumption the known ones rest on; empty where neither applies."""
 
     @property
-    def untold(self) -> int:
-        """Number of parameters in the group whose names cannot be told."""
+    def unnamed(self) -> int:
+        """Number of parameters in the group whose names are unknown."""
         return self.count - len(self.parameters or ())
 
 

@@ -1,8 +1,8 @@
-"""The optimiser state that belongs to a checkpoint: found, read and tied to the checkpoint's names.
+"""The optimiser state saved with a checkpoint: found, read and matched to the checkpoint's tensor names.
 
-It stands in the checkpoint's own file (Lightning, Composer, most training scripts), in optimizer.pt
+It is in the checkpoint's own file (Lightning, Composer, most training scripts), in optimizer.pt
 or optimizer.bin beside the weights (transformers' Trainer, accelerate) or in DeepSpeed's files in
-global_stepN/. Nothing is opened before it is asked for.
+global_stepN/. No file is opened until the groups are asked for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BESIDE = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
 """Files that transformers' Trainer and accelerate write beside the weights."""
 
 PARTITIONED, SHAPES = "*_optim_states.pt", "*model_states.pt"
-"""What DeepSpeed writes into global_stepN/, one a rank."""
+"""Files that DeepSpeed writes into global_stepN/, one per rank."""
 
 OPTIMIZER_SETTINGS = (
     "optimizer", "optimizer._name_", "optimizer._target_", "optimizer.name", "optimizer.type",
@@ -50,7 +50,7 @@ OPTIMIZER_SETTINGS = (
 """Where the settings of a run name the optimiser."""
 
 MOST_MATCHES = 16
-"""Tensors that the first name an optimiser gives is tried on, to see what all its names have before them."""
+"""Number of tensors compared with an optimiser's first name to find the prefix that all its names have."""
 
 WITHOUT_DECAY = (
     re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)"),
@@ -60,7 +60,7 @@ WITHOUT_DECAY = (
 """Names that the Trainer's usual optimiser puts into its second group, without weight decay: what is called
 bias or norm; also every torch.nn.LayerNorm, whatever its name; in older versions norms of other classes stay."""
 
-BY_RULE = "told by the rule of transformers' Trainer, bias and norm apart, which the shapes of both groups agree with"
+BY_RULE = "split by the rule of transformers' Trainer, bias and norm apart, which the shapes of both groups fit"
 
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|inv_freq)$")
 
@@ -105,16 +105,16 @@ def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
 
 @dataclass(frozen=True)
 class _Members:
-    """The names in each group as far as they can be told."""
+    """The names in each group, as far as they are known."""
 
     names: list[list[str]]
     reason: str = "they are not in the checkpoint"
-    """Why others cannot."""
+    """Why the other names are unknown."""
     assumption: str = ""
 
-    def note(self, count: int, told: int) -> str:
-        untold = f"{count - told:,} of {count:,} parameters cannot be told: {self.reason}" if told < count else ""
-        return "; ".join(filter(None, [self.assumption, untold]))
+    def note(self, count: int, named: int) -> str:
+        unnamed = f"{count - named:,} of {count:,} parameters cannot be named: {self.reason}" if named < count else ""
+        return "; ".join(filter(None, [self.assumption, unnamed]))
 
 
 def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> _Members:
@@ -154,7 +154,7 @@ def _left_by_trainer(directory: Path | None) -> bool:
 def _by_the_trainers_rule(tensors: Sequence[StoredTensor], groups: Sequence[SavedGroup]) -> dict[int, int]:
     """Return tensor → group as transformers' Trainer splits them, if the shapes in both groups agree.
 
-    Experts that are joined in memory and apart in the file have other shapes here and there; those are left aside.
+    Experts that are merged in memory but separate in the file differ in shape between the two; they are ignored.
     """
     shapes = [stored.shape for stored in tensors]
     held, wanted = Counter(shapes), Counter(shape for group in groups for shape in group.shapes)
@@ -172,7 +172,7 @@ def _by_the_trainers_rule(tensors: Sequence[StoredTensor], groups: Sequence[Save
 
 
 def _why(groups: Sequence[SavedGroup], tensors: Sequence[StoredTensor]) -> str:
-    """Return why the parameters that the optimiser numbers may not be told."""
+    """Return why names cannot be found for parameters that the optimiser only numbers."""
     shapes = [shape for group in groups for shape in group.shapes]
     if len(shapes) > len(tensors):
         return f"the optimiser numbers {len(shapes):,} parameters and the checkpoint holds {len(tensors):,} tensors"
@@ -191,7 +191,7 @@ def _may_be_trained(stored: StoredTensor) -> bool:
 
 
 def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
-    """Return name in the optimiser → name in the checkpoint; one of the two may have a prefix more."""
+    """Return name in the optimiser → name in the checkpoint; one of the two may have an extra prefix."""
     cleaned = dict(zip(names, clean_names(list(names)), strict=True))
     best: dict[str, str] = {name: clean for name, clean in cleaned.items() if clean in checkpoint}
     strange = next((clean for name, clean in cleaned.items() if name not in best), None)
@@ -209,7 +209,7 @@ def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _beside(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
-    """Return the optimisers in files beside the weights; those that cannot be read are noted."""
+    """Return the optimisers in files beside the weights; add a note for each file that cannot be read."""
     try:
         present = sorted(entry.name for entry in directory.iterdir())
         own = [directory / name for name in present if BESIDE.fullmatch(name)]
@@ -246,7 +246,7 @@ def _newest_step(directory: Path, present: Sequence[str]) -> Path:
 
 
 def _partitioned(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
-    """Return DeepSpeed's optimisers; the files of the first rank tell the groups and all names in them."""
+    """Return DeepSpeed's optimisers; the first rank's files give the groups and all names in them."""
     states, weights = (sorted(directory.glob(pattern)) for pattern in (PARTITIONED, SHAPES))
     state = _open(states[0], notes) if states else None
     if state is None:
@@ -263,7 +263,7 @@ def _partitioned(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
 
 
 def _optimizer_in_settings(checkpoint: Checkpoint) -> str | None:
-    """Return what the settings of the run, or transformers' training_args.bin, call the optimiser."""
+    """Return the optimiser's name in the settings of the run or in transformers' training_args.bin."""
     for key in OPTIMIZER_SETTINGS:
         if name := _class_name(checkpoint.settings.get(key)):
             return name

@@ -1,7 +1,7 @@
-"""What an optimiser saved of itself: the groups of its parameters, with settings, names and shapes.
+"""A saved optimiser: its parameter groups, with settings, names and shapes.
 
 Read from the plain data of a pickle (`inert_pickle`): the values of the moments stay on disk, their
-shapes are in the pickle. `group_membership` finds the names where the file gives only numbers.
+shapes are in the pickle. Where the file gives only numbers, `group_membership` finds the names.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ Read = Callable[[Storage, int, int], bytes]
 
 @dataclass(frozen=True)
 class SavedGroup:
-    """One group as it stands in the file."""
+    """One group as saved in the file."""
 
     settings: Mapping[str, Any]
     parameters: tuple[Any, ...]
-    """As the file gives them: whole numbers, names or records of the tensors themselves."""
+    """The parameters as the file gives them: integers, names or records of the tensors themselves."""
     shapes: tuple[Shape | None, ...]
-    """Of each parameter, by its moments; None where nothing is kept of it."""
+    """Shape of each parameter, from its moments; None where it has none."""
     names: tuple[str, ...] | None = None
-    """Of each parameter, if the file gives them."""
+    """Name of each parameter, if the file gives names."""
 
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """One optimiser as it stands in the file."""
+    """One optimiser as saved in the file."""
 
     name: str | None
     groups: tuple[SavedGroup, ...]
 
 
 DEEPEST, MOST_MAPPINGS = 6, 20_000
-"""How far an optimiser is looked for in the plain data of a file."""
+"""Depth to which the plain data of a file is searched for an optimiser."""
 MOST_GROUPS, MOST_PARAMETERS = 10_000, 1_000_000
-"""Groups of one optimiser, and parameters and settings of all of them: one group can stand in many places."""
+"""Most groups of one optimiser, and most parameters and settings in all of them: one group can be listed repeatedly."""
 DEEPEST_VALUE, MOST_MOMENTS = 3, 64
 
 MOMENTS = ("exp_avg", "momentum_buffer", "exp_avg_sq", "square_avg", "sum", "state1", "acc_delta", "variance")
-"""Tensors with the shape of their parameter, as the usual optimisers call them."""
+"""Names that the usual optimisers give to moments with the shape of their parameter."""
 
 FACTORS = (("exp_avg_sq_row", "exp_avg_sq_col", False), ("row_var", "col_var", True))
-"""Means over one axis each, as Adafactor keeps them for matrices, and whether that axis stays with length 1."""
+"""Adafactor's moments of a matrix, each a mean over one axis, and whether that axis is kept with length 1."""
 
 _NESTED = (Mapping, list, tuple, StandIn)
 _NUMPY_NUMBERS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i"}
@@ -67,7 +67,7 @@ def find_optimizers(content: Any, read: Read) -> list[SavedOptimizer]:
     content
         Nested mappings, lists, stand-ins and tensor records.
     read
-        Gives bytes of a storage; used for learning rates that are stored as a tensor, nothing else.
+        Returns bytes of a storage; used only for learning rates that are stored as a tensor.
     """
     found: list[SavedOptimizer] = []
     left = Allowance(MOST_PARAMETERS)
@@ -173,7 +173,7 @@ def _flattened(tree: Mapping[Any, Any], read: Read) -> Iterator[SavedGroup]:
 
 
 def _shape(key: Any, state: Mapping[Any, Any]) -> Shape | None:
-    """Return the shape of a parameter by the moments kept of it."""
+    """Return the shape of a parameter, from its moments."""
     if isinstance(key, TensorRecord):
         return key.size
     kept = state.get(key) if isinstance(key, (int, str)) else None

@@ -1,4 +1,4 @@
-"""What every source of bytes offers."""
+"""The interface of a source of bytes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import IO, Protocol
 
 
 class Source(Protocol):
-    """The bytes of one file, wherever they are; they must stay what they were when the source was made."""
+    """The bytes of one file, wherever it is; they must not change once the source is made."""
 
     name: str
     """The file's name, for messages."""
     size: int
     """In bytes."""
     path: Path
-    """The file, where it is on this machine; elsewhere a name for it, which nothing may be looked up by."""
+    """The path of a local file; of any other a name only, which must not be opened."""
 
     def read(self, start: int, length: int) -> bytearray:
-        """Return bytes, in memory that is the caller's own.
+        """Return bytes, in memory that the caller owns.
 
-        Raises EOFError where there are fewer, and then takes no memory, or where they have changed; OSError where
-        they cannot be had.
+        Raises EOFError where there are fewer bytes (before allocating memory) or where they have changed, OSError
+        where they cannot be read.
         """
 
     def open(self) -> IO[bytes]:
-        """Return all of it as a file that can be searched, for what reads from files. Raises as `read` does."""
+        """Return the whole content as a seekable file, for code that reads files. Raises the errors of `read`."""

@@ -10,9 +10,10 @@ from ssmdiag.checkpoint.budget import open_regular
 
 
 class LocalFile:
-    """A file that is read piece by piece, by offset, and must stay what it was when it was first looked at.
+    """A local file, read in pieces by offset, that must not change once it is opened.
 
-    Not mapped: a file that shrinks while it is mapped ends the process. Raises OSError where it is no regular file.
+    Not memory-mapped: a file that shrinks while it is mapped kills the process. Raises OSError unless it is a regular
+    file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,7 +24,7 @@ class LocalFile:
         self.size = self._state[0]
 
     def read(self, start: int, length: int) -> bytearray:
-        """Return bytes. Raises EOFError where it ends before, and then takes no memory, or where it was changed."""
+        """Return bytes. Raises EOFError where the file ends earlier (before allocating memory) or was changed."""
         if not 0 <= start <= start + length <= self.size:
             raise EOFError(f"the file ends before byte {start + length:,}")
         with self.open() as file:

@@ -106,7 +106,7 @@ def test_one_group_over_all_parameters(keep: Callable[..., Checkpoint], tmp_path
     (group,) = checkpoint.optimizer_groups
     assert same(told(checkpoint), [names(model)])
     assert (group.learning_rate, group.initial_learning_rate, group.weight_decay) == (2.0, 4.0, 0.1)
-    assert (group.count, group.untold, group.note) == (len(names(model)), 0, "")
+    assert (group.count, group.unnamed, group.note) == (len(names(model)), 0, "")
     assert (group.settings["betas"], group.settings["amsgrad"]) == ((0.8, 0.99), False)
     assert group.optimizer == "AdamW"
     assert checkpoint.optimizer_notes == ()
@@ -153,8 +153,8 @@ def test_what_the_shapes_leave_open_is_not_guessed(tmp_path: Path) -> None:
     open_ = {name for name in names(model) if name.endswith(("A_log", "dt_bias", ".D"))}
     assert same(told(checkpoint), [set(group) - open_ for group in groups])
     first, second = checkpoint.optimizer_groups
-    assert (first.untold, second.untold) == (4, 2)
-    assert first.note.startswith("4 of 13 parameters cannot be told: ")
+    assert (first.unnamed, second.unnamed) == (4, 2)
+    assert first.note.startswith("4 of 13 parameters cannot be named: ")
     assert "their shapes fit several tensors" in first.note
 
 
@@ -163,7 +163,7 @@ def test_the_trainers_own_rule_tells_the_rest_in_its_directory(model_type: str, 
     model = tiny_model(model_type)
     groups = as_the_trainer(model)
     checkpoint = in_a_directory(model, trained(model, groups), tmp_path)
-    assert any(group.untold for group in checkpoint.optimizer_groups)
+    assert any(group.unnamed for group in checkpoint.optimizer_groups)
     (tmp_path / "checkpoint-500" / "trainer_state.json").write_text(json.dumps({"global_step": 500}))
     checkpoint = read_checkpoint(tmp_path / "checkpoint-500")
     assert same(told(checkpoint), groups)
@@ -292,7 +292,7 @@ def test_tied_tensors_count_once_and_stand_under_their_first_name(
     checkpoint = keep(model, trained(model, [names(model)]), tmp_path)
     assert ("lm_head.weight" in checkpoint) == (keep is in_one_file)
     assert same(told(checkpoint), [names(model)])
-    assert checkpoint.optimizer_groups[0].untold == 0
+    assert checkpoint.optimizer_groups[0].unnamed == 0
 
 
 def test_buffers_are_in_no_group(tmp_path: Path) -> None:
@@ -439,7 +439,7 @@ def test_names_that_the_checkpoint_lacks_are_counted(tmp_path: Path) -> None:
     torch.save({"model": kept, "optimizer": state}, tmp_path / "m.pt")
     (group,) = read_checkpoint(tmp_path / "m.pt").optimizer_groups
     assert set(group.parameters or ()) == {name for name in names(model) if name in kept}
-    assert group.note == "10 of 22 parameters cannot be told: they are not in the checkpoint"
+    assert group.note == "10 of 22 parameters cannot be named: they are not in the checkpoint"
 
 
 def test_composer_files_both_under_state(tmp_path: Path) -> None:
