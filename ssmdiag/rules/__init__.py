@@ -37,7 +37,7 @@ def known_rules() -> tuple[Rule, ...]:
             )
         if taken & {rule.code, rule.name}:
             raise SsmdiagError(
-                f"entry point {entry.name} ({entry.value}) brings a rule {rule.code} {rule.name}: taken already.",
+                f"entry point {entry.name} ({entry.value}) repeats a code or name in use: {rule.code} {rule.name}.",
                 advice="give it another code and name, or uninstall the package.",
             )
         found.append(rule)

@@ -38,21 +38,21 @@ def _flat(evidence: LayerEvidence, weight: RecurrentWeight) -> Iterator[Observat
     """Yield what lies where the weight's own map does not change: f′(w) = 0."""
     map = find_map(weight.map)
     if map.bound(1.0) < math.inf and not map.low:
-        return  # exp, softplus, best and their kin are nowhere flat
+        return  # exp, softplus, best and similar maps are nowhere flat
     count = int((map.scale(weight.values) == 0).sum())
     if count:
         yield _observation(evidence, weight.name, count, weight.values.numel(), f"where its map {map.formula} is flat")
 
 
 def _step_limits(evidence: LayerEvidence, beyond: float) -> Iterator[Observation]:
-    """Yield the heads of Mamba-2 and its kin whose Δ transformers clamps in prefill."""
+    """Yield the heads of Mamba-2 and its descendants whose Δ transformers clamps in prefill."""
     from ssmdiag.families.mamba2 import step_limits
 
     step = evidence.recurrence.step
     try:
         low, high = step_limits(evidence.layer)
     except (TypeError, ValueError):
-        return  # what stands there is remarked on where the layer is read
+        return  # reading the layer has reported this value already
     if step is None:
         return
     outside = (step < low * (1 - beyond)) | (step > high * (1 + beyond))
@@ -117,8 +117,8 @@ RULE = Rule(
     advice="move these weights inside the clamp, or train on under a smooth map, whose gradient is nowhere zero.",
     formula=(
         "f′(w) = 0 at the stored w: relu below 0; max(−w, 1e-4) above −1e-4 (S5's clip_eigs, the Annotated S4); Re Λ "
-        "above max_real_Lambda (DSS clip); log α below clamp_min (GLA). Of Mamba-2 and its kin, Δ = softplus(dt_bias) "
-        "outside time_step_limit, or under time_step_min where transformers clamps to it whatever the limit says "
+        "above max_real_Lambda (DSS clip); log α below clamp_min (GLA). In Mamba-2 and its like, Δ = softplus(dt_bias) "
+        "outside time_step_limit, or under time_step_min where transformers clamps to that despite the limit "
         "(zamba2, nemotron_h)."
     ),
     why=(
@@ -137,6 +137,6 @@ RULE = Rule(
     ),
     thresholds={
         "share": Threshold(0.0, "share of a tensor's values beyond the clamp, above which it is reported"),
-        "beyond": Threshold(0.05, "how far past a limit on Δ counts, relatively: more than 16-bit rounding moves it"),
+        "beyond": Threshold(0.05, "relative distance past a limit on Δ that counts; 16-bit rounding moves Δ less"),
     },
 )

@@ -28,7 +28,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if recurrence.channels > 1:  # else D and the convolution go with the inputs, not with the modes
         rows += _beside(evidence, units)
     whole = [copy for copy in copies if all(copy.is_in(values) for values in rows)]
-    # D and the convolution may come from elsewhere: a Δ that was trained and is equal to the last bit says enough.
+    # D and the convolution may differ: a trained Δ that is equal to the last bit is evidence enough.
     copies = whole or [copy for copy in copies if _in_a_trained_step(copy, evidence, units)]
     if not copies:
         return
@@ -47,7 +47,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 
 def _in_a_trained_step(copy: _Copy, evidence: LayerEvidence, units: int) -> bool:
-    """Whether the shards have a Δ each channel of which differs from the others, in a model that was trained."""
+    """Whether the model was trained and Δ differs from channel to channel within the shard."""
     steps = [rows for weight in evidence.weights("step") if (rows := _by_unit(weight.values, units)) is not None]
     return bool(steps and evidence.whole.training.trained) and any(copy.all_differ(rows) for rows in steps)
 
@@ -65,7 +65,7 @@ class _Copy(NamedTuple):
         return bool((self._part(values, self.first) == self._part(values, self.second)).all())
 
     def tells_apart(self, values: Tensor) -> bool:
-        """Whether channels of the shard differ: those of a constant or of a fresh A_log do not."""
+        """Whether channels of the shard differ; those of a constant or of a fresh A_log are alike."""
         return len(self._part(values, self.first).unique(dim=0)) >= max(4, self.size // 8)
 
     def all_differ(self, values: Tensor) -> bool:
@@ -84,7 +84,7 @@ class _Copy(NamedTuple):
 
 
 def _by_unit(values: Tensor, units: int) -> Tensor | None:
-    """Return a weight as one row per channel, or None where it is not laid out like that."""
+    """Return a weight as one row per channel, or None where its shape does not allow that."""
     leading = 1
     for size in values.shape:
         leading *= size
@@ -95,13 +95,13 @@ def _by_unit(values: Tensor, units: int) -> Tensor | None:
 
 
 def _copied_shards(rows: list[Tensor], units: int, smallest: int) -> list[_Copy]:
-    """Return the copies under the fewest shards that show any."""
+    """Return the copies found with the smallest number of shards that shows any."""
     import torch
 
     if not rows or units < 2 * smallest:
         return []
     joined = torch.cat([values.double() for values in rows], 1)
-    # Equal rows have equal signatures; hardly any others do, so nearly all shards are told apart by their first.
+    # Equal rows have equal signatures and others hardly ever do: the first row distinguishes nearly all shards.
     signature = (joined * joined.new_ones(joined.shape[1]).cumsum(0).sin()).sum(1).tolist()
     for shards in range(2, MOST_SHARDS + 1):
         size = units // shards
@@ -134,20 +134,20 @@ RULE = Rule(
     summary="a block of channels is a copy of another block",
     looks_at="layer",
     examine=examine,
-    advice="merge the shards of the checkpoint again: one was written in the place of another.",
+    advice="merge the shards of the checkpoint again: one was written in place of another.",
     formula=(
         "The channels are cut into p equal shards, p = 2 … 64. Fires where two shards are equal to the last bit in "
-        "every weight of the recurrence (A and Δ), in D and in the convolution, and channels within a shard differ; in "
-        "a trained model also where A and Δ alone are equal, and Δ differs from channel to channel. "
-        "Equal rows of A_log alone are no sign: Mamba starts like that."
+        "every weight of the recurrence (A and Δ), in D and in the convolution, and channels within a shard differ. In "
+        "a trained model equal A and Δ are enough if Δ differs from channel to channel. "
+        "Equal rows of A_log alone are no sign: Mamba starts with them."
     ),
     why=(
-        "A copied shard stands where another should be: its channels compute what others compute, and what the lost "
-        "ones knew is gone. Loss rises without any error, and training on only slowly pulls the copies apart."
+        "The copy has overwritten another shard: its channels repeat what others compute, and what the lost channels "
+        "had learnt is gone. Loss rises without any error message, and more training separates the copies only slowly."
     ),
     fix=(
-        "Look in the script that gathers tensor-parallel shards for a rank that was read twice, or for tensors taken "
-        "as replicated that are split. Compare the number of distinct rows of dt_bias before and after."
+        "Look in the script that gathers tensor-parallel shards for a rank that was read twice, or for split tensors "
+        "treated as replicated. Compare the number of distinct rows of dt_bias before and after."
     ),
     example=(
         "NVIDIA/Megatron-LM PR 1989 (https://github.com/NVIDIA/Megatron-LM/pull/1989): with tensor parallelism above "

@@ -30,7 +30,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         return
     rate = recurrence.rate
     lost = rounds_to_one(rate, dtype)
-    if evidence.context:  # what holds its state over the whole context anyway loses nothing by being 1
+    if evidence.context:  # a mode that holds its state over the whole context loses nothing by a decay of 1
         lost &= rate * evidence.context > -math.log(limits["kept"])
     count, total = int(lost.sum()), rate.numel()
     if count <= limits["share"] * total:
@@ -39,7 +39,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if "float32 decay" in evidence.layer.family.traits:
         severity, source = "note", f"{source}; the reference code computes in float32, other runtimes may not"
     elif evidence.weights("frequency"):
-        # −exp(w) + 1j v is complex64 already where w and v are bfloat16: there is no complex bfloat16.
+        # −exp(w) + 1j v is complex64 even where w and v are bfloat16: there is no complex bfloat16.
         severity, source = "note", f"{source}; torch and JAX compute complex decays in float32, other runtimes may not"
     point = "" if recurrence.time_invariant else " with the gates at their bias"
     verb = "s" if count == 1 else ""
@@ -56,11 +56,11 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 
 def _computed_in(evidence: LayerEvidence) -> tuple[str | None, str]:
-    """Return the 16-bit dtype in which there is evidence that the decay is computed, and the evidence in words."""
+    """Return the 16-bit dtype that the decay is probably computed in, and the evidence in words."""
     code = IN_MODEL_DTYPE.get(evidence.recurrence.family)
     stored = next((weight for weight in evidence.weights("rate") if weight.dtype in DTYPES), None)
     if stored is not None:
-        return stored.dtype, f"{evidence.local(stored.name)} is stored so" + (
+        return stored.dtype, f"{evidence.local(stored.name)} is stored in it" + (
             f", and {code} follows it" if code else ""
         )
     if code is None or not evidence.weights("rate"):  # decays that are not in the file are computed by other code
@@ -79,7 +79,7 @@ RULE = Rule(
     summary="decays that become exactly 1 in the 16 bits they are computed in",
     looks_at="layer",
     examine=examine,
-    advice="compute log-decays and their exponential in float32, and store the weights behind them so.",
+    advice="compute log-decays and their exponential in float32, and store their weights in float32.",
     formula=(
         "1 − e^{−r} ≤ half the spacing of numbers below 1: 2⁻⁹ in bfloat16 (τ > 511 steps), 2⁻¹² in float16 (τ > "
         "4,095). Modes that hold 90 % of their state over the whole context anyway are not counted."
@@ -90,9 +90,9 @@ RULE = Rule(
     ),
     fix=(
         "Upcast before the exponential (`-torch.exp(A_log.float())`), keep Δ A in float32 up to the scan, or scan in "
-        "the log domain. Said where the weight of the rate is stored in 16 bits, or where the settings ask for 16 bits "
-        "and the reference code follows them (RG-LRU, MiniMax's lightning attention); a note where the reference code "
-        "is known to upcast; an error where most decays of a layer are lost."
+        "the log domain. The rule reports where the weight of the rate is stored in 16 bits, or where the settings ask "
+        "for 16 bits and the reference code follows them (RG-LRU, MiniMax's lightning attention). It is a note where "
+        "the reference code is known to upcast, and an error where most decays of a layer are lost."
     ),
     example=(
         "osaurus-ai/vmlx-swift PR 433 (https://github.com/osaurus-ai/vmlx-swift/pull/433): decays cast to bf16, so "
@@ -101,8 +101,6 @@ RULE = Rule(
     thresholds={
         "share": Threshold(0.0, "share of a layer's decays that round to 1, above which it is reported"),
         "most": Threshold(0.5, "share of a layer's decays that round to 1, above which it is an error"),
-        "kept": Threshold(
-            0.9, "share of its state that a mode holds over the context anyway, above which it is left out"
-        ),
+        "kept": Threshold(0.9, "share of its state that a mode holds over the context, above which it is left out"),
     },
 )

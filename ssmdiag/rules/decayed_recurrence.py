@@ -57,7 +57,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             continue
         decayed: dict[int, list[str]] = {}
         for local, name in _recurrent(evidence, layer).items():
-            group = home.get(name) or _whichever(unnamed)
+            group = home.get(name) or _common(unnamed)
             if group is not None and (group.weight_decay or 0.0) > 0:
                 decayed.setdefault(groups.index(group), []).append(local)
         for index, locals_ in decayed.items():
@@ -85,7 +85,7 @@ def _observation(group: OptimizerGroup, names: list[str], layer: Layer, most: fl
         tensor=f"{layer.path}.{names[0]}" if layer.path else names[0],
         layer=layer.path,
         family=layer.family.name,
-        # So slow that the gradient alone decides: worth saying, not worth stopping for.
+        # So slow that the gradient alone decides: a note.
         severity="note" if most < steps < math.inf and not adam else None,
     )
 
@@ -104,8 +104,8 @@ def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:
     return {local: name for name in names if (local := name.removeprefix(prefix)) in wanted}
 
 
-def _whichever(unnamed: list[OptimizerGroup]) -> OptimizerGroup | None:
-    """Return the group of a parameter whose group is unknown, where all it may be in have the same weight decay."""
+def _common(unnamed: list[OptimizerGroup]) -> OptimizerGroup | None:
+    """Return a group for a parameter whose group is unknown, if all candidates have the same weight decay."""
     decays = {group.weight_decay for group in unnamed}
     return unnamed[0] if len(decays) == 1 else None
 
@@ -118,26 +118,26 @@ RULE = Rule(
     looks_at="checkpoint",
     examine=examine,
     lacks=lacks_optimizer,
-    advice="put them into a parameter group with weight_decay=0; torch does not read the `_no_weight_decay` tags.",
+    advice="put them in a parameter group with weight_decay=0; torch does not read `_no_weight_decay` tags.",
     formula=(
-        "w ← w(1 − ηλ) at every step besides the gradient's part (decoupled decay, arXiv 1711.05101): alone it halves "
-        "w in ln 2/(ηλ) steps, η the learning rate before its schedule and λ the weight decay of the group that holds "
-        "A_log, dt_bias, D, or their kin. A note where that takes longer than the threshold. Read from the optimiser "
-        "state in or beside the checkpoint, where it says which group a parameter is in."
+        "w ← w(1 − ηλ) at every step, besides the gradient's part (decoupled decay, arXiv 1711.05101). Alone it halves "
+        "w in ln 2/(ηλ) steps; η is the learning rate before its schedule, λ the weight decay of the group that holds "
+        "A_log, dt_bias, D or their equivalents. A note where halving takes longer than the threshold. The optimiser "
+        "state in or beside the checkpoint gives the groups."
     ),
     why=(
-        "Decay to zero means something else for logarithms: A_log → 0 makes every rate one, Δ's bias → 0 makes every "
-        "step 0.69, log_dt → 0 makes it 1. Long memories go first, because their weights are furthest from zero."
+        "A logarithm of zero is not a rate of zero: A_log → 0 makes every rate 1, Δ's bias → 0 "
+        "makes every step 0.69, log_dt → 0 makes it 1. Long memories go first: their weights are furthest from zero."
     ),
     fix=(
         "Split the parameters by name or by the tags that the model's code leaves (`_no_weight_decay` in Mamba, "
-        "`_optim` in S4) and hand two groups to the optimiser. transformers' Trainer leaves out biases and norms, "
-        "which covers dt_bias and not A_log and D."
+        "`_optim` in S4) and give the optimiser two groups. transformers' Trainer exempts biases and norms from decay: "
+        "dt_bias, but not A_log and D."
     ),
     example=(
         "athms/mad-lab issue 5 (https://github.com/athms/mad-lab/issues/5): weight decay on all parameters, A_log and "
         "D among them. state-spaces/mamba issue 798 (https://github.com/state-spaces/mamba/issues/798): "
-        "_no_weight_decay is set and nothing reads it."
+        "_no_weight_decay is set, but nothing reads it."
     ),
     thresholds={"halving": Threshold(1e6, "steps in which decay alone halves a weight; slower is a note")},
 )

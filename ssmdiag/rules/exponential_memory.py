@@ -17,7 +17,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     half_life = evidence.numbers.half_life
     if not recurrence.time_invariant or context is None or decay is None or half_life is None:
         return
-    # Half-lives of a dense state are those of its eigenvalues, which a transient growth can outlast.
+    # Half-lives of a dense state are those of its eigenvalues, which transient growth can outlast.
     exponential = decay.whole.law.value == "exponential"
     if not (exponential or _sunk(evidence.memory)) or half_life.max <= 0:
         return
@@ -37,7 +37,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 
 def _sunk(memory: LayerMemory | None) -> bool:
-    """Whether nothing above float32's rounding of the peak is left in the last bin of any kernel that was looked at."""
+    """Whether every kernel that was examined ends below float32's rounding of its peak."""
     return memory is not None and bool((memory.mean_square[:, -1] <= memory.noise[:, -1]).all())
 
 
@@ -49,17 +49,17 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     lacks=lacks_context,
-    advice="other layers must carry what is far back; `ssmdiag retrain --param best` lets this one do it too.",
+    advice="other layers must carry distant inputs; `ssmdiag retrain --param best` lets this layer do it too.",
     formula=(
-        "T·r/ln 2 > threshold, T the context and r the rate of the layer's slowest mode, where the summed energy of "
-        "the layer's kernels decays exponentially (not as a power) over the lags that can be told from noise, or by "
-        "another law or none, and every kernel ends below float32's rounding of its peak within the context. At 24 "
-        "half-lives what is left is 2⁻²⁴, float32's rounding of the present. Time-invariant layers only; a note, "
-        "because a model may want some of its layers local."
+        "T·r/ln 2 > threshold, with T the context and r the rate of the layer's slowest mode. Fires where the summed "
+        "energy of the layer's kernels decays exponentially (not as a power) over the lags above the noise; under "
+        "another law or none, where every kernel also ends below float32's rounding of its peak within the context. "
+        "After 24 half-lives 2⁻²⁴ is left, float32's rounding of the present. Time-invariant layers only; a note, "
+        "because a model may need some local layers."
     ),
     why=(
         "Stably trained exponential memory cannot follow targets that decay more slowly: the curse of memory (arXiv "
-        "2305.19190). What was at the start of the context does not reach the output of this layer at all."
+        "2305.19190). The start of the context does not reach the output of this layer at all."
     ),
     fix=(
         "Start with slower modes (dt_min/10, or an LRU ring closer to 1), spread time scales over decades so that the "

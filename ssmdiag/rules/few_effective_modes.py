@@ -9,7 +9,7 @@ from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 MANY = 128
-"""Modes above which a start is known by its middle step alone."""
+"""Modes above which only the middle step of an initialisation is computed."""
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -17,13 +17,13 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if own is None or own.effective_modes is None or own.modes is None:
         return
     median, modes = own.effective_modes.median, evidence.recurrence.modes
-    # No start has more than all of its modes and their conjugates, and where that is enough it need not be looked at.
+    # No initialisation has more than all its modes and their conjugates: where that is enough, none is computed.
     if median >= limits["share"] * 2 * modes:
         return
     initial = _effective_at_start(evidence.recurrence.family, modes, own.state_dtype)
     if initial is None:
         return
-    # Held against the poorest of the family's starts: what every healthy fresh model has.
+    # Compared with the poorest of the family's initialisations: what every healthy fresh model has.
     if median < limits["share"] * initial:
         yield Observation(
             f"{median:.2g} of {own.modes.median:.0f} modes survive a {own.state_dtype} state in the median channel; "
@@ -47,7 +47,7 @@ def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | No
     medians = []
     for start in initial_spectra(family, modes):
         layer = start.recurrence
-        # They hardly differ between channels, and each takes the cube of its modes.
+        # Channels hardly differ, and each costs the cube of its modes.
         values = noisy_capacity(select_channel(layer, layer.channels // 2) if modes > MANY else layer, state_dtype)
         own = Quantiles.of_sorted(values[~values.isnan()].sort().values)
         medians += [own.median] if own else []
@@ -61,19 +61,19 @@ RULE = Rule(
     summary="far fewer effective modes than the family starts with",
     looks_at="layer",
     examine=examine,
-    advice="see whether the modes share a time scale (SSM205); start again from the family's initialisation.",
+    advice="check whether the modes share a time scale (SSM205); start again from the family's initialisation.",
     formula=(
-        "tr((G + N)⁻¹ G) with G_ij = 1/(1 − λ̄_i λ̄_j*) and N_ii = (ε²/3) G_ii/(1 − |λ̄_i|²), the noise that rounding "
-        "the state to relative precision ε at every step leaves in it: how many of N modes a readout can tell apart "
-        "(P2, arXiv 2510.00563; README, capacity). Held against the same of the family's initialisations."
+        "tr((G + N)⁻¹ G) with G_ij = 1/(1 − λ̄_i λ̄_j*) and N_ii = (ε²/3) G_ii/(1 − |λ̄_i|²), the noise in the state "
+        "when every step rounds it to relative precision ε: how many of N modes a readout can distinguish "
+        "(P2, arXiv 2510.00563; README, capacity). Compared with the family's initialisations."
     ),
     why=(
         "N modes cost N states of memory and of compute. Modes with nearly equal decays hold nearly the same numbers: "
-        "a readout that would tell them apart amplifies the state's rounding instead."
+        "a readout that distinguishes them amplifies the state's rounding."
     ),
     fix=(
-        "Spread the decays: log 1 … log N for Mamba, another imaginary part for each mode of S4D. Where training drew "
-        "them together, freeze the recurrence or lower its learning rate, and compare: `ssmdiag retrain --freeze`."
+        "Spread the decays: log 1 … log N for Mamba, a different imaginary part for each mode of S4D. Where training "
+        "drew them together, freeze the recurrence or lower its learning rate, and compare: `ssmdiag retrain --freeze`."
     ),
     example=(
         "The Mamba that typeseg 0.2.7 ships (https://pypi.org/project/typeseg/): A_log near 0 throughout; of its 16 "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Key = tuple[str, str, str]
-"""What a finding is known again by: rule, tensor (or layer, where it has no tensor) and family."""
+"""What identifies a finding: rule, tensor (or layer, where it has no tensor) and family."""
 
 SEVERITIES = ("note", "warning", "error")
 """From least to worst."""
@@ -23,7 +23,7 @@ class Finding:
     count: int
     """How many modes, channels or values are affected."""
     value: float | None
-    """The number that was held against the threshold."""
+    """The number that was compared with the threshold."""
     threshold: float | None
     message: str
     """What was seen: a phrase that follows the name of the layer."""
@@ -36,11 +36,11 @@ class Finding:
     of: int | None = None
     """How many there are of what `count` counts."""
     baseline: str | None = None
-    """Against a baseline: `new`, `worse` or `known`; None where there was none."""
+    """Compared with a baseline: `new`, `worse` or `known`; None without a baseline."""
 
     @property
     def key(self) -> Key:
-        """What it is known again by in another checkpoint."""
+        """What identifies the finding in another checkpoint."""
         return key_of(self.code, self.layer, self.tensor, self.family)
 
     @property
@@ -50,7 +50,7 @@ class Finding:
 
 
 def key_of(code: str, layer: str | None, tensor: str | None, family: str | None) -> Key:
-    """Return what a finding of these is known again by."""
+    """Return what identifies a finding with this code, layer, tensor and family."""
     return (code, tensor if tensor is not None else layer or "", family or "")
 
 

@@ -59,7 +59,7 @@ def _change(weight: RecurrentWeight, dtype: str, most: float) -> _Change | None:
     if dtype not in ROUNDED_LIKE or error_bound(weight, dtype) < most:
         return None
     change = time_constant_error(weight, dtype)
-    # A weight on or past the boundary already is SSM101's or SSM102's, and its change says nothing of rounding.
+    # A weight on or past the boundary belongs to SSM101 or SSM102; its change says nothing about rounding.
     change = change.where(_decays(weight) & ~change.isnan(), 0.0)
     count = int((change >= most).sum())
     return _Change(weight, dtype, count, int(change.isinf().sum()), float(change.max())) if count else None
@@ -117,13 +117,13 @@ RULE = Rule(
     ),
     why=(
         "Rounding moves every weight by up to β. Under a direct map, or where λ̄ itself is stored, the slowest modes "
-        "are nearest to the boundary, and a β that is harmless to all others multiplies their time constants or makes "
-        "them grow. It is the discrete face of what P1 calls the curse of memory."
+        "are nearest to the boundary: a β that is harmless to all others multiplies their time constants or makes "
+        "them grow. It is the discrete form of what P1 calls the curse of memory."
     ),
     fix=(
         "Keep rate and step weights in float32 (they are under a hundredth of the model), quantise with a scale per "
         "channel, or reparametrise: under exp, softplus, `best` and `heavy-tail` no weight reaches the boundary, and S "
-        "is bounded for all w. A finding on a dtype the tensor is not stored in is a note."
+        "is bounded for all w. A finding about a dtype other than the stored one is a note."
     ),
     example=(
         "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in "

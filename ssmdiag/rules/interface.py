@@ -1,9 +1,9 @@
-"""The contract of a rule: what it looks at, when it speaks, and what `ssmdiag explain` says of it.
+"""The contract of a rule: what it examines, when it fires, and what `ssmdiag explain` prints about it.
 
 A rule is one module in this package (or an object under the entry point group `ssmdiag.rules`) with a
 module-level `RULE`. It must not import torch at the top: `examine` gets tensors and uses their methods.
 
-A rule fires on evidence, not on taste: it stays quiet on healthy models, trained and freshly initialised.
+A rule fires on evidence, not on taste: never on a healthy model, trained or freshly initialised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a rule saw; the layer, code and severity are filled in by who runs the rule."""
+    """What a rule saw; `Selection` adds the layer, the code and the severity."""
 
     message: str
     """A phrase that follows `layer 3: `, in lower case, with the numbers, without a full stop."""
@@ -35,17 +35,17 @@ class Observation:
     of: int | None = None
     """How many there are of them."""
     value: float | None = None
-    """The number held against the threshold; a baseline compares it."""
+    """The number compared with the threshold, and with the baseline."""
     threshold: float | None = None
     tensor: str | None = None
     """Cleaned name of the tensor at fault."""
     layer: str | None = None
-    """Path of the layer, where a rule that looks at the whole checkpoint knows it."""
+    """Path of the layer, if a rule for whole checkpoints knows it."""
     family: str | None = None
     severity: Literal["error", "warning", "note"] | None = None
-    """In place of the rule's own, where the evidence is weaker or stronger."""
+    """Replaces the rule's severity, where the evidence is weaker or stronger."""
     advice: str | None = None
-    """In place of the rule's own."""
+    """Replaces the rule's advice."""
 
 
 Limits = Mapping[str, float]
@@ -74,7 +74,7 @@ def lacks_optimizer(evidence: CheckpointEvidence) -> str | None:
 
 @dataclass(frozen=True)
 class Rule:
-    """One check: its code, when it speaks, and its page in `ssmdiag explain`."""
+    """One check: its code, when it fires, and its page in `ssmdiag explain`."""
 
     code: str
     """SSM and three digits: 1 stability, 2 memory, 3 precision, 4 integrity and initialisation, 5 training state."""
@@ -98,12 +98,12 @@ class Rule:
     """A public case, with its address."""
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     worse: Literal["higher", "lower"] = "higher"
-    """Which way `value` gets worse: a baseline lets a finding pass that has not got worse."""
+    """The direction in which `value` gets worse: a finding in the baseline fails only when it has got worse."""
     lacks: Callable[[CheckpointEvidence], str | None] = lacks_nothing
-    """What the checkpoint would need to hold for the rule to judge it, as a phrase; None where it holds that."""
+    """Return what the checkpoint lacks for the rule to judge it, as a phrase, or None."""
     origin: float = 0.0
-    """What `value` is where all is well, such as 1 for a spectral radius: a baseline allows a tenth of the way from
-    there to the value it has on file."""
+    """The `value` of a healthy layer, such as 1 for a spectral radius: a baseline allows a tenth of the way from
+    there to the value it holds."""
 
     @property
     def limits(self) -> dict[str, float]:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 NAMES = ("A_log", "A_b_log", "A_log_b", "A_logs", "A_log.0")
 HIGHEST = math.log(math.log(16) + 1)
-"""Nothing of an A that began in [0, 16] and was trained to e times as much lies above it after two logarithms."""
+"""Upper bound after two logarithms: of an A that began in [0, 16] and grew e times in training."""
 FEWEST = 8
 FEWEST_TRAINED = 128
-"""Rates whose distribution is known well enough where training has moved them."""
+"""Fewest rates from which a distribution that training has moved is still recognised."""
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -43,7 +43,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 
 def _examine_rows(layer: Layer, name: str, values: Tensor, most: float) -> Iterator[Observation]:
-    """Look for log log n where log n was due, the first mode at −∞ or far below the second."""
+    """Look for log log n in place of log n, with the first mode at −∞ or far below the second."""
     local = name.removeprefix(f"{layer.path}.")
     index = (values.new_ones(values.shape[1]).cumsum(0))[1:]
     usual = values[:, 1:].nanmedian(0).values
@@ -87,9 +87,9 @@ def _examine_scalars(found: list[tuple[Layer, str, Tensor]], limits: Limits) -> 
     evidence = (
         f"{lost:,} of {pooled.numel():,} are NaN or −∞ and none is above {float(finite.max()):.2f}"
         if lost
-        else f"taken twice to its exponential it is uniform in [1, 16] (p = {chance:.2g})"
+        else f"exp(exp(w)) is uniform in [1, 16] (p = {chance:.2g})"
         if fresh
-        else f"taken twice to its exponential it is within {away:.2g} of uniform in [1, 16], as a trained A may be"
+        else f"exp(exp(w)) is within {away:.2g} of uniform in [1, 16], as a trained A may be"
     )
     for layer, name, values in found:
         local = name.removeprefix(f"{layer.path}.")
@@ -125,7 +125,7 @@ RULE = Rule(
         "with A = 1 for ever, and one with A below 1 is NaN, which spreads to every output."
     ),
     fix=(
-        "Load the original file and check A_log in memory against it. In transformers 5 an `_init_weights` that "
+        "Load the original file and compare A_log in memory with it. In transformers 5 an `_init_weights` that "
         "computes log(A) in place runs again on loaded weights unless they are flagged as initialised."
     ),
     example=(
@@ -134,7 +134,7 @@ RULE = Rule(
     ),
     thresholds={
         "distance": Threshold(0.2, "median distance of the modes from log log n"),
-        "p_value": Threshold(0.05, "chance under which exp(exp(w)) is not uniform in [1, 16]"),
+        "p_value": Threshold(0.05, "p-value below which exp(exp(w)) is not uniform in [1, 16]"),
         "from_uniform": Threshold(0.1, "largest distance from uniform (Kolmogorov–Smirnov) at which it nearly is"),
     },
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import RecurrentWeight
 
 SIXTEEN_BITS = ("bfloat16", "float16", "complex32")
-"""Eight bits are SSM303's."""
+"""SSM303 covers eight bits."""
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -56,7 +56,7 @@ RULE = Rule(
     summary="rates or steps stored with fewer bits than float32",
     looks_at="layer",
     examine=examine,
-    advice="keep these tensors in float32 through training, casting and conversion; they are a sliver of the file.",
+    advice="keep these tensors in float32 through training, casting and conversion; they are a tiny part of the file.",
     formula=(
         "max and median over the modes of S(w, β) with β half a unit in the last place of the stored dtype at w: the "
         "relative error of the time constant that rounding may have made (P1, arXiv 2311.14495, Definition 3.4). For "
@@ -64,11 +64,11 @@ RULE = Rule(
     ),
     why=(
         "The error is the same sign at every step and adds up over the context: 1 % of a time constant is 1 % of the "
-        "exponent. Trained on in 16 bits, a weight also stops moving once a step of the optimiser is less than half a "
-        "unit in its last place. A decay stored as such is worse by far: in bfloat16 every λ̄ above 0.998 is 1."
+        "exponent. In further 16-bit training, a weight also stops moving once an optimiser step is less than half a "
+        "unit in its last place. Storing the decay itself is far worse: in bfloat16 every λ̄ above 0.998 is 1."
     ),
     fix=(
-        "Exempt A_log, dt_bias and their kin from casts (`_keep_in_fp32_modules` in transformers, a float32 holder "
+        "Exempt A_log, dt_bias and the like from casts (`_keep_in_fp32_modules` in transformers, a float32 holder "
         "under FSDP mixed precision) and write them in float32. What was rounded is lost: convert again from the "
         "checkpoint that has it. An error where the decay itself is stored, or where time constants move by more than "
         "a tenth."

@@ -36,14 +36,14 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     lacks=lacks_context,
-    advice="a larger step Δ would spend it within the context: `ssmdiag capacity --for-length`.",
+    advice="a larger step Δ brings it into the context: `ssmdiag capacity --for-length`.",
     formula=(
         "Σ_{τ<T} MF(τ) < share · N, where MF(τ) is how well a linear readout of the state rebuilds the input τ steps "
         "ago and Σ_τ MF(τ) = N over all lags (P2, arXiv 2510.00563)."
     ),
     why=(
-        "Length is bought with accuracy: the N units of memory a channel has are spread over the lags it reaches. What "
-        "is spent on lags no sequence has is missing at those it has."
+        "Length costs accuracy: the N units of memory of a channel are spread over the lags it reaches. Those spent on "
+        "lags beyond every sequence are missing at the lags within it."
     ),
     fix=(
         "Scale the range of Δ: `ssmdiag capacity --layer N --for-length T` gives the range in closed form. Harmless "

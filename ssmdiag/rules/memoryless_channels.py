@@ -31,7 +31,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         value=fast / total,
         threshold=limits["share"],
         tensor=next((weight.name for weight in evidence.weights("rate")), None),
-        # What the input opens or shuts is not in the weights: there this is a remark.
+        # How far the input opens the gates is not in the weights: for selective layers this is a note.
         severity=None if recurrence.time_invariant else "note",
     )
 
@@ -43,7 +43,7 @@ RULE = Rule(
     summary="most of a layer's channels forget within one step",
     looks_at="layer",
     examine=examine,
-    advice="look at Δ and A of this layer: is Δ where it was meant to start, and A not multiplied or logged twice?",
+    advice="check Δ and A of this layer: is Δ in its usual range, and was A scaled, or its logarithm applied twice?",
     formula=(
         "A channel is memoryless where its slowest mode has a half-life ln 2 / r under one step. Fires where their "
         "share of the layer reaches the threshold; for a state shared by all inputs (S5, LRU) modes are counted. "
@@ -51,8 +51,8 @@ RULE = Rule(
         "up to 54 % of its channels start like that by design."
     ),
     why=(
-        "Such a channel is a multiplication by a constant with extra cost. A layer of them is a pointwise map: all "
-        "that the model knows of the past must come from elsewhere."
+        "Such a channel multiplies by a constant, at extra cost. A layer of them is a pointwise map: everything that "
+        "the model knows of the past must come from other layers."
     ),
     fix=(
         "Check Δ against the initialisation (SSM404) and A against log 1 … log N; a Δ of 1 instead of 0.01 is enough. "

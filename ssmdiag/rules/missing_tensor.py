@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
 
 SKIPS = frozenset({"D", "Ds", "D_b", "ssm_d"})
-"""Mamba-1's skip under the names in use; Mamba-2 is not recognised without its own."""
+"""Names of Mamba-1's skip; a Mamba-2 layer without its skip is not recognised at all."""
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -34,7 +34,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 
 def _examine_alike(evidence: CheckpointEvidence, layers: list[Layer]) -> Iterator[Observation]:
-    """Compare layers of one spelling by what stands in each: `D`, `conv1d`, `in_proj`, packed or not."""
+    """Compare layers of one spelling by the parts each has: `D`, `conv1d`, `in_proj`, packed or not."""
     parts = {layer.path: _parts(layer, evidence.names_by_layer[layer.path]) for layer in layers}
     counts = Counter(part for found in parts.values() for part in found)
     for layer in layers:
@@ -67,7 +67,7 @@ def _parts(layer: Layer, names: tuple[str, ...]) -> set[str]:
     """Return the first element of each local name: quantised weights have other endings."""
     prefix = len(layer.path) + 1 if layer.path else 0
     parts = {name[prefix:].partition(".")[0] for name in names}
-    # GGUF has no module for the mixer: beside it in the block stands what may differ from layer to layer.
+    # GGUF has no module for the mixer: the rest of its block may differ from layer to layer.
     return {part for part in parts if part.startswith("ssm_")} or parts
 
 
@@ -84,13 +84,13 @@ RULE = Rule(
     examine=examine,
     advice="convert or save the file again: whoever loads it fills the gap with a fresh or an uninitialised tensor.",
     formula=(
-        "A module that holds the telltale of a family found elsewhere in the file, or all but that, and not the rest; "
+        "A module that has only the telltale tensor of a family found elsewhere in the file, or everything except it; "
         "or a layer of a selective family that lacks a part (D, conv1d, in_proj …) which at least two and more "
         "than half of the layers like it have. A Mamba-1 without any D is a warning."
     ),
     why=(
-        "Loaders that are not strict leave a missing tensor at its initial value, or at whatever the memory held. "
-        "The model runs, and answers with noise."
+        "Loaders that are not strict leave a missing tensor at its initial value, or at uninitialised memory. "
+        "The model runs and returns noise."
     ),
     fix=(
         "Find the tensor in the source of the conversion under another name, add it to the converter's table, and load "

@@ -1,4 +1,4 @@
-"""SSM202: a whole layer keeps everything it was ever given within the context."""
+"""SSM202: a whole layer forgets nothing within the context."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
 
 SHORTEST = 8
-"""Steps of context under which flat and slow cannot be told apart."""
+"""Steps of context below which a flat kernel and a slow one look alike."""
 
 CONSERVATIVE = "imex"
 """LinOSS's discretisation without any decay, |λ̄| = 1 by design."""
@@ -55,7 +55,7 @@ def _kept_by_kernels(evidence: LayerEvidence) -> float | None:
 
 
 def _kept_by_modes(evidence: LayerEvidence) -> float | None:
-    """Return the same for a kernel e^{−rt} with r the rate of the fastest mode, where no kernel was looked at."""
+    """Return the same for a kernel e^{−rt} with r the rate of the fastest mode, where no kernel was computed."""
     rate, context = evidence.recurrence.rate, evidence.context
     if context is None or context < SHORTEST or not bool((rate >= 0).all()):
         return None
@@ -83,7 +83,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     lacks=lacks_context,
-    advice="see how its rates moved over training (`ssmdiag compare`); give the recurrence a smaller learning rate.",
+    advice="trace its rates over training (`ssmdiag compare`); give the recurrence a smaller learning rate.",
     formula=(
         "mean of K_t² over T/2 ≤ t < T, divided by its mean over 0 ≤ t < T, at least the threshold in every channel: 1 "
         "for a flat kernel, 0.95 for e^{−rt} with rT = 0.1. Where B and C depend on the input, K is the "

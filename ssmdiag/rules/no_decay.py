@@ -66,7 +66,7 @@ def _how_exactly(exactly: int, never: int) -> str:
 
 
 def _by_design(evidence: LayerEvidence) -> bool:
-    """Whether nothing decays because the model is made so: fixed decays, oscillators that conserve energy."""
+    """Whether nothing decays by design: fixed decays, oscillators that conserve energy."""
     chosen = {assumption.option: assumption.value for assumption in evidence.recurrence.assumptions}
     family = evidence.layer.family
     return "fixed decay" in family.traits or (family.name == "linoss" and chosen.get("discretization") == "imex")
@@ -97,16 +97,16 @@ RULE = Rule(
     ),
     why=(
         "Such a mode is a sum of all inputs so far: it cannot tell old from new, and its state grows with the length "
-        "of the sequence, so inputs longer than those of training lead where the model never was. Under an exponential "
-        "map its gradient is as small as its rate, and it does not come back by itself."
+        "of the sequence: longer inputs than those of training drive the model into states it has never seen. Under an "
+        "exponential map its gradient is as small as its rate, and it does not come back by itself."
     ),
     fix=(
         "Initialise Δ so that the slowest time constants are about the context, not a multiple of it (S4: Δ_min about "
-        "1/T); exempt the decay's weights from whatever pushes them there, and look at `ssmdiag compare` for the step "
-        "at which they left. A clamp on the rate stops the drift, but a mode on the clamp has no gradient at all "
+        "1/T). Exempt the decay's weights from what pushes them there; `ssmdiag compare` shows the step at which they "
+        "left. A clamp on the rate stops the drift, but a mode on the clamp has no gradient at all "
         "(SSM103); `best` and `heavy-tail` have neither fault. Conservative models (LinOSS-IMEX) and fixed decays "
-        "(RetNet, lightning attention) are made so and are left out; of selective models this is said at the gates' "
-        "bias, as a note, unless the rate itself is too small for any Δ up to 1."
+        "(RetNet, lightning attention) do not decay by design and are left out. Selective models are read at the "
+        "gates' bias and get a note, unless the rate itself is too small for any Δ up to 1."
     ),
     example=(
         "state-spaces/mamba PR 996 (https://github.com/state-spaces/mamba/pull/996): A_log drifts to −∞ and turns the "

@@ -38,9 +38,9 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 
 MOST_BYTES = 200_000
-"""Larger tensors (projections) are not read for this: a check reads the recurrence, not the model."""
+"""Larger tensors (projections) are not read: a check reads the recurrence, not the whole model."""
 MOST_OWN_BYTES = 1_000_000
-"""The same for tensors that the family names: B and C of wide layers among them."""
+"""The same for tensors that the family reads, such as B and C of wide layers."""
 
 RULE = Rule(
     code="SSM401",
@@ -49,7 +49,7 @@ RULE = Rule(
     summary="NaN or infinity in a recurrent layer's tensors",
     looks_at="layer",
     examine=examine,
-    advice="find the last checkpoint without it; the step after that is where to look.",
+    advice="find the last checkpoint without it and look at the step after it.",
     formula="any value w of a recurrent layer's tensors with w ∉ ℝ.",
     why="One such weight makes every output that its channel reaches NaN, and the next gradient step spreads it.",
     fix=(

@@ -1,4 +1,4 @@
-"""SSM304: what the input steers the memory through is quantised or packed."""
+"""SSM304: projections or convolutions that steer the memory are quantised or packed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     unread = {id(layer) for layer, _ in evidence.unread}
     for layer in evidence.recognition.layers:
         if id(layer) in unread or layer.family.steering is None:
-            continue  # SSM303 says what keeps a layer from being read
+            continue  # SSM303 reports layers that cannot be read
         packed = {weight: dtype for weight, dtype in _packed(layer).items() if layer.full_name(weight) not in read}
         convolutions = [weight for weight in packed if _is_convolution(layer, weight)]
         projections = [weight for weight in packed if weight not in convolutions]
@@ -49,7 +49,7 @@ def _observation(layer: Layer, weights: list[str], packed: dict[str, str], why: 
 
 
 def _packed(layer: Layer) -> dict[str, str]:
-    """Return local name → stored type of each weight that steers the layer and is no plain matrix of numbers."""
+    """Return local name → stored type of each quantised or packed weight that steers the layer."""
     assert layer.family.steering is not None
     found: dict[str, str] = {}
     for steering in layer.family.steering(layer):
@@ -79,9 +79,10 @@ RULE = Rule(
     examine=examine,
     advice="leave conv1d out when quantising: it is smaller than its scales save.",
     formula=(
-        "A tensor that a selective family's decays, B or C go through (dt_proj, x_proj, in_proj, gates, conv1d: those "
-        "of `compare --strict`) has an integer, float8, float4 or block type, or is stored as codes with scales beside "
-        "them (bitsandbytes, GPTQ, AWQ, compressed-tensors, GGUF). A warning for a convolution, a note for the others."
+        "A tensor that a selective family computes its decays, B or C with (dt_proj, x_proj, in_proj, gates, conv1d: "
+        "those of `compare --strict`) has an integer, float8, float4 or block type, or is stored as codes with scales "
+        "beside them (bitsandbytes, GPTQ, AWQ, compressed-tensors, GGUF). A warning for a convolution, a note for the "
+        "others."
     ),
     why=(
         "The decay of a token is softplus of a projection of it, so rounding the projection moves every token's decay. "
@@ -90,7 +91,7 @@ RULE = Rule(
     ),
     fix=(
         "Exclude conv1d, dt_proj and x_proj from quantisation (modules_to_not_convert and the like); they are under a "
-        "hundredth of the model. Then hold the two models' outputs against each other on long text."
+        "hundredth of the model. Then compare the two models' outputs on long text."
     ),
     example=(
         "llama.cpp's converter (https://github.com/ggml-org/llama.cpp) keeps ssm_conv1d, ssm_a, ssm_d and Δ's bias in "

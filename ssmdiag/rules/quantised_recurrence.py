@@ -22,13 +22,13 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 
 def _unread(layer: Layer, error: LayerError) -> list[str]:
-    """Return the tensors that are codes or scaled, if it is for one of them that the layer could not be read."""
+    """Return a layer's quantised tensors, if one of them kept the layer from being read."""
     names = [name for name in layer.names.values() if _is_quantised(layer.checkpoint[name].dtype)]
     return names if any(name in error.seen for name in names) else []
 
 
 def _coarse(layer: Layer, read: set[str]) -> list[str]:
-    """Return the tensors of a layer that was read which have eight bits or fewer."""
+    """Return which tensors of a layer that was read have eight bits or fewer."""
     return [
         name for name in layer.names.values() if name in read and layer.checkpoint[name].dtype.startswith(EIGHT_BITS)
     ]
@@ -42,7 +42,7 @@ def _observation(layer: Layer, names: list[str], error: LayerError | None) -> Ob
     several = f" and {len(names) - 1} more of its tensors" if len(names) > 1 else ""
     dtype = layer.checkpoint[names[0]].dtype
     if error is not None:
-        message = f"{names[0]}{several} {'are' if several else 'is'} quantised ({dtype}), so its memory cannot be told"
+        message = f"{names[0]}{several} {'are' if several else 'is'} quantised ({dtype}), so its memory cannot be read"
     else:
         message = f"{names[0]}{several} {'have' if several else 'has'} eight bits or fewer ({dtype})"
     return Observation(
@@ -64,7 +64,7 @@ RULE = Rule(
     summary="quantised or packed tensors in a recurrence",
     looks_at="checkpoint",
     examine=examine,
-    advice="leave the recurrence out when quantising: it is a sliver of the model and carries all of its memory.",
+    advice="leave the recurrence out when quantising: it is a tiny part of the model and carries all of its memory.",
     formula=(
         "a tensor that the recurrence is read from has an integer dtype (int8, uint8, packed int4), or float8 or "
         "float4, with scales beside it or without."
@@ -76,8 +76,8 @@ RULE = Rule(
     ),
     fix=(
         "Exclude A, Δ's bias and the step's projection from quantisation (modules_to_not_convert and the like), and "
-        "convert again from the full checkpoint. ssmdiag does not undo quantisation: give it the checkpoint it came "
-        "from."
+        "convert again from the full checkpoint. ssmdiag does not undo quantisation: give it the original "
+        "checkpoint."
     ),
     example=(
         "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in "

@@ -21,9 +21,9 @@ BIASES = (
     *("dt_bias", "dt_proj.bias", "dt_proj_b.bias", "dt_proj.0.bias"),
     *("dt_projs_bias", "dt_proj_bias", "Dense_2.bias", "ssm_dt.bias"),
 )
-"""Biases behind a softplus, under the local names of Mamba and its kin."""
+"""Local names of the bias of Δ behind a softplus, in Mamba and similar families."""
 BY_CHANCE = 12.0
-"""−log of the probability under which a number of layers is no chance."""
+"""−log of the probability below which a number of layers is not chance."""
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -38,7 +38,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 
 def _some_layers(draws: list[_Draw], distance: float, limits: Limits) -> Iterator[Observation]:
-    """Look for layers without a value outside, where the share of all values that is outside demands many."""
+    """Look for layers with no value outside the range where the share of all values outside predicts many."""
     values, outside = sum(len(draw.position) for draw in draws), sum(draw.outside for draw in draws)
     inside = [draw for draw in draws if not draw.outside]
     for draw in inside:
@@ -62,7 +62,7 @@ def _some_layers(draws: list[_Draw], distance: float, limits: Limits) -> Iterato
 
 
 def _too_many(inside: list[_Draw], draws: list[_Draw], share: float) -> bool:
-    """Whether so many layers without a value outside are no chance, even if each had moved half as far as all did.
+    """Whether so many layers with no value outside are not chance, even if each moved half as far as all did.
 
     The number of such layers is a sum of independent trials: Chernoff's bound, e^{−n KL(k/n, mean chance)}.
     """
@@ -75,7 +75,7 @@ def _too_many(inside: list[_Draw], draws: list[_Draw], share: float) -> bool:
 
 
 def _all_layers(draws: list[_Draw], distance: float, limits: Limits, which: str = "") -> Iterator[Observation]:
-    """Look at all layers together, as far as the norms say that they should have moved."""
+    """Look at all layers together: the norms say how far they should have moved."""
     import torch
 
     values = sum(len(draw.position) for draw in draws)
@@ -162,20 +162,20 @@ RULE = Rule(
     advice="compare the tensor with the file it was converted or loaded from: an initialiser may have run after it.",
     formula=(
         "Fresh: log softplus(b) uniform in [log Δ_min, log Δ_max], with hard ends. Moved by a normal σ, a share "
-        "2σ/(√(2π) log(Δ_max/Δ_min)) of the values is outside. σ is taken as `movement` times the spread that the "
+        "2σ/(√(2π) log(Δ_max/Δ_min)) of the values is outside. σ is assumed to be `movement` times the spread that the "
         "norms have gained; in our own trainings b moved one to three times as far as the norms. Fires where that "
-        "would have put at least `expected` values outside, none is, and Kolmogorov–Smirnov does not reject the "
-        "uniform distribution: by chance e^−expected. Values of all layers together; where some have left the range, "
-        "layers without a value outside against the share that the others have there."
+        "predicts at least `expected` values outside, none is, and Kolmogorov–Smirnov does not reject the uniform "
+        "distribution; the probability of that by chance is e^−expected. The values of all layers are pooled. Where "
+        "some have left the range, layers with no value outside are compared with the share outside in the others."
     ),
     why=(
-        "The step decides how long each channel remembers. Redrawn at random, every channel keeps what it writes and "
-        "reads but for another time: the text turns to filler, and no shape or dtype is wrong."
+        "The step decides how long each channel remembers. After a random redraw every channel writes and reads what "
+        "it did before, but holds it for another time: the text turns to filler, and no shape or dtype is wrong."
     ),
     fix=(
-        "Load the file again and compare tensors name by name, in memory against on disk, for dt_bias and out_proj "
-        "above all. Where the bias really was left out of training (frozen, or in no parameter group), say so to "
-        "the configuration by ignoring this rule."
+        "Load the file again and compare the tensors in memory with those on disk, name by name, dt_bias and out_proj "
+        "above all. Where the bias really was left out of training (frozen, or in no parameter group), ignore this "
+        "rule in the configuration."
     ),
     example=(
         "transformers PR 45591 (https://github.com/huggingface/transformers/pull/45591): Nemotron-H's dt_bias and "
@@ -183,7 +183,7 @@ RULE = Rule(
     ),
     thresholds={
         "movement": Threshold(1 / 3, "how far b moves for each unit by which the norms have spread"),
-        "expected": Threshold(14.0, "values that ought to lie outside the range for their absence to be evidence"),
-        "p_value": Threshold(0.001, "chance under which the values are no uniform draw"),
+        "expected": Threshold(14.0, "expected values outside the range from which their absence is evidence"),
+        "p_value": Threshold(0.001, "p-value below which the values are not a uniform draw"),
     },
 )

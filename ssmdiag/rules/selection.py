@@ -20,18 +20,18 @@ class Selection:
 
     rules: tuple[Rule, ...]
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Thresholds by code, all of them."""
+    """All thresholds, by code."""
     layer_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Codes left out, by glob pattern of the layer's path."""
 
     def examine_layer(self, evidence: LayerEvidence, problems: list[str]) -> Iterator[Finding]:
-        """Yield what the rules on layers find in one; a rule that fails on it is named in `problems`."""
+        """Yield what the layer rules find in one layer; `problems` names each rule that fails on it."""
         recurrence = evidence.recurrence
         for rule, seen in self._observations("layer", evidence, recurrence.layer, problems):
             yield from self._found(rule, seen, recurrence.layer, recurrence.family)
 
     def examine_checkpoint(self, evidence: CheckpointEvidence, problems: list[str]) -> Iterator[Finding]:
-        """Yield what the rules on whole checkpoints find; a rule that fails is named in `problems`."""
+        """Yield what the checkpoint rules find; `problems` names each rule that fails."""
         for rule, seen in self._observations("checkpoint", evidence, evidence.checkpoint.path.name, problems):
             yield from self._found(rule, seen, seen.layer, seen.family)
 
@@ -104,7 +104,7 @@ def select_rules(
 
 
 def codes_of(keys: Iterable[str]) -> set[str]:
-    """Return the codes that codes, prefixes and names stand for. Raises ConfigurationError for what is no rule."""
+    """Return the codes of rules given by code, prefix or name. Raises ConfigurationError for an unknown rule."""
     found: set[str] = set()
     for key in keys:
         codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(key.upper())}

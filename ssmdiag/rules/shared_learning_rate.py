@@ -1,4 +1,4 @@
-"""SSM502: the recurrence learns as fast as everything else, against its own code."""
+"""SSM502: the recurrence has the learning rate of the other weights, though its code asks for a smaller one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
     try:
         groups = evidence.checkpoint.optimizer_groups
-    except CheckpointError:  # SSM501 says so
+    except CheckpointError:  # SSM501 reports it
         return
     recurrent = {
         layer.path: [
@@ -27,12 +27,12 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     for group in groups:
         rate = group.initial_learning_rate or group.learning_rate or 0.0
         everything = len(groups) == 1 and group.count >= len(slow)
-        told = set(group.parameters or ())
-        shared = told - slow or (everything and group.count > len(slow))
+        named = set(group.parameters or ())
+        shared = named - slow or (everything and group.count > len(slow))
         if rate <= limits["rate"] * (1 + 1e-6) or not shared:
             continue
         for path, names in recurrent.items():
-            held = [name for name in names if name in told or everything]
+            held = [name for name in names if name in named or everything]
             if held:
                 local = [name.removeprefix(f"{path}.") for name in held]
                 yield Observation(
@@ -71,8 +71,8 @@ RULE = Rule(
         "with min(lr, 0.001) and no weight decay; S5 and LRU train them with a smaller rate and a second optimiser."
     ),
     why=(
-        "A step of η in log Δ or log A changes every time constant by a factor e^η at once. At rates that suit "
-        "projections, time scales jump, modes reach the stability boundary, and losses turn to NaN."
+        "A step of η in log Δ or log A changes every time constant by a factor e^η at once. At learning rates that "
+        "suit projections, time scales jump, modes reach the stability boundary, and the loss becomes NaN."
     ),
     fix=(
         "Collect parameters with an `_optim` attribute into groups of their own, as example.py of state-spaces/s4 "

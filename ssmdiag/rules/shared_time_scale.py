@@ -21,7 +21,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     rate, frequency = recurrence.rate, recurrence.frequency
     finite = (rate.isfinite() & frequency.isfinite()).all(1)
     spread = _spread(rate, rate)[finite]
-    # Modes of one rate are a Fourier basis where their frequencies differ: S4D starts like that.
+    # Modes of one rate and different frequencies are a Fourier basis: S4D starts with one.
     if bool((frequency != 0).any()):
         spread = spread.maximum(_spread(frequency, frequency.abs())[finite])
     narrow = int((spread < limits["spread"]).sum())
@@ -55,7 +55,7 @@ RULE = Rule(
     summary="the modes of a channel share one time scale",
     looks_at="layer",
     examine=examine,
-    advice="start A at log 1 … log N (S4D-Real) or another spread of time scales; see that no wrapper resets it.",
+    advice="start A at log 1 … log N (S4D-Real) or another spread of time scales; check that no wrapper resets it.",
     formula=(
         "Per channel s = max(σ(r)/mean(r), σ(ω)/mean|ω|) over its modes, r the rates and ω the frequencies; real modes "
         "have the first alone. Fires where s is below the threshold in most channels of a layer with four modes or "
@@ -65,12 +65,12 @@ RULE = Rule(
     why=(
         "N exponentials of one rate span one dimension, not N: the state costs N times what it holds. In exact "
         "arithmetic nearly equal rates can still tell N lags apart, but with huge coefficients that cancel, which "
-        "16-bit arithmetic does not carry."
+        "16-bit arithmetic cannot represent."
     ),
     fix=(
         "Initialise A_log to log 1 … log N (or A to the spectrum of HiPPO) and keep weight decay off it, which pulls "
-        "every A_log towards 0 and so every rate to 1. In a trained model the modes will not part by themselves: they "
-        "receive nearly the same gradient. Retrain, or prune the state to what it spans."
+        "every A_log towards 0 and so every rate to 1. In a trained model the modes do not separate by themselves: "
+        "they receive nearly the same gradient. Retrain, or prune the state to the dimensions it spans."
     ),
     example=(
         "The trained Mamba inside typeseg 0.2.7 (https://pypi.org/project/typeseg/) has 16 modes a channel within "

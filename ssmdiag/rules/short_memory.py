@@ -1,4 +1,4 @@
-"""SSM201: what all layers remember together is far less than the context."""
+"""SSM201: all layers together remember far less than the context."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ATTENTION = re.compile(
     r"(?:^|\.)(?:q_proj|query|query_key_value|qkv|qkv_proj|Wqkv|c_attn|in_proj_weight|q_a_proj|wq)(?:\.weight)?$"
 )
-"""Projections to queries; outside a recurrent layer they are attention's."""
+"""Query projections; outside a recurrent layer they mean attention."""
 
 TO_ONE_PERCENT = math.log(100) / 2
 """Time constants until a mode has spent 99 % of its energy."""
@@ -50,9 +50,9 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 
 def _horizon(layer: LayerDiagnosis) -> float:
-    """Return the longest horizon of a layer's channels, that of its slowest mode where it was not looked for.
+    """Return the longest horizon of a layer's channels; that of its slowest mode where horizons were not computed.
 
-    A layer that was looked at and has none is zero, not finite or cancelled: how far it reaches is not known.
+    A layer with horizons computed but none found is zero, not finite or cancelled: its reach is unknown.
     """
     if layer.horizon is not None:
         return layer.horizon.max
@@ -62,7 +62,7 @@ def _horizon(layer: LayerDiagnosis) -> float:
 
 
 def _is_not_all(evidence: CheckpointEvidence) -> bool:
-    """Whether more than the rates carries memory: queries that stand in no recurrent layer, or gates alone."""
+    """Whether the rates are not all that carries memory: attention beside the layers, or gates without bias."""
     if any({"attention inside", "gates without bias"} & layer.family.traits for layer in evidence.recognition.layers):
         return True
     own = {name for names in evidence.names_by_layer.values() for name in names}
@@ -85,12 +85,12 @@ RULE = Rule(
         "out; selective ones are read with their gates at the bias, and the finding is a note."
     ),
     why=(
-        "Nothing at the start of the context can reach the end, whatever was learnt: tokens beyond the reach cost time "
-        "and change nothing, and scores stop improving with longer inputs."
+        "The start of the context cannot influence its end, whatever the model has learnt: tokens beyond the reach "
+        "cost time and change nothing, and scores stop improving with longer inputs."
     ),
     fix=(
-        "Retrain with dt_min below 1/T (S4 and its kin), an LRU ring with 1 − r_max under 1/T, or larger forget "
-        "biases. Training alone hardly lengthens memory (arXiv 2510.00563): start long."
+        "Retrain with dt_min below 1/T (S4 and its descendants), an LRU ring with 1 − r_max under 1/T, or larger "
+        "forget biases. Training alone hardly lengthens memory (arXiv 2510.00563): start long."
     ),
     example=(
         "state-spaces/mamba issue 7 (https://github.com/state-spaces/mamba/issues/7): models trained at 2k are good to "

@@ -43,12 +43,12 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
                 threshold=0.0,
                 tensor=name,
                 severity="warning",
-                advice="look whether the converter or a sparse save dropped it; no published model starts D at 0.",
+                advice="check whether the converter or a sparse save dropped it; no published model starts D at 0.",
             )
 
 
 def _skips(evidence: CheckpointEvidence, path: str) -> list[str]:
-    """Return the skips of a layer; those of S4's kernels stand one or two levels above, beside the kernel."""
+    """Return the skips of a layer; those of S4 are one or two levels above, beside the kernel."""
     prefix = f"{path}." if path else ""
     found = [name for name in evidence.names_by_layer[path] if SKIP.fullmatch(name.removeprefix(prefix))]
     while path.endswith("kernel") and not found:

@@ -1,4 +1,4 @@
-"""SSM105: slow modes whose weight the loss is far too steep in."""
+"""SSM105: slow modes at which the loss is far too steep in their weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import RecurrentWeight
 
 STEEPEST_RELATIVE = 2.0
-"""Largest |f′|/f of any map that S bounds (best, far from 0): there the scale is at most twice the time constant."""
+"""Largest |f′|/f of any map with bounded S (best, far from 0): the scale is at most twice the time constant."""
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -55,7 +55,7 @@ def _alternatives() -> Iterator[StableMap]:
 
 
 def _gentle(evidence: LayerEvidence, weight: RecurrentWeight, most: float) -> bool:
-    """Whether the time constants alone rule a steep gradient out."""
+    """Whether the time constants alone rule out a steep gradient."""
     numbers = evidence.numbers
     if numbers.rate is None:
         return True
@@ -72,7 +72,7 @@ def _share_in_context(rate: Tensor, context: int | None) -> Tensor | float:
 
 
 def _relative_slope(evidence: LayerEvidence, weight: RecurrentWeight, rate: Tensor, where: Tensor) -> Tensor:
-    """Return |∂ log r/∂w| at the stored weights behind some rates, which are found by their magnitude."""
+    """Return |∂ log r/∂w| at the stored weights of some rates; weights are found by the size of their rate."""
     import torch
 
     map = find_map(weight.map)
@@ -110,12 +110,12 @@ RULE = Rule(
     summary="slow modes at which the gradient of their weight explodes",
     looks_at="layer",
     examine=examine,
-    advice="lower this weight's learning rate before training on, or train on under best or heavy-tail.",
+    advice="lower this weight's learning rate before further training, or use the map best or heavy-tail.",
     formula=(
         "|∂λ̄/∂w|/(1 − |λ̄|)² over the slowest 1 % of modes, P1 (arXiv 2311.14495, Theorem 3.6) in discrete form: τ |∂ "
         "log r/∂w|, τ = 1/r in steps. It is τ under exp, at most τ under softplus and sigmoid, τ²Δ under direct, 2√(τ "
-        "− 1/2) under best, 1 under heavy-tail. Where the context T is known, only what T steps see of it: times 1 − "
-        "(1 + T/τ) e^{−T/τ}."
+        "− 1/2) under best, 1 under heavy-tail. Where the context T is known, it is multiplied by the share that T "
+        "steps see, 1 − (1 + T/τ) e^{−T/τ}."
     ),
     why=(
         "The loss moves with a weight at most in proportion to this number. Where it is large for the slow modes and "
@@ -123,7 +123,7 @@ RULE = Rule(
         "ones across the boundary or far back, and the loss explodes."
     ),
     fix=(
-        "Train the recurrence on with a smaller learning rate than the rest, clip its gradient by itself, or "
+        "Give the recurrence a smaller learning rate than the rest, clip its gradient separately, or "
         "reparametrise: `ssmdiag retrain --param best` compares the maps on the same seeds. Selective models get a "
         "note: their time constants move with the input, and this is their value at the gates' bias."
     ),

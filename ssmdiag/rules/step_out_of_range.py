@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEWEST = 4
-"""Fewer steps than this may lie anywhere."""
+"""Fewer steps than this are not judged."""
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -70,11 +70,11 @@ RULE = Rule(
     examine=examine,
     advice="was the initialisation of Δ applied? Check what the file was made from before training on.",
     formula=(
-        "Δ = softplus(b) (Mamba and its kin) or exp(b) (S4, S5, DSS). Fires where all Δ of a layer are equal, or all "
+        "Δ = softplus(b) (Mamba and the like) or exp(b) (S4, S5, DSS). Fires where all Δ of a layer are equal, or all "
         "lie on one side of [Δ_min, Δ_max] and the standard deviation of log Δ is below the threshold. A log-uniform "
         f"start in [0.001, 0.1] (arXiv 2206.12037, 2312.00752) spreads log Δ by {math.log(100) / math.sqrt(12):.2f}; "
         "training moves channels apart, not together, so a narrow distribution outside was never inside. Δ_min and "
-        "Δ_max are read from the settings where they say them."
+        "Δ_max are those of the settings, where given."
     ),
     why=(
         "With dt_bias = 0 the step is 0.69 and with dt_bias = 1 it is 1.31, up to a thousand times the usual one. "
@@ -82,9 +82,9 @@ RULE = Rule(
         "channels share that one time scale."
     ),
     fix=(
-        "Set b = Δ + log(1 − exp(−Δ)) with Δ log-uniform in [0.001, 0.1] before training, and see that nothing after "
-        "it writes into the bias: wrappers that initialise every Linear, `reset_parameters` on a meta device, or a "
-        "mixer that is used outside its model class. In a loaded file, compare the tensor with its source."
+        "Set b = Δ + log(1 − exp(−Δ)) with Δ log-uniform in [0.001, 0.1] before training, and check that nothing "
+        "overwrites the bias afterwards: wrappers that initialise every Linear, `reset_parameters` on a meta device, "
+        "or a mixer that is used outside its model class. In a loaded file, compare the tensor with its source."
     ),
     example=(
         "transformers issue 43717 (https://github.com/huggingface/transformers/issues/43717): dt_bias is all ones if "

@@ -30,6 +30,6 @@ def uniform_p_value(values: Tensor) -> float:
         return math.nan
     distance = distance_from_uniform(values)
     x = (math.sqrt(count) + 0.12 + 0.11 / math.sqrt(count)) * distance
-    if x < 0.2:  # the series needs ever more terms, and its sum is 1 to twelve digits
+    if x < 0.2:  # the series needs more and more terms, and its sum is 1 to twelve digits
         return 1.0
     return min(1.0, max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * x) ** 2) for k in range(1, TERMS))))

@@ -31,13 +31,13 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 
 def _holds_its_logarithm(evidence: LayerEvidence) -> bool:
-    """Whether a tensor that should hold A itself, as GGUF's ssm_a does, holds log(−A) as A_log does: none negative."""
+    """Whether a tensor that should hold A, such as GGUF's ssm_a, holds log(−A): no value is negative."""
     stored = [weight for weight in evidence.weights("rate") if evidence.local(weight.name) == "ssm_a"]
     return bool(stored) and all(bool((weight.values >= 0).all()) for weight in stored)
 
 
 def _factor(evidence: LayerEvidence) -> str:
-    """Return the largest factor a step, or what it is more than 1 by where six digits would say 1."""
+    """Return the largest factor a step, or its excess over 1 where six digits would print 1."""
     radius = evidence.numbers.spectral_radius
     if radius is not None and radius > 1 + 5e-6:
         return f"a factor of {radius:.6g}"
@@ -53,11 +53,11 @@ RULE = Rule(
     looks_at="layer",
     origin=1.0,
     examine=examine,
-    advice="go back to a checkpoint before it crossed, and train on under a map that cannot cross the boundary.",
+    advice="go back to a checkpoint before it crossed, and use a map that cannot cross the boundary.",
     formula="|λ̄| = e^{Re ℓ} > 1, where h_k = λ̄ h_{k−1} + B̄ x_k (P1, arXiv 2311.14495, §2).",
     why=(
         "The state grows as |λ̄|^k until it overflows: the loss turns to NaN on inputs longer than those seen in "
-        "training, or at once. A map that keeps Re λ < 0 (exp, softplus, best) cannot get there; a direct weight can."
+        "training, or at once. A map that keeps Re λ < 0 (exp, softplus, best) excludes this; a direct weight does not."
     ),
     fix=(
         "Resume from the last checkpoint without such modes under a stable reparameterisation, or lower the learning "

@@ -1,4 +1,4 @@
-"""SSM402: the recurrence stands exactly where it started, in a model that was trained."""
+"""SSM402: the recurrence is exactly at its initialisation, in a model that was trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import RecurrentWeight
 
 FEWEST = 4
-"""Fewer values than this may be a start by chance."""
+"""Fewer values than this may equal an initialisation by chance."""
 
 MOST_PARAMETERS = 8
 """Values from which three free numbers (a, b, p) cannot fit them all by chance."""
@@ -49,14 +49,14 @@ def _as_stored(evidence: LayerEvidence, weight: RecurrentWeight) -> RecurrentWei
     """Return the weight with the values of the file, where the family caps them or GGUF holds −A = e^A_log."""
     if weight.map == "-logsigmoid" and evidence.recurrence.family == "mlstm":
         values = evidence.layer[evidence.local(weight.name)]
-        return replace(weight, values=values[-len(weight.values) :])  # fused: the forget gates stand second
+        return replace(weight, values=values[-len(weight.values) :])  # fused: the forget gates are the second half
     if weight.map == "direct" and weight.name.endswith("ssm_a"):
         return replace(weight, values=(-weight.values).log(), map="exp")
     return weight
 
 
 def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
-    """Return what initialisation the values are, how many rows stand at it, and of how many; None for none."""
+    """Return (initialisation, rows that equal it, all rows), or None."""
     values = weight.values
     if values.numel() < FEWEST or not bool(values.isfinite().any()):
         return None
@@ -64,13 +64,13 @@ def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
     if weight.map == "exp" and values.ndim >= 2 and modes >= 4:
         start = (values.new_ones(modes).cumsum(0)).log()
         channels = values.reshape(-1, modes)
-        rows = _equal(channels[:, -1], start[-1])  # one mode tells nearly every trained channel
+        rows = _equal(channels[:, -1], start[-1])  # one mode excludes nearly every trained channel
         if bool(rows.any()):
             rows &= _equal(channels, start).all(1)
             return f"log 1 … log {modes}", int(rows.sum()), len(rows)
     flat = values.flatten()
     if bool((flat - flat[0]).abs().max() <= 2e-6 * flat[0].abs()):
-        # A gate whose bias starts at 0 is told from one that has none only by training, which moves it.
+        # A bias that starts at 0 and a missing one look alike until training moves it.
         return f"{float(flat[0]):.4g} in every mode", flat.numel(), flat.numel()
     count = flat.numel()
     if weight.map == "exp" and values.ndim == 1 and bool(_equal(flat, flat.new_ones(count).cumsum(0).log()).all()):
@@ -83,7 +83,7 @@ def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
 
 
 def _equal(values: Tensor, start: Tensor) -> Tensor:
-    """Whether each value is its start, written in float32 or rounded to 16 bits on the way."""
+    """Whether each value equals its start, in float32 or after rounding to 16 bits."""
     import torch
 
     exact = torch.zeros_like(values, dtype=torch.bool)
@@ -120,13 +120,13 @@ RULE = Rule(
     formula=(
         "w = w₀ to rounding, where w₀ is log 1 … log N (Mamba, S4D-Real), one constant (S4, S4D, DSS, S5: Re A = −1/2; "
         "GLA: 0), or a + b(i/(n − 1))^p (RWKV; p = 1: xLSTM), in at least `share` of the channels, and norms beside it "
-        "are no longer constant. Random starts (Mamba-2, LRU) cannot be told from trained ones like this. Fixed decays "
+        "are no longer constant. Random starts (Mamba-2, LRU) cannot be recognised like this. Fixed decays "
         "(RetNet, Lightning attention) are left out. Values rounded to 16 bits on the way are recognised."
     ),
     why=(
-        "The time scales of the model are those of its birth, not those that its data asked for. Where it was meant, "
-        "as in a reservoir, that is no loss (arXiv 2510.00563); where a converter left the weight out and the loader "
-        "filled in fresh ones, outputs are those of another model."
+        "The time scales of the model are those of its initialisation, not those its data need. In a reservoir that is "
+        "intended and no loss (arXiv 2510.00563). Where a converter left the weight out and the loader filled in "
+        "fresh values, the outputs are those of another model."
     ),
     fix=(
         "Look for trainable=False, requires_grad=False or a parameter group that misses the weight; for pure 16-bit "
@@ -139,5 +139,5 @@ RULE = Rule(
         "trainable=False. ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): a "
         "converted model reports A_log, D and dt as newly initialised."
     ),
-    thresholds={"share": Threshold(0.5, "share of a layer's channels that stand exactly at their start")},
+    thresholds={"share": Threshold(0.5, "share of a layer's channels that are exactly at their start")},
 )

@@ -53,7 +53,7 @@ def test_heads_with_a_below_one_turn_to_nan(trained: bool, tmp_path: Path) -> No
 def test_heads_without_nan_are_told_by_their_distribution(name: str, tmp_path: Path) -> None:
     found = findings_of(CODE, logged(name, tmp_path, trained=False))
     assert len(found) == 3
-    assert "taken twice to its exponential it is uniform in [1, 16] (p = 0." in found[0].message
+    assert "exp(exp(w)) is uniform in [1, 16] (p = 0." in found[0].message
 
 
 def rates(directory: Path, log_rates: Tensor) -> Path:

@@ -20,7 +20,7 @@ def test_codes_in_place_of_a_rate_are_an_error_of_their_layer(tmp_path: Path, dt
     assert (finding.severity, finding.layer, finding.family) == ("error", "model.layers.1.mixer", "mamba")
     assert finding.tensor == "model.layers.1.mixer.A_log"
     assert str(dtype).removeprefix("torch.") in finding.message
-    assert "its memory cannot be told" in finding.message
+    assert "its memory cannot be read" in finding.message
 
 
 def test_scaled_float8_is_not_read_and_said(tmp_path: Path) -> None:
