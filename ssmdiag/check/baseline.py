@@ -1,9 +1,9 @@
 """A baseline: findings a project lives with for now. Only what is new or has got worse fails a check.
 
 A finding is matched by rule, tensor (or layer, where it has no tensor) and family; never by the checkpoint's path
-nor by its number, so `step-200` is held against what `step-100` left on file. One baseline is for one model:
-where several checkpoints are checked together, the worst of them goes on file, and an entry is gone only when none
-of those that were looked at shows it any more.
+nor by its number, so `step-200` is compared with what `step-100` put in the baseline. One baseline is for one model:
+where several checkpoints are checked together, the worst of each finding goes into the baseline, and an entry is gone
+only when none of the checkpoints shows it any more.
 
 Nothing here reads or writes a file; `baseline_file` does.
 """
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
 TOLERANCE = 0.1
-"""How much worse counts as no worse: a share of the count, and of the way from all is well to the value on file."""
+"""Tolerance: a share of the count, and of the distance from the healthy value to the baseline's value."""
 ROUNDING = 1e-9
-"""Relative; values that differ by less differ by the machine they were computed on."""
+"""Relative; smaller differences come from the machine that computed the values."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One finding on file."""
+    """One finding in the baseline."""
 
     code: str
     rule: str
@@ -42,17 +42,17 @@ class Entry:
     of: int | None
     value: float | None
     tolerance: float | None = None
-    """Its own, in place of the baseline's; set by hand."""
+    """Replaces the baseline's tolerance for this entry; set by hand."""
 
     @property
     def key(self) -> Key:
-        """What a finding is matched by."""
+        """The key by which findings are matched."""
         return key_of(self.code, self.layer, self.tensor, self.family)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The entries on file; no two have the same key."""
+    """No two entries have the same key."""
 
     entries: tuple[Entry, ...] = ()
     tolerance: float = TOLERANCE
@@ -60,16 +60,16 @@ class Baseline:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """What a run found, held against a baseline. The findings carry their state in `Finding.baseline`."""
+    """The findings of a run compared with a baseline; `Finding.baseline` holds the state of each."""
 
     new: tuple[Finding, ...]
     worse: tuple[Finding, ...]
-    """Their messages end with what is on file."""
+    """Their messages end with what the baseline holds."""
     known: tuple[Finding, ...]
     gone: tuple[Entry, ...]
-    """Entries whose rule ran and whose layer was read, and that were not found."""
+    """Entries not found again, although their rule ran and their layer was read."""
     observed: tuple[Entry, ...]
-    """What would be on file for `new` and `worse` if they were accepted."""
+    """Entries for `new` and `worse`, as accepting them would write them."""
     baseline: Baseline
 
     @property
@@ -80,7 +80,7 @@ class BaselineComparison:
     def updated(self, *, accept: bool) -> Baseline:
         """Return the baseline without what is gone and, with `accept`, with what is new or worse.
 
-        Entries that hold are left as they are, so that a file changes only where something happened.
+        Other entries stay as they are, so that the file changes only where a finding did.
         """
         entries = {entry.key: entry for entry in self.baseline.entries if entry not in self.gone}
         if accept:
@@ -97,23 +97,23 @@ def compare(
     rules: Collection[str] | None = None,
     layers: Collection[str] | None = None,
 ) -> BaselineComparison:
-    """Return one checkpoint's findings held against a baseline.
+    """Return one checkpoint's findings compared with a baseline.
 
     Parameters
     ----------
     rules
-        Codes of the rules that were run; all where None. What was not looked for is not gone.
+        Codes of the rules that were run; all where None. Entries of other rules are not gone.
     layers
         Paths of the layers that were read; all where None.
     """
-    on_file = {entry.key: entry for entry in baseline.entries}
+    entries = {entry.key: entry for entry in baseline.entries}
     together: dict[Key, list[Finding]] = {}
     for finding in findings:
         together.setdefault(finding.key, []).append(finding)
     state: dict[str, list[Finding]] = {"new": [], "worse": [], "known": []}
     observed = []
     for key, some in together.items():
-        now, before = _sum([_entry(finding) for finding in some]), on_file.get(key)
+        now, before = _sum([_entry(finding) for finding in some]), entries.get(key)
         reason = _worse(now, before, baseline.tolerance) if before else ""
         kind = "new" if before is None else "worse" if reason else "known"
         ending = f" (worse than the baseline: {reason})" if reason else ""
@@ -185,7 +185,7 @@ def _sum(entries: Sequence[Entry]) -> Entry:
 
 
 def _worst(a: Entry, b: Entry) -> Entry:
-    """Return what is worse in either of two entries of one key."""
+    """Return the worst of two entries of one key, field by field."""
     severity = max(a.severity, b.severity, key=SEVERITIES.index)
     amount = max(a, b, key=lambda entry: (_amount(entry, a, b), entry.count))
     value = max(a, b, key=_badness).value
@@ -197,21 +197,21 @@ def _worse(now: Entry, before: Entry, tolerance: float) -> str:
     tolerance = tolerance if before.tolerance is None else before.tolerance
     reasons = []
     if SEVERITIES.index(now.severity) > SEVERITIES.index(before.severity):
-        reasons.append(f"{before.severity} on file")
+        reasons.append(f"was {before.severity}")
     if _amount(now, now, before) > _amount(before, now, before) * (1 + tolerance + ROUNDING):
-        reasons.append(f"{before.count:,}{f' of {before.of:,}' if before.of else ''} on file")
+        reasons.append(f"was {before.count:,}{f' of {before.of:,}' if before.of else ''}")
     if before.value is not None and now.value is not None and _badness(now) > _allowed(before, tolerance):
-        reasons.append(f"value {now.value:.6g}, {before.value:.6g} on file")
+        reasons.append(f"value {now.value:.6g}, was {before.value:.6g}")
     return "; ".join(reasons)
 
 
 def _amount(entry: Entry, a: Entry, b: Entry) -> float:
-    """Return how much is affected: a share where the model has changed its size, else the count."""
+    """Return how much is affected: a share where the model's size has changed, else the count."""
     return entry.count / entry.of if a.of and b.of and a.of != b.of and entry.of else float(entry.count)
 
 
 def _allowed(entry: Entry, tolerance: float) -> float:
-    """Return the badness up to which a value is no worse than the entry's."""
+    """Return the largest badness that counts as no worse than the entry's."""
     origin = _direction(entry.code)[1]
     bad = _badness(entry)
     if not math.isfinite(bad):

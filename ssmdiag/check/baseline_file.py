@@ -3,9 +3,9 @@
     {"schema_version": 1, "tolerance": 0.1, "findings": [{"code", "rule", "layer", "tensor", "family",
      "severity", "count", "of", "value"[, "tolerance"]}, …]}
 
-When it is written (`keep_baseline`): `--write-baseline` alone creates it or lets it grow, as a finding must not be
-accepted in passing. It shrinks by itself after a successful run, as what is fixed must not come back unnoticed. Under
-CI it is never written: a file that changes there is lost with the machine, or pushed without anybody having read it.
+When it is written (`keep_baseline`): only `--write-baseline` creates it or adds to it, so that no finding is accepted
+by accident. A successful run removes fixed findings from it, so that they cannot come back unnoticed. Under CI it is
+never written: the change would be lost with the machine, or pushed without review.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_baseline(path: Path) -> Baseline:
         ) from error
     if re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE):
         raise BaselineError(
-            f"baseline {path} holds the marks of a merge conflict.",
+            f"baseline {path} contains merge conflict markers.",
             advice="keep the lines of both sides, or write it again with --write-baseline.",
         )
     try:
@@ -54,7 +54,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Write a baseline whole, or leave the old one. Raises BaselineError where it cannot."""
+    """Write a baseline whole, or leave the old one. Raises BaselineError where writing fails."""
     try:
         Target(path, "baseline").write(as_text(baseline))
     except OutputError as error:
@@ -64,7 +64,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 def keep_baseline(
     path: Path, comparison: BaselineComparison, *, accept: bool, successful: bool, environment: Mapping[str, str]
 ) -> str | None:
-    """Write the baseline if this run is to, and return a remark on it for the user, or None.
+    """Write the baseline if this run should, and return a remark for the user, or None.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def keep_baseline(
     environment
         `os.environ`; `CI` set to anything but 0 or false forbids writing.
 
-    Raises BaselineError where `accept` is asked for under CI or of a run that read only a part.
+    Raises BaselineError for `accept` under CI, or where the run read only a part.
     """
     in_ci = environment.get("CI", "").lower() not in ("", "0", "false")
     if accept and in_ci:
@@ -86,7 +86,7 @@ def keep_baseline(
     if accept and not successful:
         raise BaselineError(
             f"--write-baseline: {path} is not written, as not everything could be read.",
-            advice="see what could not be read; give only checkpoints that can be.",
+            advice="check why; give only checkpoints that can be read.",
         )
     updated = comparison.updated(accept=accept)
     gone, more = len(comparison.gone), len(comparison.observed) if accept else 0
@@ -97,11 +97,11 @@ def keep_baseline(
         return f"{path}: {gone:,} of {total:,} findings are gone; a run outside CI drops them"
     write_baseline(path, updated)
     changes = [f"{count:,} {what}" for count, what in ((more, "accepted"), (gone, "gone and dropped")) if count]
-    return f"{path}: {', '.join(changes) or 'created'}, {len(updated.entries):,} on file; commit it"
+    return f"{path}: {', '.join(changes) or 'created'}, {len(updated.entries):,} in the baseline; commit it"
 
 
 def as_text(baseline: Baseline) -> str:
-    """Return the file's text: layers in natural order, keys always in the same one."""
+    """Return the file's text: layers in natural order, keys in a fixed order."""
     lines = ",".join(f"\n    {_line(entry)}" for entry in sorted(baseline.entries, key=_order))
     head = f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "tolerance": {json.dumps(baseline.tolerance)},\n'
     return head + f'  "findings": [{lines}{chr(10) + "  " if lines else ""}]\n}}\n'

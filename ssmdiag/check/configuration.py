@@ -14,7 +14,7 @@
     "encoder.*" = ["SSM2"]
 
 The file is the first one found from the working directory upwards; ssmdiag.toml wins over pyproject.toml beside it. A
-key nobody knows is an error: a misspelt threshold must not pass for a strict one. Imports no torch.
+unknown key is an error: a misspelt threshold must not seem to be set. Imports no torch.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Configuration:
     """Least severity that fails a check."""
     format: str = "text"
     context_length: int | None = None
-    """Steps; None for what the checkpoint's own settings say."""
+    """Steps; None: the checkpoint's own settings decide."""
     baseline: Path | None = None
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By rule as it was written, then by name."""
+    """By rule (as written in the file), then by name."""
     per_layer_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Rules left out, by glob pattern of the layer's path."""
     path: Path | None = None
@@ -87,9 +87,9 @@ class Configuration:
         context_length: int | None = None,
         baseline: Path | None = None,
     ) -> Configuration:
-        """Return the settings with those of the command line over them; None or an empty list is not given.
+        """Return the settings with those of the command line over them; None or an empty list means not given.
 
-        Rules that are selected here are run though the file ignores them; rules ignored here are so beside the file's.
+        A rule selected here runs even if the file ignores it; rules ignored here add to the file's.
         """
         given: dict[str, Any] = {
             "fail_on": fail_on, "format": format, "context_length": context_length, "baseline": baseline,
@@ -110,7 +110,7 @@ class Configuration:
 def read_configuration(start: Path, explicit: Path | None = None, isolated: bool = False) -> Configuration:
     """Return the settings in the file nearest to `start`, in `explicit`, or, if `isolated`, the defaults.
 
-    Raises ConfigurationError where a file cannot be read, or says something that means nothing.
+    Raises ConfigurationError where a file cannot be read or has invalid settings.
     """
     if isolated:
         if explicit:
@@ -130,7 +130,7 @@ def find_configuration(start: Path) -> Path | None:
     """Return the nearest file with settings in a directory or those above it, or None. Raises ConfigurationError."""
     start = start.absolute()
     for directory in (start, *start.parents):
-        if os.path.lexists(directory / NAME):  # what is there and is no file is refused, not passed over
+        if os.path.lexists(directory / NAME):  # an entry that is not a file is an error, not skipped
             return directory / NAME
         project = directory / "pyproject.toml"
         if project.is_file() and _section(project, _load(project)) is not None:

@@ -12,7 +12,7 @@ from ssmdiag.rules.selection import codes_of
 
 
 def as_toml(configuration: Configuration) -> str:
-    """Return the settings in effect as a ssmdiag.toml that means the same, each with where it comes from.
+    """Return the settings in effect as an equivalent ssmdiag.toml, each with its source.
 
     Raises ConfigurationError as `Configuration.selection` does.
     """

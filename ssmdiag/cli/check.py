@@ -90,7 +90,7 @@ def check(
         typer.Option("--baseline", metavar="FILE", help="Findings to live with: only new or worse ones fail."),
     ] = None,
     write_baseline: Annotated[
-        bool, typer.Option("--write-baseline", help="Put what is found on file in the baseline.")
+        bool, typer.Option("--write-baseline", help="Record the findings in the baseline.")
     ] = False,
     config: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""A baseline lets pass what is on file and no worse; its file is stable, and never written by accident."""
+"""A baseline accepts the findings it holds unless they get worse; its file is stable, and never written by accident."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_values_that_are_absent_or_not_finite(before: float | None, now: float |
 
 def test_what_got_worse_says_what_is_on_file() -> None:
     (worse,) = compare([finding(1, value=1.5, count=40)], accepted(finding(1))).worse
-    assert worse.message.endswith("(worse than the baseline: 12 of 81,920 on file; value 1.5, 1.02 on file)")
+    assert worse.message.endswith("(worse than the baseline: was 12 of 81,920; value 1.5, was 1.02)")
 
 
 @given(st.floats(1e-6, 1e6), st.integers(1, 10**6), st.floats(0, 0.0999), st.booleans())
@@ -264,11 +264,11 @@ def test_the_file_is_created_and_grows_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     assert keep(path, [finding(1)], successful=False) is None
     assert not path.exists()
-    assert keep(path, [finding(1)], accept=True) == f"{path}: 1 accepted, 1 on file; commit it"
+    assert keep(path, [finding(1)], accept=True) == f"{path}: 1 accepted, 1 in the baseline; commit it"
     held = path.read_bytes()
     assert keep(path, [finding(1), finding(2)], successful=False) is None
     assert path.read_bytes() == held
-    assert keep(path, [finding(1), finding(2)], accept=True) == f"{path}: 1 accepted, 2 on file; commit it"
+    assert keep(path, [finding(1), finding(2)], accept=True) == f"{path}: 1 accepted, 2 in the baseline; commit it"
 
 
 def test_the_file_shrinks_by_itself_after_a_successful_run_and_only_then(tmp_path: Path) -> None:
@@ -276,14 +276,14 @@ def test_the_file_shrinks_by_itself_after_a_successful_run_and_only_then(tmp_pat
     keep(path, [finding(1), finding(2)], accept=True)
     assert keep(path, [finding(1)], successful=False) is None
     assert len(read_baseline(path).entries) == 2
-    assert keep(path, [finding(1)]) == f"{path}: 1 gone and dropped, 1 on file; commit it"
+    assert keep(path, [finding(1)]) == f"{path}: 1 gone and dropped, 1 in the baseline; commit it"
     assert [entry.layer for entry in read_baseline(path).entries] == ["backbone.layers.1.mixer"]
     assert keep(path, [finding(1)]) is None
 
 
 def test_a_clean_model_can_have_an_empty_baseline(tmp_path: Path) -> None:
     path = tmp_path / "b.json"
-    assert keep(path, [], accept=True) == f"{path}: created, 0 on file; commit it"
+    assert keep(path, [], accept=True) == f"{path}: created, 0 in the baseline; commit it"
     assert read_baseline(path) == Baseline()
 
 
@@ -323,7 +323,7 @@ ITEM = GOOD["findings"][0]
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "no schema_version"),
-        ("<<<<<<< ours\n{}\n=======\n{}\n>>>>>>> theirs\n", "marks of a merge conflict"),
+        ("<<<<<<< ours\n{}\n=======\n{}\n>>>>>>> theirs\n", "merge conflict markers"),
         (json.dumps({**GOOD, "schema_version": 2}), "schema_version 2"),
         (json.dumps({**GOOD, "findings": {}}), "findings is not a list"),
         (json.dumps({**GOOD, "tolerence": 1}), "unknown key tolerence"),

@@ -140,7 +140,7 @@ def test_a_baseline_marks_what_streams(paths: list[Path], watch: Watch, monkeypa
     second = [json.loads(line) for line in Path("out2").read_text().splitlines()]
     assert (write.code, read.code) == (0, 0)
     assert [state.get("out2", "").count("\n") for state in read.states] == [0, 1, 2]
-    assert first[0]["known_findings"], "the model has nothing to put on file"
+    assert first[0]["known_findings"], "the model has no finding for a baseline"
     known = [[{**finding, "baseline": None} for finding in line["known_findings"]] for line in (*first, *second)]
     assert known[:3] == known[3:]
     assert not any(line["findings"] for line in (*first, *second))
