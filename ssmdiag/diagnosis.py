@@ -35,7 +35,7 @@ CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",
     "n_ctx", "n_positions", "context_length", "model_max_length", "l_max", "ctx_len", "block_size",
 )  # fmt: skip
-"""Settings that give the context length, in the order they are looked for."""
+"""Settings that give the context length, in order of preference."""
 
 
 HELD_LAYERS = 8
@@ -44,11 +44,11 @@ HELD_LAYERS = 8
 
 @dataclass(frozen=True)
 class Alternative:
-    """What a layer would be under another reading of something its tensors cannot tell."""
+    """What a layer would be if a setting that its tensors do not decide had another value."""
 
     assumption: Assumption
     layers: int
-    """How many layers rest on it."""
+    """How many layers depend on it."""
     layer: str | None
     """The slowest of them, to which the half-lives belong; None where none has a finite mode."""
     slowest: float | None
@@ -59,7 +59,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything ssmdiag has to say of one checkpoint."""
+    """Everything ssmdiag knows about one checkpoint."""
 
     path: str
     format: str
@@ -80,17 +80,17 @@ class Diagnosis:
     device: str
     seconds: float
     not_judged: Mapping[str, str] = field(default_factory=dict)
-    """Codes of rules that found nothing because the checkpoint lacks what they look at, and what that is."""
+    """Codes of rules that could not judge the checkpoint → what it lacks for them."""
     guess: str | None = None
-    """Said where layers are read through a map file that nobody has reviewed: all that is reported rests on it."""
+    """Warning that layers are read through an unreviewed map file, on which the whole report depends."""
     known: tuple[Finding, ...] = ()
-    """Findings kept apart because a baseline knows them and they have not got worse: none of them fails a check."""
+    """Findings that a baseline holds and that have not got worse: none of them fails a check."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 
     @property
     def known_findings(self) -> int:
-        """How many findings a baseline knows."""
+        """How many findings a baseline holds."""
         return len(self.known)
 
     def exit_code(self, fail_on: str | None = None) -> int:
@@ -136,7 +136,7 @@ def diagnose(
     Parameters
     ----------
     assume
-        Values for options that tensors cannot tell, and `family` where several claim a layer.
+        Values for options that tensors do not decide, and `family` where several claim a layer.
     families
         Families to look for; all known ones by default.
     context_length
@@ -145,11 +145,11 @@ def diagnose(
         Also find each layer's horizon, decay law and capacity over the context, or over `memory.DEFAULT_CONTEXT`
         steps where none is known.
     most_channels
-        Channels of a layer whose law is looked for, spread over the order of their slowest modes, both ends
+        Channels of a layer whose law is fitted, spread over the order of their slowest modes, both ends
         included; None for every channel. Horizons are those of all channels in layers of moderate size.
     tails
-        Also find, by the modes, what law the energy follows that remains from some lag on, and the lags that hold
-        half of it and more. No rule looks at them, and they take as long as laws and horizons.
+        Also find, from the modes, the law of the energy that remains from some lag on, and the lags that hold 50, 90
+        and 99 % of it. No rule uses them, and they cost as much as laws and horizons.
     rules
         What to check, from `rules.selection.select_rules`; all rules by default.
     on_layer
@@ -215,7 +215,7 @@ def diagnose(
 
 @dataclass
 class _Assumed:
-    """An assumption nothing decided, the layers that rest on it, and the slowest of them."""
+    """An assumption that no tensor or setting decided, the layers that depend on it, and the slowest of them."""
 
     assumption: Assumption
     layers: int = 0
@@ -256,7 +256,7 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
 
 
 def _incomplete(found: Recognition) -> tuple[str, ...]:
-    """Say which modules look like the complete layers of their file, and what keeps them from being one."""
+    """Say which modules look like layers of a family but are incomplete, and what they lack."""
     return tuple(f"{miss.path}: looks like {miss.family.title}, but {miss.reason}." for miss in found.incomplete)
 
 

@@ -19,17 +19,18 @@ Held = tuple["Layer", int, "Recurrence"]
 """A layer, which of its recurrences this is, and the recurrence."""
 
 MOST_CHANNELS = 64
-"""Channels of a layer whose law is found unless all are asked for: a second for 64 layers."""
+"""Channels of a layer whose law is found by default: a second for 64 layers."""
 EVERY_HORIZON = 2**15, 2**22
 """Modes of a time-invariant layer, and their squares added up over channels, up to which every channel's horizon is
-found; else that of the same channels.
+found; in larger layers, those of the sample.
 
-Its C decides which channel reaches farthest; of a selective layer it is one with a slow mode, which is among them.
+In a time-invariant layer C decides which channel reaches farthest, so all count; in a selective one it has a slow mode
+and is in the sample.
 """
 MOST_CAPACITIES = 16
-"""Channels whose memory capacity is found unless all are asked for: it costs ten times a horizon."""
+"""Channels whose memory capacity is found by default: it costs ten times a horizon."""
 DENSE_WORK = 2**23
-"""States cubed times channels, of dense state matrices that are worth the wait: 32 channels of 64 states."""
+"""Most states cubed times channels for dense state matrices: 32 channels of 64 states."""
 FEWEST_CHANNELS = 4
 
 
@@ -44,11 +45,11 @@ def examine_layers(
 
     `tails`: also the law of the energy that remains, and the lags that hold shares of it.
 
-    In place of one that cannot be examined stands a LayerError; the numbers of the others do not depend on it.
+    A recurrence that cannot be examined yields a LayerError; the numbers of the others do not depend on it.
     """
     try:
         yield from list(_examine(held, whole, context, most_channels, tails))
-    except Exception:  # of one of them: alone it is found, and loses nobody else
+    except Exception:  # one of them failed: examined one by one, only that one is lost
         for one in held:
             try:
                 with guard(one[2].layer, "its examination"):
@@ -62,7 +63,7 @@ def examine_layers(
 def _examine(
     held: Sequence[Held], whole: CheckpointEvidence, context: int | None, most_channels: int | None, tails: bool
 ) -> Iterator[LayerEvidence]:
-    """Yield what is known of each recurrence, those alike measured as one."""
+    """Yield what is known of each recurrence, those alike measured together."""
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memories, summarise_memory
     from ssmdiag.capacity.capacity import affordable_channels, assess_capacities, summarise_capacity
 
@@ -90,7 +91,7 @@ def _sample(layer: Recurrence, most_channels: int | None, most: int) -> Recurren
 
     if most_channels is None:
         return layer
-    if layer.dense is not None:  # each channel's Gramian takes the cube of its states
+    if layer.dense is not None:  # each channel's Gramian costs the cube of its states
         most = max(min(most, DENSE_WORK * most // MOST_CHANNELS // layer.modes**3), FEWEST_CHANNELS)
     return sample_channels(layer, min(most_channels, most))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence, RecurrentWeight
 
 PLAIN = ("float16", "float32", "float64", "bfloat16", "complex")
-"""Starts of the dtypes whose values are numbers as they stand and that torch can test for NaN."""
+"""Prefixes of the dtypes whose values are plain numbers that torch can test for NaN."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +47,9 @@ class CheckpointEvidence:
 
     @cached_property
     def names_by_layer(self) -> Mapping[str, tuple[str, ...]]:
-        """Path of each recognised layer → all tensors of its module, those that its family does not use too.
+        """Path of each recognised layer → all tensors of its module, including those its family does not use.
 
-        Nothing at the top of the file belongs to a layer, unless its family uses it.
+        Top-level tensors belong to a layer only if its family uses them.
         """
         found: dict[str, list[str]] = {layer.path: [] for layer in self.recognition.layers}
         used = {name: layer.path for layer in self.recognition.layers for name in layer.names.values()}
@@ -70,7 +70,7 @@ class CheckpointEvidence:
             return None
         try:
             return stored.load()
-        except CheckpointError:  # SSM401 says so, or the diagnosis itself where the recurrence needs it
+        except CheckpointError:  # SSM401 reports it, or the diagnosis itself where the recurrence needs the tensor
             return None
 
 
@@ -88,7 +88,7 @@ class LayerEvidence:
     """Horizon and law per channel, of a sample of the channels where there are many."""
     whole: CheckpointEvidence
     position: int = 0
-    """Which of its module's recurrences this is: what they share is looked at with the first."""
+    """Which of its module's recurrences this is; shared tensors are examined with the first."""
 
     @property
     def context(self) -> int | None:

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 Measured = TypeVar("Measured", Energy, Horizon)
 
 DEFAULT_CONTEXT = 4096
-"""Steps looked over where neither the user nor the checkpoint gives a context."""
+"""Context in steps where neither the user nor the checkpoint gives one."""
 BINS_PER_OCTAVE = 4
 COMPARED_TOGETHER = 512
-"""Rows of a layer, its channels and itself, up to which its laws are found beside those of others."""
+"""Most rows of a layer (its channels and itself) for fitting its laws together with other layers'."""
 FLOAT32_FLOOR = 2.0**-48
 """Mean square, relative to the largest bin's, below which a kernel drowns in a model's own float32 arithmetic.
 
@@ -58,20 +58,20 @@ class LayerMemory:
     mean_square: Tensor
     """Mean of K² over the lags of each bin, (channel, bin) float64."""
     noise: Tensor
-    """What drowns it: its own rounding and that of a model in float32, (channel, bin)."""
+    """Noise: the kernel's own rounding and that of a model in float32, (channel, bin)."""
     status: Tensor
     """`Status` of each channel's kernel, (channel,) uint8."""
     horizon: Horizon
-    """Lags to 99 % of the energy: of these channels, or of all that the layer has."""
+    """Lags to 99 % of the energy: of these channels, or of all channels of the layer."""
     channels: DecayComparison
     whole: DecayComparison
     """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
     remaining: Remaining
-    """What their modes say of the energy that remains."""
+    """The law of the energy that remains, from their modes."""
 
     @property
     def left_out(self) -> int:
-        """Channels that the sum is without: not finite, or cancelled beyond the digits of float64."""
+        """Channels left out of the sum: not finite, or cancelled beyond the digits of float64."""
         return int(((self.status == Status.NOT_FINITE) | (self.status == Status.CANCELLED)).sum())
 
 
@@ -80,7 +80,7 @@ class LayerDecay:
     """A layer's decay in plain numbers, for reports."""
 
     counts: dict[str, int]
-    """Channels by law, of those looked at: a sample where the layer has many."""
+    """Channels by law, of those examined: a sample where the layer has many."""
     whole: ChannelDecay
     """The layer as one: its channels' summed energy."""
     sentence: str
@@ -89,10 +89,10 @@ class LayerDecay:
     curves: Mapping[Law, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     """The same by each law that was fitted."""
     tail: Tail | None = None
-    """Which rate rules the energy that remains, by the modes."""
+    """Which rate dominates the remaining energy, by the modes."""
     tail_status: TailStatus = TailStatus.MIXED
     tails: Mapping[str, int] = field(default_factory=dict)
-    """Channels by the law of their tail, of those looked at."""
+    """Channels by the law of their tail, of those examined."""
     lags: tuple[float | None, ...] = (None, None, None)
     """Lags after which 50, 90 and 99 % of the energy have passed; None where that is not known."""
     heaviness: float | None = None
@@ -100,13 +100,13 @@ class LayerDecay:
     slowest_rate: float | None = None
     """Rate of the slowest modes that hold a millionth of the energy, nats per step."""
     energy_curve: EnergyCurve | None = None
-    """The energy that remains by few exponentials, where these describe it."""
+    """The remaining energy as a sum of a few exponentials, where that describes it."""
     exponents: tuple[tuple[int, int, float], ...] = ()
     """(first lag, last, −d log e/d log t between) over each decade of lags in the window."""
 
     @property
     def law(self) -> tuple[str, tuple[int, int] | None]:
-        """The law that was found, else that of the tail, and the lags it holds over."""
+        """The law that was found, else that of the tail, and the lags over which it holds."""
         whole, tail = self.whole, self.tail
         if whole.law is Law.UNDETERMINED and tail is not None:
             return tail.law.value, (tail.first, tail.last)
@@ -114,7 +114,7 @@ class LayerDecay:
 
     @property
     def law_word(self) -> str:
-        """The law, and that it is the tail's where it is."""
+        """The law, marked where it is that of the tail."""
         word, window = self.law
         short = {"exponential": "exp. tail", "exponentials": "exp. tails", "band": "exp. band"}
         return short.get(word, f"{word} tail") if self.whole.law is Law.UNDETERMINED and window else word
@@ -217,7 +217,7 @@ def assess_memories(
     every_passing: bool = False,
     tails: bool = True,
 ) -> list[LayerMemory]:
-    """Return the same of several layers: their laws are found in one go, at a tenth of the cost for small layers.
+    """Return the same of several layers; their laws are fitted together, at a tenth of the cost for small layers.
 
     Horizons are those of `horizons_of` where it is given: the layers that `recurrences` are some channels of. Without
     `tails` nothing is said of the energy that remains, which takes as long as all the rest.
@@ -278,7 +278,7 @@ def _rows(own: Energy) -> Energy:
 
 
 def _withhold(laws: DecayComparison, status: Tensor) -> None:
-    """Say in place of a law what keeps a kernel from having one."""
+    """Replace the law of a kernel that has none by the reason."""
     zero = laws.status == STATUSES.index(DecayStatus.ZERO)
     for where, why in (
         (zero & (status != Status.ZERO), DecayStatus.TINY),
@@ -326,9 +326,9 @@ def _countable(values: Tensor, status: Tensor) -> Tensor:
 
 
 def _summed(energy: Energy) -> Energy:
-    """Return the channels' energy as one channel's; of a layer where one grows, that it does."""
+    """Return the channels' energy as one channel's; if one grows, the layer grows."""
     countable = _countable(energy.values, energy.status)
-    counted = countable if bool(countable.any()) else ~countable  # a sum of nothing would pass for a kernel of zero
+    counted = countable if bool(countable.any()) else ~countable  # an empty sum would look like a zero kernel
     status = energy.status[counted].amin(0, keepdim=True)  # KNOWN is the least
     if bool((energy.status == Status.GROWS).any()):
         status = torch.full_like(status, Status.GROWS)

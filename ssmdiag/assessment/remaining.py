@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 MIDDLE = 0.1
 """Share of the energy left where the terms of a sum are sought."""
 BAND, BANDS_OF_LAYERS = 1.6, (4.0, 16.0)
-"""How many times the slowest rate of a band its fastest may be: of a channel; of a layer, the first that will do."""
+"""Largest ratio of a band's fastest to its slowest rate, for a channel; for a layer, the first that suffices."""
 PROBED = (0.999, 0.5, 0.1, 0.02)
 """Shares of the energy left at the lags where a band is chosen."""
 EVERY_LAG = 12
-"""Edges that all serve as lags; two an octave are enough later."""
+"""Edges up to which all serve as lags; later, two an octave are enough."""
 ENDLESS = (Status.GROWS, Status.BOUNDARY, Status.BEYOND)
 
 
@@ -57,13 +57,13 @@ class Remaining:
     passing: Passing
     """Of the layer, one row."""
     channels: Passing | None
-    """Of each channel; None where it was not asked for."""
+    """Of each channel; None where it was not requested."""
     curve: EnergyCurve | None = None
-    """The layer's energy by few exponentials, where these describe it."""
+    """The layer's energy as a sum of a few exponentials, where that describes it."""
 
 
 def leave_out(rows: int, like: Tensor) -> Remaining:
-    """Return nothing of `rows` channels, on the device of `like`: it was not asked for."""
+    """Return a placeholder for `rows` channels, on the device of `like`: the law was not requested."""
     unknown = like.new_full((1,), math.nan, dtype=torch.float64)
     return Remaining(
         tails=no_tails(rows, TailStatus.NOT_ASKED, like),
@@ -79,7 +79,7 @@ def assess_remaining(
     """Return tails within the edges, and lags without a bound.
 
     `rows` are the mean squares of the channels, then of the layer, whose sum goes over the channels `counted`
-    (channel,). `every_channel`: the lags of each channel are wanted besides.
+    (channel,). `every_channel`: also return the lags of each channel.
     """
     status = rows.status[:-1]
     if source.layout == "dense":
@@ -157,7 +157,7 @@ def _of_layer(modes: ModeEnergies, members: Sequence[Tensor]) -> Shares:
 
 
 def _of_rows(modes: ModeEnergies, members: Sequence[Tensor], rows: Tensor) -> Shares:
-    """Return the function that tells what the members leave of some rows' energy, by their place among these."""
+    """Return the `Shares` of some rows, by position among these: the other modes are all but `members`."""
     return lambda some, at: modes.shares(members, rows[some], at)
 
 
@@ -172,7 +172,7 @@ def _of_channels(modes: ModeEnergies, status: Tensor) -> Passing:
 
 
 def _endless(passing: Passing, status: Tensor) -> Passing:
-    """Say that energies which never run out do not pass, and that those not known do not either."""
+    """Mark energies that never end, and unknown ones, as not passing."""
     endless = torch.zeros_like(status, dtype=torch.bool)
     for code in ENDLESS:
         endless |= status == code
@@ -182,7 +182,7 @@ def _endless(passing: Passing, status: Tensor) -> Passing:
 
 
 def _sure(source: Recurrence, passing: Passing, status: Tensor) -> Passing:
-    """Ask the factor of a kernel, which has more digits, where its modes cancel beyond those of the form."""
+    """Use the kernel's factor, which keeps more digits, where its modes cancel beyond those of the quadratic form."""
     unsure = passing.lags.isnan().any(1) & (status == Status.KNOWN)
     if not bool(unsure.any()):
         return passing
@@ -197,7 +197,7 @@ def _dense_channels(source: Recurrence) -> Passing:
 
 
 def _smooth(source: Recurrence, counted: Tensor) -> bool:
-    """Return whether the energy of a layer has no swings of its own: of real modes, or summed over many channels."""
+    """Return whether a layer's energy does not oscillate: its modes are real, or many channels are summed."""
     if source.layout == "many inputs" or not source.log_eigenvalues.is_complex():
         return True
     real = bool((source.log_eigenvalues.imag == 0).all())
@@ -205,7 +205,7 @@ def _smooth(source: Recurrence, counted: Tensor) -> bool:
 
 
 def _dense_left(source: Recurrence, counted: Tensor) -> Left:
-    """Return the function that tells the energy of the layer from each lag on and its noise, (1, lag)."""
+    """Return the function that gives the layer's energy from each lag on and its noise, (1, lag)."""
 
     def left(lags: Tensor) -> tuple[Tensor, Tensor]:
         energy = tail_energy(source, lags[0])

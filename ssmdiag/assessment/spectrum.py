@@ -50,20 +50,20 @@ class LayerDiagnosis:
     marginal: int
     """Modes with |λ̄| = 1 exactly."""
     histogram: tuple[int, ...]
-    """Modes per quarter decade of the time constant from 0.1 to 10⁸ steps; the ends take what lies beyond."""
+    """Modes per quarter decade of the time constant from 0.1 to 10⁸ steps; the end bins include everything beyond."""
     eigenvalues: tuple[tuple[float, float], ...]
     """(rate, frequency) of a sample of modes, slowest first, for the picture."""
     assumptions: tuple[Assumption, ...]
     notes: tuple[str, ...]
     tensors: tuple[str, ...]
     horizon: Quantiles | None = None
-    """Steps to 99 % of the energy, over channels; None where it was not asked for."""
+    """Steps to 99 % of the energy, over channels; None where it was not requested."""
     every_horizon: bool = False
     """Whether those are all of its channels."""
     decay: LayerDecay | None = None
-    """Laws of the channels and of the layer; None where they were not asked for."""
+    """Laws of the channels and of the layer; None where they were not requested."""
     capacity: CapacitySummary | None = None
-    """How far back and how accurately inputs can be rebuilt; None where it was not asked for."""
+    """How far back and how accurately inputs can be rebuilt; None where it was not requested."""
 
 
 def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
@@ -73,7 +73,7 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
     finite = ~(rate.isnan() | frequency.isnan() | (rate == -math.inf))
     defects = _defects(recurrence)
     if defects:
-        # λ̄ = 0 is a rate of +inf, a mode that forgets at once; from an infinite weight it is a broken one.
+        # λ̄ = 0 is a rate of +inf, a mode that forgets at once; if an infinite weight causes it, the mode is broken.
         finite &= rate != math.inf
     rate, frequency = rate[finite], frequency[finite]
     # One sort serves all: the slowest mode has the smallest rate and the longest time constant.

@@ -1,8 +1,8 @@
-"""Does the rest of the model look trained? Evidence for rules that say `this part was left out of it`.
+"""Does the rest of the model look trained? Evidence for rules that find a part that was not.
 
 Norms start at a constant, ones or zeros, whatever the code (RWKV scales its ones by the depth), and every
 step of training moves each of their values a little: a model whose norms are no longer constant has been
-trained, and their spread says how far. Where there is no norm, Mamba's skip D, which starts at one, serves.
+trained, and their spread says how far. Without norms, Mamba's skip D, which starts at one, takes their place.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ NORM = re.compile(
     r"(?:^|[._])(?:\w*norm\w*|[lb]n_?\w*)(?:\.\d+)?[._](?:weight|scale|bias)$|_norm_weight$", re.IGNORECASE
 )
 MOST_TENSORS = 24
-"""Norms looked at, spread over the model: enough to tell, few enough to read."""
+"""Norms examined, spread over the model: enough for evidence, few enough to read."""
 MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
 class TrainingSigns:
-    """What the tensors beside the recurrence say of training."""
+    """What the tensors beside the recurrence say about training."""
 
     trained: bool | None
-    """None: nothing in the file tells."""
+    """None: nothing in the file shows it."""
     evidence: str
     """In words, for a finding: `norms.0.weight is no longer constant`."""
     moved: int = 0
-    """How many of the tensors looked at have left their constant."""
+    """How many of the examined tensors are no longer constant."""
     still: int = 0
-    """How many are still at it."""
+    """How many are still constant."""
     distance: float | None = None
-    """Standard deviation of the values of those that have left it, median over tensors: how far training went."""
+    """Standard deviation within the tensors that are no longer constant, median over them: how far training went."""
 
 
 def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> TrainingSigns:
@@ -53,7 +53,7 @@ def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> Tra
     names = names or _skips(checkpoint, recognition)
     moved, still, distances = _moved(checkpoint, names[:: max(1, len(names) // MOST_TENSORS)])
     if moved and len(moved) >= len(still):
-        # One tensor that is not constant among many that are is a statistic of the data, not a trained norm.
+        # A single non-constant tensor among many constant ones is a statistic of the data, not a trained norm.
         evidence = f"{moved[0]} is no longer constant"
         return TrainingSigns(True, evidence, len(moved), len(still), median(distances))
     if still:
@@ -81,7 +81,7 @@ def _moved(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[list[str], lis
     for name in names:
         try:
             values = checkpoint[name].load().double().flatten()
-        except CheckpointError:  # a damaged norm tells nothing
+        except CheckpointError:  # a damaged norm is no evidence
             continue
         if bool((values == values[0]).all()):
             still.append(name)

@@ -14,9 +14,9 @@ from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.verdict import FITTED_LAWS, LAWS, NEPER_DB, STATUSES, DecayStatus, Law
 
 SAME_CUT = 0.1
-"""A fitted cut-off this near the slowest modes' rate is theirs."""
+"""A fitted cut-off this near the slowest modes' rate is attributed to them."""
 AT_BOUND = 1.01
-"""How near its bound a t₀ is at it."""
+"""How near its bound a t₀ counts as at the bound."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class ChannelDecay:
 
     @property
     def offset_at_bound(self) -> bool:
-        """Whether t₀ ran into the smallest that is tried, a quarter step: then its value and error say nothing."""
+        """Whether t₀ is at its lower bound, a quarter step: its value and error then mean nothing."""
         return self.offset is not None and self.offset <= AT_BOUND * SHORTEST_OFFSET
 
 
 @dataclass(frozen=True)
 class DecayComparison:
-    """Laws of all channels side by side; every tensor is (channel,). Numbers mean something only where `fitted`."""
+    """Laws of all channels side by side; every tensor is (channel,). Numbers are valid only where `fitted`."""
 
     context: int
     law: Tensor
@@ -76,7 +76,7 @@ class DecayComparison:
         return replace(self, fits=fits, **{name: getattr(self, name)[index] for name in names})
 
     def withhold(self, channels: Tensor, status: DecayStatus) -> None:
-        """Take back what was said of some channels, (channel,) bool: they have no law, for this reason."""
+        """Remove the law of some channels, (channel,) bool, and record why they have none."""
         self.law[channels] = LAWS.index(Law.UNDETERMINED)
         self.status[channels] = STATUSES.index(status)
         self.fitted[channels] = False
@@ -116,7 +116,7 @@ class DecayComparison:
     def describe(self, index: int, slowest: float | None = None) -> str:
         """Return one sentence on one channel's decay, with its window.
 
-        `slowest`: the rate of its slowest modes, which stands in for a fitted cut-off that is not near it.
+        `slowest`: the rate of its slowest modes, which replaces a fitted cut-off that is not near it.
         """
         decay = self.channel(index)
         if decay.window is None:
@@ -126,7 +126,7 @@ class DecayComparison:
             where += f" of {self.context:,}"
         if decay.law is Law.UNDETERMINED:
             assert decay.residual_db is not None
-            # Sorting keeps the order of laws that leave the same: the simplest first.
+            # The sort is stable: of laws with equal residuals the simplest comes first.
             (law, least), *others = sorted(decay.residual_db.items(), key=lambda item: float(f"{item[1]:.2g}"))
             best = f"best: {law.value}, {least:.2g} dB rms"
             more = (f", before {name.value}, {dB:.2g} dB" for name, dB in others if f"{dB:.2g}" != f"{least:.2g}")

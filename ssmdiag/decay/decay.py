@@ -55,9 +55,9 @@ def compare_decay(
     floor
         Mean square of the arithmetic's noise, a number or anything that broadcasts to `mean_square`.
     context
-        Lags that matter; said with the window, and not otherwise used.
+        Lags that matter; printed with the window, and not used otherwise.
     offset_share
-        t₀ is at most the last lag of the window divided by this: 1 where the law is known and not asked for.
+        t₀ is at most the last lag of the window divided by this; 1 where the law is known already.
 
     Raises
     ------
@@ -94,9 +94,9 @@ def _compare_chunk(
 ) -> None:
     """Write the laws of channels `start` onwards into the comparison."""
     status = comparison.status[start : start + mean_square.shape[0]]
-    # One sum tells whether anything in a row is not finite.
+    # One sum shows whether anything in a row is not finite.
     broken = ~(mean_square.sum(1) + floor.sum(1)).isfinite()
-    # An infinity with nothing undefined beside it is a kernel that outgrew the numbers.
+    # An infinity without NaN is a kernel that overflowed.
     overflow = broken.clone()
     overflow[broken] &= ~(mean_square[broken].isnan() | ~floor[broken].isfinite()).any(1)
     overflow[broken] &= mean_square[broken, 0].isfinite()
@@ -113,7 +113,7 @@ def _compare_chunk(
     if edges.numel() <= FEWEST_BINS:
         status[left] = STATUSES.index(DecayStatus.SHORT_CONTEXT)
         return
-    # Channels whose energy never rises share their bins, and with them the cost of the law's averages.
+    # Channels whose energy never rises share their bins, so the law's averages are computed once for all of them.
     smooth = (mean_square[:, 1:] <= mean_square[:, :-1] * (1 + 1e-9)).all(1)
     for group in (left & smooth, left & ~smooth):
         index = group.nonzero()[:, 0]

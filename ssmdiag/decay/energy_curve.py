@@ -1,8 +1,8 @@
-"""A layer's energy that remains as that of few exponentials side by side, to so many dB.
+"""A layer's remaining energy as a sum of a few exponentials, within a stated number of dB.
 
     E(τ) / E(a) ≈ Σ p_k e^{−2 r_k (τ − a)},     p_k ≥ 0, at every lag from a to the window's end
 
-It describes and explains nothing: a layer of many channels has many rates, and three stand in for all of them.
+It describes and does not explain: a layer of many channels has many rates, and three approximate all of them.
 Rates and shares are least squares of the relative error, from the best of a grid of rates.
 """
 
@@ -17,44 +17,44 @@ from torch import Tensor
 
 MOST_TERMS = 3
 WITHIN_DB = 1.5
-"""Largest distance in dB, at any lag, of what is called a description."""
+"""Largest distance in dB, at any lag, of a description."""
 GOOD_DB = 0.5
-"""So near, and one more exponential is not asked for."""
+"""Within this distance no further exponential is tried."""
 FORGOTTEN = 1e-6
 """Share of the energy at which the window ends."""
 LEAST_DROP_DB = 1.0
-"""What must be lost over a window: of less, anything is a description."""
+"""Least fall over a window: over a smaller one, anything is a description."""
 RATES = 14
 """Rates of the first grid."""
 ROUNDS = 8
-"""Steps of Gauss and Newton from the best of the grid; each is tried whole and in parts."""
+"""Gauss–Newton steps from the best of the grid; each is tried whole and in parts."""
 NUDGE, PARTS = 1e-4, (1.0, 0.4, 0.15, 0.04)
 BETWEEN_DB = 0.2
-"""What the distance may be more, at least, between two of the lags that are looked at."""
+"""Least allowance for a larger distance between two sampled lags."""
 FEWEST_CHANNELS = 8
-"""Of fewer, kernels swing between the lags that are looked at, unless their modes are real."""
+"""With fewer, kernels oscillate between the sampled lags, unless their modes are real."""
 STARTS = (1.0, 0.5, 0.1)
 """Shares of the energy left at the lags from which a description is sought."""
 FEWEST_LAGS = 6
 FIRST_LAGS, PER_OCTAVE, SQUARES = 32, 12, 48
-"""Lags that are all looked at, and how many of the later ones."""
+"""First lags, all of which are sampled, and how many of the later ones."""
 STEEPEST_DB = 3.0
-"""Fall between neighbouring lags beyond which what happens between them is not seen."""
+"""Fall between neighbouring sampled lags beyond which they are too far apart."""
 
 
 @dataclass(frozen=True)
 class EnergyCurve:
-    """The energy that remains from each lag on, by few exponentials."""
+    """The energy that remains from each lag on, as a sum of a few exponentials."""
 
     first: int
     last: int
-    """Lags over which it was held against the energy, both included."""
+    """First and last lag over which it was compared with the energy."""
     rates: tuple[float, ...]
     """Of the kernels that have these energies, nats per step; the fastest first."""
     shares: tuple[float, ...]
-    """What each has of the energy left at `first`."""
+    """Share of each in the energy left at `first`."""
     energy_share: float
-    """Share of the energy, of all lags there are, that is left at `first`."""
+    """Share of the energy of all lags that is left at `first`."""
     within_db: float
     """Largest distance at a lag, rounded up."""
 
@@ -64,9 +64,9 @@ Left = Callable[[Tensor], "tuple[Tensor, Tensor]"]
 
 
 def describe_energy(left: Left, lags: Tensor, start: tuple[Tensor, Tensor]) -> EnergyCurve | None:
-    """Return the description of one kernel's energy, or None where three exponentials are not near enough.
+    """Return the description of one kernel's energy, or None where three exponentials are not close enough.
 
-    `lags` (lag,) ascending from 0, `start` what `left` says of them.
+    `lags` (lag,) ascending from 0, `start` is `left(lags)`.
     """
     known = (start[0] > FORGOTTEN * start[0][:, :1]) & (start[1] <= 0.01 * start[0])
     count = int(known[0].to(torch.uint8).cumprod(0).sum())
@@ -83,7 +83,7 @@ def describe_energy(left: Left, lags: Tensor, start: tuple[Tensor, Tensor]) -> E
 
 
 def _seen(last: float) -> Tensor:
-    """Return the lags that are looked at: all at first, then by their logarithm and their square root."""
+    """Return the lags to sample: all at first, then evenly in their logarithm and in their square root."""
     octaves = FIRST_LAGS * 2 ** (torch.arange(PER_OCTAVE * 40, dtype=torch.float64) / PER_OCTAVE)
     parts = (torch.arange(SQUARES + 1, dtype=torch.float64) / SQUARES).square() * last
     lags = torch.cat([torch.arange(FIRST_LAGS, dtype=torch.float64), octaves, parts]).floor()
@@ -105,14 +105,14 @@ def _describe(lags: list[float], energy: list[float]) -> EnergyCurve | None:
     low, high = math.log(float(slopes.amin()) / 2), math.log(2 * float(slopes.amax()))
     grid = torch.linspace(low, high, RATES, dtype=torch.float64)
     found: EnergyCurve | None = None
-    # Every second lag tells which rates are best, all of them how far off these are.
+    # Every second lag decides which rates are best; all lags decide how far off these are.
     some = torch.arange(0, len(x), 2)
     coarse = x[some], E[some]
     for terms in range(1, MOST_TERMS + 1):
         logs = _refine(_nearest(grid[torch.combinations(torch.arange(RATES), terms)], *coarse)[0], *coarse)
         shares, model = (values[0] for values in _fit(logs[None], x, E))
         distance = 10 * (model / E).clamp(min=1e-300).log10()
-        # A kernel that swings by so much from one of these lags to the next may do so between them as well.
+        # A kernel that oscillates this much between sampled lags may do so between them as well.
         between = max([BETWEEN_DB, *distance.diff().abs()[t.diff() > 1].tolist()])
         off = float(distance.abs().amax()) + between
         possible = math.isfinite(off) and bool((shares > 0).all())
@@ -127,7 +127,7 @@ def _describe(lags: list[float], energy: list[float]) -> EnergyCurve | None:
 
 
 def _refine(logs: Tensor, x: Tensor, E: Tensor) -> Tensor:
-    """Return the logarithms of rates (term,) of least squares that begin at these."""
+    """Return the least-squares logarithms of rates (term,), starting from these."""
     terms = len(logs)
     nudges = torch.cat([torch.zeros(1, terms, dtype=x.dtype), NUDGE * torch.eye(terms, dtype=x.dtype)])
     for _ in range(ROUNDS):
@@ -144,7 +144,7 @@ def _refine(logs: Tensor, x: Tensor, E: Tensor) -> Tensor:
 
 
 def _nearest(logs: Tensor, x: Tensor, E: Tensor) -> tuple[Tensor, int]:
-    """Return which of (set, term) leaves the least squares with no share below zero, and its position."""
+    """Return the set of (set, term) with the smallest residual and no negative share, and its position."""
     shares, model = _fit(logs, x, E)
     left = (model / E - 1).square().sum(1)
     index = int(left.where((shares > 0).all(1) & left.isfinite(), math.inf).argmin())
@@ -152,7 +152,7 @@ def _nearest(logs: Tensor, x: Tensor, E: Tensor) -> tuple[Tensor, int]:
 
 
 def _fit(logs: Tensor, x: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the shares of least squares, which come to 1, (set, term), and the energies that they make, (set, lag)."""
+    """Return the least-squares shares, which add up to 1, (set, term), and their energies, (set, lag)."""
     basis = (-2 * logs.exp()[..., None] * x).exp()
     shares, last = logs.new_ones(len(logs), 1), basis[:, -1]
     if logs.shape[1] > 1:

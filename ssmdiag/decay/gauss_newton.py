@@ -16,20 +16,20 @@ ROUNDS = 4
 SLICE = 8192
 """Channels fitted together."""
 CONVERGED = 0.05
-"""A step that lowers the mean squared residual by less than this share was the last."""
+"""Steps end when one lowers the mean squared residual by less than this share."""
 EXPLAINED = 1e-3
-"""Rms residual, nats, at which a law is all there is: 0.01 dB."""
+"""Rms residual, nats, below which nothing is left to explain: 0.01 dB."""
 NEGLIGIBLE = 1e-11
-"""Mean squared residual, nats², below which no step is taken: 0.00003 dB."""
+"""Mean squared residual, nats², below which no step is made: 0.00003 dB."""
 OUT_OF_QUESTION = 5.0
-"""A power law that leaves this many times the exponential's residual at the best point of the grid is left there."""
+"""A power law whose residual at the best grid point is this many times the exponential's is not refined."""
 PARAMETERS = {
     "flat": (),
     "exponential": ("rate",),
     "polynomial": ("exponent", "offset"),
     "truncated": ("exponent", "rate", "offset"),
 }
-"""What each law leaves free, beside its amplitude."""
+"""The free parameters of each law, besides its amplitude."""
 _NAMES = ("exponent", "rate", "offset")
 _TINY = 1e-300
 
@@ -63,8 +63,8 @@ def fit_laws(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
     matrix products. Gauss–Newton steps on the binned law start from its best point.
     """
     starts = best_grid_points(profile, edges)
-    # Channels with windows of one length together: what is outside all of them is not computed. A few channels are
-    # taken whole, so that no channel's last bits depend on its neighbours' windows.
+    # Channels with windows of equal length are fitted together, and blocks outside them are not computed. A few
+    # channels keep all blocks, so that no channel's last bits depend on its neighbours' windows.
     used = profile.blocks
     order = used.argsort()
     whole = len(used) <= SLICE
@@ -85,7 +85,7 @@ def _largest(profile: Profile, start: Tensor, exponential: Tensor, polynomial: T
     """Return the truncated fit, never worse than the exponential or polynomial one nested in it."""
     lower = exponential[:, _RESIDUAL] < polynomial[:, _RESIDUAL]
     best = torch.where(lower[:, None], exponential, polynomial)
-    # Where one of them leaves nothing to explain, a further parameter has nothing to do.
+    # Where one of them leaves nothing to explain, a further parameter is useless.
     left = (best[:, _RESIDUAL] > EXPLAINED).nonzero()[:, 0]
     fit = _refine(profile.at(left), start[left], PARAMETERS["truncated"])
     better = fit[:, _RESIDUAL] < best[left, _RESIDUAL]
@@ -94,9 +94,9 @@ def _largest(profile: Profile, start: Tensor, exponential: Tensor, polynomial: T
 
 
 def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tensor | None = None) -> Tensor:
-    """Return the law after damped Gauss–Newton steps in p, β t_last and log t₀; a step uphill is taken back.
+    """Return the law after damped Gauss–Newton steps in p, β t_last and log t₀; a step uphill is undone.
 
-    No step is taken where the residual is above `beaten` to start with.
+    No step is made where the residual is above `beaten` at the start.
     """
     scale = profile.last.clamp(min=1)
     low, high = torch.zeros_like(start), torch.full_like(start, 1e4)
@@ -106,7 +106,7 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
     order = [_NAMES.index(name) for name in free]
     stride = torch.tensor([2.0, 1e3, 1.5], dtype=torch.float64, device=scale.device)[order]
     moments = _moments(profile, kept, free)
-    # What is still moving, as copies without the channels that are done: most are after two steps.
+    # Copies without the channels that have converged: most have after two steps.
     active, part = torch.arange(scale.numel(), device=scale.device), profile
     at, now = kept.clone(), moments.clone()
     damping, bottom, top = torch.full_like(scale, 1e-6), low[:, order], high[:, order]
@@ -116,7 +116,7 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
     for _ in range(ROUNDS if free else 0):
         matrix, vector = _system(now, len(free))
         values = at[:, order]
-        # A parameter at its bound that wants to leave the allowed side is held for this step.
+        # A parameter at its bound whose step would cross it is held for this step.
         held = ((values <= bottom) & (vector < 0)) | ((values >= top) & (vector > 0))
         wanted = values + _solve(matrix, vector, damping, held)
         trial = at.clone()
@@ -125,7 +125,7 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
         step = trial - at
         moved = step[:, order]
         gain = (moved * (2 * vector - (matrix @ moved[..., None])[..., 0])).sum(1)
-        # A last step that is foreseen to win next to nothing is taken unseen, where the law is straight along it.
+        # A last step with almost no predicted gain is accepted without evaluation where the law is linear along it.
         last = ~done & free_step & (gain >= 0) & (gain <= CONVERGED * now[:, 0]) & (_bend(at, step) <= now[:, 0].sqrt())
         settled = _foreseen(now, moved, gain)
         at, now = torch.where(last[:, None], trial, at), torch.where(last[:, None], settled, now)
@@ -153,14 +153,14 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
 
 
 def _bend(at: Tensor, step: Tensor) -> Tensor:
-    """Return how far a law may leave its tangent over a step, nats; infinite for a step that is not a small one."""
+    """Return how far a law may depart from its tangent over a step, nats; infinite for a large step."""
     exponent, rate, offset = step.abs().unbind(1)
     small = (exponent <= 0.1) & (rate <= 0.1 * (1 + at[:, 1])) & (offset <= 0.1)
     return torch.where(small, offset * (at[:, 0] * offset + exponent) + rate * rate / 50, torch.inf)
 
 
 def _foreseen(moments: Tensor, step: Tensor, gain: Tensor) -> Tensor:
-    """Return the moments after a step along which the law is straight; slopes and curvature stay as they are."""
+    """Return the moments after a step along which the law is linear; slopes and curvature stay the same."""
     size = step.shape[1]
     settled = moments.clone()
     settled[:, 0] -= gain
@@ -171,7 +171,7 @@ def _foreseen(moments: Tensor, step: Tensor, gain: Tensor) -> Tensor:
 def _errors(profile: Profile, moments: Tensor, order: list[int]) -> Tensor:
     """Return the standard errors of p, β t_last and log t₀, (channel, 3)."""
     matrix, _ = _system(moments, len(order))
-    # Residuals that go together with their neighbours count for fewer.
+    # Correlated residuals count for fewer.
     correlation = (moments[:, 2] / moments[:, 0].clamp(min=_TINY)).clamp(0, 0.9)
     independent = (profile.blocks - len(order) - 1).clamp(min=1) * (1 - correlation) / (1 + correlation)
     errors = moments.new_zeros(moments.shape[0], 3)

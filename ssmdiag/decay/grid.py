@@ -12,12 +12,12 @@ GRID_POINTS = 24
 SHORTEST_OFFSET = 0.25
 """Steps. A smaller t₀ is pinned down by lag 0 alone."""
 OFFSET_SHARE = 10.0
-"""t₀ is at most a tenth of the last lag: a power law whose bend lies beyond is any smooth curve."""
+"""t₀ is at most a tenth of the last lag: with a later bend a power law fits any smooth curve."""
 _TINY = 1e-30
 
 
 def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
-    """Return (p, β, t₀) as (channel, 3) for each law to start from, taking the law at the middle of each bin."""
+    """Return (p, β, t₀) as (channel, 3) for each law to start from, evaluated at the middle of each bin."""
     longest = float(edges[-1])
     lag = (edges[:-1] + edges[1:] - 1).double() / 2
     top = max(longest / profile.offset_share, 2 * SHORTEST_OFFSET)
@@ -74,7 +74,7 @@ def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Return rows @ matrix with every row by itself, at the start of a line of memory.
+    """Return rows @ matrix, each row computed alone and aligned to a cache line.
 
     In one product a row's last bits depend on how many others there are, and on where it begins.
     """

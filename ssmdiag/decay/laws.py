@@ -30,10 +30,10 @@ def binned_law(
     """Return ½ log of the mean square of (1 + t/t₀)^−p e^−βt over each block, and its derivatives.
 
     All broadcast, the parameters as (channel, 1) against (channel, block). Derivatives are by p, β and log t₀,
-    those in `free`; without p among them the law is taken as exponential. `log_spaced`: no block is wider than its
+    those in `free`; without p among them the law is exponential. `log_spaced`: no block is wider than its
     lags allow a power law's series.
     """
-    # A slope of nothing over the whole window; 0 itself would divide by 0.
+    # A negligible slope over the whole window; 0 itself would divide by 0.
     least = 1e-3 / (lag[:, -1:] + 1)
     if "exponent" not in free:
         bend, by_slope = _bin_average(torch.maximum(rate, least), width)

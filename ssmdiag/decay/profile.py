@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LINE = 16
-"""Float32 numbers in a line of memory, as processors fetch it."""
+"""Float32 numbers in a cache line."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Profile:
     last: Tensor
     """Last lag of the window, (channel,)."""
     pooled: bool
-    """Whether the blocks are each channel's own, made of several bins."""
+    """Whether each channel has blocks of its own, pooled from several bins."""
     offset_share: float
     """t₀ is at most the last lag divided by this."""
 
@@ -49,11 +49,11 @@ class Profile:
         )
 
     def cut(self, blocks: int) -> Profile:
-        """Return the profile without the blocks from `blocks` on, in float32 for the steps.
+        """Return the profile without the blocks from `blocks` on, in float32 for the Gauss–Newton steps.
 
-        Laws are taken in logarithms, where float32 is good to a millionth of a neper; a thousandth is asked for.
-        Blocks of weight 0 fill it up to whole lines of memory: products of rows that begin anywhere have other last
-        bits.
+        Laws are fitted in logarithms, where float32 is accurate to a millionth of a neper; a thousandth is needed.
+        Blocks of weight 0 pad it to whole cache lines: the last bits of a product depend on the alignment of its
+        rows.
         """
         fill = -min(blocks, self.log_rms.shape[1]) % LINE
         lag, width, log_rms, root_weight = (

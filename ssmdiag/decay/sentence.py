@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 PLAIN = (TailLaw.EXPONENTIAL, TailLaw.FLAT)
 SAME_RATE = 0.05
-"""Rates this near each other are one."""
+"""Rates this close count as equal."""
 SILENT = (TailStatus.NOT_ASKED, TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.SHORT_MEMORY)
-"""Reasons that the law's own sentence has given already, or that tell a reader nothing of the layer."""
+"""Reasons that the law's own sentence has given, or that say nothing about the layer."""
 
 
 def describe(whole: DecayComparison, remaining: Remaining) -> str:
@@ -79,7 +79,7 @@ def describe_curve(curve: EnergyCurve) -> str:
 
 
 def describe_lags(lags: list[float], heaviness: float) -> str:
-    """Return one sentence on the lags after which 50, 90 and 99 % of the energy have passed; none where none is known.
+    """Return one sentence on the lags after which 50, 90 and 99 % of the energy have passed; empty if none is known.
 
     >>> describe_lags([35.0, 115.0, 231.0], 1.0)
     '50, 90, 99 % of the energy have passed after 35, 115, 231 steps.'

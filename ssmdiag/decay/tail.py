@@ -1,8 +1,8 @@
-"""The law read from the modes instead of fitted: which rate rules the energy that remains, and from which lag on.
+"""The law read from the modes instead of fitted: which rate dominates the remaining energy, and from which lag on.
 
-Modes whose rates agree within a tenth are one group. From a lag on from which all other modes together hold under a
-tenth of the energy that remains, at every lag up to the window's end, a kernel decays with that group's rate: exact as
-the weights are. What lies below a millionth of the energy, or drowns in float32, is not spoken of.
+Modes whose rates agree within a tenth are one group. Where all other modes together hold under a tenth of the energy
+that remains, at every lag from one on to the window's end, the kernel decays with that group's rate, as exact as the
+weights are. Nothing is said about energy below a millionth of the whole, or below float32's noise.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ OTHERS = 0.1
 FORGOTTEN = 1e-6
 """Share of the energy at which a window ends."""
 LEAST_SHARE = 1e-3
-"""Share of the energy that a law must be about."""
+"""Share of the energy that a law must cover."""
 MOST_TERMS = 3
 """Exponentials in a sum at most."""
 LEAST_SUM_SHARE = 1e-2
-"""Share of the energy that a sum of them must be about."""
+"""Share of the energy that a sum of them must cover."""
 LEAST_HEARD = 0.1
 """Share of its modes' own energies below which a sum counts as cancelled."""
 LAGS_BETWEEN = 96
-"""Parts of a window at whose ends it is proven that the others hold no more, within them too."""
+"""Parts of a window; bounds at their ends prove what the other modes hold within them."""
 BEAT = 0.5
 """Nepers by which modes of a band may beat against each other between both ends of a window."""
 BEAT_SHARE = 0.1
@@ -43,16 +43,17 @@ BEAT_SHARE = 0.1
 FEWEST_LAGS = 3
 FEWEST_BINS = 2
 LEAST_RATE = 1e-15
-"""Nats per step; below, a bin of any width has but one level."""
+"""Nats per step; below it the energy is constant over a bin of any width."""
 RATE_ERROR = 0.07
 """Largest difference between the mean rate of a group and the slope of the energy.
 
-The group's phases can bend it, and a tenth of the energy more than half of it where modes of two rates swing together.
+The group's phases can bend it; where modes of two rates oscillate together, a tenth of the energy can cause over half
+of it.
 """
 LEAST_ERROR_DB = 0.1
-"""What that difference may come to over the window, however little is lost over it."""
+"""That difference in all over the window, allowed even where little is lost over it."""
 STRAIGHT_DB = 0.8
-"""Largest rms distance of the energy from a straight line, where it is without its swings."""
+"""Largest rms distance of the energy from a straight line, its oscillation removed."""
 SWING_DB = 3.0
 """Largest rms distance of the energy that remains from the group's exponential: modes that turn slowly bend it."""
 
@@ -78,7 +79,7 @@ class TailStatus(Enum):
     FEW_LAGS = "too few lags remain where one rate rules"
     SHORT_MEMORY = "the memory ends within a few steps"
     UNKNOWN = "the modes cancel: which of them holds the energy is not known"
-    DENSE = "the state matrix has no modes that could be told apart"
+    DENSE = "the state matrix has no modes that can be distinguished"
     NOT_ASKED = "the law of what remains was not looked for"
     NO_KERNEL = "there is no kernel of finite energy"
 
@@ -94,13 +95,13 @@ class Tail:
     first: int
     """Lag from which on it holds."""
     last: int
-    """Lag up to which it was looked at: the context's end, or where a millionth of the energy is left."""
+    """Last lag examined: the context's end, or where a millionth of the energy is left."""
     rate: float
     """Nats per step."""
     energy_share: float
     """Share of the energy within the context that is left at `first`."""
     rates: tuple[float, ...] = ()
-    """Of a sum of exponentials, those of all its terms, slowest first; of a band, its slowest and its fastest."""
+    """Of a sum of exponentials, the rates of all its terms, slowest first; of a band, the slowest and the fastest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ class Tails:
         return Tails(*(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self)))
 
     def withhold(self, rows: Tensor, status: TailStatus) -> None:
-        """Take back what was said of some rows, (row,) bool: they have no law, for this reason."""
+        """Remove the law of some rows, (row,) bool, and record why they have none."""
         self.law[rows], self.status[rows] = TAIL_LAWS.index(TailLaw.NONE), TAIL_STATUSES.index(status)
         for values in (self.rate, self.energy_share, self.slowest, self.rates):
             values[rows] = math.nan
@@ -142,7 +143,7 @@ class Tails:
             getattr(self, field.name)[rows] = getattr(some, field.name)
 
     def unsettled(self) -> Tensor:
-        """Return the rows that may have a law of several rates where they have none of one, ascending."""
+        """Return the rows without a law of one rate that may have one of several rates, ascending."""
         several = [TAIL_STATUSES.index(status) for status in (TailStatus.MIXED, TailStatus.BENT, TailStatus.FEW_LAGS)]
         return torch.isin(self.status, self.status.new_tensor(several)).nonzero()[:, 0]
 
@@ -172,7 +173,7 @@ class Tails:
 def energy_left(energy: Tensor, above: Tensor) -> Tensor:
     """Return the share of each row's energy that is left at each edge, (row, edge).
 
-    `energy` (row, bin), `above` whether it is above the noise; what comes after the last such bin is left out.
+    `energy` (row, bin), `above` says whether it is above the noise; everything after the last such bin is left out.
     """
     seen = above.flip(1).cummax(1).values.flip(1)
     counted = energy.where(seen, 0.0)
@@ -181,12 +182,12 @@ def energy_left(energy: Tensor, above: Tensor) -> Tensor:
 
 
 def window_ends(share: Tensor) -> Tensor:
-    """Return at which lag of (row, lag) a millionth of the energy is left, (row,): there each row's window ends."""
+    """Return the position where each row's window ends, (row,): a millionth of the energy is left there."""
     return (share > FORGOTTEN).sum(1).clamp(max=share.shape[1] - 1)
 
 
 Shares = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Rows and lags of their own (row, lag) → their energy from each lag on, the others' and the noise, (3, row, lag)."""
+"""Rows, and lags (row, lag) → the energy from each lag on, that of the other modes, the noise, (3, row, lag)."""
 
 
 def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, shares: Shares) -> Tails:
@@ -213,7 +214,7 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
     good = ruled & enough
     if bool(good.any()):
         falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
-        falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, fewer swings complete
+        falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, too few oscillations are complete
         good = _proven(good & falls, lags, last, shares, groups.rate)
     found, first = good.any(1), good.to(torch.uint8).argmax(1, keepdim=True)
     flat = (drop.gather(1, first)[:, 0] <= 4 * FLAT_DB) & found
@@ -242,9 +243,9 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
 
 
 def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, shares: Shares) -> None:
-    """Write in what rows are a sum of exponentials by the groups that were taken as one.
+    """Record the rows that are a sum of exponentials, by the groups treated as one.
 
-    What the other modes hold is all that a sum leaves open; modes of it that cancel have no rate to be told by.
+    A sum leaves open only what the other modes hold; if its own modes cancel, no rate identifies it.
     """
     position = torch.arange(len(lags), device=lags.device)
     inside = position < ends[:, None]
@@ -265,7 +266,7 @@ def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: G
 
 
 def name_bands(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, rates: Tensor, shares: Shares) -> None:
-    """Write in from which lag on the modes of a band, of `rates` (row, 2), hold what remains."""
+    """Record the lag from which on the modes of a band, of `rates` (row, 2), hold the remaining energy."""
     position = torch.arange(len(lags), device=lags.device)
     last = lags[ends][:, None]
     good = (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS) & (ends[:, None] - position >= FEWEST_BINS)
@@ -301,7 +302,7 @@ def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
 
 
 def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares, rate: Tensor | None = None) -> Tensor:
-    """Return where of (row, lag) it holds, besides, that the others hold no more at any lag up to `last` (row, 1).
+    """Return where of (row, lag) `good` holds and the other modes hold no more at any later lag up to `last` (row, 1).
 
     Energies that remain only fall: between two lags the others have at most what they have at the first, and the
     whole has at least what it has at the second. With a `rate` (row, lag), the whole must follow its exponential too.
@@ -311,7 +312,7 @@ def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares, rate: Tens
         return good
     place = good[rows].to(torch.uint8).argmax(1)
     first = lags[place][:, None]
-    # Denser at first, where the others are still falling fast.
+    # Denser at first, where the other modes still fall fast.
     part = (torch.arange(LAGS_BETWEEN + 1, dtype=lags.dtype, device=lags.device) / LAGS_BETWEEN).square()
     at = (first + (last[rows] - first) * part).floor()
     whole, rest, noise = shares(rows, at)
@@ -337,12 +338,12 @@ def _distance(at: Tensor, whole: Tensor, rate: Tensor, start: Tensor) -> Tensor:
 
 
 def _to_the_end(holds: Tensor) -> Tensor:
-    """Return whether it holds at each position and at all that come after."""
+    """Return whether it holds at each position and at all later ones."""
     return holds.flip(1).cummin(1).values.flip(1)
 
 
 def _ruled(groups: GroupEnergy) -> Tensor:
-    """Return whether all other modes hold little of the energy at each lag; there, not between."""
+    """Return whether all other modes hold little of the energy at each lag; between lags nothing is known."""
     return groups.rest + groups.noise <= OTHERS * groups.whole
 
 

@@ -1,7 +1,7 @@
 """The choice between decay laws: which one a kernel follows, or why none is named.
 
-The simplest law is taken whose residual is not clearly worse than that of the largest; a power law has further to
-leave a residual small enough that no handful of exponentials is behind it, over decades enough to tell.
+The choice is the simplest law whose residual is not clearly worse than that of the largest. A power law must also
+leave too small a residual for a handful of exponentials, over enough decades to distinguish them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ FLAT_DB = 0.1
 EXPONENTIAL_DB = 1.5
 """Largest rms residual of an exponential: kernels oscillate, and the rms over a bin ripples with them."""
 PLAIN_DB = 0.1
-"""An exponential this near is the law, unless a power takes its part too: rates that nearly agree leave so much."""
+"""An exponential this close is the law, unless a power explains part too: rates that nearly agree leave this much."""
 EXPONENTIAL_DROP_DB = 10.0
 RATE_ERROR = 0.02
 """Largest standard error of an exponential's rate, relative to it."""
 SAME_RATE = 0.05
-"""A truncated law whose rate is this near the exponential's differs by what an oscillation does to the first lags."""
+"""A truncated law with a rate this near the exponential's differs only by an oscillation at the first lags."""
 RIPPLED_BLOCKS = 10
 """Fewest blocks from which an envelope that ripples by more than `POWER_DB` is read."""
 POWER_DB = 0.3
@@ -37,14 +37,14 @@ POWER_DB = 0.3
 TRUNCATED_DB = 0.6
 """Largest rms residual of a truncated power law, which claims less: layers of many channels come near it."""
 POWER_DECADES = 1.8
-"""Decades of t + t₀ in the window: over fewer, three exponentials pass for a power."""
+"""Decades of t + t₀ in the window: over fewer, three exponentials look like a power."""
 TRUNCATED_DECADES = 1.0
 """Decades of t + t₀ before the cut-off 1/β."""
 SMALLEST_EXPONENT = 0.2
 SMALLEST_PART_DB = 3.0
-"""What each factor of a truncated power law must take from the kernel over the window."""
+"""Least fall of the kernel that each factor of a truncated power law must cause over the window."""
 CONTRAST = 2.0
-"""How many times the residual of a law a rival of another kind must leave."""
+"""The residual of a rival of another kind must be this many times that of the law."""
 
 
 class Law(Enum):
@@ -73,7 +73,7 @@ class DecayStatus(Enum):
     GROWS = "the kernel still grows at the end of the context"
     UNBOUNDED = "a growing mode reaches the output: the kernel has no bound"
     ZERO = "the kernel is zero at every lag"
-    TINY = "the kernel is too small to be told from the arithmetic's noise"
+    TINY = "the kernel is too small to be distinguished from the arithmetic's noise"
     CANCELLED = "the modes cancel beyond float64's digits"
     NOT_FINITE = "the kernel is not finite"
 
@@ -92,7 +92,7 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
 
     def holds(other: Tensor, parameters: int) -> Tensor:
         """Whether a law is not clearly worse than the truncated one, which has `parameters` more."""
-        # Neighbouring residuals go together; twice the 5% point of F stands in for that.
+        # Neighbouring residuals are correlated; twice the 5% point of F allows for that.
         allowance = 1 + 8 * parameters / (blocks - 4).clamp(min=1)
         return other**2 + MODEL_ERROR_DB**2 <= allowance * (cut**2 + MODEL_ERROR_DB**2)
 
@@ -103,7 +103,7 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
     drop = NEPER_DB * rate.rate * span
     power_drop = NEPER_DB * truncated.exponent * math.log(10) * decades(truncated, profile.last)
     cut_drop = NEPER_DB * truncated.rate * span
-    # A memory that stops at once is level up to there, but does not stay.
+    # A memory that stops at once is level until then, but does not stay level.
     is_flat = (profile.last == end) & (flat <= FLAT_DB) & (drop <= 4 * FLAT_DB)
     same = (truncated.rate - rate.rate).abs() <= SAME_RATE * rate.rate
     plain = (exponential <= PLAIN_DB) & (power_drop < SMALLEST_PART_DB)
@@ -131,7 +131,7 @@ def judge(profile: Profile, fits: Mapping[Law, LawFit], first: int, end: int) ->
         & (power_drop >= SMALLEST_PART_DB)
         & (cut_drop >= SMALLEST_PART_DB)
     )
-    # Past 1/β the exponential rules: what is left to the power are the lags before.
+    # Past 1/β the exponential dominates: only earlier lags show the power.
     powered = torch.minimum(profile.last, 1 / truncated.rate.clamp(min=1e-300))
     truncated_reaches = decades(truncated, powered) >= TRUNCATED_DECADES
     truncated_wins = truncated_holds & truncated_stands_out & truncated_reaches

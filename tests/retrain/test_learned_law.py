@@ -110,7 +110,7 @@ def test_lags_that_drown_in_the_noise_are_left_out() -> None:
     nothing = fit(values, noise=1.0)
     assert not nothing.describes
     assert nothing.window is nothing.residual_db is None
-    assert nothing.reason == "the kernel is too small to be told from the arithmetic's noise"
+    assert nothing.reason == "the kernel is too small to be distinguished from the arithmetic's noise"
 
 
 def test_the_law_a_task_states_is_that_of_its_kernel() -> None:
