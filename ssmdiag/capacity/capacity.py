@@ -6,10 +6,10 @@
 | held | the fewest lags L with Σ_{τ<L} MF(τ) ≥ ½ N, or ≥ 0.9 N: a length without a threshold on MF |
 | accuracy | the mean of MF over the lags up to the length at ½ |
 | capacity | Σ MF over the lags of the context |
-| effective modes | tr((G + N)⁻¹ G): how many of N the spectrum really spends, the state being rounded at every step |
+| effective modes | tr((G + N)⁻¹ G): how many of N the spectrum really uses, with the state rounded at every step |
 
-MF never rises and sums to N, so that no length at ½ exceeds 2N steps: length is bought with accuracy. Length, accuracy
-and capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` are what a model in its own has.
+MF never rises and sums to N, so that no length at ½ exceeds 2N steps: length costs accuracy. Length, accuracy and
+capacity are those of exact arithmetic; `rounded_half` and `rounded_tenth` are those of the model's own arithmetic.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ HALF, TENTH = 0.5, 0.1
 NINE_TENTHS = 0.9
 LAGS_PER_OCTAVE = 4
 BOUND_FROM = 0.1
-"""Share of swallowed numbers from which more modes may survive than is said: in the 26 of 190 really rounded runs that
+"""Share of swallowed numbers from which more modes may survive than reported: in the 26 of 190 really rounded runs that
 have it, up to 22 % more, and nowhere 0.3 modes fewer."""
 WORK = 2**26
-"""Stored modes cubed times channels that are worth the wait: 4 channels of 256 modes, a second."""
+"""Most stored modes cubed times channels: 4 channels of 256 modes, a second."""
 FEWEST_CHANNELS = 4
 _MEASURES = (
     "length_half",
@@ -63,7 +63,7 @@ _STATE_OF = {"bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True, eq=False)
 class LayerCapacity:
-    """Memory of every channel of one layer. Tensors are (channel,) float64, NaN where there is nothing to say."""
+    """Memory of every channel of one layer. Tensors are (channel,) float64, NaN where there is no value."""
 
     layer: str
     family: str
@@ -73,7 +73,7 @@ class LayerCapacity:
     modes: Tensor
     """N: distinct modes with their conjugates, int64; Σ MF over all lags."""
     length_half: Tensor
-    """Largest lag with MF ≥ ½; NaN where not even the present input is rebuilt so well."""
+    """Largest lag with MF ≥ ½; NaN where MF is lower even for the present input."""
     length_tenth: Tensor
     accuracy: Tensor
     """Mean MF over lags 0 … length_half; NaN where there is no such length."""
@@ -88,14 +88,14 @@ class LayerCapacity:
     swallowed: Tensor
     """Share of the numbers of a state whose steps rounding to `state_dtype` swallows; NaN without a state."""
     rounding: Rounding
-    """What all that is rounded assumes ..."""
+    """What the rounded quantities assume ..."""
     gated: bool
-    """... and whether what the input writes is not in the weights."""
+    """... and whether the input decides B, so that B is not in the weights."""
     surviving: dict[str, Tensor]
     """tr((G + N)⁻¹ G) over all lags, by format of the state."""
     excluded: Excluded
     sound: Tensor
-    """Whether Σ MF = N was met, bool; where not, everything else is NaN."""
+    """Whether Σ MF = N holds, bool; where not, everything else is NaN."""
     lags: Tensor
     """(lag,) float64: 0, then evenly spaced on a log axis, in the end powers of two, all below the context."""
     memory: Tensor
@@ -132,14 +132,14 @@ class CapacitySummary:
     swallowed: float | None
     """Mean share of the numbers of a state whose steps rounding swallows; None without a state."""
     unknown: int
-    """Channels without an answer: nothing but NaN and growing modes, or a failed self-test."""
+    """Channels without a result: only NaN and growing modes, or a failed self-test."""
     excluded: dict[str, int]
     """Stored modes left out, by reason."""
     curve: tuple[tuple[float, float], ...]
     """(lag, mean MF)."""
     sentence: str
     assumes: str
-    """What all that is rounded assumes, in words."""
+    """What the rounded quantities assume, in words."""
 
     @property
     def is_bound(self) -> bool:
@@ -152,8 +152,8 @@ def assess_capacity(
 ) -> LayerCapacity:
     """Return length, accuracy, capacity and effective modes of every channel.
 
-    `context` in steps. `state_dtype` is a key of `STATE_PRECISION`; by default that of the stored weights, which
-    generation keeps its states in too, float32 where they are neither bf16 nor fp16. Raises ValueError for a context
+    `context` in steps. `state_dtype` is a key of `STATE_PRECISION`; by default the format of the stored weights, which
+    generation uses for its states too, or float32 where that is neither bf16 nor fp16. Raises ValueError for a context
     under 1 or an unknown format.
     """
     return assess_capacities([recurrence], context, state_dtype=state_dtype, rounding=rounding)[0]
@@ -253,7 +253,7 @@ def initial_capacities(
 ) -> dict[str, LayerCapacity]:
     """Return the same of the initialisations of the layer's family with as many modes, by name; {} where none is known.
 
-    Beside the layer's own it shows whether training lengthened the memory.
+    The comparison shows whether training lengthened the memory.
     """
     return dict(_initial(recurrence.family, recurrence.modes, context, state_dtype, rounding))
 
@@ -272,7 +272,7 @@ def _initial(
 
 
 def affordable_channels(modes: int, most: int, work: int = WORK) -> int:
-    """Return how many of a layer's channels are worth the wait, up to `most`: one takes the cube of its modes."""
+    """Return how many of a layer's channels to compute, up to `most`: one costs the cube of its modes."""
     return min(most, max(FEWEST_CHANNELS, work // modes**3))
 
 

@@ -38,11 +38,11 @@ LARGE = 128
 KEPT = 2**30
 """Bytes of powers of A that are kept."""
 MOST_DOUBLINGS = 52
-"""Of lags up to which the capacity is followed: whole numbers beyond have no room in float64."""
+"""Most doublings of a lag: larger whole numbers are not exact in float64."""
 SUMMED = (8, 12)
 """Doublings of lags that are summed one by one rather than bisected, of few and of many states."""
 REACHED = 1e-13
-"""Share of the largest direction of a dense state below which another cannot be told from rounding."""
+"""Share of the largest direction of a dense state below which another is rounding noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Cascade:
     direct: Tensor
     """d, (channel,)."""
     counted: Tensor
-    """Which states hold anything, (channel, state) bool; the others are zero and stay it."""
+    """Which states are used, (channel, state) bool; the others are zero and stay zero."""
     diagonal: Callable[[float | Tensor], Tensor] | None = None
     """The blocks (channel, section, state, state) on the diagonal of A^t, which is else lower triangular; t is one
     number, or (channel, 1)."""
@@ -68,7 +68,7 @@ class Cascade:
 
     @property
     def modes(self) -> Tensor:
-        """Number of states that hold anything, (channel,) int64."""
+        """Number of states used, (channel,) int64."""
         return self.counted.sum(1)
 
     def square(self, doublings: int) -> Tensor:
@@ -264,7 +264,7 @@ def dense_cascade(dense: DenseRealisation) -> tuple[Cascade, Tensor]:
     keep = counted[..., None]
     state_matrix = (basis @ A @ basis.mH * values[:, None] / values[..., None]).where(keep & keep.mT, 0.0)
     entry = (basis @ B / values[..., None]).where(keep, 0.0)
-    # What is left of one dimension more when the rows of [A b] are taken out is the row [c d].
+    # The row [c d] spans what the rows of [A b] leave of a space with one more dimension.
     rows = torch.cat([state_matrix, entry], -1)
     rest = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device) - rows.mH @ rows
     rest.diagonal(dim1=1, dim2=2)[:, :-1] *= counted

@@ -1,7 +1,7 @@
-"""The modes that a real readout of a state can tell apart: the stored ones and their conjugates, each once.
+"""The modes that a real readout of a state can distinguish: the stored ones and their conjugates, each once.
 
-y = κ Re(C h) reads Re h and Im h, so λ̄^t and its conjugate are both at hand wherever one is stored; a real mode
-gives one number and not two. Modes that are equal, or each other's conjugates, hold the same number twice.
+y = κ Re(C h) reads Re h and Im h, so both λ̄^t and its conjugate are available wherever one is stored; a real mode
+gives one number, not two. Modes that are equal, or each other's conjugates, hold the same number twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST_FREQUENCY = 1e-290
 
 @dataclass(frozen=True, eq=False)
 class Excluded:
-    """Stored modes of each channel that add nothing to its memory, by the first reason that holds; (channel,) int64."""
+    """Stored modes of each channel that add nothing to its memory, by the first reason; (channel,) int64."""
 
     not_finite: Tensor
     """NaN or infinite ℓ or B̄."""
@@ -52,12 +52,12 @@ REASONS = ("not_finite", "unstable", "marginal", "unreached", "repeated")
 
 @dataclass(frozen=True, eq=False)
 class FullSpectrum:
-    """Distinct modes of some channels, slowest first; conjugates are told by `paired`."""
+    """Distinct modes of some channels, slowest first; `paired` marks those with a conjugate."""
 
     log_eigenvalues: Tensor
     """ℓ (channel, mode): float64 where every mode is real and positive, else complex128 with 0 ≤ Im ℓ ≤ π."""
     counted: Tensor
-    """Which of them are modes, (channel, mode) bool; the others fill up channels that have fewer."""
+    """Which of them are modes, (channel, mode) bool; the others are padding."""
     paired: Tensor
     """Which of these have a conjugate, (channel, mode) bool."""
     excluded: Excluded
@@ -85,7 +85,7 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
         broken, unreached = broken | ~written.isfinite(), written == 0
     states = [broken, rate < 0, rate == 0, unreached]
     counted = ~(broken | (rate <= 0) | unreached)
-    # λ̄ = 0 is a rate of +inf; past UNDERFLOW there is nothing left to tell modes apart by.
+    # λ̄ = 0 is a rate of +inf; past UNDERFLOW modes cannot be distinguished.
     rate = rate.clamp(max=UNDERFLOW).where(counted, math.inf)
     real = is_real(ell)
     frequency = frequency.where(counted & (rate < UNDERFLOW), 0.0)
@@ -121,7 +121,7 @@ def _written(recurrence: Recurrence, chunk: slice) -> Tensor | None:
 def _folded(frequency: Tensor) -> tuple[Tensor, Tensor]:
     """Return |ω| modulo 2π, in [0, π], and what rounding may have done to it, which is 0 below π.
 
-    Where Δ·Im λ goes past π it may come back upon another mode; rounding alone keeps the two apart.
+    Where Δ·Im λ exceeds π it may alias to another mode; only rounding keeps the two apart.
     """
     size = frequency.abs()
     alike = (ALIAS * size).where(size > math.pi, 0.0)
@@ -135,7 +135,7 @@ def _any(masks: list[Tensor], like: Tensor) -> Tensor:
 
 
 def _slowest_first(rate: Tensor, frequency: Tensor, real: bool) -> Tensor | None:
-    """Return the order by rate, and by frequency where rates are equal; None where it is that already."""
+    """Return the order by rate, and by frequency where rates are equal; None where already sorted."""
     if real and bool((rate.diff() >= 0).all()):
         return None
     order = frequency.argsort(dim=1)
@@ -143,7 +143,7 @@ def _slowest_first(rate: Tensor, frequency: Tensor, real: bool) -> Tensor | None
 
 
 def _trimmed(ell: Tensor, counted: Tensor, paired: Tensor, excluded: Excluded, stored: Tensor) -> FullSpectrum:
-    """Move what does not count to the end, and cut what no channel needs."""
+    """Move padding to the end, and cut the columns that no channel needs."""
     width = int(counted.sum(1).amax()) if counted.numel() else 0
     if width < ell.shape[1]:
         order = (~counted).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]

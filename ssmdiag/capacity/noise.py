@@ -161,7 +161,7 @@ class NoisyStates:
     rounding: Rounding
     numbers: Numbers
     unit: Tensor
-    """|b|² of the input, that noise is held against, (channel, mode, 1)."""
+    """|b|² of the input, which noise is compared with, (channel, mode, 1)."""
     spectrum: FullSpectrum | None = None
     phase: Tensor | None = None
     """b²/|b|², (channel, mode)."""

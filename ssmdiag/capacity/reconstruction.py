@@ -6,8 +6,8 @@ for independent inputs (Guan et al., 2025, arXiv 2510.00563); 1 − NMSE of the 
 ill-conditioned to be solved with, so it never is: A, b and β are those of `cascade`, which are orthonormal. MF never
 rises with τ, and it depends on the distinct eigenvalues alone: B̄ cancels, as long as it reaches every mode.
 
-A layer with many inputs on one state (S5, LRU) is taken with one input: the signal along any one direction of its
-features, all others silent. This is what the spectrum offers; together, all inputs share the same N.
+A layer with many inputs on one state (S5, LRU) is analysed with one input: the signal along any one direction of its
+features, all others zero. This is what the spectrum offers; together, all inputs share the same N.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DENSE_SPAN = 4096
 
 
 class MemorySizeError(SsmdiagError):
-    """The memory function asked for does not fit into the memory allowed."""
+    """The requested memory function does not fit into the allowed memory."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""How far each step's rounding moves the numbers of a state, and what an input must then compete with.
+"""How far each step's rounding moves the numbers of a state, and the noise that an input then competes with.
 
 A number is rounded to multiples of its step q, an error of q²/12: a step of its format at its own size, or of an 8-bit
 integer's scale. Under white input u of mean m, a mode's number has size and mean
@@ -8,7 +8,7 @@ integer's scale. Under white input u of mean m, a mode's number has size and mea
 whose real and imaginary parts are rounded apart. Two things make the error other than white and of q²/12:
 
 - where a step adds less than q, rounding swallows it. Of a Gaussian d of deviation s there passes a share
-  α = Σ_k (q/s) φ((k + ½)q/s), and the rest is noise: E Q(d)² − α² s², held against α² (Bussgang, 1952);
+  α = Σ_k (q/s) φ((k + ½)q/s), and the rest is noise: E Q(d)² − α² s², relative to α² (Bussgang, 1952);
 - where the next number is rounded at nearly the same place between two steps, errors repeat. After j steps that place
   has moved by V_j steps squared; the error is a saw-tooth, so that noise at the mode's own frequency ω is
 
@@ -96,7 +96,7 @@ class Rounding:
         elif self.input_scale is None:
             text += ", none of it too small or too large for its normal range"
         if gated and (self.input_scale is not None or (state_dtype == "int8" and self.int8_scale != "state")):
-            text += "; B, which the input gates, taken as 1 in every mode"
+            text += "; B, which the input gates, assumed to be 1 in every mode"
         return text
 
 
@@ -209,7 +209,7 @@ def _squared_binade(mean: Tensor, deviation: Tensor, least: int) -> Tensor:
 
 
 def _swallowed(ratio: Tensor) -> Tensor:
-    """Return noise in q², held against what passes, where a step adds a Gaussian of q/ratio, ratio > 1."""
+    """Return noise in q², relative to what passes, where a step adds a Gaussian of q/ratio, ratio > 1."""
     ratio = ratio.clamp(1.0, _NARROW)[..., None]
     edges = ratio * (torch.arange(_PLACES, dtype=ratio.dtype, device=ratio.device) + 0.5)
     passed = (2 * ratio * (-edges.square() / 2).exp()).sum(-1) / math.sqrt(math.tau)

@@ -119,7 +119,7 @@ def recommend_step(
 ) -> StepRange:
     """Return the range of steps with which MF_ε(length) ≥ share, channel by channel, for a state so rounded.
 
-    In exact arithmetic large steps would do, which leave of a state a thousandth of its last bit. By default the format
+    Exact arithmetic would allow steps so large that a thousandth of a state's last bit is left. By default the format
     is that of the stored weights, as in `assess_capacity`. Looked for between 2⁻⁷ and 2⁷, and below steps at which the
     fastest frequency passes π and comes back as another; of several ranges it is that of the smallest steps. No
     spectrum of N modes has a length above N / share. One int8 scale of a whole layer is that of its other channels as

@@ -1,1 +1,1 @@
-"""Checkpoints held against each other: a run in order, two models, a conversion."""
+"""Comparisons of checkpoints: a run in order, two models, a conversion."""

@@ -3,9 +3,9 @@
 Layers are matched by name, else by order. Within a channel the log-eigenvalues are compared as sets: a converter
 may reorder modes, store the other half of conjugate pairs, repeat a channel over heads or reorder channels as a
 whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: that
-sees what the eigenvalues alone cannot, a B or C that went to another mode. Of selective layers that is the nominal
-point alone: what steers them by the input is compared as well, and where it cannot be, nothing is proven. So are the
-settings that change a memory and no weight (`forward_settings`).
+shows what the eigenvalues alone cannot, a B or C that went to another mode. For selective layers this covers only the
+nominal point, so what steers them by the input is compared as well; where that is impossible, nothing is proven.
+Settings that change a memory without changing a weight are compared too (`forward_settings`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LayerProof:
     """One layer of both checkpoints."""
 
     a: str | None
-    """Its path in the first; None where only the second has it."""
+    """Its path in the first checkpoint; None where only the second has it."""
     b: str | None
     outcome: Outcome
     tolerance: float
@@ -79,11 +79,11 @@ class LayerProof:
     kernel: Difference | None
     """The lag at which kernels differ most, relative to the channel's peak; None where a side has no B or C."""
     notes: tuple[str, ...]
-    """What had to be undone to compare them, or why they cannot be."""
+    """What was undone to compare them, or why they cannot be compared."""
     steering: SteeringComparison | None = None
     """What steers it by the input; None where nothing does."""
     settings: tuple[SettingDifference, ...] = ()
-    """Settings that change its memory and that the two checkpoints have otherwise."""
+    """Settings that change its memory and differ between the two checkpoints."""
 
     @property
     def proven(self) -> bool:
@@ -100,7 +100,7 @@ class ConversionProof:
     lags: tuple[int, ...]
     """Lags at which kernels were compared."""
     problems: tuple[str, ...]
-    """What could not be read: nothing is proven of it."""
+    """What could not be read, so that nothing is proven about it."""
     device: str
     seconds: float
     notes: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ def prove_conversion(
 
     `tolerance` is relative: of a rate to the rate, of a frequency to itself, of a kernel to its channel's peak;
     by default it suits the stored types (`TOLERANCES`). One layer of each is in memory at a time.
-    Raises SsmdiagError where one of the two cannot be opened or holds no layer, or a tolerance lets everything pass.
+    Raises SsmdiagError where one of the two cannot be opened or holds no layer, or a tolerance accepts everything.
     """
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ConfigurationError(
@@ -179,7 +179,7 @@ def prove_recurrence(a: Recurrence, b: Recurrence, tolerance: float | None, lags
     notes = list(match.notes)
     judged = [match.difference]
     if kernel and (a.dense is not None or b.dense is not None):
-        # Eigenvalues of a non-normal matrix move far under rounding that its kernel does not feel.
+        # Eigenvalues of a non-normal matrix move far under rounding that hardly changes its kernel.
         judged = []
         notes.append("judged by its kernel: eigenvalues of a dense matrix are not well determined")
     if kernel is None and "none" not in (a.layout, b.layout):
@@ -232,7 +232,7 @@ def log_lags(context: int) -> list[int]:
 
 
 def _pairs(a: Recognition, b: Recognition) -> Iterator[tuple[Layer | None, Layer | None]]:
-    """Yield layers of one name together, then what is left by its order."""
+    """Yield layers of equal name in pairs, then the rest in order."""
     named = {layer.path: layer for layer in b.layers}
     partner = {layer.path: named.pop(layer.path) for layer in a.layers if layer.path in named}
     rest = iter(named.values())
@@ -281,7 +281,7 @@ def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> La
 
 
 def _with_settings(proof: LayerProof, settings: tuple[SettingDifference, ...]) -> LayerProof:
-    """Return a proof that settings of both sides refute where they are otherwise, and of one side leave open."""
+    """Return the proof after the settings: different ones refute it, those known on one side alone leave it open."""
     if not settings:
         return proof
     outcome = proof.outcome

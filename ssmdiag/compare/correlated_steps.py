@@ -2,15 +2,15 @@
 
     d_i = μ g_i + √g_i · σ v_i,     v_i = φ v_{i−1} + √(1 − φ²) z_i,     0 ≤ φ < 1
 
-What six steps say about φ is little, and a drift is hidden in it: steps that are all alike are a drift, or φ near 1.
-Two ways of not knowing φ are therefore tried, and the smaller p-value counts, each times the factor at which
-simulated runs (tests/trend_worlds.py) are not fooled more often than is said there:
+Six steps say little about φ, and a drift looks like a large φ: equal steps are a drift, or φ near 1. Two treatments of
+the unknown φ are therefore tried, and the smaller p-value counts, each times the factor that keeps the error rate in
+simulated runs at what tests/trend_worlds.py states:
 
 *Put in*: φ from the correlation of neighbouring steps, corrected for its bias, E r ≈ φ − (1 + 3φ)/m; Student's t
-with the number of independent steps that m correlated ones are worth (Bartlett 1935). Sees drifts in much noise.
+with the number of independent steps that m correlated ones are worth (Bartlett 1935). Finds drifts in much noise.
 
 *Averaged over*: φ uniform below 0.95, μ and log σ flat; the mean, by the likelihood of each φ, of the p-values that
-generalised least squares has for it. Sees drifts in little noise, where φ put in is as likely as not too large.
+generalised least squares has for it. Finds drifts in little noise, where the φ put in is often too large.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ GRID = tuple(i / 20 for i in range(20))
 def correlated_drift(x: Sequence[float], y: Sequence[float]) -> tuple[Slope, float]:
     """Return the drift of a walk with correlated steps, its interval and its two-sided p-value.
 
-    The interval is that of the way with the smaller p-value, at the level which its factor makes of `LEVEL`: it
-    leaves out 0 where the p-value is under `LEVEL`.
+    The interval is that of the treatment with the smaller p-value, at `LEVEL` divided by its factor: it excludes 0
+    where the p-value is under `LEVEL`.
     """
     gaps = [b - a for a, b in pairwise(x)]
     moves = [b - a for a, b in pairwise(y)]
@@ -73,7 +73,8 @@ def _put_in(left: Sequence[float], total: float, drift: float, least: float) -> 
 def _averaged(left: Sequence[float], root: Sequence[float], drift: float, least: float) -> tuple[Slope, float]:
     """Return the drift by generalised least squares, averaged over φ.
 
-    (1 − φ²) R⁻¹ is tridiagonal, so that each φ needs six sums only. Spread of the mixture: of the drifts, and in them.
+    (1 − φ²) R⁻¹ is tridiagonal, so that each φ needs six sums only. The spread of the mixture is that between drifts
+    and that within them.
     """
     freedom = len(left) - 1
     sums = [_sums(a, b) for a, b in ((left, left), (root, left), (root, root))]
@@ -81,7 +82,7 @@ def _averaged(left: Sequence[float], root: Sequence[float], drift: float, least:
     for phi in GRID:
         square, mixed, weight = (ends + (1 + phi * phi) * inner - phi * beside for ends, inner, beside in sums)
         shift = mixed / weight
-        # A centred square: rounding may leave it a hair below zero.
+        # A centred square: rounding may leave it slightly below zero.
         variance = max((square - shift * mixed) / freedom / weight, least * least)
         if variance == 0:
             return _student(drift, 0.0, freedom, AVERAGED)
@@ -102,7 +103,7 @@ def _averaged(left: Sequence[float], root: Sequence[float], drift: float, least:
 
 
 def _sums(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Return Σ a b over both ends, over what is between them, and over neighbours."""
+    """Return Σ a b over both ends, over the interior, and over neighbours."""
     ends = a[0] * b[0] + a[-1] * b[-1]
     inner = sum(u * v for u, v in zip(a[1:-1], b[1:-1], strict=True))
     return ends, inner, sum(a[i] * b[i + 1] + a[i + 1] * b[i] for i in range(len(a) - 1))

@@ -1,7 +1,7 @@
-"""Settings that change what a layer remembers though its weights are the same: what two checkpoints say of them.
+"""Settings that change what a layer remembers although its weights are the same, in two checkpoints.
 
 Weights do not show a limit on Δ, the activation behind a convolution or how many groups share B and C. Each family
-names such settings (`Family.forward`), under the names and with the usual values of those who run it.
+names such settings (`Family.forward`), with the names and the defaults of the code that runs it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
 
 _CONFIG = ("model_type", "architectures", "general.architecture")
-"""What is in the settings of a model, and in no others."""
+"""Keys that only a model's settings have."""
 _SAME = {"swish": "silu"}
 
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """A setting that two checkpoints have otherwise; None where one of them has no settings that would tell."""
+    """A setting that differs between two checkpoints; None where one of them has no settings that show it."""
 
     name: str
     meaning: str
@@ -38,10 +38,10 @@ class SettingDifference:
 
 
 def differing_settings(a: Layer, b: Layer) -> tuple[SettingDifference, ...]:
-    """Return what a family's settings say otherwise of two layers.
+    """Return the family's settings that differ between two layers.
 
-    What a model's configuration leaves out is as usual. Without a configuration nothing is known: that counts where the
-    other side has something unusual.
+    A setting that a configuration leaves out has its default. Without a configuration nothing is known, which counts
+    where the other side departs from the default.
     """
     found = []
     for setting in a.family.forward if a.family is b.family else ():
@@ -57,7 +57,7 @@ def differing_settings(a: Layer, b: Layer) -> tuple[SettingDifference, ...]:
 
 
 def _values(layer: Layer, setting: ForwardSetting) -> list[Any]:
-    """Return what a layer's settings say: several values of a model of several parts, none where it is unknown."""
+    """Return the values in a layer's settings: several for a model of several parts, none where unknown."""
     checkpoint = layer.checkpoint
     models = {str(model) for model in checkpoint.settings_named("model_type")}
     if setting.only and not models & set(setting.only):

@@ -3,7 +3,7 @@
 A decay a = e^(−r) rounds to exactly 1 where 1 − a is at most half a spacing below 1: 2⁻⁹ in bfloat16, 2⁻¹² in
 float16, 2⁻²⁵ in float32. A rate that goes through a map that cannot cross (exp, softplus, sigmoid …) reaches
 these along the line of its logarithm; one that is stored as it is (direct, none) falls along its own line, which
-crosses 0: all its limits are taken from that one line, or it would round to 1 after it has crossed.
+crosses 0. All its limits are computed from that one line; otherwise it would round to 1 after it has crossed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Limit:
     """`bfloat16`, `float16`, `float32`: its decay rounds to 1. `context`: τ outgrows it. `boundary`: it crosses."""
     rate: float
     passed: int | None
-    """The step from which on it is at or below; None where it is above at the last."""
+    """The step from which on the rate is at or below it; None where the rate is above it at the last."""
     from_start: bool
-    """True: it was there at its first checkpoint already."""
+    """True: the rate was there at its first checkpoint."""
     projection: Crossing | None
-    """None where it is passed, or the layer does not converge."""
+    """None where the limit is passed, or the layer does not converge."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LayerHistory:
 
     name: str
     points: tuple[LayerPoint, ...]
-    """Of every checkpoint that has the layer."""
+    """One for each checkpoint that has the layer."""
     used: tuple[int, ...]
     """Steps of the points that the trend goes through: those of one shape."""
     slowest: Trend | None
@@ -53,7 +53,7 @@ class LayerHistory:
     verdict: Verdict
     limits: tuple[Limit, ...]
     schedule: Schedule | None = None
-    """What its learning rate does at the end; None unless every point used tells its learning rate."""
+    """What its learning rate does at the end; None unless the learning rate is known at every point used."""
 
     @property
     def first(self) -> LayerPoint:
@@ -65,12 +65,12 @@ class LayerHistory:
 
     @property
     def trend(self) -> Trend | None:
-        """Return the trend that the verdict rests on: the slow tail's only where it alone speaks."""
+        """Return the trend that decides the verdict: the slow twentieth's only where it alone is significant."""
         return self.tail if self.by_tail else self.slowest
 
     @property
     def by_tail(self) -> bool:
-        """True: the slowest mode does not bear the verdict, the slow twentieth of the modes does."""
+        """True: the slow twentieth of the modes decides the verdict, not the slowest mode."""
         return self.verdict is not self.slowest_verdict and self.verdict is self.tail_verdict
 
     @property
@@ -130,7 +130,7 @@ def judge_layers(
 
 
 def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
-    """Combine what the slowest mode and the slow twentieth say; a fact about the last checkpoint outranks both."""
+    """Combine the trends of slowest mode and slow twentieth; a fact about the last checkpoint outranks both."""
     if last.nonfinite:
         return Verdict.BROKEN
     if last.unstable or last.marginal:
@@ -144,7 +144,7 @@ def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
 
 
 def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:
-    """Return the trend of log rate; points on or past the boundary have none and are passed over."""
+    """Return the trend of log rate; points on or past the boundary have none and are skipped."""
     rates = [(point, getattr(point.rate, quantile)) for point in points if point.rate]
     usable = [(point, rate) for point, rate in rates if 0 < rate < math.inf]
     if len(usable) < 2:
@@ -158,9 +158,9 @@ def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:
 
 
 def _as_it_is_pushed(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[float], list[float]] | None:
-    """Return x and y in which a steady push makes a straight line, None where log rate over steps is that.
+    """Return x and y in which constant updates make a straight line; None where those are step and log rate.
 
-    x is the integral of the learning rate where every point tells it, y the rate itself where it is stored as it is.
+    x is the integral of the learning rate where every point has one, y the rate itself where it is stored directly.
     """
     steps: list[float] = [point.step for point, _ in points]
     learning = [point.learning_rate for point, _ in points if point.learning_rate is not None]
@@ -172,10 +172,10 @@ def _as_it_is_pushed(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[f
 
 
 def _p_modes(points: Sequence[LayerPoint], direction: float, quantile: str) -> float | None:
-    """Return the p-value of the modes having gone the way that their minimum, or low quantile, went.
+    """Return the p-value that the modes moved in the direction of their minimum, or low quantile.
 
-    None where no choice among them can have made it: one and the same mode was the slowest throughout.
-    A mode that took the lead later is believed by its own path since, if that beats chance for every mode there is.
+    None where selection cannot explain it: the same mode was the slowest throughout. A mode that became the slowest
+    later is judged by its own path since, with a p-value corrected for the number of modes.
     """
     last = points[-1]
     if not last.first_slowest:
@@ -223,7 +223,7 @@ class _Path:
     end: float
     linear: bool
     pace: float | None
-    """The slope that a bound is taken from; None where the trend's interval gives it."""
+    """The slope for a bound; None where the trend's interval gives it."""
     unnamed: Unnamed | None
     span: float
     """In steps."""
@@ -246,13 +246,13 @@ class _Path:
         return cls(fit_trend(x, y), x[0], x[-1], linear, slope, unnamed, span)
 
     def reaches(self, goal: float) -> Crossing:
-        """Return when the rate falls to `goal`, or not before when."""
+        """Return when the rate falls to `goal`, or a bound before which it does not."""
         target = goal if self.linear else math.log(goal)
         now = (self.end, self.trend.now)
         if self.pace is not None and self.unnamed:
             return bound(now, self.pace, target, self.span, self.unnamed)
         crossing = project((self.start, self.trend.first), now, self.trend.outlook, target, self.span)
-        if self.unnamed:  # no sooner than at the present learning rate
+        if self.unnamed:  # no sooner than with the present learning rate
             return Crossing(None, None, None, crossing.reach, self.unnamed, crossing.earliest)
         return crossing
 

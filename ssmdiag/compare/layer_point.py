@@ -28,7 +28,7 @@ ROUNDS_TO_ONE = {
 }
 """Rate at or below which a decay rounds to 1, in nats per step, by float type."""
 MOST_CHANNELS = 256
-"""Channels that stand for a layer where its horizon and decay law are sought."""
+"""Channels sampled for a layer's horizon and decay law."""
 CROSSING_MAPS = frozenset({"none", "direct"})
 """Maps f in Re λ = −f(w) that take either sign."""
 
@@ -46,7 +46,7 @@ class LayerPoint:
     dtype: str
     time_invariant: bool
     can_cross: bool
-    """True: the rate is stored as it is, so a step of the optimiser can make it negative."""
+    """True: the rate is stored directly, so a step of the optimiser can make it negative."""
     rate: Quantiles | None
     """Nats per step; None where no mode is finite."""
     margin: float | None
@@ -64,9 +64,9 @@ class LayerPoint:
     slowest_mode: int | None = None
     """Which mode is the slowest, channels first; None where not all are finite."""
     first_slowest: tuple[ModeDrift, ...] = ()
-    """What became of those that were slowest at the layer's first checkpoint; nothing there."""
+    """How the modes that were slowest at the layer's first checkpoint have moved; None there."""
     learning_rate: float | None = None
-    """Of the weights behind the rates, where the state of the optimiser is saved and says so."""
+    """Learning rate of the weights behind the rates, where the saved optimiser state gives it."""
 
     @property
     def shape(self) -> tuple[str, int, int]:
@@ -137,7 +137,7 @@ def _spread(recurrence: Recurrence, title: str) -> tuple[Quantiles | None, int, 
     if not bool(ell.isfinite().all()):
         numbers = summarise(recurrence, title)
         return numbers.rate, numbers.nonfinite, numbers.unstable, numbers.marginal
-    # Of a hundred checkpoints of sound weights only this is wanted: a tenth of the work.
+    # All that is needed for sound weights: a tenth of the work of `summarise`, over a hundred checkpoints.
     ordered = ell.real.neg().flatten().sort().values
     bounds = (
         torch.searchsorted(ordered, ordered.new_zeros(1)),

@@ -1,7 +1,7 @@
 """The learning rate of a layer at each checkpoint, where the optimiser's state is saved, and its integral.
 
 A weight that an optimiser pushes one way moves by about the learning rate at every step (Kingma & Ba 2015, §2.1), so
-it falls on a line against ∫lr, not against the step. The integral is in steps at the last learning rate and ends at
+it moves along a line over ∫lr, not over the step. The integral is in steps at the last learning rate and ends at
 the last step: a line over it that meets a limit at u does so at step u, if the learning rate stays as it is.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
 SAME = 0.01
-"""Relative change of the learning rate up to which it stays."""
+"""Relative change up to which the learning rate counts as constant."""
 
 
 class Schedule(Enum):
@@ -38,7 +38,7 @@ class LearningRates:
 
     told: Mapping[str, float]
     common: float | None
-    """Of every parameter, if all groups have one."""
+    """Learning rate of every parameter, if all groups have the same."""
 
     def of(self, recurrence: Recurrence) -> float | None:
         """Return the learning rate of the weights that decide a layer's rates; None unless it is known to be one."""
@@ -52,7 +52,7 @@ def read_learning_rates(checkpoint: Checkpoint) -> LearningRates:
     """Return what the optimiser's state says, where the checkpoint has one that can be read."""
     try:
         groups = checkpoint.optimizer_groups
-    except SsmdiagError:  # compare needs no optimiser; `check` says what is wrong with it
+    except SsmdiagError:  # compare needs no optimiser state; `check` reports what is wrong with it
         groups = ()
     rates = [group.learning_rate for group in groups]
     told = {

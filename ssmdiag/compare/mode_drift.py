@@ -1,9 +1,9 @@
-"""Did the modes that were slowest at first become slower? Then it is no accident that the slowest has.
+"""Did the modes that were slowest at first become slower? Then the fall of the smallest rate is no selection effect.
 
-The smallest of many rates falls by itself where all of them only wander: whichever went furthest down is the smallest.
+The smallest of many rates falls even if all of them only wander: whichever fell furthest is the smallest.
 Modes chosen at the first checkpoint are not chosen for what they did later, so Student's t on their changes is fair.
-Three choices are tried, the slowest twentieth, the slowest quarter and all, and the smallest p-value counts threefold.
-The modes of one channel may share a step Δ and wander together; one of each channel is taken.
+Three choices are tried: the slowest twentieth, the slowest quarter, and all; the smallest p-value is tripled.
+The modes of one channel may share a step Δ and wander together, so one of each channel is used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARES, FEWEST = (20, 4, 1), 8
-"""One unit in so many is taken, the slowest at first, and so many at least."""
+"""One unit in so many is used, the slowest at first; and the least number of units."""
 CHANNELS = 4
-"""Channels from which on a unit is a channel, by the mode that was its slowest; with fewer it is a mode."""
+"""From this many channels on, a unit is a channel (its slowest mode at first); with fewer, a mode."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def p_of_modes(drifts: Sequence[ModeDrift], direction: float) -> float:
 def drifts_of_first_slowest(before: Tensor, now: Tensor) -> tuple[ModeDrift, ...]:
     """Return how the slowest units of `before` have changed until `now`, both rates (channel, mode) in nats per step.
 
-    Units that agree to the bit in both are one, stored several times. Nothing with fewer than two units that decay.
+    Units that agree to the bit in both count once: they are copies. None with fewer than two units that decay.
     """
     sound = (before > 0) & (now > 0) & (before < math.inf) & (now < math.inf)
     if len(before) >= CHANNELS:

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from ssmdiag.families.recognition import Recognition
 
 LEAST_SHARE = 0.01
-"""Share of a model's modes in a range of time constants that is worth speaking of."""
+"""Smallest share of a model's modes in a range of time constants that is reported."""
 LACKING = 0.1
-"""A model lacks what it has less than this share of the other's share of."""
+"""A model lacks a range if its share there is less than this fraction of the other's."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Time constants that one model has and the other as good as lacks."""
+    """Time constants that one model has and the other lacks almost entirely."""
 
     lacking: Literal["a", "b"]
     low: float
-    """Steps; 0 where the range is open below."""
+    """Steps; 0 where the range has no lower end."""
     high: float
-    """Steps; infinite where it is open above."""
+    """Steps; infinite where it has no upper end."""
     share: float
     """Share of the modes of the model that has them."""
     share_lacking: float

@@ -1,15 +1,15 @@
-"""When does a quantity that drifts reach a limit? A step where its pace holds, a bound where it slows, or nothing.
+"""When does a drifting quantity reach a limit? A step if its pace is constant, a bound if it slows, or nothing.
 
 A step is named with the interval in which the line through the *first* point meets the limit at a slope within the
-trend's interval: a walk that has strayed from its line so far goes on from where it is, and its slope is not known
-better than its steps allow. None is named where the pace of the run falls off,
+trend's interval: a walk that has strayed from its line continues from where it is, and its slope is known no better
+than its steps allow. No step is named where the run slows down,
 
     late half / early half < 0.6                        by Theil–Sen slopes
     late half / early half < 0.85, by more than chance  Welch's comparison of the steps, one-sided, at 1 %
     last quarter / before  < 0.8,  by more than chance
 
-for a line through a curve that flattens meets every limit, and no interval about it holds. Then a bound is given:
-at the smaller of the pace of the late half and that of the last quarter, it is not there before this step.
+because a line through a flattening curve meets every limit, and no interval about it is valid. Then a bound is given:
+at the slower pace of the late half and of the last quarter, the limit is not reached before this step.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ssmdiag.compare.significance import Slope, student_p, theil_sen
 REACH = 10.0
 """Projections end at this many observed spans past the last point."""
 SLOWER = 0.6
-"""Share of the early half's pace under which the late half is slower, whatever the noise."""
+"""Below this share of the early half's pace the late half counts as slower, whatever the noise."""
 SLOWER_BY_TEST = {0.5: 0.85, 0.25: 0.8}
-"""Share of the run at its end → share of the earlier pace under which a test may say that it is slower."""
+"""Last part of the run → share of the earlier pace below which a test decides whether it is slower."""
 LEVEL = 0.01
 
 
@@ -51,15 +51,15 @@ class Crossing:
     latest: float | None
     """From the flatter end; None where that lies beyond `reach`, never comes, or none is named."""
     reach: float
-    """The x up to which it was looked for."""
+    """The largest x that was searched."""
     unnamed: Unnamed | None = None
     not_before: float | None = None
-    """Where none is named: x before which it is not reached if its pace does not rise again; None past `reach`."""
+    """Where no step is named: the limit is not reached before this x unless the pace rises; None past `reach`."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How a falling quantity goes in parts of its run, per unit of x."""
+    """The pace of a falling quantity in parts of its run, per unit of x."""
 
     early: float
     late: float
@@ -107,7 +107,7 @@ def _slower(x: Sequence[float], y: Sequence[float], part: float, most: float) ->
 def project(first: tuple[float, float], now: tuple[float, float], slope: Slope, target: float, span: float) -> Crossing:
     """Return when y, at (x, y) = `first` at the start of the run and `now` at its end, falls to `target`.
 
-    Further than `REACH` spans past the last point nothing is said: a trend is not known to go on.
+    Nothing is said beyond `REACH` spans past the last point: a trend need not continue.
     """
     last = now[0]
     reach = last + REACH * span

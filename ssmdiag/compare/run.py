@@ -1,10 +1,10 @@
 """Checkpoints of one run, in train-step order → `RunComparison`: which layers converge to the boundary, and when.
 
 The quantity followed is the smallest rate r = −log|λ̄| of a layer, in nats per step: near the boundary it is the
-margin 1 − |λ̄|, and 1/r is the slowest time constant. Its logarithm is taken against the train step, not against
-the step's logarithm: a weight under the exp of A = −exp(A_log) that is pushed one way by an optimiser moves by
-about the learning rate at every step, so log r falls on a line, and a run has no natural step 0 for a logarithm.
-One mode may jitter, so the rate that one mode in twenty stays below is followed too.
+margin 1 − |λ̄|, and 1/r is the slowest time constant. Its logarithm is fitted over the train step, not over the
+step's logarithm: a weight in A = −exp(A_log) that an optimiser pushes one way moves by about the learning rate at
+every step, so log r lies on a line, and a run has no natural step 0 for a logarithm. One mode may jitter, so the rate
+that one mode in twenty stays below is followed too.
 
 Checkpoints are read one after another and a few numbers of each are kept: memory does not grow with their number.
 """
@@ -55,7 +55,7 @@ class RunCheckpoint:
     step: int
     """Its x: what `RunComparison.unit` counts."""
     train_step: int | None
-    """As the file gives it."""
+    """The train step that the file gives."""
     problems: tuple[str, ...]
     """What of it could not be read."""
 
@@ -77,8 +77,8 @@ class RunComparison:
     device: str
     seconds: float
     steering_changed: Mapping[str, tuple[str, ...]] | None = None
-    """Where no rate moved at all: tensors that steer a layer by the input and are not what they were at the first
-    checkpoint, by layer. None where that was not looked at, or part of them could not be compared."""
+    """Where no rate moved: by layer, tensors that steer it by the input and have changed since the first checkpoint.
+    None where they were not compared, or not all of them could be."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 
@@ -209,7 +209,7 @@ class _Collected:
     whole: tuple[Path, Recognition] | None = None
     """The first checkpoint that was recognised without a problem."""
     unread: dict[str, None] = field(default_factory=dict)
-    """Files beside checkpoints that cannot be read: said once, and not of each checkpoint beside them."""
+    """Unreadable files beside checkpoints, each reported once."""
     _now: list[LayerPoint] = field(default_factory=list)
 
     def first_rates(self, recurrence: Recurrence, step: int) -> Tensor | None:
@@ -227,7 +227,7 @@ class _Collected:
                 self.notes.append(note)
 
     def close(self, step: int, unit: str) -> None:
-        """File the points of the checkpoint just read under their layers."""
+        """Add the points of the checkpoint just read to their layers."""
         names = [point.name for point in self._now]
         if self.layers and names and not set(names) & set(self.layers):
             shapes = [points[-1].shape for points in self.layers.values()]

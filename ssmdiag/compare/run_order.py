@@ -23,7 +23,7 @@ LONGEST_STEP = 15
 
 
 class OrderSource(Enum):
-    """What the order, and the x axis of every trend, was taken from. Values stand in reports."""
+    """Where the order, and the x axis of every trend, comes from. Values are printed in reports."""
 
     STORED = "the train step of each file"
     NAMES = "the numbers in the names"
@@ -47,11 +47,11 @@ class RunOrder:
 
 
 def expand_run(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the checkpoints that paths stand for: patterns that no shell has expanded, and one directory of a run.
+    """Return the checkpoints that paths name: unexpanded patterns, and one directory of a run.
 
     A directory stands for the numbered checkpoint files and model directories in it, if there are two or more.
 
-    Raises CheckpointError for a directory of whole runs: the checkpoints of one are no order of the others'.
+    Raises CheckpointError for a directory of whole runs: checkpoints of different runs have no order.
     """
     expanded: list[Path] = []
     for path in map(Path, paths):
@@ -103,7 +103,7 @@ def _train_step(path: Path) -> int | None:
 
     try:
         return read_checkpoint(path).train_step
-    except SsmdiagError:  # whoever reads it says why
+    except SsmdiagError:  # reading it reports the reason
         return None
 
 
@@ -112,7 +112,7 @@ def _numbered_in(directory: Path) -> list[Path]:
 
 
 def _entries(directory: Path) -> list[Path]:
-    """Return what is in a directory, in order; nothing where it may not be listed: who opens it says why."""
+    """Return a directory's entries, in order; none where it may not be listed: opening it reports the reason."""
     try:
         return sorted(directory.iterdir())
     except OSError:

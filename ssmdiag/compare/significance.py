@@ -1,4 +1,4 @@
-"""Rank tests, the drift of a random walk, Student's t: what tells a trend in a few points from chance.
+"""Rank tests, the drift of a random walk, Student's t: is a trend in a few points more than chance?
 
 Plain numbers only: tens of points, no arrays.
 """

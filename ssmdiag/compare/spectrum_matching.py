@@ -1,4 +1,4 @@
-"""Two layers' log-eigenvalues as sets, and their kernels: the largest difference, and what was undone to find it."""
+"""Two layers' log-eigenvalues as sets, and their kernels: the largest difference, and the reordering behind it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WORKING_SET = 2**20
 """Pairs of modes compared at a time."""
 MOST_ASSIGNED = 512
-"""Modes of a channel up to which they are assigned to each other one by one where no order fits."""
+"""Most modes of a channel that are assigned one by one where no order fits."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class SpectrumMatch:
-    """How the modes of two layers belong together."""
+    """How the modes of two layers correspond."""
 
     difference: Difference | None
     """None where their shapes do not fit."""
     same_shape: bool
-    """True: channels belong to channels, one to one, so that kernels can be compared."""
+    """True: channels correspond one to one, so that kernels can be compared."""
     channel_order: Tensor | None
     """(channel,) channel of the second for each of the first, where they are reordered."""
     reordered_modes: bool
@@ -52,9 +52,9 @@ class SpectrumMatch:
 
 
 def match_spectra(a: Recurrence, b: Recurrence, tolerance: float) -> SpectrumMatch:
-    """Return the largest difference of two layers' spectra once modes, channels and repeats are brought in line.
+    """Return the largest difference of two layers' spectra after aligning modes, channels and repeats.
 
-    What fits within `tolerance` as it stands is left as it stands.
+    What already agrees within `tolerance` is not reordered.
     """
     first, second, notes = _same_pairs(a, b)
     one_to_one = a.channels == b.channels
@@ -160,7 +160,7 @@ def _gap(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _same_pairs(a: Recurrence, b: Recurrence) -> tuple[Tensor, Tensor, list[str]]:
-    """Return both spectra with conjugates told alike: of pairs the half with ω ≥ 0, or both halves on both sides."""
+    """Return both spectra with one convention for conjugates: the half with ω ≥ 0, or both halves on both sides."""
     first, second = a.log_eigenvalues, b.log_eigenvalues
     if a.conjugate_pairs and b.conjugate_pairs:
         return _upper(first), _upper(second), []
@@ -176,7 +176,7 @@ def _upper(spectrum: Tensor) -> Tensor:
 
 
 def _without_repeats(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, str]:
-    """Return both with the larger reduced to the smaller's shape, where it holds the same values several times."""
+    """Return both with the larger reduced to the smaller's shape, where it repeats the same values."""
     if first.numel() < second.numel():
         reduced, note = _reduce(second, first.shape)
         return first, reduced, note and f"the second repeats {note}"

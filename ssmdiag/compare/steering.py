@@ -1,7 +1,7 @@
-"""What steers the memory of two layers by their input, tensor by tensor → `SteeringComparison`.
+"""The tensors through which the input steers two layers, one by one → `SteeringComparison`.
 
 A selective layer's nominal decay is read at the bias of its gates: projections that were zeroed, shuffled or never
-merged leave it as it was. Each family names its tensors by role (`Family.steering`), so that they can be compared
+merged do not change it. Each family names its tensors by role (`Family.steering`), so that they can be compared
 between spellings that fuse, split or transpose them. Packed ones are compared byte by byte, or not at all.
 
 One tensor of each side is in memory at a time, in its stored type; rows are widened to float64 block by block.
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
 
 EQUAL = 1e-5
-"""What a weight may differ by, relative, where both sides store the same type and nothing needs rounding."""
+"""Relative tolerance of a weight where both sides store the same type and nothing was rounded."""
 ROUNDING = {"float64": EQUAL, "float32": EQUAL, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""The same where the coarser side stores this type and the other another: a unit in its last place."""
+"""The same where the coarser side stores this type and the other another type: a unit in its last place."""
 COARSEST = 0.25
 """The same for types of 8 bits and fewer."""
 SMALLEST = {"float16": 2.0**-24, "float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16}
-"""Smallest numbers of types whose range ends among usual weights: what rounding to them moves, absolutely."""
+"""Absolute rounding of types whose smallest numbers are as large as usual weights."""
 FLOOR = 2.0**-10
-"""Share of the largest weight of its row that a weight counts as at least: next to it a smaller one does nothing."""
+"""A weight counts as at least this share of the largest in its row: smaller ones have no effect beside it."""
 BLOCK = 2**20
 """Weights widened to float64 at a time."""
 
@@ -57,9 +57,9 @@ class SteeringDifference:
     at: tuple[int, ...]
     """Row and column among the rows of this role; empty where there is no one place."""
     weights: tuple[float, float] | None
-    """What stands there in the first and in the second."""
+    """The two weights there."""
     note: str = ""
-    """Instead of weights: why there are none."""
+    """Replaces the weights: why there are none."""
 
     @property
     def within(self) -> bool:
@@ -116,8 +116,8 @@ def compare_steering(
     """Return how what steers two layers differs; None where nothing does.
 
     `tolerance` is of a weight, relative to it; by default what rounding to the stored types explains (`ROUNDING`).
-    `order` is the channel of `b` for each of `a`, where they stand otherwise: it is followed where families tell which
-    axis runs over channels (`Steering.channels`).
+    `order` is the channel of `b` for each of `a`, where the order differs: it is applied where families name the axis
+    that runs over channels (`Steering.channels`).
     """
     selective = "nominal" in (a.family.memory, b.family.memory)
     if a.family.steering is None or b.family.steering is None:
@@ -139,7 +139,7 @@ def compare_steering(
 
 
 def _same_files(a: Layer, b: Layer) -> bool:
-    """Whether two layers of one name lie in files that are the same to the last byte: a copy needs no other proof."""
+    """Whether two layers of one name are in files that are equal to the last byte: a copy needs no other proof."""
     names = a.checkpoint.below(a.path)
     if a.path != b.path or names != b.checkpoint.below(b.path):
         return False
@@ -184,7 +184,7 @@ def _compare(
         return f"{name} packs several roles, and no setting says in which order: its parts were not compared"
     if first is None or second is None:
         first, second = (side.cache[side.stored.name] for side in (a, b))
-    # A layout that multiplies leaves float64: what the other side has of it was rounded.
+    # A layout that multiplies returns float64: the other side stores the product rounded.
     rounded = first.dtype != second.dtype
     allowed = rounding(a.stored.dtype, b.stored.dtype, rounded=rounded) if tolerance is None else tolerance
     if a.steering.tensor == b.steering.tensor and math.prod(a.stored.shape) != math.prod(b.stored.shape):
@@ -211,7 +211,7 @@ def same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
         return False
     try:
         first, second = a.load(), b.load()
-    except SsmdiagError:  # types that are only named, as those of a GGUF file
+    except SsmdiagError:  # types that are named but not loaded, such as those of GGUF
         return False
     return _equal(first, second)
 
@@ -223,7 +223,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _lone(one: _Found | str | None, other: _Found | str | None) -> Iterator[str]:
-    """Yield why a role that is not found on both sides was not compared; a bias of zeros is none."""
+    """Yield why a role missing on one side was not compared; a bias of zeros counts as missing."""
     for found, place in ((one, "first"), (other, "second")):
         if isinstance(found, str):
             yield f"the {place} has no {found}"

@@ -1,17 +1,16 @@
 """Does a quantity drift over the checkpoints of a run, and how fast?
 
-Checkpoints of one run are not independent draws: a weight that wanders leaves a path that rises or falls by
-chance, and a test made for independent noise takes it for a trend in one run of three with 7 checkpoints, in two
-of three with 20; steps that keep their direction for a while fool a test made for random walks too. A trend is
-therefore believed only if it beats every way to be nothing,
+Checkpoints of one run are not independent draws: the path of a wandering weight rises or falls by chance. A test for
+independent noise reports a trend in one such run of three with 7 checkpoints, in two of three with 20; correlated
+steps mislead a test for random walks too. A trend is therefore accepted only if it rejects every null model,
 
     y_i = c + noise                       Mann–Kendall's rank test, exact (Mann 1945, Kendall 1975)
     y_i = y_{i−1} + noise · √(s_i − s_{i−1})    drift of a random walk, Student's t on its steps
-    steps with a memory, φ unknown        `correlated_steps`: weight averages, slowly turning gradients
+    correlated steps, φ unknown           `correlated_steps`: weight averages, slowly turning gradients
 
 and, of the smallest of many rates, which falls by itself where all of them wander, a fourth (`mode_drift`): the
 modes that were slowest at first must have fallen. The p-value is the largest of these, and the interval of the slope
-is the hull of Sen's (1968) and of both drifts'. How often each is fooled is measured in tests/trend_worlds.py.
+is the hull of Sen's (1968) and of both drifts'. tests/trend_worlds.py measures how often each is wrong.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from ssmdiag.compare.correlated_steps import correlated_drift
 from ssmdiag.compare.significance import Slope, adjust, mann_kendall, random_walk_drift, theil_sen
 
 ALPHA = 0.05
-"""Chance that a run without any trend is given one, in either direction and in any of its layers."""
+"""Probability of reporting a trend, in either direction and in any layer, for a run that has none."""
 FEWEST = 5
-"""Points below which no order of them is rare enough: all 4 rising happens in 1 run of 12."""
+"""Fewest points: of fewer, no order is rare enough (4 rising or falling points happen in 1 run of 12)."""
 LEAST_CHANGE = math.log(1.05)
 """Change over the run, in nats, up to which a quantity counts as steady."""
 LEVELLED = 1 / 8
-"""Share of the spread over the run that the second half of it may still have where it has levelled off."""
+"""A quantity has levelled off if its spread in the second half is at most this share of that over the run."""
 
 
 class Verdict(Enum):
-    """What the points say, the most urgent first. Values stand in reports and in JSON."""
+    """The verdict on a trend, most urgent first. Values are printed in reports and in JSON."""
 
     BROKEN = "not finite"
     CROSSED = "crossed"
@@ -65,7 +64,7 @@ _SENTENCES = {
 
 @dataclass(frozen=True)
 class Trend:
-    """How one quantity went over a run. y is in nats (a logarithm) unless said otherwise."""
+    """How one quantity changed over a run. y is in nats (a logarithm) unless stated otherwise."""
 
     points: int
     first: float
@@ -75,7 +74,7 @@ class Trend:
     slope: Slope
     """Theil–Sen, per unit of x; the interval is the hull of Sen's and of both drifts'."""
     rank_slope: Slope
-    """Theil–Sen with Sen's interval alone, which takes the noise for independent."""
+    """Theil–Sen with Sen's interval alone, which assumes independent noise."""
     p_rank: float
     p_walk: float
     p_correlated: float
@@ -86,23 +85,23 @@ class Trend:
     late_spread: float | None
     """Largest minus smallest y in the second half of the span; None where it holds fewer than three points."""
     now: float
-    """y at the last point, by the median of the last three carried there along the slope."""
+    """y at the last point: the median of the last three, extrapolated along the slope."""
     p_modes: float | None = None
-    """Whether the modes that were slowest at first went the same way; None where that is not asked, or not known."""
+    """Whether the modes that were slowest at first went the same way; None where not needed, or not known."""
 
     @property
     def p(self) -> float:
-        """Return the largest of all p-values: the trend must beat every way to be nothing."""
+        """Return the largest of all p-values: the trend must reject every null model."""
         return max(self.p_rank, self.p_walk, self.p_correlated, self.p_modes or 0.0)
 
     @property
     def change(self) -> float:
-        """Return slope times span: the change that the trend makes of the run."""
+        """Return slope times span: the change over the run by the trend."""
         return self.slope.value * self.span
 
     @property
     def outlook(self) -> Slope:
-        """Return the slope to go on with: its interval also holds the pace of the second half."""
+        """Return the slope to extrapolate with: its interval also covers the pace of the second half."""
         slope = self.slope
         return Slope(slope.value, min(slope.low, self.late_slope), max(slope.high, self.late_slope))
 
@@ -154,7 +153,7 @@ def _judge(trend: Trend, drifts: bool, ordered: bool, least_change: float) -> Ve
     if trend.points < FEWEST:
         return Verdict.UNDETERMINED
     if abs(trend.change) > least_change:
-        # Where it went is exact; that it rests is seen in the second half. No random walk needs ruling out.
+        # The change itself is exact, and the second half shows that it has stopped: no random walk to rule out.
         if ordered and trend.late_spread is not None and trend.late_spread <= LEVELLED * trend.spread:
             return Verdict.SETTLED
         if drifts:

@@ -1,4 +1,4 @@
-"""A run in which no rate moved: did what steers its layers by the input? Read only then, of its two ends."""
+"""Where no rate moved in a run: did the tensors change that steer its layers by the input? Compares its two ends."""
 
 from __future__ import annotations
 
