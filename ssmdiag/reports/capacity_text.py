@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CapacityLayer:
-    """One layer's capacity with what it is held against."""
+    """One layer's capacity with what it is compared with."""
 
     name: str
     family: str
@@ -34,9 +34,9 @@ class CapacityLayer:
     initial: Mapping[str, CapacitySummary] = field(default_factory=dict)
     """The same of the family's initialisations with as many modes, by name."""
     steps: Mapping[float, CapacitySummary] = field(default_factory=dict)
-    """The same with Δ times each factor; of one layer, where asked for."""
+    """The same with Δ times each factor; for one layer, on request."""
     wanted: Mapping[str, Any] | None = None
-    """Range of Δ for a wanted length, where asked for."""
+    """Range of Δ for a wanted length, on request."""
     states_used: float | None = None
     """Median over channels of the states that pass on 99.9 % of the energy; None for selective layers."""
 

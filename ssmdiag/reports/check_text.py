@@ -29,15 +29,15 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
     """Yield the findings of each checkpoint, and a line on all of them where there are several."""
     diagnoses: list[Diagnosis] = []
-    failed, told = 0, ""
+    failed, last = 0, ""
     for result in map(printable_record, results):
         if isinstance(result, Failure):
             failed += 1
             continue
         diagnoses.append(result)
         yield from (carried(f"{line.rstrip()}\n", settings) for line in _block(result, settings))
-        if not settings.quiet and (lacking := not_judged(result)) != told:  # once, where all of a folder lack the same
-            told = lacking
+        if not settings.quiet and (lacking := not_judged(result)) != last:  # once, where all of a folder lack the same
+            last = lacking
             yield from (
                 carried(f"{line}\n", settings) for line in _wrap(f"  {lacking}", settings, "dim", indent="    ")
             )
@@ -52,7 +52,7 @@ def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
 
 
 def verdict(diagnosis: Diagnosis) -> str:
-    """Return one line: what was found, and how much was looked at."""
+    """Return one line: what was found, and how much was examined."""
     judged = len(diagnosis.rules) - len(diagnosis.not_judged)
     looked = f"{judged:,} of " if diagnosis.not_judged else ""
     looked += f"{words.plural(len(diagnosis.rules), 'rule')} on {words.plural(len(diagnosis.layers), 'layer')}, "

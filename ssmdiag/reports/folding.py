@@ -81,7 +81,7 @@ def _reach(layer: LayerDiagnosis) -> tuple[float, float]:
 
 
 def label_layers(names: Sequence[str]) -> list[str]:
-    """Return the part of each path that tells the layers apart, numbers bare.
+    """Return the part of each path that distinguishes the layers, numbers bare.
 
     >>> label_layers(["backbone.layers.0.mixer", "backbone.layers.11.mixer"])
     ['0', '11']

@@ -1,4 +1,4 @@
-"""Findings → groups: what one rule says of several layers is said once, with the worst of them in front."""
+"""Findings → groups: one rule's findings over several layers are one entry, led by the worst."""
 
 from __future__ import annotations
 

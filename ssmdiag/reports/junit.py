@@ -1,10 +1,10 @@
 """JUnit XML: a suite for each checkpoint, a case for each rule and layer, as GitLab, Jenkins and others read it.
 
 Rules on layers have a case for every layer, rules on the whole checkpoint have one; so a case has the same name in
-every run, whatever the file is called, and a dashboard can tell what is newly broken from what is mended. Only where
-several checkpoints are in one document does the class of a case begin with the path, as names would clash. The case
-`read` of each suite is an error where something could not be read. Findings under the fail level, and those a
-baseline knows, are in the case's output. 64 layers under 26 rules are 1,602 cases, 121 kB.
+every run, whatever the file is called, and a dashboard can show what is newly broken and what is fixed. The class of a
+case begins with the path only if the document holds several checkpoints, whose names would clash. The case `read` of
+each suite is an error where something could not be read. Findings below the fail level, and those in a baseline, are
+in the case's output. 64 layers under 26 rules are 1,602 cases, 121 kB.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     for total in ("tests", "failures", "errors"):
         root.set(total, str(sum(int(suite.get(total, "0")) for suite in root)))
     ElementTree.indent(root)
-    # Where the output carries ASCII alone, XML has its own way to write the rest.
+    # Where the output is ASCII only, XML writes the rest as character references.
     encoding = "unicode" if settings.unicode else "us-ascii"
     text = ElementTree.tostring(root, encoding=encoding, xml_declaration=False)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + (text if isinstance(text, str) else text.decode("ascii")) + "\n"

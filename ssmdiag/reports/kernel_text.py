@@ -45,7 +45,7 @@ class Shown:
     channel: int | None = None
     """The one channel of its layer; None for all."""
     stated_context: int | None = None
-    """None where nothing gave a context."""
+    """None where no context is known."""
     branches: tuple[str, ...] = ()
     """Names of all recurrences of the layer."""
     layers: int = 1
@@ -114,7 +114,7 @@ def with_error(value: float, error: float) -> str:
 
 
 def _fits(decay: ChannelDecay) -> list[str]:
-    """Return one sentence on what each law leaves, and one on the parameters of the law that is taken."""
+    """Return one sentence on the residual of each law, and one on the parameters of the chosen law."""
     if decay.residual_db is None:
         return []
     left = [f"{law.value} {f'{dB:.2g}' if dB >= 1e-3 else '<0.001'} dB" for law, dB in decay.residual_db.items()]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
 MOST_POINTS = 600
-"""Eigenvalues drawn in one disc; more only blacken it."""
+"""Most eigenvalues drawn in one disc; more only blacken it."""
 
 
 def time_constant_strip(
@@ -165,7 +165,7 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     tail = _tail_curve(decay)
     if tail:
         letters["m"], names = tail, f"{names}, m by its modes"
-    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; taken: {decay.law_word}"
+    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; chosen: {decay.law_word}"
     return [
         *textwrap.wrap(caption, settings.width - 1, initial_indent=" ", subsequent_indent=" "),
         *_decay_panels(decay.envelope, letters, settings),

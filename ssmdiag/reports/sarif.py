@@ -1,9 +1,9 @@
 """SARIF 2.1.0 (OASIS standard), for code scanning: one run, one result a finding.
 
-A result is known again by rule, tensor and family (`partialFingerprints`), as in a baseline; neither by the path nor
-by the number, so that the next checkpoint of the same model does not raise the same alert anew. What a baseline knows
-is in the log too, as `unchanged`: an alert that is left out counts as mended. A checkpoint that could not be read, in
-whole or in part, makes the invocation unsuccessful and is a notification.
+Rule, tensor and family identify a result (`partialFingerprints`), as in a baseline; the path and the number do not, so
+that the next checkpoint of the same model does not raise the same alert again. Findings in the baseline are in the log
+too, as `unchanged`: an alert that is absent counts as fixed. A checkpoint that could not be read, in whole or in part,
+makes the invocation unsuccessful and is a notification.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 TAGS = {"1": "stability", "2": "memory", "3": "precision", "4": "integrity", "5": "training"}
 STATES = {"new": "new", "worse": "updated", "known": "unchanged"}
 PROBLEM_SEVERITY = {"error": "error", "warning": "warning", "note": "recommendation"}
-"""GitHub's words for the severity of what is no security problem."""
+"""GitHub's severity names for results that are not security problems."""
 
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
@@ -39,7 +39,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     diagnoses = [result for result in results if not isinstance(result, Failure)]
     rules = _rules(diagnoses)
     index = {rule["id"]: position for position, rule in enumerate(rules)}
-    artifacts = {address(result.path): _artifact(result) for result in results}  # none may stand there twice
+    artifacts = {address(result.path): _artifact(result) for result in results}  # each address once
     position = {uri: number for number, uri in enumerate(artifacts)}
     notifications = [notification for result in results for notification in _notifications(result)]
     version = next((diagnosis.ssmdiag_version for diagnosis in diagnoses), __version__)
@@ -62,7 +62,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 
 
 def fingerprint(finding: Finding) -> str:
-    """Return what a finding is known by in the next run: a hash of rule, tensor (or layer) and family."""
+    """Return what identifies a finding in the next run: a hash of rule, tensor (or layer) and family."""
     return hashlib.sha256("\0".join(finding.key).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -78,7 +78,7 @@ def address(path: str) -> str:
 
 
 def _rules(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
-    """Return the rules that were run, and those that findings name and nobody knows."""
+    """Return the rules that were run, and unknown rules that findings name."""
     run = {code for diagnosis in diagnoses for code in diagnosis.rules}
     found = {f.code: f.rule for diagnosis in diagnoses for f in (*diagnosis.findings, *diagnosis.known)}
     known = {rule.code: rule for rule in known_rules()}
@@ -126,7 +126,7 @@ def _results(diagnosis: Diagnosis, artifact: int, index: dict[str, int]) -> Iter
             "level": finding.severity,
             "message": {"text": f"{subject}{finding.message}. {finding.advice[:1].upper()}{finding.advice[1:]}"},
             "locations": [where],
-            # GitHub knows a result by the second alone, which it takes from a source's line where it is not given.
+            # GitHub identifies a result by the second alone; if absent, it computes it from a line of the source.
             "partialFingerprints": {"ssmdiag/v1": mark, "primaryLocationLineHash": f"{mark[:16]}:{seen[mark]}"},
             "properties": {
                 "family": finding.family,

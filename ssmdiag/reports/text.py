@@ -79,7 +79,7 @@ def _header(diagnosis: Diagnosis) -> str:
 
 def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Table:
     several = len({row.first.title for row in rows}) > 1
-    # At 80 columns the family and the law cost others their place; the strip below still shows the time constants.
+    # At 80 columns the family and the law displace other columns; the strip below still shows the time constants.
     memory = any(row.first.decay for row in rows)
     wide = settings.width >= 100 or not (several or memory)
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
@@ -98,7 +98,7 @@ def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Tab
     if wide or not memory:
         table.add_column("stored", no_wrap=True)
     kinds = {layer.time_invariant for layer in diagnosis.layers}
-    decay = wide or not memory or len(kinds) > 1 or any(map(_broken, rows))  # else the remarks say what is nominal
+    decay = wide or not memory or len(kinds) > 1 or any(map(_broken, rows))  # else the remarks name what is nominal
     if decay:
         table.add_column("decay", no_wrap=True)
     if settings.verbose:
@@ -259,7 +259,7 @@ def _failure(failure: Failure, settings: Settings) -> str:
 
 
 def _line(out: Console, text: str, style: str, indent: int = 0) -> None:
-    """Print a paragraph with a hanging indent; paths and brackets are taken literally."""
+    """Print a paragraph with a hanging indent; paths and brackets are printed literally."""
     margin = " " * indent
     wrapped = textwrap.wrap(
         text,

@@ -21,7 +21,7 @@ ASCII = str.maketrans({
     "▲": "^", "→": "->", "•": "*", "⢕": ".", "²": "^2",
     "±": "+-", "₀": "0",
 })  # fmt: skip
-"""What stands in for the characters the reports use where the output cannot carry them."""
+"""ASCII replacements for the characters that reports use, for outputs that cannot carry them."""
 
 
 def checkpoint_name(path: str) -> str:
@@ -93,7 +93,7 @@ def margin(value: float | None) -> str:
 
 
 def share_read(read: int, size: int) -> str:
-    """Return how much of a file was read, both in the unit that suits the whole.
+    """Return how much of a file was read, and of how much, in one unit.
 
     >>> share_read(31_400, 62_720), share_read(22_400_000, 5_536_000_000)
     ('31 of 63 kB', '0.022 of 5.5 GB')
@@ -104,7 +104,7 @@ def share_read(read: int, size: int) -> str:
 
 
 def factor(value: float | None) -> str:
-    """Return by what a growing mode grows with a step: two digits of what is above 1, at least.
+    """Return by what factor a mode grows with a step: at least two digits of its excess over 1.
 
     >>> [factor(v) for v in (1.02, 1.5, 1.0001, 1.0000000123, 37.2, None)]
     ['1.02', '1.5', '1.0001', '1.000000012', '37.2', '–']

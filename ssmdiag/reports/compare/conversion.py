@@ -26,7 +26,7 @@ _NOMINAL = "nominal point"
 
 
 def conversion_report(proof: ConversionProof, settings: Settings) -> str:
-    """Return the report of a comparison that proves, or does not."""
+    """Return the report of a conversion, proven or not."""
     proof = printable_record(proof)
     labels = label_layers([layer.a or layer.b or "" for layer in proof.layers])
     out = open_console(settings)
@@ -81,7 +81,7 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
 
 
 def _steered(proof: ConversionProof) -> str:
-    """Return how well what steers the layers agrees, to follow what their decays do."""
+    """Return how well the steering tensors agree, to follow the sentence on the decays."""
     compared = [one for layer in proof.layers if layer.steering for one in layer.steering.compared]
     if not compared:
         return ""
@@ -125,7 +125,7 @@ def _detail(layer: LayerProof) -> str:
 
 
 def _steered_otherwise(differing: Sequence[SteeringDifference], path: str) -> str:
-    """Return which tensors steer a layer otherwise, to follow its label; the layer's decays at rest agree."""
+    """Return which steering tensors of a layer differ, to follow its label; its nominal decays agree."""
     worst, *others = (one.a.removeprefix(f"{path}.") for one in differing)
     what = differing[0].note
     if weights := differing[0].weights:

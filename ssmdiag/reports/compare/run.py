@@ -60,7 +60,7 @@ def report(run: RunComparison, settings: Settings) -> str:
 
 
 def write(out: Console, text: str, style: str, indent: int = 0) -> None:
-    """Write a paragraph with a hanging indent; brackets are taken literally."""
+    """Write a paragraph with a hanging indent; brackets are printed literally."""
     margin = " " * indent
     hanging = margin + ("  " if indent else "")
     lines = textwrap.wrap(text, out.width - 1, initial_indent=margin, subsequent_indent=hanging, break_on_hyphens=False)
@@ -92,7 +92,7 @@ class _RunRow:
         self.label = listed if len(labels) == 1 or len(listed) <= 10 else f"{len(labels)} others"
         self.layers = layers
         self.shown = min(layers, key=urgency)
-        """The layer whose trend stands in the row."""
+        """The layer whose trend the row shows."""
 
     @property
     def verdict(self) -> Verdict:

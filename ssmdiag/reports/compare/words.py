@@ -30,7 +30,7 @@ _REST = {
 
 
 def answer(run: RunComparison, labels: Sequence[str]) -> str:
-    """Return the verdict on the run: what its worst layer does, and in a word what the others do."""
+    """Return the verdict on the run: what its worst layer does, and briefly what the others do."""
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     chosen = [layer for layer in run.layers if layer.verdict is run.verdict]
     worst = most_urgent(chosen)
@@ -73,7 +73,7 @@ def layer_sentences(run: RunComparison, labels: Sequence[str]) -> Iterator[str]:
 
 
 def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
-    """Return what can be said where no rate moved: a selective layer has more than that to change."""
+    """Return the sentence for a run in which no rate moved: a selective layer may have changed otherwise."""
     if any(layer.first.rate != layer.last.rate for layer in run.layers):
         return f"no layer's slowest mode moved {over}"
     if all(layer.last.time_invariant for layer in run.layers):
@@ -90,7 +90,7 @@ def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
 
 
 def most_urgent(layers: Sequence[LayerHistory]) -> LayerHistory:
-    """Return the layer to speak of first."""
+    """Return the layer to report first."""
     return min(layers, key=urgency)
 
 
@@ -142,7 +142,7 @@ def _possessive(layer: LayerHistory, named: dict[str, str], run: RunComparison) 
 
 
 def _change(layer: LayerHistory) -> str:
-    """Return `margin fell 27 % (0.018 → 0.013)`; of the rate of the slow twentieth where that bears the verdict."""
+    """Return `margin fell 27 % (0.018 → 0.013)`; of the rate of the slow twentieth where that decides the verdict."""
     if layer.by_tail:
         assert layer.first.rate is not None
         assert layer.last.rate is not None
@@ -223,7 +223,7 @@ def _reached(limit: Limit) -> str:
 
 
 def _when(crossing: Crossing) -> str:
-    """Return `12,000 (8,000 to 19,000)`; ends of the interval past the reach are said to be so."""
+    """Return `12,000 (8,000 to 19,000)`; ends of the interval past the reach are marked."""
     latest = step(crossing.latest) if crossing.latest is not None else f"beyond {step(crossing.reach)}"
     return f"{step(crossing.at)} ({step(crossing.earliest)} to {latest})"
 

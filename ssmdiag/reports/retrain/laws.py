@@ -1,4 +1,4 @@
-"""The law that was asked for beside the one that was learned: parameters, their errors, and what the rivals leave."""
+"""The target law beside the learned one: parameters, their errors, and the residuals of the rival laws."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 SYMBOLS = {"exponent": "p", "offset": "t₀", "rate": "β"}
 """Parameters of (1 + t/t₀)^−p e^−βt."""
 RIVALS = ("exponential", "polynomial", "truncated")
-"""Laws whose residual is told; a kernel that does not decay is far from all of them."""
+"""Laws whose residual is reported; a kernel that does not decay is far from all of them."""
 
 
 def law_columns(runs: Sequence[ArmResult]) -> list[Column]:
-    """Return the parameters of the target's law in each learned kernel and what every law leaves; none without one."""
+    """Return the parameters of the target's law in each learned kernel and every law's residual; none without a law."""
     laws = [_law(run) for run in runs]
     first = next((law for law in laws if law), None)
     if first is None:

@@ -1,4 +1,4 @@
-"""Pictures of a comparison of arms: kernels learned and asked for, losses over noise."""
+"""Pictures of a comparison of arms: learned and target kernels, losses over noise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
 
 DEPTH = 60
-"""dB below the peak of the kernel asked for that are shown."""
+"""Range shown, in dB below the peak of the target kernel."""
 MOST_POINTS = 60
 """Points of a curve; more only blacken it."""
 
 
 def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]], settings: Settings) -> list[str]:
-    """Return learned kernels by their letters and the one asked for: |K| in dB against log lag, K against lag."""
+    """Return learned kernels by their letters and the target kernel: |K| in dB against log lag, K against lag."""
     figure = _figure(settings, 120, 12)
     figure.subplots(1, 2)
     peak = max(map(abs, target)) or 1.0
@@ -49,7 +49,7 @@ def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]
 def noise_picture(
     curves: Mapping[str, Sequence[tuple[float, float]]], settings: Settings, say: Callable[[float], str]
 ) -> list[str]:
-    """Return (β, loss) curves by their letters, both axes logarithmic; β = 0 stands at the left."""
+    """Return (β, loss) curves by their letters, both axes logarithmic; β = 0 is at the left."""
     figure = _figure(settings, 100, 12)
     betas = sorted({beta for curve in curves.values() for beta, _ in curve})
     finite = [value for curve in curves.values() for _, value in curve if 0 < value < math.inf]

@@ -245,7 +245,7 @@ def _steps_to(level: float, summary: Summary) -> str:
 
 
 def _curves(page: _Page, result: RetrainResult, summaries: Sequence[Summary], names: _Names) -> None:
-    """Draw what there is of losses over steps, kernels learned and asked for, and losses over noise."""
+    """Draw, where known, losses over steps, learned and target kernels, and losses over noise."""
     some, settings = summaries[:MOST_CURVES], page.settings
     key = "; ".join(names.with_letter(summary) for summary in some)
     if len(key) > 2 * settings.width:

@@ -24,7 +24,7 @@ MOST_SAID = 5
 
 
 def learning_rate(value: float) -> str:
-    """Return a learning rate as short as it goes.
+    """Return a learning rate in its shortest form.
 
     >>> [learning_rate(rate) for rate in (5e-6, 5e-4, 0.005, 0.05, 0.5, 5.0, 0.0)]
     ['5e-6', '5e-4', '5e-3', '0.05', '0.5', '5', '0']
@@ -35,7 +35,7 @@ def learning_rate(value: float) -> str:
 
 
 def whole(value: float | None) -> str:
-    """Return a number of steps that is a whole one.
+    """Return a whole number of steps.
 
     >>> [whole(v) for v in (3.0, 50.0, 1234.0, None)]
     ['3', '50', '1.2k', '–']
@@ -101,7 +101,7 @@ def answer(result: RetrainResult) -> str:
 
 
 def _ranking(windows: Sequence[Window], names: dict[Arm, str]) -> str:
-    """Say which setting ended lowest at its best learning rate, and which ones cannot be told from it."""
+    """Say which setting ended lowest at its best learning rate, and which ones cannot be distinguished from it."""
     known = [window for window in windows if window.top]
     whole_ones = [window for window in known if window.top and not window.top.diverged]
     first, *others = sorted(whole_ones or known, key=lambda window: window.best or 0.0)
@@ -149,7 +149,7 @@ def _past_the_boundary(result: RetrainResult, names: dict[Arm, str]) -> str:
 
 
 def _noise(windows: Sequence[Window], names: dict[Arm, str]) -> str:
-    """Say up to which noise on the rates each setting holds, at its best learning rate; the sturdiest first."""
+    """Say up to which noise on the rates each setting tolerates, at its best learning rate; the most robust first."""
     borne = []
     for window in windows:
         runs = window.top.runs if window.top else ()
@@ -262,13 +262,13 @@ def noise_borne(runs: Sequence[ArmResult]) -> str:
 
 
 def kernel_error(runs: Sequence[ArmResult]) -> str:
-    """Return how far the learned kernel is from the one asked for: the median over seeds."""
+    """Return how far the learned kernel is from the target: the median over seeds."""
     error = median(sorted(run.kernel.error for run in runs if run.kernel))
     return "–" if error is None else f"{100 * error:.2g} %" if error < 0.0995 else f"{100 * error:.0f} %"
 
 
 def _reach(curves: Sequence[PerturbationCurve]) -> float:
-    """Return the median of the largest β each curve bears, the lower one of two; 0 where that is none."""
+    """Return the median of the largest β each curve tolerates, the lower one of two; 0 where it is none."""
     ordered = sorted(curve.reach() or 0.0 for curve in curves)
     return ordered[(len(ordered) - 1) // 2]
 
