@@ -10,7 +10,7 @@ from typing import NoReturn
 
 
 def run() -> NoReturn:
-    """Run the command line as the process it is: what the console script and `python -m ssmdiag` call."""
+    """Run the command line as its own process: the console script and `python -m ssmdiag` call this."""
     from ssmdiag.cli import process
 
     process.begin()
@@ -20,7 +20,7 @@ def run() -> NoReturn:
         if isinstance(stop.code, str):
             process.say(stop.code)
         process.end(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
-    except KeyboardInterrupt:  # another one, while the first was seen to
+    except KeyboardInterrupt:  # another one, while the first was handled
         process.end(130)
 
 
@@ -60,7 +60,7 @@ def main() -> NoReturn:
 
 
 def _require_no_empty(arguments: Sequence[str]) -> None:
-    """Raise SsmdiagError for an empty argument, which no command has a use for: as a path it would be this folder."""
+    """Raise SsmdiagError for an empty argument: no command uses one, and as a path it would be this folder."""
     from ssmdiag.errors import SsmdiagError
 
     for before, argument in zip(["ssmdiag", *arguments], arguments, strict=False):

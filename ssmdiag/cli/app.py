@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def make_app(arguments: Sequence[str]) -> typer.Typer:
-    """Return the application. It knows one command alone where the arguments start with it: each takes time to make."""
+    """Return the application, with one command only if the arguments start with its name: each takes time to build."""
     app = typer.Typer(
         name="ssmdiag",
         no_args_is_help=True,

@@ -168,7 +168,7 @@ def capacity(
 
 
 def _assume(mean: float, scale: float | None, int8_scale: Int8Scale) -> Rounding:
-    """Return what is assumed of the input and of an int8 state."""
+    """Return the assumptions on the input and on an int8 state."""
     from ssmdiag.capacity.rounding import Rounding
 
     try:
@@ -178,7 +178,7 @@ def _assume(mean: float, scale: float | None, int8_scale: Int8Scale) -> Rounding
 
 
 def _exit(unread: Sequence[str], problems: Sequence[LayerError]) -> None:
-    """Name what of the checkpoint and which layers could not be read and leave with 2, or with 0 where all could."""
+    """Print what could not be read and exit with 2, or with 0 where everything was read."""
     for sentence in unread:
         terminal.remark(f"not read: {sentence}")
     for problem in problems:

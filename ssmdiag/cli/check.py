@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 SHOWS_TAILS = frozenset({"json", "jsonl", "markdown"})
-"""Forms that tell the law of the energy that remains: for the others it is not looked for."""
+"""Formats that report the law of the energy that remains; for the others it is not computed."""
 
 
 class Format(StrEnum):
@@ -161,9 +161,9 @@ def check(
 def _against_baseline(
     results: Generator[Diagnosis | Failure], configuration: Configuration, write: bool
 ) -> Generator[Diagnosis | Failure]:
-    """Yield the results with what the baseline knows taken out of the findings; keep its file up to date at the end.
+    """Yield the results, with findings in the baseline moved to `known`; update its file at the end.
 
-    With `write` nothing is known until all are there.
+    With `write`, results wait until all have been read.
     """
     if configuration.baseline is None:
         yield from results

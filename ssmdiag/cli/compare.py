@@ -167,7 +167,7 @@ class _Asked:
 
     @property
     def guess(self) -> str | None:
-        """Said where a map file is used that nobody has reviewed."""
+        """Warning that an unreviewed map file is used."""
         from ssmdiag.families.recognition import guess_of
 
         return guess_of(self.families)
@@ -179,7 +179,7 @@ def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
     try:
         return same_structure(a, b, assume=asked.assume, families=asked.families)
     except CheckpointError:
-        return True  # a run says which of its checkpoints cannot be read
+        return True  # the comparison of a run reports which checkpoints cannot be read
 
 
 def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[str, int]:

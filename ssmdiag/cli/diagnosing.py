@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ssmdiag.rules.selection import Selection
 
 PATHS_A_WORKER = 16
-"""Checkpoints that are worth a process of their own, which takes as long to start as several take to diagnose."""
+"""Fewest checkpoints for each process: starting one takes as long as diagnosing several."""
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What the user asked of every checkpoint."""
+    """The options that apply to every checkpoint."""
 
     assume: Mapping[str, str]
     map_file: Path | None
@@ -40,7 +40,7 @@ class Asked:
     rules: Selection | None = None
     """None: all of them."""
     tails: bool = True
-    """Whether a report tells the law of the energy that remains."""
+    """Whether a report has the law of the energy that remains."""
 
 
 def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> Generator[Diagnosis | Failure]:
@@ -64,7 +64,7 @@ def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> Gener
 
 
 def _prepare_worker() -> None:
-    """Make a process of its own a worker: what is set in one is not set in another."""
+    """Set up a worker process: settings of this process do not carry over."""
     process.begin()
     terminal.guard_errors()
     terminal.show_tracebacks()
@@ -124,7 +124,7 @@ def report(
     also: Sequence[tuple[str, Target]] = (),
     text: Callable[[Iterable[Diagnosis | Failure], Settings], Iterator[str]] | None = None,
 ) -> list[Diagnosis | Failure]:
-    """Write the results, in formats that have an end as soon as each is there, and return all of them.
+    """Write the results, in streaming formats each as soon as it is there, and return all of them.
 
     In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
     files to write besides.

@@ -139,7 +139,7 @@ def kernel(
 
 
 def _exit(unread: Sequence[str], lacking: bool = False) -> NoReturn:
-    """Name what of the checkpoint could not be read, and leave with 2 where anything of it, or a kernel, is lacking."""
+    """Print what could not be read, and exit with 2 if anything, a kernel included, is missing."""
     for sentence in unread:
         terminal.remark(f"not read: {sentence}")
     raise typer.Exit(2 if unread or lacking else 0)
@@ -147,7 +147,7 @@ def _exit(unread: Sequence[str], lacking: bool = False) -> NoReturn:
 
 @dataclass
 class _Asked:
-    """The layers of a checkpoint, and which of them, and which channel, are asked for."""
+    """The layers of a checkpoint, with the selected layers and channel."""
 
     layers: Sequence[Layer]
     layer: str | None
@@ -156,12 +156,12 @@ class _Asked:
     """Layers that could not be read, of several."""
 
     def first(self) -> tuple[Recurrence, list[str]]:
-        """Return the recurrence to show, and the names of all of its layer."""
+        """Return the recurrence to show, and the names of all recurrences of its layer."""
         found = read_layers(self.layers[:1] if self.layer is None else self.layers, self.layer)
         return self.narrow(found[0]), [recurrence.layer for recurrence in found]
 
     def all(self, *, progress: bool) -> Generator[Recurrence]:
-        """Return all that are asked for, read one layer at a time.
+        """Return all selected recurrences, read one layer at a time.
 
         Raises SsmdiagError for a channel of several layers, LayerError where none can be read.
         """
@@ -186,7 +186,7 @@ class _Asked:
                 yield from map(self.narrow, found)
 
     def narrow(self, recurrence: Recurrence) -> Recurrence:
-        """Return the channel that is asked for. Raises SsmdiagError where there is none of that number."""
+        """Return the selected channel. Raises SsmdiagError where no channel has that number."""
         from ssmdiag.recurrence.channels import select_channel
 
         if self.channel is None:

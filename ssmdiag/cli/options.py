@@ -23,7 +23,7 @@ MAX_LENGTH = 2**40
 
 
 def check_length(steps: int | None) -> int | None:
-    """Return a number of steps. Raises BadParameter past the lags that can be told apart."""
+    """Return a number of steps. Raises BadParameter above the largest lag."""
     if steps is not None and steps > MAX_LENGTH:
         raise typer.BadParameter(f"{steps:,} steps are too many; memory is known up to 2**40, {MAX_LENGTH:,}.")
     return steps
@@ -44,7 +44,7 @@ Lines = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file; lines of jsonl are added."),
 ]
-"""--output of the commands that can go on with a file of theirs."""
+"""--output of the commands that can append to their file."""
 Assume = Annotated[
     list[str] | None,
     typer.Option(
@@ -156,10 +156,10 @@ def read_layers(layers: Sequence[Layer], wanted: str | None) -> list[Recurrence]
 
 
 def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
-    """Return the layers that are meant, one unless several share a path or a number; reads no values.
+    """Return the layers that a name selects, one unless several share a path or a number; reads no values.
 
-    A layer goes by its path, by the start of one, by the label that reports give it and by its number.
-    Raises SsmdiagError where none goes by that name, or the start is that of several.
+    A layer is named by its path, by the start of one, by its label in reports or by its number.
+    Raises SsmdiagError where no layer has that name, or several paths start with it.
     """
     from ssmdiag.reports.folding import label_layers
 

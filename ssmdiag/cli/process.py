@@ -23,7 +23,7 @@ from ssmdiag.cli import terminal
 from ssmdiag.errors import SsmdiagError
 
 READER_GONE = 128 + 13
-"""Exit code where nobody reads what is written any more: a shell's for SIGPIPE, a number Windows does not have."""
+"""Exit code where the reader of the output is gone: a shell's for SIGPIPE, which Windows does not have."""
 STREAM_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO, errno.EAGAIN})
 """Errors of a stream that cannot be written; those of a file carry its name."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -32,19 +32,19 @@ _own = False
 
 
 def begin() -> None:
-    """Make this process the command's own: what is imported is there to stay, and signals end it with their code."""
+    """Set up the command's own process: imports are permanent, and signals end it with their code."""
     global _own
     _own = True
-    gc.disable()  # until torch is there: the collector looks for garbage in what an import builds, and finds none
+    gc.disable()  # until torch is imported: collecting what an import builds finds no garbage
     _mend_streams()
     _mend_sizes()
     _on_signals(_leave)
 
 
 def import_torch() -> None:
-    """Import torch, in the command's own process without the garbage collector, which is not to look at it ever.
+    """Import torch; in the command's own process, exempt from garbage collection for good.
 
-    Raises SsmdiagError in a folder that is gone: the library torch computes with ends the process there.
+    Raises SsmdiagError in a deleted folder: there a library of torch would end the process.
     """
     working_folder()
     import torch  # noqa: F401
@@ -67,10 +67,10 @@ def working_folder() -> Path:
 
 
 def end(code: int) -> NoReturn:
-    """End with this exit code, or with that of an output nobody can read.
+    """End with this exit code, or with that of an output whose reader is gone.
 
-    Torch takes as long to take down as a small checkpoint takes to diagnose, and the system does it as well. Whatever
-    needs more than the system does is waited for: threads, other processes, debuggers and profilers.
+    Shutting torch down takes as long as diagnosing a small checkpoint, and the system frees everything anyway. A normal
+    exit remains for what needs one: threads, other processes, debuggers and profilers.
     """
     code = _flushed(code)
     if not _own or _must_be_taken_down():
@@ -88,19 +88,19 @@ def is_stream_error(error: OSError) -> bool:
 
 
 def say(text: str) -> None:
-    """Print to stderr, if there is anyone to read it."""
+    """Print to stderr, if it can be written."""
     with contextlib.suppress(OSError):
         terminal.remark(text)
 
 
 def say_unwritable(error: OSError) -> None:
-    """Tell that stdout cannot be written."""
+    """Report that stdout cannot be written."""
     reason = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
     say(f"OutputError: stdout cannot be written ({reason}).\n  next: --output FILE, where the command has it.")
 
 
 def ended_by_its_reader(error: BaseException | None) -> bool:
-    """Whether an exception is, or comes of, writing where nobody reads any more."""
+    """Whether an exception is, or was caused by, writing to an output whose reader is gone."""
     while error is not None:
         if isinstance(error, BrokenPipeError):
             return True
@@ -109,7 +109,7 @@ def ended_by_its_reader(error: BaseException | None) -> bool:
 
 
 def drop_output() -> None:
-    """Let what is still held for stdout go nowhere: its end is gone."""
+    """Discard what is still buffered for stdout: its reader is gone."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -117,7 +117,7 @@ def drop_output() -> None:
 
 
 def _flushed(code: int) -> int:
-    """Return the exit code once all output is out: another one where it cannot be."""
+    """Flush all output and return the exit code: another one where that fails."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
     try:
@@ -146,7 +146,7 @@ def _must_be_taken_down() -> bool:
 
 
 def _on_signals(handler: signal.Handlers | signal._HANDLER) -> None:
-    """Handle what stops a process, unless whoever started it has it ignored."""
+    """Handle the signals that stop a process, except those its parent set to be ignored."""
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
@@ -170,8 +170,8 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _mend_streams() -> None:
-    """Put something in the place of streams that are closed, and let those that are open carry every character."""
-    # Else the first file that is opened takes their number. Read-only, stdout stays unwritable, and says so.
+    """Replace closed streams, and make open ones accept every character."""
+    # Else the first opened file gets their number. Opened read-only, stdout still fails when written, with an error.
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             file = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
@@ -188,7 +188,7 @@ def _mend_streams() -> None:
 
 
 def _write_whole(name: str) -> None:
-    """Give a stream a buffer, which writes on after a short write: under PYTHONUNBUFFERED the rest would be lost."""
+    """Give a stream a buffer, which continues after a short write: under PYTHONUNBUFFERED the rest would be lost."""
     stream = getattr(sys, name)
     if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
         encoding, errors = stream.encoding, stream.errors
@@ -197,7 +197,7 @@ def _write_whole(name: str) -> None:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Return what stands in for characters that an encoding does not have."""
+    """Return a replacement for characters that an encoding lacks."""
     from ssmdiag.reports.words import ASCII
 
     if not isinstance(error, UnicodeEncodeError):
@@ -207,7 +207,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def _mend_sizes() -> None:
-    """Take sizes of the terminal out of the environment that no library can use."""
+    """Remove unusable terminal sizes from the environment."""
     for name in ("COLUMNS", "LINES"):
         if not terminal.usable_size(os.environ.get(name, "1")):
             del os.environ[name]

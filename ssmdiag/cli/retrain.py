@@ -230,7 +230,7 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
 
 @contextmanager
 def _ending_with_what_is_known() -> Iterator[None]:
-    """Let a kill end the run as Ctrl-C does: with what is known, and a state to resume from."""
+    """Let a kill end the run as Ctrl-C does: with the results so far, and a state to resume from."""
     from ssmdiag.retrain.interruption import InterruptedTraining, ending_signals
 
     def stop(number: int, frame: FrameType | None) -> None:

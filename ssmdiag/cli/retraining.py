@@ -1,4 +1,4 @@
-"""What `ssmdiag retrain` is asked to train: the built-in model, a checkpoint of it, or a model of someone else's."""
+"""What `ssmdiag retrain` trains: the built-in model, a checkpoint of it, or the user's model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 MOST_WEIGHTS = 2**32
-"""Of one arm; larger ones take minutes to draw before anything says that they do not fit."""
+"""Most weights of one arm; drawing more takes minutes before they fail to fit in memory."""
 MOST = 10**9
-"""Steps, sequences a step, arms together: more is a slip of the keyboard."""
+"""Most steps, sequences a step, arms together: more is a typing error."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Asked:
     assume: Mapping[str, str]
     output: Path | None
     given: frozenset[str]
-    """Names of the options that stand on the command line."""
+    """Names of the options given on the command line."""
 
     @property
     def foreign(self) -> bool:
-        """Whether the model is one that the tool does not build."""
+        """Whether the model is not built by ssmdiag."""
         from ssmdiag.retrain.sources import of_transformers
         from ssmdiag.retrain.user_code import names_function
 
         return names_function(self.model) or (self.path is not None and of_transformers(self.path))
 
     def usual_map(self) -> str:
-        """Return the map to compare with where none is asked for: one that holds any rate of a model that is given."""
+        """Return the default map to compare with: for a user's model, one that holds any rate."""
         if self.foreign:
             return "heavy-tail"
         if self.path is not None:
@@ -67,7 +67,7 @@ class Asked:
         return "best"
 
     def require_possible(self, **counts: int) -> None:
-        """Raise ConfigurationError for a model that no machine holds, and for counts that no run has."""
+        """Raise ConfigurationError for a model that fits no machine, and for impossible counts."""
         weights = self.depth * self.width * (self.width + self.modes)
         if weights > MOST_WEIGHTS:
             raise ConfigurationError(
@@ -80,7 +80,7 @@ class Asked:
                 raise ConfigurationError(f"--{name} {count:,}: more than any run has.", expected=f"{MOST:,} at most")
 
     def reject_ignored_options(self) -> None:
-        """Raise ConfigurationError for options that have no part in what is asked."""
+        """Raise ConfigurationError for options that this run would ignore."""
         for name, why, advice in self._ignored():
             if name in self.given:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: {why}", advice=advice)
@@ -113,13 +113,13 @@ class Asked:
 
 
 def options_given(context: typer.Context) -> frozenset[str]:
-    """Return the names of the options that stand on the command line, rather than at their defaults."""
+    """Return the names of the options given on the command line, rather than left at their defaults."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
 
 def task_of(text: Path | None, data: str | None) -> str:
-    """Return the task where none is named: what the file is for, else lf-poly, which needs long memory."""
+    """Return the task where none is named: that of the given file, else lf-poly, which needs long memory."""
     from ssmdiag.retrain.user_code import names_function
 
     if data is not None and not names_function(data):
@@ -136,7 +136,7 @@ def silence_other_ranks() -> None:
 
 
 def comparison(asked: Asked, budget: Budget) -> Callable[..., RetrainResult]:
-    """Return what compares arms: takes them and the keywords that all comparisons have in common."""
+    """Return the function that compares arms: it takes them and the keywords common to all comparisons."""
     if asked.foreign:
         from ssmdiag.retrain.foreign import compare_modules
         from ssmdiag.retrain.streamed_batches import StreamedBatches

@@ -67,8 +67,8 @@ def unicode() -> bool:
 def emit(text: str, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:
     """Write to stdout or to a file, through the one escape and the one writer.
 
-    `colours`: the text has some, which a file does not keep. `commands`: it is a list of workflow commands, whose
-    lines may begin with `::`. Raises OutputError.
+    `colours`: the text has colours, which a file drops. `commands`: it is a list of workflow commands, whose lines may
+    begin with `::`. Raises OutputError.
     """
     if output is None:
         _say(sys.stdout, harmless(text, colours=colours, commands=commands))
@@ -82,7 +82,7 @@ def remark(text: str) -> None:
 
 
 class Lines:
-    """An output that grows: what is written is there at once, and stays where something later fails."""
+    """An output that grows: each write is visible at once, and stays if something later fails."""
 
     def __init__(self, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:
         self._output = output
@@ -114,7 +114,7 @@ def claim_outputs(
     format: str = "text",
     baseline: Path | None = None,
 ) -> tuple[Target | None, list[Target]]:
-    """Return where a report and its copies go, after a look at each: before the work, not after it.
+    """Return where a report and its copies go, each checked before the work, not after it.
 
     `reads` are the files and folders that the command reads, `baseline` the one that it keeps up to date. Raises
     OutputError for a file that cannot be written, is read, or is given twice.
@@ -141,12 +141,12 @@ def drawing() -> TextIO:
 
 
 def let_others_draw() -> None:
-    """Leave stderr to code of the user's, which may draw bars of its own."""
+    """Leave stderr to the user's own code, which may draw progress bars."""
     sys.stderr = drawing()
 
 
 class _Guard:
-    """A stream that shows instead of obeying. Without `buffer`, through which a text could go round it."""
+    """A stream that prints control characters visibly. It has no `buffer`, through which text could bypass it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -181,7 +181,7 @@ def _put(stream: TextIO, text: str) -> None:
 
 
 def show_tracebacks() -> None:
-    """Show on stderr, where SSMDIAG_DEBUG is set, what lies behind the errors of layers; in every process."""
+    """Where SSMDIAG_DEBUG is set, print the tracebacks behind layer errors to stderr; in every process."""
     if os.environ.get("SSMDIAG_DEBUG"):
         import logging
 

@@ -1,8 +1,8 @@
 """One path after another on several processes: results in the order of the paths, each as soon as it is there.
 
-This process takes the first path itself, and only then starts others: its result need not wait for them, nor share the
-processor with what they import. A worker that is killed costs the path it was at. Ctrl-C is for this process to see to;
-its end is that of all workers.
+This process takes the first path itself and only then starts others: its result need not wait for them, nor share the
+processor with their imports. A worker that is killed loses only its current path. This process handles Ctrl-C; when it
+ends, all workers end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ssmdiag.cli.process import STOPPING
 
 Result = TypeVar("Result")
 AHEAD = 2
-"""Paths a worker holds: the one it is at, and one to go on with until its result is fetched."""
+"""Paths a worker holds: the current one, and one to continue with until its result is fetched."""
 
 
 def in_order(
@@ -100,11 +100,11 @@ class _Worker(Generic[Result]):
         """Hand over the next path, if there is one and it has not enough already."""
         if waiting and len(self.held) < AHEAD and not self.ended:
             self.held.append(waiting.popleft())
-            with contextlib.suppress(OSError):  # it has ended, which is seen when its result is fetched
+            with contextlib.suppress(OSError):  # it has ended, which shows when its result is fetched
                 self.pipe.send(self.held[-1][1])
 
     def fetch(self, ready: dict[int, _Answer[Result]]) -> None:
-        """Put the answer that is there with the others, or note that there will be none."""
+        """Store the answer, or record that there will be none."""
         try:
             answer = self.pipe.recv()
         except (EOFError, OSError):
@@ -122,7 +122,7 @@ def _with_results(team: Sequence[_Worker[Result]]) -> list[_Worker[Result]]:
 
 
 def _serve(pipe: Connection[Any, Any], work: Callable[[Path], Result], prepare: Callable[[], None]) -> None:
-    """Answer every path that is sent with its result, or with what was raised, until nobody listens any more."""
+    """Answer every path with its result, or with what was raised, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         prepare()
@@ -138,7 +138,7 @@ def _serve(pipe: Connection[Any, Any], work: Callable[[Path], Result], prepare: 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Start processes that never see Ctrl-C; before they can ignore it, it would print where they are."""
+    """Start processes with Ctrl-C blocked: before they can ignore it, it would print a traceback."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -147,7 +147,7 @@ def _signals_held_back() -> Iterator[None]:
     if hasattr(signal, "pthread_sigmask"):
         from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()  # else it is started within, and lets everything through again
+        resource_tracker.ensure_running()  # else it starts within and unblocks the signals again
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
