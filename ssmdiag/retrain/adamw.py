@@ -15,7 +15,7 @@ EPSILON = 1e-8
 
 
 class ArmAdamW:
-    """State and step of the optimiser. `lr` and `weight_decay` are (arm,) for each parameter; lr 0 leaves it alone."""
+    """State and step of the optimiser. `lr` and `weight_decay` are (arm,) for each parameter; lr 0 freezes it."""
 
     def __init__(self, parameters: Mapping[str, Tensor], lr: Mapping[str, Tensor], weight_decay: Mapping[str, Tensor]):
         self.parameters = dict(parameters)
@@ -38,7 +38,7 @@ class ArmAdamW:
             rate = (scale * self.lr[name] * running).view(shape)
             kept = value * (1 - rate * self.weight_decay[name].view(shape))
             moved = kept.addcdiv_(self.mean[name] * (-rate / first), (self.square[name] / second).sqrt_().add_(EPSILON))
-            # Chosen, not multiplied with 0: what is frozen keeps its bits beside a gradient that is not finite.
+            # Selected, not multiplied by 0: frozen weights keep their bits even if a gradient is not finite.
             value.copy_(moved.where(rate != 0, value))
 
     def state(self) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ from ssmdiag.recurrence.maps import find_map
 FREEZES = ("none", "eigenvalues", "step", "both")
 STARTS = ("family", "short", "long")
 LARGEST_SEED = 2**31 - 1
-"""What seeds are made of it, for the batches of every epoch, fits 64 bits."""
+"""Largest seed whose derived seeds, for the batches of every epoch, fit 64 bits."""
 SMALLEST, LARGEST = 2.0**-126, 2.0**128 - 2.0**104
 """Learning rates that float32 holds with all its digits."""
 OWN = "own"
-"""For --param: the map that a model the tool did not build goes through already, whatever it is."""
+"""For --param: the map that a user's model already uses, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Arm:
     recurrence_lr: float | None = None
     """Learning rate of λ and Δ; `lr` where None."""
     weight_decay: float = 0.0
-    """On every weight, the recurrence included: what a training loop does that reads no tags."""
+    """On every weight, the recurrence included, as a training loop does that ignores tags."""
 
     @property
     def label(self) -> str:
-        """A name for files and tables: `best`, `exp-lr0.05-seed1`; what is usual is left out."""
+        """A name for files and tables: `best`, `exp-lr0.05-seed1`; default values are left out."""
         parts = [self.param.replace(" ", "")]
         parts += [f"frozen_{self.freeze}"] * (self.freeze != "none")
         parts += [self.init] * (self.init != "family")
@@ -65,7 +65,7 @@ class Budget:
     checkpoint_every: int | None = None
     """Steps between saved checkpoints; None for the first and the last alone."""
     warm_up: int = 0
-    """Steps over which the learning rate rises linearly; a cosine takes it to zero from there."""
+    """Steps over which the learning rate rises linearly; then it falls to zero along a cosine."""
 
     def keeps(self, step: int) -> bool:
         """Whether a checkpoint of this step is kept."""
@@ -73,7 +73,7 @@ class Budget:
         return step in (0, self.steps) or (every is not None and step % every == 0)
 
     def notes(self, samples: int) -> tuple[str, ...]:
-        """Return what there is to say of a batch with more sequences than there are."""
+        """Return a remark on a batch larger than the training set."""
         few = f"--batch {self.batch}: there are {samples:,} training sequences, and every step takes all of them"
         return (few,) if self.batch > samples else ()
 
@@ -88,7 +88,7 @@ def product_of(
     recurrence_lr: Sequence[float | None] = (None,),
     weight_decay: Sequence[float] = (0.0,),
 ) -> tuple[Arm, ...]:
-    """Return every combination, in the order given, each once; a map written in two ways is one.
+    """Return every combination once, in the order given; two spellings of a map count as one.
 
     Raises MapError for an unknown map and ConfigurationError for a value no arm can have.
     """

@@ -30,7 +30,7 @@ ALL = slice(None)
 
 
 class Draw:
-    """Which samples a step sees: a shuffle for each seed and epoch, that needs no memory of the last one."""
+    """Which samples a step sees: a shuffle for each seed and epoch, independent of the previous one."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count = count
@@ -153,8 +153,8 @@ def as_batch(batch: Any, kind: str) -> Batch:
 
 
 def require_numbers(batch: Batch, what: str, loss: Loss) -> Batch:
-    """Return a batch. Raises ConfigurationError where it has NaN in it; a loss of the user's own may know what to do
-    with NaN in targets, and several inputs with infinities: a mask has some.
+    """Return a batch. Raises ConfigurationError where it contains NaN. Allowed are NaN in the targets of a user's loss,
+    which may handle it, and infinities among several inputs, as in a mask.
     """
     inputs, targets = batch
     single = isinstance(inputs, Tensor)

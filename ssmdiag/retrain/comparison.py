@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
 
 TOGETHER = 12
-"""Arms trained as one batch: more only fill the caches."""
+"""Arms trained as one batch; more would only fill the caches."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _notes(arms: Sequence[Arm]) -> tuple[str, ...]:
 
 
 def _notes_on(results: Iterable[ArmResult], *, perturb: bool) -> list[str]:
-    """Return what there is to say of trained arms."""
+    """Return the remarks on trained arms."""
     results, notes = list(results), []
     if perturb and any(result.perturbation is None and result.diverged_at is None for result in results):
         notes.append(

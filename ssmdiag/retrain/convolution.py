@@ -35,7 +35,7 @@ def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
     Channels are the slowest axis of the result in memory, steps the fastest.
     """
     arms, batch, steps, channels = u.shape
-    first = u.permute(0, 3, 1, 2).reshape(arms * channels, batch, steps).contiguous()  # of one arm it is a view
+    first = u.permute(0, 3, 1, 2).reshape(arms * channels, batch, steps).contiguous()  # with one arm it is a view
     out: Tensor = _Convolution.apply(first, K.reshape(arms * channels, steps))
     return out.view(arms, channels, batch, steps).permute(0, 2, 3, 1)
 

@@ -1,4 +1,4 @@
-"""A name for data and weights: the SHA-256 of all their bytes, so that a run is resumed on the same ones alone."""
+"""A digest of data and weights: the SHA-256 of all their bytes, so that a run resumes only on the same ones."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 
 TIMEOUT = timedelta(minutes=10)
-"""Longest wait for another rank within a step. A rank that ends is noticed at once; this is for one that hangs."""
+"""Longest wait for another rank within a step. The end of a rank is noticed at once; this is for one that hangs."""
 LONG_TIMEOUT = timedelta(days=7)
 """Longest wait for the arms of another rank."""
 
@@ -68,14 +68,16 @@ class Ranks:
         return total.to(values.device)
 
     def any(self, fact: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether the value is true on any rank."""
         return bool(self.sum(torch.tensor(float(fact)))) if self.count > 1 else fact
 
     def wrap(self, module: nn.Module, *, some_unused: bool = False) -> nn.Module:
         """Return a module whose gradients are means over ranks; itself where there is one rank."""
         if self.count == 1:
             return module
-        from torch.nn.parallel import DistributedDataParallel  # a second and a half that one process need not wait
+        from torch.nn.parallel import (
+            DistributedDataParallel,
+        )  # a second and a half to import, which one process need not spend
 
         return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
@@ -112,8 +114,8 @@ def launched() -> bool:
 def joined(device: str = "cpu") -> Iterator[Ranks]:
     """Yield the ranks this process is one of, alone if nothing says otherwise.
 
-    If any rank fails, the first to do so raises its error and every other exits with 2 without a word:
-    what they would say is that the first one is gone. Ranks that a signal ends all end as it says.
+    If any rank fails, the first to do so raises its error and every other exits with 2 silently: their errors would
+    only report that the first one is gone. Ranks ended by a signal all end with its code.
     """
     if not launched():
         yield Ranks(device=device)
@@ -122,7 +124,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if device.startswith("cuda") and torch.cuda.is_available():
         device = f"cuda:{local % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
-    # NCCL takes one rank a GPU and no more.
+    # NCCL allows one rank a GPU.
     enough = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
     backend = "nccl" if device.startswith("cuda") and enough else "gloo"
     try:
@@ -146,5 +148,5 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
 def _first_to_fail(store: dist.Store) -> bool:
     try:
         return store.add("ssmdiag/failed", 1) == 1
-    except dist.DistError:  # the store went with the rank that failed
+    except dist.DistError:  # the store ended with the rank that failed
         return False

@@ -132,7 +132,7 @@ class EnsembleTrainee:
         return saying_what_fits(self._attempt, len(self.arms), self._batches.draw.size, self.ranks.device)
 
     def _attempt(self, arms: int, batch: int) -> None:
-        """Do the first step's work for some arms and sequences, and forget it."""
+        """Do the first step's work for some arms and sequences, and discard it."""
         self._gradients = {}
         inputs, targets = self._batches.at(0, slice(arms), slice(batch))
         losses_and_gradients(self.ensemble, inputs, targets, self._data)

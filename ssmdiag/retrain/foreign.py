@@ -1,4 +1,4 @@
-"""Arms of a module the tool did not build → the comparison: each a fresh copy under its map, frozen as it says.
+"""Arms of a user's module → the comparison: each arm is a fresh copy under its map, frozen as the arm says.
 
 The module's own code is trained; its recurrence is found by the families that read checkpoints, and put under
 another map by `ssmdiag.reparam`. Arms train one after another, seed by seed, or spread over ranks.
@@ -102,7 +102,7 @@ def _require_possible(arms: Sequence[Arm]) -> None:
 
 
 def _try_out(arms: Sequence[Arm], prototype: nn.Module, assume: Mapping[str, str] | None) -> list[str]:
-    """Prepare one arm of each kind, so that what cannot be done is known before anything is trained; return notes."""
+    """Prepare one arm of each kind, so that errors appear before anything is trained; return notes."""
     notes = []
     kinds = {(arm.param, arm.freeze): arm for arm in reversed(arms)}
     for arm in reversed(kinds.values()):

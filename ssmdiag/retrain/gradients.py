@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.tasks import TaskData
 
 VALIDATION_STEPS = 16_384
-"""Steps of all sequences validated at a time."""
+"""Steps, over all sequences, validated at a time."""
 
 
 def losses_of(answers: Tensor, targets: Tensor, data: TaskData) -> Tensor:

@@ -20,7 +20,7 @@ IMPATIENT = 2.0
 
 
 class InterruptedTraining(KeyboardInterrupt):
-    """Ctrl-C or a kill ended training, and this is what was known by then."""
+    """Ctrl-C or a kill ended training; holds the results so far."""
 
     def __init__(
         self, number: int = signal.SIGINT, arms: tuple[ArmResult, ...] = (), result: RetrainResult | None = None
@@ -29,20 +29,20 @@ class InterruptedTraining(KeyboardInterrupt):
         self.number = number
         """The signal."""
         self.arms = arms
-        """Those that were being trained."""
+        """The arms that were being trained."""
         self.result = result
-        """All arms that were begun."""
+        """All arms that had begun."""
 
 
 def ending_signals() -> list[int]:
-    """Return the signals that end training after the current step: those that this process is not set to ignore."""
+    """Return the signals that end training after the current step: those that this process does not ignore."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def signal_of(error: KeyboardInterrupt) -> int:
-    """Return the signal that an interruption came of: Ctrl-C's, where it does not say."""
+    """Return the signal behind an interruption; Ctrl-C's by default."""
     return error.number if isinstance(error, InterruptedTraining) else signal.SIGINT
 
 
@@ -52,7 +52,7 @@ def keeping_what_is_known(
 ) -> Iterator[None]:
     """Raise InterruptedTraining with the arms that were begun where Ctrl-C or a kill comes inside.
 
-    `known` fills up inside with arms that came to their end; `answer` returns the comparison of those.
+    `known` collects the finished arms inside; `answer` returns their comparison.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def keeping_what_is_known(
 
 @contextmanager
 def finishing_steps() -> Iterator[Callable[[], int]]:
-    """Yield what returns the signal that came, of those that end a process, or 0; it is for the caller to stop.
+    """Yield a function that returns the signal that arrived, or 0; the caller must stop.
 
     Handlers are put back afterwards. Outside the main thread signals never arrive, and nothing is held back.
     """

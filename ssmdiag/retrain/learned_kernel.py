@@ -1,4 +1,4 @@
-"""The linear memory kernel a trained model has learned, to set beside the one that was asked for.
+"""The linear memory kernel a trained model has learned, to compare with the target kernel.
 
     K̂(s) = mean over validation inputs of ∂y_T / ∂x_{T−s}
 

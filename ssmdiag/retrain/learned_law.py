@@ -1,8 +1,8 @@
-"""Whether a learned kernel decays by the law of the one that was asked for, and with which parameters.
+"""Whether a learned kernel decays by the law of the target kernel, and with which parameters.
 
-`inspect` asks which law of all a kernel follows, and over a decade of lags that has no answer. Here the law is known:
-its parameters are fitted, t₀ up to the last lag, and stand where it describes the kernel. What each rival leaves stands
-beside them: over few lags a rival may come as near.
+`inspect` asks which of all laws a kernel follows, and over a decade of lags that has no answer. Here the law is known:
+its parameters are fitted, t₀ up to the last lag, and reported where it describes the kernel. The residual of each rival
+is reported beside them: over few lags a rival may fit as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fit_target_law(values: Tensor, noise: Tensor, asked: TargetLaw) -> LearnedLa
     widen = math.hypot(own, MODEL_ERROR_DB) / own if own else 1.0
 
     def error(name: str) -> float | None:
-        # At a bound the optimum is not reached, and p goes with t₀. No residual at all says nothing of an error.
+        # At a bound the optimum is not reached, and p depends on t₀. Without a residual the error is unknown.
         if name not in free or not own or (bound and name != "rate"):
             return None
         return widen * float(getattr(fit, f"{name}_error")[0])
@@ -71,7 +71,7 @@ def fit_target_law(values: Tensor, noise: Tensor, asked: TargetLaw) -> LearnedLa
 
 
 def _objection(law: str, residual: Mapping[str, float], bound: float | None) -> str | None:
-    """Return why the law does not describe the kernel, or None; `bound` is a t₀ that the fit could not leave."""
+    """Return why the law does not describe the kernel, or None; `bound` is the bound that t₀ stayed at."""
     own = residual[law]
     rival = min((name for name in residual if name != law), key=residual.__getitem__)
     nearer = own > CONTRAST * math.hypot(residual[rival], MODEL_ERROR_DB)

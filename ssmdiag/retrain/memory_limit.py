@@ -1,4 +1,4 @@
-"""When something does not fit in memory: how many arms, or sequences, do, found by trying; else what to lower."""
+"""When memory runs out: how many arms, or sequences, fit, found by trying; else what to lower."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def saying_what_fits(
 ) -> Iterator[None]:
     """Raise SsmdiagError with what would fit where memory runs out inside.
 
-    `attempt` takes a number of arms and of sequences and does a step with so many, for nothing; `smaller` is what
-    to do where nothing fits.
+    `attempt` tries a step with a number of arms and of sequences and discards it; `smaller` is the advice where
+    nothing fits.
     """
     what = f"on {device} with {arms:,} arm{'s' * (arms != 1)} together and {batch:,} sequences a step"
     with saying_what_to_lower(what, lambda: _advice(attempt, arms, batch, smaller)):
@@ -60,7 +60,7 @@ def saying_what_to_lower(what: str, advice: str | Callable[[], str]) -> Iterator
         if not is_out_of_memory(error):
             raise
         asked = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.IGNORECASE)
-        # Its frames hold the tensors that filled the memory, and it is alive as long as the caller handles it.
+        # Its frames hold the tensors that filled the memory as long as the caller handles it.
         traceback.clear_frames(error.__traceback__)
     gc.collect()
     raise SsmdiagError(
@@ -70,7 +70,7 @@ def saying_what_to_lower(what: str, advice: str | Callable[[], str]) -> Iterator
 
 
 def free_memory() -> int:
-    """Return how many bytes this process may still take: what the machine has, or less where it has a limit."""
+    """Return how many bytes this process may still use: those of the machine, or fewer under a limit."""
     free: list[int] = []
     with suppress(OSError, ValueError, ImportError):
         import resource  # not on Windows
@@ -83,8 +83,8 @@ def free_memory() -> int:
         free += [limit - used] * (limit != resource.RLIM_INFINITY)
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        most, taken = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        free += [int(most) - int(taken)]
+        most, current = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        free += [int(most) - int(current)]
     return max(0, min(free, default=UNKNOWN))
 
 

@@ -36,8 +36,8 @@ _EXPERTS = ("expert", "router")
 class ModuleTrainee:
     """A `Trainee` of one arm.
 
-    `module` is on the device of `ranks`, reparameterised and frozen as the arm says. `source` is what it was made of:
-    a state is resumed of the same alone. `beside` are files to lie beside its checkpoints, such as config.json.
+    `module` is on the device of `ranks`, reparameterised and frozen as the arm says. `source` names its origin: only a
+    state of the same origin is resumed. `beside` are files saved beside its checkpoints, such as config.json.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ModuleTrainee:
         self._module.train()
         with seeded("step", self._seed, step, self.ranks.rank, device=self.ranks.device):
             loss = self._loss(self._shared, inputs, targets)
-        # DDP takes the mean over ranks, of which each has its share of the whole.
+        # DDP averages over ranks, each of which has its share of the whole.
         (loss * (share * self.ranks.count)).backward()
         return [float(self.ranks.sum(share * loss.detach().double()))]
 
@@ -151,7 +151,7 @@ class ModuleTrainee:
         return saying_what_to_lower(f"on {device}, training {type(self._module).__name__}", f"smaller {lower}.")
 
     def _attempt(self, arms: int, batch: int) -> None:
-        """Do the first step's work for some sequences, and forget it."""
+        """Do the first step's work for some sequences, and discard it."""
         some = slice(batch)
         inputs, targets = self._batches.at(self._seed, 0)
         self._module.train()
@@ -192,7 +192,7 @@ class ModuleTrainee:
         whole = self._score.weight(targets)
         if self.ranks.count > 1:
             part = self.ranks.part(len(targets))
-            # A rank with no sample still has to join in what all ranks do together.
+            # A rank with no sample still has to join the collective operations.
             part = part if part.start < part.stop else slice(0, 1)
             empty = self.ranks.part(len(targets)) != part
             inputs, targets = pick(inputs, part), targets[part]
@@ -211,7 +211,7 @@ class ModuleTrainee:
 
     def _loss(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         output = self._answers(model, inputs, targets)
-        if not self._score.weight(targets):  # no answer is asked for in this part: 0/0, but nothing is to come of it
+        if not self._score.weight(targets):  # this part has no answer to score: 0/0 must not spread
             return 0 * answers_in(output).sum()
         return self._score.mean(output, targets)
 
@@ -237,13 +237,13 @@ class ModuleTrainee:
         self._module.eval()
         trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(self._loss(self._module, inputs, targets), trained, allow_unused=True)
-        # Which experts are asked may change from batch to batch.
+        # Which experts are used may change from batch to batch.
         routed = any(part in name for name, _ in self._module.named_modules() for part in _EXPERTS)
         return self.ranks.any(routed or any(gradient is None for gradient in gradients))
 
 
 def _trained_by(optimiser: torch.optim.Optimizer) -> str:
-    """Return what is trained by what: a module's own freezing, or tags that have changed, show here."""
+    """Return which tensors train with which settings: a module's own freezing, or changed tags, show here."""
     groups = [
         f"{len(group['params'])} tensors of {group['name']} at lr {group['lr']:g}, decay {group['weight_decay']:g}"
         for group in optimiser.param_groups

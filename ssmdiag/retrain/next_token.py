@@ -20,7 +20,7 @@ LENGTH = 256
 HELD_OUT = 0.1
 """Share of the text, its end, that is for validation."""
 BYTES_PER_TOKEN = 12
-"""More than a token of running text has: how much of a long file to read for as many tokens as are wanted."""
+"""More bytes than a token of running text has: decides how much of a long file to read."""
 
 
 def next_token_data(

@@ -1,4 +1,4 @@
-"""The folder a run is kept in, looked at before anything is trained: can it be written, does it hold a run already?"""
+"""The folder of a run, checked before anything is trained: can it be written, does it hold a run already?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare(
     """
     if writes:
         _require_writable(folder)
-    # What the first rank sees counts: the others may have a disk of their own.
+    # Only the first rank's view counts: the others may have another disk.
     held, resumable = ranks.gather((_held(folder, arms, states), any(path.exists() for path in states)))[0]
     if held and not resume:
         raise ConfigurationError(
@@ -67,7 +67,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _held(folder: Path, arms: Sequence[Arm], states: Sequence[Path]) -> str:
-    """Return what lies where these arms would be kept; nothing where there is nothing."""
+    """Return what already exists where these arms would be kept; empty if nothing does."""
     for arm in arms:
         steps = sorted(path.name for path in (folder / arm.label).glob("step-*"))
         if steps:

@@ -103,7 +103,7 @@ def module_perturbation_curve(
 
 
 def _rates_of(found: LiveRecurrence) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Return the stored tensors of rates and which of their entries those are; without those that `freeze` holds."""
+    """Return the stored tensors of rates and which of their entries are rates; without those that `freeze` holds."""
     weights: dict[str, tuple[Tensor, Tensor | None]] = {}
     for weight in found.weights:
         place = found.places[weight.name]
@@ -139,7 +139,7 @@ def _curve(
 
 
 def _noise(draw: int, like: Tensor, name: str) -> Tensor:
-    """Return a draw for one tensor, the same whatever other tensors there are."""
+    """Return a draw for one tensor, independent of other tensors."""
     seed = hashlib.sha256(f"{name} {draw}".encode()).digest()[:6]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
     return 2 * torch.rand(like.shape, generator=generator) - 1

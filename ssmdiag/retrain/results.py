@@ -95,11 +95,11 @@ class ArmResult:
     after: tuple[LayerDiagnosis, ...] = ()
     checkpoints: tuple[Path, ...] = ()
     perturbation: PerturbationCurve | None = None
-    """None where it was not asked for, and for an arm that diverged."""
+    """None where it was not requested, and for an arm that diverged."""
     kernel: LearnedKernel | None = None
     """None where the task has no kernel, and for an arm that diverged."""
     interrupted_at: int | None = None
-    """Step at which Ctrl-C or a kill ended it; None for an arm that went on to its end."""
+    """Step at which Ctrl-C or a kill ended it; None for an arm that was trained to its end."""
     places: tuple[str, ...] = ()
     """Devices and numbers of ranks it was trained on, one after another: `cpu`, `2 ranks on cuda`."""
 

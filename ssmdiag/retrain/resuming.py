@@ -1,4 +1,4 @@
-"""Going on with a run: a state of other arms, settings, data or initial weights is refused."""
+"""Resuming a run: a state of other arms, settings, data or initial weights is refused."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.training import Trainee
 
 STATE = ".state"
-"""Suffix of a resumable state: one that no reader of checkpoints takes for its own."""
+"""Suffix of a resumable state: one that no reader of checkpoints accepts."""
 SAME_START = 1e-3
-"""Largest relative difference between two losses of the same untrained model: other machines round otherwise."""
+"""Largest relative difference between two losses of the same untrained model: machines round differently."""
 OTHERWISE = "ask for the same again, or start in another --output."
 _SAID = {
     "validate_every": "validation every", "warm_up": "warm-up", "recurrence": "--model", "source": "--model",
     "loss": "loss", "read_out": "read-out", "optimiser": "optimiser",
 }  # fmt: skip
-"""What settings are called that are not an option of their own name."""
+"""Names of settings that are not the name of their option."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class RunState:
         self.settings = {"task": task, **trainee.settings(), **asdict(budget)}
 
     def save(self) -> None:
-        """Write what is needed to go on, and what was trained as and on what. The last state stays until it is.
+        """Write what is needed to resume, with arms, settings and data. The last state stays until that is done.
 
         Raises SsmdiagError where it cannot be written.
         """
@@ -78,8 +78,8 @@ class RunState:
         """Put back the state of these arms, if there is one.
 
         The untrained arms are validated before that: code that has changed since shows in the loss they began with.
-        Raises ConfigurationError where the state is of another run and says in what it differs; SsmdiagError where it
-        is no whole state.
+        Raises ConfigurationError, with the differences, where the state is of another run; SsmdiagError where it is
+        not a whole state.
         """
         if not self.path.exists():
             _require_no_other_group(self.folder, self.trainee.arms)
@@ -104,7 +104,7 @@ class RunState:
         self.trainee.load(weights)
 
     def _require_same(self, different: dict[str, str], same_data: bool) -> None:
-        if same_data:  # whatever it is called
+        if same_data:  # its name does not matter
             different.pop("task", None)
         if different or not same_data:
             said = [*different.values(), *["other data"] * (not same_data)]
@@ -154,7 +154,7 @@ def can_resume(folder: Path) -> bool:
 
 
 def _require_no_other_group(folder: Path, arms: Sequence[Arm]) -> None:
-    """Raise where one of these arms was begun in a group of others: its state would be left aside unseen."""
+    """Raise where one of these arms began in another group: its state would be ignored silently."""
     wanted = [asdict(arm) for arm in arms]
     for path in _states(folder):
         there = read_state(path, tensors=False).get("arms", ())

@@ -1,7 +1,7 @@
-"""What a training run leaves on disk: checkpoints others can read, and a state to resume from, which is none of them.
+"""What a training run writes: checkpoints that other tools can read, and a state to resume from, which is not one.
 
     FOLDER/ARM/step-00100.safetensors    one arm at one step, named as its own code names its tensors
-    FOLDER/ARM/config.json               what whoever reads the checkpoints must know
+    FOLDER/ARM/config.json               what readers of the checkpoints need
     FOLDER/state-….state                 weights as trained, optimiser, losses and step: see `resuming`
 
 A state dict that safetensors cannot hold (complex128, extra state) is written as a torch file, `step-00100.pt`.
@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, arm: Arm, step: int, budget: Budget, contents:
     for name, content in contents.beside.items():
         if step == 0 or not path.with_name(name).exists():
             write(path.with_name(name), content)
-    # Tied weights stand under each of their names, as load_state_dict(strict=True) asks for.
+    # Tied weights are stored under each of their names, as load_state_dict(strict=True) requires.
     own = {
         name: value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
         for name, value in state.items()

@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def seeded(*place: object, device: str = "cpu") -> Iterator[None]:
-    """Draw from generators seeded by `place`; afterwards all of them are where they were.
+    """Draw from generators seeded by `place`; their previous states are restored afterwards.
 
     A run that is resumed, or spread over ranks, needs no generator's state: step and seed are the place.
     """

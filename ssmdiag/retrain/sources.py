@@ -1,4 +1,4 @@
-"""Where a module that the tool does not build comes from: a function of the user's, or a directory of transformers."""
+"""Where a user's module comes from: a function, or a directory of transformers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelSource:
     vocabulary: int | None = None
     """Number of tokens, for a language model."""
     tokenizer: tuple[Path, ...] = ()
-    """Files of its tokenizer, to lie beside its checkpoints: who starts from one of them needs the same tokens."""
+    """Files of its tokenizer, saved beside its checkpoints: training from one of them needs the same tokens."""
     notes: tuple[str, ...] = ()
 
 
@@ -245,7 +245,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Keep transformers' bars and remarks off the screen for a while."""
+    """Silence transformers' progress bars and remarks for a while."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

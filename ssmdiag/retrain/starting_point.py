@@ -1,4 +1,4 @@
-"""A checkpoint of the built-in model to go on from: its sizes, its weights, and those weights under another map."""
+"""A checkpoint of the built-in model to continue from: its sizes, its weights, and those weights under another map."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _LINE = 100
 _MALFORMED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
 )  # fmt: skip
-"""What reading raises where a file with a digest of its own was not written here; RecursionError is a RuntimeError."""
+"""What reading raises for a file with a valid digest that ssmdiag did not write; RecursionError is a RuntimeError."""
 ANEW = "put back a copy of it, or delete it to start these arms anew."
 
 
@@ -54,10 +54,10 @@ def write_state(path: Path, values: Mapping[str, Any]) -> None:
 def read_state(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     """Return a state, its tensors on the CPU; without `tensors` None stands for each, and their bytes are not read.
 
-    Raises SsmdiagError for a file that is none, of another version, or other than it was written.
+    Raises SsmdiagError for a file that is not a state, is of another version, or is damaged.
     """
     try:
-        if not path.is_file():  # a pipe that nobody writes into would be waited for
+        if not path.is_file():  # a pipe without a writer would block
             raise SsmdiagError(f"{path}: not a regular file.", expected="a resumable state", advice=ANEW)
         with path.open("rb") as file:
             head = _read_head(path, file)

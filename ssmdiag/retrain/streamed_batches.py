@@ -15,10 +15,10 @@ from ssmdiag.retrain.seeding import seeded
 
 @dataclass(eq=False)
 class StreamedBatches:
-    """Batches that the user's own code makes, one after another; begun again when they end.
+    """Batches that the user's own code makes, one after another; restarted when they end.
 
-    What it draws at random depends on the seed, the epoch and the step alone. Resuming goes through the batches
-    of the epoch again.
+    Its random draws depend only on the seed, the epoch and the step. Resuming goes through the batches of the epoch
+    again.
     """
 
     train: Iterable[Batch]
@@ -32,7 +32,7 @@ class StreamedBatches:
     _epoch: int = 0
     _iterator: Iterator[Batch] = field(default_factory=lambda: iter(()))
     _seen: hashlib._Hash | None = None
-    """Digest of all training batches up to `_place`; None until it is asked for."""
+    """Digest of all training batches up to `_place`; None until it is needed."""
     _before: tuple[int, str] = (-1, "")
     """Step of the last batch, and the digest before it."""
 

@@ -1,8 +1,8 @@
-"""One loop for whatever is trained: the built-in model's arms, all at once, or one arm of a module that is given.
+"""One training loop: for the built-in model's arms, all at once, or for one arm of a user's module.
 
 Arms of one seed start as the same function and see the same batches in the same order; a batch is
 drawn from a generator of its own, so that a run repeats to the bit on one device. An arm whose loss is
-not finite, or far above that of predicting nothing, has diverged: its step is kept and it rests.
+not finite, or far above that of predicting nothing, has diverged: its step is recorded and it is not updated again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Trainee(Protocol):
     """Loss of predicting nothing; None where that is not known."""
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the result beside arms, budget and data; called before anything is trained."""
+        """Return what else decides the result, besides arms, budget and data; called before anything is trained."""
 
     def data(self, step: int) -> str:
         """Return a digest of what is trained on before this step, and of what is validated on."""

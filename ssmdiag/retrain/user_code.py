@@ -66,7 +66,7 @@ def find_function(option: str, name: str) -> Callable[[], Any]:
     if not names_function(name):
         raise ConfigurationError(f"{option} {name}: not the name of a function.", expected="package.module:function")
     module_name, _, attribute = name.partition(":")
-    # As `python -m` has it; the console script does not. What the function imports later needs it too.
+    # `python -m` adds this directory, the console script does not; later imports of the function need it too.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -101,7 +101,7 @@ def find_function(option: str, name: str) -> Callable[[], Any]:
             advice=f"write one that calls {attribute} with them.",
         ) from error
     except ValueError:
-        pass  # a builtin without a signature: calling it will tell
+        pass  # a builtin without a signature: the call will show it
     return found
 
 

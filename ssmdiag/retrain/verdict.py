@@ -1,6 +1,6 @@
 """What the arms' losses say: spread over seeds, width of the usable learning-rate window, who was best.
 
-A window is measured between learning rates that were tried: it is as exact as the grid is fine.
+A window is measured between tried learning rates: its precision is that of the grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Summary:
     """Arms that differ in their seeds alone."""
 
     arm: Arm
-    """With the first of the seeds."""
+    """The arm with the first seed."""
     seeds: int
     diverged: tuple[int, ...]
     """Steps at which runs diverged."""
