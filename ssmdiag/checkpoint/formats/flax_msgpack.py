@@ -32,10 +32,10 @@ WRAPPER_KEYS = ("state", "train_state", "model", "optimizer")
 OPTIMIZER_KEYS = frozenset({"opt_state", "optimizer_state"})
 """Keys of moments, which have the names of weights."""
 DEEPEST, DEEPEST_WRAPPER = 64, 3
-MOST_VALUES = 2_000_000
+MOST_VALUES = 1_000_000
 """Most keys, numbers, texts and arrays in one file; an array counts as four plus its axes, and its key as one."""
 MOST_AXES = 64
-MOST_CHARACTERS = 64 << 20
+MOST_CHARACTERS = 16 << 20
 """Of all names together."""
 _Path = tuple[Any, Any] | None
 """A path as (path before, key): names that are never needed take no memory."""
