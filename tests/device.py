@@ -37,7 +37,7 @@ INDEXING = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, ate
 ANY_NUMBERS = {aten.where, aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_}
 NO_NUMBERS = {aten.complex, aten.polar, aten.lerp, aten.lerp_, aten.addcmul, aten.addcmul_, aten.addcdiv, aten.addcdiv_}
 MADE_OF_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
-CLAMPS = {aten.clamp, aten.clamp_}
+CLAMPS = {aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.clamp_max_}
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
 
 

@@ -186,23 +186,14 @@ def _moments(profile: Profile, state: Tensor, free: tuple[str, ...]) -> Tensor:
     """
     scale = profile.last.clamp(min=1)[:, None]
     exponent, rate, offset = (state[:, :1], state[:, 1:2] / scale, state[:, 2:].exp())
-    law, columns = binned_law(
-        profile.lag,
-        profile.width,
-        exponent.float(),
-        rate.float(),
-        offset.float(),
-        free,
-        log_spaced=not profile.pooled,
-    )
+    law, columns = binned_law(profile.lag, profile.width, exponent, rate, offset, free, log_spaced=not profile.pooled)
     root = profile.root_weight
     rows = torch.stack([profile.log_rms - law, *columns], 1).mul_(root[:, None])
     means = (rows @ root[..., None])[..., 0]
-    products = (rows @ rows.mT).double()
+    products = rows @ rows.mT
     centred = torch.addcmul(rows[:, 0], means[:, :1], root, value=-1)
-    neighbours = (centred[:, 1:] * centred[:, :-1]).sum(1).double()
-    squares = (centred * centred).sum(1).double()
-    means = means.double()
+    neighbours = (centred[:, 1:] * centred[:, :-1]).sum(1)
+    squares = (centred * centred).sum(1)
     products -= means[:, :, None] * means[:, None]
     if "rate" in free:
         row = 1 + free.index("rate")

@@ -37,13 +37,8 @@ def best_grid_points(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
     sizes = [1, 1, *[GRID_POINTS] * 3]
     t_, tt, l_, ll, lt = _times(weight, torch.cat([t, t * t, bend, bend * bend, bend * t], 1)).split(sizes, 1)
     y_, ty, ly = _times(weighted, torch.cat([one, t, bend], 1)).split([1, 1, GRID_POINTS], 1)
-    # Only differences of these sums need float64.
-    tt, ll, lt = (
-        (tt - t_ * t_).float().clamp(min=_TINY),
-        (ll - l_ * l_).float().clamp(min=_TINY),
-        (lt - l_ * t_).float(),
-    )
-    ty, ly = (t_ * y_ - ty).float(), (l_ * y_ - ly).float()
+    tt, ll, lt = (tt - t_ * t_).clamp(min=_TINY), (ll - l_ * l_).clamp(min=_TINY), lt - l_ * t_
+    ty, ly = t_ * y_ - ty, l_ * y_ - ly
     # Four active sets: neither, rate alone, exponent alone, both.
     rate = ty.clamp(min=0) / tt
     exponent = ly.clamp(min=0) / ll

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-LINE = 16
-"""Float32 numbers in a cache line."""
+LINE = 8
+"""Float64 numbers in a cache line."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,14 @@ class Profile:
         )
 
     def cut(self, blocks: int) -> Profile:
-        """Return the profile without the blocks from `blocks` on, in float32 for the Gauss–Newton steps.
+        """Return the profile without the blocks from `blocks` on.
 
-        Laws are fitted in logarithms, where float32 is accurate to a millionth of a neper; a thousandth is needed.
         Blocks of weight 0 pad it to whole cache lines: the last bits of a product depend on the alignment of its
         rows.
         """
         fill = -min(blocks, self.log_rms.shape[1]) % LINE
         lag, width, log_rms, root_weight = (
-            values[:, :blocks].float() for values in (self.lag, self.width, self.log_rms, self.root_weight)
+            values[:, :blocks] for values in (self.lag, self.width, self.log_rms, self.root_weight)
         )
         blank = log_rms.new_zeros(len(log_rms), fill)
         return replace(

@@ -19,7 +19,7 @@ from ssmdiag import (
 from ssmdiag.capacity.capacity import assess_capacity, initial_capacities, summarise_capacity
 from ssmdiag.capacity.rounding import STATE_PRECISION
 from tests.cuda.conftest import slow_but
-from tests.cuda.same import assert_same
+from tests.cuda.same import TOLERANCE, assert_same
 
 Pair = tuple[Recurrence, Recurrence]
 LAGS = (0, 1, 7, 1000, 2**30)
@@ -30,7 +30,9 @@ def test_what_survives_a_rounded_state(state: str, pair: Pair) -> None:
     away, home = pair
     assert_same(assess_capacity(away, 64, state_dtype=state), assess_capacity(home, 64, state_dtype=state))
     assert_same(noisy_capacity(away, state), noisy_capacity(home, state))
-    assert_same(noisy_memory_function(away, LAGS, state), noisy_memory_function(home, LAGS, state))
+    # Float32's noise is 1e-15 of the state's variance: of sixteen digits nine are left.
+    tolerance = 1e-8 if state == "float32" else TOLERANCE
+    assert_same(*(noisy_memory_function(each, LAGS, state) for each in pair), tolerance=tolerance)
 
 
 def test_memory_functions_and_their_summary(pair: Pair) -> None:
