@@ -28,6 +28,8 @@ RATES = 14
 """Rates of the first grid."""
 ROUNDS = 8
 """Gauss–Newton steps from the best of the grid; each is tried whole and in parts."""
+GONE = math.log(10)
+"""Largest rate, nats per step: a hundredth of the term's energy is left at the next lag; how much less is not known."""
 NUDGE, PARTS = 1e-4, (1.0, 0.4, 0.15, 0.04)
 BETWEEN_DB = 0.2
 """Least allowance for a larger distance between two sampled lags."""
@@ -50,7 +52,7 @@ class EnergyCurve:
     last: int
     """First and last lag over which it was compared with the energy."""
     rates: tuple[float, ...]
-    """Of the kernels that have these energies, nats per step; the fastest first."""
+    """Of the kernels that have these energies, nats per step, the fastest first; `GONE` for a term of that rate or more."""
     shares: tuple[float, ...]
     """Share of each in the energy left at `first`."""
     energy_share: float
@@ -137,6 +139,7 @@ def _refine(logs: Tensor, x: Tensor, E: Tensor) -> Tensor:
         gram.diagonal().mul_(1 + 1e-6).add_(1e-12)
         step = -torch.linalg.solve(gram, slope @ off[0]).clamp(-1, 1)
         tried = torch.cat([logs[None], logs + step * torch.tensor(PARTS, dtype=x.dtype)[:, None]])
+        tried = tried.clamp(max=math.log(GONE))
         logs, index = _nearest(tried, x, E)
         if index == 0:
             break

@@ -88,7 +88,7 @@ def _largest(profile: Profile, start: Tensor, exponential: Tensor, polynomial: T
     # Where one of them leaves nothing to explain, a further parameter is useless.
     left = (best[:, _RESIDUAL] > EXPLAINED).nonzero()[:, 0]
     fit = _refine(profile.at(left), start[left], PARAMETERS["truncated"])
-    better = fit[:, _RESIDUAL] < best[left, _RESIDUAL]
+    better = fit[:, _RESIDUAL] < (1 - 1e-9) * best[left, _RESIDUAL]  # not by rounding alone
     best[left[better]] = fit[better]
     return best
 

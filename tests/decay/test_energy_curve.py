@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssmdiag.assessment.memory import assess_memories, assess_memory, summarise_memory
-from ssmdiag.decay.energy_curve import WITHIN_DB, EnergyCurve
+from ssmdiag.decay.energy_curve import GONE, WITHIN_DB, EnergyCurve
 from ssmdiag.decay.sentence import describe_curve
 from ssmdiag.recurrence.modal import Recurrence
 from tests.assessment.test_tail import CONTEXT, dense_of, drawn, modal, stepped
@@ -46,6 +46,14 @@ def test_channels_of_one_rate_each_are_found_again(rates: list[float], shares: l
     assert curve.rates == pytest.approx(rates, rel=0.2)
     assert curve.shares == pytest.approx(shares, abs=0.1)
     assert sum(curve.shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("gone", [3.0, 7.0, 40.0])
+def test_a_term_gone_within_a_step_has_no_more_than_the_largest_rate(gone: float) -> None:
+    curve = curve_of(channels_of([gone, 0.1], [0.5, 0.5]))
+    assert curve is not None
+    assert curve.rates == pytest.approx([GONE, 0.1], rel=1e-3)
+    assert curve.shares == pytest.approx([0.5, 0.5], rel=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(3))
