@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -145,7 +145,7 @@ def compare(
         try:
             text, code = _run(paths, asked, memory, fail_on)
         except DifferentModelsError as error:
-            text, code = _models(paths, asked, fail_on, error.seen)
+            text, code = _models(paths, replace(asked, notes=(*asked.notes, error.seen)), fail_on, error.seen)
     if asked.text:
         text = heading(asked.guess, settings.width) + text
     terminal.emit(text, target, colours=settings.colour)

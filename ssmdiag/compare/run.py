@@ -25,6 +25,7 @@ from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
 from ssmdiag.compare.models import require_one_model
+from ssmdiag.compare.relatedness import why_unrelated
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
 from ssmdiag.compare.unmoved import find_steering_changed
@@ -139,7 +140,7 @@ def compare_run(
     run = order_checkpoints([path for path, _ in opened], [step for _, step in opened])
     notes, kept = _without_repeats([opened[i][0] for i in run.order], [run.steps[i] for i in run.order], run.unit)
     stored = dict(opened)
-    collected = _Collected(context_length)
+    collected = _Collected(context_length, run.certain)
     checkpoints = []
     for position, (path, step) in enumerate(kept):
         wanted = memory == "all" or (memory == "ends" and position in (0, len(kept) - 1))
@@ -202,15 +203,30 @@ class _Collected:
     """What is kept of the checkpoints read so far: points by layer, in the order in which layers appeared."""
 
     context: int | None
+    certain: bool
+    """Whether these are known to be checkpoints of one run."""
     layers: dict[str, list[LayerPoint]] = field(default_factory=dict)
     rates: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     """Of every layer at the first checkpoint that has it in its present shape: its step and its rates."""
     notes: list[str] = field(default_factory=list)
     whole: tuple[Path, Recognition] | None = None
     """The first checkpoint that was recognised without a problem."""
+    last: tuple[Path, Checkpoint] | None = None
+    """The last of those."""
     unread: dict[str, None] = field(default_factory=dict)
     """Unreadable files beside checkpoints, each reported once."""
     _now: list[LayerPoint] = field(default_factory=list)
+
+    def require_related(self, path: Path, checkpoint: Checkpoint, found: Recognition) -> None:
+        """Raise DifferentModelsError where nothing says that this is a run, and the weights say that it is none."""
+        claimed = {name for layer in found.layers for name in layer.names.values()}
+        if self.last and not self.certain and (why := why_unrelated(self.last[1], checkpoint, claimed)):
+            raise DifferentModelsError(
+                f"{self.last[0].name} and {path.name} are different models: {why}.",
+                expected="checkpoints of one run",
+                advice="`ssmdiag compare` puts different models into a table.",
+            )
+        self.last = path, checkpoint
 
     def first_rates(self, recurrence: Recurrence, step: int) -> Tensor | None:
         """Return the layer's rates at its first checkpoint, None if this is it."""
@@ -309,6 +325,7 @@ def _recurrences(
     if not found.problems and not any(layer.defect for layer in found.layers):
         collected.whole = collected.whole or (path, found)
         require_one_model(collected.whole, (path, found))
+        collected.require_related(path, checkpoint, found)
     collected.context = collected.context or context_length_of(checkpoint.settings)
     for layer in found.layers:
         try:

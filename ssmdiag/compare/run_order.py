@@ -39,6 +39,8 @@ class RunOrder:
     """What the steps count: `step`, `epoch` or `checkpoint`."""
     steps: tuple[int, ...]
     """Of each path as given."""
+    certain: bool
+    """Whether files or names say that these are steps or epochs, and not, say, seeds."""
 
     @property
     def order(self) -> list[int]:
@@ -135,25 +137,28 @@ def order_checkpoints(paths: Sequence[str | Path], stored: Sequence[int | None])
     """
     known = [step for step in stored if step is not None]
     if len(known) == len(paths) and (len(set(known)) > 1 or len(known) == 1):
-        return RunOrder(OrderSource.STORED, "step", tuple(known))
+        return RunOrder(OrderSource.STORED, "step", tuple(known), True)
     if found := numbers_in_names(paths):
         return RunOrder(OrderSource.NAMES, *found)
-    return RunOrder(OrderSource.GIVEN, "checkpoint", tuple(range(1, len(paths) + 1)))
+    return RunOrder(OrderSource.GIVEN, "checkpoint", tuple(range(1, len(paths) + 1)), False)
 
 
-def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]] | None:
-    """Return what the number that varies between names counts, and its values; None where no one number does.
+def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...], bool] | None:
+    """Return what the number that varies between names counts, its values, and whether a word beside it says so; None
+    where no one number varies.
 
     Where all files are called alike, the directories they lie in tell them apart.
 
     >>> numbers_in_names(["run/step-100.pt", "run/step-20.pt"])
-    ('step', (100, 20))
+    ('step', (100, 20), True)
     >>> numbers_in_names(["checkpoint-5/model.pt", "checkpoint-10/model.pt"])
-    ('step', (5, 10))
+    ('step', (5, 10), True)
     >>> numbers_in_names(["epoch=1-step=90-loss=0.25.ckpt", "epoch=2-step=180-loss=0.21.ckpt"])
-    ('step', (90, 180))
+    ('step', (90, 180), True)
     >>> numbers_in_names(["step-500.pt", "step-1k.pt", "step-2M.pt"])
-    ('step', (500, 1000, 2000000))
+    ('step', (500, 1000, 2000000), True)
+    >>> numbers_in_names(["seed-1.pt", "seed-2.pt"])
+    ('step', (1, 2), False)
     >>> numbers_in_names(["a.pt", "b.pt"])
     """
     levels = zip(*(reversed(Path(path).absolute().parts) for path in paths), strict=False)
@@ -178,7 +183,7 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...]]
     if any(len(parts[2 * at + 1].lstrip("0")) > LONGEST_STEP for parts in split):
         return None
     unit = "epoch" if COUNTS_EPOCHS.search(words[at]) else "step"
-    return unit, tuple(int(parts[2 * at + 1]) for parts in split)
+    return unit, tuple(int(parts[2 * at + 1]) for parts in split), bool(named)
 
 
 def _written_out(match: re.Match[str]) -> str:

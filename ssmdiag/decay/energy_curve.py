@@ -52,7 +52,7 @@ class EnergyCurve:
     last: int
     """First and last lag over which it was compared with the energy."""
     rates: tuple[float, ...]
-    """Of the kernels that have these energies, nats per step, the fastest first; `GONE` for a term of that rate or more."""
+    """Of the kernels that have these energies, nats per step, the fastest first; those above `GONE` are given as it."""
     shares: tuple[float, ...]
     """Share of each in the energy left at `first`."""
     energy_share: float

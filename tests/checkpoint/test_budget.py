@@ -359,7 +359,8 @@ def test_a_number_of_many_digits_is_no_layer_and_no_step() -> None:
     assert layer_numbers(f"a.{'9' * 500}.3") == (3,)
     assert numbers_in_names([f"step-{'9' * 200}.pt", f"step-{'8' * 200}.pt"]) is None
     assert numbers_in_names(["step-٣.pt", "step-²²²k.pt"]) is None
-    assert numbers_in_names(["step-0000000000000000000012.pt", "step-0000000000000000000013.pt"]) == ("step", (12, 13))
+    padded = [f"step-00000000000000000000{step}.pt" for step in (12, 13)]
+    assert numbers_in_names(padded) == ("step", (12, 13), True)
 
 
 def test_settings_nested_deep_or_without_end_leave_the_others() -> None:
