@@ -228,7 +228,12 @@ def _require_one_device(func: Any, args: Any, kwargs: dict[str, Any], home: list
 def pretending() -> Iterator[None]:
     """Have "cuda" be a device for a while; random numbers drawn on it are those of the CPU's generator."""
     generator = {"get_rng_state": lambda _=None: torch.get_rng_state(), "set_rng_state": lambda state, _=None: None}
-    others = {"is_available": lambda: True, "synchronize": lambda _=None: None, "empty_cache": lambda: None}
+    others = {
+        "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,  # a build for CUDA asks the driver, which may be missing
+        "synchronize": lambda _=None: None,
+        "empty_cache": lambda: None,
+    }
     with ExitStack() as stack:
         for name, stand_in in (generator | others).items():
             stack.enter_context(patch.object(torch.cuda, name, stand_in))
