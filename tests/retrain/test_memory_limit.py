@@ -14,15 +14,13 @@ from torch import Tensor
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.retrain import ensemble_trainee, memory_limit
 from ssmdiag.retrain.arms import OWN, Arm
-from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory, saying_what_fits
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.sources import ModelSource
 from ssmdiag.retrain.tasks import TaskSettings, find_task
 from ssmdiag.retrain.user_code import read_data
 from tests.retrain.given_models import Net
-from tests.retrain.small import BUDGET, model, task, train
+from tests.retrain.small import BUDGET, compare_arms, compare_modules, model, task, train
 
 ON_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 6553600 bytes. Error code 12 (Cannot …)"
 
