@@ -44,30 +44,13 @@ def fit_target_law(values: Tensor, noise: Tensor, asked: TargetLaw) -> LearnedLa
         return LearnedLaw(asked, False, reason, window, residual, offset_at_bound=bound)
     # The binned law is itself known to MODEL_ERROR_DB only.
     widen = math.hypot(own, MODEL_ERROR_DB) / own if own else 1.0
-
-    def error(name: str) -> float | None:
+    parameters: dict[str, float | None] = {}
+    for name in free:
         # At a bound the optimum is not reached, and p depends on t₀. Without a residual the error is unknown.
-        if name not in free or not own or (bound and name != "rate"):
-            return None
-        return widen * float(getattr(fit, f"{name}_error")[0])
-
-    def value(name: str) -> float | None:
-        return float(getattr(fit, name)[0]) if name in free else None
-
-    return LearnedLaw(
-        asked=asked,
-        describes=True,
-        reason=None,
-        window=window,
-        residual_db=residual,
-        exponent=value("exponent"),
-        exponent_error=error("exponent"),
-        offset=value("offset"),
-        offset_error=error("offset"),
-        offset_at_bound=bound,
-        rate=value("rate"),
-        rate_error=error("rate"),
-    )
+        known = own and (not bound or name == "rate")
+        parameters[name] = float(getattr(fit, name)[0])
+        parameters[f"{name}_error"] = widen * float(getattr(fit, f"{name}_error")[0]) if known else None
+    return LearnedLaw(asked, True, None, window, residual, offset_at_bound=bound, **parameters)
 
 
 def _objection(law: str, residual: Mapping[str, float], bound: float | None) -> str | None:

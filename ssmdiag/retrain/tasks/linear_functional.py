@@ -24,22 +24,6 @@ LENGTH, SAMPLES, VALIDATION = 100, 12_800, 1_280
 """As in the released configuration."""
 
 
-def _exp(t: Tensor) -> Tensor:
-    return (-t).exp()
-
-
-def _poly(t: Tensor) -> Tensor:
-    return (1 + 0.1 * t) ** -1.1
-
-
-def _shift(t: Tensor) -> Tensor:
-    return ((t > 9) & (t < 11)).double()
-
-
-def _twoparts(t: Tensor) -> Tensor:
-    return (-t).exp() + (-(t - 9).square()).exp()
-
-
 def _airy(t: Tensor) -> Tensor:
     import torch
 
@@ -92,13 +76,15 @@ def filter_with(kernel: Tensor, x: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(kernel, n=size), n=size)[:, : x.shape[1]]
 
 
-_EXP = TargetLaw("exponential", rate=1.0)
-_POLY = TargetLaw("polynomial", exponent=1.1, offset=10.0)
 _SOURCE = "P1, arXiv 2311.14495 §4.1"
+_EXP = _maker(lambda t: (-t).exp(), TargetLaw("exponential", rate=1.0))
+_POLY = _maker(lambda t: (1 + 0.1 * t) ** -1.1, TargetLaw("polynomial", exponent=1.1, offset=10.0))
+_SHIFT = _maker(lambda t: ((t > 9) & (t < 11)).double())
+_TWO_PARTS = _maker(lambda t: (-t).exp() + (-(t - 9).square()).exp())
 TASKS = (
-    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _maker(_exp, _EXP)),
-    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _maker(_poly, _POLY)),
-    Task("lf-shift", "a kernel of one late lag", _SOURCE, _maker(_shift)),
-    Task("lf-twoparts", "an early and a late part", _SOURCE, _maker(_twoparts)),
+    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _EXP),
+    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _POLY),
+    Task("lf-shift", "a kernel of one late lag", _SOURCE, _SHIFT),
+    Task("lf-twoparts", "an early and a late part", _SOURCE, _TWO_PARTS),
     Task("lf-airy", "an oscillating kernel, Airy's function", _SOURCE, _maker(_airy)),
 )

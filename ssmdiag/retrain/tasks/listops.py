@@ -10,14 +10,20 @@ expression ends.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
 TOKENS = ("", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "[MIN", "[MAX", "[MED", "[SM", "]")
 """Token 0 is padding."""
-OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
+OPERATORS: dict[str, Callable[[list[int]], int]] = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(statistics.median(values)),
+    "[SM": lambda values: sum(values) % 10,
+}
 LENGTH, SAMPLES, VALIDATION = 256, 8_192, 1_024
 SHORTEST = 4
 """The shortest expression is `[MIN 1 2 ]`."""
@@ -36,7 +42,7 @@ def evaluate(tokens: Sequence[str]) -> int:
             open_lists.append((token, []))
         elif token == "]" and len(open_lists) > 1 and open_lists[-1][1]:
             operator, values = open_lists.pop()
-            open_lists[-1][1].append(_apply(operator, values))
+            open_lists[-1][1].append(OPERATORS[operator](values))
         elif token.isdigit() and len(token) == 1:
             open_lists[-1][1].append(int(token))
         else:
@@ -60,7 +66,7 @@ def draw_expression(generator: random.Random, shortest: int, longest: int) -> li
                 continue
             pending[-1] -= 1
             if len(pending) < DEPTH and generator.random() < CHANCE:
-                tokens.append(generator.choice(OPERATORS))
+                tokens.append(generator.choice(list(OPERATORS)))
                 pending.append(generator.randint(*ARGUMENTS))
             else:
                 tokens.append(str(generator.randrange(10)))
@@ -88,15 +94,6 @@ def make(settings: TaskSettings) -> TaskData:
         x[:count], y[:count], x[count:], y[count:],
         "cross-entropy", "last step", outputs=10, vocabulary=len(TOKENS),
     )  # fmt: skip
-
-
-def _apply(operator: str, values: list[int]) -> int:
-    if operator == "[SM":
-        return sum(values) % 10
-    if operator == "[MED":
-        ordered = sorted(values)
-        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
-    return min(values) if operator == "[MIN" else max(values)
 
 
 TASKS = (Task("listops", "the value of a nested list of MIN, MAX, MED, SM", "Long Range Arena's rules", make),)
