@@ -165,13 +165,7 @@ def retrain(
         reference = OWN if path or asked.foreign else REFERENCE
         maps = [reference, *maps] if len(maps) == 1 and maps != [reference] and not freeze else maps
         arms = product_of(
-            param=maps,
-            freeze=freeze or ["none"],
-            lr=lr or [1e-2],
-            seed=seed or [0],
-            init=init or ["family"],
-            recurrence_lr=recurrence_lr or [None],
-            weight_decay=weight_decay or [0.0],
+            maps, freeze=freeze, lr=lr, seed=seed, init=init, recurrence_lr=recurrence_lr, weight_decay=weight_decay
         )
         reads = [Path(read) for read in (path, text, data) if read is not None and os.path.exists(read)]
         keep_streams_off(reads)

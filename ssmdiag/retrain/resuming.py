@@ -43,12 +43,8 @@ class Run:
     places: list[str] = field(default_factory=list)
     """Devices and numbers of ranks that took steps, in order: rounding differs between them."""
 
-    def values(self) -> dict[str, Any]:
-        """Return all of it as a state keeps it."""
-        return asdict(self)
-
-    def take(self, values: Mapping[str, Any]) -> None:
-        """Put back what `values` returned. Raises KeyError or TypeError for anything else."""
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Put back what a state keeps of it, by name. Raises KeyError or TypeError for anything else."""
         histories, diverged = values["history"], values.get("diverged")
         if "diverged_at" in values:  # of one module, as states held it before modules and ensembles were kept alike
             histories, diverged = [histories], {} if values["diverged_at"] is None else {0: values["diverged_at"]}
@@ -71,7 +67,7 @@ class RunState:
         Raises SsmdiagError where it cannot be written.
         """
         arms, data = [asdict(arm) for arm in self.trainee.arms], self.trainee.data(self.run.step)
-        run = self.run.values() | self.trainee.state()
+        run = asdict(self.run) | self.trainee.state()
         write_state(self.path, {"arms": arms, "settings": self.settings, "data": data, "run": run})
 
     def load(self) -> None:
@@ -87,7 +83,7 @@ class RunState:
         there = read_state(self.path)
         try:
             values = there["run"]
-            self.run.take(values)
+            self.run.load(values)
             weights = {"weights": values["weights"], "optimiser": values["optimiser"]}
             same_data = there["data"] == self.trainee.data(int(self.run.step))
             different = _differences(there["settings"], self.settings)

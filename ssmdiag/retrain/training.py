@@ -125,21 +125,20 @@ def train(
     return training.results()
 
 
+@dataclass
 class _Training:
     """The loop, and what it writes."""
 
-    def __init__(
-        self,
-        trainee: Trainee,
-        budget: Budget,
-        folder: Path | None,
-        task: str,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.trainee, self.budget, self.folder, self.on_progress = trainee, budget, folder, on_progress
+    trainee: Trainee
+    budget: Budget
+    folder: Path | None
+    task: str
+    on_progress: Callable[[Progress], None] | None
+
+    def __post_init__(self) -> None:
+        trainee, ranks = self.trainee, self.trainee.ranks
         self.run = Run([[] for _ in trainee.arms])
-        self.state = None if folder is None else RunState(folder, trainee, self.run, budget, task)
-        ranks = trainee.ranks
+        self.state = RunState(self.folder, trainee, self.run, self.budget, self.task) if self.folder else None
         device = torch.device(ranks.device).type
         self.place = device if ranks.count == 1 else f"{ranks.count} ranks on {device}"
 

@@ -25,6 +25,7 @@ from ssmdiag.retrain.gradients import losses_and_gradients
 from ssmdiag.retrain.model import Ensemble, ModelSettings
 from ssmdiag.retrain.recurrences import S4D, MapsOfArms
 from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task
+from tests.retrain.published import direct_kernel as published_kernel
 
 BATCH, ARMS = 128, 12
 
@@ -63,7 +64,7 @@ def stepper(arms: tuple[Arm, ...], data: TaskData, settings: ModelSettings, devi
 def published_apply(p: Mapping[str, Tensor], maps: MapsOfArms, u: Tensor) -> Tensor:
     """Return K ∗ u + D u as the published code computes it: exp(ℓ t) for every lag, FFTs of twice the length."""
     steps = u.shape[2]
-    kernel = S4D.direct_kernel(p, maps, steps)
+    kernel = published_kernel(p, maps, steps)
     first = u.permute(0, 3, 1, 2)
     spectrum = torch.fft.rfft(first, n=2 * steps) * torch.fft.rfft(kernel, n=2 * steps)[:, :, None]
     y = torch.fft.irfft(spectrum, n=2 * steps)[..., :steps] + first * p["D"][:, :, None, None]
@@ -91,7 +92,7 @@ def direct_kernel(step: Step) -> Step:
     """Return the step with nothing but the kernel of the published code."""
 
     def slow() -> None:
-        with mock.patch.object(S4D, "kernel", S4D.direct_kernel):
+        with mock.patch.object(S4D, "kernel", published_kernel):
             step()
 
     return slow
