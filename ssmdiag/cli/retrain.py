@@ -138,7 +138,7 @@ def retrain(
     from ssmdiag.retrain.comparison import compare
     from ssmdiag.retrain.distributed import joined
     from ssmdiag.retrain.interruption import InterruptedTraining, on_ending_signals, signal_of
-    from ssmdiag.retrain.output import require_apart
+    from ssmdiag.retrain.run_folder import require_apart
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise InterruptedTraining(number)
@@ -208,7 +208,7 @@ def _silence_other_ranks() -> None:
 
 
 def _how_to_go_on(output: Path | None) -> str:
-    from ssmdiag.retrain.resuming import can_resume
+    from ssmdiag.retrain.run_folder import can_resume
 
     if output is None:
         return "stopped; nothing was kept: with --output DIR the same command and --resume would go on from here"

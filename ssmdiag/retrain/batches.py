@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.digests import digest_of
+from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.tasks import TargetLaw, TaskData
 
 Inputs = Any

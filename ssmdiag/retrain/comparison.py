@@ -23,10 +23,9 @@ from ssmdiag.retrain.ensemble_trainee import EnsembleTrainee
 from ssmdiag.retrain.interruption import InterruptedTraining, signal_of
 from ssmdiag.retrain.memory_limit import saying_what_to_lower
 from ssmdiag.retrain.model import ModelSettings, require_reach
-from ssmdiag.retrain.output import prepare
 from ssmdiag.retrain.recurrences import RECURRENCES
 from ssmdiag.retrain.results import ArmResult, RetrainResult
-from ssmdiag.retrain.resuming import state_path
+from ssmdiag.retrain.run_folder import prepare, state_path
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, Trainee, train

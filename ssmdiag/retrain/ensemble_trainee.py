@@ -17,7 +17,6 @@ from ssmdiag.reparam import read_module
 from ssmdiag.retrain.adamw import ArmAdamW
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
-from ssmdiag.retrain.digests import digest_of
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.gradients import losses_and_gradients, validate
 from ssmdiag.retrain.learned_kernel import learned_kernel
@@ -27,6 +26,7 @@ from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve, Point
 from ssmdiag.retrain.saving import Contents
 from ssmdiag.retrain.starting_point import StartingPoint
+from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.tasks import TaskData
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class EnsembleTrainee:
         return digest_of(data.inputs, data.targets, data.validation_inputs, data.validation_targets)
 
     def require_same_batches(self, step: int) -> None:
-        if self.ranks.count > 1:
-            self.ranks.require_same("the data and weights", digest_of(self._digest, self.ensemble.parameters))
+        self.ranks.require_same("the data and weights", digest_of(self._digest, self.ensemble.parameters))
 
     def losses(self, step: int) -> list[float]:
         self._gradients = {}

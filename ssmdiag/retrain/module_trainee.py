@@ -16,7 +16,6 @@ from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.reparam import folded_state_dict, parameter_groups, read_module
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, describe, each, pick
-from ssmdiag.retrain.digests import digest_of
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.learned_kernel import SEQUENCES, compare_with, mean_derivative
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits, saying_what_to_lower
@@ -25,6 +24,7 @@ from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve, Point
 from ssmdiag.retrain.saving import Contents
 from ssmdiag.retrain.scoring import Score, answers_in, call
 from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.streamed_batches import StreamedBatches
 
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ class ModuleTrainee:
         return self._batches.digest(self._seed, step)
 
     def require_same_batches(self, step: int) -> None:
-        if self.ranks.count > 1:
-            inputs, targets = self._batches.at(self._seed, step)
-            self.ranks.require_same("--data: the first batch", (describe(inputs), float(targets.double().sum())))
+        inputs, targets = self._batches.at(self._seed, step)
+        self.ranks.require_same("--data: the first batch", (describe(inputs), float(targets.double().sum())))
 
     def losses(self, step: int) -> list[float]:
         inputs, targets, share = self._part(self._batches.at(self._seed, step))

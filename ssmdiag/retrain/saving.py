@@ -2,7 +2,7 @@
 
     FOLDER/ARM/step-00100.safetensors    one arm at one step, named as its own code names its tensors
     FOLDER/ARM/config.json               what readers of the checkpoints need
-    FOLDER/state-….state                 weights as trained, optimiser, losses and step: see `resuming`
+    FOLDER/state-….state                 weights as trained, optimiser, losses and step: see `run_folder`
 
 A state dict that safetensors cannot hold (complex128, extra state) is written as a torch file, `step-00100.pt`.
 Every file is written under another name and renamed: a full disk or a kill leaves the old one intact.

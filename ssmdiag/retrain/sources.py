@@ -185,13 +185,7 @@ def _load_into(module: nn.Module, path: Path, expected: str) -> None:
 def _to_train(model: Any) -> nn.Module:
     """Return a model of transformers without what is narrower than float32, or for inference alone."""
     model.config.use_cache = False  # a state kept between calls has no gradient
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dtype.itemsize < 4:
-            parameter.data = parameter.data.float()
-    for owner in model.modules():
-        for key, buffer in owner._buffers.items():
-            if buffer is not None and buffer.is_floating_point() and buffer.dtype.itemsize < 4:
-                owner._buffers[key] = buffer.float()
+    model._apply(lambda value: value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value)
     return model
 
 

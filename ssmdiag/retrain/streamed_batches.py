@@ -10,8 +10,8 @@ from functools import cached_property
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.batches import Batch, Loss, ReadOut, as_batch, length_of, require_numbers
-from ssmdiag.retrain.digests import digest_of, update
 from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.state_file import digest_of, update
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ import torch
 
 from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
 from ssmdiag.retrain.results import ArmResult, Point
-from ssmdiag.retrain.resuming import Run, RunState
+from ssmdiag.retrain.run_folder import Run, RunState
 from ssmdiag.retrain.saving import Contents, checkpoints_of, save_checkpoint
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class _Training:
         if resume and self.state is not None:
             self.state.load()
         ranks.require_same(f"{self.trainee.arms[0].label}, the step to go on from", self.run.step)
-        self.trainee.require_same_batches(self.run.step)
+        if ranks.count > 1:
+            self.trainee.require_same_batches(self.run.step)
         if not ranks.first:
             self.state = None
         if not any(self.run.history):

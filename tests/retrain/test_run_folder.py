@@ -12,9 +12,8 @@ import pytest
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import OWN, Arm, Budget
-from ssmdiag.retrain.output import require_apart
 from ssmdiag.retrain.results import RetrainResult
-from ssmdiag.retrain.resuming import STATE, can_resume
+from ssmdiag.retrain.run_folder import STATE, can_resume, require_apart
 from ssmdiag.retrain.saving import advice_for
 from ssmdiag.retrain.sources import function_source
 from ssmdiag.retrain.user_code import read_data
