@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.assessment.spectrum import LayerDiagnosis
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.diagnosis import diagnose
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm, Budget
@@ -30,11 +31,6 @@ from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, Trainee, train
 from ssmdiag.rules.selection import Selection
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

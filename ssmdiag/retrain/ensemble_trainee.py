@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.reparam import read_module
 from ssmdiag.retrain.adamw import ArmAdamW
@@ -28,9 +29,6 @@ from ssmdiag.retrain.saving import Contents
 from ssmdiag.retrain.starting_point import StartingPoint
 from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.tasks import TaskData
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
 
 
 class EnsembleTrainee:

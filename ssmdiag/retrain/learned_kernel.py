@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,9 +27,7 @@ from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.verdict import CONTRAST, MODEL_ERROR_DB, POWER_DB
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.results import LearnedKernel, LearnedLaw
-
-if TYPE_CHECKING:
-    from ssmdiag.retrain.tasks import TargetLaw, TaskData
+from ssmdiag.retrain.tasks import TargetLaw, TaskData
 
 SEQUENCES = 1_280
 """Validation sequences the derivative is a mean over, at most: the linear functionals have so many."""

@@ -7,11 +7,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.reparam import folded_state_dict, parameter_groups, read_module
 from ssmdiag.retrain.arms import Arm
@@ -26,9 +27,6 @@ from ssmdiag.retrain.scoring import Score, answers_in, call
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.streamed_batches import StreamedBatches
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
 
 _EXPERTS = ("expert", "router")
 

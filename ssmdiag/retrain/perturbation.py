@@ -13,7 +13,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,7 @@ from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_num
 from ssmdiag.retrain.gradients import validate
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.results import PerturbationCurve
-
-if TYPE_CHECKING:
-    from ssmdiag.retrain.tasks import TaskData
+from ssmdiag.retrain.tasks import TaskData
 
 BETAS = (0.0, *(1e-3 * 2**i for i in range(11)))
 """To 1.02; larger noise is larger than the weights."""

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +25,7 @@ from torch import Tensor
 
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.output import temporaries
-
-if TYPE_CHECKING:
-    from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.arms import Arm, Budget
 
 _NOT_IN_SAFETENSORS = (torch.complex128, torch.complex32)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)

@@ -14,20 +14,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from ssmdiag.checkpoint import Checkpoint
+from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
-from ssmdiag.retrain.results import ArmResult, Point
+from ssmdiag.retrain.results import ArmResult, LearnedKernel, PerturbationCurve, Point
 from ssmdiag.retrain.run_folder import Run, RunState
 from ssmdiag.retrain.saving import Contents, checkpoints_of, save_checkpoint
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.retrain.arms import Arm, Budget
-    from ssmdiag.retrain.distributed import Ranks
-    from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve
 
 DIVERGED = 1e4
 """A loss this many times that of predicting nothing has diverged."""
