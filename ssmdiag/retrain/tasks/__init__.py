@@ -16,7 +16,7 @@ MACHINERY = frozenset({"interface"})
 
 @cache
 def known_tasks() -> tuple[Task, ...]:
-    """Return all tasks, by name. Imports no torch."""
+    """Return all tasks, by name."""
     modules = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in MACHINERY]
     tasks = [task for name in modules for task in importlib.import_module(f"{__name__}.{name}").TASKS]
     return tuple(sorted(tasks, key=lambda task: task.name))

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ssmdiag.checkpoint.budget import open_regular, shortened
 from ssmdiag.checkpoint.formats.npz_file import BROKEN
@@ -26,9 +27,6 @@ from ssmdiag.checkpoint.formats.zip_file import open_zip
 from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NPY = b"\x93NUMPY"
 MOST_CODES = 100_000
@@ -39,8 +37,6 @@ PART = 5
 
 def make(settings: TaskSettings) -> TaskData:
     """Return the file's sequences. Raises ConfigurationError for shapes, types and values no model can learn from."""
-    import torch
-
     path = settings.path
     if path is None:
         raise ConfigurationError("--task arrays needs arrays.", expected="--data FILE.npz with x and y")
@@ -106,8 +102,6 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
-    import torch
-
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"{path}: {name} is {array.dtype}.", expected="floating-point or integer numbers")
     if array.dtype.kind == "f":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
 LENGTH, SAMPLES, VALIDATION = 256, 4_096, 512
@@ -18,8 +20,6 @@ def delays_for(length: int) -> tuple[int, ...]:
 
 def make(settings: TaskSettings) -> TaskData:
     """Return uniform noise in [−1, 1] and, for each delay, the same delayed; zero before the start."""
-    import torch
-
     length = settings.length or LENGTH
     count = settings.samples or SAMPLES
     generator = torch.Generator().manual_seed(settings.seed)

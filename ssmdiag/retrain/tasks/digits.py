@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 
+import torch
+
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
@@ -15,8 +17,6 @@ PIXELS = 64
 
 def make(settings: TaskSettings) -> TaskData:
     """Return sequences of 64 pixels in [0, 1] and their classes; a fifth is for validation."""
-    import torch
-
     if settings.length not in (None, PIXELS):
         raise ConfigurationError(
             f"--length {settings.length:,}: an image has {PIXELS} pixels.", advice="leave it out; delay has any length."

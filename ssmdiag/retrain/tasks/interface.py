@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from torch import Tensor
 
-    from torch import Tensor
-
+from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory, saying_what_to_lower
 
 BYTES_PER_NUMBER = 200
 """Memory that making one number of the inputs takes at most; the linear functionals' transforms are the largest."""
@@ -93,8 +92,6 @@ class Task:
 
     def make(self, settings: TaskSettings) -> TaskData:
         """Return the data. Raises SsmdiagError with what would fit where memory does not hold them."""
-        from ssmdiag.retrain.memory_limit import saying_what_to_lower
-
         asked = {"--samples": settings.samples, "--length": settings.length}
         what = " ".join(f"{option} {number}" for option, number in asked.items() if number is not None)
         with saying_what_to_lower(
@@ -106,8 +103,6 @@ class Task:
 
     def _fitting(self, settings: TaskSettings) -> str:
         """Return options with which the data fit in the memory that is free."""
-        from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory
-
         free = free_memory()
         numbers = max(1, free // BYTES_PER_NUMBER)
         had = f"the {free / 2**30:.1f} GiB that are free"

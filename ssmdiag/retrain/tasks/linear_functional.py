@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from ssmdiag.retrain.tasks.interface import TargetLaw, Task, TaskData, TaskSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LENGTH, SAMPLES, VALIDATION = 100, 12_800, 1_280
 """As in the released configuration."""
 
 
 def _airy(t: Tensor) -> Tensor:
-    import torch
-
     x = t - 6
     # torch's own is wrong in the ninth digit below 0; its series there loses four digits of sixteen.
     return torch.special.airy_ai(x).where(x >= 0, _airy_series(x.clamp(max=0)))
@@ -34,8 +31,6 @@ def _airy(t: Tensor) -> Tensor:
 
 def _airy_series(x: Tensor) -> Tensor:
     """Return Ai(x) = Ai(0) f(x) + Ai′(0) g(x) by the power series of f = 1 + x³/6 + … and g = x + x⁴/12 + …."""
-    import torch
-
     f, g = torch.ones_like(x), x.clone()
     total = _AIRY_AT_0[0] * f + _AIRY_AT_0[1] * g
     for k in range(1, 40):
@@ -51,8 +46,6 @@ _AIRY_AT_0 = (0.355028053887817239, -0.258819403792806798)
 
 def _maker(rho: Callable[[Tensor], Tensor], law: TargetLaw | None = None) -> Callable[[TaskSettings], TaskData]:
     def make(settings: TaskSettings) -> TaskData:
-        import torch
-
         length = settings.length or LENGTH
         kernel = rho(torch.arange(length, dtype=torch.float64))
         count = settings.samples or SAMPLES
@@ -70,8 +63,6 @@ def _maker(rho: Callable[[Tensor], Tensor], law: TargetLaw | None = None) -> Cal
 
 def filter_with(kernel: Tensor, x: Tensor) -> Tensor:
     """Return Σ_s K_s x_{t−s}, (sample, step), for x (sample, step) and K (lag,)."""
-    import torch
-
     size = 2 ** math.ceil(math.log2(2 * x.shape[1]))
     return torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(kernel, n=size), n=size)[:, : x.shape[1]]
 

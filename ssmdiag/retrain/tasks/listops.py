@@ -13,6 +13,8 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 
+import torch
+
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
@@ -76,8 +78,6 @@ def draw_expression(generator: random.Random, shortest: int, longest: int) -> li
 
 def make(settings: TaskSettings) -> TaskData:
     """Return padded expressions as tokens and their values. Raises ConfigurationError for a length of under 4."""
-    import torch
-
     length = settings.length or LENGTH
     if length < SHORTEST:
         raise ConfigurationError(f"--length {length}: no expression is so short.", expected=f"{SHORTEST} at least")
