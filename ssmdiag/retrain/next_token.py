@@ -59,7 +59,7 @@ def next_token_data(
     x, y = used[:-1].view(windows, length), used[1:].view(windows, length)
     train = windows - max(1, round(HELD_OUT * windows))
     return TaskData(
-        x[:train], y[:train], x[train:], y[train:],
+        x[:train][:samples], y[:train][:samples], x[train:], y[train:],
         "cross-entropy", "every step", outputs=vocabulary, vocabulary=vocabulary,
     )  # fmt: skip
 
