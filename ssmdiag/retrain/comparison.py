@@ -148,9 +148,7 @@ def compare(
                 )
                 known |= {arm.arm: replace(arm, before=memory) for arm, memory in zip(trained, before, strict=True)}
                 for k, arm in enumerate(group):
-                    known[arm] = _with_what_was_learned(trainee, k, known[arm], perturb=perturb)
-                    if remembers:
-                        known[arm] = replace(known[arm], after=_after(trainee, k, known[arm], experiment))
+                    known[arm] = _with_what_was_learned(trainee, k, known[arm], experiment, perturb, remembers)
         if spread:
             known |= {arm: result for part in ranks.gather(known) for arm, result in part.items()}
     except KeyboardInterrupt as stop:
@@ -165,26 +163,26 @@ def compare(
     return answer()
 
 
-def _with_what_was_learned(trainee: Trainee, position: int, result: ArmResult, *, perturb: bool) -> ArmResult:
-    """Return the result with its learned kernel and, if asked, its perturbation errors; an arm that diverged has none.
+def _with_what_was_learned(
+    trainee: Trainee, position: int, result: ArmResult, experiment: Experiment, perturb: bool, remembers: bool
+) -> ArmResult:
+    """Return the result with its learned kernel and, if asked, its perturbation errors and its memory.
 
-    All ranks compute them: a module goes through its validation data on all of them together.
+    All ranks compute the first two: a module goes through its validation data on all of them together. An arm that
+    diverged has neither, and the memory of its last checkpoint, if it has a second one.
     """
-    if result.final_loss is None:
-        return result
-    noisy = None
-    if perturb:
-        what = f"on {trainee.ranks.device}, adding noise to {result.arm.label}"
-        with saying_what_to_lower(what, "leave out --perturb."):
-            noisy = trainee.perturbation(position)
-    return replace(result, perturbation=noisy, kernel=trainee.kernel(position))
-
-
-def _after(trainee: Trainee, position: int, result: ArmResult, experiment: Experiment) -> tuple[LayerDiagnosis, ...]:
-    """Return the memory of a trained arm; of one that diverged, that of its last checkpoint, if it has a second one."""
-    if result.diverged_at is None:
-        return _memory(trainee.checkpoint(position), experiment)
-    return _memory(result.checkpoints[-1], experiment) if len(result.checkpoints) > 1 else ()
+    kernel, noisy, after = None, None, result.after
+    if result.final_loss is not None:
+        if perturb:
+            what = f"on {trainee.ranks.device}, adding noise to {result.arm.label}"
+            with saying_what_to_lower(what, "leave out --perturb."):
+                noisy = trainee.perturbation(position)
+        kernel = trainee.kernel(position)
+    if remembers and result.diverged_at is None:
+        after = _memory(trainee.checkpoint(position), experiment)
+    elif remembers and len(result.checkpoints) > 1:
+        after = _memory(result.checkpoints[-1], experiment)
+    return replace(result, kernel=kernel, perturbation=noisy, after=after)
 
 
 def _memory(checkpoint: Checkpoint | Path, experiment: Experiment) -> tuple[LayerDiagnosis, ...]:

@@ -97,36 +97,28 @@ class RunState:
             raise SsmdiagError(
                 f"{self.path}: not a state to resume from ({type(error).__name__}).", advice=ANEW
             ) from error
-        self._require_same(different, same_data)
-        begun = {k: points[0].loss for k, points in enumerate(self.run.history) if points and points[0].step == 0}
-        if begun:
-            now = self.trainee.validate(0)
-            for k, loss in begun.items():
-                self._require_same_loss(loss, now[k].loss)
-        self.trainee.load(weights)
-
-    def _require_same(self, different: dict[str, str], same_data: bool) -> None:
         if same_data:  # its name does not matter
             different.pop("task", None)
-        if different or not same_data:
-            said = [*different.values(), *["other data"] * (not same_data)]
-            advice = OTHERWISE
-            if "steps" in different:
-                advice += " More steps need another schedule: name the last step-… of the arm as PATH."
+        else:
+            different["data"] = "other data"
+        if different:
+            longer = " More steps need another schedule: name the last step-… of the arm as PATH."
             raise ConfigurationError(
-                f"--resume: {self.path.name} was trained otherwise: {'; '.join(said)}.",
+                f"--resume: {self.path.name} was trained otherwise: {'; '.join(different.values())}.",
                 expected="the model, data and settings it was begun with",
-                advice=advice,
+                advice=OTHERWISE + longer * ("steps" in different),
             )
-
-    def _require_same_loss(self, was: float, now: float) -> None:
-        if not math.isclose(was, now, rel_tol=SAME_START):
-            raise ConfigurationError(
-                f"--resume: {self.path.name} is of a model or a loss function that answered otherwise: its loss before "
-                f"training was {was:.6g}, and is {now:.6g} now.",
-                expected="the code it was begun with",
-                advice=OTHERWISE,
-            )
+        begun = {k: points[0].loss for k, points in enumerate(self.run.history) if points and points[0].step == 0}
+        now = self.trainee.validate(0) if begun else []
+        for k, loss in begun.items():
+            if not math.isclose(loss, now[k].loss, rel_tol=SAME_START):
+                raise ConfigurationError(
+                    f"--resume: {self.path.name} is of a model or a loss function that answered otherwise: its loss "
+                    f"before training was {loss:.6g}, and is {now[k].loss:.6g} now.",
+                    expected="the code it was begun with",
+                    advice=OTHERWISE,
+                )
+        self.trainee.load(weights)
 
 
 def require_asked_for(folder: Path, arms: Sequence[Arm]) -> None:
