@@ -75,7 +75,7 @@ class SampledBatches:
     nothing: float | None = None
     """Loss of answering zero, or every class alike; None where that is not known."""
     casts: bool = True
-    """Whether floating-point inputs are to be given in the model's dtype."""
+    """Whether floating-point inputs are converted to the model's dtype."""
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
     law: TargetLaw | None = None
@@ -102,7 +102,7 @@ class SampledBatches:
         return digest_of(self.train, self.held_out)
 
     def digest(self, seed: int, step: int) -> str:
-        """Return a name for what is trained and validated on, whatever the seed and the step."""
+        """Return a digest of the samples: the same for every seed and step."""
         return self._digest
 
     def at(self, seed: int, step: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Arms of a user's module → the comparison: each arm is a fresh copy under its map, frozen as the arm says.
+"""Arms of a user's module: each is a fresh copy of it, under the arm's map and frozen as the arm says.
 
 The module's own code is trained; its recurrence is found by the families that read checkpoints, and put under
 another map by `ssmdiag.reparam`. Arms train one after another, seed by seed, or spread over ranks.

@@ -13,7 +13,7 @@ from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.batches import Loss, ReadOut, describe
 
 IGNORED = -100
-"""Target that no answer is asked for, as in torch.nn.functional.cross_entropy."""
+"""Target that needs no answer, as in torch.nn.functional.cross_entropy."""
 
 _OWN_LOSS = "return a loss function of your own as the third of what --data's function returns."
 

@@ -60,7 +60,7 @@ class StreamedBatches:
         return self._next()
 
     def digest(self, seed: int, step: int) -> str:
-        """Return a name for the batches before a step, and those to validate on: to name them is to go through them."""
+        """Return a digest of the batches before a step and of those to validate on; it goes through all of them."""
         if self._seen is None or self._place[0] != seed or step not in (self._before[0], self._place[1]):
             self._seen, self._place = hashlib.sha256(), (-1, 0)
             self._go_to(seed, step)

@@ -1,4 +1,4 @@
-"""Every task `ssmdiag retrain` knows, discovered: modules with `TASKS`."""
+"""The tasks of `ssmdiag retrain`: all that modules of this package list in `TASKS`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def known_tasks() -> tuple[Task, ...]:
 
 
 def find_task(name: str) -> Task:
-    """Return the task of this name. Raises ConfigurationError for any other, and says which there are."""
+    """Return the task of this name. Raises ConfigurationError, which lists them, for any other."""
     task = next((task for task in known_tasks() if task.name == name), None)
     if task is None:
         raise ConfigurationError(

@@ -32,7 +32,7 @@ NPY = b"\x93NUMPY"
 MOST_CODES = 100_000
 """More tokens or classes than this are numbers that were stored as integers."""
 PART = 5
-"""One sample in so many is for validation."""
+"""One sample in this many is for validation."""
 
 
 def make(settings: TaskSettings) -> TaskData:
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in an archive; a lone one has no name, so of a .npy none."""
+    """Return the arrays of an archive by name; none of a .npy, whose array has no name."""
     with open_regular(path) as file:
         if file.read(len(NPY)) == NPY:
             return {}

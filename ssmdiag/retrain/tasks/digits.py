@@ -1,6 +1,6 @@
 """Sequential digits: scikit-learn's 8×8 images, read pixel by pixel; the class is read off the last step.
 
-A stand-in for the papers' sequential MNIST, which is not to be had without a download.
+A stand-in for the papers' sequential MNIST, which would have to be downloaded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of a task: sequences in, what is to be said of them out, and how it is scored.
+"""The contract of a task: input sequences, their targets, and the loss that scores the answers.
 
 A task is one module of this package with `TASKS`, a tuple of `Task`. Data are made on the CPU by a
 generator of their own: a task never touches torch's global random state.
@@ -23,7 +23,7 @@ FEW = 2048
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What the user asks of a task; None leaves it to the task."""
+    """What the user asks for; None leaves the choice to the task."""
 
     length: int | None = None
     """Steps of a sequence."""
@@ -37,7 +37,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TargetLaw:
-    """The law a task's kernel decays by, (1 + t/t₀)^−p e^−βt: without a factor, what it has is None."""
+    """The law by which a task's kernel decays, (1 + t/t₀)^−p e^−βt; parameters of a factor that it lacks are None."""
 
     law: Literal["exponential", "polynomial", "truncated"]
     exponent: float | None = None
@@ -68,7 +68,7 @@ class TaskData:
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
     law: TargetLaw | None = None
-    """What that kernel decays by, where that is one law."""
+    """The law by which that kernel decays, if it follows one."""
 
     @property
     def length(self) -> int:
@@ -102,7 +102,7 @@ class Task:
             return self.maker(settings)
 
     def _fitting(self, settings: TaskSettings) -> str:
-        """Return options with which the data fit in the memory that is free."""
+        """Return options with which the data fit in the free memory."""
         free = free_memory()
         numbers = max(1, free // BYTES_PER_NUMBER)
         had = f"the {free / 2**30:.1f} GiB that are free"

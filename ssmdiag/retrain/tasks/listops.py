@@ -1,10 +1,10 @@
 """ListOps: the value of a nested list of MIN, MAX, MED and SM, by the rules of the Long Range Arena.
 
 [MAX 2 9 [MIN 4 7 ] 0 ] is 9 (Nangia & Bowman, arXiv 1804.06028; lengths as in Tay et al., arXiv 2011.04006). An
-operator has 2 to 10 arguments; each of them, and the root, is an operator with chance ¼ above depth 10, else
-a digit. Expressions as long as asked, or down to a quarter of that, are kept: 500 to 2,000 tokens there. MED is the
-median rounded down, SM the sum modulo 10. Sequences are padded in front: the answer is read where the
-expression ends.
+operator has 2 to 10 arguments. Each of them, and the root, is an operator with chance ¼ above depth 10, else
+a digit. Expressions are kept if they are at most as long as requested and at least a quarter of that; the Long Range
+Arena keeps 500 to 2,000 tokens. MED is the median rounded down, SM the sum modulo 10. Sequences are padded in front,
+so that the answer is read at the last step, where the expression ends.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def evaluate(tokens: Sequence[str]) -> int:
 
 
 def draw_expression(generator: random.Random, shortest: int, longest: int) -> list[str]:
-    """Return an expression of shortest … longest tokens, drawn by the rules until one is."""
+    """Draw expressions by the rules until one has from `shortest` to `longest` tokens; return that one."""
     while True:
         tokens: list[str] = []
-        # Arguments still to come of every open list; the root is the one argument of nothing.
+        # Arguments still to draw in every open list. The first number is for the root, which is in no list.
         pending = [1]
         while pending and len(tokens) <= longest:
             if pending[-1] == 0:
