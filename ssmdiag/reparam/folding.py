@@ -1,4 +1,4 @@
-"""Restores the model's own weights, so that a checkpoint loads into its original code."""
+"""Restore a model's own weights, so that a checkpoint loads into its original code."""
 
 from __future__ import annotations
 

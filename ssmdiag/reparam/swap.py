@@ -24,7 +24,7 @@ _ALREADY = "the model's own map is this one"
 
 @dataclass(frozen=True)
 class SwappedWeight:
-    """One weight that went from one map to another."""
+    """One weight that was put under another map."""
 
     name: str
     family: str

@@ -81,7 +81,7 @@ class Budget:
 def product_of(param: Sequence[str], **others: Sequence[Any] | None) -> tuple[Arm, ...]:
     """Return every combination once, in the order given; two spellings of a map count as one.
 
-    A keyword is a field of `Arm` and the values that it takes, by default or where there are none its default there.
+    Other keywords are fields of `Arm`, each with the values to combine; a field without values keeps its default.
     Raises MapError for an unknown map and ConfigurationError for a value no arm can have.
     """
     asked: dict[str, list[Any]] = {field.name: [field.default] for field in fields(Arm)}

@@ -79,7 +79,7 @@ class SampledBatches:
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
     law: TargetLaw | None = None
-    """What that kernel decays by, where that is one law."""
+    """The law by which that kernel decays, if it follows one."""
     draw: Draw = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,7 +177,7 @@ def require_numbers(batch: Batch, what: str, loss: Loss) -> Batch:
 
 
 def is_batch(batch: Any) -> bool:
-    """Whether this is inputs and targets of as many samples."""
+    """Whether this is a pair of inputs and targets with the same number of samples."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor) and batch[1].ndim):
         return False
     tensors = list(_by_name(batch[0]).values())

@@ -39,7 +39,7 @@ def signal_of(error: KeyboardInterrupt) -> int:
 
 @contextmanager
 def on_ending_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle Ctrl-C, kill and hang-up otherwise for a while, except those that this process ignores."""
+    """Give Ctrl-C, kill and hang-up to a handler for a while, except those that this process ignores."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {

@@ -1,4 +1,4 @@
-"""When memory runs out: how many arms, or sequences, fit, found by trying; else what to lower."""
+"""What to do when memory runs out: how many arms or sequences fit, found by trying, or what to lower."""
 
 from __future__ import annotations
 
