@@ -53,7 +53,11 @@ class EnsembleTrainee:
         if start is not None:
             for k, arm in enumerate(arms):
                 self.ensemble.load_state(k, start.weights(arm.param))
-        self._optimiser = ArmAdamW(self.ensemble.parameters, *_rates(self.ensemble, ranks.device))
+        self._optimiser = ArmAdamW(
+            self.ensemble.parameters,
+            {name: [_rate(arm, self.ensemble.recurrent(name)) for arm in arms] for name in self.ensemble.parameters},
+            [arm.weight_decay for arm in arms],
+        )
         self._batches = ArmBatches(arms, data, batch, ranks.device)
         self._gradients: Mapping[str, Tensor] = {}
         self.nothing = loss_of_nothing(data.validation_targets, data.outputs)
@@ -138,17 +142,8 @@ class EnsembleTrainee:
         return {"seq_len": self._data.length, "rate_map": arm.param}
 
 
-def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return learning rate and weight decay of every parameter, (arm,) each."""
-    rates, decays = {}, {}
-    for name in ensemble.parameters:
-        part = ensemble.recurrent(name)
-        own = [
-            0.0 if part and arm.freeze in (part, "both")
-            else arm.recurrence_lr if part and arm.recurrence_lr is not None
-            else arm.lr
-            for arm in ensemble.arms
-        ]  # fmt: skip
-        rates[name] = torch.tensor(own, device=device)
-        decays[name] = torch.tensor([arm.weight_decay for arm in ensemble.arms], device=device)
-    return rates, decays
+def _rate(arm: Arm, part: str | None) -> float:
+    """Return the learning rate of a parameter, by what it decides: `eigenvalues`, `step` or neither."""
+    if part and arm.freeze in (part, "both"):
+        return 0.0
+    return arm.recurrence_lr if part and arm.recurrence_lr is not None else arm.lr

@@ -51,16 +51,15 @@ def function_source(name: str, weights: Path | None = None) -> ModelSource:
 
     Raises CheckpointError where that holds other tensors than the module, when the module is built.
     """
-    if weights is None:
-        return ModelSource(name, lambda seed: without_nan(name, build_model(name, seed)))
 
     def build(seed: int) -> nn.Module:
         module = build_model(name, seed)
-        _load_into(module, weights, "the state dict of the module that --model builds")
-        return without_nan(str(weights), module)
+        if weights is not None:
+            _load_into(module, weights, "the state dict of the module that --model builds")
+        return without_nan(str(weights or name), module)
 
-    notes = (f"all arms start with the weights of {weights}",)
-    return ModelSource(name, build, seeded=False, notes=notes)
+    notes = (f"all arms start with the weights of {weights}",) if weights else ()
+    return ModelSource(name, build, seeded=weights is None, notes=notes)
 
 
 def of_transformers(path: Path) -> bool:
