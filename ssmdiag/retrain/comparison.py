@@ -32,6 +32,12 @@ from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, Trainee, train
 from ssmdiag.rules.selection import Selection
 
+_NOTES = {
+    "direct": "direct starts at Re λ = −0.5; the authors' code starts it at +0.5, where every mode grows",
+    "best": "best is 1/(w² + 0.5) as in the paper; the authors' code has b = 0.1: --param 'best(b=0.1)'",
+}
+"""What a reader must know of a map."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -89,7 +95,11 @@ def built_in_experiment(
         model=settings.title,
         context=data.length,
         kernel=data.kernel,
-        notes=_notes(arms) + (start.notes if start else ()) + budget.notes(len(data.inputs)),
+        notes=(
+            *(note for param, note in _NOTES.items() if any(arm.param == param for arm in arms)),
+            *(start.notes if start else ()),
+            *budget.notes(len(data.inputs)),
+        ),
         groups=lambda some: [tuple(some[k : k + together]) for k in range(0, len(some), together)],
         build=lambda group, ranks: EnsembleTrainee(group, data, settings, budget.batch, start=start, ranks=ranks),
         smaller="fewer arms --together, or a smaller --length, --width, --modes or --depth.",
@@ -189,16 +199,6 @@ def _memory(checkpoint: Checkpoint | Path, experiment: Experiment) -> tuple[Laye
     return diagnose(
         checkpoint, context_length=experiment.context, assume=experiment.assume, rules=Selection(rules=())
     ).layers
-
-
-def _notes(arms: Sequence[Arm]) -> tuple[str, ...]:
-    notes = []
-    params = {arm.param for arm in arms}
-    if "direct" in params:
-        notes.append("direct starts at Re λ = −0.5; the authors' code starts it at +0.5, where every mode grows")
-    if "best" in params:
-        notes.append("best is 1/(w² + 0.5) as in the paper; the authors' code has b = 0.1: --param 'best(b=0.1)'")
-    return tuple(notes)
 
 
 def _notes_on(results: Iterable[ArmResult], *, perturb: bool) -> list[str]:
