@@ -81,9 +81,7 @@ class Device(StrEnum):
 
 
 ReportFormat = Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")]
-ComputeDevice = Annotated[
-    Device, typer.Option("--device", help="Where to compute; auto is the CPU, which reading waits for.")
-]
+ComputeDevice = Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")]
 
 
 def choose_device(choice: Device) -> str:

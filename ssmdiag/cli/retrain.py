@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Device, choose_device, parse_assumptions
+from ssmdiag.cli.options import Assume, Color, ComputeDevice, Device, Plots, Quiet, choose_device, parse_assumptions
 from ssmdiag.cli.process import import_torch
-from ssmdiag.cli.retraining import Asked, comparison, options_given, silence_other_ranks, task_of
 from ssmdiag.cli.terminal import Colour
 from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
@@ -108,10 +105,7 @@ def retrain(
         str | None,
         typer.Option("--data", metavar="DATA", help="An .npz with x and y, or package.module:function."),
     ] = None,
-    assume: Annotated[
-        list[str] | None,
-        typer.Option("--assume", metavar="KEY=VALUE", help="What the tensors of your model cannot tell."),
-    ] = None,
+    assume: Assume = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Keep checkpoints and a resumable state here.")
     ] = None,
@@ -124,25 +118,30 @@ def retrain(
     ] = False,
     together: Annotated[int, typer.Option("--together", min=1, help="Arms trained as one batch.")] = 12,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = Format.text,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw losses and kernels.")] = True,
-    color: Annotated[Colour, typer.Option("--color", help="Colour the report.")] = Colour.auto,
-    device: Annotated[Device, typer.Option("--device", help="Where to train; auto is the CPU.")] = Device.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")] = False,
+    plots: Plots = True,
+    color: Color = Colour.auto,
+    device: ComputeDevice = Device.auto,
+    quiet: Quiet = False,
 ) -> None:
     """Train one model under several maps or with a frozen recurrence, and compare loss and memory.
 
     Arms are all combinations of the options that can be given several times: the same initial function, the same
     batches, the same number of steps. One --param is compared with exp.
     """
-    silence_other_ranks()
+    _silence_other_ranks()
     import_torch()
+    from ssmdiag.cli.retraining import Asked, experiment, options_given
     from ssmdiag.output.writer import keep_streams_off
     from ssmdiag.reports import Settings
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
+    from ssmdiag.retrain.comparison import compare
     from ssmdiag.retrain.distributed import joined
-    from ssmdiag.retrain.interruption import signal_of
-    from ssmdiag.retrain.output import require_apart
+    from ssmdiag.retrain.interruption import InterruptedTraining, on_ending_signals, signal_of
+    from ssmdiag.retrain.run_folder import require_apart
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise InterruptedTraining(number)
 
     settings = Settings(
         width=terminal.width(),
@@ -155,7 +154,7 @@ def retrain(
         if resume and output is None:
             raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
         asked = Asked(
-            path, model, task or task_of(text, data), text, data, length, samples, width, modes, depth, together,
+            path, model, task, text, data, length, samples, width, modes, depth, together,
             parse_assumptions(assume or []), output, options_given(context),
         )  # fmt: skip
         asked.require_possible(steps=steps, batch=batch)
@@ -166,48 +165,50 @@ def retrain(
         reference = OWN if path or asked.foreign else REFERENCE
         maps = [reference, *maps] if len(maps) == 1 and maps != [reference] and not freeze else maps
         arms = product_of(
-            param=maps,
-            freeze=freeze or ["none"],
-            lr=lr or [1e-2],
-            seed=seed or [0],
-            init=init or ["family"],
-            recurrence_lr=recurrence_lr or [None],
-            weight_decay=weight_decay or [0.0],
+            maps, freeze=freeze, lr=lr, seed=seed, init=init, recurrence_lr=recurrence_lr, weight_decay=weight_decay
         )
         reads = [Path(read) for read in (path, text, data) if read is not None and os.path.exists(read)]
         keep_streams_off(reads)
         if output is not None:
             require_apart(output, arms, reads)
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
-        watch = Watch(len(arms), quiet or not ranks.first)
+        watch = Watch(quiet or not ranks.first)
         keep_freed_memory()
         try:
-            with _ending_with_what_is_known():
-                result = comparison(asked, budget)(
-                    arms,
-                    device=choose_device(device),
+            with on_ending_signals(stop):
+                choose_device(device)
+                result = compare(
+                    experiment(asked, arms, budget),
                     folder=output,
                     resume=resume,
                     ranks=ranks,
                     perturb=perturb,
                     on_progress=watch.update,
                 )
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt as interruption:
             watch.close()
-            known = getattr(stop, "result", None)
+            known = getattr(interruption, "result", None)
             if ranks.first and known is not None and any(arm.history for arm in known.arms):
                 _show(known, format, settings)
             if ranks.first:
                 terminal.remark(_how_to_go_on(output))
-            raise SystemExit(128 + signal_of(stop)) from None
+            raise SystemExit(128 + signal_of(interruption)) from None
         finally:
             watch.close()
         if ranks.first:
             _show(result, format, settings)
 
 
+def _silence_other_ranks() -> None:
+    """Leave the remarks of torch and transformers to the first rank; read when they are imported, so call it before."""
+    if os.environ.get("RANK", "0") != "0":
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def _how_to_go_on(output: Path | None) -> str:
-    from ssmdiag.retrain.resuming import can_resume
+    from ssmdiag.retrain.run_folder import can_resume
 
     if output is None:
         return "stopped; nothing was kept: with --output DIR the same command and --resume would go on from here"
@@ -226,19 +227,3 @@ def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
     else:
         report = text.report(result, settings)
     terminal.emit(report, None, colours=settings.colour)
-
-
-@contextmanager
-def _ending_with_what_is_known() -> Iterator[None]:
-    """Let a kill end the run as Ctrl-C does: with the results so far, and a state to resume from."""
-    from ssmdiag.retrain.interruption import InterruptedTraining, ending_signals
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise InterruptedTraining(number)
-
-    before = {number: signal.signal(number, stop) for number in ending_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

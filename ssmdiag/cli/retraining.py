@@ -1,26 +1,28 @@
-"""What `ssmdiag retrain` trains: the built-in model, a checkpoint of it, or the user's model."""
+"""What `ssmdiag retrain` trains: the built-in model, a checkpoint of it, or the user's model.
+
+Imports torch: for `cli.retrain` when it runs, not when it is loaded.
+"""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import typer
 
 from ssmdiag.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    import typer
-
-    from ssmdiag.retrain.arms import Budget
-    from ssmdiag.retrain.batches import SampledBatches
-    from ssmdiag.retrain.results import RetrainResult
-    from ssmdiag.retrain.sources import ModelSource
-    from ssmdiag.retrain.streamed_batches import StreamedBatches
-    from ssmdiag.retrain.tasks import TaskData
-
+from ssmdiag.retrain.arms import OWN, Arm, Budget
+from ssmdiag.retrain.batches import SampledBatches
+from ssmdiag.retrain.comparison import Experiment, built_in_experiment
+from ssmdiag.retrain.foreign import module_experiment
+from ssmdiag.retrain.model import ModelSettings
+from ssmdiag.retrain.next_token import directory_tokenizer, next_token_data
+from ssmdiag.retrain.sources import ModelSource, directory_source, function_source, of_transformers
+from ssmdiag.retrain.starting_point import read_starting_point
+from ssmdiag.retrain.streamed_batches import StreamedBatches
+from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task
+from ssmdiag.retrain.user_code import names_function, read_data, read_task_data
 
 MOST_WEIGHTS = 2**32
 """Most weights of one arm; drawing more takes minutes before they fail to fit in memory."""
@@ -34,7 +36,7 @@ class Asked:
 
     path: Path | None
     model: str
-    task: str
+    named_task: str | None
     text: Path | None
     data: str | None
     length: int | None
@@ -51,20 +53,27 @@ class Asked:
     @property
     def foreign(self) -> bool:
         """Whether the model is not built by ssmdiag."""
-        from ssmdiag.retrain.sources import of_transformers
-        from ssmdiag.retrain.user_code import names_function
-
         return names_function(self.model) or (self.path is not None and of_transformers(self.path))
+
+    @property
+    def function(self) -> str | None:
+        """The function that --data names, if it names one."""
+        return self.data if self.data is not None and names_function(self.data) else None
+
+    @property
+    def task(self) -> str:
+        """The task; where none is named that of the given file, else lf-poly, which needs long memory."""
+        if self.data is not None and self.function is None:
+            usual = "arrays"
+        else:
+            usual = "lf-poly" if self.text is None else "text"
+        return self.named_task or usual
 
     def usual_map(self) -> str:
         """Return the default map to compare with: for a user's model, one that holds any rate."""
         if self.foreign:
             return "heavy-tail"
-        if self.path is not None:
-            from ssmdiag.retrain.starting_point import read_starting_point
-
-            return "exp" if read_starting_point(self.path).map == "best" else "best"
-        return "best"
+        return "exp" if self.path is not None and read_starting_point(self.path).map == "best" else "best"
 
     def require_possible(self, **counts: int) -> None:
         """Raise ConfigurationError for a model that fits no machine, and for impossible counts."""
@@ -87,24 +96,21 @@ class Asked:
 
     def _ignored(self) -> Iterator[tuple[str, str, str]]:
         """Yield options that are ignored, each with why and what to do."""
-        from ssmdiag.retrain.user_code import names_function
-
         out = "leave it out."
-        given = self.path is not None or self.foreign
-        if given:
-            own = f"{self.path.name if self.path else self.model} has a model and sizes of its own."
-            yield from ((name, own, out) for name in ("width", "modes", "depth"))
-        if self.path is not None and not names_function(self.model):
-            yield "model", f"{self.path.name} has a model and sizes of its own.", out
+        of_path = self.path is not None and not names_function(self.model)
+        model = self.path.name if self.path else self.model
+        if self.path is not None or self.foreign:
+            sizes = ("width", "modes", "depth", *["model"] * of_path)
+            yield from ((name, f"{model} has a model and sizes of its own.", out) for name in sizes)
         if self.foreign and self.together != 1:
             yield "together", "models that are given are trained one after another.", out
         if not self.foreign:
             yield "assume", "the built-in model is known; there is nothing to assume.", out
-        if self.data is not None and names_function(self.data):
-            why = f"{self.data} returns the sequences as they are."
+        if self.function is not None:
+            why = f"{self.function} returns the sequences as they are."
             yield from ((name, why, out) for name in ("task", "length", "samples", "text"))
-        elif self.foreign and not names_function(self.model):
-            why = f"{self.path.name if self.path else self.model} learns the next token of a text."
+        elif self.foreign and of_path:
+            why = f"{model} learns the next token of a text."
             yield from ((name, why, "give --text, or --data package.module:function.") for name in ("task", "data"))
         elif self.text is not None:
             yield "data", f"{self.text.name} is what would be learned.", "leave one of them out."
@@ -118,75 +124,35 @@ def options_given(context: typer.Context) -> frozenset[str]:
     return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
 
-def task_of(text: Path | None, data: str | None) -> str:
-    """Return the task where none is named: that of the given file, else lf-poly, which needs long memory."""
-    from ssmdiag.retrain.user_code import names_function
-
-    if data is not None and not names_function(data):
-        return "arrays"
-    return "text" if text is not None else "lf-poly"
-
-
-def silence_other_ranks() -> None:
-    """Leave the remarks of torch and transformers to the first rank; read when they are imported, so call it before."""
-    if os.environ.get("RANK", "0") != "0":
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def comparison(asked: Asked, budget: Budget) -> Callable[..., RetrainResult]:
-    """Return the function that compares arms: it takes them and the keywords common to all comparisons."""
+def experiment(asked: Asked, arms: Sequence[Arm], budget: Budget) -> Experiment:
+    """Return how these arms of the model are trained on the data."""
     if asked.foreign:
-        from ssmdiag.retrain.foreign import compare_modules
-        from ssmdiag.retrain.streamed_batches import StreamedBatches
-
-        source = _source(asked)
-        title, batches = _batches(asked, budget, source)
-        if isinstance(batches, StreamedBatches):
-            if "batch" in asked.given:
-                raise ConfigurationError(f"--batch: {asked.data} makes batches of its own.", advice="leave it out.")
-            budget = replace(budget, batch=batches.size)
-
-        def compare_foreign(arms: Any, **common: Any) -> RetrainResult:
-            return compare_modules(arms, source, batches, budget, task=title, assume=asked.assume, **common)
-
-        return compare_foreign
-    from ssmdiag.retrain.arms import OWN
-    from ssmdiag.retrain.comparison import compare_arms
-    from ssmdiag.retrain.model import ModelSettings
-    from ssmdiag.retrain.starting_point import read_starting_point
-
+        return _of_module(asked, arms, budget)
     start = read_starting_point(asked.path) if asked.path else None
     settings = start.settings if start else ModelSettings(asked.model, asked.width, asked.modes, asked.depth)
     title, data = _task_data(asked)
-
-    def compare(arms: Any, **common: Any) -> RetrainResult:
-        if start is not None:
-            arms = [replace(arm, param=start.map) if arm.param == OWN else arm for arm in arms]
-        arms = tuple(dict.fromkeys(arms))
-        return compare_arms(arms, data, settings, budget, task=title, together=asked.together, start=start, **common)
-
-    return compare
+    if start is not None:
+        arms = tuple(dict.fromkeys(replace(arm, param=start.map) if arm.param == OWN else arm for arm in arms))
+    return built_in_experiment(arms, data, settings, budget, task=title, together=asked.together, start=start)
 
 
-def _source(asked: Asked) -> ModelSource:
-    from ssmdiag.retrain.sources import directory_source, function_source
-    from ssmdiag.retrain.user_code import names_function
-
+def _of_module(asked: Asked, arms: Sequence[Arm], budget: Budget) -> Experiment:
     if names_function(asked.model):
-        return function_source(asked.model, asked.path)
-    assert asked.path is not None
-    return directory_source(asked.path)
+        source = function_source(asked.model, asked.path)
+    else:
+        assert asked.path is not None
+        source = directory_source(asked.path)
+    title, batches = _batches(asked, budget, source)
+    if isinstance(batches, StreamedBatches):
+        if "batch" in asked.given:
+            raise ConfigurationError(f"--batch: {asked.data} makes batches of its own.", advice="leave it out.")
+        budget = replace(budget, batch=batches.size)
+    return module_experiment(arms, source, batches, budget, task=title, assume=asked.assume)
 
 
 def _batches(asked: Asked, budget: Budget, source: ModelSource) -> tuple[str, SampledBatches | StreamedBatches]:
-    from ssmdiag.retrain.batches import SampledBatches
-    from ssmdiag.retrain.next_token import directory_tokenizer, next_token_data
-    from ssmdiag.retrain.user_code import names_function, read_data
-
-    if asked.data and names_function(asked.data):
-        return asked.data, read_data(asked.data, budget.batch)
+    if asked.function is not None:
+        return asked.function, read_data(asked.function, budget.batch)
     if source.vocabulary is None:
         title, data = _task_data(asked)
         return title, SampledBatches.of(data, budget.batch)
@@ -205,16 +171,12 @@ def _batches(asked: Asked, budget: Budget, source: ModelSource) -> tuple[str, Sa
 
 
 def _task_data(asked: Asked) -> tuple[str, TaskData]:
-    from ssmdiag.retrain.tasks import TaskSettings, find_task
-    from ssmdiag.retrain.user_code import names_function, read_task_data
-
-    if asked.data and names_function(asked.data):
-        return asked.data, read_task_data(asked.data)
+    if asked.function is not None:
+        return asked.function, read_task_data(asked.function)
     path = asked.text or (Path(asked.data) if asked.data else None)
     task = find_task(asked.task)
     if path is not None and not task.needs_path:
         raise ConfigurationError(
             f"--task {task.name} reads no file, and {path.name} would not be used.", advice="leave one of them out."
         )
-    made = task.make(TaskSettings(length=asked.length, samples=asked.samples, path=path))
-    return asked.task, made
+    return asked.task, task.make(TaskSettings(length=asked.length, samples=asked.samples, path=path))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ssmdiag.cli import terminal
 from ssmdiag.printable import harmless, printable
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from ssmdiag.retrain.training import Progress
 
 BETWEEN_LINES = 15.0
@@ -20,39 +21,31 @@ BETWEEN_LINES = 15.0
 class Watch:
     """Losses of the arms while they train: a table that is redrawn in a terminal, a line now and then elsewhere."""
 
-    def __init__(self, arms: int, quiet: bool) -> None:
-        self.arms = arms
+    def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.said = time.monotonic()
-        self.stop: Callable[[], None] | None = None
-        self.draw: Callable[[Progress], None] | None = None
+        self.live: Live | None = None
 
     def update(self, progress: Progress) -> None:
         if self.quiet:
             return
         if sys.stderr.isatty():
-            if self.draw is None:
-                self._open()
-            assert self.draw is not None
-            self.draw(progress)
+            from rich.console import Console
+            from rich.live import Live
+            from rich.text import Text
+
+            if self.live is None:
+                self.live = Live(console=Console(file=terminal.drawing()), transient=True, refresh_per_second=4)
+                self.live.start()
+            self.live.update(Text(harmless(_picture(progress))))
         elif time.monotonic() - self.said >= BETWEEN_LINES:
             self.said = time.monotonic()
             terminal.remark(printable(_line(progress)))
 
     def close(self) -> None:
-        if self.stop:
-            self.stop()
-            self.stop = None
-
-    def _open(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        live = Live(console=Console(file=terminal.drawing()), transient=True, refresh_per_second=4)
-        live.start()
-        self.stop = live.stop
-        self.draw = lambda progress: live.update(Text(harmless(_picture(progress))))
+        if self.live:
+            self.live.stop()
+            self.live = None
 
 
 def _line(progress: Progress) -> str:

@@ -79,7 +79,7 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
     if broken:
         raise LayerError(
             f"weights of {_tensors(broken)} are NaN.",
-            details=_first(broken),
+            details=first_of(broken),
             expected="numbers",
             advice="go back to a checkpoint from before they were.",
         )
@@ -87,7 +87,7 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
         edge = "]" if new.reaches_high else ")"
         raise MapError(
             f"{new.name}, f(w) = {new.formula}, cannot hold the {of} of {_tensors(outside)}.",
-            details=_first(outside),
+            details=first_of(outside),
             expected=f"values in ({new.low:g}, {new.high:g}{edge}",
             advice=advise(new, fastest, allowed, grows),
         )
@@ -152,5 +152,6 @@ def _tensors(lines: list[str]) -> str:
     return "one tensor" if len(lines) == 1 else f"{len(lines)} tensors"
 
 
-def _first(lines: list[str], count: int = 5) -> list[str]:
+def first_of(lines: list[str], count: int = 5) -> list[str]:
+    """Return the first lines, and how many more there are."""
     return [*lines[:count], *[f"and {len(lines) - count} more"][: len(lines) - count]]

@@ -1,4 +1,4 @@
-"""Restores the model's own weights, so that a checkpoint loads into its original code."""
+"""Restore a model's own weights, so that a checkpoint loads into its original code."""
 
 from __future__ import annotations
 
@@ -55,12 +55,8 @@ def folded_state_dict(module: nn.Module) -> dict[str, Tensor]:
         elif rest.endswith(".original"):
             with torch.no_grad():
                 plain[f"{path}{name}"] = getattr(part, name).detach().clone()
-    usual = [name for name in _names_in_order(parts) if name in plain]
-    return {name: plain[name] for name in dict.fromkeys([*usual, *plain])}
-
-
-def _names_in_order(parts: dict[str, nn.Module]) -> list[str]:
-    """Return the names of all parameters and buffers in their order before any swap."""
-    return [
+    # Parameters and buffers in their order before any swap, then what else a state dict has.
+    usual = [
         f"{path}.{name}" if path else name for path, part in parts.items() for name in (*order_of(part), *part._buffers)
     ]
+    return {name: plain[name] for name in dict.fromkeys([*usual, *plain]) if name in plain}

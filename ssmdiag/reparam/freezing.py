@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
-from ssmdiag.reparam.live import Place, links_of, owners_of, stored_tensor
-from ssmdiag.reparam.parametrisations import Hold, is_ours, order_of
+from ssmdiag.reparam.live import links_of, owners_of, stored_tensor
+from ssmdiag.reparam.parametrisations import Hold, OnEntries, order_of
 from ssmdiag.reparam.weights import LiveRecurrence, count_numbers, find_recurrence, flatten_numbers
 
 What = Literal["eigenvalues", "step", "both"]
@@ -71,12 +71,17 @@ def freeze(
             advice="`ssmdiag inspect` says what its decays depend on.",
         )
     for name in chosen:
-        if nans := int(flatten_numbers(getattr(*found.places[name]).detach()).isnan().sum()):
+        place = found.places[name]
+        if nans := int(flatten_numbers(getattr(*place).detach()).isnan().sum()):
             raise LayerError(
                 f"{name}: {nans} of its numbers are NaN, and would stay so.",
                 advice="go back to a checkpoint from before they were.",
             )
-        _require_room(name, found.places[name], chosen[name])
+        if chosen[name].entries is not None and not all(isinstance(link, OnEntries) for link in links_of(place)):
+            raise LayerError(
+                f"{name} is under another torch parametrisation, and only some of its entries are to be fixed.",
+                advice="remove the parametrisation first.",
+            )
     tied = {id(stored_tensor(found.places[name])): name for name in reversed(chosen)}
     return tuple(_fix(name, chosen[name], found) for name in chosen if name in tied.values())
 
@@ -107,14 +112,6 @@ def _choose(found: LiveRecurrence, what: What) -> dict[str, _Choice]:
         for family, name in found.find_shared_sources():
             chosen.setdefault(name, _Choice(family, None, "decides the eigenvalues together with others"))
     return chosen
-
-
-def _require_room(name: str, place: Place, choice: _Choice) -> None:
-    if choice.entries is not None and not is_ours(place):
-        raise LayerError(
-            f"{name} is under another torch parametrisation, and only some of its entries are to be fixed.",
-            advice="remove the parametrisation first.",
-        )
 
 
 def _fix(name: str, choice: _Choice, found: LiveRecurrence) -> FrozenTensor:

@@ -114,11 +114,6 @@ def ours(module: nn.Module) -> Iterator[tuple[Place, list[OnEntries]]]:
                 yield (part, name), links
 
 
-def is_ours(place: Place) -> bool:
-    """Whether all parametrisations of this tensor, if any, are of this package."""
-    return all(isinstance(link, OnEntries) for link in links_of(place))
-
-
 def order_of(part: nn.Module) -> tuple[str, ...]:
     """Return the parameters of a submodule in their order before any swap."""
     for (owner, _), links in ours(part):

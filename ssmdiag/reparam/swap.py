@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ssmdiag.errors import LayerError, MapError
 from ssmdiag.families.interface import Family
 from ssmdiag.recurrence.maps import StableMap, find_map
-from ssmdiag.reparam.fit import rate_map, require_fit, without_ties
+from ssmdiag.reparam.fit import first_of, rate_map, require_fit, without_ties
 from ssmdiag.reparam.live import Place, links_of, owners_of
 from ssmdiag.reparam.parametrisations import MapSwap, order_of
 from ssmdiag.reparam.weights import LeftAlone, LiveWeight, Role, find_recurrence
@@ -24,7 +24,7 @@ _ALREADY = "the model's own map is this one"
 
 @dataclass(frozen=True)
 class SwappedWeight:
-    """One weight that went from one map to another."""
+    """One weight that was put under another map."""
 
     name: str
     family: str
@@ -97,10 +97,9 @@ def reparameterize(
             else:
                 chosen.append(weight)
     if not chosen and not any(weight.reason == _ALREADY for weight in left):
-        reasons = [f"{weight.name}: {weight.reason}" for weight in left[:3]]
         raise MapError(
             f"{type(module).__name__} has no trainable weight of a {' or '.join(roles)} to put under {new.name}.",
-            details=[*reasons, *[f"and {len(left) - 3} more"][: len(left) - 3]],
+            details=first_of([f"{weight.name}: {weight.reason}" for weight in left], 3),
             advice="`freeze` also holds weights that no map can be put under.",
         )
     chosen = without_ties(chosen, found.places)
@@ -141,12 +140,5 @@ def _swap(weight: LiveWeight, places: Mapping[str, Place], new: StableMap) -> Sw
     after = getattr(part, name).detach()
     rates = [old(link.take(tensor).double()) for tensor in (before, after)]
     change = ((rates[1] - rates[0]) / rates[0]).abs()
-    return SwappedWeight(
-        weight.name,
-        weight.family,
-        weight.role,
-        old.name,
-        new.name,
-        change.numel(),
-        float(change.amax()) if len(change) else 0.0,
-    )
+    largest = float(change.amax()) if len(change) else 0.0
+    return SwappedWeight(weight.name, weight.family, weight.role, old.name, new.name, change.numel(), largest)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import recognise
-from ssmdiag.recurrence.modal import Recurrence, RecurrentWeight
 from ssmdiag.reparam.live import LiveModule, Place, as_checkpoint
 
 Role = Literal["rate", "frequency", "step"]
@@ -117,6 +116,8 @@ def find_recurrence(
     checkpoint = as_checkpoint(container, module, config)
     found = recognise(checkpoint, assume=assume, families=families)
     found.require_layers(checkpoint)
+    places = container.places
+    located: dict[tuple[str, str, str], Tensor] = {}
     weights: dict[tuple[str, str, str], LiveWeight] = {}
     opaque: dict[tuple[str, str], LeftAlone] = {}
     for layer in found.layers:
@@ -127,12 +128,21 @@ def find_recurrence(
                 if entries is None:
                     reason = f"{layer.family.title} changes it on its way to the map {weight.map}"
                     opaque[name, weight.role] = LeftAlone(name, recurrence.family, weight.role, reason)
-                else:
-                    key = (name, weight.role, weight.map)
-                    weights[key] = _joined(weights.get(key), _as_live(name, recurrence, weight, entries))
-    places = container.places
-    whole = tuple(_simplified(weight, getattr(*places[weight.name])) for weight in weights.values())
-    return LiveRecurrence(whole, tuple(opaque.values()), found.layers, places, codes)
+                    continue
+                key = (name, weight.role, weight.map)
+                if key in located:  # another recurrence of the module uses some of the same tensor
+                    entries = torch.cat([located[key], entries]).unique()
+                located[key] = entries
+                weights[key] = LiveWeight(
+                    name=name,
+                    family=recurrence.family,
+                    role=weight.role,
+                    map=weight.map,
+                    entries=entries if len(entries) < count_numbers(getattr(*places[name])) else None,
+                    time_invariant=recurrence.time_invariant,
+                    discrete=weight.discrete,
+                )
+    return LiveRecurrence(tuple(weights.values()), tuple(opaque.values()), found.layers, places, codes)
 
 
 def count_numbers(tensor: Tensor) -> int:
@@ -190,23 +200,3 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def _as_live(name: str, recurrence: Recurrence, weight: RecurrentWeight, entries: Tensor) -> LiveWeight:
-    return LiveWeight(
-        name, recurrence.family, weight.role, weight.map, entries, recurrence.time_invariant, weight.discrete
-    )
-
-
-def _joined(first: LiveWeight | None, second: LiveWeight) -> LiveWeight:
-    """Return one weight for the entries of one tensor that several recurrences of a module use."""
-    if first is None or first.entries is None or second.entries is None:
-        return second
-    return replace(second, entries=torch.cat([first.entries, second.entries]).unique())
-
-
-def _simplified(weight: LiveWeight, tensor: Tensor) -> LiveWeight:
-    """Return the weight, with None for its entries where it is the whole tensor."""
-    if weight.entries is None or len(weight.entries) < count_numbers(tensor):
-        return weight
-    return replace(weight, entries=None)

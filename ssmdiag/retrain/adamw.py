@@ -5,7 +5,7 @@ torch.optim.AdamW takes one number a tensor; here a tensor holds every arm. On o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,17 @@ EPSILON = 1e-8
 
 
 class ArmAdamW:
-    """State and step of the optimiser. `lr` and `weight_decay` are (arm,) for each parameter; lr 0 freezes it."""
+    """State and step of the optimiser.
 
-    def __init__(self, parameters: Mapping[str, Tensor], lr: Mapping[str, Tensor], weight_decay: Mapping[str, Tensor]):
+    `lr` has a number for each arm by parameter, 0 to freeze it; `weight_decay` one for each arm.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], lr: Mapping[str, Sequence[float]], weight_decay: Sequence[float]
+    ) -> None:
         self.parameters = dict(parameters)
-        self.lr = dict(lr)
-        self.weight_decay = dict(weight_decay)
+        self.lr = {name: value.new_tensor(lr[name]) for name, value in self.parameters.items()}
+        self.weight_decay = next(iter(parameters.values())).new_tensor(weight_decay)
         self.mean = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self.square = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self.steps = 0
@@ -36,7 +41,7 @@ class ArmAdamW:
             self.mean[name].lerp_(gradient, 1 - BETAS[0])
             self.square[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             rate = (scale * self.lr[name] * running).view(shape)
-            kept = value * (1 - rate * self.weight_decay[name].view(shape))
+            kept = value * (1 - rate * self.weight_decay.view(shape))
             moved = kept.addcdiv_(self.mean[name] * (-rate / first), (self.square[name] / second).sqrt_().add_(EPSILON))
             # Selected, not multiplied by 0: frozen weights keep their bits even if a gradient is not finite.
             value.copy_(moved.where(rate != 0, value))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.recurrence.maps import find_map
@@ -78,43 +78,37 @@ class Budget:
         return (few,) if self.batch > samples else ()
 
 
-def product_of(
-    *,
-    param: Sequence[str],
-    freeze: Sequence[str] = ("none",),
-    lr: Sequence[float] = (1e-2,),
-    seed: Sequence[int] = (0,),
-    init: Sequence[str] = ("family",),
-    recurrence_lr: Sequence[float | None] = (None,),
-    weight_decay: Sequence[float] = (0.0,),
-) -> tuple[Arm, ...]:
+def product_of(param: Sequence[str], **others: Sequence[Any] | None) -> tuple[Arm, ...]:
     """Return every combination once, in the order given; two spellings of a map count as one.
 
+    Other keywords are fields of `Arm`, each with the values to combine; a field without values keeps its default.
     Raises MapError for an unknown map and ConfigurationError for a value no arm can have.
     """
-    param = [name if name == OWN else find_map(name).name for name in param]
-    for what, values, known in (("freeze", freeze, FREEZES), ("init", init, STARTS)):
-        for value in values:
+    asked: dict[str, list[Any]] = {field.name: [field.default] for field in fields(Arm)}
+    asked["param"] = [name if name == OWN else find_map(name).name for name in param]
+    asked |= {name: list(values) for name, values in others.items() if values}
+    for name, known in (("freeze", FREEZES), ("init", STARTS)):
+        for value in asked[name]:
             if value not in known:
-                raise ConfigurationError(f"--{what} {value}: no such value.", expected=f"one of {', '.join(known)}")
-    rates = (("lr", lr, SMALLEST), ("recurrence-lr", recurrence_lr, 0.0), ("weight-decay", weight_decay, 0.0))
-    for name, numbers, least in rates:
-        for number in numbers:
+                raise ConfigurationError(f"--{name} {value}: no such value.", expected=f"one of {', '.join(known)}")
+    smallest = {"lr": SMALLEST, "recurrence_lr": 0.0, "weight_decay": 0.0}
+    for name, least in smallest.items():
+        for number in asked[name]:
             if number is not None and not least <= number <= LARGEST:
                 more = "more than 0, and a number that float32 holds" if least else "0 or more, as float32 holds it"
-                raise ConfigurationError(f"--{name} {number}: no optimiser can take it.", expected=more)
-    for number in seed:
+                raise ConfigurationError(f"{_option(name)} {number}: no optimiser can take it.", expected=more)
+    for number in asked["seed"]:
         if not 0 <= number <= LARGEST_SEED:
             raise ConfigurationError(f"--seed {number}: no such seed.", expected=f"0 to {LARGEST_SEED:,}")
-    for name, given in (*((name, numbers) for name, numbers, _ in rates), ("seed", seed)):
-        twice = next((value for place, value in enumerate(given) if value in given[:place]), None)
+    for name in (*smallest, "seed"):
+        twice = next((value for place, value in enumerate(asked[name]) if value in asked[name][:place]), None)
         if twice is not None:
             raise ConfigurationError(
-                f"--{name} {twice} is given twice; the same run again would be the same to the bit.",
+                f"{_option(name)} {twice} is given twice; the same run again would be the same to the bit.",
                 advice="leave one of them out; other seeds give other runs.",
             )
-    arms = [
-        Arm(*combination)  # type: ignore[arg-type]
-        for combination in product(param, freeze, lr, seed, init, recurrence_lr, weight_decay)
-    ]
-    return tuple(dict.fromkeys(arms))
+    return tuple(dict.fromkeys(Arm(**dict(zip(asked, values, strict=True))) for values in product(*asked.values())))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.digests import digest_of
+from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.tasks import TargetLaw, TaskData
 
 Inputs = Any
@@ -75,11 +75,11 @@ class SampledBatches:
     nothing: float | None = None
     """Loss of answering zero, or every class alike; None where that is not known."""
     casts: bool = True
-    """Whether floating-point inputs are to be given in the model's dtype."""
+    """Whether floating-point inputs are converted to the model's dtype."""
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
     law: TargetLaw | None = None
-    """What that kernel decays by, where that is one law."""
+    """The law by which that kernel decays, if it follows one."""
     draw: Draw = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class SampledBatches:
         return digest_of(self.train, self.held_out)
 
     def digest(self, seed: int, step: int) -> str:
-        """Return a name for what is trained and validated on, whatever the seed and the step."""
+        """Return a digest of the samples: the same for every seed and step."""
         return self._digest
 
     def at(self, seed: int, step: int) -> Batch:
@@ -127,17 +127,19 @@ def loss_of_nothing(targets: Tensor, classes: int | None) -> float | None:
 
 def pick(inputs: Inputs, index: Any) -> Inputs:
     """Return some samples of a batch's inputs."""
+    return each(inputs, lambda value: value[index])
+
+
+def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Return inputs with every tensor changed."""
     if isinstance(inputs, Mapping):
-        return {name: value[index] for name, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(value[index] for value in inputs)
-    return inputs[index]
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(change(value) for value in inputs) if isinstance(inputs, tuple) else change(inputs)
 
 
 def length_of(inputs: Inputs) -> int | None:
     """Return the size of the first input's second axis, which is time; None where it has no such axis."""
-    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    first = first[0] if isinstance(first, tuple) else first
+    first = next(iter(_by_name(inputs).values()))
     return first.shape[1] if first.ndim > 1 else None
 
 
@@ -158,8 +160,7 @@ def require_numbers(batch: Batch, what: str, loss: Loss) -> Batch:
     """
     inputs, targets = batch
     single = isinstance(inputs, Tensor)
-    named = inputs if isinstance(inputs, Mapping) else dict(enumerate([inputs] if single else inputs))
-    parts = [("inputs" if single else f"input {name}", value, single) for name, value in named.items()]
+    parts = [("inputs" if single else f"input {name}", value, single) for name, value in _by_name(inputs).items()]
     parts += [("targets", targets, True)] * (not callable(loss))
     for part, value, finite in parts:
         number = value.is_floating_point() or value.is_complex()
@@ -176,13 +177,18 @@ def require_numbers(batch: Batch, what: str, loss: Loss) -> Batch:
 
 
 def is_batch(batch: Any) -> bool:
-    """Whether this is inputs and targets of as many samples."""
+    """Whether this is a pair of inputs and targets with the same number of samples."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor) and batch[1].ndim):
         return False
-    inputs = batch[0]
-    many = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
-    tensors = list(many)
+    tensors = list(_by_name(batch[0]).values())
     return bool(tensors) and all(isinstance(t, Tensor) and t.ndim and len(t) == len(batch[1]) for t in tensors)
+
+
+def _by_name(inputs: Inputs) -> Mapping[Any, Any]:
+    """Return the tensors of inputs, by their names or places."""
+    if isinstance(inputs, Mapping):
+        return inputs
+    return dict(enumerate(inputs if isinstance(inputs, (tuple, list)) else [inputs]))
 
 
 def describe(value: Any) -> str:

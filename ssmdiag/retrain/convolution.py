@@ -13,6 +13,7 @@ arithmetic on it: gradients recompute spectra and matrices instead of keeping th
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,9 +25,8 @@ TOEPLITZ = 112
 """Longest sequence convolved by matrix products, with 128 sequences of 64 channels: FFTs are faster beyond."""
 SEQUENCES = 3
 """Steps for each sequence of the batch up to which matrix products are faster: a matrix serves all of the batch."""
-PIECE = {"cpu": 8 << 20}
+PIECE = defaultdict(lambda: 512 << 20, cpu=8 << 20)
 """Bytes of scratch memory at a time, by type of device."""
-PIECE_ELSEWHERE = 512 << 20
 
 
 def causal_convolution(u: Tensor, K: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _pieces(u: Tensor) -> Iterator[slice]:
     rows, batch, steps = u.shape
     # The matrix of a row, or what its FFTs need: padded input, two spectra and the result.
     each = u.element_size() * (2 * steps * steps if _by_matrices(u) else 4 * batch * fft_size(steps))
-    most = max(1, PIECE.get(u.device.type, PIECE_ELSEWHERE) // each)
+    most = max(1, PIECE[u.device.type] // each)
     for start in range(0, rows, most):
         yield slice(start, min(start + most, rows))
 

@@ -75,9 +75,8 @@ class Ranks:
         """Return a module whose gradients are means over ranks; itself where there is one rank."""
         if self.count == 1:
             return module
-        from torch.nn.parallel import (
-            DistributedDataParallel,
-        )  # a second and a half to import, which one process need not spend
+        # Importing it takes a second and a half, which one process need not spend.
+        from torch.nn.parallel import DistributedDataParallel
 
         return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
@@ -105,11 +104,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def launched() -> bool:
-    """Whether torchrun, or what sets the same variables, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[Ranks]:
     """Yield the ranks this process is one of, alone if nothing says otherwise.
@@ -117,7 +111,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     If any rank fails, the first to do so raises its error and every other exits with 2 silently: their errors would
     only report that the first one is gone. Ranks ended by a signal all end with its code.
     """
-    if not launched():
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:  # set by torchrun, or what starts several processes like it
         yield Ranks(device=device)
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.reparam import read_module
 from ssmdiag.retrain.adamw import ArmAdamW
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import ArmBatches, loss_of_nothing
-from ssmdiag.retrain.digests import digest_of
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.gradients import losses_and_gradients, validate
 from ssmdiag.retrain.learned_kernel import learned_kernel
@@ -27,10 +27,8 @@ from ssmdiag.retrain.perturbation import perturbation_curve
 from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve, Point
 from ssmdiag.retrain.saving import Contents
 from ssmdiag.retrain.starting_point import StartingPoint
+from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.tasks import TaskData
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
 
 
 class EnsembleTrainee:
@@ -55,7 +53,11 @@ class EnsembleTrainee:
         if start is not None:
             for k, arm in enumerate(arms):
                 self.ensemble.load_state(k, start.weights(arm.param))
-        self._optimiser = ArmAdamW(self.ensemble.parameters, *_rates(self.ensemble, ranks.device))
+        self._optimiser = ArmAdamW(
+            self.ensemble.parameters,
+            {name: [_rate(arm, self.ensemble.recurrent(name)) for arm in arms] for name in self.ensemble.parameters},
+            [arm.weight_decay for arm in arms],
+        )
         self._batches = ArmBatches(arms, data, batch, ranks.device)
         self._gradients: Mapping[str, Tensor] = {}
         self.nothing = loss_of_nothing(data.validation_targets, data.outputs)
@@ -79,8 +81,7 @@ class EnsembleTrainee:
         return digest_of(data.inputs, data.targets, data.validation_inputs, data.validation_targets)
 
     def require_same_batches(self, step: int) -> None:
-        if self.ranks.count > 1:
-            self.ranks.require_same("the data and weights", digest_of(self._digest, self.ensemble.parameters))
+        self.ranks.require_same("the data and weights", digest_of(self._digest, self.ensemble.parameters))
 
     def losses(self, step: int) -> list[float]:
         self._gradients = {}
@@ -141,17 +142,8 @@ class EnsembleTrainee:
         return {"seq_len": self._data.length, "rate_map": arm.param}
 
 
-def _rates(ensemble: Ensemble, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return learning rate and weight decay of every parameter, (arm,) each."""
-    rates, decays = {}, {}
-    for name in ensemble.parameters:
-        part = ensemble.recurrent(name)
-        own = [
-            0.0 if part and arm.freeze in (part, "both")
-            else arm.recurrence_lr if part and arm.recurrence_lr is not None
-            else arm.lr
-            for arm in ensemble.arms
-        ]  # fmt: skip
-        rates[name] = torch.tensor(own, device=device)
-        decays[name] = torch.tensor([arm.weight_decay for arm in ensemble.arms], device=device)
-    return rates, decays
+def _rate(arm: Arm, part: str | None) -> float:
+    """Return the learning rate of a parameter, by what it decides: `eigenvalues`, `step` or neither."""
+    if part and arm.freeze in (part, "both"):
+        return 0.0
+    return arm.recurrence_lr if part and arm.recurrence_lr is not None else arm.lr

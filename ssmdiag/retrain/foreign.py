@@ -1,4 +1,4 @@
-"""Arms of a user's module → the comparison: each arm is a fresh copy under its map, frozen as the arm says.
+"""Arms of a user's module: each is a fresh copy of it, under the arm's map and frozen as the arm says.
 
 The module's own code is trained; its recurrence is found by the families that read checkpoints, and put under
 another map by `ssmdiag.reparam`. Arms train one after another, seed by seed, or spread over ranks.
@@ -6,9 +6,8 @@ another map by `ssmdiag.reparam`. Arms train one after another, seed by seed, or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 
 from torch import nn
 
@@ -17,38 +16,35 @@ from ssmdiag.reparam import Reparameterisation, find_recurrence, freeze, reparam
 from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
-from ssmdiag.retrain.comparison import Subject, compare
-from ssmdiag.retrain.distributed import ALONE, Ranks
+from ssmdiag.retrain.comparison import Experiment
+from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_to_lower
 from ssmdiag.retrain.module_trainee import ModuleTrainee
-from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.sources import ModelSource, settings_file
 from ssmdiag.retrain.streamed_batches import StreamedBatches
-from ssmdiag.retrain.training import Progress
 
 
-def compare_modules(
+def module_experiment(
     arms: Sequence[Arm],
     source: ModelSource,
     batches: SampledBatches | StreamedBatches,
     budget: Budget,
     *,
     task: str,
-    device: str = "cpu",
-    folder: Path | None = None,
-    resume: bool = False,
     assume: Mapping[str, str] | None = None,
-    ranks: Ranks = ALONE,
-    perturb: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> RetrainResult:
-    """Train every arm on a copy of the source's module and return how each went and what it remembers: see `compare`.
+) -> Experiment:
+    """Return how arms are trained, each on a copy of the source's module.
 
-    Raises before any training where a map cannot hold the rates (MapError, which names a b of best that can), a
-    recurrence is not known (UnknownFamilyError), weights are NaN (LayerError), or an arm asks for what a module cannot
-    have (ConfigurationError); when it begins, ConfigurationError where model and data do not fit.
+    Raises where a map cannot hold the rates (MapError, which names a b of best that can), a recurrence is not known
+    (UnknownFamilyError), weights are NaN (LayerError), or an arm asks for what a module cannot have
+    (ConfigurationError). When training begins, ConfigurationError where model and data do not fit.
     """
-    _require_possible(arms)
+    for arm in arms:
+        if arm.init != "family":
+            raise ConfigurationError(
+                f"--init {arm.init}: a model that is given starts with the memory it has.",
+                advice="leave it out, or build the model with another memory.",
+            )
     smaller = "a smaller model."
     with saying_what_to_lower(f"building {source.name}", smaller):
         prototype, seed = source.build(arms[0].seed), arms[0].seed
@@ -69,7 +65,9 @@ def compare_modules(
         module.to(ranks.device)
         return ModuleTrainee(module, arm, batches, source=title, beside=beside, assume=assume, ranks=ranks)
 
-    subject = Subject(
+    return Experiment(
+        arms=tuple(arms),
+        budget=budget,
         task=task,
         model=title,
         context=batches.length,
@@ -80,25 +78,12 @@ def compare_modules(
         smaller="a smaller model, --batch or --length.",
         assume=assume,
     )
-    return compare(
-        arms, subject, budget,
-        device=device, folder=folder, resume=resume, ranks=ranks, perturb=perturb, on_progress=on_progress,
-    )  # fmt: skip
 
 
 def own_maps(module: nn.Module, assume: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the maps that a module's rates go through, each once. Raises UnknownFamilyError where there are none."""
     found = find_recurrence(module, assume=assume)
     return tuple(dict.fromkeys(rate_map(weight).name for weight in found.weights if weight.role == "rate"))
-
-
-def _require_possible(arms: Sequence[Arm]) -> None:
-    for arm in arms:
-        if arm.init != "family":
-            raise ConfigurationError(
-                f"--init {arm.init}: a model that is given starts with the memory it has.",
-                advice="leave it out, or build the model with another memory.",
-            )
 
 
 def _try_out(arms: Sequence[Arm], prototype: nn.Module, assume: Mapping[str, str] | None) -> list[str]:

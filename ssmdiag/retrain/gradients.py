@@ -5,8 +5,6 @@ The gradient of the arms' summed loss is each arm's own, as arms do not mix; an 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,9 +13,7 @@ from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.results import Point
-
-if TYPE_CHECKING:
-    from ssmdiag.retrain.tasks import TaskData
+from ssmdiag.retrain.tasks import TaskData
 
 VALIDATION_STEPS = 16_384
 """Steps, over all sequences, validated at a time."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssmdiag.retrain.arms import Arm
     from ssmdiag.retrain.results import ArmResult, RetrainResult
 
 IMPATIENT = 2.0
@@ -34,41 +32,24 @@ class InterruptedTraining(KeyboardInterrupt):
         """All arms that had begun."""
 
 
-def ending_signals() -> list[int]:
-    """Return the signals that end training after the current step: those that this process does not ignore."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-
-
 def signal_of(error: KeyboardInterrupt) -> int:
     """Return the signal behind an interruption; Ctrl-C's by default."""
     return error.number if isinstance(error, InterruptedTraining) else signal.SIGINT
 
 
 @contextmanager
-def keeping_what_is_known(
-    known: Mapping[Arm, ArmResult], arms: Sequence[Arm], answer: Callable[[], RetrainResult]
-) -> Iterator[None]:
-    """Raise InterruptedTraining with the arms that were begun where Ctrl-C or a kill comes inside.
-
-    `known` collects the finished arms inside; `answer` returns their comparison.
-    """
+def on_ending_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Give Ctrl-C, kill and hang-up to a handler for a while, except those that this process ignores."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {
+        number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
-    except KeyboardInterrupt as stop:
-        half = {arm.arm: arm for arm in stop.arms} if isinstance(stop, InterruptedTraining) else {}
-        there = {**known, **half}
-        whole = answer()
-        left = [arm.label for arm in arms if arm not in there]
-        steps = [arm.interrupted_at for arm in half.values() if arm.interrupted_at is not None]
-        result = replace(
-            whole,
-            arms=tuple(there[arm] for arm in arms if arm in there),
-            notes=(*whole.notes, *[f"not begun: {', '.join(left[:6])}{', …' * (len(left) > 6)}"] * bool(left)),
-            interrupted_at=max(steps, default=whole.budget.steps if there else 0),
-        )
-        raise InterruptedTraining(signal_of(stop), tuple(half.values()), result) from None
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
 
 
 @contextmanager
@@ -87,9 +68,5 @@ def finishing_steps() -> Iterator[Callable[[], int]]:
             raise InterruptedTraining(first[0][1])
         first.append((time.monotonic(), number))
 
-    before = {number: signal.signal(number, note) for number in ending_signals()}
-    try:
+    with on_ending_signals(note):
         yield lambda: first[0][1] if first else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

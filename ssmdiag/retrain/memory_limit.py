@@ -1,4 +1,4 @@
-"""When memory runs out: how many arms, or sequences, fit, found by trying; else what to lower."""
+"""What to do when memory runs out: how many arms or sequences fit, found by trying, or what to lower."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -32,22 +32,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
-@contextmanager
 def saying_what_fits(
     attempt: Callable[[int, int], object],
     arms: int,
     batch: int,
     device: str,
     smaller: str = "a smaller --width, --modes, --depth or --length.",
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Raise SsmdiagError with what would fit where memory runs out inside.
 
     `attempt` tries a step with a number of arms and of sequences and discards it; `smaller` is the advice where
     nothing fits.
     """
     what = f"on {device} with {arms:,} arm{'s' * (arms != 1)} together and {batch:,} sequences a step"
-    with saying_what_to_lower(what, lambda: _advice(attempt, arms, batch, smaller)):
-        yield
+    return saying_what_to_lower(what, lambda: _advice(attempt, arms, batch, smaller))
 
 
 @contextmanager
@@ -90,31 +88,22 @@ def free_memory() -> int:
 
 def _advice(attempt: Callable[[int, int], object], arms: int, batch: int, smaller: str) -> str:
     """Return what was tried and fitted: fewer arms together change no result, fewer sequences do."""
-    for some in _halves(arms):
-        if _fits(attempt, some, batch):
-            return f"--together {some} fits: a step of {some} was tried."
-    for some in _halves(batch):
-        if _fits(attempt, arms, some):
-            return f"--batch {some} fits: a step of it was tried."
-    for some in _halves(batch):
-        if _fits(attempt, 1, some):
-            return f"--batch {some} --together 1 fits: a step of it was tried."
+    fewer = [(some, batch, f"--together {some} fits: a step of {some} was tried.") for some in _halves(arms)]
+    fewer += [(arms, some, f"--batch {some} fits: a step of it was tried.") for some in _halves(batch)]
+    fewer += [(1, some, f"--batch {some} --together 1 fits: a step of it was tried.") for some in _halves(batch)]
+    for together, sequences, advice in fewer:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(together, sequences)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return advice
     return f"not even one sequence of one arm fits: {smaller}"
 
 
-def _halves(number: int) -> Iterator[int]:
-    while number > 1:
-        number //= 2
-        yield number
-
-
-def _fits(attempt: Callable[[int, int], object], arms: int, batch: int) -> bool:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        attempt(arms, batch)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
+def _halves(number: int) -> list[int]:
+    """Return the number halved once, twice, and so on down to 1."""
+    return [number >> k for k in range(1, number.bit_length())]

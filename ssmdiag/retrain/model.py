@@ -8,6 +8,7 @@ the map of the recurrence, nothing else.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,12 +23,10 @@ from ssmdiag.retrain.convolution import gate, linear
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms
 from ssmdiag.retrain.tasks import TaskData
 
-ACTIVATION = {"cpu": 1 << 20}
+ACTIVATION = defaultdict(lambda: 256 << 20, cpu=1 << 20)
 """Bytes of one layer's output that arms computed together may have, by type of device."""
-ACTIVATION_ELSEWHERE = 256 << 20
-MOST = {"cpu": 16 << 20}
+MOST = defaultdict(lambda: 1 << 30, cpu=16 << 20)
 """Bytes of one layer's output of one arm; a step takes a larger batch in parts. A layer keeps about a dozen such."""
-MOST_ELSEWHERE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Ensemble:
 
     def sequences_at_once(self, steps: int) -> int:
         """Return how many sequences a step takes at a time: a long one fills the memory, not only the caches."""
-        return max(1, MOST.get(self.device.type, MOST_ELSEWHERE) // (4 * steps * self.settings.width))
+        return max(1, MOST[self.device.type] // (4 * steps * self.settings.width))
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +89,7 @@ class Ensemble:
     def pieces(self, batch: int, steps: int) -> Iterator[slice]:
         """Yield the arms that are computed at a time, so that what a layer computes fits the caches."""
         each = 4 * batch * steps * self.settings.width
-        most = max(1, ACTIVATION.get(self.device.type, ACTIVATION_ELSEWHERE) // each)
+        most = max(1, ACTIVATION[self.device.type] // each)
         for start in range(0, len(self.arms), most):
             yield slice(start, min(start + most, len(self.arms)))
 
@@ -121,12 +120,8 @@ class Ensemble:
     def recurrent(self, name: str) -> str | None:
         """Return `eigenvalues` or `step` for a parameter of the recurrence, None for any other."""
         local = name.removeprefix(f"{self.layer.path}.").partition(".")[2]
-        if name.startswith(self.layer.path):
-            if local in self.layer.eigenvalues:
-                return "eigenvalues"
-            if local in self.layer.step:
-                return "step"
-        return None
+        parts = dict.fromkeys(self.layer.eigenvalues, "eigenvalues") | dict.fromkeys(self.layer.step, "step")
+        return parts.get(local) if name.startswith(self.layer.path) else None
 
     def state_dict(self, position: int) -> dict[str, Tensor]:
         """Return one arm's tensors, under the names of the published code."""

@@ -7,16 +7,16 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.reparam import folded_state_dict, parameter_groups, read_module
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, describe, pick
-from ssmdiag.retrain.digests import digest_of
+from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, describe, each, pick
 from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.learned_kernel import SEQUENCES, compare_with, mean_derivative
 from ssmdiag.retrain.memory_limit import is_out_of_memory, saying_what_fits, saying_what_to_lower
@@ -25,10 +25,8 @@ from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve, Point
 from ssmdiag.retrain.saving import Contents
 from ssmdiag.retrain.scoring import Score, answers_in, call
 from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.state_file import digest_of
 from ssmdiag.retrain.streamed_batches import StreamedBatches
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
 
 _EXPERTS = ("expert", "router")
 
@@ -84,9 +82,8 @@ class ModuleTrainee:
         return self._batches.digest(self._seed, step)
 
     def require_same_batches(self, step: int) -> None:
-        if self.ranks.count > 1:
-            inputs, targets = self._batches.at(self._seed, step)
-            self.ranks.require_same("--data: the first batch", (describe(inputs), float(targets.double().sum())))
+        inputs, targets = self._batches.at(self._seed, step)
+        self.ranks.require_same("--data: the first batch", (describe(inputs), float(targets.double().sum())))
 
     def losses(self, step: int) -> list[float]:
         inputs, targets, share = self._part(self._batches.at(self._seed, step))
@@ -190,24 +187,20 @@ class ModuleTrainee:
         """Return this rank's part of a batch, on the device, and its share of the answers in it."""
         inputs, targets = batch
         whole = self._score.weight(targets)
-        if self.ranks.count > 1:
-            part = self.ranks.part(len(targets))
-            # A rank with no sample still has to join the collective operations.
-            part = part if part.start < part.stop else slice(0, 1)
-            empty = self.ranks.part(len(targets)) != part
-            inputs, targets = pick(inputs, part), targets[part]
-            share = 0.0 if empty else self._score.weight(targets) / max(whole, 1)
-        else:
-            share = 1.0
+        part = self.ranks.part(len(targets))
+        empty = part.start == part.stop
+        if empty:  # a rank with no sample still has to join the collective operations
+            part = slice(0, 1)
+        inputs, targets = pick(inputs, part), targets[part]
+        share = 0.0 if empty else self._score.weight(targets) / max(whole, 1)
         return self._moved(inputs), targets.to(self.ranks.device), share
 
     def _moved(self, inputs: Inputs) -> Inputs:
-        if isinstance(inputs, Mapping):
-            return {name: self._moved(value) for name, value in inputs.items()}
-        if isinstance(inputs, tuple):
-            return tuple(self._moved(value) for value in inputs)
-        cast = self._batches.casts and inputs.is_floating_point()
-        return inputs.to(self.ranks.device, self._dtype if cast else inputs.dtype)
+        def moved(value: Tensor) -> Tensor:
+            cast = self._batches.casts and value.is_floating_point()
+            return value.to(self.ranks.device, self._dtype if cast else value.dtype)
+
+        return each(inputs, moved)
 
     def _loss(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         output = self._answers(model, inputs, targets)

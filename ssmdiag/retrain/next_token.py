@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmdiag.checkpoint.budget import open_regular
 from ssmdiag.errors import ConfigurationError
-from ssmdiag.retrain.sources import import_transformers
+from ssmdiag.retrain.sources import ONLY_LOCAL, describe_error, import_transformers
 from ssmdiag.retrain.tasks import TaskData
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -42,24 +42,24 @@ def next_token_data(
             f"--text {text}: cannot be read ({error.strerror or error}).", expected="a file; a pipe is not waited for"
         ) from error
     tokens = _tokens(content, tokenizer)[:wanted]
+    units = "tokens" if tokenizer else "bytes"
     windows = (len(tokens) - 1) // length
     if windows < 2:
         raise ConfigurationError(
-            f"--text {text}: {len(tokens):,} {'tokens' if tokenizer else 'bytes'}.",
+            f"--text {text}: {len(tokens):,} {units}.",
             expected=f"{2 * length + 1:,} at least: a sequence of {length} to train on and one to validate with",
             advice="give a longer text, or a smaller --length.",
         )
     if int(tokens.max()) >= vocabulary:
         raise ConfigurationError(
-            f"--text {text}: {'tokens' if tokenizer else 'bytes'} up to {int(tokens.max())}, and the model's "
-            f"vocabulary has {vocabulary}.",
+            f"--text {text}: {units} up to {int(tokens.max())}, and the model's vocabulary has {vocabulary}.",
             expected="a tokenizer of the model in its directory" if tokenizer is None else "the model's own tokenizer",
         )
     used = tokens[: windows * length + 1]
     x, y = used[:-1].view(windows, length), used[1:].view(windows, length)
     train = windows - max(1, round(HELD_OUT * windows))
     return TaskData(
-        x[:train], y[:train], x[train:], y[train:],
+        x[:train][:samples], y[:train][:samples], x[train:], y[train:],
         "cross-entropy", "every step", outputs=vocabulary, vocabulary=vocabulary,
     )  # fmt: skip
 
@@ -71,11 +71,10 @@ def directory_tokenizer(path: Path) -> Any:
         return None
     transformers = import_transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(path, **ONLY_LOCAL)
     except Exception as error:  # whatever its many readers raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ConfigurationError(
-            f"{path}: its tokenizer cannot be read ({type(error).__name__}: {reason}).",
+            f"{path}: its tokenizer cannot be read ({describe_error(error)}).",
             advice=f"without {', '.join(TOKENIZERS)} in the directory the text is read as bytes.",
         ) from error
 

@@ -13,7 +13,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,7 @@ from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_num
 from ssmdiag.retrain.gradients import validate
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.results import PerturbationCurve
-
-if TYPE_CHECKING:
-    from ssmdiag.retrain.tasks import TaskData
+from ssmdiag.retrain.tasks import TaskData
 
 BETAS = (0.0, *(1e-3 * 2**i for i in range(11)))
 """To 1.02; larger noise is larger than the weights."""
@@ -104,17 +101,15 @@ def module_perturbation_curve(
 
 def _rates_of(found: LiveRecurrence) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return the stored tensors of rates and which of their entries are rates; without those that `freeze` holds."""
-    weights: dict[str, tuple[Tensor, Tensor | None]] = {}
+    entries: dict[str, list[Tensor | None]] = {}
     for weight in found.weights:
-        place = found.places[weight.name]
-        if weight.role != "rate" or any(isinstance(link, Hold) for link in links_of(place)):
-            continue
-        entries = weight.entries
-        if weight.name in weights and entries is not None:
-            known = weights[weight.name][1]
-            entries = None if known is None else torch.cat([known, entries.to(known.device)])
-        stored = stored_tensor(place)
-        weights[weight.name] = stored.detach(), None if entries is None else entries.to(stored.device)
+        if weight.role == "rate" and not any(isinstance(link, Hold) for link in links_of(found.places[weight.name])):
+            entries.setdefault(weight.name, []).append(weight.entries)
+    weights: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for name, parts in entries.items():
+        stored = stored_tensor(found.places[name]).detach()
+        some = [part.to(stored.device) for part in parts if part is not None]
+        weights[name] = stored, torch.cat(some) if len(some) == len(parts) else None
     return weights
 
 

@@ -85,7 +85,7 @@ class S4D:
     @staticmethod
     def kernel(p: Mapping[str, Tensor], maps: MapsOfArms, length: int) -> Tensor:
         """Return K (arm, channel, lag) by the split t = qS + s; phases are formed in float64."""
-        ell, weights = S4D._modes(p, maps)
+        ell, weights = S4D.modes(p, maps)
         inner = math.isqrt(length - 1) + 1
         lags = torch.arange(inner, device=ell.device, dtype=torch.float64)
         starts = inner * torch.arange(-(-length // inner), device=ell.device, dtype=torch.float64)
@@ -97,14 +97,7 @@ class S4D:
         return (2 * left @ right).flatten(2)[..., :length]
 
     @staticmethod
-    def direct_kernel(p: Mapping[str, Tensor], maps: MapsOfArms, length: int) -> Tensor:
-        """Return K as the published code forms it: exp(ℓ t) for every lag, in the weights' precision."""
-        ell, weights = (_stored(values, p) for values in S4D._modes(p, maps))
-        powers = (ell[..., None] * torch.arange(length, device=ell.device)).exp()
-        return 2 * (weights[..., None] * powers).sum(2).real
-
-    @staticmethod
-    def _modes(p: Mapping[str, Tensor], maps: MapsOfArms) -> tuple[Tensor, Tensor]:
+    def modes(p: Mapping[str, Tensor], maps: MapsOfArms) -> tuple[Tensor, Tensor]:
         """Return ℓ = Δλ and C B̄, (arm, channel, mode) complex128."""
         rate = maps.rates(p["kernel.log_A_real"].double())
         eigenvalues = torch.complex(-rate, p["kernel.A_imag"].double())
@@ -183,17 +176,17 @@ def _weights_of(rates: Tensor, arm: Arm, title: str) -> Tensor:
 
 def _steps_for(init: str, length: int) -> tuple[float, float]:
     """Return the range of Δ; the slowest mode's time constant is 1/(RATE Δ)."""
-    if init == "short":
-        return 1 / (10 * RATE), 1 / RATE  # time constants of 1 to 10 steps
-    if init == "long":
-        return 1 / (5 * RATE * length), 2 / (RATE * length)  # from half the sequence to five of them
-    return STEPS
+    ranges = {
+        "short": (1 / (10 * RATE), 1 / RATE),  # time constants of 1 to 10 steps
+        "long": (1 / (5 * RATE * length), 2 / (RATE * length)),  # from half the sequence to five of them
+    }
+    return ranges.get(init, STEPS)
 
 
 def _ring_for(init: str, length: int) -> tuple[float, float]:
     """Return the smallest and the largest |λ̄|, for the same time constants."""
-    if init == "short":
-        return math.exp(-1), math.exp(-1 / 10)
-    if init == "long":
-        return math.exp(-2 / length), math.exp(-1 / (5 * length))
-    return RING
+    ranges = {
+        "short": (math.exp(-1), math.exp(-1 / 10)),
+        "long": (math.exp(-2 / length), math.exp(-1 / (5 * length))),
+    }
+    return ranges.get(init, RING)

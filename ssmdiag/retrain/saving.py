@@ -2,7 +2,7 @@
 
     FOLDER/ARM/step-00100.safetensors    one arm at one step, named as its own code names its tensors
     FOLDER/ARM/config.json               what readers of the checkpoints need
-    FOLDER/state-….state                 weights as trained, optimiser, losses and step: see `resuming`
+    FOLDER/state-….state                 weights as trained, optimiser, losses and step: see `run_folder`
 
 A state dict that safetensors cannot hold (complex128, extra state) is written as a torch file, `step-00100.pt`.
 Every file is written under another name and renamed: a full disk or a kill leaves the old one intact.
@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +25,7 @@ from torch import Tensor
 
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.output import temporaries
-
-if TYPE_CHECKING:
-    from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.arms import Arm, Budget
 
 _NOT_IN_SAFETENSORS = (torch.complex128, torch.complex32)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)

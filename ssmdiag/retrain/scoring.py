@@ -13,7 +13,9 @@ from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.batches import Loss, ReadOut, describe
 
 IGNORED = -100
-"""Target that no answer is asked for, as in torch.nn.functional.cross_entropy."""
+"""Target that needs no answer, as in torch.nn.functional.cross_entropy."""
+
+_OWN_LOSS = "return a loss function of your own as the third of what --data's function returns."
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,6 @@ class Score:
     loss: Loss
     read_out: ReadOut = "every step"
     """Where a module that answers at every step is read, when there is one target a sequence."""
-
-    @classmethod
-    def usual_for(cls, targets: Tensor) -> Score:
-        """Return squared error for floating-point targets, cross-entropy for integer ones."""
-        return cls("squared error" if targets.is_floating_point() else "cross-entropy")
 
     def mean(self, output: Any, targets: Tensor) -> Tensor:
         """Return the mean loss of what a module returned. Raises ConfigurationError where it does not fit."""
@@ -59,20 +56,18 @@ class Score:
         per_step = targets.ndim + (self.loss == "cross-entropy") + 1
         if self.read_out != "every step" and answers.ndim == per_step:
             answers = answers[:, -1] if self.read_out == "last step" else answers.mean(1)
-        if self.loss == "squared error":
-            if answers.shape != targets.shape:
-                raise ConfigurationError(
-                    f"the model answers {describe(answers)} to targets {describe(targets)}.",
-                    expected="answers of the targets' shape, for squared error",
-                    advice="return a loss function of your own as the third of what --data's function returns.",
-                )
-            return answers
-        if answers.shape[:-1] != targets.shape:
+        shape, expected = answers.shape, "answers of the targets' shape, for squared error"
+        if self.loss == "cross-entropy":
+            shape = answers.shape[:-1]
+            expected = f"answers {(*targets.shape, 'classes')}, for cross-entropy".replace("'", "")
+        if shape != targets.shape:
             raise ConfigurationError(
                 f"the model answers {describe(answers)} to targets {describe(targets)}.",
-                expected=f"answers {(*targets.shape, 'classes')}, for cross-entropy".replace("'", ""),
-                advice="return a loss function of your own as the third of what --data's function returns.",
+                expected=expected,
+                advice=_OWN_LOSS,
             )
+        if self.loss == "squared error":
+            return answers
         known = targets[targets != IGNORED]
         if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < answers.shape[-1]:
             raise ConfigurationError(
@@ -92,7 +87,7 @@ def answers_in(output: Any) -> Tensor:
         raise ConfigurationError(
             f"the model returned {describe(output)}.",
             expected="a tensor, something with .logits, or a tuple that begins with a tensor",
-            advice="return a loss function of your own as the third of what --data's function returns.",
+            advice=_OWN_LOSS,
         )
     return answers
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TOKENIZER, parse_json, read_text, require_size
 from ssmdiag.checkpoint.file_names import WEIGHTS
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
+from ssmdiag.reparam import read_module
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.user_code import build_model
 
@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
+ONLY_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+"""What transformers may do: neither ask the network nor run code that lies beside weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +51,15 @@ def function_source(name: str, weights: Path | None = None) -> ModelSource:
 
     Raises CheckpointError where that holds other tensors than the module, when the module is built.
     """
-    if weights is None:
-        return ModelSource(name, lambda seed: without_nan(name, build_model(name, seed)))
 
     def build(seed: int) -> nn.Module:
         module = build_model(name, seed)
-        _load_into(module, weights, "the state dict of the module that --model builds")
-        return without_nan(str(weights), module)
+        if weights is not None:
+            _load_into(module, weights, "the state dict of the module that --model builds")
+        return without_nan(str(weights or name), module)
 
-    notes = (f"all arms start with the weights of {weights}",)
-    return ModelSource(name, build, seeded=False, notes=notes)
+    notes = (f"all arms start with the weights of {weights}",) if weights else ()
+    return ModelSource(name, build, seeded=weights is None, notes=notes)
 
 
 def of_transformers(path: Path) -> bool:
@@ -88,24 +89,19 @@ def directory_source(path: Path) -> ModelSource:
     except (OSError, ValueError) as error:
         name, reason = getattr(error, "filename", None) or config, getattr(error, "strerror", None) or error
         raise CheckpointError(f"{name} cannot be read: {reason}.", expected="what save_pretrained wrote") from error
-    title = str(path)
-    notes: list[str] = []
     load = _load if path == folder else _load_step
-    with _quietly(transformers):
-        try:
-            settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            vocabulary = int(settings.get_text_config().vocab_size)
-        except Exception as error:  # whatever its many readers raise
-            raise _unreadable(path, error) from error
-    if path == folder and _stored_dtype(settings) in (torch.float16, torch.bfloat16):
-        notes.append(f"{folder.name} is stored in {str(settings.dtype).removeprefix('torch.')} and trained in float32")
+    with _read_by(transformers, path):
+        settings = transformers.AutoConfig.from_pretrained(folder, **ONLY_LOCAL)
+        vocabulary = int(settings.get_text_config().vocab_size)
+    dtype = str(getattr(settings, "dtype", None)).removeprefix("torch.")
+    narrow = path == folder and dtype in ("float16", "bfloat16")
     return ModelSource(
-        title,
-        lambda seed: without_nan(title, load(transformers, path)),
+        str(path),
+        lambda seed: without_nan(str(path), load(transformers, path)),
         config=config.read_bytes(),
         seeded=False,
         vocabulary=vocabulary,
-        notes=tuple(notes),
+        notes=(f"{folder.name} is stored in {dtype} and trained in float32",) * narrow,
         tokenizer=tokenizer,
     )
 
@@ -123,8 +119,6 @@ def import_transformers() -> Any:
 
 def settings_file(source: ModelSource, module: nn.Module, length: int | None) -> bytes:
     """Return config.json for the source's checkpoints: its own, or the module's settings and the sequence length."""
-    from ssmdiag.reparam import read_module
-
     if source.config is not None:
         return source.config
     settings: dict[str, Any] = {"seq_len": length} if length else {}
@@ -137,6 +131,12 @@ def without_nan(name: str, module: nn.Module) -> nn.Module:
     tensors = {key: value for key, value in module.named_parameters() if value.device.type != "meta"}
     if not tensors:
         raise LayerError(f"{name}: {type(module).__name__} has no weights in memory.", expected="an nn.Module to train")
+    refuse_nan(name, tensors)
+    return module
+
+
+def refuse_nan(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise LayerError where a weight is NaN."""
     broken = [key for key, value in tensors.items() if value.isnan().any()]
     if broken:
         some = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
@@ -145,17 +145,13 @@ def without_nan(name: str, module: nn.Module) -> nn.Module:
             expected="numbers",
             advice="go back to a checkpoint from before they were.",
         )
-    return module
 
 
 def _load(transformers: Any, path: Path) -> nn.Module:
-    with _quietly(transformers):
-        try:
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, dtype="auto", output_loading_info=True
-            )
-        except Exception as error:
-            raise _unreadable(path, error) from error
+    with _read_by(transformers, path):
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", output_loading_info=True, **ONLY_LOCAL
+        )
     absent = sorted([*loading["missing_keys"], *(str(entry) for entry in loading.get("mismatched_keys", ()))])
     if absent:
         raise CheckpointError(
@@ -167,14 +163,9 @@ def _load(transformers: Any, path: Path) -> nn.Module:
 
 
 def _load_step(transformers: Any, path: Path) -> nn.Module:
-    with _quietly(transformers), seeded("model"):
-        try:
-            settings = transformers.AutoConfig.from_pretrained(
-                path.parent, local_files_only=True, trust_remote_code=False
-            )
-            model = _to_train(transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False))
-        except Exception as error:
-            raise _unreadable(path.parent, error) from error
+    with _read_by(transformers, path.parent), seeded("model"):
+        settings = transformers.AutoConfig.from_pretrained(path.parent, **ONLY_LOCAL)
+        model = _to_train(transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False))
     _load_into(model, path, "the state dict of the model that config.json beside it describes")
     return model
 
@@ -193,13 +184,7 @@ def _load_into(module: nn.Module, path: Path, expected: str) -> None:
 def _to_train(model: Any) -> nn.Module:
     """Return a model of transformers without what is narrower than float32, or for inference alone."""
     model.config.use_cache = False  # a state kept between calls has no gradient
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dtype.itemsize < 4:
-            parameter.data = parameter.data.float()
-    for owner in model.modules():
-        for key, buffer in owner._buffers.items():
-            if buffer is not None and buffer.is_floating_point() and buffer.dtype.itemsize < 4:
-                owner._buffers[key] = buffer.float()
+    model._apply(lambda value: value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value)
     return model
 
 
@@ -226,33 +211,29 @@ def _require_no_run(path: Path) -> None:
         )
 
 
-def _stored_dtype(settings: Any) -> torch.dtype | None:
-    dtype = getattr(settings, "dtype", None)
-    return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    own_code = "trust_remote_code" in str(error)
-    return CheckpointError(
-        f"{path}: transformers makes no causal language model of it ({type(error).__name__}: {reason}).",
-        expected="what save_pretrained wrote, of an architecture that transformers itself has",
-        advice="code in the directory is not run; build the model in a function: --model package.module:function."
-        if own_code
-        else "build the model in a function: --model package.module:function.",
-    )
-
-
 @contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
-    """Silence transformers' progress bars and remarks for a while."""
+def _read_by(transformers: Any, path: Path) -> Iterator[None]:
+    """Silence transformers' progress bars and remarks, and raise CheckpointError for whatever its readers raise."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
         yield
+    except Exception as error:
+        own_code = "trust_remote_code" in str(error)
+        raise CheckpointError(
+            f"{path}: transformers makes no causal language model of it ({describe_error(error)}).",
+            expected="what save_pretrained wrote, of an architecture that transformers itself has",
+            advice=f"{'code in the directory is not run; ' * own_code}build the model in a function: --model "
+            "package.module:function.",
+        ) from error
     finally:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
+
+
+def describe_error(error: Exception) -> str:
+    """Return what kind of error this is, and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

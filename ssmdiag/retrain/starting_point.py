@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssmdiag.checkpoint import Checkpoint, read_checkpoint
-from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError
+from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.errors import CheckpointError, ConfigurationError, MapError
 from ssmdiag.recurrence.maps import find_map
 from ssmdiag.reparam.fit import advise
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.model import ModelSettings, shapes_of
-from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D
+from ssmdiag.retrain.recurrences import RECURRENCES, S4D
+from ssmdiag.retrain.sources import refuse_nan
 from ssmdiag.retrain.tasks import TaskData
 
 _UNCHANGED = "give a step-….safetensors as `ssmdiag retrain` saved it."
-_RATES = {S4D.name: "kernel.log_A_real", LRU.name: "nu_log"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class StartingPoint:
         if param == self.map:
             return weights
         old, new = find_map(self.map), find_map(param)
-        names = [name for name in weights if name.endswith(f".{_RATES[self.settings.recurrence]}")]
+        names = [name for name in weights if name.endswith(f".{RECURRENCES[self.settings.recurrence].rate}")]
         rates = {name: old(weights[name].double()) for name in names}
         every = torch.cat([rate.flatten() for rate in rates.values()])
         if not (held := new.holds(every)).all():
@@ -67,14 +67,13 @@ class StartingPoint:
         """Raise ConfigurationError where the task has other inputs or outputs, MapError where a map does not reach."""
         encoder, decoder = self.tensors["encoder.weight"], self.tensors["decoder.weight"]
         tokens = "encoder.bias" not in self.tensors
-        has = (f"{len(encoder)} tokens" if tokens else f"{encoder.shape[1]} features", f"{len(decoder)} outputs")
-        asked = (
-            f"{data.vocabulary} tokens" if data.vocabulary else f"{data.features} features",
-            f"{data.outputs} outputs",
-        )
+        has = f"{len(encoder)} tokens" if tokens else f"{encoder.shape[1]} features"
+        has = f"{has} and {len(decoder)} outputs"
+        asked = f"{data.vocabulary} tokens" if data.vocabulary else f"{data.features} features"
+        asked = f"{asked} and {data.outputs} outputs"
         if has != asked:
             raise ConfigurationError(
-                f"{self.path} was trained with {' and '.join(has)}; the task has {' and '.join(asked)}.",
+                f"{self.path} was trained with {has}; the task has {asked}.",
                 expected="the task it was trained on, or one of the same shape",
             )
         for arm in arms:
@@ -92,8 +91,11 @@ def read_starting_point(path: Path) -> StartingPoint:
     """
     checkpoint = read_checkpoint(path)
     tensors = {tensor.stored_name: tensor.load() for tensor in checkpoint.values()}
-    layers = {name: _depth(tensors, f"{layer.path}.", f".{_RATES[name]}") for name, layer in RECURRENCES.items()}
-    name = next((name for name, depth in layers.items() if depth), None)
+    depths = {
+        name: sum(key.startswith(f"{layer.path}.") and key.endswith(f".{layer.rate}") for key in tensors)
+        for name, layer in RECURRENCES.items()
+    }
+    name = next((name for name, depth in depths.items() if depth), None)
     map = checkpoint.settings.get("rate_map")
     if name is None or not isinstance(map, str) or not {"encoder.weight", "decoder.weight"} <= tensors.keys():
         if map is None and (path.name.startswith("step-") or "arm" in checkpoint.settings):
@@ -102,25 +104,21 @@ def read_starting_point(path: Path) -> StartingPoint:
                 advice=f"name what builds the model as well: {path} --model package.module:function",
             )
         raise CheckpointError(
-            f"{path}: {_what_is_there(checkpoint)}",
+            f"{path}: {len(checkpoint)} tensors ({', '.join(list(checkpoint)[:3])}, …), not those of the built-in "
+            "model with the map of its rates.",
             expected="a step-….safetensors that `ssmdiag retrain` saved, or a directory of transformers",
             advice="build any other model in a function: --model package.module:function.",
         )
-    broken = [key for key, value in tensors.items() if value.isnan().any()]
-    if broken:
-        raise LayerError(
-            f"{path}: {len(broken)} of {len(tensors)} weights hold NaN: {', '.join(broken[:3])}.",
-            expected="numbers",
-            advice="go back to a checkpoint from before they were.",
-        )
+    refuse_nan(str(path), tensors)
     find_map(map)
-    settings = _settings_of(path, tensors, name, layers[name])
+    settings = _settings_of(path, tensors, name, depths[name])
     return StartingPoint(path, settings, tensors, map, checkpoint.train_step)
 
 
 def _settings_of(path: Path, tensors: Mapping[str, Tensor], recurrence: str, depth: int) -> ModelSettings:
     """Return the sizes of the model. Raises CheckpointError where a tensor of it is absent, or of another shape."""
-    rate = f"{RECURRENCES[recurrence].path}.0.{_RATES[recurrence]}"
+    layer = RECURRENCES[recurrence]
+    rate = f"{layer.path}.0.{layer.rate}"
     axes = {"encoder.weight": 2, "decoder.weight": 2, rate: 2 if recurrence == S4D.name else 1}
     for name, count in axes.items():
         if name not in tensors or tensors[name].ndim != count or 0 in tensors[name].shape:
@@ -144,12 +142,3 @@ def _settings_of(path: Path, tensors: Mapping[str, Tensor], recurrence: str, dep
             advice=_UNCHANGED,
         )
     return settings
-
-
-def _depth(tensors: Mapping[str, Tensor], head: str, tail: str) -> int:
-    return sum(name.startswith(head) and name.endswith(tail) for name in tensors)
-
-
-def _what_is_there(checkpoint: Checkpoint) -> str:
-    some = ", ".join(list(checkpoint)[:3])
-    return f"{len(checkpoint)} tensors ({some}, …), not those of the built-in model with the map of its rates."

@@ -171,3 +171,25 @@ def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor's numbers in their order, without a copy where it is contiguous and on the CPU."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def digest_of(*values: Any) -> str:
+    """Return the SHA-256 of tensors, mappings, tuples and plain values, in their order."""
+    digest = hashlib.sha256()
+    for value in values:
+        update(digest, value)
+    return digest.hexdigest()
+
+
+def update(digest: hashlib._Hash, value: Any) -> None:
+    """Add a value to a digest: of a tensor its shape, its dtype and all of its bytes."""
+    if isinstance(value, Tensor):
+        digest.update(repr((tuple(value.shape), value.dtype)).encode())
+        digest.update(bytes_of(value))
+    elif isinstance(value, (Mapping, tuple, list)):
+        entries = list(value.items()) if isinstance(value, Mapping) else list(value)
+        digest.update(f"{type(entries[0]).__name__ if entries else ''} {len(entries)}".encode())
+        for entry in entries:
+            update(digest, entry)
+    else:
+        digest.update(repr(value).encode())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.batches import Batch, Loss, ReadOut, as_batch, length_of, require_numbers
-from ssmdiag.retrain.digests import digest_of, update
 from ssmdiag.retrain.seeding import seeded
+from ssmdiag.retrain.state_file import digest_of, update
 
 
 @dataclass(eq=False)
@@ -29,8 +30,7 @@ class StreamedBatches:
     casts: bool = False
     _place: tuple[int, int] = (-1, 0)
     """Seed, and step to be read next."""
-    _epoch: int = 0
-    _iterator: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    _stream: Iterator[Batch] = field(default_factory=lambda: iter(()))
     _seen: hashlib._Hash | None = None
     """Digest of all training batches up to `_place`; None until it is needed."""
     _before: tuple[int, str] = (-1, "")
@@ -57,10 +57,10 @@ class StreamedBatches:
     def at(self, seed: int, step: int) -> Batch:
         """Return the batch of a step. Raises ConfigurationError where there are none, or one is no batch."""
         self._go_to(seed, step)
-        return self._next(seed)
+        return self._next()
 
     def digest(self, seed: int, step: int) -> str:
-        """Return a name for the batches before a step, and those to validate on: to name them is to go through them."""
+        """Return a digest of the batches before a step and of those to validate on; it goes through all of them."""
         if self._seen is None or self._place[0] != seed or step not in (self._before[0], self._place[1]):
             self._seen, self._place = hashlib.sha256(), (-1, 0)
             self._go_to(seed, step)
@@ -78,39 +78,47 @@ class StreamedBatches:
         """Yield the validation batches."""
         with seeded("validation"):
             iterator = iter(self.held_out)
-        for number in range(2**62):
-            with seeded("validation", number):
-                batch = next(iterator, None)
-            if batch is None:
-                return
+        for batch in _drawn(iterator, "validation"):
             yield require_numbers(as_batch(batch, "validation"), "validation batch", self.loss)
 
     def _go_to(self, seed: int, step: int) -> None:
         """Make the batch of a step the next one, from the first on where it is not."""
         if self._place == (seed, step):
             return
-        self._place, self._epoch, self._before = (seed, 0), 0, (-1, "")
+        self._place, self._before = (seed, 0), (-1, "")
         self._seen = self._seen and hashlib.sha256()
-        self._begin(seed)
+        self._stream = self._epochs(seed)
         while self._place[1] < step:
-            self._next(seed)
+            self._next()
 
-    def _begin(self, seed: int) -> None:
-        with seeded("epoch", seed, self._epoch):
-            self._iterator = iter(self.train)
+    def _next(self) -> Batch:
+        seed, step = self._place
+        batch = next(self._stream)
+        self._place = (seed, step + 1)
+        if self._seen is not None:
+            self._before = step, self._seen.hexdigest()
+            update(self._seen, batch)
+        return batch
 
-    def _next(self, seed: int) -> Batch:
-        step = self._place[1]
-        for _ in range(2):
-            with seeded("batch", seed, step):
-                batch = next(self._iterator, None)
-            if batch is not None:
-                self._place = (seed, step + 1)
-                found = require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
-                if self._seen is not None:
-                    self._before = step, self._seen.hexdigest()
-                    update(self._seen, found)
-                return found
-            self._epoch += 1
-            self._begin(seed)
-        raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
+    def _epochs(self, seed: int) -> Iterator[Batch]:
+        """Yield training batches, one epoch after another without end."""
+        step = 0
+        for epoch in itertools.count():
+            with seeded("epoch", seed, epoch):
+                iterator = iter(self.train)
+            begun = step
+            for batch in _drawn(iterator, "batch", seed, first=step):
+                yield require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
+                step += 1
+            if step == begun:
+                raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
+
+
+def _drawn(iterator: Iterator[Batch], *place: object, first: int = 0) -> Iterator[Batch]:
+    """Yield what an iterator gives, each item with random numbers that `place` and its number decide."""
+    for number in itertools.count(first):
+        with seeded(*place, number):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch

@@ -14,20 +14,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from ssmdiag.checkpoint import Checkpoint
+from ssmdiag.retrain.arms import Arm, Budget
+from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.interruption import InterruptedTraining, finishing_steps, signal_of
-from ssmdiag.retrain.results import ArmResult, Point
-from ssmdiag.retrain.resuming import Run, RunState
+from ssmdiag.retrain.results import ArmResult, LearnedKernel, PerturbationCurve, Point
+from ssmdiag.retrain.run_folder import Run, RunState
 from ssmdiag.retrain.saving import Contents, checkpoints_of, save_checkpoint
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.retrain.arms import Arm, Budget
-    from ssmdiag.retrain.distributed import Ranks
-    from ssmdiag.retrain.results import LearnedKernel, PerturbationCurve
 
 DIVERGED = 1e4
 """A loss this many times that of predicting nothing has diverged."""
@@ -125,21 +122,20 @@ def train(
     return training.results()
 
 
+@dataclass
 class _Training:
     """The loop, and what it writes."""
 
-    def __init__(
-        self,
-        trainee: Trainee,
-        budget: Budget,
-        folder: Path | None,
-        task: str,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.trainee, self.budget, self.folder, self.on_progress = trainee, budget, folder, on_progress
+    trainee: Trainee
+    budget: Budget
+    folder: Path | None
+    task: str
+    on_progress: Callable[[Progress], None] | None
+
+    def __post_init__(self) -> None:
+        trainee, ranks = self.trainee, self.trainee.ranks
         self.run = Run([[] for _ in trainee.arms])
-        self.state = None if folder is None else RunState(folder, trainee, self.run, budget, task)
-        ranks = trainee.ranks
+        self.state = RunState(self.folder, trainee, self.run, self.budget, self.task) if self.folder else None
         device = torch.device(ranks.device).type
         self.place = device if ranks.count == 1 else f"{ranks.count} ranks on {device}"
 
@@ -148,7 +144,8 @@ class _Training:
         if resume and self.state is not None:
             self.state.load()
         ranks.require_same(f"{self.trainee.arms[0].label}, the step to go on from", self.run.step)
-        self.trainee.require_same_batches(self.run.step)
+        if ranks.count > 1:
+            self.trainee.require_same_batches(self.run.step)
         if not ranks.first:
             self.state = None
         if not any(self.run.history):

@@ -40,7 +40,6 @@ from ssmdiag.retrain.batches import (
     loss_of_nothing,
     require_numbers,
 )
-from ssmdiag.retrain.scoring import Score
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.streamed_batches import StreamedBatches
 from ssmdiag.retrain.tasks import TaskData
@@ -129,14 +128,15 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
             f"--data {name}: training data are {describe(train)}, validation data {describe(held_out)}.",
             expected="both (inputs, targets), or both iterables of batches",
         )
-    if is_batch(train):
-        first, last = as_batch(train, "training"), as_batch(held_out, "validation")
-        loss = _loss(name, made[2] if len(made) == 3 else None, first)
-        for batch, kind in ((first, "training data"), (last, "validation data")):
-            require_numbers(batch, kind, loss)
-        return SampledBatches(first, last, size, loss, nothing=_nothing(loss, [last]))
-    loss = _loss(name, made[2] if len(made) == 3 else None, _first_of(name, held_out))
-    return StreamedBatches(train, held_out, loss)
+    own_loss = made[2] if len(made) == 3 else None
+    if not is_batch(train):
+        return StreamedBatches(train, held_out, _loss(name, own_loss, _first_of(name, held_out)))
+    first, last = as_batch(train, "training"), as_batch(held_out, "validation")
+    loss = _loss(name, own_loss, first)
+    require_numbers(first, "training data", loss)
+    require_numbers(last, "validation data", loss)
+    nothing = loss_of_nothing(last[1].float(), None) if loss == "squared error" else None
+    return SampledBatches(first, last, size, loss, nothing=nothing)
 
 
 def read_task_data(name: str) -> TaskData:
@@ -202,17 +202,13 @@ def _first_of(name: str, batches: Any) -> Batch:
 
 def _loss(name: str, loss: Any, batch: Batch) -> Loss:
     if loss is None:
-        return Score.usual_for(batch[1]).loss
+        return "squared error" if batch[1].is_floating_point() else "cross-entropy"
     if not callable(loss) and loss not in LOSSES:
         raise ConfigurationError(
             f"--data {name}: the third is {describe(loss) if not isinstance(loss, str) else repr(loss)}.",
             expected=f"loss(answers, targets), {' or '.join(map(repr, LOSSES))}",
         )
     return loss
-
-
-def _nothing(loss: Loss, batches: list[Batch]) -> float | None:
-    return None if callable(loss) or loss == "cross-entropy" else loss_of_nothing(batches[0][1].float(), None)
 
 
 def _broken(option: str, what: str, error: BaseException) -> ConfigurationError:

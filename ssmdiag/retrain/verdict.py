@@ -6,7 +6,8 @@ A window is measured between tried learning rates: its precision is that of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ssmdiag.retrain.arms import Arm
@@ -39,6 +40,10 @@ class Summary:
     """Median first step at or under each level; None where most runs never got there."""
     seconds_per_step: float
     runs: tuple[ArmResult, ...]
+
+    def within(self, limit: float) -> bool:
+        """Whether every run ended at or below this loss."""
+        return all(run.final_loss is not None and run.final_loss <= limit for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def learning_rate_windows(result: RetrainResult) -> list[Window]:
             Window(
                 arm=group[0].arm,
                 rates=tuple(summary.arm.lr for summary in ordered),
-                usable=tuple(summary.arm.lr for summary in ordered if _usable(summary, limit)),
+                usable=tuple(summary.arm.lr for summary in ordered if summary.within(limit)),
                 top=top,
             )
         )
@@ -133,11 +138,6 @@ def loss_levels(result: RetrainResult) -> tuple[float, ...]:
     return tuple(float(f"{math.exp(high + (low - high) * k / (LEVELS + 1)):.2g}") for k in range(1, LEVELS + 1))
 
 
-def _usable(summary: Summary, limit: float) -> bool:
-    worst = [run.final_loss for run in summary.runs]
-    return all(loss is not None and loss <= limit for loss in worst)
-
-
 def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
     finals = sorted(run.final_loss for run in runs if run.final_loss is not None)
     bests = [run.best_loss for run in runs if run.best_loss is not None]
@@ -152,21 +152,17 @@ def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
         spread=(finals[0], finals[-1]) if len(finals) > 1 else None,
         best=min(bests, default=None),
         accuracy=median(accuracies),
-        steps_to={level: _median_step([run.steps_to(level) for run in runs]) for level in levels},
+        steps_to={level: _median_step(run.steps_to(level) for run in runs) for level in levels},
         seconds_per_step=sum(run.seconds_per_step for run in runs) / len(runs),
         runs=tuple(runs),
     )
 
 
-def _median_step(steps: Sequence[int | None]) -> int | None:
-    ordered = sorted(math.inf if step is None else step for step in steps)
-    middle = ordered[len(ordered) // 2]
+def _median_step(steps: Iterable[int | None]) -> int | None:
+    middle = statistics.median_high(math.inf if step is None else step for step in steps)
     return None if middle == math.inf else int(middle)
 
 
-def median(ordered: Sequence[float]) -> float | None:
-    """Return the middle of ascending values, the mean of two; None where there are none."""
-    if not ordered:
-        return None
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+def median(values: Sequence[float]) -> float | None:
+    """Return the median, None where there are no values."""
+    return statistics.median(values) if values else None

@@ -8,6 +8,7 @@ the machine lengthen neither side.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from unittest import mock
@@ -16,15 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssmdiag.retrain.adamw import ArmAdamW
 from ssmdiag.retrain.allocation import keep_freed_memory
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.batches import ArmBatches
-from ssmdiag.retrain.ensemble_trainee import _rates
-from ssmdiag.retrain.gradients import losses_and_gradients
-from ssmdiag.retrain.model import Ensemble, ModelSettings
+from ssmdiag.retrain.distributed import Ranks
+from ssmdiag.retrain.ensemble_trainee import EnsembleTrainee
+from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.recurrences import S4D, MapsOfArms
 from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task
+from tests.retrain.published import direct_kernel as published_kernel
 
 BATCH, ARMS = 128, 12
 
@@ -47,15 +47,12 @@ def in_turn(sides: Mapping[str, Step], device: str, rounds: int) -> dict[str, fl
 
 def stepper(arms: tuple[Arm, ...], data: TaskData, settings: ModelSettings, device: str) -> Step:
     """Return a training step of some arms together."""
-    ensemble = Ensemble(arms, settings, data, device)
-    optimiser = ArmAdamW(ensemble.parameters, *_rates(ensemble, device))
-    batches = ArmBatches(arms, data, BATCH, device)
-    running = torch.ones(len(arms), dtype=torch.bool, device=device)
+    trainee = EnsembleTrainee(arms, data, settings, BATCH, ranks=Ranks(device=device))
+    numbers = itertools.count()
 
     def step() -> None:
-        losses, gradients = losses_and_gradients(ensemble, *batches.at(optimiser.steps), data)
-        losses.tolist()
-        optimiser.step(gradients, 1.0, running)
+        trainee.losses(next(numbers))
+        trainee.update(1.0, [True] * len(arms))
 
     return step
 
@@ -63,7 +60,7 @@ def stepper(arms: tuple[Arm, ...], data: TaskData, settings: ModelSettings, devi
 def published_apply(p: Mapping[str, Tensor], maps: MapsOfArms, u: Tensor) -> Tensor:
     """Return K ∗ u + D u as the published code computes it: exp(ℓ t) for every lag, FFTs of twice the length."""
     steps = u.shape[2]
-    kernel = S4D.direct_kernel(p, maps, steps)
+    kernel = published_kernel(p, maps, steps)
     first = u.permute(0, 3, 1, 2)
     spectrum = torch.fft.rfft(first, n=2 * steps) * torch.fft.rfft(kernel, n=2 * steps)[:, :, None]
     y = torch.fft.irfft(spectrum, n=2 * steps)[..., :steps] + first * p["D"][:, :, None, None]
@@ -91,7 +88,7 @@ def direct_kernel(step: Step) -> Step:
     """Return the step with nothing but the kernel of the published code."""
 
     def slow() -> None:
-        with mock.patch.object(S4D, "kernel", S4D.direct_kernel):
+        with mock.patch.object(S4D, "kernel", published_kernel):
             step()
 
     return slow

@@ -9,13 +9,11 @@ import pytest
 
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
-from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.sources import function_source
 from ssmdiag.retrain.training import Progress
 from tests.cuda.conftest import slow_but
 from tests.cuda.same import SINGLE, assert_same
-from tests.retrain.small import RECURRENCES, model, task, train
+from tests.retrain.small import RECURRENCES, compare_arms, compare_modules, model, task, train
 
 ONE_STEP = Budget(steps=1, batch=8)
 ARMS = (Arm("exp", freeze="step"), Arm("best", recurrence_lr=1e-3, weight_decay=0.1))

@@ -14,15 +14,14 @@ from torch import nn
 
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
-from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.distributed import Ranks, joined
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.sources import ModelSource, function_source
 from ssmdiag.retrain.tasks import TaskSettings, find_task
 from ssmdiag.retrain.user_code import read_data
 from tests.retrain.given_models import Net, sequences
+from tests.retrain.small import compare_arms, compare_modules
 
 GIVEN = "tests.retrain.given_models"
 BUILT_IN = Budget(6, 7, 2)

@@ -25,13 +25,13 @@ def gradients(step: int) -> dict[str, Tensor]:
     return {name: torch.randn(value.shape, generator=generator, dtype=torch.float64) for name, value in start().items()}
 
 
-def numbers(values: list[float]) -> dict[str, Tensor]:
-    return {name: torch.tensor(values, dtype=torch.float64) for name in start()}
+def rates(values: list[float]) -> dict[str, list[float]]:
+    return dict.fromkeys(start(), values)
 
 
 def test_every_arm_is_torchs_adamw() -> None:
     together = start()
-    optimiser = ArmAdamW(together, numbers(RATES), numbers(DECAYS))
+    optimiser = ArmAdamW(together, rates(RATES), DECAYS)
     alone = [{name: value[k].clone().requires_grad_() for name, value in start().items()} for k in range(3)]
     torchs = [
         torch.optim.AdamW(arm.values(), lr=rate, weight_decay=decay)
@@ -54,7 +54,7 @@ def test_every_arm_is_torchs_adamw() -> None:
 def test_a_rate_of_zero_keeps_every_bit_beside_any_gradient_and_weight_decay(bad: float) -> None:
     weights = start()
     weights["w"][1, 0, 0] = -0.0
-    optimiser = ArmAdamW(weights, numbers([1e-2, 0.0, 1e-2]), numbers([0.5, 0.5, 0.5]))
+    optimiser = ArmAdamW(weights, rates([1e-2, 0.0, 1e-2]), [0.5, 0.5, 0.5])
     before = {name: value.clone() for name, value in weights.items()}
     for step in range(3):
         given = gradients(step)
@@ -67,8 +67,8 @@ def test_a_rate_of_zero_keeps_every_bit_beside_any_gradient_and_weight_decay(bad
 
 def test_an_arm_that_rests_keeps_its_weights_and_others_do_not_notice() -> None:
     resting, running = start(), start()
-    one = ArmAdamW(resting, numbers(RATES), numbers(DECAYS))
-    other = ArmAdamW(running, numbers(RATES), numbers(DECAYS))
+    one = ArmAdamW(resting, rates(RATES), DECAYS)
+    other = ArmAdamW(running, rates(RATES), DECAYS)
     for step in range(4):
         given = gradients(step)
         other.step(given, 1.0, ALL)
@@ -82,13 +82,13 @@ def test_an_arm_that_rests_keeps_its_weights_and_others_do_not_notice() -> None:
 
 def test_a_state_put_back_goes_on_as_if_nothing_had_been() -> None:
     through, stopped = start(), start()
-    one = ArmAdamW(through, numbers(RATES), numbers(DECAYS))
-    first = ArmAdamW(stopped, numbers(RATES), numbers(DECAYS))
+    one = ArmAdamW(through, rates(RATES), DECAYS)
+    first = ArmAdamW(stopped, rates(RATES), DECAYS)
     for step in range(6):
         one.step(gradients(step), 1.0, ALL)
         if step < 3:
             first.step(gradients(step), 1.0, ALL)
-    second = ArmAdamW(stopped, numbers(RATES), numbers(DECAYS))
+    second = ArmAdamW(stopped, rates(RATES), DECAYS)
     second.load(first.state())
     for step in range(3, 6):
         second.step(gradients(step), 1.0, ALL)

@@ -6,11 +6,9 @@ import pytest
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import OWN, Arm, Budget
-from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.sources import function_source
 from ssmdiag.retrain.user_code import read_data
-from tests.retrain.small import BUDGET, model, task
+from tests.retrain.small import BUDGET, compare_arms, compare_modules, model, task
 
 GIVEN = "tests.retrain.given_models"
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from ssmdiag.reports.retrain.json import document as as_document
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.distributed import ALONE, Ranks
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.sources import function_source
 from ssmdiag.retrain.state_file import read_state
 from ssmdiag.retrain.user_code import read_data
 from tests.retrain.on_two_ranks import comparisons, losses
+from tests.retrain.small import compare_modules
 
 ROOT = Path(__file__).parents[2]
 GIVEN = "tests.retrain.given_models"

@@ -20,7 +20,7 @@ from ssmdiag import diagnose
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError, SsmdiagError, UnknownFamilyError
 from ssmdiag.retrain.arms import OWN, Arm, Budget, product_of
 from ssmdiag.retrain.batches import SampledBatches
-from ssmdiag.retrain.foreign import compare_modules, own_maps
+from ssmdiag.retrain.foreign import own_maps
 from ssmdiag.retrain.results import RetrainResult
 from ssmdiag.retrain.sources import ModelSource, function_source
 from ssmdiag.retrain.state_file import read_state
@@ -29,6 +29,7 @@ from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.user_code import build_model, read_data
 from tests.retrain import given_models
 from tests.retrain.given_models import Net, pairs, sequences
+from tests.retrain.small import compare_modules
 
 GIVEN = "tests.retrain.given_models"
 STABLE = "best(b=0.05)"

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.learned_kernel import compare_with, learned_kernel, mean_derivative
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.tasks.linear_functional import filter_with
-from tests.retrain.small import BUDGET, RECURRENCES, model, task, trained
+from tests.retrain.small import BUDGET, RECURRENCES, compare_arms, model, task, trained
 
 LAGS = 24
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmdiag.retrain.learned_law import DESCRIBES_DB, fit_target_law
+from ssmdiag.retrain.learned_kernel import DESCRIBES_DB, fit_target_law
 from ssmdiag.retrain.results import LearnedLaw
 from ssmdiag.retrain.tasks import TargetLaw, TaskSettings, known_tasks
 

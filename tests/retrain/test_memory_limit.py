@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.retrain import ensemble_trainee, memory_limit
+from ssmdiag.retrain import ensemble_trainee
 from ssmdiag.retrain.arms import OWN, Arm
-from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory, saying_what_fits
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.sources import ModelSource
-from ssmdiag.retrain.tasks import TaskSettings, find_task
+from ssmdiag.retrain.tasks import TaskSettings, find_task, interface
 from ssmdiag.retrain.user_code import read_data
 from tests.retrain.given_models import Net
-from tests.retrain.small import BUDGET, model, task, train
+from tests.retrain.small import BUDGET, compare_arms, compare_modules, model, task, train
 
 ON_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 6553600 bytes. Error code 12 (Cannot …)"
 
@@ -131,7 +129,7 @@ def test_a_model_too_large_to_start_is_said() -> None:
 def test_data_that_do_not_fit_say_how_many_do(
     name: str, asked: TaskSettings, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_limit, "free_memory", lambda: 200 << 20)
+    monkeypatch.setattr(interface, "free_memory", lambda: 200 << 20)
     with pytest.raises(SsmdiagError, match=f"out of memory making the data of --task {name} with --samples") as caught:
         find_task(name).make(asked)
     found = re.match(advice, str(caught.value.advice))

@@ -16,15 +16,13 @@ from ssmdiag.reparam import freeze, reparameterize
 from ssmdiag.reparam.parametrisations import Hold
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import SampledBatches
-from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.foreign import compare_modules
 from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.perturbation import BETAS, module_perturbation_curve, perturbation_curve
 from ssmdiag.retrain.results import PerturbationCurve
 from ssmdiag.retrain.sources import function_source
 from tests.retrain import given_models
-from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task, trained
+from tests.retrain.small import BUDGET, RECURRENCES, compare_arms, compare_modules, ensemble, model, task, trained
 
 ARMS = (Arm("exp", lr=0.05), Arm("best", lr=0.05), Arm("direct", lr=0.05))
 

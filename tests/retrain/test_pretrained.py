@@ -15,10 +15,11 @@ from ssmdiag import diagnose
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
-from ssmdiag.retrain.foreign import compare_modules, own_maps
+from ssmdiag.retrain.foreign import own_maps
 from ssmdiag.retrain.next_token import directory_tokenizer, next_token_data
 from ssmdiag.retrain.sources import ModelSource, directory_source
 from tests.families.tiny_transformers import tiny_model
+from tests.retrain.small import compare_modules
 
 LENGTH = 6
 TEXT = "the state remembers what the input was, and forgets it. " * 6

@@ -17,7 +17,7 @@ from ssmdiag.compare.run_order import expand_run
 from ssmdiag.errors import CheckpointError, SsmdiagError
 from ssmdiag.recurrence.maps import STABLE_MAPS, find_map
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.resuming import state_path
+from ssmdiag.retrain.run_folder import state_path
 from ssmdiag.retrain.saving import checkpoint_path, write
 from tests.reference import relative_error, stepped_kernel, stepped_matrix_kernel
 from tests.retrain.small import BUDGET, RECURRENCES, ensemble, model, task, train

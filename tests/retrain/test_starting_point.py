@@ -14,11 +14,11 @@ from ssmdiag import diagnose
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError, MapError
 from ssmdiag.recurrence.maps import find_map
 from ssmdiag.retrain.arms import Arm, Budget
-from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.model import ModelSettings
 from ssmdiag.retrain.results import ArmResult
 from ssmdiag.retrain.starting_point import read_starting_point
 from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task
+from tests.retrain.small import compare_arms
 
 BUDGET = Budget(6, 8, 6)
 

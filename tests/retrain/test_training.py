@@ -19,14 +19,24 @@ from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain import ensemble_trainee, training
 from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.retrain.batches import ArmBatches
-from ssmdiag.retrain.comparison import compare_arms
 from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.model import ACTIVATION, MOST
 from ssmdiag.retrain.results import ArmResult
 from ssmdiag.retrain.state_file import read_state
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.training import Progress, schedule
-from tests.retrain.small import BUDGET, FREEZES, RECURRENCES, Freeze, ensemble, history, model, task, train
+from tests.retrain.small import (
+    BUDGET,
+    FREEZES,
+    RECURRENCES,
+    Freeze,
+    compare_arms,
+    ensemble,
+    history,
+    model,
+    task,
+    train,
+)
 
 ARMS = (
     Arm("exp", lr=0.05),

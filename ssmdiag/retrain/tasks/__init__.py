@@ -1,4 +1,4 @@
-"""Every task `ssmdiag retrain` knows, discovered: modules with `TASKS`."""
+"""The tasks of `ssmdiag retrain`: all that modules of this package list in `TASKS`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MACHINERY = frozenset({"interface"})
 
 @cache
 def known_tasks() -> tuple[Task, ...]:
-    """Return all tasks, by name. Imports no torch."""
+    """Return all tasks, by name."""
     modules = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in MACHINERY]
     tasks = [task for name in modules for task in importlib.import_module(f"{__name__}.{name}").TASKS]
     return tuple(sorted(tasks, key=lambda task: task.name))
 
 
 def find_task(name: str) -> Task:
-    """Return the task of this name. Raises ConfigurationError for any other, and says which there are."""
+    """Return the task of this name. Raises ConfigurationError, which lists them, for any other."""
     task = next((task for task in known_tasks() if task.name == name), None)
     if task is None:
         raise ConfigurationError(

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ssmdiag.checkpoint.budget import open_regular, shortened
 from ssmdiag.checkpoint.formats.npz_file import BROKEN
@@ -27,35 +28,29 @@ from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 NPY = b"\x93NUMPY"
 MOST_CODES = 100_000
 """More tokens or classes than this are numbers that were stored as integers."""
 PART = 5
-"""One sample in so many is for validation."""
+"""One sample in this many is for validation."""
 
 
 def make(settings: TaskSettings) -> TaskData:
     """Return the file's sequences. Raises ConfigurationError for shapes, types and values no model can learn from."""
-    import torch
-
     path = settings.path
     if path is None:
         raise ConfigurationError("--task arrays needs arrays.", expected="--data FILE.npz with x and y")
-    arrays = _read(path)
-    x, y = (_tensor(path, name, arrays[name]) for name in ("x", "y"))
-    if given := "x_validation" in arrays:
-        held_x, held_y = (_tensor(path, name, arrays[name]) for name in ("x_validation", "y_validation"))
+    x, y, *validation = (_tensor(path, name, array) for name, array in _read(path).items())
+    if validation:
+        held_x, held_y = validation
         _require_alike(path, x, y, held_x, held_y)
         x, y = torch.cat([held_x, x]), torch.cat([held_y, y])
     x = x[..., None] if x.ndim == 2 and x.is_floating_point() else x
     per_step = _require_shapes(path, x, y)
     if settings.length is not None:
         x, y = _shortened(path, x, y, settings.length, per_step)
-    held = len(held_x) if given else max(1, len(x) // PART)
-    if not given:
+    held = len(held_x) if validation else max(1, len(x) // PART)
+    if not validation:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(settings.seed))
         x, y = x[order], y[order]
     count = min(settings.samples or len(x), len(x) - held)
@@ -94,7 +89,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in an archive; a lone one has no name, so of a .npy none."""
+    """Return the arrays of an archive by name; none of a .npy, whose array has no name."""
     with open_regular(path) as file:
         if file.read(len(NPY)) == NPY:
             return {}
@@ -107,8 +102,6 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
-    import torch
-
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"{path}: {name} is {array.dtype}.", expected="floating-point or integer numbers")
     if array.dtype.kind == "f":
@@ -132,7 +125,7 @@ def _require_shapes(path: Path, x: Tensor, y: Tensor) -> bool:
     if x.ndim != (2 if codes else 3) or 0 in x.shape:
         kind = "integer" if codes else "floating point"
         raise ConfigurationError(
-            f"{path}: x is {kind} of shape {_shape(x)}.",
+            f"{path}: x is {kind} of shape {tuple(x.shape)}.",
             expected="(sample, step) tokens" if codes else "(sample, step) or (sample, step, feature)",
         )
     if len(x) < 2 or len(y) != len(x):
@@ -149,7 +142,9 @@ def _require_shapes(path: Path, x: Tensor, y: Tensor) -> bool:
             if classes
             else f"({len(x)},), ({len(x)}, outputs), ({len(x)}, {steps}) or ({len(x)}, {steps}, outputs)"
         )
-        raise ConfigurationError(f"{path}: y has shape {_shape(y)} and x {_shape(x)}.", expected=f"{expected} in y")
+        raise ConfigurationError(
+            f"{path}: y has shape {tuple(y.shape)} and x {tuple(x.shape)}.", expected=f"{expected} in y"
+        )
     return per_step
 
 
@@ -157,7 +152,8 @@ def _require_alike(path: Path, x: Tensor, y: Tensor, held_x: Tensor, held_y: Ten
     for name, train, held in (("x", x, held_x), ("y", y, held_y)):
         if train.shape[1:] != held.shape[1:] or train.dtype != held.dtype or not len(held):
             raise ConfigurationError(
-                f"{path}: {name} is {train.dtype} {_shape(train)}, {name}_validation {held.dtype} {_shape(held)}.",
+                f"{path}: {name} is {train.dtype} {tuple(train.shape)}, {name}_validation {held.dtype} "
+                f"{tuple(held.shape)}.",
                 expected="the same but for the number of samples",
             )
     if len(held_x) != len(held_y):
@@ -183,10 +179,6 @@ def _codes(path: Path, name: str, values: Tensor) -> int:
             advice=f"store {name} as floating point if these are numbers.",
         )
     return high + 1
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))}{',' * (tensor.ndim == 1)})"
 
 
 TASKS = (Task("arrays", "sequences x and targets y of --data FILE.npz", "the user's", make, needs_path=True),)

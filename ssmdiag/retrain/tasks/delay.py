@@ -1,6 +1,8 @@
-"""Delay: say what came in d steps ago, for several d at once (P2, arXiv 2510.00563)."""
+"""Delay: repeat the input of d steps ago, for several d at once (P2, arXiv 2510.00563)."""
 
 from __future__ import annotations
+
+import torch
 
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
@@ -8,7 +10,7 @@ LENGTH, SAMPLES, VALIDATION = 256, 4_096, 512
 
 
 def delays_for(length: int) -> tuple[int, ...]:
-    """Return the delays asked for: powers of two up to half the sequence.
+    """Return the delays of the targets: powers of two up to half the sequence.
 
     >>> delays_for(256)
     (1, 2, 4, 8, 16, 32, 64, 128)
@@ -17,9 +19,7 @@ def delays_for(length: int) -> tuple[int, ...]:
 
 
 def make(settings: TaskSettings) -> TaskData:
-    """Return uniform noise in [−1, 1] and, for each delay, the same delayed; zero before the start."""
-    import torch
-
+    """Return uniform noise in [−1, 1] and, for each delay, the noise so many steps later, zero before it starts."""
     length = settings.length or LENGTH
     count = settings.samples or SAMPLES
     generator = torch.Generator().manual_seed(settings.seed)
@@ -30,4 +30,4 @@ def make(settings: TaskSettings) -> TaskData:
     return TaskData(x[:count], y[:count], x[count:], y[count:], "squared error", "every step", outputs=len(delays))
 
 
-TASKS = (Task("delay", "what came in 1, 2, 4, … steps ago", "P2, arXiv 2510.00563", make),)
+TASKS = (Task("delay", "the input of 1, 2, 4, … steps ago", "P2, arXiv 2510.00563", make),)

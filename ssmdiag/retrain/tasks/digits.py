@@ -1,11 +1,13 @@
 """Sequential digits: scikit-learn's 8×8 images, read pixel by pixel; the class is read off the last step.
 
-A stand-in for the papers' sequential MNIST, which is not to be had without a download.
+A stand-in for the papers' sequential MNIST, which would have to be downloaded.
 """
 
 from __future__ import annotations
 
 import importlib
+
+import torch
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
@@ -15,8 +17,6 @@ PIXELS = 64
 
 def make(settings: TaskSettings) -> TaskData:
     """Return sequences of 64 pixels in [0, 1] and their classes; a fifth is for validation."""
-    import torch
-
     if settings.length not in (None, PIXELS):
         raise ConfigurationError(
             f"--length {settings.length:,}: an image has {PIXELS} pixels.", advice="leave it out; delay has any length."

@@ -1,4 +1,4 @@
-"""The contract of a task: sequences in, what is to be said of them out, and how it is scored.
+"""The contract of a task: input sequences, their targets, and the loss that scores the answers.
 
 A task is one module of this package with `TASKS`, a tuple of `Task`. Data are made on the CPU by a
 generator of their own: a task never touches torch's global random state.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from torch import Tensor
 
-    from torch import Tensor
-
+from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory, saying_what_to_lower
 
 BYTES_PER_NUMBER = 200
 """Memory that making one number of the inputs takes at most; the linear functionals' transforms are the largest."""
@@ -24,7 +23,7 @@ FEW = 2048
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What the user asks of a task; None leaves it to the task."""
+    """What the user asks for; None leaves the choice to the task."""
 
     length: int | None = None
     """Steps of a sequence."""
@@ -38,7 +37,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TargetLaw:
-    """The law a task's kernel decays by, (1 + t/t₀)^−p e^−βt: without a factor, what it has is None."""
+    """The law by which a task's kernel decays, (1 + t/t₀)^−p e^−βt; parameters of a factor that it lacks are None."""
 
     law: Literal["exponential", "polynomial", "truncated"]
     exponent: float | None = None
@@ -69,7 +68,7 @@ class TaskData:
     kernel: Tensor | None = None
     """(lag,) float64: the memory kernel that would solve it, where there is one."""
     law: TargetLaw | None = None
-    """What that kernel decays by, where that is one law."""
+    """The law by which that kernel decays, if it follows one."""
 
     @property
     def length(self) -> int:
@@ -93,8 +92,6 @@ class Task:
 
     def make(self, settings: TaskSettings) -> TaskData:
         """Return the data. Raises SsmdiagError with what would fit where memory does not hold them."""
-        from ssmdiag.retrain.memory_limit import saying_what_to_lower
-
         asked = {"--samples": settings.samples, "--length": settings.length}
         what = " ".join(f"{option} {number}" for option, number in asked.items() if number is not None)
         with saying_what_to_lower(
@@ -105,9 +102,7 @@ class Task:
             return self.maker(settings)
 
     def _fitting(self, settings: TaskSettings) -> str:
-        """Return options with which the data fit in the memory that is free."""
-        from ssmdiag.retrain.memory_limit import free_memory, is_out_of_memory
-
+        """Return options with which the data fit in the free memory."""
         free = free_memory()
         numbers = max(1, free // BYTES_PER_NUMBER)
         had = f"the {free / 2**30:.1f} GiB that are free"

@@ -13,36 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from ssmdiag.retrain.tasks.interface import TargetLaw, Task, TaskData, TaskSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LENGTH, SAMPLES, VALIDATION = 100, 12_800, 1_280
 """As in the released configuration."""
 
 
-def _exp(t: Tensor) -> Tensor:
-    return (-t).exp()
-
-
-def _poly(t: Tensor) -> Tensor:
-    return (1 + 0.1 * t) ** -1.1
-
-
-def _shift(t: Tensor) -> Tensor:
-    return ((t > 9) & (t < 11)).double()
-
-
-def _twoparts(t: Tensor) -> Tensor:
-    return (-t).exp() + (-(t - 9).square()).exp()
-
-
 def _airy(t: Tensor) -> Tensor:
-    import torch
-
     x = t - 6
     # torch's own is wrong in the ninth digit below 0; its series there loses four digits of sixteen.
     return torch.special.airy_ai(x).where(x >= 0, _airy_series(x.clamp(max=0)))
@@ -50,8 +31,6 @@ def _airy(t: Tensor) -> Tensor:
 
 def _airy_series(x: Tensor) -> Tensor:
     """Return Ai(x) = Ai(0) f(x) + Ai′(0) g(x) by the power series of f = 1 + x³/6 + … and g = x + x⁴/12 + …."""
-    import torch
-
     f, g = torch.ones_like(x), x.clone()
     total = _AIRY_AT_0[0] * f + _AIRY_AT_0[1] * g
     for k in range(1, 40):
@@ -67,8 +46,6 @@ _AIRY_AT_0 = (0.355028053887817239, -0.258819403792806798)
 
 def _maker(rho: Callable[[Tensor], Tensor], law: TargetLaw | None = None) -> Callable[[TaskSettings], TaskData]:
     def make(settings: TaskSettings) -> TaskData:
-        import torch
-
         length = settings.length or LENGTH
         kernel = rho(torch.arange(length, dtype=torch.float64))
         count = settings.samples or SAMPLES
@@ -86,19 +63,19 @@ def _maker(rho: Callable[[Tensor], Tensor], law: TargetLaw | None = None) -> Cal
 
 def filter_with(kernel: Tensor, x: Tensor) -> Tensor:
     """Return Σ_s K_s x_{t−s}, (sample, step), for x (sample, step) and K (lag,)."""
-    import torch
-
     size = 2 ** math.ceil(math.log2(2 * x.shape[1]))
     return torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(kernel, n=size), n=size)[:, : x.shape[1]]
 
 
-_EXP = TargetLaw("exponential", rate=1.0)
-_POLY = TargetLaw("polynomial", exponent=1.1, offset=10.0)
 _SOURCE = "P1, arXiv 2311.14495 §4.1"
+_EXP = _maker(lambda t: (-t).exp(), TargetLaw("exponential", rate=1.0))
+_POLY = _maker(lambda t: (1 + 0.1 * t) ** -1.1, TargetLaw("polynomial", exponent=1.1, offset=10.0))
+_SHIFT = _maker(lambda t: ((t > 9) & (t < 11)).double())
+_TWO_PARTS = _maker(lambda t: (-t).exp() + (-(t - 9).square()).exp())
 TASKS = (
-    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _maker(_exp, _EXP)),
-    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _maker(_poly, _POLY)),
-    Task("lf-shift", "a kernel of one late lag", _SOURCE, _maker(_shift)),
-    Task("lf-twoparts", "an early and a late part", _SOURCE, _maker(_twoparts)),
+    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _EXP),
+    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _POLY),
+    Task("lf-shift", "a kernel of one late lag", _SOURCE, _SHIFT),
+    Task("lf-twoparts", "an early and a late part", _SOURCE, _TWO_PARTS),
     Task("lf-airy", "an oscillating kernel, Airy's function", _SOURCE, _maker(_airy)),
 )

@@ -1,23 +1,31 @@
 """ListOps: the value of a nested list of MIN, MAX, MED and SM, by the rules of the Long Range Arena.
 
 [MAX 2 9 [MIN 4 7 ] 0 ] is 9 (Nangia & Bowman, arXiv 1804.06028; lengths as in Tay et al., arXiv 2011.04006). An
-operator has 2 to 10 arguments; each of them, and the root, is an operator with chance ¼ above depth 10, else
-a digit. Expressions as long as asked, or down to a quarter of that, are kept: 500 to 2,000 tokens there. MED is the
-median rounded down, SM the sum modulo 10. Sequences are padded in front: the answer is read where the
-expression ends.
+operator has 2 to 10 arguments. Each of them, and the root, is an operator with chance ¼ above depth 10, else
+a digit. Expressions are kept if they are at most as long as requested and at least a quarter of that; the Long Range
+Arena keeps 500 to 2,000 tokens. MED is the median rounded down, SM the sum modulo 10. Sequences are padded in front,
+so that the answer is read at the last step, where the expression ends.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
 TOKENS = ("", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "[MIN", "[MAX", "[MED", "[SM", "]")
 """Token 0 is padding."""
-OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
+OPERATORS: dict[str, Callable[[list[int]], int]] = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(statistics.median(values)),
+    "[SM": lambda values: sum(values) % 10,
+}
 LENGTH, SAMPLES, VALIDATION = 256, 8_192, 1_024
 SHORTEST = 4
 """The shortest expression is `[MIN 1 2 ]`."""
@@ -36,7 +44,7 @@ def evaluate(tokens: Sequence[str]) -> int:
             open_lists.append((token, []))
         elif token == "]" and len(open_lists) > 1 and open_lists[-1][1]:
             operator, values = open_lists.pop()
-            open_lists[-1][1].append(_apply(operator, values))
+            open_lists[-1][1].append(OPERATORS[operator](values))
         elif token.isdigit() and len(token) == 1:
             open_lists[-1][1].append(int(token))
         else:
@@ -47,10 +55,10 @@ def evaluate(tokens: Sequence[str]) -> int:
 
 
 def draw_expression(generator: random.Random, shortest: int, longest: int) -> list[str]:
-    """Return an expression of shortest … longest tokens, drawn by the rules until one is."""
+    """Draw expressions by the rules until one has from `shortest` to `longest` tokens; return that one."""
     while True:
         tokens: list[str] = []
-        # Arguments still to come of every open list; the root is the one argument of nothing.
+        # Arguments still to draw in every open list. The first number is for the root, which is in no list.
         pending = [1]
         while pending and len(tokens) <= longest:
             if pending[-1] == 0:
@@ -60,7 +68,7 @@ def draw_expression(generator: random.Random, shortest: int, longest: int) -> li
                 continue
             pending[-1] -= 1
             if len(pending) < DEPTH and generator.random() < CHANCE:
-                tokens.append(generator.choice(OPERATORS))
+                tokens.append(generator.choice(list(OPERATORS)))
                 pending.append(generator.randint(*ARGUMENTS))
             else:
                 tokens.append(str(generator.randrange(10)))
@@ -70,8 +78,6 @@ def draw_expression(generator: random.Random, shortest: int, longest: int) -> li
 
 def make(settings: TaskSettings) -> TaskData:
     """Return padded expressions as tokens and their values. Raises ConfigurationError for a length of under 4."""
-    import torch
-
     length = settings.length or LENGTH
     if length < SHORTEST:
         raise ConfigurationError(f"--length {length}: no expression is so short.", expected=f"{SHORTEST} at least")
@@ -88,15 +94,6 @@ def make(settings: TaskSettings) -> TaskData:
         x[:count], y[:count], x[count:], y[count:],
         "cross-entropy", "last step", outputs=10, vocabulary=len(TOKENS),
     )  # fmt: skip
-
-
-def _apply(operator: str, values: list[int]) -> int:
-    if operator == "[SM":
-        return sum(values) % 10
-    if operator == "[MED":
-        ordered = sorted(values)
-        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
-    return min(values) if operator == "[MIN" else max(values)
 
 
 TASKS = (Task("listops", "the value of a nested list of MIN, MAX, MED, SM", "Long Range Arena's rules", make),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ssmdiag.errors import ConfigurationError
+from ssmdiag.retrain.next_token import next_token_data
 from ssmdiag.retrain.tasks.interface import Task, TaskData, TaskSettings
 
 SAMPLES = 8_192
@@ -12,8 +13,6 @@ BYTES = 256
 
 def make(settings: TaskSettings) -> TaskData:
     """Return windows of the file's bytes and the bytes that follow. Raises ConfigurationError without a file."""
-    from ssmdiag.retrain.next_token import next_token_data
-
     if settings.path is None:
         raise ConfigurationError("--task text needs a text.", expected="--text FILE")
     return next_token_data(settings.path, vocabulary=BYTES, length=settings.length, samples=settings.samples or SAMPLES)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,8 @@ import scipy.special
 import torch
 
 from ssmdiag.errors import ConfigurationError, SsmdiagError
-from ssmdiag.retrain.arms import Arm
-from ssmdiag.retrain.batches import loss_of_nothing
-from ssmdiag.retrain.gradients import losses_of
 from ssmdiag.retrain.tasks import TaskData, TaskSettings, find_task, known_tasks
 from ssmdiag.retrain.tasks.listops import TOKENS, draw_expression, evaluate
-from tests.retrain.small import ensemble
-
-WITHOUT_FILES = [task.name for task in known_tasks() if not task.needs_path]
 
 KERNELS = {
     "lf-exp": lambda t: np.exp(-t),
@@ -35,31 +27,6 @@ KERNELS = {
 
 def make(name: str, **settings: object) -> TaskData:
     return find_task(name).make(TaskSettings(**{"samples": 20, **settings}))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", WITHOUT_FILES)
-def test_every_task_is_answered_and_scored_by_the_model_it_describes(name: str) -> None:
-    data = make(name, length=None if name == "digits" else 12)
-    answers = ensemble(Arm("exp"), data=data).forward(data.inputs[None])
-    (loss,) = losses_of(answers.detach(), data.targets[None], data)
-    nothing = loss_of_nothing(data.validation_targets, data.outputs)
-    assert nothing is not None
-    assert 0.1 * nothing < float(loss) < 100 * nothing
-    assert len(data.inputs) == len(data.targets) == 20
-    assert data.inputs.shape[1:] == data.validation_inputs.shape[1:]
-    assert data.targets.shape[1:] == data.validation_targets.shape[1:]
-
-
-@pytest.mark.parametrize("name", WITHOUT_FILES)
-def test_the_seed_decides_the_data_and_no_other_state_does(name: str) -> None:
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    length = None if name == "digits" else 12
-    one, same, other = (make(name, seed=seed, length=length) for seed in (1, 1, 2))
-    assert torch.get_rng_state().equal(state)
-    assert one.inputs.equal(same.inputs)
-    assert one.validation_targets.equal(same.validation_targets)
-    assert not one.inputs.equal(other.inputs)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -306,13 +273,6 @@ def test_an_unknown_task_is_told_which_there_are() -> None:
     with pytest.raises(SsmdiagError) as caught:
         find_task("copying")
     assert all(task.name in str(caught.value) for task in known_tasks())
-
-
-def test_naming_the_tasks_imports_no_torch() -> None:
-    program = (
-        "import sys; from ssmdiag.retrain.tasks import known_tasks; known_tasks(); sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_the_length_is_the_users_where_there_is_a_choice() -> None:

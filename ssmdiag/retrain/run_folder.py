@@ -1,10 +1,14 @@
-"""Resuming a run: a state of other arms, settings, data or initial weights is refused."""
+"""The folder of a run: can it be written, does it hold a run already, and does its state belong to this one?
+
+A state of other arms, settings, data or initial weights is refused, before anything is trained.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.retrain.arms import Arm, Budget, short
+from ssmdiag.retrain.distributed import Ranks
 from ssmdiag.retrain.results import Point
+from ssmdiag.retrain.saving import advice_for
 from ssmdiag.retrain.state_file import ANEW, read_state, write_state
 
 if TYPE_CHECKING:
@@ -43,12 +49,8 @@ class Run:
     places: list[str] = field(default_factory=list)
     """Devices and numbers of ranks that took steps, in order: rounding differs between them."""
 
-    def values(self) -> dict[str, Any]:
-        """Return all of it as a state keeps it."""
-        return asdict(self)
-
-    def take(self, values: Mapping[str, Any]) -> None:
-        """Put back what `values` returned. Raises KeyError or TypeError for anything else."""
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Put back what a state keeps of it, by name. Raises KeyError or TypeError for anything else."""
         histories, diverged = values["history"], values.get("diverged")
         if "diverged_at" in values:  # of one module, as states held it before modules and ensembles were kept alike
             histories, diverged = [histories], {} if values["diverged_at"] is None else {0: values["diverged_at"]}
@@ -71,7 +73,7 @@ class RunState:
         Raises SsmdiagError where it cannot be written.
         """
         arms, data = [asdict(arm) for arm in self.trainee.arms], self.trainee.data(self.run.step)
-        run = self.run.values() | self.trainee.state()
+        run = asdict(self.run) | self.trainee.state()
         write_state(self.path, {"arms": arms, "settings": self.settings, "data": data, "run": run})
 
     def load(self) -> None:
@@ -87,7 +89,7 @@ class RunState:
         there = read_state(self.path)
         try:
             values = there["run"]
-            self.run.take(values)
+            self.run.load(values)
             weights = {"weights": values["weights"], "optimiser": values["optimiser"]}
             same_data = there["data"] == self.trainee.data(int(self.run.step))
             different = _differences(there["settings"], self.settings)
@@ -95,36 +97,28 @@ class RunState:
             raise SsmdiagError(
                 f"{self.path}: not a state to resume from ({type(error).__name__}).", advice=ANEW
             ) from error
-        self._require_same(different, same_data)
-        begun = {k: points[0].loss for k, points in enumerate(self.run.history) if points and points[0].step == 0}
-        if begun:
-            now = self.trainee.validate(0)
-            for k, loss in begun.items():
-                self._require_same_loss(loss, now[k].loss)
-        self.trainee.load(weights)
-
-    def _require_same(self, different: dict[str, str], same_data: bool) -> None:
         if same_data:  # its name does not matter
             different.pop("task", None)
-        if different or not same_data:
-            said = [*different.values(), *["other data"] * (not same_data)]
-            advice = OTHERWISE
-            if "steps" in different:
-                advice += " More steps need another schedule: name the last step-… of the arm as PATH."
+        else:
+            different["data"] = "other data"
+        if different:
+            longer = " More steps need another schedule: name the last step-… of the arm as PATH."
             raise ConfigurationError(
-                f"--resume: {self.path.name} was trained otherwise: {'; '.join(said)}.",
+                f"--resume: {self.path.name} was trained otherwise: {'; '.join(different.values())}.",
                 expected="the model, data and settings it was begun with",
-                advice=advice,
+                advice=OTHERWISE + longer * ("steps" in different),
             )
-
-    def _require_same_loss(self, was: float, now: float) -> None:
-        if not math.isclose(was, now, rel_tol=SAME_START):
-            raise ConfigurationError(
-                f"--resume: {self.path.name} is of a model or a loss function that answered otherwise: its loss before "
-                f"training was {was:.6g}, and is {now:.6g} now.",
-                expected="the code it was begun with",
-                advice=OTHERWISE,
-            )
+        begun = {k: points[0].loss for k, points in enumerate(self.run.history) if points and points[0].step == 0}
+        now = self.trainee.validate(0) if begun else []
+        for k, loss in begun.items():
+            if not math.isclose(loss, now[k].loss, rel_tol=SAME_START):
+                raise ConfigurationError(
+                    f"--resume: {self.path.name} is of a model or a loss function that answered otherwise: its loss "
+                    f"before training was {loss:.6g}, and is {now[k].loss:.6g} now.",
+                    expected="the code it was begun with",
+                    advice=OTHERWISE,
+                )
+        self.trainee.load(weights)
 
 
 def require_asked_for(folder: Path, arms: Sequence[Arm]) -> None:
@@ -190,3 +184,66 @@ def _said(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={entry}" for key, entry in value.items())
     return short(value) if isinstance(value, float) else str(value)
+
+
+def prepare(
+    folder: Path, arms: Sequence[Arm], states: Sequence[Path], *, resume: bool, ranks: Ranks, writes: bool
+) -> tuple[str, ...]:
+    """Make the folder and return what a reader of the results must know of it.
+
+    `states` are where the states of these arms would lie; `writes` says whether this rank writes. Every rank looks
+    before any of them trains. Raises ConfigurationError where the folder cannot be written, without `resume` holds
+    a run of these arms, or with it holds runs of other arms alone, or checkpoints of these without a state.
+    """
+    if writes:
+        _require_writable(folder)
+    # Only the first rank's view counts: the others may have another disk.
+    held, resumable = ranks.gather((_held(folder, arms, states), any(path.exists() for path in states)))[0]
+    if held and not resume:
+        raise ConfigurationError(
+            f"--output {folder} holds a run already: {held}.",
+            advice="give --resume to go on with it, or another --output.",
+        )
+    if held and not resumable:
+        raise ConfigurationError(
+            f"--resume: {folder} has no state to go on from, but {held}, which training anew would replace.",
+            advice="give another --output, or remove what is there.",
+        )
+    if resume and not resumable and writes:
+        require_asked_for(folder, arms)
+    return (f"nothing to resume from in {folder}: started anew",) if resume and not resumable else ()
+
+
+def require_apart(folder: Path, arms: Sequence[Arm], reads: Sequence[Path]) -> None:
+    """Raise ConfigurationError where a run would write beside what it reads: over its config.json, at the least."""
+    for arm in arms:
+        place = folder / arm.label
+        for read in reads:
+            if place.is_dir() and place.samefile(read if read.is_dir() else read.absolute().parent):
+                raise ConfigurationError(
+                    f"--output {folder}: {read} lies where {arm.label} would be kept.",
+                    advice="give another --output.",
+                )
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output {folder}: cannot be written ({error.strerror or error}).",
+            expected="a folder, or the name of one that can be made",
+            advice=advice_for(error),
+        ) from error
+
+
+def _held(folder: Path, arms: Sequence[Arm], states: Sequence[Path]) -> str:
+    """Return what already exists where these arms would be kept; empty if nothing does."""
+    for arm in arms:
+        steps = sorted(path.name for path in (folder / arm.label).glob("step-*"))
+        if steps:
+            some = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+            return f"{arm.label} has {some}"
+    return next((path.name for path in states if path.exists()), "")

@@ -12,15 +12,12 @@ import pytest
 
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.retrain.arms import OWN, Arm, Budget
-from ssmdiag.retrain.comparison import compare_arms
-from ssmdiag.retrain.foreign import compare_modules
-from ssmdiag.retrain.output import require_apart
 from ssmdiag.retrain.results import RetrainResult
-from ssmdiag.retrain.resuming import STATE, can_resume
+from ssmdiag.retrain.run_folder import STATE, can_resume, require_apart
 from ssmdiag.retrain.saving import advice_for
 from ssmdiag.retrain.sources import function_source
 from ssmdiag.retrain.user_code import read_data
-from tests.retrain.small import model, task
+from tests.retrain.small import compare_arms, compare_modules, model, task
 
 GIVEN = "tests.retrain.given_models"
 Compare = Callable[..., RetrainResult]
