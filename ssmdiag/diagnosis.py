@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,16 +20,13 @@ from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family
+from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
-from ssmdiag.rules.selection import select_rules
+from ssmdiag.rules.selection import Selection, select_rules
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.rules.selection import Selection
 
 CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.names import clean_names, require_short_names
+from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
 from ssmdiag.checkpoint.settings import flatten
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
 
 
 class Container(Protocol):

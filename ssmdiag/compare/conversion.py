@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,14 +27,12 @@ from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.families.interface import Family
+from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative tolerance of a rate where the coarser side stores this type and the other does not.

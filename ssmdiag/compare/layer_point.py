@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from ssmdiag.assessment.memory import assess_memory, summarise_memory
+from ssmdiag.assessment.memory import LayerDecay, assess_memory, summarise_memory
 from ssmdiag.assessment.spectrum import summarise
 from ssmdiag.compare.mode_drift import ModeDrift, drifts_of_first_slowest
 from ssmdiag.recurrence.channels import sample_channels
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.assessment.memory import LayerDecay
-    from ssmdiag.recurrence.modal import Recurrence
 
 ROUNDS_TO_ONE = {
     "bfloat16": -math.log1p(-(2.0**-9)),

@@ -11,13 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import SsmdiagError
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 SAME = 0.01
 """Relative change up to which the learning rate counts as constant."""

@@ -7,21 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
+from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE, LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
-from ssmdiag.diagnosis import context_length_of, diagnose
+from ssmdiag.diagnosis import Diagnosis, context_length_of, diagnose
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
-from ssmdiag.families.recognition import recognise
+from ssmdiag.families.interface import Family
+from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.rules.selection import Selection
-
-if TYPE_CHECKING:
-    from ssmdiag.assessment.spectrum import LayerDiagnosis
-    from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.recognition import Recognition
 
 LEAST_SHARE = 0.01
 """Smallest share of a model's modes in a range of time constants that is reported."""

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
-from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
@@ -32,17 +33,11 @@ from ssmdiag.compare.unmoved import find_steering_changed
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, LayerError, SsmdiagError
-from ssmdiag.families.recognition import recognise
+from ssmdiag.families.interface import Family
+from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.recognition import Recognition
-    from ssmdiag.recurrence.modal import Recurrence
 
 FailOn = Literal["never", "converging", "crossing"]
 Memory = Literal["none", "ends", "all"]

@@ -13,21 +13,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from filecmp import cmp
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from ssmdiag.checkpoint import StoredTensor
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.families.layer import is_number
+from ssmdiag.families.interface import Steering
+from ssmdiag.families.layer import Layer, is_number
 from ssmdiag.families.packed import packed_with
 from ssmdiag.guard import guard
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import StoredTensor
-    from ssmdiag.families.interface import Steering
-    from ssmdiag.families.layer import Layer
 
 EQUAL = 1e-5
 """Relative tolerance of a weight where both sides store the same type and nothing was rounded."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.compare.layer_history import LayerHistory
 from ssmdiag.compare.steering import compare_steering
 from ssmdiag.errors import SsmdiagError
+from ssmdiag.families.interface import Family
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
-
-if TYPE_CHECKING:
-    from ssmdiag.compare.layer_history import LayerHistory
-    from ssmdiag.families.interface import Family
 
 
 def find_steering_changed(

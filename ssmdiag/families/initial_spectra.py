@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.recurrence.discretisation import bilinear, zoh
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 STEP_RANGE = (1e-3, 1e-1)
 """Smallest and largest Δ of S4, S4D, S5, DSS and Mamba."""

@@ -13,17 +13,10 @@ at zero input nothing rotates.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.recurrence.discretisation import zoh
 from ssmdiag.recurrence.maps import MAPS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

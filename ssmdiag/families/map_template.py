@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
 
+from ssmdiag.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.errors import CheckpointError
+from ssmdiag.families.interface import Tensor
 from ssmdiag.families.unknown_decay import (
     FREQUENCY,
     LOG,
@@ -31,11 +32,6 @@ from ssmdiag.families.unknown_decay import (
     read_poles,
     read_step,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import Checkpoint, StoredTensor
 
 _NONLINEAR = re.compile(r"(?<![a-z])hh(?![a-z])|recurrent_?kernel|hidden_to_hidden", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:.*_)?\d+")

@@ -30,20 +30,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import MOST_TOML, parse_toml, read_text, shortened
 from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS
 from ssmdiag.errors import LayerError, MapFileError
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_gain, log_of, zoh, zoh_gain
 from ssmdiag.recurrence.maps import MAPS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 CHOICES = {
     "domain": ("continuous", "rate", "discrete"),

@@ -20,19 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import BIDIRECTIONAL
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Tensor
 from ssmdiag.families.s4d import TRANSFORM_OPTIONS, band, note_direction, read_eigenvalues, read_step, tile
 from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_matrix, log_of, matrix_eigenvalues
 from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

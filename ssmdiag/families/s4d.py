@@ -16,19 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.dss import softmax_gain
 from ssmdiag.families.forward import BIDIRECTIONAL
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import bilinear, bilinear_gain, zoh, zoh_gain
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 TRANSFORMS = ("exp", "none", "relu", "sigmoid", "softplus")
 

@@ -13,20 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import PIECES, cores_for, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.kernel.powers import lags_of, modal_weights, powers
 from ssmdiag.kernel.status import channel_status
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes a kernel and the work on it may take, by default."""

@@ -7,17 +7,13 @@ two values is used.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.quadratic_form import QuadraticForm
 from ssmdiag.kernel.tangential import TangentialFactor
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 WANTED = 1e-6
 """Relative noise above which a factor is made."""

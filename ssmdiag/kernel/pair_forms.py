@@ -14,18 +14,14 @@ import math
 from bisect import bisect_right
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.powers import powers
 from ssmdiag.kernel.quadratic_form import QuadraticForm
 from ssmdiag.kernel.response import EPSILON, LEAST, modal_terms
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 ALIKE = 0.1
 """Rates in a group exceed its slowest rate by at most this share of it."""

@@ -15,17 +15,13 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.powers import UNDERFLOW, _angle, powers
 from ssmdiag.kernel.response import EPSILON, LEAST, Response, reach_of, square_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 
 def reaching_modes(recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import share_out, triangular
 from ssmdiag.kernel.dense import krylov, states_at, times
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
 from ssmdiag.kernel.status import Status
-from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 WORKING_SET = 2 * 2**20
 """Bytes of states at a time: the system takes larger blocks back after use and clears their memory each time."""

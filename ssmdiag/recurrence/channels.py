@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import share_out
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 
 def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:

@@ -11,19 +11,14 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
 from ssmdiag.checkpoint.names import LONGEST_NAME
 from ssmdiag.checkpoint.settings import LONGEST_TEXT, flatten
 from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 WEIGHTS_KEYS = ("params", "target")
 """Keys of the weights in a TrainState, the variables of a module and flax.optim's Optimizer."""

@@ -11,19 +11,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
 from ssmdiag.checkpoint.names import MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 _TYPES = {
     0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16",

@@ -1,4 +1,7 @@
-"""The interface of a format: how its files are recognised and opened, and which related files are not read."""
+"""The interface of a format: how its files are recognised and opened, and which related files are not read.
+
+A format imports the types it names from here, and torch only inside functions.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssmdiag.checkpoint.checkpoint import Container
+from ssmdiag.checkpoint.sources import Source
 from ssmdiag.errors import CheckpointError, PartialModelError
 
 if TYPE_CHECKING:
-    from ssmdiag.checkpoint.checkpoint import Container
-    from ssmdiag.checkpoint.sources import Source
+    from torch import Tensor
+else:
+    Tensor = Any
 
 T = TypeVar("T")
 LONGEST_HEAD = 256

@@ -14,15 +14,12 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal, Source, Tensor
 from ssmdiag.checkpoint.formats.zip_file import beginning_of, member_names, open_zip
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, TypeError, SyntaxError, EOFError,

@@ -14,18 +14,14 @@ import zlib
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
+from ssmdiag.checkpoint.formats.interface import Source, Tensor
 from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, is_zip, open_zip, read_member
 from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 _STORAGE_DTYPES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
 from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, member_names
 from ssmdiag.checkpoint.names import LONGEST_NAME
 from ssmdiag.errors import CheckpointError, UnsafePickleError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Keys under which trainers put the weights, in the order they are tried."""

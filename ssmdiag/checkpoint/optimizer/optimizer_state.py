@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import require_file
+from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
-from ssmdiag.checkpoint.formats.torch_archive import TensorRecord
+from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip
 from ssmdiag.checkpoint.formats.torch_file import TorchFile, open_pickle
 from ssmdiag.checkpoint.names import clean_names
 from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
@@ -32,10 +33,6 @@ from ssmdiag.checkpoint.optimizer.saved_optimizer import (
 )
 from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import CheckpointError, UnsafePickleError
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
-    from ssmdiag.checkpoint.formats.torch_archive import TorchPickles, TorchZip
 
 BESIDE = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
 """Files that transformers' Trainer and accelerate write beside the weights."""
