@@ -12,7 +12,9 @@ from ssmdiag.errors import SsmdiagError
 
 __all__ = ["FirstLook", "Format", "Refusal", "known_formats", "suffixes"]
 
-MACHINERY = frozenset({"inert_pickle", "interface", "pickled_settings", "torch_archive"})
+MACHINERY = frozenset({
+    "inert_pickle", "interface", "msgpack", "pickled_settings", "sequential", "table", "torch_archive",
+})  # fmt: skip
 """Modules of this package that are not formats."""
 
 

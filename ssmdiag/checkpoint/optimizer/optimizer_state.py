@@ -18,8 +18,8 @@ from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
-from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip
-from ssmdiag.checkpoint.formats.torch_file import TorchFile, open_pickle
+from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip, open_archive
+from ssmdiag.checkpoint.formats.torch_file import TorchFile
 from ssmdiag.checkpoint.names import clean_names
 from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
 from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
@@ -228,7 +228,7 @@ def _in_file(path: Path, notes: list[str]) -> list[SavedOptimizer]:
 def _open(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
     try:
         require_file(path)
-        return open_pickle(LocalFile(path))
+        return open_archive(LocalFile(path))
     except UnsafePickleError:
         raise
     except (CheckpointError, OSError) as error:
