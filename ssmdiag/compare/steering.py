@@ -139,7 +139,7 @@ def _same_files(a: Layer, b: Layer) -> bool:
     if a.path != b.path or names != b.checkpoint.below(b.path):
         return False
     pairs = {(a.checkpoint[name].container.path, b.checkpoint[name].container.path) for name in names}
-    return all(cmp(one, other, shallow=False) for one, other in pairs)
+    return all(one and other and cmp(one, other, shallow=False) for one, other in pairs)
 
 
 def _by_role(layer: Layer) -> dict[str, _Found | str]:
