@@ -25,7 +25,7 @@ from ssmdiag.compare.forward_settings import SettingDifference, differing_settin
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
-from ssmdiag.diagnosis import context_length_of
+from ssmdiag.diagnosis import longest_context
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
@@ -145,8 +145,7 @@ def prove_conversion(
     for side, recognition in zip(sides, found, strict=True):
         recognition.require_layers(side)
         problems += [f"{side.path.name}: {p}" for p in (*side.problems, *recognition.problems)]
-    stated = [length for side in sides if (length := context_length_of(side.settings))]
-    lags = log_lags(context_length or max(stated, default=DEFAULT_CONTEXT))
+    lags = log_lags(context_length or longest_context(sides) or DEFAULT_CONTEXT)
     proofs: list[LayerProof] = []
     for first, second in _pairs(found[0], found[1]):
         names = dict.fromkeys(layer.path for layer in (first, second) if layer)
@@ -268,10 +267,7 @@ def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> La
     if outcome is Outcome.REORDERED and not steering.differing and steering.compared:
         outcome, notes = Outcome.DIFFERS, (*notes, LEFT_BEHIND)
     elif outcome is Outcome.REORDERED:
-        outcome, unseen = (
-            Outcome.NOMINAL,
-            (*unseen, "its decays stand in another order, and what steers them was not followed into it"),
-        )
+        outcome, unseen = Outcome.NOMINAL, (*unseen, NOT_FOLLOWED)
     elif outcome is Outcome.SAME:
         outcome = Outcome.DIFFERS if steering.differing else Outcome.NOMINAL if unseen else outcome
     return replace(proof, outcome=outcome, notes=notes, steering=replace(steering, unseen=unseen))

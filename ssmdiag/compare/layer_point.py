@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ssmdiag.assessment.memory import LayerDecay, assess_memory, summarise_memory
@@ -134,9 +133,4 @@ def _spread(recurrence: Recurrence, title: str) -> tuple[Quantiles | None, int, 
         return numbers.rate, numbers.nonfinite, numbers.unstable, numbers.marginal
     # All that is needed for sound weights: a tenth of the work of `summarise`, over a hundred checkpoints.
     ordered = ell.real.neg().flatten().sort().values
-    bounds = (
-        torch.searchsorted(ordered, ordered.new_zeros(1)),
-        torch.searchsorted(ordered, ordered.new_zeros(1), right=True),
-    )
-    unstable, settled = (int(bound) for bound in bounds)
-    return Quantiles.of_sorted(ordered), 0, unstable, settled - unstable
+    return Quantiles.of_sorted(ordered), 0, int((ordered < 0).sum()), int((ordered == 0).sum())

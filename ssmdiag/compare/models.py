@@ -12,7 +12,7 @@ from typing import Literal
 from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE, LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
-from ssmdiag.diagnosis import Diagnosis, context_length_of, diagnose
+from ssmdiag.diagnosis import Diagnosis, diagnose, longest_context
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.recognition import Recognition, recognise
@@ -101,9 +101,7 @@ def compare_models(
     Raises what `diagnose` raises.
     """
     sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
-    if context_length is None:
-        stated = [length for side in sides if (length := context_length_of(side.settings))]
-        context_length = max(stated, default=None)
+    context_length = longest_context(sides) if context_length is None else context_length
     first, second = (
         diagnose(
             side,
@@ -165,8 +163,8 @@ def tabulate_models(
         try:
             sides.append(read_checkpoint(path))
         except SsmdiagError as error:
-            unread.append(_sentence(path, error))
-    context = context_length or max((c for side in sides if (c := context_length_of(side.settings))), default=None)
+            unread.append(sentence_on(path, error))
+    context = context_length or longest_context(sides)
     for side in sides:
         try:
             models.append(
@@ -182,13 +180,14 @@ def tabulate_models(
         except AssumptionError:
             raise
         except SsmdiagError as error:
-            unread.append(_sentence(side.path, error))
+            unread.append(sentence_on(side.path, error))
     if not models:
         raise CheckpointError(f"none of the {len(paths)} models could be read:", details=unread)
     return ModelTable(tuple(models), tuple(map(_shares, models)), tuple(unread), tuple(notes))
 
 
-def _sentence(path: str | Path, error: SsmdiagError) -> str:
+def sentence_on(path: str | Path, error: SsmdiagError) -> str:
+    """Return an error's sentence, the file's name before it unless the sentence has it."""
     name = Path(path).name
     return error.sentence if name in error.sentence else f"{name}: {error.sentence}"
 

@@ -25,7 +25,7 @@ from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
-from ssmdiag.compare.models import require_one_model
+from ssmdiag.compare.models import require_one_model, sentence_on
 from ssmdiag.compare.relatedness import why_unrelated
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
@@ -164,7 +164,7 @@ def compare_run(
         except (AssumptionError, DifferentModelsError):
             raise
         except SsmdiagError as error:
-            problems.append(_sentence(path, error))
+            problems.append(sentence_on(path, error))
             collected.drop()
         else:
             collected.close(step, run.unit)
@@ -261,13 +261,8 @@ def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], l
         try:
             opened.append((path, read_checkpoint(path).train_step))
         except SsmdiagError as error:
-            problems.append(_sentence(path, error))
+            problems.append(sentence_on(path, error))
     return opened, problems
-
-
-def _sentence(path: Path, error: SsmdiagError) -> str:
-    sentence = error.sentence
-    return sentence if path.name in sentence else f"{path.name}: {sentence}"
 
 
 def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from filecmp import cmp
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -276,11 +277,8 @@ def compare_weights(
         if float(error.flatten()[at]) > worst:
             worst, where = float(error.flatten()[at]), start * columns + at
             pair = float(one.flatten()[at]), float(other.flatten()[at])
-    index: list[int] = []
-    for extent in reversed(shape):
-        where, place = divmod(where, extent)
-        index.insert(0, place)
-    return SteeringDifference(role, *names, worst, allowed, tuple(index), pair)
+    index = tuple(int(place) for place in np.unravel_index(where, shape))
+    return SteeringDifference(role, *names, worst, allowed, index, pair)
 
 
 def _of_other_shapes(

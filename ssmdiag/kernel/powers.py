@@ -49,9 +49,7 @@ def retention(recurrence: Recurrence) -> Recurrence:
 
 def modal_weights(recurrence: Recurrence) -> Tensor:
     """Return w = κ C B̄, (copy, channel, mode), for a layer in which each channel has a state of its own."""
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    if B is None or C is None:
-        raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
+    B, C = recurrence.matrices
     return recurrence.kernel_factor * (C * B)
 
 

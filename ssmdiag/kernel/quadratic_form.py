@@ -26,9 +26,7 @@ from ssmdiag.recurrence.modal import Recurrence
 
 def reaching_modes(recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:
     """Return ℓ (mode,), B̄ (mode, input) and κC (output, mode) of modes with nonzero B̄ and C, slowest first."""
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    assert B is not None
-    assert C is not None
+    B, C = recurrence.matrices
     ell = recurrence.log_eigenvalues[0]
     reaches = ((B != 0).any(1) & (C != 0).any(0)).nonzero()[:, 0]
     order = reaches[(-ell.real[reaches]).argsort(stable=True)]
