@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmdiag.recurrence.discretisation import bilinear, bilinear_matrix, zoh
-from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.discretisation import bilinear, zoh
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 STEP_RANGE = (1e-3, 1e-1)
 """Smallest and largest Δ of S4, S4D, S5, DSS and Mamba."""
@@ -105,7 +105,13 @@ def _normal(modes: int) -> Built:
 def _legs(modes: int) -> Built:
     (A, B), step = legs_matrix(modes), _steps()
     spectrum = bilinear(-torch.arange(1, modes + 1, dtype=torch.float64), step)
-    dense = partial(bilinear_matrix, A, B, torch.ones(1, STEPS, modes, dtype=torch.float64), step, 0)
+
+    def dense() -> DenseRealisation:
+        identity = torch.eye(modes, dtype=torch.float64)
+        half = step[..., None] / 2 * A
+        solved = torch.linalg.solve(identity - half, torch.cat([identity + half, (step * B)[..., None]], -1))
+        return DenseRealisation(solved[..., :-1], solved[..., -1], torch.ones(1, STEPS, modes, dtype=torch.float64))
+
     source = f"arXiv 2111.00396: HiPPO-LegS, bilinear; Δ log-uniform in [0.001, 0.1], at {STEPS} quantiles"
     return source, {"log_eigenvalues": spectrum, "step": step, "dense": dense}
 

@@ -142,14 +142,11 @@ def _recurrence(layer: Layer, A: Tensor, B: Tensor, C: Tensor, step: Tensor, len
     """Return the bilinear recurrence of A (ssm, state, state), B (channel, state), C̃ (copy, channel, state)."""
     channels = step.shape[0]
     if step.shape[1] > 1:  # one Δ per state: it scales the rows of A, so each channel has its own spectrum
-        A, B, C = step[..., None] * tile(layer, A, channels), step * B, C
+        A, B = step[..., None] * tile(layer, A, channels), step * B
         step = step[:, :1] * 0 + 1
-    eigenvalues = matrix_eigenvalues(A)
-
-    dense = None
-    if length is not None:
-        dense = partial(bilinear_matrix, tile(layer, A, channels), B, C, step, length)
-    return layer.recurrence(bilinear(tile(layer, eigenvalues, channels), step), step=step, dense=dense)
+    eigenvalues = tile(layer, matrix_eigenvalues(A), channels)
+    dense = None if length is None else partial(bilinear_matrix, tile(layer, A, channels), B, C, step, length)
+    return layer.recurrence(bilinear(eigenvalues, step), step=step, dense=dense)
 
 
 _ROWS, _LOW_RANK = "ssm mode 2", "rank ssm mode 2"

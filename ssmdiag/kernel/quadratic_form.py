@@ -80,9 +80,7 @@ class QuadraticForm(StoredModes):
         ell = self.ell[0]
         M = self.hermitian / _one_minus(ell.conj(), ell)
         S = self.symmetric / _one_minus(conjugate_of(ell).conj(), ell)
-        cross = -M.imag - S.imag
-        rows = [torch.cat([M.real + S.real, cross], 1), torch.cat([cross.mT, M.real - S.real], 1)]
-        return torch.cat(rows).div_(2)
+        return real_form(M, S)
 
     def energy(self, states: Tensor) -> Tensor:
         y = self.sizes[0, :, None] * states[0]
@@ -125,6 +123,13 @@ def _directions(columns: Tensor) -> tuple[Tensor, Tensor]:
     scaled = columns / largest
     length = square_of(scaled).sum(0).sqrt()
     return scaled / length, length * largest
+
+
+def real_form(M: Tensor, S: Tensor) -> Tensor:
+    """Return H, (…, 2 mode, 2 mode), over real and imaginary parts with zᵀHz = ½ (zᴴ M z + Re zᵀ S z)."""
+    cross = -(M.imag + S.imag)
+    rows = [torch.cat([M.real + S.real, cross], -1), torch.cat([cross.mT, M.real - S.real], -1)]
+    return torch.cat(rows, -2).div_(2)
 
 
 def pair_products(columns: Tensor) -> tuple[Tensor, Tensor]:

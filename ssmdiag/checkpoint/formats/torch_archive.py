@@ -176,7 +176,10 @@ class TorchZip:
             raise TornError("packed so that reading it takes too long; unpack it and zip it without compression")
         with self._zip.open(member) as file:
             file.seek(start)
-            return _whole(file.read(length), length)
+            content = file.read(length)
+        if len(content) != length:
+            raise TornError(f"ends after {len(content):,} of {length:,} bytes of a tensor")
+        return content
 
     def _storage(self, pid: Any) -> Any:
         _, kind, key, _, numel = pid
@@ -266,12 +269,6 @@ def _storage(kind: Any, numel: Any, key: Any) -> Any:
     if type(numel) is not int or not 0 <= numel < 2**60:
         raise TornError("a storage of impossible size")
     return Storage(_STORAGE_DTYPES[name], numel, _storage_key(key))
-
-
-def _whole(content: bytes, length: int) -> bytes:
-    if len(content) != length:
-        raise TornError(f"ends after {len(content):,} of {length:,} bytes of a tensor")
-    return content
 
 
 BROKEN = (
