@@ -14,17 +14,15 @@ from typing import Any
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.errors import CheckpointError
 
-WRAPPERS = frozenset(
-    {
-        "_orig_mod",  # torch.compile
-        "module",  # DistributedDataParallel, DataParallel, AveragedModel
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "_forward_module",  # Lightning strategies
-        "_fp32_params",  # Automodel's float32 holder around A_log, D, dt_bias
-        "base_layer",  # PEFT: the frozen weight beside its adapter
-    }
-)
+WRAPPERS = frozenset({
+    "_orig_mod",  # torch.compile
+    "module",  # DistributedDataParallel, DataParallel, AveragedModel
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning strategies
+    "_fp32_params",  # Automodel's float32 holder around A_log, D, dt_bias
+    "base_layer",  # PEFT: the frozen weight beside its adapter
+})  # fmt: skip
 """Path elements that wrappers insert; removed wherever one is a whole element."""
 
 LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES = 1024, 64, 250_000

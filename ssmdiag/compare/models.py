@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -102,18 +103,8 @@ def compare_models(
     """
     sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
     context_length = longest_context(sides) if context_length is None else context_length
-    first, second = (
-        diagnose(
-            side,
-            assume=assume,
-            families=families,
-            device=device,
-            context_length=context_length,
-            rules=Selection(()),
-            on_layer=on_layer,
-        )
-        for side in sides
-    )
+    examine = partial(diagnose, assume=assume, families=families, device=device, rules=Selection(()), on_layer=on_layer)
+    first, second = (examine(side, context_length=context_length) for side in sides)
     shares = _shares(first), _shares(second)
     return ModelComparison(first, second, tuple(_gaps(first, second)), shares, tuple(notes))
 
@@ -165,18 +156,10 @@ def tabulate_models(
         except SsmdiagError as error:
             unread.append(sentence_on(path, error))
     context = context_length or longest_context(sides)
+    examine = partial(diagnose, assume=assume, families=families, device=device, rules=Selection(()))
     for side in sides:
         try:
-            models.append(
-                diagnose(
-                    side,
-                    assume=assume,
-                    families=families,
-                    device=device,
-                    context_length=context,
-                    rules=Selection(()),
-                )
-            )
+            models.append(examine(side, context_length=context))
         except AssumptionError:
             raise
         except SsmdiagError as error:

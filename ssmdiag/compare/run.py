@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -130,6 +131,7 @@ def compare_run(
         families, sizes or numbers of layers. AssumptionError as in `diagnose`.
     """
     start = time.perf_counter()
+    find = partial(recognise, assume=assume, families=families, device=device)
     opened, problems = _open(paths)
     _require_two(paths, opened, problems)
     run = order_checkpoints([path for path, _ in opened], [step for _, step in opened])
@@ -143,7 +145,7 @@ def compare_run(
         try:
             checkpoint = read_checkpoint(path)
             learning_rates = read_learning_rates(checkpoint)
-            for recurrence, title in _recurrences(path, checkpoint, assume, families, device, collected, missing):
+            for recurrence, title in _recurrences(path, checkpoint, find(checkpoint), collected, missing):
                 context = (collected.context or DEFAULT_CONTEXT) if wanted else None
                 before = collected.first_rates(recurrence, step)
                 try:
@@ -187,9 +189,7 @@ def compare_run(
         notes=(*notes, *collected.notes, *remarks),
         device=device,
         seconds=time.perf_counter() - start,
-        steering_changed=find_steering_changed(
-            [checkpoints[end].path for end in (0, -1)], layers, assume, families, device
-        ),
+        steering_changed=find_steering_changed([checkpoints[end].path for end in (0, -1)], layers, find),
     )
 
 
@@ -299,16 +299,9 @@ def _without_repeats(
 
 
 def _recurrences(
-    path: Path,
-    checkpoint: Checkpoint,
-    assume: Mapping[str, str] | None,
-    families: Sequence[Family] | None,
-    device: str,
-    collected: _Collected,
-    problems: list[str],
+    path: Path, checkpoint: Checkpoint, found: Recognition, collected: _Collected, problems: list[str]
 ) -> Iterator[tuple[Recurrence, str]]:
     """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
-    found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     problems += [*(said for said in checkpoint.problems if said not in collected.unread), *found.problems]
     collected.unread |= dict.fromkeys(checkpoint.problems)

@@ -135,11 +135,6 @@ class PairForms:
         """The energy from each lag to infinity, (channel, lag)."""
         return self.parts.sum(1)
 
-    @cached_property
-    def noise(self) -> Tensor:
-        """Bound on its rounding error, (channel, lag)."""
-        return self._noise(self.states)
-
     def _noise(self, states: Tensor) -> Tensor:
         """Return a bound on the rounding error of a sum over pairs, (channel, lag): that of the sum of moduli."""
         sizes = self.hermitian.diagonal(dim1=1, dim2=2).real.sqrt()
@@ -203,7 +198,7 @@ class PairForms:
         alone = some(self.alone)
         weighted = (alone * some(self.rate[..., None])).sum(1)
         rest = self.whole - 2 * some(parts).sum(1) + own
-        return torch.stack([self.whole, rest, own, smooth, alone.sum(1), weighted, self.noise])
+        return torch.stack([self.whole, rest, own, smooth, alone.sum(1), weighted, self._noise(self.states)])
 
 
 def inside_band(rate: Tensor, low: Tensor, width: float) -> Tensor:
