@@ -43,8 +43,8 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 def _without_gate(rows: Tensor, layer: Layer) -> Tensor | None:
     """Return the rows of in_proj below those of the gate z, which are first and as many as out_proj has inputs."""
-    taken = layer.beside("out_proj.weight")
-    return None if taken is None or len(taken.shape) != 2 else rows[taken.shape[1] :]
+    output = layer.beside("out_proj.weight")
+    return None if output is None or len(output.shape) != 2 else rows[output.shape[1] :]
 
 
 FAMILY = Family(
