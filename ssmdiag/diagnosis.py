@@ -7,10 +7,10 @@ depth of the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,16 +20,13 @@ from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
-from ssmdiag.families.recognition import Recognition, recognise
+from ssmdiag.families.interface import Family
+from ssmdiag.families.layer import Layer
+from ssmdiag.families.recognition import recognise
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
-from ssmdiag.rules.selection import select_rules
+from ssmdiag.rules.selection import Selection, select_rules
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.rules.selection import Selection
 
 CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",
@@ -192,6 +189,7 @@ def diagnose(
         if on_layer:
             on_layer(position, len(found.layers))
     findings += selection.examine_checkpoint(replace(whole, layers=tuple(layers), unread=tuple(unread)), problems)
+    used = {layer.family.name: layer.family for layer in found.layers}
     return Diagnosis(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -201,8 +199,8 @@ def diagnose(
         context_length=context,
         layers=tuple(layers),
         alternatives=tuple(_alternative(entry) for entry in assumed.values()),
-        problems=tuple(problems) + _incomplete(found),
-        notes=checkpoint.notes + _caveats(found),
+        problems=(*problems, *(f"{m.path}: looks like {m.family.title}, but {m.reason}." for m in found.incomplete)),
+        notes=(*checkpoint.notes, *(f"{f.title}: {f.caveat}" for f in used.values() if f.caveat)),
         unrecognised=found.unrecognised,
         findings=tuple(sorted(findings, key=lambda finding: (-finding.rank, finding.code))),
         rules=tuple(rule.code for rule in selection.rules),
@@ -255,17 +253,6 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
     return float(values.max()) if values.numel() else None
 
 
-def _incomplete(found: Recognition) -> tuple[str, ...]:
-    """Say which modules look like layers of a family but are incomplete, and what they lack."""
-    return tuple(f"{miss.path}: looks like {miss.family.title}, but {miss.reason}." for miss in found.incomplete)
-
-
-def _caveats(found: Recognition) -> tuple[str, ...]:
-    """Return what the modal form leaves out, family by family."""
-    families = {layer.family.name: layer.family for layer in found.layers}
-    return tuple(f"{family.title}: {family.caveat}" for family in families.values() if family.caveat)
-
-
 def context_length_of(settings: Mapping[str, Any]) -> int | None:
     """Return the context length that settings give, in steps, or None; of a model with a vision part, the text's."""
     text_first = sorted(settings.items(), key=lambda item: "vision" in item[0] or "audio" in item[0])
@@ -274,6 +261,11 @@ def context_length_of(settings: Mapping[str, Any]) -> int | None:
             if (key == leaf or key.endswith(f".{leaf}")) and (steps := _whole_number(value)) is not None:
                 return steps
     return None
+
+
+def longest_context(checkpoints: Iterable[Checkpoint]) -> int | None:
+    """Return the longest context length that any of several checkpoints states, None where none does."""
+    return max((length for c in checkpoints if (length := context_length_of(c.settings))), default=None)
 
 
 def _whole_number(value: Any) -> int | None:

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.names import clean_names, require_short_names
+from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
 from ssmdiag.checkpoint.settings import flatten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
-
 
 class Container(Protocol):
     """One opened file: names now, shapes cheaply, values on request. One module per file type."""
 
-    path: Path
-    """The file, where it is one on this machine; else a name."""
+    name: str
+    """Of the file, for messages."""
+    path: Path | None
+    """The file, beside which others can be looked for; None where it is not on this machine."""
     format: str
     """In words, for the report."""
     notes: list[str]
@@ -184,7 +185,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
 def collect(containers: Mapping[Container, Collection[str]]) -> dict[str, StoredTensor]:
     """Return the tensors of several containers under cleaned names; each container comes with its stored names."""
     for container, names in containers.items():
-        require_short_names(container.path, names)
+        require_short_names(container.name, names)
     loaded: set[str] = set()
     stored = [(name, container) for container, names in containers.items() for name in names]
     cleaned = clean_names([name for name, _ in stored])

@@ -18,7 +18,7 @@ def first_difference(a: Container, b: Container, names: Iterable[str]) -> str | 
 
     Shapes and dtypes are compared before any values, small tensors before large ones.
     """
-    if os.path.samefile(a.path, b.path):
+    if a.path and b.path and os.path.samefile(a.path, b.path):
         return None
     waiting = sorted(names, key=lambda name: prod(a.shape(name)))
     for name in waiting:

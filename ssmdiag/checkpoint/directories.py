@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ssmdiag.checkpoint.checkpoint import Checkpoint, collect
+from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_in, step_of
 from ssmdiag.checkpoint.file_names import DEEPSPEED_WEIGHTS, INDEX, SHARD, WEIGHTS, may_hold_weights
-from ssmdiag.checkpoint.formats import known_formats, suffixes
+from ssmdiag.checkpoint.formats import Format, known_formats, suffixes
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
 from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
@@ -26,22 +26,28 @@ def read_single(path: Path) -> Checkpoint:
     container = open_container(path)
     require_no_rank(container)
     require_no_shard(container)
-    config, notes, problems = read_config(path.parent)
     beside = path.name in WEIGHTS or SHARD.search(path.name) or DEEPSPEED_WEIGHTS.search(path.name)
     step = container.train_step
     if step is None:
         step = step_of(path.absolute().parent) if path.name in WEIGHTS else step_in(path.name)
+    read = _checkpoint(container, path, path.parent, path.stat().st_size, step)
+    return replace(read, directory=path.parent if beside else None)
+
+
+def _checkpoint(container: Container, path: Path, folder: Path, size: int, step: int | None) -> Checkpoint:
+    """Return the checkpoint of one container, with the config.json of its folder."""
+    config, notes, problems = read_config(folder)
     return Checkpoint(
         path=path,
         format=container.format,
         tensors=collect({container: container.names()}),
-        size=path.stat().st_size,
+        size=size,
         config=config,
         hyper_parameters=container.settings,
         train_step=step,
         notes=(*container.notes, *notes),
         problems=tuple(problems),
-        directory=path.parent if beside else None,
+        directory=folder,
     )
 
 
@@ -56,11 +62,18 @@ def read_directory(path: Path) -> Checkpoint:
     indexes = sorted(name for name in present if name.endswith(INDEX))
     if len(indexes) == 1:
         return read_index(path / indexes[0])
+    owners = [format for format in known_formats() if _owns(format, present)]
+    for format in owners:
+        if format.open_folder:
+            container = format.open_folder(path)
+            size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+            step = step_of(path.absolute()) if container.train_step is None else container.train_step
+            return _checkpoint(container, path, path, size, step)
     candidates = sorted(name for name in present if may_hold_weights(name) and not name.startswith("."))
     candidates = [name for name in candidates if not (path / name).is_dir()]
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
-    if not any(_is_owned(name) for name in present):
+    if not owners:
         if len(candidates) == 1:
             return replace(read_single(path / candidates[0]), path=path, directory=path)
         if marked := next(filter(may_be_marked, candidates), None):
@@ -68,9 +81,9 @@ def read_directory(path: Path) -> Checkpoint:
     raise _decline(path, present, candidates)
 
 
-def _is_owned(name: str) -> bool:
-    """Whether a file shows that its folder is a checkpoint of a format that uses folders."""
-    return any(re.fullmatch(format.owns_folder, name) for format in known_formats() if format.owns_folder)
+def _owns(format: Format, present: Collection[str]) -> bool:
+    """Whether a name in a folder shows that the folder is a checkpoint of a format."""
+    return bool(format.owns_folder) and any(re.fullmatch(format.owns_folder, name) for name in present)
 
 
 def _left_alone(present: Collection[str], read: str) -> list[str]:

@@ -9,38 +9,38 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from pathlib import Path
+from typing import Any
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.errors import CheckpointError
 
-WRAPPERS = frozenset(
-    {
-        "_orig_mod",  # torch.compile
-        "module",  # DistributedDataParallel, DataParallel, AveragedModel
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "_forward_module",  # Lightning strategies
-        "_fp32_params",  # Automodel's float32 holder around A_log, D, dt_bias
-        "base_layer",  # PEFT: the frozen weight beside its adapter
-    }
-)
+WRAPPERS = frozenset({
+    "_orig_mod",  # torch.compile
+    "module",  # DistributedDataParallel, DataParallel, AveragedModel
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning strategies
+    "_fp32_params",  # Automodel's float32 holder around A_log, D, dt_bias
+    "base_layer",  # PEFT: the frozen weight beside its adapter
+})  # fmt: skip
 """Path elements that wrappers insert; removed wherever one is a whole element."""
 
 LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES = 1024, 64, 250_000
 """Most characters and path elements of a tensor's name, and most names in a file."""
+Path = tuple[Any, Any] | None
+"""A path as (path before, key): names that are never needed take no memory."""
 _BRACKETS = re.compile(r"""\[['"]?([^\[\]'"]*)['"]?\]""")
 _PARAMETRIZED = re.compile(r"(?P<dot>^|\.)parametrizations\.(?P<name>[^.]+)\.original$")
 
 
-def require_short_names(path: Path, stored: Collection[str]) -> None:
-    """Raise CheckpointError where names are longer, or more numerous, than in any model."""
+def require_short_names(file: str, stored: Collection[str]) -> None:
+    """Raise CheckpointError where a file's names are longer, or more numerous, than in any model."""
     if len(stored) > MOST_NAMES:
-        raise CheckpointError(f"{path.name} has {len(stored):,} tensors.", expected=f"at most {MOST_NAMES:,} in a file")
+        raise CheckpointError(f"{file} has {len(stored):,} tensors.", expected=f"at most {MOST_NAMES:,} in a file")
     for name in stored:
         if len(name) > LONGEST_NAME or sum(map(name.count, "./[")) >= MOST_ELEMENTS:
             raise CheckpointError(
-                f"{path.name} has a tensor whose name has {len(name):,} characters: {shortened(name, 60)}",
+                f"{file} has a tensor whose name has {len(name):,} characters: {shortened(name, 60)}",
                 expected=f"at most {LONGEST_NAME:,}, in at most {MOST_ELEMENTS} elements",
                 advice="save the file again under the model's own names.",
             )
@@ -69,6 +69,15 @@ def clean_names(stored: list[str]) -> list[str]:
         taken.add(name)
         result[position] = name
     return result
+
+
+def path_name(path: Path) -> str:
+    """Return a path through nested mappings as a dotted name, each key cut beyond the longest name allowed."""
+    keys: list[str] = []
+    while path is not None:
+        path, key = path
+        keys.append(str(key)[: LONGEST_NAME + 1])
+    return ".".join(reversed(keys))
 
 
 def parametrized(stored_name: str) -> str | None:

@@ -44,21 +44,23 @@ MERGE = {
 def require_no_rank(container: Container) -> None:
     """Raise PartialModelError where a file holds one rank's part of a model, by its name, its neighbours or itself."""
     path = container.path
-    if HF_DISTRIBUTED.fullmatch(path.name) or any(_offsets(container)):
+    if HF_DISTRIBUTED.fullmatch(container.name) or any(_offsets(container)):
         raise PartialModelError(
-            f"{path.name} is what one rank wrote: some rows of each tensor, under the names of the whole.",
+            f"{container.name} is what one rank wrote: some rows of each tensor, under the names of the whole.",
             expected="tensors that are whole",
-            advice=f"consolidate_safetensors_files({str(path.parent)!r}, OUT, {{name: 1 for every tensor}}) of "
+            advice=f"consolidate_safetensors_files({_folder(path)!r}, OUT, {{name: 1 for every tensor}}) of "
             "torch.distributed.checkpoint._consolidate_hf_safetensors writes the whole; or save again with "
             "HuggingFaceStorageWriter(…, enable_consolidation=True).",
         )
-    if (world := _WORLD.search(path.name)) and int(world[1]) > 1:
-        raise _part(path, f"the part of one of {int(world[1]):,} ranks, by its name", "the parts of all merged")
+    if (world := _WORLD.search(container.name)) and int(world[1]) > 1:
+        raise _part(container, f"the part of one of {int(world[1]):,} ranks, by its name", "the parts of all merged")
     _require_whole_arguments(container)
+    if path is None:
+        return
     for mark, others in _neighbours(path):
         if any(_is_other_part(container, other, mark) for other in others):
             some = ", ".join(_named(other, path) for other in others[:3]) + (" …" if len(others) > 3 else "")
-            raise _part(path, f"one rank's part of a model; beside it {'are' if len(others) > 1 else 'is'} {some}",
+            raise _part(container, f"one rank's part of a model; beside it {'are' if len(others) > 1 else 'is'} {some}",
                         f"the parts of all {len(others) + 1:,} merged")  # fmt: skip
 
 
@@ -78,9 +80,7 @@ def _require_whole_arguments(container: Container) -> None:
     if not sizes or _has_all(container, settings):
         return
     said = ", ".join(f"{key} = {size}" for key, size in sizes.items())
-    raise _part(
-        container.path, f"one rank's part of a model: it was saved with {said}", "the parts of all ranks merged"
-    )
+    raise _part(container, f"one rank's part of a model: it was saved with {said}", "the parts of all ranks merged")
 
 
 def _has_all(container: Container, settings: dict[str, Any]) -> bool:
@@ -92,12 +92,16 @@ def _has_all(container: Container, settings: dict[str, Any]) -> bool:
     return bool(rows) and all(size == (words,) for size in rows) and len(layers) == depth
 
 
-def _part(path: Path, what: str, expected: str) -> PartialModelError:
+def _part(container: Container, what: str, expected: str) -> PartialModelError:
+    path = container.path or Path(container.name)
     deepspeed = path.name.endswith("model_states.pt")
     kind = "deepspeed" if deepspeed else "megatron" if "rank" in f"{path.parent.name}/{path.name}" else "consolidated"
-    return PartialModelError(
-        f"{_named(path, path)} is {what}.", expected=expected, advice=MERGE[kind].format(folder=path.parent)
-    )
+    advice = MERGE[kind].format(folder=_folder(container.path))
+    return PartialModelError(f"{_named(path, path)} is {what}.", expected=expected, advice=advice)
+
+
+def _folder(path: Path | None) -> str:
+    return str(path.parent) if path else "DIR"
 
 
 def _named(other: Path, path: Path) -> str:

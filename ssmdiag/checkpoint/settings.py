@@ -23,10 +23,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     >>> flatten({"d_model": 8, "ssm": {"dt": [0.1, 1]}})
     {'d_model': 8, 'ssm.dt': [0.1, 1]}
     """
-    return leaves(tree, (prefix,) if prefix else (), _as_it_is, _as_it_is)
+    return leaves(tree, (prefix,) if prefix else ())
 
 
-def leaves(tree: Any, prefix: tuple[str, ...], opened: Open, listed: Open) -> dict[str, Any]:
+def leaves(
+    tree: Any, prefix: tuple[str, ...], opened: Open = lambda value: value, listed: Open = lambda value: value
+) -> dict[str, Any]:
     """Return the leaves of a tree; `opened` returns an object's content, `listed` the form of a mapping or a list."""
     flat: dict[str, Any] = {}
     room = MOST_SETTINGS
@@ -72,7 +74,3 @@ def _cost(value: Any, most: int) -> int | None:
             elif isinstance(item, (str, bytes)):
                 cost += len(item) // 64
     return cost
-
-
-def _as_it_is(value: Any) -> Any:
-    return value

@@ -56,8 +56,7 @@ def read_set(directory: Path, names: Sequence[str]) -> Checkpoint:
 
 def require_no_shard(container: Container) -> None:
     """Raise PartialModelError for one shard of several, by its name or by what its header counts."""
-    path = container.path
-    found = SHARD.search(path.name)
+    found = SHARD.search(container.name)
     number, count = (int(found[1]), int(found[2])) if found else (None, 1)
     split = container.settings.get("split.count")  # of a GGUF file
     if number is None and type(split) is int:
@@ -65,9 +64,9 @@ def require_no_shard(container: Container) -> None:
     if count > 1:
         which = f"shard {number}" if number else "one"
         raise PartialModelError(
-            f"{path.name} is {which} of the {count:,} shards of a model.",
+            f"{container.name} is {which} of the {count:,} shards of a model.",
             expected="all shards of it, in one directory",
-            advice=f"ssmdiag inspect {path.parent}",
+            advice=f"ssmdiag inspect {container.path.parent if container.path else 'DIR'}",
         )
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
+from ssmdiag.checkpoint.checkpoint import Checkpoint
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import PartialModelError
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint.checkpoint import Checkpoint
 
 STACKS = frozenset({"layers", "layer", "blocks", "block", "blk", "h"})
 """Names of lists of layers in which every number has tensors."""

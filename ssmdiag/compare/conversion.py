@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,16 +25,14 @@ from ssmdiag.compare.forward_settings import SettingDifference, differing_settin
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
 from ssmdiag.cores import one_thread
-from ssmdiag.diagnosis import context_length_of
+from ssmdiag.diagnosis import longest_context
 from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.families.interface import Family
+from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative tolerance of a rate where the coarser side stores this type and the other does not.
@@ -148,8 +145,7 @@ def prove_conversion(
     for side, recognition in zip(sides, found, strict=True):
         recognition.require_layers(side)
         problems += [f"{side.path.name}: {p}" for p in (*side.problems, *recognition.problems)]
-    stated = [length for side in sides if (length := context_length_of(side.settings))]
-    lags = log_lags(context_length or max(stated, default=DEFAULT_CONTEXT))
+    lags = log_lags(context_length or longest_context(sides) or DEFAULT_CONTEXT)
     proofs: list[LayerProof] = []
     for first, second in _pairs(found[0], found[1]):
         names = dict.fromkeys(layer.path for layer in (first, second) if layer)
@@ -271,10 +267,7 @@ def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> La
     if outcome is Outcome.REORDERED and not steering.differing and steering.compared:
         outcome, notes = Outcome.DIFFERS, (*notes, LEFT_BEHIND)
     elif outcome is Outcome.REORDERED:
-        outcome, unseen = (
-            Outcome.NOMINAL,
-            (*unseen, "its decays stand in another order, and what steers them was not followed into it"),
-        )
+        outcome, unseen = Outcome.NOMINAL, (*unseen, NOT_FOLLOWED)
     elif outcome is Outcome.SAME:
         outcome = Outcome.DIFFERS if steering.differing else Outcome.NOMINAL if unseen else outcome
     return replace(proof, outcome=outcome, notes=notes, steering=replace(steering, unseen=unseen))

@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ssmdiag.compare.significance import LEVEL, Slope, student_p, student_quantile
+from ssmdiag.compare.significance import LEVEL, Slope, steps_of, student_p, student_quantile, student_slope
 
 AVERAGED = 2.5
 """Factor of the p-value averaged over φ."""
@@ -36,17 +36,12 @@ def correlated_drift(x: Sequence[float], y: Sequence[float]) -> tuple[Slope, flo
     The interval is that of the treatment with the smaller p-value, at `LEVEL` divided by its factor: it excludes 0
     where the p-value is under `LEVEL`.
     """
-    gaps = [b - a for a, b in pairwise(x)]
-    moves = [b - a for a, b in pairwise(y)]
-    total = sum(gaps)
-    drift = sum(moves) / total
+    gaps, moves, drift, least = steps_of(x, y)
     if len(gaps) < 2:
         return Slope(drift, -math.inf, math.inf), 1.0
     root = [math.sqrt(gap) for gap in gaps]
     left = [(move - drift * gap) / r for move, gap, r in zip(moves, gaps, root, strict=True)]
-    # Equal steps leave only the rounding of y as their scatter.
-    least = 1e-15 * max(map(abs, y)) / total
-    ways = [_put_in(left, total, drift, least), _averaged(left, root, drift, least)]
+    ways = [_put_in(left, sum(gaps), drift, least), _averaged(left, root, drift, least)]
     slope, p = min(ways, key=lambda way: way[1])
     return slope, min(1.0, p)
 
@@ -67,7 +62,7 @@ def _put_in(left: Sequence[float], total: float, drift: float, least: float) -> 
     inflation = 1 + 2 * sum((1 - k / m) * phi**k for k in range(1, m))
     freedom = max(int(max(m / inflation, 1.5) - 1), 1)
     error = max(math.sqrt(sum(v * v for v in left) / (m - 1) * inflation / total), least)
-    return _student(drift, error, freedom, factor)
+    return student_slope(drift, error, freedom, factor)
 
 
 def _averaged(left: Sequence[float], root: Sequence[float], drift: float, least: float) -> tuple[Slope, float]:
@@ -85,7 +80,7 @@ def _averaged(left: Sequence[float], root: Sequence[float], drift: float, least:
         # A centred square: rounding may leave it slightly below zero.
         variance = max((square - shift * mixed) / freedom / weight, least * least)
         if variance == 0:
-            return _student(drift, 0.0, freedom, AVERAGED)
+            return student_slope(drift, 0.0, freedom, AVERAGED)
         residual = math.log(variance * weight)
         likelihood = 0.5 * (math.log1p(-phi * phi) - math.log(weight) - freedom * residual)
         fits.append((likelihood, drift + shift, variance))
@@ -107,10 +102,3 @@ def _sums(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     ends = a[0] * b[0] + a[-1] * b[-1]
     inner = sum(u * v for u, v in zip(a[1:-1], b[1:-1], strict=True))
     return ends, inner, sum(a[i] * b[i + 1] + a[i + 1] * b[i] for i in range(len(a) - 1))
-
-
-def _student(drift: float, error: float, freedom: int, factor: float) -> tuple[Slope, float]:
-    if error == 0:
-        return Slope(drift, drift, drift), 1.0
-    half = student_quantile(1 - LEVEL / factor / 2, freedom) * error
-    return Slope(drift, drift - half, drift + half), factor * student_p(drift / error, freedom)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ssmdiag.families.interface import ForwardSetting
-    from ssmdiag.families.layer import Layer
+from ssmdiag.families.interface import ForwardSetting
+from ssmdiag.families.layer import Layer
 
 _CONFIG = ("model_type", "architectures", "general.architecture")
 """Keys that only a model's settings have."""

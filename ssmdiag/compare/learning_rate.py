@@ -11,13 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import SsmdiagError
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 SAME = 0.01
 """Relative change up to which the learning rate counts as constant."""
@@ -36,7 +33,7 @@ class Schedule(Enum):
 class LearningRates:
     """Learning rates at one checkpoint, by parameter."""
 
-    told: Mapping[str, float]
+    known: Mapping[str, float]
     common: float | None
     """Learning rate of every parameter, if all groups have the same."""
 
@@ -44,7 +41,7 @@ class LearningRates:
         """Return the learning rate of the weights that decide a layer's rates; None unless it is known to be one."""
         names = {weight.name for weight in recurrence.weights if weight.role == "rate"}
         names = names or {weight.name for weight in recurrence.weights if weight.role == "step"}
-        rates = {self.told.get(name, self.common) for name in names or {""}}
+        rates = {self.known.get(name, self.common) for name in names or {""}}
         return rates.pop() if len(rates) == 1 else None
 
 
@@ -55,14 +52,14 @@ def read_learning_rates(checkpoint: Checkpoint) -> LearningRates:
     except SsmdiagError:  # compare needs no optimiser state; `check` reports what is wrong with it
         groups = ()
     rates = [group.learning_rate for group in groups]
-    told = {
+    known = {
         name: rate
         for group, rate in zip(groups, rates, strict=True)
         if rate is not None and rate >= 0
         for name in group.parameters or ()
     }
     common = rates[0] if rates and len(set(rates)) == 1 and rates[0] is not None and rates[0] >= 0 else None
-    return LearningRates(told, common)
+    return LearningRates(known, common)
 
 
 def schedule_of(rates: Sequence[float]) -> Schedule:

@@ -11,14 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.compare.significance import student_p
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SHARES, FEWEST = (20, 4, 1), 8
 """One unit in so many is used, the slowest at first; and the least number of units."""

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE
+from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE, LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.cores import one_thread
-from ssmdiag.diagnosis import context_length_of, diagnose
+from ssmdiag.diagnosis import Diagnosis, diagnose, longest_context
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
-from ssmdiag.families.recognition import recognise
+from ssmdiag.families.interface import Family
+from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.rules.selection import Selection
-
-if TYPE_CHECKING:
-    from ssmdiag.assessment.spectrum import LayerDiagnosis
-    from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.recognition import Recognition
 
 LEAST_SHARE = 0.01
 """Smallest share of a model's modes in a range of time constants that is reported."""
@@ -106,21 +102,9 @@ def compare_models(
     Raises what `diagnose` raises.
     """
     sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
-    if context_length is None:
-        stated = [length for side in sides if (length := context_length_of(side.settings))]
-        context_length = max(stated, default=None)
-    first, second = (
-        diagnose(
-            side,
-            assume=assume,
-            families=families,
-            device=device,
-            context_length=context_length,
-            rules=Selection(()),
-            on_layer=on_layer,
-        )
-        for side in sides
-    )
+    context_length = longest_context(sides) if context_length is None else context_length
+    examine = partial(diagnose, assume=assume, families=families, device=device, rules=Selection(()), on_layer=on_layer)
+    first, second = (examine(side, context_length=context_length) for side in sides)
     shares = _shares(first), _shares(second)
     return ModelComparison(first, second, tuple(_gaps(first, second)), shares, tuple(notes))
 
@@ -170,30 +154,23 @@ def tabulate_models(
         try:
             sides.append(read_checkpoint(path))
         except SsmdiagError as error:
-            unread.append(_sentence(path, error))
-    context = context_length or max((c for side in sides if (c := context_length_of(side.settings))), default=None)
+            unread.append(sentence_on(path, error))
+    context = context_length or longest_context(sides)
+    examine = partial(diagnose, assume=assume, families=families, device=device, rules=Selection(()))
     for side in sides:
         try:
-            models.append(
-                diagnose(
-                    side,
-                    assume=assume,
-                    families=families,
-                    device=device,
-                    context_length=context,
-                    rules=Selection(()),
-                )
-            )
+            models.append(examine(side, context_length=context))
         except AssumptionError:
             raise
         except SsmdiagError as error:
-            unread.append(_sentence(side.path, error))
+            unread.append(sentence_on(side.path, error))
     if not models:
         raise CheckpointError(f"none of the {len(paths)} models could be read:", details=unread)
     return ModelTable(tuple(models), tuple(map(_shares, models)), tuple(unread), tuple(notes))
 
 
-def _sentence(path: str | Path, error: SsmdiagError) -> str:
+def sentence_on(path: str | Path, error: SsmdiagError) -> str:
+    """Return an error's sentence, the file's name before it unless the sentence has it."""
     name = Path(path).name
     return error.sentence if name in error.sentence else f"{name}: {error.sentence}"
 

@@ -14,17 +14,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
-from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
-from ssmdiag.compare.models import require_one_model
+from ssmdiag.compare.models import require_one_model, sentence_on
 from ssmdiag.compare.relatedness import why_unrelated
 from ssmdiag.compare.run_order import OrderSource, order_checkpoints
 from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
@@ -32,17 +34,11 @@ from ssmdiag.compare.unmoved import find_steering_changed
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, LayerError, SsmdiagError
-from ssmdiag.families.recognition import recognise
+from ssmdiag.families.interface import Family
+from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.families.interface import Family
-    from ssmdiag.families.recognition import Recognition
-    from ssmdiag.recurrence.modal import Recurrence
 
 FailOn = Literal["never", "converging", "crossing"]
 Memory = Literal["none", "ends", "all"]
@@ -135,6 +131,7 @@ def compare_run(
         families, sizes or numbers of layers. AssumptionError as in `diagnose`.
     """
     start = time.perf_counter()
+    find = partial(recognise, assume=assume, families=families, device=device)
     opened, problems = _open(paths)
     _require_two(paths, opened, problems)
     run = order_checkpoints([path for path, _ in opened], [step for _, step in opened])
@@ -148,7 +145,7 @@ def compare_run(
         try:
             checkpoint = read_checkpoint(path)
             learning_rates = read_learning_rates(checkpoint)
-            for recurrence, title in _recurrences(path, checkpoint, assume, families, device, collected, missing):
+            for recurrence, title in _recurrences(path, checkpoint, find(checkpoint), collected, missing):
                 context = (collected.context or DEFAULT_CONTEXT) if wanted else None
                 before = collected.first_rates(recurrence, step)
                 try:
@@ -169,7 +166,7 @@ def compare_run(
         except (AssumptionError, DifferentModelsError):
             raise
         except SsmdiagError as error:
-            problems.append(_sentence(path, error))
+            problems.append(sentence_on(path, error))
             collected.drop()
         else:
             collected.close(step, run.unit)
@@ -192,9 +189,7 @@ def compare_run(
         notes=(*notes, *collected.notes, *remarks),
         device=device,
         seconds=time.perf_counter() - start,
-        steering_changed=find_steering_changed(
-            [checkpoints[end].path for end in (0, -1)], layers, assume, families, device
-        ),
+        steering_changed=find_steering_changed([checkpoints[end].path for end in (0, -1)], layers, find),
     )
 
 
@@ -266,13 +261,8 @@ def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], l
         try:
             opened.append((path, read_checkpoint(path).train_step))
         except SsmdiagError as error:
-            problems.append(_sentence(path, error))
+            problems.append(sentence_on(path, error))
     return opened, problems
-
-
-def _sentence(path: Path, error: SsmdiagError) -> str:
-    sentence = error.sentence
-    return sentence if path.name in sentence else f"{path.name}: {sentence}"
 
 
 def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Sequence[str]) -> None:
@@ -309,16 +299,9 @@ def _without_repeats(
 
 
 def _recurrences(
-    path: Path,
-    checkpoint: Checkpoint,
-    assume: Mapping[str, str] | None,
-    families: Sequence[Family] | None,
-    device: str,
-    collected: _Collected,
-    problems: list[str],
+    path: Path, checkpoint: Checkpoint, found: Recognition, collected: _Collected, problems: list[str]
 ) -> Iterator[tuple[Recurrence, str]]:
     """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
-    found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     problems += [*(said for said in checkpoint.problems if said not in collected.unread), *found.problems]
     collected.unread |= dict.fromkeys(checkpoint.problems)

@@ -9,6 +9,7 @@ from enum import Enum
 from glob import glob
 from pathlib import Path
 
+from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.checkpoint.directories import runs_in, several_runs
 from ssmdiag.checkpoint.file_names import INDEX, SHARD, WEIGHTS
 from ssmdiag.checkpoint.formats import suffixes
@@ -101,8 +102,6 @@ def _holds(directory: Path, name: str) -> bool:
 
 
 def _train_step(path: Path) -> int | None:
-    from ssmdiag.checkpoint import read_checkpoint
-
     try:
         return read_checkpoint(path).train_step
     except SsmdiagError:  # reading it reports the reason

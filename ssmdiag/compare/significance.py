@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import NormalDist, median
 
 LEVEL = 0.05
@@ -61,20 +61,30 @@ def random_walk_drift(x: Sequence[float], y: Sequence[float]) -> tuple[Slope, fl
     Steps d_i over gaps g_i: d_i = μ g_i + σ √g_i z_i, so μ = Σd/Σg, σ² = Σ (d − μg)²/g / (m − 1) for m steps,
     and (μ̂ − μ) √Σg / σ̂ is Student's t with m − 1 degrees of freedom.
     """
-    gaps = [b - a for a, b in pairwise(x)]
-    moves = [b - a for a, b in pairwise(y)]
-    total, freedom = sum(gaps), len(gaps) - 1
-    drift = sum(moves) / total
+    gaps, moves, drift, least = steps_of(x, y)
+    freedom = len(gaps) - 1
     if freedom == 0:
         return Slope(drift, -math.inf, math.inf), 1.0
     variance = sum((d - drift * g) ** 2 / g for d, g in zip(moves, gaps, strict=True)) / freedom
-    error = math.sqrt(variance / total)
-    # Equal steps leave only the rounding of y as their scatter.
-    error = max(error, 1e-15 * max(map(abs, y)) / total)
+    return student_slope(drift, max(math.sqrt(variance / sum(gaps)), least), freedom)
+
+
+def steps_of(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float], float, float]:
+    """Return the gaps in x, the moves of y over them, the drift, and the least error that a drift has.
+
+    Equal steps leave only the rounding of y as their scatter.
+    """
+    gaps, moves = ([b - a for a, b in pairwise(values)] for values in (x, y))
+    total = sum(gaps)
+    return gaps, moves, sum(moves) / total, 1e-15 * max(map(abs, y)) / total
+
+
+def student_slope(drift: float, error: float, freedom: int, factor: float = 1.0) -> tuple[Slope, float]:
+    """Return a drift with its interval at `LEVEL` divided by a factor, and its two-sided p-value times that factor."""
     if error == 0:
         return Slope(drift, drift, drift), 1.0
-    half = student_quantile(1 - LEVEL / 2, freedom) * error
-    return Slope(drift, drift - half, drift + half), student_p(drift / error, freedom)
+    half = student_quantile(1 - LEVEL / factor / 2, freedom) * error
+    return Slope(drift, drift - half, drift + half), factor * student_p(drift / error, freedom)
 
 
 def adjust(p_values: Sequence[float]) -> list[float]:
@@ -161,17 +171,12 @@ def _inversions(n: int, groups: tuple[int, ...]) -> tuple[int, ...]:
 
 def _times(counts: list[int], i: int) -> list[int]:
     """Multiply a polynomial by 1 + q + … + q^(i−1)."""
-    result, running = [], 0
-    for k in range(len(counts) + i - 1):
-        running += (counts[k] if k < len(counts) else 0) - (counts[k - i] if k >= i else 0)
-        result.append(running)
-    return result
+    return list(accumulate(a - b for a, b in zip([*counts, *[0] * (i - 1)], [*[0] * i, *counts[:-1]], strict=True)))
 
 
 def _over(counts: list[int], i: int) -> list[int]:
     """Divide a polynomial by 1 + q + … + q^(i−1), which divides it."""
-    result: list[int] = []
-    for k in range(len(counts) - i + 1):
-        before = counts[k - 1] if k else 0
-        result.append(counts[k] - before + (result[k - i] if k >= i else 0))
-    return result
+    result = [0] * i
+    for before, count in pairwise([0, *counts[: len(counts) - i + 1]]):
+        result.append(count - before + result[-i])
+    return result[i:]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.kernel import sample_kernel
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 WORKING_SET = 2**20
 """Pairs of modes compared at a time."""
@@ -82,11 +79,8 @@ def match_spectra(a: Recurrence, b: Recurrence, tolerance: float) -> SpectrumMat
             order = None
     if reordered and order is None and float(error.max()) <= tolerance:
         notes.append("modes in another order")
-    worst = int(error.argmax())
-    channel, mode = divmod(worst, error.shape[1])
-    difference = Difference(
-        float(error.flatten()[worst]), channel, mode, complex(first[channel, mode]), complex(matched[channel, mode])
-    )
+    at = channel, mode = _largest(error)
+    difference = Difference(float(error[at]), channel, mode, complex(first[at]), complex(matched[at]))
     return SpectrumMatch(difference, one_to_one, order, reordered and order is None, tuple(notes))
 
 
@@ -123,16 +117,8 @@ def compare_kernels(a: Recurrence, b: Recurrence, lags: Sequence[int], order: Te
     gap = _gap(first, second)
     peak = first.abs().amax((0, 2), keepdim=True)
     error = (gap / peak).where(gap > 0, 0.0).nan_to_num(math.inf, math.inf)
-    worst = int(error.argmax())
-    row, rest = divmod(worst, error.shape[1] * error.shape[2])
-    channel, at = divmod(rest, error.shape[2])
-    return Difference(
-        float(error.flatten()[worst]),
-        channel,
-        int(lags[at]),
-        complex(first[row, channel, at]),
-        complex(second[row, channel, at]),
-    )
+    at = _, channel, lag = _largest(error)
+    return Difference(float(error[at]), channel, int(lags[lag]), complex(first[at]), complex(second[at]))
 
 
 def _compare_matrices(a: Recurrence, b: Recurrence, lags: Sequence[int]) -> Difference | None:
@@ -144,13 +130,17 @@ def _compare_matrices(a: Recurrence, b: Recurrence, lags: Sequence[int]) -> Diff
             return None
         peak = torch.maximum(peak, first.abs().amax())
         apart = _gap(first, second)
-        worst = int(apart.argmax())
-        if float(apart.flatten()[worst]) > gap:
-            gap = float(apart.flatten()[worst])
-            output, input = divmod(worst, apart.shape[1])
-            found = input, int(lag), complex(first[output, input]), complex(second[output, input])
+        at = _largest(apart)
+        if float(apart[at]) > gap:
+            gap = float(apart[at])
+            found = at[1], int(lag), complex(first[at]), complex(second[at])
     value = float((gap / peak).nan_to_num(math.inf, math.inf)) if gap > 0 else 0.0
     return Difference(value, *found)
+
+
+def _largest(values: Tensor) -> tuple[int, ...]:
+    """Return the place of the largest value."""
+    return tuple(int(index) for index in np.unravel_index(int(values.argmax()), values.shape))
 
 
 def _gap(first: Tensor, second: Tensor) -> Tensor:

@@ -13,21 +13,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from filecmp import cmp
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from ssmdiag.checkpoint import StoredTensor
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.families.layer import is_number
+from ssmdiag.families.interface import Steering
+from ssmdiag.families.layer import Layer, is_number
 from ssmdiag.families.packed import packed_with
 from ssmdiag.guard import guard
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import StoredTensor
-    from ssmdiag.families.interface import Steering
-    from ssmdiag.families.layer import Layer
 
 EQUAL = 1e-5
 """Relative tolerance of a weight where both sides store the same type and nothing was rounded."""
@@ -144,7 +140,7 @@ def _same_files(a: Layer, b: Layer) -> bool:
     if a.path != b.path or names != b.checkpoint.below(b.path):
         return False
     pairs = {(a.checkpoint[name].container.path, b.checkpoint[name].container.path) for name in names}
-    return all(cmp(one, other, shallow=False) for one, other in pairs)
+    return all(one and other and cmp(one, other, shallow=False) for one, other in pairs)
 
 
 def _by_role(layer: Layer) -> dict[str, _Found | str]:
@@ -281,11 +277,8 @@ def compare_weights(
         if float(error.flatten()[at]) > worst:
             worst, where = float(error.flatten()[at]), start * columns + at
             pair = float(one.flatten()[at]), float(other.flatten()[at])
-    index: list[int] = []
-    for extent in reversed(shape):
-        where, place = divmod(where, extent)
-        index.insert(0, place)
-    return SteeringDifference(role, *names, worst, allowed, tuple(index), pair)
+    index = tuple(int(place) for place in np.unravel_index(where, shape))
+    return SteeringDifference(role, *names, worst, allowed, index, pair)
 
 
 def _of_other_shapes(

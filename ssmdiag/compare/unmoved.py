@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.compare.layer_history import LayerHistory
 from ssmdiag.compare.steering import compare_steering
 from ssmdiag.errors import SsmdiagError
-from ssmdiag.families.recognition import recognise
+from ssmdiag.families.recognition import Recognition
 from ssmdiag.guard import guard
-
-if TYPE_CHECKING:
-    from ssmdiag.compare.layer_history import LayerHistory
-    from ssmdiag.families.interface import Family
 
 
 def find_steering_changed(
-    ends: Sequence[str | Path],
-    layers: Sequence[LayerHistory],
-    assume: Mapping[str, str] | None,
-    families: Sequence[Family] | None,
-    device: str,
+    ends: Sequence[str | Path], layers: Sequence[LayerHistory], find: Callable[[Checkpoint], Recognition]
 ) -> dict[str, tuple[str, ...]] | None:
-    """Return what `RunComparison.steering_changed` holds, from the first and the last checkpoint."""
+    """Return what `RunComparison.steering_changed` holds, from the first and the last checkpoint.
+
+    `find` recognises the layers of a checkpoint, as for the rest of the run.
+    """
     if any(layer.slowest is None or layer.slowest.change or layer.last.moved for layer in layers):
         return None
     if all(layer.last.time_invariant for layer in layers):
@@ -32,7 +27,7 @@ def find_steering_changed(
     changed: dict[str, tuple[str, ...]] = {}
     whole = True
     try:
-        first, last = (recognise(read_checkpoint(p), assume=assume, families=families, device=device) for p in ends)
+        first, last = (find(read_checkpoint(path)) for path in ends)
         for one, other in zip(first.layers, last.layers, strict=False):
             with guard(other.path, "comparing what steers it"):
                 found = compare_steering(one, other, tolerance=0.0)

@@ -16,16 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_matrix, matrix_eigenvalues, zoh, zoh_gain
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 SOFTMAX_EPSILON = 1e-7
 """Added to |z|² in the reciprocal of DSS's softmax."""

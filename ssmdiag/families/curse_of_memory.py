@@ -14,16 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -15,17 +15,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import BIDIRECTIONAL
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 SOFTMAX_EPSILON = 1e-7
 """Added to |z|² in the reciprocals, so that a zero mode has a finite weight."""

@@ -15,18 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence.discretisation import zoh
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 _GATE = {"dt_bias": "head", "A_log": "head"}
 # KDA has a gate per channel under the same names; its projection, packed or not, distinguishes it.

@@ -15,15 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering
 from ssmdiag.families.layouts import taps
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -14,17 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 _GATE = {"f_proj.weight": "channel _", "i_proj.weight": "_ _"}
 # Convolutional and classical LSTMs use these names too, with a bias.

@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssmdiag.recurrence.discretisation import bilinear, zoh
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 STEP_RANGE = (1e-3, 1e-1)
 """Smallest and largest Δ of S4, S4D, S5, DSS and Mamba."""
 STEPS = 16
 GOLDEN = (math.sqrt(5) - 1) / 2
+Built = tuple[str, dict[str, Any]]
+"""The source of a spectrum, and its fields of a `Recurrence`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ def initial_spectra(family: str, modes: int) -> tuple[InitialSpectrum, ...]:
     """
     if modes < 1:
         raise ValueError(f"a spectrum has at least one mode, got {modes}")
-    return tuple(_SPECTRA[name](name, family, modes) for name in FAMILIES.get(family, ()))
+    found = []
+    for name in FAMILIES.get(family, ()):
+        source, spectrum = _SPECTRA[name](modes)
+        fields = {"layer": name, "family": family, "spelling": "as initialised", "time_invariant": True, **spectrum}
+        found.append(InitialSpectrum(name, source, Recurrence(**fields)))
+    return tuple(found)
 
 
 def legs_matrix(states: int) -> tuple[Tensor, Tensor]:
@@ -68,47 +74,36 @@ def _steps() -> Tensor:
     return (low + (high - low) * share).exp()[:, None]
 
 
-def _stepped(name: str, family: str, source: str, eigenvalues: Tensor, pairs: bool) -> InitialSpectrum:
+def _stepped(source: str, eigenvalues: Tensor, pairs: bool) -> Built:
     """Return continuous modes (mode,) at all steps, by a zero-order hold."""
-    recurrence = Recurrence(
-        layer=name,
-        family=family,
-        spelling="as initialised",
-        log_eigenvalues=zoh(eigenvalues, _steps()),
-        time_invariant=True,
-        conjugate_pairs=pairs,
-        step=_steps(),
-    )
-    return InitialSpectrum(name, f"{source}; Δ log-uniform in [0.001, 0.1], at {STEPS} quantiles", recurrence)
+    fields = {"log_eigenvalues": zoh(eigenvalues, _steps()), "conjugate_pairs": pairs, "step": _steps()}
+    return f"{source}; Δ log-uniform in [0.001, 0.1], at {STEPS} quantiles", fields
 
 
-def _linear(name: str, family: str, modes: int) -> InitialSpectrum:
+def _linear(modes: int) -> Built:
     frequency = math.pi * torch.arange(modes, dtype=torch.float64)
     eigenvalues = torch.complex(torch.full_like(frequency, -0.5), frequency)
-    return _stepped(name, family, "arXiv 2206.11893: −½ + iπn", eigenvalues, True)
+    return _stepped("arXiv 2206.11893: −½ + iπn", eigenvalues, True)
 
 
-def _inverse(name: str, family: str, modes: int) -> InitialSpectrum:
+def _inverse(modes: int) -> Built:
     states = 2 * modes
     frequency = states / math.pi * (states / (2 * torch.arange(modes, dtype=torch.float64) + 1) - 1)
     eigenvalues = torch.complex(torch.full_like(frequency, -0.5), frequency)
-    return _stepped(name, family, "arXiv 2206.11893: −½ + i N/π (N/(2n + 1) − 1)", eigenvalues, True)
+    return _stepped("arXiv 2206.11893: −½ + i N/π (N/(2n + 1) − 1)", eigenvalues, True)
 
 
-def _real(name: str, family: str, modes: int) -> InitialSpectrum:
+def _real(modes: int) -> Built:
     eigenvalues = -torch.arange(1, modes + 1, dtype=torch.float64)
-    return _stepped(name, family, "arXiv 2206.11893, 2312.00752: −1 … −N", eigenvalues, False)
+    return _stepped("arXiv 2206.11893, 2312.00752: −1 … −N", eigenvalues, False)
 
 
-def _normal(name: str, family: str, modes: int) -> InitialSpectrum:
-    return _stepped(
-        name, family, "arXiv 2206.11893, 2208.04933: normal part of LegS", normal_legs(2 * modes)[:modes], True
-    )
+def _normal(modes: int) -> Built:
+    return _stepped("arXiv 2206.11893, 2208.04933: normal part of LegS", normal_legs(2 * modes)[:modes], True)
 
 
-def _legs(name: str, family: str, modes: int) -> InitialSpectrum:
-    A, B = legs_matrix(modes)
-    step = _steps()
+def _legs(modes: int) -> Built:
+    (A, B), step = legs_matrix(modes), _steps()
     spectrum = bilinear(-torch.arange(1, modes + 1, dtype=torch.float64), step)
 
     def dense() -> DenseRealisation:
@@ -117,55 +112,28 @@ def _legs(name: str, family: str, modes: int) -> InitialSpectrum:
         solved = torch.linalg.solve(identity - half, torch.cat([identity + half, (step * B)[..., None]], -1))
         return DenseRealisation(solved[..., :-1], solved[..., -1], torch.ones(1, STEPS, modes, dtype=torch.float64))
 
-    recurrence = Recurrence(
-        layer=name,
-        family=family,
-        spelling="as initialised",
-        log_eigenvalues=spectrum,
-        time_invariant=True,
-        step=step,
-        dense=dense,
-    )
     source = f"arXiv 2111.00396: HiPPO-LegS, bilinear; Δ log-uniform in [0.001, 0.1], at {STEPS} quantiles"
-    return InitialSpectrum(name, source, recurrence)
+    return source, {"log_eigenvalues": spectrum, "step": step, "dense": dense}
 
 
-def _ring(inner: float, outer: float) -> Callable[[str, str, int], InitialSpectrum]:
-    def build(name: str, family: str, modes: int) -> InitialSpectrum:
-        index = torch.arange(modes, dtype=torch.float64)
-        square = inner**2 + (outer**2 - inner**2) * (index + 0.5) / modes
-        angle = 2 * math.pi * (index * GOLDEN % 1)
-        recurrence = Recurrence(
-            layer=name,
-            family=family,
-            spelling="as initialised",
-            log_eigenvalues=torch.complex(square.log() / 2, angle)[None],
-            time_invariant=True,
-        )
-        source = f"arXiv 2303.06349: |λ|² uniform between {inner}² and {outer}², any angle; moduli at quantiles"
-        return InitialSpectrum(name, source, recurrence)
-
-    return build
+def _ring(modes: int, *, inner: float, outer: float) -> Built:
+    index = torch.arange(modes, dtype=torch.float64)
+    square = inner**2 + (outer**2 - inner**2) * (index + 0.5) / modes
+    angle = 2 * math.pi * (index * GOLDEN % 1)
+    source = f"arXiv 2303.06349: |λ|² uniform between {inner}² and {outer}², any angle; moduli at quantiles"
+    return source, {"log_eigenvalues": torch.complex(square.log() / 2, angle)[None]}
 
 
-def _heads(name: str, family: str, modes: int) -> InitialSpectrum:
+def _heads(modes: int) -> Built:
     """Return heads of one mode each, every A with every Δ."""
     A = 1 + 15 * (torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS
     rate = (A * _steps()).flatten()[:, None]
     step = _steps().expand(-1, STEPS).flatten()[:, None]
-    recurrence = Recurrence(
-        layer=name,
-        family=family,
-        spelling="as initialised",
-        log_eigenvalues=zoh(-rate, torch.ones_like(rate)),
-        time_invariant=False,
-        step=step,
-    )
     source = f"arXiv 2405.21060: A uniform in [1, 16], Δ log-uniform in [0.001, 0.1], each at {STEPS} quantiles"
-    return InitialSpectrum(name, source, recurrence)
+    return source, {"log_eigenvalues": zoh(-rate, torch.ones_like(rate)), "time_invariant": False, "step": step}
 
 
-_SPECTRA: dict[str, Callable[[str, str, int], InitialSpectrum]] = {
+_SPECTRA: dict[str, Callable[[int], Built]] = {
     "S4D-Lin": _linear,
     "S4D-Inv": _inverse,
     "S4D-Real": _real,
@@ -174,8 +142,8 @@ _SPECTRA: dict[str, Callable[[str, str, int], InitialSpectrum]] = {
     "HiPPO-N": _normal,
     "A = 1 … N": _real,
     "A in 1 … 16": _heads,
-    "ring 0–1": _ring(0.0, 1.0),
-    "ring 0.9–0.999": _ring(0.9, 0.999),
+    "ring 0–1": partial(_ring, inner=0.0, outer=1.0),
+    "ring 0.9–0.999": partial(_ring, inner=0.9, outer=0.999),
 }
 FAMILIES: dict[str, tuple[str, ...]] = {
     "s4": ("LegS",),

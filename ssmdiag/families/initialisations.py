@@ -14,11 +14,9 @@ Sources: the original repositories, as listed in the family modules.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence, RecurrentWeight
+from ssmdiag.families.interface import Layer, Recurrence
+from ssmdiag.recurrence.modal import RecurrentWeight
 
 USUAL_STEP = (1e-3, 1e-1)
 """Range of Δ in which nearly every published model starts, log-uniformly; per unit of A's time."""

@@ -1,7 +1,8 @@
 """The interface of a family: the tensors it is recognised by, and how they become a `Recurrence`.
 
 A family is one module in this package (or in another, under the entry point `ssmdiag.families`)
-with a module-level `FAMILY`. It must not import torch: `read` gets tensors and uses their methods.
+with a module-level `FAMILY`. It imports the types it names from here, and must not import torch: `read` gets tensors
+and uses their methods.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssmdiag.families.layer import Layer
+from ssmdiag.recurrence.modal import Recurrence
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
+else:
+    Tensor = Any
 
 
 Trait = Literal[

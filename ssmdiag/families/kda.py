@@ -16,19 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION, NEGATIVE_EIGENVALUES
-from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence.discretisation import zoh
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 _BOUNDED = "GLM-5-next, Kimi-K3", "Ling, Ring (bailing)"
 """Spellings whose models are released with a lower bound of −5."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssmdiag.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.names import layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
 from ssmdiag.guard import guard
@@ -17,7 +18,6 @@ from ssmdiag.recurrence.modal import Assumption, Recurrence, RecurrentWeight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.checkpoint import Checkpoint, StoredTensor
     from ssmdiag.families.interface import Family, Spelling
 
 

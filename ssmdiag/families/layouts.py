@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
+from ssmdiag.families.interface import Layer, Tensor
 
 
 def taps(kernel: Tensor, layer: Layer) -> Tensor:

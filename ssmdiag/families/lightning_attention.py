@@ -14,15 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION
-from ssmdiag.families.interface import Family, Spelling, Steering
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

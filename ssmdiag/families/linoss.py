@@ -22,17 +22,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 NEARLY_DOUBLE = 1e-8
 """Relative distance of two eigenvalues below which their modal form keeps under half of float64's digits."""

@@ -15,17 +15,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Tensor
 from ssmdiag.families.s5 import directions
 from ssmdiag.recurrence.discretisation import as_complex
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -16,18 +16,11 @@ moves it even where the input is zero: zero input is another operating point.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
 from ssmdiag.recurrence.discretisation import zoh
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 # Packed (quantised) projections have other shapes, so only the tensors of the decay are required.
 _PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}

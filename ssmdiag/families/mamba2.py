@@ -16,19 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence.discretisation import zoh
 from ssmdiag.recurrence.maps import softplus
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 OTHERS = (
     *("a_proj.weight", "b_proj.weight", "f_proj.weight", "f_proj.0.weight", "f_a_proj.weight", "decay"),

@@ -13,17 +13,10 @@ at zero input nothing rotates.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.recurrence.discretisation import zoh
 from ssmdiag.recurrence.maps import MAPS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -50,8 +43,8 @@ def steering(layer: Layer) -> Iterator[Steering]:
 
 def _without_gate(rows: Tensor, layer: Layer) -> Tensor | None:
     """Return the rows of in_proj below those of the gate z, which are first and as many as out_proj has inputs."""
-    taken = layer.beside("out_proj.weight")
-    return None if taken is None or len(taken.shape) != 2 else rows[taken.shape[1] :]
+    output = layer.beside("out_proj.weight")
+    return None if output is None or len(output.shape) != 2 else rows[output.shape[1] :]
 
 
 FAMILY = Family(

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
 
+from ssmdiag.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.errors import CheckpointError
+from ssmdiag.families.interface import Tensor
+from ssmdiag.families.layer import is_number
 from ssmdiag.families.unknown_decay import (
     FREQUENCY,
     LOG,
@@ -31,11 +33,6 @@ from ssmdiag.families.unknown_decay import (
     read_poles,
     read_step,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import Checkpoint, StoredTensor
 
 _NONLINEAR = re.compile(r"(?<![a-z])hh(?![a-z])|recurrent_?kernel|hidden_to_hidden", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:.*_)?\d+")
@@ -77,6 +74,12 @@ class _Weight:
         return self.tensors[0].shape
 
     @property
+    def stored_as(self) -> str:
+        """Its dtype, shape and number of layers, in words."""
+        layers = len(self.tensors)
+        return f"{self.tensors[0].dtype} {self.shape} in {layers} layer{'s' * (layers > 1)}"
+
+    @property
     def is_projection(self) -> bool:
         """Whether it multiplies an input: two axes or more, as a module's weight or by its name."""
         if self.kind in ("weight", "kernel"):
@@ -95,8 +98,7 @@ class _Weight:
 
     def described(self) -> str:
         """Return name, dtype, shape, layers and range of values, on one line."""
-        layers = len(self.tensors)
-        text = f"{self.local}, {self.tensors[0].dtype} {self.shape} in {layers} layer{'s' * (layers > 1)}"
+        text = f"{self.local}, {self.stored_as}"
         try:
             values = self.values
         except CheckpointError:
@@ -178,7 +180,7 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
         raise UnclearError("a low-rank term may stand beside it, which changes the eigenvalues")
     if any(_NONLINEAR.search(other.name) for other in near):
         raise UnclearError("its module feeds the state back through a matrix: no linear recurrence")
-    pairs = not values.is_complex() and weight.shape[-1] == 2 and _holds_pairs(weight)
+    pairs = not values.is_complex() and _holds_pairs(weight)
     if values.is_complex() or pairs:
         reading = read_poles(_paired(weight) if pairs else values, step=step is not None)
     else:
@@ -198,7 +200,7 @@ def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, Ste
     if len(biases) > 1:
         raise UnclearError(f"several steps stand beside it: {', '.join(other.local for other in biases[:3])}")
     (step,) = biases
-    if not _fits(step, weight):
+    if not all(size in (1, *weight.shape) for size in step.shape):
         raise UnclearError(f"its step {step.local} {step.shape} has other axes")
     try:
         return step, read_step(step.name, step.values, bias=step.kind == "bias")
@@ -229,9 +231,7 @@ def _repeated(checkpoint: Checkpoint) -> list[_Weight]:
 
 
 def _could_be(tensor: StoredTensor) -> bool:
-    number = tensor.dtype.startswith(("float", "bfloat", "complex")) and not tensor.dtype.startswith(
-        ("float8", "float4")
-    )
+    number = is_number(tensor.dtype) and not tensor.dtype.startswith(("float8", "float4"))
     return number and 1 <= len(tensor.shape) <= 4 and 1 < prod(tensor.shape) <= _MOST_VALUES
 
 
@@ -252,18 +252,12 @@ def _is_near(other: _Weight, weight: _Weight) -> bool:
     return other.module[:depth] == weight.module[:depth] and len(other.tensors) == len(weight.tensors)
 
 
-def _fits(step: _Weight, weight: _Weight) -> bool:
-    sizes = [size for size in step.shape if size != 1]
-    return all(size in weight.shape for size in sizes)
-
-
 def _holds_pairs(weight: _Weight) -> bool:
     """Whether the last axis is (re, im): two columns, one of one sign and one of both."""
     if weight.shape[-1] != 2 or len(weight.shape) < 2:
         return False
     values = _paired(weight)
-    turns, decays = values.imag, values.real
-    return bool((turns >= 0).all() | (turns <= 0).all()) and bool((decays < 0).any() & (decays > 0).any())
+    return _one_way(values.imag) and not _one_way(values.real)
 
 
 def _paired(weight: _Weight) -> Tensor:
@@ -276,7 +270,10 @@ def _turns_one_way(weight: _Weight, *, pairs: bool) -> bool:
     """Whether complex eigenvalues all rotate the same way, as when one of each conjugate pair is stored."""
     if not (pairs or weight.values.is_complex()):
         return False
-    turns = (_paired(weight) if pairs else weight.values).imag
+    return _one_way((_paired(weight) if pairs else weight.values).imag)
+
+
+def _one_way(turns: Tensor) -> bool:
     return bool((turns >= 0).all() | (turns <= 0).all())
 
 
@@ -303,8 +300,7 @@ def _step_axes(step: _Weight, weight: _Weight, names: list[str]) -> str:
 def _table(name: str, found: _Recurrence) -> str:
     """Return one [[layer]] of a map file, each line with a comment."""
     weight, step, frequency = found.weight, found.step, found.frequency
-    layers = len(weight.tensors)
-    where = f"{weight.tensors[0].dtype} {weight.shape} in {layers} layer{'s' * (layers > 1)}; * is any path"
+    where = f"{weight.stored_as}; * is any path"
     names = _names(weight, found.pairs)
     turning = frequency is not None or _turns_one_way(weight, pairs=found.pairs)
     lines = ["[[layer]]"]
@@ -334,9 +330,4 @@ def _table(name: str, found: _Recurrence) -> str:
 
 
 def _line(key: str, value: str | bool, comment: str) -> str:
-    line = (
-        f"{key} = {str(value).lower()}"
-        if isinstance(value, bool)
-        else f"{key} = {json.dumps(value, ensure_ascii=False)}"
-    )
-    return f"{line:<40}# {comment}"
+    return f"{f'{key} = {json.dumps(value, ensure_ascii=False)}':<40}# {comment}"

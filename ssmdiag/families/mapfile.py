@@ -30,20 +30,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import MOST_TOML, parse_toml, read_text, shortened
 from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS
 from ssmdiag.errors import LayerError, MapFileError
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families import known_families
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_gain, log_of, zoh, zoh_gain
 from ssmdiag.recurrence.maps import MAPS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 CHOICES = {
     "domain": ("continuous", "rate", "discrete"),
@@ -120,19 +115,13 @@ def read_map(path: str | Path) -> tuple[Family, ...]:
         raise MapFileError(f"{path} has {len(content['layer']):,} tables [[layer]].", expected=f"at most {MOST_LAYERS}")
     families = tuple(_family(layer, f"{path}, [[layer]] {number}") for number, layer in enumerate(content["layer"], 1))
     names = [family.name for family in families]
-    known = _known_names()
+    known = {family.name for family in known_families()}
     for name in names:
         if names.count(name) > 1 or name in known:
             raise MapFileError(
                 f'{path}: name = "{name}" is taken.', expected="a name of its own for each layer", advice="rename it."
             )
     return families
-
-
-def _known_names() -> set[str]:
-    from ssmdiag.families import known_families
-
-    return {family.name for family in known_families()}
 
 
 def _family(table: Mapping[str, Any], where: str) -> Family:
@@ -206,11 +195,8 @@ def _check_value(key: str, value: Any, where: str) -> None:
         good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
         expected = "a tensor name or a positive number"
     elif key.endswith("axes"):
-        good = (
-            isinstance(value, str)
-            and len(value) <= LONGEST_NAME
-            and re.fullmatch(r"(1|[a-z]+)( (1|[a-z]+))*( 2)?", value) is not None
-        )
+        short = isinstance(value, str) and len(value) <= LONGEST_NAME
+        good = short and re.fullmatch(r"(1|[a-z]+)( (1|[a-z]+))*( 2)?", value) is not None
         expected = 'names such as "channel mode", 1 for an axis of one, 2 last for (re, im)'
     else:
         good, expected = isinstance(value, str) and bool(value.strip()) and len(value) <= LONGEST_NAME, "text"
@@ -263,19 +249,18 @@ def read(layer: Layer, declared: Declaration) -> Iterator[Recurrence]:
     eigenvalues = as_complex(-magnitude) + 1j * turn
     step: Tensor | None = None
     if declared.domain == "continuous":
-        step = magnitude.new_tensor(declared.step) if isinstance(declared.step, float | int) else None
-        if step is None:
-            step = _arrange(layer.weight(str(declared.step), declared.step_map, role="step"), declared, "step")
-        ell = (bilinear if declared.discretisation == "bilinear" else zoh)(eigenvalues, step)
-        gain = (bilinear_gain if declared.discretisation == "bilinear" else zoh_gain)(eigenvalues, step)
+        if isinstance(declared.step, str):
+            step = _arrange(layer.weight(declared.step, declared.step_map, role="step"), declared, "step")
+        else:
+            step = magnitude.new_tensor(declared.step)
+        rule, gain_of = (bilinear, bilinear_gain) if declared.discretisation == "bilinear" else (zoh, zoh_gain)
+        ell, gain = rule(eigenvalues, step), gain_of(eigenvalues, step)
     else:
-        ell = eigenvalues
-        if declared.domain == "discrete":
-            ell = log_of(magnitude) + 1j * turn
+        ell = log_of(magnitude) + 1j * turn if declared.domain == "discrete" else eigenvalues
         gain = as_complex(magnitude.new_ones(magnitude.shape))
     _require_decay(layer, declared, magnitude, ell)
-    channels, modes = _sizes(layer, declared)
-    flat = lambda values: values.expand((*channels, modes)).reshape(-1, modes)  # noqa: E731
+    sizes = [layer.axes.get(axis, 1) for axis in declared.order()]
+    flat = lambda values: values.expand(sizes).reshape(-1, sizes[-1])  # noqa: E731
     b = _arrange(_values(layer, declared, "input"), declared, "input") if declared.input else 1.0
     c = _arrange(_values(layer, declared, "output"), declared, "output") if declared.output else None
     yield layer.recurrence(
@@ -344,8 +329,3 @@ def _arrange(values: Tensor, declared: Declaration, key: str) -> Tensor:
     order = declared.order()
     named = values.reshape(tuple(sizes.values())).permute([list(sizes).index(axis) for axis in order if axis in sizes])
     return named.reshape([sizes.get(axis, 1) for axis in order])
-
-
-def _sizes(layer: Layer, declared: Declaration) -> tuple[tuple[int, ...], int]:
-    *channels, _ = (layer.axes.get(axis, 1) for axis in declared.order())
-    return tuple(channels), layer.axes.get("mode", 1)

@@ -16,15 +16,10 @@ forward. EMAKernel has a row per copy and channel; with `efficient_bidirectional
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling
 from ssmdiag.recurrence.discretisation import as_complex
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 _TRANSFORMERS = {
     "delta": "damping_factor",

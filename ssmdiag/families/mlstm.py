@@ -15,17 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import share, taps
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 _CELL = "mlstm_cell.fgate.bias"
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import StoredTensor
-    from ssmdiag.families.layer import Layer
+from ssmdiag.checkpoint import StoredTensor
+from ssmdiag.families.interface import Layer
 
 PACKED = re.compile(
     r"(?:qweight|qzeros|scales|biases|g_idx|SCB|absmax|quant_map|input_scale|weight_(?:packed|scale|zero|shape|format|"

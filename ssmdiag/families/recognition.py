@@ -6,16 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.checkpoint.names import layer_numbers
 from ssmdiag.errors import AssumptionError, UnknownFamilyError
 from ssmdiag.families import known_families
+from ssmdiag.families.interface import Family, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.families.interface import Family, Spelling
 
 LOOKS_RECURRENT = re.compile(
     r"(?:^|[._])(?:A_log|log_A|log_a|A_real|A_diag|Lambda|lambda_|nu_log|theta_log|params_log|time_decay|dt_bias|"

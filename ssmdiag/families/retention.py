@@ -14,13 +14,8 @@ recompute γ from the number of heads and leave nothing in the file to recognise
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

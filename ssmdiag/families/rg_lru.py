@@ -14,14 +14,9 @@ The paper writes a = σ(Λ)^{c r}: its Λ is the negative of what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
 from ssmdiag.families.layouts import taps, transposed
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 OPEN_GATE = 8.0
 """The constant c; no setting changes it."""

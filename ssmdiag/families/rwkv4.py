@@ -14,14 +14,9 @@ every time_… tensor has lost its axes of length 1: by these shapes it is recog
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Spelling, Steering
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
 
 # RWKV-5.0 also has both as vectors, one value per head; only it normalises by head.
 _LATER = ("ln_x.weight", "time_decay_w1")

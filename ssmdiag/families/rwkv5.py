@@ -13,13 +13,8 @@ Copies converted by the `rwkv` package hold λ̄ itself, with a third axis of le
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling, Steering
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
 
 _LATER = ("time_decay_w1",)
 

@@ -12,14 +12,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
 from ssmdiag.families.layouts import transposed
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

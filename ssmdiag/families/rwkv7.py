@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
 from ssmdiag.families.layouts import flat, transposed
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 FASTEST = math.exp(-0.5)
 """Largest rate, in nats per step."""

@@ -20,19 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import BIDIRECTIONAL
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Tensor
 from ssmdiag.families.s4d import TRANSFORM_OPTIONS, band, note_direction, read_eigenvalues, read_step, tile
 from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_matrix, log_of, matrix_eigenvalues
 from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -149,14 +142,11 @@ def _recurrence(layer: Layer, A: Tensor, B: Tensor, C: Tensor, step: Tensor, len
     """Return the bilinear recurrence of A (ssm, state, state), B (channel, state), C̃ (copy, channel, state)."""
     channels = step.shape[0]
     if step.shape[1] > 1:  # one Δ per state: it scales the rows of A, so each channel has its own spectrum
-        A, B, C = step[..., None] * tile(layer, A, channels), step * B, C
+        A, B = step[..., None] * tile(layer, A, channels), step * B
         step = step[:, :1] * 0 + 1
-    eigenvalues = matrix_eigenvalues(A)
-
-    dense = None
-    if length is not None:
-        dense = partial(bilinear_matrix, tile(layer, A, channels), B, C, step, length)
-    return layer.recurrence(bilinear(tile(layer, eigenvalues, channels), step), step=step, dense=dense)
+    eigenvalues = tile(layer, matrix_eigenvalues(A), channels)
+    dense = None if length is None else partial(bilinear_matrix, tile(layer, A, channels), B, C, step, length)
+    return layer.recurrence(bilinear(eigenvalues, step), step=step, dense=dense)
 
 
 _ROWS, _LOW_RANK = "ssm mode 2", "rank ssm mode 2"

@@ -16,19 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.dss import softmax_gain
 from ssmdiag.families.forward import BIDIRECTIONAL
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import bilinear, bilinear_gain, zoh, zoh_gain
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 TRANSFORMS = ("exp", "none", "relu", "sigmoid", "softplus")
 
@@ -153,6 +146,13 @@ def _transform(layer: Layer, option: str) -> str:
     return "relu+1e-4" if name == "relu" else name
 
 
+MINIMAL = {
+    "kernel.log_A_real": "channel mode",
+    "kernel.A_imag": "channel mode",
+    "kernel.log_dt": "channel",
+    "kernel.C": "channel mode 2",
+}
+"""Tensors of `S4DKernel`."""
 _H3 = "kernel.kernel."
 _V4 = {"A_real": "ssm mode", "inv_dt": "channel _"}
 _V3 = {"inv_A_real": "ssm mode", "A_imag": "ssm mode", "B": "ssm mode 2", "C": "copy channel mode 2"}
@@ -184,12 +184,7 @@ FAMILY = Family(
         ),
         Spelling(
             "state-spaces/s4, models/s4/s4d.py",
-            {
-                "kernel.log_A_real": "channel mode",
-                "kernel.A_imag": "channel mode",
-                "kernel.log_dt": "channel",
-                "kernel.C": "channel mode 2",
-            },
+            MINIMAL,
             absent=("kernel.B", "kernel.P"),
             path=r"^(?!.*stablessm_layers)",  # StableSSM: the same tensors under other maps
         ),

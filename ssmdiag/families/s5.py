@@ -14,17 +14,10 @@ K_t = κ Re(C̃ λ̄^t B̄). The JAX code stores one of each conjugate pair wher
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Option, Spelling
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.recurrence.discretisation import as_complex, bilinear, bilinear_gain, zoh, zoh_gain
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -15,14 +15,9 @@ ZOH and the factor 2 of S4D.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from ssmdiag.families.interface import Family, Option, Spelling
-from ssmdiag.families.s4d import read_minimal
-
-if TYPE_CHECKING:
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling
+from ssmdiag.families.s4d import MINIMAL, read_minimal
 
 # The released code has b = 0.1 where the paper's best map has b = 0.5, and `direct` without a minus.
 _MAPS = {"direct": "direct", "exp": "exp", "softplus": "softplus", "best": "best(b=0.1)"}
@@ -38,18 +33,7 @@ FAMILY = Family(
     paper="arXiv 2311.14495",
     memory="exact",
     traits=frozenset({"slow recurrence"}),
-    spellings=(
-        Spelling(
-            "radarFudan/StableSSM",
-            {
-                "kernel.log_A_real": "channel mode",
-                "kernel.A_imag": "channel mode",
-                "kernel.log_dt": "channel",
-                "kernel.C": "channel mode 2",
-            },
-            path="stablessm_layers",
-        ),
-    ),
+    spellings=(Spelling("radarFudan/StableSSM", MINIMAL, path="stablessm_layers"),),
     read=read,
     options=(
         # `direct` is what every configuration of the repository trains, although the constructor's

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from ssmdiag.families.interface import Tensor
+from ssmdiag.recurrence.maps import MAPS
 
 Domain = Literal["continuous", "rate", "discrete"]
 
@@ -182,16 +182,9 @@ def _per_step(name: str, noun: str, values: Tensor, *, bias: bool, turns: bool) 
 
 def _is_credible(reading: Reading, values: Tensor) -> bool:
     """Whether a layer with this decay has a credible median memory."""
-    middle = values.median()
-    if reading.domain == "discrete":
-        rate = -math.log(float(middle))
-    elif reading.map == "direct":
-        rate = -float(middle)
-    elif reading.map == "exp":
-        rate = math.exp(min(float(middle), 700.0))
-    else:
-        rate = math.log1p(math.exp(min(float(middle), 700.0))) if reading.map == "softplus" else float(middle)
-    return LONGEST <= rate <= SHORTEST
+    middle = MAPS[reading.map](values.median())
+    rate = -middle.log() if reading.domain == "discrete" else middle
+    return LONGEST <= float(rate) <= SHORTEST
 
 
 def read_poles(values: Tensor, *, step: bool) -> Reading:

@@ -12,18 +12,11 @@ Mamba-1; the bias of the convolution moves Δ even at zero input.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ssmdiag.families.forward import ACTIVATION
-from ssmdiag.families.interface import Family, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
 from ssmdiag.recurrence.discretisation import zoh
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.families.layer import Layer
-    from ssmdiag.recurrence.modal import Recurrence
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

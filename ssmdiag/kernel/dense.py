@@ -8,17 +8,12 @@ The eigenvectors of HiPPO matrices have condition numbers beyond 10¹⁹; squari
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import triangular
-from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 LEAST = 1e-150
 """Entries of powers and states below which they count as zero."""

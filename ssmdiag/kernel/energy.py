@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import energy_between, realise
@@ -22,12 +22,7 @@ from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
 from ssmdiag.kernel.response import EPSILON, Response, for_responses, modal_terms, square_of
 from ssmdiag.kernel.status import Status, channel_status
-from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 SHORT = 2
 """Largest width of a short bin, in lags."""

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
@@ -19,13 +21,8 @@ from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.kernel import MEMORY_LIMIT, compute_kernel
 from ssmdiag.kernel.powers import profile
 from ssmdiag.kernel.status import Status
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.recurrence.modal import Recurrence
 
 UNITS = {
     "kernel": "output per unit of input",

@@ -8,14 +8,11 @@ Forming P would lose half the digits, since P is the square of the factor. No ei
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import triangular
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 DOUBLINGS = 64
 """2⁶⁴ steps: the state of a mode 1e-15 from the boundary vanishes long before."""

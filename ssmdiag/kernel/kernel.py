@@ -13,20 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import PIECES, cores_for, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.kernel.powers import lags_of, modal_weights, powers
 from ssmdiag.kernel.status import channel_status
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes a kernel and the work on it may take, by default."""
@@ -137,9 +133,7 @@ def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tenso
 
 def _sample_matrix(recurrence: Recurrence, at: Tensor) -> Tensor:
     """Return Re C diag(λ̄^t) B̄ at some lags, (output, input, lag), without a table of the modes' weights."""
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    assert B is not None
-    assert C is not None
+    B, C = recurrence.matrices
     readers = recurrence.kernel_factor * torch.cat([C.real, -C.imag], 1)
     values = readers.new_empty(*_matrix_shape(recurrence), len(at))
     for k, decay in enumerate(powers(recurrence.log_eigenvalues[0], at[:, None])):
@@ -149,9 +143,8 @@ def _sample_matrix(recurrence: Recurrence, at: Tensor) -> Tensor:
 
 
 def _matrix_shape(recurrence: Recurrence) -> tuple[int, int]:
-    assert recurrence.input_matrix is not None
-    assert recurrence.output_matrix is not None
-    return recurrence.output_matrix.shape[0], recurrence.input_matrix.shape[1]
+    B, C = recurrence.matrices
+    return C.shape[0], B.shape[1]
 
 
 def _open(recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype | None) -> _Part:
@@ -159,9 +152,7 @@ def _open(recurrence: Recurrence, length: int, dtype: torch.dtype, product: torc
         raise ValueError(f"length must be at least 1, got {length}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    if recurrence.layout == "none":
-        raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
-    kinds = {"dense": _DensePart, "many inputs": _MatrixPart, "channels": _ModalPart}
+    kinds = {"dense": _DensePart, "many inputs": _MatrixPart, "channels": _ModalPart, "none": _ModalPart}
     if product is None:
         product = torch.float64 if recurrence.log_eigenvalues.device.type == "cpu" else dtype
     return kinds[recurrence.layout](recurrence, length, dtype, product)
@@ -284,9 +275,7 @@ class _MatrixPart(_Part):
         return self.size  # tables cover some inputs and lags at a time
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
-        B, C = self.recurrence.input_matrix, self.recurrence.output_matrix
-        assert B is not None
-        assert C is not None
+        B, C = self.recurrence.matrices
         C = self.recurrence.kernel_factor * C[start:stop]
         total = C.abs() @ B.abs()
         noise = total * (math.sqrt(self.states) * torch.finfo(self.product).eps)

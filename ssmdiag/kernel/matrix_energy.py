@@ -7,17 +7,13 @@ two values is used.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.quadratic_form import QuadraticForm
 from ssmdiag.kernel.tangential import TangentialFactor
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 WANTED = 1e-6
 """Relative noise above which a factor is made."""
@@ -40,7 +36,7 @@ class MatrixEnergy:
 
     @cached_property
     def factor(self) -> TangentialFactor:
-        """The surer route."""
+        """The route with less noise."""
         return TangentialFactor(self.form)
 
     def tail(self, lags: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +44,7 @@ class MatrixEnergy:
         values, noise = (part[0] for part in self.form.tail(self.form.states(lags)))
         unsure = (noise > WANTED * values).nonzero()[:, 0]
         if len(unsure):
-            _take_surer(values, noise, unsure, *self.factor.tail(self.factor.states(lags[unsure])))
+            _replace_noisy(values, noise, unsure, *self.factor.tail(self.factor.states(lags[unsure])))
         return self._in_units(values), self._in_units(noise)
 
     def bands(self, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,10 +60,10 @@ class MatrixEnergy:
             found = [torch.zeros_like(edges[short]) for _ in range(2)]
             for into, part in zip(found, self.factor.squares(first[short][bins] + offset), strict=True):
                 into.index_add_(0, bins, part[0])
-            _take_surer(values, noise, short, *found)
+            _replace_noisy(values, noise, short, *found)
         long = (unsure & (width > SUMMED_LAGS)).nonzero()[:, 0]
         if len(long) and self.form.stable:
-            _take_surer(values, noise, long, *self.factor.difference(first[long], width[long]))
+            _replace_noisy(values, noise, long, *self.factor.difference(first[long], width[long]))
         return self._in_units(values), self._in_units(noise)
 
     def _in_units(self, values: Tensor) -> Tensor:
@@ -90,7 +86,7 @@ class MatrixEnergy:
         return float(last), float(unsure)
 
 
-def _take_surer(values: Tensor, noise: Tensor, at: Tensor, others: Tensor, floors: Tensor) -> None:
+def _replace_noisy(values: Tensor, noise: Tensor, at: Tensor, others: Tensor, floors: Tensor) -> None:
     """Replace the values at some positions where the new ones have less noise."""
     surer = floors.flatten() < noise[at]
     values[at] = others.flatten().where(surer, values[at])

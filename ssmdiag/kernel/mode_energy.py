@@ -6,17 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.pair_forms import ALIKE, PairForms, first_rates, inside_band
 from ssmdiag.kernel.status import Status
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 WORKING_SET = 16 * 2**20
 """Bytes of forms and states at a time."""

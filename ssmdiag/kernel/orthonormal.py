@@ -18,12 +18,9 @@ boundary.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 BLOCK = 2**15
 """Pairs of modes processed at a time: 512 KiB of complex numbers, ..."""

@@ -14,18 +14,14 @@ import math
 from bisect import bisect_right
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.powers import powers
-from ssmdiag.kernel.quadratic_form import QuadraticForm
+from ssmdiag.kernel.quadratic_form import QuadraticForm, real_form
 from ssmdiag.kernel.response import EPSILON, LEAST, modal_terms
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 ALIKE = 0.1
 """Rates in a group exceed its slowest rate by at most this share of it."""
@@ -117,7 +113,7 @@ class PairForms:
     @cached_property
     def form(self) -> Tensor:
         """H, (channel, row, row)."""
-        return self.hermitian if self.symmetric is None else _on_parts(self.hermitian, self.symmetric)
+        return self.hermitian if self.symmetric is None else real_form(self.hermitian, self.symmetric)
 
     @cached_property
     def alone(self) -> Tensor:
@@ -138,11 +134,6 @@ class PairForms:
     def whole(self) -> Tensor:
         """The energy from each lag to infinity, (channel, lag)."""
         return self.parts.sum(1)
-
-    @cached_property
-    def noise(self) -> Tensor:
-        """Bound on its rounding error, (channel, lag)."""
-        return self._noise(self.states)
 
     def _noise(self, states: Tensor) -> Tensor:
         """Return a bound on the rounding error of a sum over pairs, (channel, lag): that of the sum of moduli."""
@@ -198,23 +189,16 @@ class PairForms:
         else:
             M, S = pairs(self.hermitian), pairs(self.symmetric)
             states = torch.cat([some(part) for part in self.states.tensor_split(2, 1)], 1)
-            own = (states * (_on_parts(M, S) @ states)).sum(1)
+            own = (states * (real_form(M, S) @ states)).sum(1)
             turn = some(self.ell.imag[..., None])
             apart, together = (turn - turn.mT).abs(), turn + turn.mT
             reach = 2 * math.pi / window.clamp(min=1.0)[:, None, None]
             slow, slow_sum = apart < reach, torch.minimum(together, 2 * math.pi - together) < reach
-            smooth = (states * (_on_parts(M * slow, S * slow_sum) @ states)).sum(1)
+            smooth = (states * (real_form(M * slow, S * slow_sum) @ states)).sum(1)
         alone = some(self.alone)
         weighted = (alone * some(self.rate[..., None])).sum(1)
         rest = self.whole - 2 * some(parts).sum(1) + own
-        return torch.stack([self.whole, rest, own, smooth, alone.sum(1), weighted, self.noise])
-
-
-def _on_parts(M: Tensor, S: Tensor) -> Tensor:
-    """Return H over real and imaginary parts with zᵀHz = ½ (zᴴ M z + Re zᵀ S z)."""
-    cross = -(M.imag + S.imag)
-    rows = [torch.cat([M.real + S.real, cross], 2), torch.cat([cross.mT, M.real - S.real], 2)]
-    return torch.cat(rows, 1).div_(2)
+        return torch.stack([self.whole, rest, own, smooth, alone.sum(1), weighted, self._noise(self.states)])
 
 
 def inside_band(rate: Tensor, low: Tensor, width: float) -> Tensor:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.powers import MAX_LAG
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SHARES = (0.5, 0.9, 0.99)
 UNSURE = 0.1

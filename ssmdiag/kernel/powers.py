@@ -11,16 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.recurrence.discretisation import as_complex
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 MAX_LAG = 2**40
 """Largest lag at which the angle is accurate; beyond it the product of two 53-bit numbers is not."""
@@ -53,9 +49,7 @@ def retention(recurrence: Recurrence) -> Recurrence:
 
 def modal_weights(recurrence: Recurrence) -> Tensor:
     """Return w = κ C B̄, (copy, channel, mode), for a layer in which each channel has a state of its own."""
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    if B is None or C is None:
-        raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
+    B, C = recurrence.matrices
     return recurrence.kernel_factor * (C * B)
 
 

@@ -15,24 +15,18 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.kernel.powers import UNDERFLOW, _angle, powers
 from ssmdiag.kernel.response import EPSILON, LEAST, Response, reach_of, square_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 
 def reaching_modes(recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:
     """Return ℓ (mode,), B̄ (mode, input) and κC (output, mode) of modes with nonzero B̄ and C, slowest first."""
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    assert B is not None
-    assert C is not None
+    B, C = recurrence.matrices
     ell = recurrence.log_eigenvalues[0]
     reaches = ((B != 0).any(1) & (C != 0).any(0)).nonzero()[:, 0]
     order = reaches[(-ell.real[reaches]).argsort(stable=True)]
@@ -86,9 +80,7 @@ class QuadraticForm(StoredModes):
         ell = self.ell[0]
         M = self.hermitian / _one_minus(ell.conj(), ell)
         S = self.symmetric / _one_minus(conjugate_of(ell).conj(), ell)
-        cross = -M.imag - S.imag
-        rows = [torch.cat([M.real + S.real, cross], 1), torch.cat([cross.mT, M.real - S.real], 1)]
-        return torch.cat(rows).div_(2)
+        return real_form(M, S)
 
     def energy(self, states: Tensor) -> Tensor:
         y = self.sizes[0, :, None] * states[0]
@@ -131,6 +123,13 @@ def _directions(columns: Tensor) -> tuple[Tensor, Tensor]:
     scaled = columns / largest
     length = square_of(scaled).sum(0).sqrt()
     return scaled / length, length * largest
+
+
+def real_form(M: Tensor, S: Tensor) -> Tensor:
+    """Return H, (…, 2 mode, 2 mode), over real and imaginary parts with zᵀHz = ½ (zᴴ M z + Re zᵀ S z)."""
+    cross = -(M.imag + S.imag)
+    rows = [torch.cat([M.real + S.real, cross], -1), torch.cat([cross.mT, M.real - S.real], -1)]
+    return torch.cat(rows, -2).div_(2)
 
 
 def pair_products(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import share_out, triangular
 from ssmdiag.kernel.dense import krylov, states_at, times
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import UNDERFLOW, _angle, is_real, powers, powers_minus_one
 from ssmdiag.kernel.status import Status
-from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 WORKING_SET = 2 * 2**20
 """Bytes of states at a time: the system takes larger blocks back after use and clears their memory each time."""
@@ -63,7 +58,8 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
     Either everything is real, or 0 ≤ Im ℓ ≤ π. Modes without weight are given a rate at which they contribute nothing.
     """
     ell = recurrence.log_eigenvalues[chunk]
-    weights = _channel_weights(recurrence, chunk)
+    B, C = recurrence.matrices
+    weights = recurrence.kernel_factor * (C[:, chunk] * B[chunk]).transpose(0, 1)
     idle = (weights == 0).all(1)
     if usable is not None:
         idle = idle | ~usable[:, None]
@@ -80,14 +76,6 @@ def modal_terms(recurrence: Recurrence, chunk: slice, usable: Tensor | None = No
         return ell, weights
     order = (-ell.real).argsort(dim=1, stable=True)
     return ell.gather(1, order), weights.gather(2, order[:, None].expand(weights.shape))
-
-
-def _channel_weights(recurrence: Recurrence, chunk: slice) -> Tensor:
-    assert recurrence.input_matrix is not None
-    assert recurrence.output_matrix is not None
-    return recurrence.kernel_factor * (recurrence.output_matrix[:, chunk] * recurrence.input_matrix[chunk]).transpose(
-        0, 1
-    )
 
 
 class Response:

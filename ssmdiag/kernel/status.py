@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 
 class Status(IntEnum):
@@ -46,16 +43,13 @@ def channel_status(recurrence: Recurrence) -> Tensor:
     Modes of weight zero count for nothing. Raises ValueError where B or C is absent.
     """
     ell, layout = recurrence.log_eigenvalues, recurrence.layout
-    B, C = recurrence.input_matrix, recurrence.output_matrix
-    if layout == "dense":
-        assert recurrence.dense is not None
+    if recurrence.dense is not None:
         dense = recurrence.dense()
         A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix
         finite = A.isfinite().flatten(1).all(1) & B.isfinite().all(1) & C.isfinite().all(-1).all(0)
         reaches = (B != 0).any(1, keepdim=True) & (C != 0).any(-1).any(0)[:, None]
-    elif B is None or C is None:
-        raise ValueError(f"{recurrence.layer} has no input or output matrix; `retention` gives its profile")
     else:
+        B, C = recurrence.matrices
         if layout == "many inputs":
             B = B.abs().amax(1)
         reaches = ((C != 0).any(0) & (B != 0)).expand(ell.shape)

@@ -15,17 +15,14 @@ Operations: N² outputs once, N² inputs per lag.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import triangular
 from ssmdiag.kernel.powers import powers_minus_one
 from ssmdiag.kernel.quadratic_form import QuadraticForm, StoredModes, conjugate_of
 from ssmdiag.kernel.response import EPSILON, WORKING_SET, reach_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SECTIONS = 32
 """Sections applied at a time: matrix products instead of updates of rank one."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.cores import share_out
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 
 def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:
@@ -33,10 +29,9 @@ def select_channels(recurrence: Recurrence, index: Tensor) -> Recurrence:
     if step is not None and step.ndim == 2 and step.shape[0] == recurrence.channels:
         parts["step"] = step[index]
     if recurrence.layout == "channels":
-        assert recurrence.input_matrix is not None
-        assert recurrence.output_matrix is not None
-        parts["input_matrix"] = recurrence.input_matrix.expand(recurrence.channels, -1)[index]
-        parts["output_matrix"] = recurrence.output_matrix.expand(-1, recurrence.channels, -1)[:, index]
+        B, C = recurrence.matrices
+        parts["input_matrix"] = B.expand(recurrence.channels, -1)[index]
+        parts["output_matrix"] = C.expand(-1, recurrence.channels, -1)[:, index]
     if dense is not None:
         parts["dense"] = lambda: _slice_dense(dense(), index)
     return replace(recurrence, **parts)  # type: ignore[arg-type]

@@ -136,6 +136,13 @@ class Recurrence:
         return "channels" if self.output_matrix.ndim == 3 else "many inputs"
 
     @property
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """B̄ and C. Raises ValueError where one is absent."""
+        if self.input_matrix is None or self.output_matrix is None:
+            raise ValueError(f"{self.layer} has no input or output matrix; `retention` gives its profile")
+        return self.input_matrix, self.output_matrix
+
+    @property
     def rate(self) -> Tensor:
         """r = −Re ℓ in nats per step, (channel, mode); r ≤ 0 is on or past the stability boundary."""
         return -self.log_eigenvalues.real

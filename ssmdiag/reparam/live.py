@@ -26,9 +26,10 @@ class LiveModule:
 
     format = "live module"
     train_step: int | None = None
+    path: Path | None = None
 
     def __init__(self, module: nn.Module, value: Callable[[str, Tensor], Tensor] | None = None) -> None:
-        self.path = Path(type(module).__name__.removeprefix("Parametrized"))
+        self.name = type(module).__name__.removeprefix("Parametrized")
         self.notes: list[str] = []
         self.settings: Mapping[str, Any] = {}
         self.places = find_places(module)
@@ -63,7 +64,7 @@ def as_checkpoint(container: LiveModule, module: nn.Module, config: Mapping[str,
     """Return the checkpoint of one live container."""
     tensors = collect({container: container.names()})
     return Checkpoint(
-        path=container.path,
+        path=Path(container.name),
         format=container.format,
         tensors=tensors,
         size=sum(tensor.nbytes for tensor in tensors.values()),

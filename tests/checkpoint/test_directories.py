@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from ssmdiag import Checkpoint, diagnose, read_checkpoint
+from ssmdiag.checkpoint import Container, directories
+from ssmdiag.checkpoint.formats import Format, known_formats
+from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.compare.run_order import expand_run
 from ssmdiag.errors import CheckpointError
 
@@ -37,6 +40,24 @@ def opened_file(checkpoint: Checkpoint) -> str:
     """Return the name of the one file that a directory's checkpoint was read from."""
     (path,) = {stored.container.path for stored in checkpoint.values()}
     return path.name
+
+
+def test_a_format_of_folders_opens_the_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def open_folder(folder: Path) -> Container:
+        opened.append(folder)
+        return open_container(folder / "part.bin")
+
+    write(tmp_path / "checkpoint-700", "part.bin")
+    (tmp_path / "checkpoint-700" / "parts.table").write_text("of its own")
+    known = (*known_formats(), Format("parts", open_folder=open_folder, owns_folder=r"parts\.table"))
+    monkeypatch.setattr(directories, "known_formats", lambda: known)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint-700")
+    assert opened == [tmp_path / "checkpoint-700"]
+    assert set(checkpoint) == set(STATE)
+    assert checkpoint.train_step == 700
+    assert checkpoint.size == sum(file.stat().st_size for file in opened[0].iterdir())
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ class Held:
     """A container whose tensors are in memory."""
 
     format = "held"
+    name = "held.safetensors"
+    path = None
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.path = Path("held.safetensors")
         self.tensors = dict(tensors)
         self.notes: list[str] = []
         self.settings: Mapping[str, Any] = {}
@@ -46,7 +47,7 @@ class Held:
 def hold(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Checkpoint:
     """Return a checkpoint of tensors in memory."""
     container = Held(state)
-    return Checkpoint(container.path, container.format, collect({container: list(state)}), 1, config=settings)
+    return Checkpoint(Path(container.name), container.format, collect({container: list(state)}), 1, config=settings)
 
 
 Mutation = Callable[[Tensor, random.Random], Tensor]

@@ -11,8 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-import ssmdiag.families
-from ssmdiag import Family, Spelling, SsmdiagError, diagnose, known_families
+from ssmdiag import Family, Spelling, SsmdiagError, diagnose, guard, known_families
 from ssmdiag.recurrence.discretisation import zoh
 
 Plug = Callable[..., None]
@@ -34,7 +33,7 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plug]:
         module.__dict__["FAMILY"] = value
         monkeypatch.setitem(sys.modules, "foreign_package", module)
         entries = [EntryPoint("foreign", "foreign_package:FAMILY", "ssmdiag.families")]
-        monkeypatch.setattr(ssmdiag.families, "entry_points", lambda group: entries)
+        monkeypatch.setattr(guard, "entry_points", lambda group: [entry for entry in entries if entry.group == group])
         known_families.cache_clear()
 
     yield use

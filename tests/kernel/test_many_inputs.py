@@ -232,7 +232,7 @@ def test_a_factor_and_a_form_agree_within_their_noise_wherever_one_is_asked(
     quick = [band_energy(recurrence, EDGES), tail_energy(recurrence, LAGS)]
     monkeypatch.setattr(matrix_energy, "WANTED", 0.0)
     monkeypatch.setattr(matrix_energy, "DROWNED", 0.0)
-    monkeypatch.setattr(matrix_energy, "_take_surer", _take_other)
+    monkeypatch.setattr(matrix_energy, "_replace_noisy", _take_other)
     sure = [band_energy(recurrence, EDGES), tail_energy(recurrence, LAGS)]
     for mine, other in zip(quick, sure, strict=True):
         assert not torch.equal(mine.values, other.values)

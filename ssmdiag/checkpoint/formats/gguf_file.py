@@ -8,22 +8,17 @@ Tensors of quantised types have their type's name as dtype, such as `q4_k`, and 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
+from ssmdiag.checkpoint.formats.sequential import SequentialReader, TornError
+from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.names import MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 _TYPES = {
     0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16",
@@ -43,32 +38,18 @@ MADE_UP_CONTEXT = {"mamba.context_length": 2**20, "mamba2.context_length": 2**20
 """The context length that the converter writes where the model's settings give none."""
 
 
-class _TornError(Exception):
-    """The file ends early or contradicts itself."""
-
-
-@dataclass(frozen=True)
-class _Entry:
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    """From the start of the file, in bytes."""
-
-
-class GgufFile:
+class GgufFile(TensorTable):
     """One .gguf file."""
 
     format = "GGUF"
+    again = "download or convert it again."
 
     def __init__(self, source: Source) -> None:
-        self.path = source.path
-        self.notes: list[str] = []
-        self.train_step: int | None = None
-        self._source = source
+        super().__init__(source)
         try:
             with source.open() as file:
-                self._entries, settings = _Reader(file, source.size).read_all()
-        except (_TornError, EOFError, ValueError, struct.error, UnicodeDecodeError) as error:
+                self.entries, settings = _Reader(file, source.size).read_all()
+        except (TornError, EOFError, ValueError, struct.error, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{source.name} is torn or not a GGUF file of version 2 or 3 ({error}).",
                 expected="what llama.cpp's converters write, little-endian",
@@ -78,128 +59,86 @@ class GgufFile:
             if settings.get(key) == value:
                 del settings[key]
                 self.notes.append(f"{key} = {value:,} is the converter's value for models that give none; ignored")
-        self.settings: Mapping[str, Any] = flatten(settings)
+        self.settings = flatten(settings)
 
-    def names(self) -> list[str]:
-        return list(self._entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> str:
-        return self._entries[name].dtype
-
-    def load(self, name: str) -> Tensor:
-        import torch
-
-        entry = self._entries[name]
-        if entry.dtype not in DTYPE_BITS:
+    def values(self, name: str) -> Tensor:
+        if (dtype := self.dtype(name)) not in DTYPE_BITS:
             raise CheckpointError(
-                f"{self._source.name}: tensor {name} is quantised ({entry.dtype}).",
+                f"{self.name}: tensor {name} is quantised ({dtype}).",
                 advice="give the file it was quantised from; ssmdiag does not undo quantisation.",
             )
-        dtype = getattr(torch, entry.dtype)
-        count = prod(entry.shape)
-        if not count:
-            return torch.empty(entry.shape, dtype=dtype)
-        try:
-            content = self._source.read(entry.offset, count * DTYPE_BITS[entry.dtype] // 8)
-        except (EOFError, OSError) as error:
-            raise CheckpointError(
-                f"{self._source.name}: tensor {name} cannot be read ({error}).", advice="download or convert it again."
-            ) from error
-        return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
+        return super().values(name)
 
 
-class _Reader:
-    """Reads the file from front to back; every length is compared with the end of the file."""
+class _Reader(SequentialReader):
+    where = "its header"
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file = file
-        self._end = size
-        self._at = 0
-
-    def read_all(self) -> tuple[dict[str, _Entry], dict[str, Any]]:
+    def read_all(self) -> tuple[dict[str, Entry], dict[str, Any]]:
         """Return the tensor table and the metadata."""
-        if self._bytes(4) != b"GGUF":
-            raise _TornError("it does not begin with GGUF")
-        version = self._number("<I")
+        if self.read(4) != b"GGUF":
+            raise TornError("it does not begin with GGUF")
+        version = self.number("<I")
         if version not in (2, 3):
-            raise _TornError(f"version {version}, or written on a big-endian machine")
-        tensors, pairs = self._number("<Q"), self._number("<Q")
+            raise TornError(f"version {version}, or written on a big-endian machine")
+        tensors, pairs = self.number("<Q"), self.number("<Q")
         if tensors > MOST_NAMES:
-            raise _TornError(f"{tensors:,} tensors")
+            raise TornError(f"{tensors:,} tensors")
         settings: dict[str, Any] = {}
         for _ in range(pairs):
-            key, kind = self._text(), self._number("<I")
+            key, kind = self._text(), self.number("<I")
             value = self._value(kind)
             if value is not None:
                 settings[key] = value
         table = [self._tensor() for _ in range(tensors)]
         alignment = settings.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 2**20:
-            raise _TornError(f"an alignment of {alignment}")
-        start = -(-self._at // alignment) * alignment
-        entries: dict[str, _Entry] = {}
+            raise TornError(f"an alignment of {alignment}")
+        start = -(-self.at // alignment) * alignment
+        entries: dict[str, Entry] = {}
         for name, shape, number, offset in table:
             dtype, count = _TYPES.get(number, f"ggml type {number}"), prod(shape)
             # No packed type puts more than eight values into a byte.
             width = count * DTYPE_BITS[dtype] // 8 if dtype in DTYPE_BITS else -(-count // 8)
             if any(size >= 2**63 for size in shape) or prod(size for size in shape if size) >= 2**63:
-                raise _TornError(f"{shortened(name)} has an impossible shape")
+                raise TornError(f"{shortened(name)} has an impossible shape")
             if name in entries:
-                raise _TornError(f"two tensors are called {shortened(name)}")
-            if width and start + offset + width > self._end:
-                raise _TornError(f"it ends before the values of {shortened(name)}")
-            entries[name] = _Entry(shape, dtype, start + offset)
+                raise TornError(f"two tensors are called {shortened(name)}")
+            if width and start + offset + width > self.end:
+                raise TornError(f"it ends before the values of {shortened(name)}")
+            entries[name] = Entry(shape, dtype, ((start + offset, width),))
         return entries, settings
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        name, axes = self._text(), self._number("<I")
+        name, axes = self._text(), self.number("<I")
         if axes > MOST_AXES:
-            raise _TornError(f"{shortened(name)} has {axes:,} axes")
-        sizes = [self._number("<Q") for _ in range(axes)]
-        return name, tuple(reversed(sizes)), self._number("<I"), self._number("<Q")
+            raise TornError(f"{shortened(name)} has {axes:,} axes")
+        sizes = [self.number("<Q") for _ in range(axes)]
+        return name, tuple(reversed(sizes)), self.number("<I"), self.number("<Q")
 
     def _value(self, kind: int, depth: int = 0) -> Any:
         if kind in _NUMBERS:
-            return self._number(_NUMBERS[kind])
+            return self.number(_NUMBERS[kind])
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY or depth > 3:
-            raise _TornError(f"metadata of type {kind}")
-        inner, length = self._number("<I"), self._number("<Q")
+            raise TornError(f"metadata of type {kind}")
+        inner, length = self.number("<I"), self.number("<Q")
         if inner in _NUMBERS:
-            kept = length <= LONGEST_SETTING
-            content = self._bytes(length * struct.calcsize(_NUMBERS[inner]), keep=kept)
-            return list(struct.unpack(f"<{length}{_NUMBERS[inner][1:]}", content)) if kept else None
-        if length > self._end - self._at:  # every element takes a byte or more
-            raise _TornError(f"an array of {length:,} elements")
+            size = length * struct.calcsize(_NUMBERS[inner])
+            if length > LONGEST_SETTING:
+                return self.skip(size)
+            return list(struct.unpack(f"<{length}{_NUMBERS[inner][1:]}", self.read(size)))
+        if length > self.end - self.at:  # every element takes a byte or more
+            raise TornError(f"an array of {length:,} elements")
         if inner == _STRING and length > LONGEST_SETTING:
             for _ in range(length):
-                self._bytes(self._number("<Q"), keep=False)
+                self.skip(self.number("<Q"))
             return None
         items = [self._value(inner, depth + 1) for _ in range(length)]
         return items if length <= LONGEST_SETTING else None
 
-    def _number(self, format: str) -> Any:
-        (value,) = struct.unpack(format, self._bytes(struct.calcsize(format)))
-        return value
-
     def _text(self) -> str:
-        return self._bytes(self._number("<Q")).decode("utf-8", errors="replace")
-
-    def _bytes(self, length: int, keep: bool = True) -> bytes:
-        if length > self._end - self._at:
-            raise _TornError(f"it ends after {self._end:,} bytes, within its header")
-        self._at += length
-        if not keep:
-            self._file.seek(self._at)
-            return b""
-        content = self._file.read(length)
-        if len(content) < length:
-            raise _TornError("it became shorter while it was read")
-        return content
+        return self.read(self.number("<Q")).decode("utf-8", errors="replace")
 
 
 def _recognises(look: FirstLook) -> bool:

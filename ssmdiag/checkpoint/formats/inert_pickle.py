@@ -303,21 +303,12 @@ class InertUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"its pickle has a whole number of {length:,} bytes")
         self.append(int.from_bytes(self.read(length), "little", signed=True))
 
-    def _empty_dict(self) -> None:
-        self.append(_Dict())
-
     def _dict(self) -> None:
         values = self.pop_mark()
         made = _Dict()
         for key, value in zip(values[::2], values[1::2], strict=True):
             made[key] = value
         self.append(made)
-
-    def _empty_list(self) -> None:
-        self.append([])
-
-    def _items_as_list(self) -> None:
-        self.append(self.pop_mark())
 
 
 _INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
@@ -328,9 +319,9 @@ _INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
     pickle.NEWOBJ_EX[0]: InertUnpickler._newobj_ex,
     pickle.LONG1[0]: lambda self: self._long("<B"),
     pickle.LONG4[0]: lambda self: self._long("<i"),
-    pickle.EMPTY_DICT[0]: InertUnpickler._empty_dict,
+    pickle.EMPTY_DICT[0]: lambda self: self.append(_Dict()),
     pickle.DICT[0]: InertUnpickler._dict,
-    pickle.EMPTY_SET[0]: InertUnpickler._empty_list,
-    pickle.FROZENSET[0]: InertUnpickler._items_as_list,
+    pickle.EMPTY_SET[0]: lambda self: self.append([]),
+    pickle.FROZENSET[0]: lambda self: self.append(self.pop_mark()),
     pickle.ADDITEMS[0]: pickle._Unpickler.dispatch[pickle.APPENDS[0]],
 }  # fmt: skip

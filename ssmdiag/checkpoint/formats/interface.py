@@ -1,17 +1,24 @@
-"""The interface of a format: how its files are recognised and opened, and which related files are not read."""
+"""The interface of a format: how its files are recognised and opened, and which related files are not read.
+
+A format imports the types it names from here, and torch only inside functions.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssmdiag.checkpoint.checkpoint import Container
+from ssmdiag.checkpoint.sources import Source
 from ssmdiag.errors import CheckpointError, PartialModelError
 
 if TYPE_CHECKING:
-    from ssmdiag.checkpoint.checkpoint import Container
-    from ssmdiag.checkpoint.sources import Source
+    from torch import Tensor
+else:
+    Tensor = Any
 
 T = TypeVar("T")
 LONGEST_HEAD = 256
@@ -56,7 +63,8 @@ class Refusal:
 
     def error(self, source: Source) -> CheckpointError:
         kind = PartialModelError if self.partial else CheckpointError
-        return kind(f"{source.name} is {self.what}.", advice=self.advice.format(folder=source.path.parent))
+        folder = source.path.parent if source.path else "DIR"
+        return kind(f"{source.name} is {self.what}.", advice=self.advice.format(folder=folder))
 
 
 def never(look: FirstLook) -> bool:
@@ -66,13 +74,15 @@ def never(look: FirstLook) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """One container format; without `open`, one that is recognised but not read."""
+    """One container format; without `open` and `open_folder`, one that is recognised but not read."""
 
     name: str
     recognises: Callable[[FirstLook], bool] = never
     """Whether a file is of this format, by its content; no two formats claim one file."""
     open: Callable[[Source], Container] | None = None
     """Open a file; raises CheckpointError where it is torn or forged."""
+    open_folder: Callable[[Path], Container] | None = None
+    """Open a whole folder that holds a name `owns_folder` matches, for formats of more than one file."""
     suffixes: tuple[str, ...] = ()
     """Suffixes of its files: searched for in folders, and used to open files whose content shows no format."""
     refusals: tuple[Refusal, ...] = ()

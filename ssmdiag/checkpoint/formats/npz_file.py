@@ -9,20 +9,17 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssmdiag.checkpoint.budget import Allowance, shortened
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal
-from ssmdiag.checkpoint.formats.zip_file import beginning_of, member_names, open_zip
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal, Source, Tensor
+from ssmdiag.checkpoint.formats.table import Entry, TensorTable
+from ssmdiag.checkpoint.formats.zip_file import PICKLES, beginning_of, member_names, open_zip
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, TypeError, SyntaxError, EOFError,
@@ -37,18 +34,16 @@ _WIDEST = {"float128": "float64", "longdouble": "float64", "complex256": "comple
 """Extended precision, which torch lacks; read in double."""
 
 
-class NpzFile:
+class NpzFile(TensorTable):
     """One .npz file, opened without pickle support."""
 
     format = "npz"
+    called = "array"
+    broken = BROKEN
 
     def __init__(self, source: Source) -> None:
-        self.path = source.path
-        self.notes: list[str] = []
-        self.settings: Mapping[str, Any] = {}
-        self.train_step: int | None = None
+        super().__init__(source)
         self._slow = Allowance(MOST_DESCRIBED)
-        self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         skipped: dict[str, list[str]] = {}
         try:
             self._zip = open_zip(source)
@@ -60,38 +55,22 @@ class NpzFile:
                 f"{source.name} is a broken .npz file ({shortened(str(error) or type(error).__name__, 200)}).",
                 advice="save or download it again.",
             ) from error
-        if any(_is_bfloat16(dtype) for _, dtype in self._headers.values()):
+        if any(entry.dtype == "bfloat16" for entry in self.entries.values()):
             self.notes.append("two-byte arrays without a NumPy type are read as bfloat16, as JAX writes them")
         for kind, names in skipped.items():
             some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
             self.notes.append(f"{len(names):,} array{'s' * (len(names) > 1)} of {kind} not read: {some}")
 
-    def names(self) -> list[str]:
-        return list(self._headers)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name][0]
-
-    def dtype(self, name: str) -> str:
-        dtype = self._headers[name][1]
-        return "bfloat16" if _is_bfloat16(dtype) else _WIDEST.get(dtype.name, dtype.name)
-
-    def load(self, name: str) -> Tensor:
+    def values(self, name: str) -> Tensor:
         import numpy as np
         import torch
         from numpy.lib import format as npy
 
-        try:
-            with self._zip.open(name + ".npy") as file:
-                array = npy.read_array(file, allow_pickle=False)
-            if _is_bfloat16(array.dtype):
-                return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
-            return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
-        except BROKEN as error:
-            raise CheckpointError(
-                f"{self.path.name}: array {name} cannot be read ({shortened(str(error), 200)}).",
-                advice="save or download the file again.",
-            ) from error
+        with self._zip.open(name + ".npy") as file:
+            array = npy.read_array(file, allow_pickle=False)
+        if _is_bfloat16(array.dtype):
+            return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
 
     def _read_header(self, member: zipfile.ZipInfo, skipped: dict[str, list[str]]) -> None:
         from numpy.lib import format as npy
@@ -116,7 +95,8 @@ class NpzFile:
         elif start + prod(shape) * dtype.itemsize > member.file_size:
             raise ValueError(f"array {name} announces more values than it holds")
         else:
-            self._headers[name] = (shape, dtype)
+            known = "bfloat16" if _is_bfloat16(dtype) else _WIDEST.get(dtype.name, dtype.name)
+            self.entries[name] = Entry(shape, known)
 
 
 def _parsed(text: bytes, length: bytes, slow: Allowance) -> tuple[tuple[int, ...], np.dtype]:
@@ -150,9 +130,7 @@ def _is_bfloat16(dtype: np.dtype) -> bool:
 
 def _recognises(look: FirstLook) -> bool:
     names = look.once(member_names)
-    return any(name.endswith(".npy") for name in names) and not any(
-        name.endswith(("data.pkl", "constants.pkl")) for name in names
-    )
+    return any(name.endswith(".npy") for name in names) and not any(name.endswith(PICKLES) for name in names)
 
 
 FORMAT = Format(

@@ -7,18 +7,15 @@ as JSON, {name: {"dtype", "shape", "data_offsets"}}, then the values, one tensor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from ssmdiag.checkpoint.budget import parse_json, shortened, train_step
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
+from ssmdiag.checkpoint.formats.table import Entry, TensorTable, read_values
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
 
 _DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
@@ -35,115 +32,84 @@ STEP_KEYS = ("train_step", "step", "global_step", "iteration")
 """Metadata keys that give the optimiser step."""
 
 
-class _Entry(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-    start: int
-    """From the start of the file, in bytes."""
-    length: int
-
-
 class _InvalidError(Exception):
     """The header does not describe tensors that fit the file."""
 
 
-class SafetensorsFile:
+class SafetensorsFile(TensorTable):
     """One .safetensors file."""
 
     format = "safetensors"
+    broken = (EOFError, OSError, RuntimeError, AttributeError, IndexError)
 
     def __init__(self, source: Source) -> None:
-        self.path = source.path
-        self.notes: list[str] = []
-        self._source = source
+        super().__init__(source)
         header, start = self._header()
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise self._invalid("its metadata is not text")
-        self._entries = self._placed(header, start)
-        self.settings: Mapping[str, Any] = {
-            k: v for key, text in metadata.items() for k, v in _settings(key, text).items()
-        }
+        self.entries = self._placed(header, start)
+        self.settings = {k: v for key, text in metadata.items() for k, v in _settings(key, text).items()}
         steps = (train_step(self.settings.get(key)) for key in STEP_KEYS)
-        self.train_step: int | None = next((step for step in steps if step is not None), None)
+        self.train_step = next((step for step in steps if step is not None), None)
 
-    def names(self) -> list[str]:
-        return list(self._entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> str:
-        return self._entries[name].dtype
-
-    def load(self, name: str) -> Tensor:
-        import torch
-
-        entry = self._entries[name]
-        try:
-            dtype = getattr(torch, entry.dtype)
-            shape = entry.shape
-            if entry.dtype == "float4_e2m1fn_x2":  # two values a byte
-                shape = (*shape[:-1], shape[-1] // 2)
-            if not entry.length:
-                return torch.empty(shape, dtype=dtype)
-            return torch.frombuffer(self._source.read(entry.start, entry.length), dtype=dtype).reshape(shape)
-        except (EOFError, OSError, RuntimeError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"{self._source.name}: tensor {name} cannot be read ({error}).",
-                advice="save or download the file again.",
-            ) from error
+    def values(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        if entry.dtype == "float4_e2m1fn_x2":  # two values a byte
+            entry = replace(entry, shape=(*entry.shape[:-1], entry.shape[-1] // 2))
+        return read_values(self.source, entry)
 
     def _header(self) -> tuple[dict[str, Any], int]:
         """Return the header and where the values start."""
-        size = self._source.size
-        length = int.from_bytes(self._source.read(0, min(size, 8)), "little")
+        size = self.source.size
+        length = int.from_bytes(self.source.read(0, min(size, 8)), "little")
         if not 2 <= length <= min(size - 8, LONGEST_HEADER):
             raise CheckpointError(
-                f"{self._source.name} is torn or not a safetensors file: it has {size:,} bytes, "
+                f"{self.name} is torn or not a safetensors file: it has {size:,} bytes, "
                 f"its first eight announce a header of {length:,}.",
                 advice="download or save it again; compare the size with the source.",
             )
         try:
-            text = self._source.read(8, length).decode()
+            text = self.source.read(8, length).decode()
             header = parse_json(text)
             if isinstance(header, dict) and text.count('"data_offsets"') != len(header) - ("__metadata__" in header):
                 header = parse_json(text, object_pairs_hook=_without_repeats)
         except ValueError as error:
             raise CheckpointError(
-                f"{self._source.name}: its safetensors header is not readable ({error}).",
+                f"{self.name}: its safetensors header is not readable ({error}).",
                 advice="download or save it again.",
             ) from error
         if not isinstance(header, dict):
             raise self._invalid("its header is no table of tensors")
         return header, 8 + length
 
-    def _placed(self, header: Mapping[str, Any], start: int) -> dict[str, _Entry]:
+    def _placed(self, header: Mapping[str, Any], start: int) -> dict[str, Entry]:
         """Return the location of each tensor, names in alphabetical order."""
-        entries: dict[str, _Entry] = {}
+        entries: dict[str, Entry] = {}
         for name in sorted(header):
             try:
                 entries[name] = _entry(header[name], start)
             except _InvalidError as error:
                 raise self._invalid(f"tensor {shortened(name)}: {error}") from error
-        end = max((entry.start + entry.length for entry in entries.values()), default=start)
-        if end != self._source.size:
+        end = max((sum(entry.pieces[0]) for entry in entries.values()), default=start)
+        if end != self.source.size:
             raise CheckpointError(
-                f"{self._source.name} is torn: {self._source.size:,} bytes, but its header describes {end:,}.",
+                f"{self.name} is torn: {self.source.size:,} bytes, but its header describes {end:,}.",
                 advice="the download or the save was cut short; get the file again.",
             )
         at = start
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].length)):
-            if entry.start != at:
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].pieces):
+            begin, length = entry.pieces[0]
+            if begin != at:
                 raise self._invalid(f"tensor {shortened(name)} does not begin where the one before it ends")
-            at += entry.length
+            at += length
         return entries
 
     def _invalid(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self._source.name} is not a valid safetensors file ({why}).", advice="save it again.")
+        return CheckpointError(f"{self.name} is not a valid safetensors file ({why}).", advice="save it again.")
 
 
-def _entry(entry: Any, start: int) -> _Entry:
+def _entry(entry: Any, start: int) -> Entry:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _InvalidError("no dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
@@ -154,9 +120,10 @@ def _entry(entry: Any, start: int) -> _Entry:
     dtype, bits = _DTYPES[entry["dtype"]]
     if prod(size for size in shape if size) >= 2**63:
         raise _InvalidError("its shape has more values than any memory")
-    if prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
-        raise _InvalidError(f"{prod(shape):,} values of {dtype} in {offsets[1] - offsets[0]:,} bytes")
-    return _Entry(tuple(shape), dtype, start + offsets[0], offsets[1] - offsets[0])
+    length = offsets[1] - offsets[0]
+    if prod(shape) * bits != 8 * length:
+        raise _InvalidError(f"{prod(shape):,} values of {dtype} in {length:,} bytes")
+    return Entry(tuple(shape), dtype, ((start + offsets[0], length),))
 
 
 def _are_sizes(numbers: Any) -> bool:

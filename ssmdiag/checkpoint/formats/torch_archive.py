@@ -14,18 +14,14 @@ import zlib
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
+from ssmdiag.checkpoint.formats.interface import Source, Tensor
 from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, is_zip, open_zip, read_member
-from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
+from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 _STORAGE_DTYPES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
@@ -73,7 +69,7 @@ class TensorRecord(_Record):
 
     storage: Storage
     offset: int
-    size: tuple[int, ...]
+    shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: str
     flipped: frozenset[str] = frozenset()
@@ -82,21 +78,21 @@ class TensorRecord(_Record):
     @property
     def place(self) -> Hashable:
         """Identifies the values: equal for two records of one tensor."""
-        return self.storage.key, self.offset, self.size, self.stride
+        return self.storage.key, self.offset, self.shape, self.stride
 
     def load(self, read: Callable[[Storage, int, int], bytes]) -> Tensor:
         """Return the values; `read` returns the bytes of a storage, by start and length."""
         import torch
 
         dtype = getattr(torch, self.dtype)
-        if 0 in self.size:
-            return torch.empty(self.size, dtype=dtype)
-        if prod(self.size) > max(self.storage.numel, MOST_REPEATED):
-            raise TornError(f"{prod(self.size):,} values expanded from {self.storage.numel:,}")
-        span = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=dtype)
+        if prod(self.shape) > max(self.storage.numel, MOST_REPEATED):
+            raise TornError(f"{prod(self.shape):,} values expanded from {self.storage.numel:,}")
+        span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
         width = DTYPE_BITS[self.dtype] // 8
         content = bytearray(read(self.storage, self.offset * width, span * width))
-        values = torch.frombuffer(content, dtype=dtype).as_strided(self.size, self.stride)
+        values = torch.frombuffer(content, dtype=dtype).as_strided(self.shape, self.stride)
         values = values.conj() if "conj" in self.flipped else values
         return (-values if "neg" in self.flipped else values).resolve_conj()
 
@@ -180,7 +176,10 @@ class TorchZip:
             raise TornError("packed so that reading it takes too long; unpack it and zip it without compression")
         with self._zip.open(member) as file:
             file.seek(start)
-            return _whole(file.read(length), length)
+            content = file.read(length)
+        if len(content) != length:
+            raise TornError(f"ends after {len(content):,} of {length:,} bytes of a tensor")
+        return content
 
     def _storage(self, pid: Any) -> Any:
         _, kind, key, _, numel = pid
@@ -272,12 +271,6 @@ def _storage(kind: Any, numel: Any, key: Any) -> Any:
     return Storage(_STORAGE_DTYPES[name], numel, _storage_key(key))
 
 
-def _whole(content: bytes, length: int) -> bytes:
-    if len(content) != length:
-        raise TornError(f"ends after {len(content):,} of {length:,} bytes of a tensor")
-    return content
-
-
 BROKEN = (
     TornError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError,
     KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, StopIteration, MemoryError, OverflowError,
@@ -286,18 +279,18 @@ BROKEN = (
 
 
 def open_archive(source: Source) -> TorchZip | TorchPickles:
-    """Return the pickled content of a file of torch.save. Raises UnsafeName, CheckpointError."""
+    """Return the content that torch.save wrote. Raises CheckpointError; UnsafePickleError where it calls for code."""
     try:
         return TorchZip(source) if is_zip(source) else TorchPickles(source)
-    except UnsafeName:
-        raise
+    except UnsafeName as error:
+        raise UnsafePickleError(
+            f"{source.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
+            expected="tensors and plain settings",
+            advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
+        ) from error
     except BROKEN as error:
-        raise _torn(source, error) from error
-
-
-def _torn(source: Source, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{source.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
-        expected="what torch.save writes",
-        advice="save or download it again.",
-    )
+        raise CheckpointError(
+            f"{source.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
+            expected="what torch.save writes",
+            advice="save or download it again.",
+        ) from error

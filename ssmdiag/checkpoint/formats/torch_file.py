@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
-from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn, UnsafeName
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn
+from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
-from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, TorchPickles, TorchZip, open_archive
+from ssmdiag.checkpoint.formats.table import TensorTable
+from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, open_archive
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, member_names
-from ssmdiag.checkpoint.names import LONGEST_NAME
-from ssmdiag.errors import CheckpointError, UnsafePickleError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.checkpoint.sources import Source
+from ssmdiag.checkpoint.names import Path, path_name
+from ssmdiag.errors import CheckpointError
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Keys under which trainers put the weights, in the order they are tried."""
@@ -49,27 +45,28 @@ MOST_NESTED = 1_000_000
 """Most entries of nested mappings and lists searched for tensors: an object graph can be made to expand without end."""
 
 
-class TorchFile:
+class TorchFile(TensorTable):
     """One file written by `torch.save`."""
 
+    broken = (*BROKEN, OSError)
+
     def __init__(self, source: Source) -> None:
-        self.path = source.path
-        self.notes: list[str] = []
-        self.archive = open_pickle(source)
+        super().__init__(source)
+        self.archive = open_archive(source)
         """The file's whole content, which may include an optimiser's state."""
         self.format = self.archive.format
         content = self.archive.content
         left = Allowance(MOST_NESTED)
         key, state = _state_dict(content, left)
         found = list(_leaves(state, left))
-        self._tensors = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
-        if not self._tensors and left.spent:
+        self.entries = {name: leaf for name, leaf in found if isinstance(leaf, TensorRecord)}
+        if not self.entries and left.spent:
             raise CheckpointError(
                 f"{source.name} holds no tensors among its first {MOST_NESTED:,} entries: it expands without end.",
                 expected="a state dict",
                 advice="save model.state_dict() alone.",
             )
-        if not self._tensors:
+        if not self.entries:
             raise CheckpointError(
                 f"{source.name} holds no tensors{_top_level(content)}.",
                 expected=f"a state dict, at the top or under one of {', '.join(STATE_DICT_KEYS)}",
@@ -80,32 +77,17 @@ class TorchFile:
         if left.spent:
             self.notes.append(f"it expands without end; its first {MOST_NESTED:,} entries were searched for tensors")
         step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
-        self.train_step: int | None = train_step(step)
+        self.train_step = train_step(step)
         settings = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
         ranks = rest.get(RANKS_KEY)
-        self.settings: Mapping[str, Any] = settings | ({RANKS_KEY: ranks} if type(ranks) is int else {})
+        self.settings = settings | ({RANKS_KEY: ranks} if type(ranks) is int else {})
 
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].size
-
-    def dtype(self, name: str) -> str:
-        return self._tensors[name].dtype
-
-    def load(self, name: str) -> Tensor:
-        try:
-            return self._tensors[name].load(self.archive.read)
-        except (*BROKEN, OSError) as error:
-            raise CheckpointError(
-                f"{self.path.name}: tensor {name} cannot be read ({shortened(str(error), 200)}).",
-                advice="save or download the file again.",
-            ) from error
+    def values(self, name: str) -> Tensor:
+        return self.entries[name].load(self.archive.read)
 
     def place(self, name: str) -> Hashable:
         """Return the location of a tensor's values; tied tensors, which are stored once, have the same one."""
-        return self._tensors[name].place
+        return self.entries[name].place
 
     def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
         packages = sorted({name.partition(".")[0] for name in self.archive.names} - PLAIN_MODULES - {"torch"})
@@ -123,23 +105,11 @@ class TorchFile:
             )  # fmt: skip
 
 
-def open_pickle(source: Source) -> TorchZip | TorchPickles:
-    """Return the content that torch.save wrote. Raises CheckpointError; UnsafePickleError where it calls for code."""
-    try:
-        return open_archive(source)
-    except UnsafeName as error:
-        raise UnsafePickleError(
-            f"{source.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
-            expected="tensors and plain settings",
-            advice="ask whoever made the file for a .safetensors; do not torch.load this one.",
-        ) from error
-
-
 def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | None, Any]:
     """Return the mapping that holds the weights, and its key; None for the key if it is the whole content."""
     if not isinstance(content, Mapping) or depth > DEEPEST_WRAPPER:
         return None, content
-    direct = sum(isinstance(value, TensorRecord) and bool(value.size) for value in content.values())
+    direct = sum(isinstance(value, TensorRecord) and bool(value.shape) for value in content.values())
     for key in STATE_DICT_KEYS:
         # {"model": …, "best_loss": tensor}: a stray tensor beside the weights does not make a state dict.
         if next(itertools.islice(_leaves(content.get(key), left), direct, None), None) is not None:
@@ -155,11 +125,11 @@ def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | No
 
 def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
     """Yield every tensor of nested mappings, lists and pickled modules under its dotted name, up to a limit."""
-    waiting: list[tuple[Any, _Path, tuple[int, ...]]] = [(tree, None, ())]
+    waiting: list[tuple[Any, Path, tuple[int, ...]]] = [(tree, None, ())]
     while waiting:
         node, path, above = waiting.pop()
         if isinstance(node, TensorRecord) or (isinstance(node, StandIn) and node.origin.startswith(_REBUILT)):
-            name = _name(path)
+            name = path_name(path)
             if not left.take(1 + len(name) // 16):
                 return
             yield name or "tensor", node
@@ -178,22 +148,11 @@ def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
         waiting += reversed(below)
 
 
-_Path = tuple[Any, Any] | None
-"""A path as (path before, key): names that are never needed take no memory."""
 _REBUILT = "torch._utils._rebuild"
 
 
 def _may_hold(value: Any) -> bool:
     return isinstance(value, (TensorRecord, StandIn, Mapping, list, tuple))
-
-
-def _name(path: _Path) -> str:
-    """Return a path as a dotted name, cut beyond the longest allowed."""
-    keys: list[str] = []
-    while path is not None:
-        path, key = path
-        keys.append(str(key)[: LONGEST_NAME + 1])
-    return ".".join(reversed(keys))
 
 
 def _holds_tensors(tree: Any) -> bool:

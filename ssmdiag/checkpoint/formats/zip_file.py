@@ -7,15 +7,11 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from ssmdiag.checkpoint.budget import shortened
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format
+from ssmdiag.checkpoint.formats.interface import Container, FirstLook, Format, Source
 from ssmdiag.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint.checkpoint import Container
-    from ssmdiag.checkpoint.sources import Source
 
 MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
 """Most bytes that a file may unpack to, or most times its own size; weights compress by half at best."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssmdiag.checkpoint.budget import require_file
+from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
-from ssmdiag.checkpoint.formats.torch_archive import TensorRecord
-from ssmdiag.checkpoint.formats.torch_file import TorchFile, open_pickle
+from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip, open_archive
+from ssmdiag.checkpoint.formats.torch_file import TorchFile
 from ssmdiag.checkpoint.names import clean_names
 from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
 from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
@@ -32,10 +33,6 @@ from ssmdiag.checkpoint.optimizer.saved_optimizer import (
 )
 from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import CheckpointError, UnsafePickleError
-
-if TYPE_CHECKING:
-    from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
-    from ssmdiag.checkpoint.formats.torch_archive import TorchPickles, TorchZip
 
 BESIDE = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
 """Files that transformers' Trainer and accelerate write beside the weights."""
@@ -82,7 +79,7 @@ def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
     if not saved:
         return OptimizerState(notes=tuple(notes))
     groups = [group for optimizer in saved for group in optimizer.groups]
-    members = _members(checkpoint, groups)
+    members, assumption, reason = _members(checkpoint, groups)
     usual = _optimizer_in_settings(checkpoint)
     optimizers = [optimizer.name or usual for optimizer in saved for _ in optimizer.groups]
     return OptimizerState(
@@ -95,40 +92,35 @@ def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
                 count=len(group.parameters),
                 optimizer=optimizer,
                 settings=other_settings(group),
-                note=members.note(len(group.parameters), len(names)),
+                note=_note(len(group.parameters), len(names), assumption, reason),
             )
-            for group, names, optimizer in zip(groups, members.names, optimizers, strict=True)
+            for group, names, optimizer in zip(groups, members, optimizers, strict=True)
         ),
         tuple(notes),
     )
 
 
-@dataclass(frozen=True)
-class _Members:
-    """The names in each group, as far as they are known."""
-
-    names: list[list[str]]
-    reason: str = "they are not in the checkpoint"
-    """Why the other names are unknown."""
-    assumption: str = ""
-
-    def note(self, count: int, named: int) -> str:
-        unnamed = f"{count - named:,} of {count:,} parameters cannot be named: {self.reason}" if named < count else ""
-        return "; ".join(filter(None, [self.assumption, unnamed]))
+def _note(count: int, named: int, assumption: str, reason: str) -> str:
+    unnamed = f"{count - named:,} of {count:,} parameters cannot be named: {reason}" if named < count else ""
+    return "; ".join(filter(None, [assumption, unnamed]))
 
 
-def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> _Members:
-    """Return which parameters are in which group, by their names, their places in the file or their shapes."""
+def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> tuple[list[list[str]], str, str]:
+    """Return the names in each group, by names, places in the file or shapes.
+
+    With them the assumption that they rest on, if any, and the reason why the other names are unknown.
+    """
+    absent = "they are not in the checkpoint"
     if all(group.names is not None for group in groups):
         home = _resolve([name for group in groups for name in group.names or ()], checkpoint)
-        return _Members([[home[name] for name in group.names or () if name in home] for group in groups])
+        return [[home[name] for name in group.names or () if name in home] for group in groups], "", absent
     places: dict[Hashable, StoredTensor] = {}
     for stored in checkpoint.values():
         file = stored.container
         places.setdefault((file, file.place(stored.stored_name)) if isinstance(file, TorchFile) else stored, stored)
     if all(isinstance(parameter, TensorRecord) for group in groups for parameter in group.parameters):
         at = {place[1]: stored.name for place, stored in places.items() if isinstance(place, tuple)}
-        return _Members([[at[record.place] for record in group.parameters if record.place in at] for group in groups])
+        return [[at[p.place] for p in group.parameters if p.place in at] for group in groups], "", absent
     tensors = [stored for stored in places.values() if _may_be_trained(stored)]
     owner = certain_groups(
         [stored.stored_name for stored in tensors],
@@ -137,18 +129,16 @@ def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> _Members:
         in_order=all(isinstance(stored.container, TorchFile) for stored in tensors),
     )
     assumption = ""
-    if len(owner) < sum(len(group.parameters) for group in groups) and _left_by_trainer(checkpoint.directory):
+    folder = checkpoint.directory
+    by_trainer = folder is not None and any((folder / name).is_file() for name in LEFT_BY_TRANSFORMERS)
+    if by_trainer and len(owner) < sum(len(group.parameters) for group in groups):
         by_rule = _by_the_trainers_rule(tensors, groups)
         if by_rule and all(by_rule.get(position, group) == group for position, group in owner.items()):
             owner, assumption = {**owner, **by_rule}, BY_RULE
     members: list[list[str]] = [[] for _ in groups]
     for position, group_number in sorted(owner.items()):
         members[group_number].append(tensors[position].name)
-    return _Members(members, _why(groups, tensors), assumption)
-
-
-def _left_by_trainer(directory: Path | None) -> bool:
-    return directory is not None and any((directory / name).is_file() for name in LEFT_BY_TRANSFORMERS)
+    return members, assumption, _why(groups, tensors)
 
 
 def _by_the_trainers_rule(tensors: Sequence[StoredTensor], groups: Sequence[SavedGroup]) -> dict[int, int]:
@@ -231,7 +221,7 @@ def _in_file(path: Path, notes: list[str]) -> list[SavedOptimizer]:
 def _open(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
     try:
         require_file(path)
-        return open_pickle(LocalFile(path))
+        return open_archive(LocalFile(path))
     except UnsafePickleError:
         raise
     except (CheckpointError, OSError) as error:

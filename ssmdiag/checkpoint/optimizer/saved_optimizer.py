@@ -175,18 +175,18 @@ def _flattened(tree: Mapping[Any, Any], read: Read) -> Iterator[SavedGroup]:
 def _shape(key: Any, state: Mapping[Any, Any]) -> Shape | None:
     """Return the shape of a parameter, from its moments."""
     if isinstance(key, TensorRecord):
-        return key.size
+        return key.shape
     kept = state.get(key) if isinstance(key, (int, str)) else None
     if not isinstance(kept, Mapping) or len(kept) > MOST_MOMENTS:
         return None
     for moment in MOMENTS:
         if isinstance(kept.get(moment), TensorRecord):
-            return kept[moment].size
+            return kept[moment].shape
     for rows, columns, dropped in FACTORS:
         row, column = kept.get(rows), kept.get(columns)
-        if isinstance(row, TensorRecord) and isinstance(column, TensorRecord) and row.size and column.size:
-            return (*(row.size[:-1] if dropped else row.size), column.size[-1])
-    sizes = {value.size for value in kept.values() if isinstance(value, TensorRecord) and value.size}
+        if isinstance(row, TensorRecord) and isinstance(column, TensorRecord) and row.shape and column.shape:
+            return (*(row.shape[:-1] if dropped else row.shape), column.shape[-1])
+    sizes = {value.shape for value in kept.values() if isinstance(value, TensorRecord) and value.shape}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -207,7 +207,7 @@ def plain_value(value: Any, read: Read, depth: int = 0) -> Any:
         items = tuple(plain_value(item, read, depth + 1) for item in value)
         return None if None in items else items
     try:
-        if isinstance(value, TensorRecord) and value.size in ((), (1,)) and not value.dtype.startswith("complex"):
+        if isinstance(value, TensorRecord) and value.shape in ((), (1,)) and not value.dtype.startswith("complex"):
             return value.load(read).item()
         # A NumPy scalar, as schedules compute: scalar(dtype("f8"), bytes).
         if isinstance(value, StandIn) and value.origin.endswith("multiarray.scalar"):

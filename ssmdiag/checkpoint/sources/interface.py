@@ -13,8 +13,10 @@ class Source(Protocol):
     """The file's name, for messages."""
     size: int
     """In bytes."""
-    path: Path
-    """The path of a local file; of any other a name only, which must not be opened."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where it is on this machine, so that others can be looked for beside it; else None."""
 
     def read(self, start: int, length: int) -> bytearray:
         """Return bytes, in memory that the caller owns.

@@ -16,8 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ssmdiag.checkpoint.formats
-from ssmdiag import SsmdiagError, read_checkpoint
+from ssmdiag import SsmdiagError, guard, read_checkpoint
 from ssmdiag.checkpoint.formats import FirstLook, Format, Refusal, known_formats, suffixes
 from ssmdiag.checkpoint.opening import open_source
 from ssmdiag.errors import CheckpointError
@@ -145,7 +144,7 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], None]]:
         module.__dict__["FORMAT"] = value
         monkeypatch.setitem(sys.modules, "foreign_package", module)
         entries = [EntryPoint("foreign", "foreign_package:FORMAT", "ssmdiag.formats")]
-        monkeypatch.setattr(ssmdiag.checkpoint.formats, "entry_points", lambda group: entries)
+        monkeypatch.setattr(guard, "entry_points", lambda group: [entry for entry in entries if entry.group == group])
         forget()
 
     yield use

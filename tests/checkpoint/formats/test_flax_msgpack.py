@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssmdiag import diagnose, known_families, read_checkpoint
-from ssmdiag.checkpoint.formats import flax_msgpack
+from ssmdiag.checkpoint.formats import flax_msgpack, msgpack
 from ssmdiag.checkpoint.opening import open_source
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import CheckpointError
@@ -198,7 +198,7 @@ def test_names_and_values_have_a_most(monkeypatch: pytest.MonkeyPatch) -> None:
         deep = {"k" * 500: deep}
     assert "the name of an array has 5,011 characters" in refused(pack({"params": deep}))
     assert "a key has 2,000 characters" in refused(pack({"params": {"k" * 2000: torch.ones(1)}}))
-    monkeypatch.setattr(flax_msgpack, "MOST_VALUES", 1000)
+    monkeypatch.setattr(msgpack, "MOST_VALUES", 1000)
     assert "more than 1,000 values" in refused(pack({"x": [1] * 1000}))
 
 

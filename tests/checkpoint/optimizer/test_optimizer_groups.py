@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from transformers import Adafactor, Trainer
 
 from ssmdiag import Checkpoint, read_checkpoint
-from ssmdiag.checkpoint.formats import torch_archive, torch_file
+from ssmdiag.checkpoint.formats import torch_archive
+from ssmdiag.checkpoint.optimizer import optimizer_state
 from ssmdiag.errors import UnsafePickleError
 from tests.checkpoint.formats.test_torch import UNLISTED, attacks, zip_with
 from tests.families.tiny_transformers import tiny_model
@@ -678,8 +679,8 @@ def test_an_optimiser_beside_the_weights_is_opened_only_when_asked_for(
     model = tiny_model("mamba")
     in_a_directory(model, trained(model, [names(model)]), tmp_path)
     opened: list[str] = []
-    original = torch_file.open_archive
-    monkeypatch.setattr(torch_file, "open_archive", lambda path: opened.append(path.name) or original(path))
+    original = optimizer_state.open_archive
+    monkeypatch.setattr(optimizer_state, "open_archive", lambda source: opened.append(source.name) or original(source))
     checkpoint = read_checkpoint(tmp_path / "checkpoint-500")
     for stored in checkpoint.values():
         stored.load()

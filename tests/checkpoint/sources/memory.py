@@ -1,4 +1,4 @@
-"""A source whose bytes are in memory, under a path that does not exist: what reads from it reads no file."""
+"""A source whose bytes are in memory and have no path: what reads from it reads no file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class InMemory:
 
     def __init__(self, content: bytes, name: str) -> None:
         self.name = name
-        self.path = Path("/nowhere") / name
+        self.path: Path | None = None
         self.size = len(content)
         self.pieces: list[tuple[int, int]] = []
         """Start and length of each piece that was asked for."""

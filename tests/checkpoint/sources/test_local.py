@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from ssmdiag import read_checkpoint
+from ssmdiag.checkpoint.copies import first_difference
 from ssmdiag.checkpoint.formats.zip_file import open_zip
+from ssmdiag.checkpoint.opening import open_source
+from ssmdiag.checkpoint.ranks import require_no_rank
+from ssmdiag.checkpoint.shards import require_no_shard
 from ssmdiag.checkpoint.sources import LocalFile
-from ssmdiag.errors import CheckpointError
+from ssmdiag.errors import CheckpointError, PartialModelError
 from tests.checkpoint.sources.memory import InMemory
 
 
@@ -69,6 +75,23 @@ def test_a_file_that_changes_while_it_is_opened_is_refused_by_name(
     monkeypatch.setattr(LocalFile, "read", grow)
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read \(the file was changed"):
         read_checkpoint(path)
+
+
+def test_the_rank_of_a_file_from_elsewhere_is_read_from_it_and_from_its_name_alone() -> None:
+    whole = save({"layers.0.A_log": torch.zeros(4, 2)})
+    require_no_rank(open_source(InMemory(whole, "model-rank-0.safetensors")))
+    require_no_shard(open_source(InMemory(whole, "model.safetensors")))
+    with pytest.raises(PartialModelError, match=r"model\.world_size_4\.safetensors is the part of one of 4 ranks"):
+        require_no_rank(open_source(InMemory(whole, "model.world_size_4.safetensors")))
+    with pytest.raises(PartialModelError, match=r"is shard 1 of the 2 shards of a model"):
+        require_no_shard(open_source(InMemory(whole, "model-00001-of-00002.safetensors")))
+
+
+def test_files_from_elsewhere_are_compared_by_their_values() -> None:
+    one, other = (save({"w": torch.tensor([1.0, value])}) for value in (2.0, 3.0))
+    first, copy, differing = (open_source(InMemory(content, "m.safetensors")) for content in (one, one, other))
+    assert first_difference(first, copy, ["w"]) is None
+    assert first_difference(first, differing, ["w"]) == "w"
 
 
 def test_an_archive_whose_source_is_gone_leaves_nothing_behind() -> None:
