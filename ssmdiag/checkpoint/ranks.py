@@ -7,7 +7,7 @@ distributed writers record; by the arguments that Megatron and DeepSpeed save wi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ _CERTAIN = re.compile(
     r"(\d+)(?:_\d+)*"
 )
 """Marks of a rank, a shard or a stage that only writers of parts set. mp_rank_00_001: tensor, then pipeline."""
-_LIKELY = re.compile(r"(?<![a-z])rank[-_.]?(\d+)", re.IGNORECASE)
-"""A word for ranks of a process, also used in sweeps over the rank of a matrix."""
+_LIKELY = re.compile(r"(?<![a-z])(?:rank|tp|pp(?:[-_.]?stage)?)[-_.]?(\d+)", re.IGNORECASE)
+"""Words for ranks, also used in sweeps over the rank of a matrix or the degree of tensor parallelism."""
 _WORLD = re.compile(r"world_size[-_.]?(\d+)", re.IGNORECASE)
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "mp_world_size")
 """Arguments of Megatron and entries of DeepSpeed's files that give the number of files of a model."""
@@ -62,6 +62,13 @@ def require_no_rank(container: Container) -> None:
             some = ", ".join(_named(other, path) for other in others[:3]) + (" …" if len(others) > 3 else "")
             raise _part(container, f"one rank's part of a model; beside it {'are' if len(others) > 1 else 'is'} {some}",
                         f"the parts of all {len(others) + 1:,} merged")  # fmt: skip
+
+
+def continues(names: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether two files share no name, and both hold layers of one kind: the same names but for their numbers."""
+    one, other = set(names), set(others)
+    kinds = ({re.sub(r"\d+", "#", name) for name in side if re.search(r"\.\d+\.", name)} for side in (one, other))
+    return one.isdisjoint(other) and not next(kinds).isdisjoint(next(kinds))
 
 
 def _offsets(container: Container) -> Iterator[bool]:
@@ -157,7 +164,7 @@ def _is_other_part(container: Container, other: Path, certain: bool) -> bool:
         neighbour = open_container(other)
         names = container.names()
         if set(names) != set(neighbour.names()):
-            return certain
+            return certain or continues(names, neighbour.names())
         if not certain and any(container.shape(name) != neighbour.shape(name) for name in names):
             return False  # models of different sizes, as in a sweep over a matrix rank
         return first_difference(container, neighbour, names) is not None

@@ -12,7 +12,7 @@ from ssmdiag.checkpoint.companions import read_config, step_of
 from ssmdiag.checkpoint.copies import first_difference
 from ssmdiag.checkpoint.file_names import SHARD
 from ssmdiag.checkpoint.opening import open_container
-from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, require_no_rank
+from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, continues, require_no_rank
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
@@ -36,7 +36,30 @@ def read_index(path: Path) -> Checkpoint:
             expected='{"weight_map": {tensor: file, …}}',
             advice="download it again.",
         ) from error
-    return _read(path.parent, promised, path.name)
+    checkpoint = _read(path.parent, promised, path.name)
+    names = set().union(*promised.values())
+    for file in _unnamed(path.parent, promised):
+        if continues(names, _names_in(file)):
+            raise PartialModelError(
+                f"{path.name} leaves out {file.name}, which holds further layers of the model.",
+                expected="an index that names every shard",
+                advice=f"download the index again; if {file.name} is of another model, move it away.",
+            )
+    return checkpoint
+
+
+def _unnamed(directory: Path, promised: Mapping[str, object]) -> list[Path]:
+    """Return the files beside the shards that an index does not name and that are called like none of another set."""
+    ending = {Path(file).suffix for file in promised}
+    others = [name for name in sorted(os.listdir(directory)) if Path(name).suffix in ending and name not in promised]
+    return [directory / name for name in others[:MOST_NAMED] if not SHARD.search(name)]
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        return open_container(file).names()
+    except (CheckpointError, OSError):
+        return []  # what cannot be read is no part of this model
 
 
 def read_set(directory: Path, names: Sequence[str]) -> Checkpoint:

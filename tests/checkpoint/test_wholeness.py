@@ -170,6 +170,7 @@ def test_a_merged_file_may_keep_its_old_arguments(tmp_path: Path) -> None:
     [
         "mp_rank_0{}_model_states.pt", "consolidated.0{}.pth", "model-rank-{}-part-0.safetensors", "rank{}.safetensors",
         "layer_0{}-model_00-model_states.pt", "shard_{}.safetensors", "model_world_size_2_rank_{}.pt",
+        "model_tp{}.safetensors", "pp_stage{}.pt",
     ],
 )  # fmt: skip
 def test_a_file_of_one_rank_is_told_by_the_other_beside_it(name: str, tmp_path: Path) -> None:
@@ -291,6 +292,22 @@ def test_a_layer_that_shards_and_their_index_leave_out_is_named(
 ) -> None:
     said = refused(write_shards(tmp_path / "m", *(mamba2(layer) for layer in layers)))
     assert f"backbone.layers has no tensor of {missing}." in said.seen
+
+
+def test_stages_of_a_pipeline_are_told_by_their_layers(tmp_path: Path) -> None:
+    paths = [save(mamba2(2 * stage, 2 * stage + 1), tmp_path / f"model-pp{stage}.pt") for stage in range(2)]
+    for path in paths:
+        refused(path, "one rank's part")
+
+
+def test_a_file_of_further_layers_beside_an_index_that_leaves_it_out_is_named(tmp_path: Path) -> None:
+    directory = write_shards(tmp_path / "m", mamba2(0), mamba2(1))
+    for name, state in {"ema": mamba2(0, 1), "draft": mamba2(2, name="draft.layers"), "readout": mamba2()}.items():
+        save_file(state | {"head": torch.zeros(2)}, directory / f"{name}.safetensors")
+    (directory / "note.safetensors").write_bytes(b"not weights")
+    assert layers_of(directory) == 2
+    save_file(mamba2(2, 3), directory / "rest.safetensors")
+    refused(directory, "model.safetensors.index.json leaves out rest.safetensors")
 
 
 def test_layers_between_which_others_attend_are_a_whole_model(tmp_path: Path) -> None:
