@@ -185,7 +185,8 @@ def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
 def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[str, int]:
     from ssmdiag.compare.conversion import prove_conversion
     from ssmdiag.reports.compare.conversion import conversion_report
-    from ssmdiag.reports.compare.json import conversion_document, render
+    from ssmdiag.reports.compare.json import conversion_document
+    from ssmdiag.reports.json import render
 
     proof = prove_conversion(
         a,
@@ -205,8 +206,9 @@ def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[st
 def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tuple[str, int]:
     """Return two models side by side, or a table of more."""
     from ssmdiag.compare.models import compare_models, tabulate_models
-    from ssmdiag.reports.compare.json import models_document, render, table_document
+    from ssmdiag.reports.compare.json import models_document, table_document
     from ssmdiag.reports.compare.models import models_report, table_report
+    from ssmdiag.reports.json import render
 
     if fail_on is not FailOn.never:
         raise SsmdiagError(
@@ -243,8 +245,9 @@ def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tupl
 
 def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> tuple[str, int]:
     from ssmdiag.compare.run import compare_run
-    from ssmdiag.reports.compare.json import render, run_document
+    from ssmdiag.reports.compare.json import run_document
     from ssmdiag.reports.compare.run import report
+    from ssmdiag.reports.json import render
 
     progress = _Progress(asked.settings.quiet)
     try:
