@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import carried
+from ssmdiag.reports.console import joined, wrap
 from ssmdiag.reports.folding import label_layers
-from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, plain
+from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, pick, plain
 from ssmdiag.reports.pictures import heat_map
 
 if TYPE_CHECKING:
@@ -48,18 +48,18 @@ def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: boo
     families = ", ".join(dict.fromkeys(layer.family for layer in layers))
     where = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
     head = f"{words.checkpoint_name(path)}  {families}  {words.plural(len(layers), 'layer')}  {where}"
-    lines = _wrap(head, settings)
-    lines += _wrap(_answer(layers, labels), settings)
+    lines = [*wrap(head, settings), *wrap(_answer(layers, labels), settings)]
     if not settings.quiet:
         lines += ["", *_table(layers, labels), ""]
         if settings.plots:
             lines += [*_heat(layers, labels, settings), ""]
         for layer, label in zip(layers, labels, strict=True):
-            lines += _against_initial(layer, label, settings) if layer is _best(layers) else []
+            lines += _against_initial(layer, label) if layer is _best(layers) else []
             lines += _other_steps(layer, label, settings)
-        lines += _remarks(layers, labels, settings)
-    text = "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
-    return carried(text, settings)
+        lines += [line for remark in _remarks(layers, labels) for line in wrap(f"  {remark}", settings, hanging=1)]
+    while not lines[-1]:
+        lines.pop()
+    return joined(lines, settings)
 
 
 def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[s
         "context_length": context,
         "layers": [
             {
-                "name": layer.name, "family": layer.family, "time_invariant": layer.time_invariant,
-                "channels": layer.channels, "modes": layer.modes, "capacity": capacity_document(layer.own),
+                **pick(layer, "name family time_invariant channels modes"),
+                "capacity": capacity_document(layer.own),
                 "memory_function": [{"lag": lag, "value": value} for lag, value in layer.own.curve],
                 "initialisations": {name: capacity_document(own) for name, own in layer.initial.items()},
                 "step_factors": {f"{factor:g}": capacity_document(own) for factor, own in layer.steps.items()},
-                "recommended_step": layer.wanted, "states_used": layer.states_used,
+                **pick(layer, "recommended_step=wanted states_used"),
             }
             for layer in layers
         ],
@@ -121,23 +121,13 @@ def _table(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
         ["layer", "× modes", "median", "max", "0.1", "50 %", "90 %", "racy", "in context", "left", "used"],
     ]
     for layer, label in zip(layers, labels, strict=True):
-        own = layer.own
-        rows.append([
-            label,
-            f"{layer.channels:,} × {layer.modes}",
-            words.steps(_median(own.length_half)),
-            words.steps(own.length_half.max if own.length_half else None),
-            words.steps(_median(own.length_tenth)),
-            words.steps(_median(own.held_half)),
-            words.steps(_median(own.held_nine_tenths)),
-            _digits(_median(own.accuracy)),
-            _digits(_median(own.capacity)),
-            _digits(_median(own.effective_modes)),
-            "–" if layer.states_used is None else f"{layer.states_used:.0f}",
-        ])  # fmt: skip
-    used = [k for k in range(len(rows[0])) if any(row[k] not in ("–", "") for row in rows[2:])]
-    wide = {k: max(len(row[k]) for row in rows) for k in used}
-    return ["  ".join(row[k].ljust(wide[k]) if k == 0 else row[k].rjust(wide[k]) for k in used) for row in rows]
+        length, *others, left = _cells(layer.own)
+        longest = words.steps(layer.own.length_half.max if layer.own.length_half else None)
+        capacity = _digits(_median(layer.own.capacity))
+        used = "–" if layer.states_used is None else f"{layer.states_used:.0f}"
+        rows.append([label, f"{layer.channels:,} × {layer.modes}", length, longest, *others, capacity, left, used])
+    known = [k for k in range(len(rows[0])) if any(row[k] not in ("–", "") for row in rows[2:])]
+    return _aligned([[row[k] for k in known] for row in rows])
 
 
 def _heat(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Settings) -> list[str]:
@@ -145,29 +135,26 @@ def _heat(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Sett
     if not rows:
         return []
     caption = " memory function: how well the input so many steps ago can be rebuilt, mean over channels"
-    return [*_wrap(caption, settings), *heat_map(rows, settings)]
+    return [*wrap(caption, settings, hanging=1), *heat_map(rows, settings)]
 
 
-def _against_initial(layer: CapacityLayer, label: str, settings: Settings) -> list[str]:
+def _against_initial(layer: CapacityLayer, label: str) -> list[str]:
     """Say what training made of the memory: the layer beside its family's initialisations."""
     if not layer.initial:
         return []
-    lines = [f" layer {label} beside its family's initialisations, medians over channels (or over Δ)"]
-    rows = [["", *_COMPARED]]
-    for name, own in (("this file", layer.own), *layer.initial.items()):
-        rows.append([name, *_cells(own)])
-    return [*lines, *_aligned(rows), ""]
+    rows = [[name, *_cells(own)] for name, own in {"this file": layer.own, **layer.initial}.items()]
+    caption = f" layer {label} beside its family's initialisations, medians over channels (or over Δ)"
+    return [caption, *_aligned([["", *_COMPARED], *rows], "   "), ""]
 
 
 def _other_steps(layer: CapacityLayer, label: str, settings: Settings) -> list[str]:
     lines = []
     if layer.steps:
+        rows = [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
         lines += [f" layer {label} with its step Δ scaled: length is bought with accuracy"]
-        rows = [["Δ ×", *_COMPARED]]
-        rows += [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
-        lines += [*_aligned(rows), ""]
+        lines += [*_aligned([["Δ ×", *_COMPARED], *rows], "   "), ""]
     if layer.wanted:
-        lines += [*_wrap(f" layer {label}: {layer.wanted['sentence']}", settings), ""]
+        lines += [*wrap(f" layer {label}: {layer.wanted['sentence']}", settings, hanging=1), ""]
     return lines
 
 
@@ -186,7 +173,7 @@ def _cells(own: CapacitySummary) -> list[str]:
     ]
 
 
-def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Settings) -> list[str]:
+def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
     assumed = dict.fromkeys(layer.own.assumes for layer in layers)
     remarks = [f"assumed: {sentence}" for sentence in assumed]
     bounds = [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]
@@ -201,10 +188,10 @@ def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: S
     if sampled:
         count = sampled[0].own.channels
         remarks.append(f"figures are of {count} channels a layer, the slowest among them: --every-channel")
-    reasons = dict.fromkeys(reason for layer in layers for reason in layer.own.excluded)
-    counts = {reason: sum(layer.own.excluded.get(reason, 0) for layer in layers) for reason in reasons}
-    excluded = {reason: count for reason, count in counts.items() if count}
-    for reason, count in excluded.items():
+    excluded: Counter[str] = Counter()
+    for layer in layers:
+        excluded.update(layer.own.excluded)
+    for reason, count in (+excluded).items():
         remarks.append(f"left out: {words.plural(count, 'mode')}, {reason.replace('_', ' ')}")
     without = sum(layer.own.without_half for layer in layers)
     if without:
@@ -213,7 +200,7 @@ def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: S
     unknown = sum(layer.own.unknown for layer in layers)
     if unknown:
         remarks.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
-    return [line for remark in remarks for line in _wrap(f"  {remark}", settings)]
+    return remarks
 
 
 def _others(count: int) -> str:
@@ -232,17 +219,8 @@ def _middle(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "   " + "  ".join(cell.ljust(wide[k]) if k == 0 else cell.rjust(wide[k]) for k, cell in enumerate(row))
-        for row in rows
-    ]
-
-
-def _wrap(text: str, settings: Settings) -> list[str]:
-    lead = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(
-        text.strip(), settings.width - 1, initial_indent=lead, subsequent_indent=lead + " " * bool(lead),
-        break_on_hyphens=False,
-    )  # fmt: skip
+def _aligned(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Return rows as lines: the first column begins at the left, the others end at the right."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.rjust(width) for cell, width in zip(row, wide, strict=True)] for row in rows]
+    return [indent + "  ".join([row[0].ljust(wide[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]
