@@ -19,7 +19,7 @@ def families(
     name: Annotated[
         str | None, typer.Argument(help="One family: its tensors and settings.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
 ) -> None:
     """List the model families ssmdiag reads.
 
@@ -34,7 +34,7 @@ def families(
             raise AssumptionError(
                 f"no family is called {name}.", expected=", ".join(family.name for family in known_families())
             )
-    if format is Format.json:
+    if format == "json":
         terminal.emit(json.dumps([_document(family) for family in known], indent=2, ensure_ascii=False) + "\n", None)
     else:
         terminal.emit(_detail(known[0]) if name else _list(known), None)

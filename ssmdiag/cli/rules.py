@@ -26,13 +26,13 @@ HEADINGS = {
 
 
 def rules(
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
 ) -> None:
     """List the rules of `ssmdiag check`."""
     from ssmdiag.rules import known_rules
 
     known = known_rules()
-    if format is Format.json:
+    if format == "json":
         text = json.dumps([_document(rule) for rule in known], indent=2, ensure_ascii=False) + "\n"
     else:
         text = _list(known, terminal.width())
@@ -41,7 +41,7 @@ def rules(
 
 def explain(
     code: Annotated[str, typer.Argument(help="Code or name of a rule.", show_default=False)],
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = "text",
 ) -> None:
     """Explain one rule: formula, why it hurts, how to fix it, a public example."""
     from ssmdiag.rules import known_rules
@@ -51,7 +51,7 @@ def explain(
         raise ConfigurationError(
             f"{code} is no rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
         )
-    if format is Format.json:
+    if format == "json":
         text = json.dumps(_document(rule), indent=2, ensure_ascii=False) + "\n"
     else:
         text = _page(rule, min(terminal.width(), 100))

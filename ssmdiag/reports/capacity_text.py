@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.printable import printable_record
@@ -17,31 +16,12 @@ from ssmdiag.reports.pictures import heat_map
 
 if TYPE_CHECKING:
     from ssmdiag.capacity.capacity import CapacitySummary
+    from ssmdiag.capacity.report import CapacityReport
     from ssmdiag.recurrence.quantiles import Quantiles
     from ssmdiag.reports.interface import Settings
 
 
-@dataclass(frozen=True)
-class CapacityLayer:
-    """One layer's capacity with what it is compared with."""
-
-    name: str
-    family: str
-    time_invariant: bool
-    channels: int
-    modes: int
-    own: CapacitySummary
-    initial: Mapping[str, CapacitySummary] = field(default_factory=dict)
-    """The same of the family's initialisations with as many modes, by name."""
-    steps: Mapping[float, CapacitySummary] = field(default_factory=dict)
-    """The same with Δ times each factor; for one layer, on request."""
-    wanted: Mapping[str, Any] | None = None
-    """Range of Δ for a wanted length, on request."""
-    states_used: float | None = None
-    """Median over channels of the states that pass on 99.9 % of the energy; None for selective layers."""
-
-
-def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: bool, settings: Settings) -> str:
+def report(path: str, layers: Sequence[CapacityReport], context: int, stated: bool, settings: Settings) -> str:
     """Return the report of one checkpoint."""
     path, layers = printable_record((path, layers))
     labels = label_layers([layer.name for layer in layers])
@@ -62,7 +42,7 @@ def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: boo
     return joined(lines, settings)
 
 
-def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[str, Any]:
+def document(path: str, layers: Sequence[CapacityReport], context: int) -> dict[str, Any]:
     """Return the same as plain data."""
     return plain({
         "schema_version": SCHEMA_VERSION,
@@ -82,7 +62,7 @@ def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[s
     })  # fmt: skip
 
 
-def _answer(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> str:
+def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
     known = [layer for layer in layers if layer.own.length_half]
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in layers) else ""
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
@@ -105,7 +85,7 @@ def _answer(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> str:
     return nominal + text if nominal else text[0].upper() + text[1:]
 
 
-def _best(layers: Sequence[CapacityLayer]) -> CapacityLayer:
+def _best(layers: Sequence[CapacityReport]) -> CapacityReport:
     """Return the layer whose median channel rebuilds farthest."""
     return max(layers, key=lambda layer: _reach(layer.own))
 
@@ -114,7 +94,7 @@ def _reach(own: CapacitySummary) -> tuple[float, float]:
     return (own.length_half.median, own.length_half.max) if own.length_half else (-1.0, -1.0)
 
 
-def _table(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
+def _table(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
     """Return medians over channels; the longest channel beside."""
     rows = [
         ["", "channels", "length", "", "at", "held", "held", "accu-", "capacity", "modes", "states"],
@@ -130,7 +110,7 @@ def _table(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
     return _aligned([[row[k] for k in known] for row in rows])
 
 
-def _heat(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Settings) -> list[str]:
+def _heat(layers: Sequence[CapacityReport], labels: Sequence[str], settings: Settings) -> list[str]:
     rows = {label: layer.own.curve for layer, label in zip(layers, labels, strict=True) if layer.own.curve}
     if not rows:
         return []
@@ -138,7 +118,7 @@ def _heat(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Sett
     return [*wrap(caption, settings, hanging=1), *heat_map(rows, settings)]
 
 
-def _against_initial(layer: CapacityLayer, label: str) -> list[str]:
+def _against_initial(layer: CapacityReport, label: str) -> list[str]:
     """Say what training made of the memory: the layer beside its family's initialisations."""
     if not layer.initial:
         return []
@@ -147,14 +127,14 @@ def _against_initial(layer: CapacityLayer, label: str) -> list[str]:
     return [caption, *_aligned([["", *_COMPARED], *rows], "   "), ""]
 
 
-def _other_steps(layer: CapacityLayer, label: str, settings: Settings) -> list[str]:
+def _other_steps(layer: CapacityReport, label: str, settings: Settings) -> list[str]:
     lines = []
     if layer.steps:
         rows = [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
         lines += [f" layer {label} with its step Δ scaled: length is bought with accuracy"]
         lines += [*_aligned([["Δ ×", *_COMPARED], *rows], "   "), ""]
     if layer.wanted:
-        lines += [*wrap(f" layer {label}: {layer.wanted['sentence']}", settings, hanging=1), ""]
+        lines += [*wrap(f" layer {label}: {layer.wanted.sentence}", settings, hanging=1), ""]
     return lines
 
 
@@ -173,7 +153,7 @@ def _cells(own: CapacitySummary) -> list[str]:
     ]
 
 
-def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
+def _remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
     assumed = dict.fromkeys(layer.own.assumes for layer in layers)
     remarks = [f"assumed: {sentence}" for sentence in assumed]
     bounds = [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]
