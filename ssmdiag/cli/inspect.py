@@ -24,12 +24,13 @@ from ssmdiag.cli.options import (
     parse_assumptions,
 )
 
+Format = Literal["text", "json", "jsonl"]
+"""Values of --format."""
+
 
 def inspect(
     paths: Paths,
-    format: Annotated[
-        Literal["text", "json", "jsonl"], typer.Option("--format", "-f", help="Form of the report.")
-    ] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = "text",
     output: Lines = None,
     length: Length = None,
     assume: Assume = None,

@@ -129,7 +129,7 @@ class Page:
                 carried(column.heading, self.settings),
                 justify=column.justify,
                 no_wrap=not column.wraps,
-                overflow=column.overflow,
+                overflow="crop" if column.overflow == "ellipsis" and not self.settings.unicode else column.overflow,
                 min_width=column.most and min(wide, column.most),
                 max_width=column.most,
             )
