@@ -20,10 +20,8 @@ from ssmdiag.cli.options import (
     Quiet,
     ReportFormat,
     check_length,
-    choose_device,
-    load_families,
-    parse_assumptions,
     read_layers,
+    recognise_layers,
 )
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
@@ -88,9 +86,7 @@ def capacity(
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT
     from ssmdiag.capacity.report import CapacityReport, report_capacity
     from ssmdiag.capacity.rounding import Rounding
-    from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
-    from ssmdiag.families.recognition import recognise
     from ssmdiag.reports.capacity_text import document, report
     from ssmdiag.reports.json import render
     from ssmdiag.reports.words import heading
@@ -100,10 +96,7 @@ def capacity(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     target, _ = terminal.claim_outputs(output, reads=[path, map_file])
-    checkpoint = read_checkpoint(path)
-    families = load_families(map_file)
-    found = recognise(checkpoint, assume=parse_assumptions(assume), families=families, device=choose_device(device))
-    found.require_layers(checkpoint)
+    checkpoint, found = recognise_layers(path, assume, map_file, device)
     known = length or context_length_of(checkpoint.settings)
     context = known or DEFAULT_CONTEXT
     layers: list[CapacityReport] = []

@@ -20,10 +20,8 @@ from ssmdiag.cli.options import (
     Plots,
     Quiet,
     ReportFormat,
-    choose_device,
-    load_families,
-    parse_assumptions,
     read_layers,
+    recognise_layers,
 )
 from ssmdiag.cli.progress import Progress
 from ssmdiag.errors import LayerError, SsmdiagError
@@ -83,17 +81,12 @@ def kernel(
     A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, stands for it.
     """
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
-    from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
-    from ssmdiag.families.recognition import recognise
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
     from ssmdiag.reports.words import heading
 
     terminal.claim_outputs(None, reads=[path, map_file])
-    checkpoint = read_checkpoint(path)
-    families = load_families(map_file)
-    found = recognise(checkpoint, assume=parse_assumptions(assume), families=families, device=choose_device(device))
-    found.require_layers(checkpoint)
+    checkpoint, found = recognise_layers(path, assume, map_file, device)
     stated = length or context_length_of(checkpoint.settings)
     context = stated or DEFAULT_CONTEXT
     settings = terminal.settings(color, text=format == "text", plots=plots, quiet=quiet)

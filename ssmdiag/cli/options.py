@@ -13,8 +13,10 @@ from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.families import Family
     from ssmdiag.families.layer import Layer
+    from ssmdiag.families.recognition import Recognition
     from ssmdiag.recurrence.modal import Recurrence
 
 MAX_LENGTH = 2**40
@@ -97,6 +99,19 @@ def load_families(map_file: Path | None) -> list[Family]:
 
         families += read_map(map_file)
     return families
+
+
+def recognise_layers(
+    path: Path, assume: list[str] | None, map_file: Path | None, device: Device
+) -> tuple[Checkpoint, Recognition]:
+    """Return a checkpoint and its layers. Raises SsmdiagError where it has none that is known."""
+    from ssmdiag.checkpoint import read_checkpoint
+    from ssmdiag.families.recognition import recognise
+
+    checkpoint, assumed, families = read_checkpoint(path), parse_assumptions(assume), load_families(map_file)
+    found = recognise(checkpoint, assume=assumed, families=families, device=choose_device(device))
+    found.require_layers(checkpoint)
+    return checkpoint, found
 
 
 def parse_assumptions(pairs: list[str] | None) -> dict[str, str]:

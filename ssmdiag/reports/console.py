@@ -27,7 +27,7 @@ class Column(NamedTuple):
 
 def carried(text: str, settings: Settings) -> str:
     """Return the text in characters that the output carries."""
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return text if settings.unicode else words.in_ascii(text)
 
 
 def joined(lines: Iterable[str], settings: Settings) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from operator import attrgetter
@@ -38,7 +38,7 @@ def render(data: Any, *, ascii: bool = True) -> str:
 
 def plain(value: Any) -> Any:
     """Return nested data as JSON holds it: a record as an object, NaN as None, infinity as the string "inf"."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]

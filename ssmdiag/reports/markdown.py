@@ -172,8 +172,8 @@ def _layers(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> 
     for row in fold(diagnosis.layers, labels, all_layers=settings.all_layers):
         cells = [
             escape(row.label), escape(row.first.title), f"{row.first.channels:,} × {row.first.modes}",
-            words.steps(row.median_half_life), words.steps(row.longest_half_life), words.margin(row.margin),
-            words.steps(row.longest_horizon), row.law,
+            words.steps(row.median_half_life), words.steps(row.longest("half_life")), words.margin(row.margin),
+            words.steps(row.longest("horizon")), row.law,
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
 

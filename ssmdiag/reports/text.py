@@ -76,10 +76,10 @@ def _columns(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> l
         (several, Column("family", [row.first.title for row in rows], "left")),
         (True, Column("channels\n× modes", [f"{row.first.channels:,} × {row.first.modes}" for row in rows])),
         (True, Column("half-life\nmedian", [words.steps(row.median_half_life) for row in rows])),
-        (True, Column("\nslowest", [words.steps(row.longest_half_life) for row in rows])),
-        (wide, Column("τ steps\nslowest", [words.steps(row.longest_time_constant) for row in rows])),
+        (True, Column("\nslowest", [words.steps(row.longest("half_life")) for row in rows])),
+        (wide, Column("τ steps\nslowest", [words.steps(row.longest("time_constant")) for row in rows])),
         (True, Column(f"margin\n{words.margin_symbol(settings)}", [words.margin(row.margin) for row in rows])),
-        (memory, Column("horizon\nlongest", [words.steps(row.longest_horizon) for row in rows])),
+        (memory, Column("horizon\nlongest", [words.steps(row.longest("horizon")) for row in rows])),
         (memory, Column("law,\nover lags", [row.law for row in rows], "left")),
         (
             wide or not memory,
@@ -104,7 +104,7 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
     known = [row for row in rows if row.farthest.decay]
     if known and diagnosis.context_length is None:
         yield f"laws are looked for over {DEFAULT_CONTEXT:,} steps, as the context is unknown: --length sets it"
-    farthest = sorted(known, key=lambda row: -(row.longest_horizon or 0.0))
+    farthest = sorted(known, key=lambda row: -(row.longest("horizon") or 0.0))
     said = known if settings.verbose else [row for row in known if row in farthest[:MOST_SENTENCES]]
     for row in said:
         assert row.farthest.decay is not None
@@ -160,7 +160,7 @@ def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Map
     strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, page.settings)
     page.picture(strip, "time constants τ in steps: share of a layer's modes per quarter decade")
     page.picture(disc(rows, page.settings))
-    farthest = max(rows, key=lambda row: row.longest_horizon or 0.0).farthest
+    farthest = max(rows, key=lambda row: row.longest("horizon") or 0.0).farthest
     if farthest.decay and farthest.decay.envelope:
         what = "kernel" if farthest.time_invariant else "retention"
         page.picture(decay_picture(farthest.decay, f"{what} of layer {labels[farthest.name]}: ", page.settings))

@@ -26,6 +26,15 @@ ASCII = str.maketrans({
 """ASCII replacements for the characters that reports use, for outputs that cannot carry them."""
 
 
+def in_ascii(text: str) -> str:
+    """Return the text in ASCII, as near as it comes.
+
+    >>> in_ascii("τ ≥ 3 · λ̄")
+    'tau >= 3 . lambda'
+    """
+    return text.translate(ASCII).encode("ascii", "replace").decode()
+
+
 def checkpoint_name(path: str) -> str:
     """Return what a user calls the checkpoint: its file, its directory, or its name on the hub.
 

@@ -56,8 +56,8 @@ def table_report(table: ModelTable, settings: Settings) -> str:
             Column("\nmodel", names, "left"),
             Column("\nlayers", [str(len(row.layers)) for row in rows]),
             Column("half in\nmedian", [words.steps(row.median_half_life) for row in rows]),
-            Column("steps\nslowest", [words.steps(row.longest_half_life) for row in rows]),
-            Column("\nhorizon", [words.steps(row.longest_horizon) for row in rows]),
+            Column("steps\nslowest", [words.steps(row.longest("half_life")) for row in rows]),
+            Column("\nhorizon", [words.steps(row.longest("horizon")) for row in rows]),
             Column("\nlaw", [row.law for row in rows], "left"),
         ])  # fmt: skip
         _draw(page, rows, table.models[0].context_length)
@@ -67,7 +67,7 @@ def table_report(table: ModelTable, settings: Settings) -> str:
 
 def _longest(table: ModelTable, names: Sequence[str]) -> str:
     """Return which models remember longest and shortest."""
-    reach = [(max((x.horizon.max for x in side.layers if x.horizon), default=None)) for side in table.models]
+    reach = [Row("", side.layers).longest("horizon") for side in table.models]
     known = sorted((value, name) for value, name in zip(reach, names, strict=True) if value is not None)
     count = words.plural(len(table.models), "model")
     if len(known) < 2:
@@ -116,10 +116,8 @@ def _tick(power: float) -> str:
 
 
 def _reach(pair: ModelComparison) -> str:
-    horizons = [max((x.horizon.max for x in side.layers if x.horizon), default=None) for side in (pair.a, pair.b)]
-    return (
-        f"99 % of the energy has passed after {words.steps(horizons[0])} steps in a, {words.steps(horizons[1])} in b."
-    )
+    a, b = (words.steps(Row("", side.layers).longest("horizon")) for side in (pair.a, pair.b))
+    return f"99 % of the energy has passed after {a} steps in a, {b} in b."
 
 
 def _columns(pair: ModelComparison, settings: Settings) -> list[Column]:
@@ -132,8 +130,8 @@ def _columns(pair: ModelComparison, settings: Settings) -> list[Column]:
         columns += [
             Column(f"{name}:\nlayer", [row.label for row in joint], "left"),
             Column("half in\nmedian", [words.steps(row.median_half_life) for row in joint]),
-            Column("steps\nslowest", [words.steps(row.longest_half_life) for row in joint]),
-            Column("\nhorizon", [words.steps(row.longest_horizon) for row in joint]),
+            Column("steps\nslowest", [words.steps(row.longest("half_life")) for row in joint]),
+            Column("\nhorizon", [words.steps(row.longest("horizon")) for row in joint]),
         ]
         if settings.width >= 100:
             columns.append(Column("\nlaw", [row.law for row in joint], "left"))

@@ -22,6 +22,7 @@ from ssmdiag.reports.retrain.words import (
     losses_so_far,
     memory_columns,
     noise_borne,
+    setting_of,
     settings_of,
     whole,
 )
@@ -29,7 +30,6 @@ from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_ar
 
 if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
-    from ssmdiag.retrain.arms import Arm
     from ssmdiag.retrain.results import RetrainResult
 
 MOST_CURVES = 6
@@ -114,19 +114,21 @@ class _Names:
     """A letter for each setting, and its name beside it or, where that would fill the line, in a key above."""
 
     def __init__(self, summaries: Sequence[Summary], width: int) -> None:
-        self._names = {_key(arm): name for arm, name in settings_of([summary.arm for summary in summaries]).items()}
+        self._names = {
+            setting_of(arm): name for arm, name in settings_of([summary.arm for summary in summaries]).items()
+        }
         self._letters = dict(zip(self._names, LETTERS, strict=False))
         self._apart = max(map(len, self._names.values())) > width // 4
 
     def letter(self, summary: Summary) -> str:
-        return self._letters.get(_key(summary.arm), "?")
+        return self._letters.get(setting_of(summary.arm), "?")
 
     def row(self, summary: Summary) -> str:
         """Return what a row of a table begins with."""
         return self.letter(summary) if self._apart else self.with_letter(summary)
 
     def with_letter(self, summary: Summary) -> str:
-        return f"{self.letter(summary)} {self._names[_key(summary.arm)]}"
+        return f"{self.letter(summary)} {self._names[setting_of(summary.arm)]}"
 
     def key(self) -> list[str]:
         """Return the key's lines, an empty one before them; none where names stand in the rows."""
@@ -139,8 +141,8 @@ def _shown(result: RetrainResult, summaries: Sequence[Summary]) -> list[Summary]
     """Return the rows worth a line: all of a few, of a sweep each setting at its best learning rate."""
     if len(summaries) <= MOST_ROWS and len({summary.arm.lr for summary in summaries}) == 1:
         return list(summaries)
-    best = {_key(window.arm): window.best_rate for window in learning_rate_windows(result)}
-    shown = [summary for summary in summaries if best[_key(summary.arm)] in (summary.arm.lr, None)]
+    best = {setting_of(window.arm): window.best_rate for window in learning_rate_windows(result)}
+    shown = [summary for summary in summaries if best[setting_of(summary.arm)] in (summary.arm.lr, None)]
     return sorted(shown, key=lambda summary: summary.final or math.inf)[:MOST_ROWS]
 
 
@@ -148,10 +150,10 @@ def _grid(
     result: RetrainResult, summaries: Sequence[Summary], rates: Sequence[float]
 ) -> tuple[list[Summary], list[Column]]:
     """Return a summary of each setting, and final losses by learning rate; `×` where a seed diverged."""
-    windows = {_key(window.arm): window for window in learning_rate_windows(result)}
+    windows = {setting_of(window.arm): window for window in learning_rate_windows(result)}
     rows: dict[tuple[object, ...], dict[float, Summary]] = {}
     for summary in summaries:
-        rows.setdefault(_key(summary.arm), {})[summary.arm.lr] = summary
+        rows.setdefault(setting_of(summary.arm), {})[summary.arm.lr] = summary
     columns = [(learning_rate(rate), [_cell(cells.get(rate)) for cells in rows.values()]) for rate in rates]
     decades = [windows[key].decades for key in rows]
     columns.append(("decades", ["–" if width is None else f"{width:.1f}" for width in decades]))
@@ -216,7 +218,3 @@ def _curves(page: Page, result: RetrainResult, summaries: Sequence[Summary], nam
     if noises:
         said = f"worst validation loss with noise up to β on the weights of the rates: {key}"
         page.picture(noise_picture(noises, settings, loss), said)
-
-
-def _key(arm: Arm) -> tuple[object, ...]:
-    return (arm.param, arm.freeze, arm.init, arm.recurrence_lr, arm.weight_decay)
