@@ -28,6 +28,7 @@ from ssmdiag.cli.options import (
 )
 from ssmdiag.cli.process import working_folder
 from ssmdiag.errors import SsmdiagError
+from ssmdiag.reports import declares, formats
 
 if TYPE_CHECKING:
     from ssmdiag.check.configuration import Configuration
@@ -35,12 +36,11 @@ if TYPE_CHECKING:
     from ssmdiag.errors import Failure
 
 
-SHOWS_TAILS = frozenset({"json", "jsonl", "markdown"})
-"""Formats that report the law of the energy that remains; for the others it is not computed."""
-
-
-Format = Literal["text", "json", "jsonl", "markdown", "github", "sarif", "junit"]
-"""Values of --format."""
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[formats()]
+    """Values of --format."""
 FailOn = Literal["error", "warning", "note"]
 """Values of --fail-on."""
 
@@ -113,7 +113,7 @@ def check(
         settings_.context_length,
         every_channel,
         settings_.selection(),
-        tails=not SHOWS_TAILS.isdisjoint((settings_.format, *(form for form, _ in besides))),
+        tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
     )
     text = settings_.format == "text"
     settings = terminal.settings(color, output, text=text, quiet=quiet, fail_on=settings_.fail_on)

@@ -121,11 +121,11 @@ def report(
     In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
     files to write besides.
     """
-    from ssmdiag.reports import render, render_each
+    from ssmdiag.reports import declares, render, render_each
 
     done: list[Diagnosis | Failure] = []
     besides = replace(settings, unicode=True)
-    gates = {"colours": settings.colour, "commands": format == "github"}
+    gates = {"colours": settings.colour, "commands": declares(format, "COMMANDS")}
     main = terminal.Lines(output, **gates)
     streams = [terminal.Lines(file) for form, file in also if form == "jsonl"]
 
@@ -155,7 +155,7 @@ def report(
             terminal.remark(render([result], "text", settings))
     for form, file in also:
         if form != "jsonl":
-            terminal.emit(render(done, form, besides), file, commands=form == "github")
+            terminal.emit(render(done, form, besides), file, commands=declares(form, "COMMANDS"))
     return done
 
 

@@ -19,6 +19,7 @@ from ssmdiag.reports.interface import Settings
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
+COMMANDS = True
 KINDS = {"error": "error", "warning": "warning", "note": "notice"}
 SHOWN = 10
 """Annotations of one kind that GitHub shows for one step."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ssmdiag.decay.tail import Tail
     from ssmdiag.diagnosis import Diagnosis
 
+EXACT = TAILS = True
 SCHEMA_VERSION = 1
 LAGS = ("half", "nine_tenths", "ninety_nine")
 """Names of the lags after which 50, 90 and 99 % of the energy have passed."""

@@ -21,6 +21,7 @@ from ssmdiag.reports.interface import Settings
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
+TAILS = True
 MOST_BYTES = 900_000
 """Of 1,048,576, as other steps of the same job may add theirs."""
 MOST_FOLDED = 200

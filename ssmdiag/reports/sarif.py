@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ssmdiag.rules import Rule
     from ssmdiag.rules.finding import Finding
 
+EXACT = True
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 TAGS = {"1": "stability", "2": "memory", "3": "precision", "4": "integrity", "5": "training"}
 STATES = {"new": "new", "worse": "updated", "known": "unchanged"}
