@@ -78,7 +78,7 @@ def kernel(
 ) -> None:
     """Extract the memory kernels K_t, or show one layer's with the law it decays by.
 
-    A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, stands for it.
+    A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, is shown instead.
     """
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.diagnosis import context_length_of
@@ -90,7 +90,7 @@ def kernel(
     stated = length or context_length_of(checkpoint.settings)
     context = stated or DEFAULT_CONTEXT
     settings = terminal.settings(color, text=format == "text", plots=plots, quiet=quiet)
-    asked = _Asked(found.layers, layer, channel)
+    asked = _Chosen(found.layers, layer, channel)
     if output is not None:
         from ssmdiag.kernel.file import write_kernels
         from ssmdiag.kernel.kernel import KernelSizeError
@@ -124,7 +124,7 @@ def kernel(
 
 
 @dataclass
-class _Asked:
+class _Chosen:
     """The layers of a checkpoint, with the selected layers and channel."""
 
     layers: Sequence[Layer]

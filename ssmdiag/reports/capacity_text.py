@@ -131,7 +131,7 @@ def _other_steps(layer: CapacityReport, label: str, settings: Settings) -> list[
     lines = []
     if layer.steps:
         rows = [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
-        lines += [f" layer {label} with its step Δ scaled: length is bought with accuracy"]
+        lines += [f" layer {label} with its step Δ scaled: more length costs accuracy"]
         lines += [*_aligned([["Δ ×", *_COMPARED], *rows], "   "), ""]
     if layer.wanted:
         lines += [*wrap(f" layer {label}: {layer.wanted.sentence}", settings, hanging=1), ""]

@@ -1,4 +1,4 @@
-"""Numbers and sentences as a tired engineer reads them."""
+"""Numbers and sentences of reports, short enough to be read at a glance."""
 
 from __future__ import annotations
 

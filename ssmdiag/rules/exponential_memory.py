@@ -34,7 +34,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         return
     # Half-lives of a dense state are those of its eigenvalues, which transient growth can outlast.
     exponential = decay.whole.law.value == "exponential"
-    if not (exponential or _sunk(evidence.memory)) or half_life.max <= 0:
+    if not (exponential or _lost(evidence.memory)) or half_life.max <= 0:
         return
     passed = context / half_life.max
     if passed <= limits["half_lives"]:
@@ -42,7 +42,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     how = "exponentially" if exponential else "exponentially in the end"
     yield Observation(
         f"forgets {how}, and the context of {context:,} is {passed:,.0f} half-lives of its slowest mode "
-        f"({half_life.max:.3g} steps): its start has sunk below the last bit of float32",
+        f"({half_life.max:.3g} steps): nothing of its start is left in float32",
         count=recurrence.channels,
         of=recurrence.channels,
         value=passed,
@@ -51,7 +51,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     )
 
 
-def _sunk(memory: LayerMemory | None) -> bool:
+def _lost(memory: LayerMemory | None) -> bool:
     """Whether every kernel that was examined ends below float32's rounding of its peak."""
     return memory is not None and bool((memory.mean_square[:, -1] <= memory.noise[:, -1]).all())
 

@@ -46,7 +46,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             why = "four taps a channel have no average to hide rounding in"
             yield _observation(layer, convolutions, packed, why)
         if projections:
-            why = "the decays of single tokens cannot be vouched for, only those at the gates' bias"
+            why = "the decays of single tokens are not known, only those at the gates' bias"
             seen = _observation(layer, projections, packed, why)
             yield replace(seen, severity="note", advice="compare it with the checkpoint it came from on real text.")
 

@@ -181,7 +181,7 @@ def _limits(layer: LayerHistory, unit: str, most: int) -> Iterator[str]:
         assert first.projection is not None
         yield f"{_reaches(first)} beyond {unit} {step(first.projection.reach)}, if it goes on"
     if not passed and not ahead:
-        yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode stands"
+        yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode does not move"
 
 
 def _unnamed(limits: Sequence[Limit], first: Crossing, unit: str) -> str:
@@ -248,7 +248,7 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
     chance = _percent(trend.p)
     if trend.p == trend.p_modes:
         return (
-            f"the slowest of many modes moves by itself, and those slowest at first did not go with it (p = {chance})"
+            f"of many modes, one is the slowest by chance; those slowest at first did not change alike (p = {chance})"
         )
     if trend.p == trend.p_correlated:
         return f"by chance, steps that keep their direction for a while go as far in up to {chance} of runs"
