@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure
@@ -162,17 +162,7 @@ def compare_results(
 
 
 def _entry(finding: Finding) -> Entry:
-    return Entry(
-        code=finding.code,
-        rule=finding.rule,
-        layer=finding.layer,
-        tensor=finding.tensor,
-        family=finding.family,
-        severity=finding.severity,
-        count=finding.count,
-        of=finding.of,
-        value=finding.value,
-    )
+    return Entry(**{field.name: getattr(finding, field.name) for field in fields(Entry) if field.name != "tolerance"})
 
 
 def _sum(entries: Sequence[Entry]) -> Entry:

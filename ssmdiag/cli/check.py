@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import closing
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,18 +16,19 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
-    Device,
     EveryChannel,
+    Isolated,
     Length,
     Lines,
     MapFile,
+    Paths,
     choose_device,
     parse_assumptions,
     parse_outputs,
 )
 from ssmdiag.cli.process import working_folder
-from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import SsmdiagError
+from ssmdiag.reports import declares, formats
 
 if TYPE_CHECKING:
     from ssmdiag.check.configuration import Configuration
@@ -36,37 +36,17 @@ if TYPE_CHECKING:
     from ssmdiag.errors import Failure
 
 
-SHOWS_TAILS = frozenset({"json", "jsonl", "markdown"})
-"""Formats that report the law of the energy that remains; for the others it is not computed."""
-
-
-class Format(StrEnum):
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[formats()]
     """Values of --format."""
-
-    text = "text"
-    json = "json"
-    jsonl = "jsonl"
-    markdown = "markdown"
-    github = "github"
-    sarif = "sarif"
-    junit = "junit"
-
-
-class FailOn(StrEnum):
-    """Values of --fail-on."""
-
-    error = "error"
-    warning = "warning"
-    note = "note"
+FailOn = Literal["error", "warning", "note"]
+"""Values of --fail-on."""
 
 
 def check(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PATH", help="Checkpoint files, shard indexes or model directories.", show_default=False
-        ),
-    ],
+    paths: Paths,
     fail_on: Annotated[
         FailOn | None,
         typer.Option("--fail-on", help="Least severity that exits 1; error unless configured.", show_default=False),
@@ -96,13 +76,13 @@ def check(
         Path | None,
         typer.Option("--config", metavar="FILE", help="Settings, in place of the nearest ssmdiag.toml."),
     ] = None,
-    isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
+    isolated: Isolated = False,
     length: Length = None,
     assume: Assume = None,
     map_file: MapFile = None,
     every_channel: EveryChannel = False,
-    color: Color = Colour.auto,
-    device: ComputeDevice = Device.auto,
+    color: Color = "auto",
+    device: ComputeDevice = "auto",
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only checkpoints with findings, and no advice.")
     ] = False,
@@ -112,46 +92,31 @@ def check(
     Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
     """
     from ssmdiag.check.configuration import read_configuration
-    from ssmdiag.reports import Settings
     from ssmdiag.reports.check_text import render_each
 
-    besides = parse_outputs(also or [])
+    besides = parse_outputs(also)
     settings_ = read_configuration(working_folder(), config, isolated).overridden(
-        select=select,
-        ignore=ignore,
-        fail_on=fail_on and fail_on.value,
-        format=format and format.value,
-        context_length=length,
-        baseline=baseline,
+        select=select, ignore=ignore, fail_on=fail_on, format=format, context_length=length, baseline=baseline
     )
     if write_baseline and settings_.baseline is None:
         raise SsmdiagError(
             "--write-baseline: there is no baseline to write.", expected="--baseline FILE, or baseline in ssmdiag.toml"
         )
+    reads = [*paths, map_file, settings_.path]
     target, copies = terminal.claim_outputs(
-        output,
-        besides,
-        reads=[*paths, map_file, settings_.path],
-        format=settings_.format,
-        baseline=settings_.baseline,
+        output, besides, reads=reads, format=settings_.format, baseline=settings_.baseline
     )
     asked = Asked(
-        parse_assumptions(assume or []),
+        parse_assumptions(assume),
         map_file,
         choose_device(device),
         settings_.context_length,
         every_channel,
         settings_.selection(),
-        tails=not SHOWS_TAILS.isdisjoint((settings_.format, *(form for form, _ in besides))),
+        tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
     )
-    as_text = settings_.format == "text"
-    settings = Settings(
-        width=terminal.width(),
-        colour=as_text and output is None and terminal.colour(color),
-        unicode=output is not None or terminal.unicode(),
-        quiet=quiet,
-        fail_on=settings_.fail_on,
-    )
+    text = settings_.format == "text"
+    settings = terminal.settings(color, output, text=text, quiet=quiet, fail_on=settings_.fail_on)
     diagnosed = _against_baseline(diagnose_paths(paths, asked, quiet=quiet), settings_, write_baseline)
     also_to = list(zip((form for form, _ in besides), copies, strict=True))
     results = report(diagnosed, settings_.format, settings, target, also=also_to, text=render_each)

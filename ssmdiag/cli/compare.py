@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,8 +15,6 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
-    Device,
-    Format,
     Length,
     MapFile,
     Output,
@@ -30,28 +25,25 @@ from ssmdiag.cli.options import (
     load_families,
     parse_assumptions,
 )
-from ssmdiag.cli.terminal import Colour
+from ssmdiag.cli.progress import Progress
 from ssmdiag.errors import CheckpointError, DifferentModelsError, SsmdiagError
 
 if TYPE_CHECKING:
-    from ssmdiag.families import Family
     from ssmdiag.reports import Settings
 
 
-class FailOn(StrEnum):
-    """Values of --fail-on."""
-
-    never = "never"
-    crossing = "crossing"
-    converging = "converging"
+FailOn = Literal["never", "crossing", "converging"]
+"""Values of --fail-on."""
 
 
-class Memory(StrEnum):
-    """Values of --memory."""
+@dataclass(frozen=True)
+class _Compared:
+    """What was found, and how it is written."""
 
-    none = "none"
-    ends = "ends"
-    all = "all"
+    result: Any
+    report: Callable[[Any, Settings], str]
+    document: Callable[[Any], dict[str, Any]]
+    code: int
 
 
 def compare(
@@ -83,19 +75,20 @@ def compare(
             "--fail-on",
             help="Exit 1 if a layer converges to the boundary; or only if it reached a limit or is projected to.",
         ),
-    ] = FailOn.never,
-    format: ReportFormat = Format.text,
+    ] = "never",
+    format: ReportFormat = "text",
     output: Output = None,
     length: Length = None,
     memory: Annotated[
-        Memory, typer.Option("--memory", help="Checkpoints of a run at which horizon and decay law are found.")
-    ] = Memory.ends,
+        Literal["none", "ends", "all"],
+        typer.Option("--memory", help="Checkpoints of a run at which horizon and decay law are found."),
+    ] = "ends",
     assume: Assume = None,
     map_file: MapFile = None,
     all_layers: AllLayers = False,
     plots: Plots = True,
-    color: Color = Colour.auto,
-    device: ComputeDevice = Device.auto,
+    color: Color = "auto",
+    device: ComputeDevice = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Say which layers of a run converge to the stability boundary, and when they reach it.
@@ -106,7 +99,8 @@ def compare(
     be is still compared.
     """
     from ssmdiag.compare.run_order import expand_run, last_checkpoints
-    from ssmdiag.reports import Settings
+    from ssmdiag.families.recognition import guess_of
+    from ssmdiag.reports.json import render
     from ssmdiag.reports.words import heading
 
     paths, notes = last_checkpoints(expand_run(paths))
@@ -120,167 +114,71 @@ def compare(
     strict = strict or tolerance is not None
     if strict and len(paths) != 2:
         raise SsmdiagError(f"--strict compares two checkpoints, {len(paths)} were given.")
-    settings = Settings(
-        width=terminal.width(),
-        colour=format is Format.text and output is None and terminal.colour(color),
-        unicode=output is not None or terminal.unicode(),
-        plots=plots,
-        all_layers=all_layers,
-        quiet=quiet,
-    )
-    asked = _Asked(
-        assume=parse_assumptions(assume or []),
-        families=load_families(map_file),
-        device=choose_device(device),
-        length=length,
-        text=format is Format.text,
-        settings=settings,
-        notes=notes,
-    )
+    families = load_families(map_file)
+    how = {"assume": parse_assumptions(assume), "families": families, "device": choose_device(device)}
+    found: _Compared
     if strict:
-        text, code = _prove(paths[0], paths[1], asked, tolerance)
-    elif notes or (len(paths) == 2 and not _same_model(paths[0], paths[1], asked)):
-        text, code = _models(paths, asked, fail_on, "they are the last checkpoints of different runs" if notes else "")
+        found = _prove(paths, tolerance, context_length=length, notes=notes, **how)
+    elif notes or (len(paths) == 2 and not _same_model(*paths, assume=how["assume"], families=families)):
+        why = "they are the last checkpoints of different runs" if notes else ""
+        found = _models(paths, fail_on, why, context_length=length, notes=notes, **how)
     else:
         try:
-            text, code = _run(paths, asked, memory, fail_on)
+            with Progress("checkpoints", quiet=quiet) as progress:
+                found = _run(paths, fail_on, context_length=length, memory=memory, on_checkpoint=progress.update, **how)
         except DifferentModelsError as error:
-            text, code = _models(paths, replace(asked, notes=(*asked.notes, error.seen)), fail_on, error.seen)
-    if asked.text:
-        text = heading(asked.guess, settings.width) + text
+            found = _models(paths, fail_on, error.seen, context_length=length, notes=(*notes, error.seen), **how)
+    settings = terminal.settings(color, output, text=format == "text", plots=plots, all_layers=all_layers, quiet=quiet)
+    if format == "json":
+        text = render(found.document(found.result) | {"guess": guess_of(families)})
+    else:
+        text = heading(guess_of(families), settings.width) + found.report(found.result, settings)
     terminal.emit(text, target, colours=settings.colour)
-    raise typer.Exit(code)
+    raise typer.Exit(found.code)
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What holds for every checkpoint."""
-
-    assume: Mapping[str, str]
-    families: Sequence[Family]
-    device: str
-    length: int | None
-    text: bool
-    settings: Settings
-    notes: tuple[str, ...]
-    """Which checkpoint stands for a directory of a run."""
-
-    @property
-    def guess(self) -> str | None:
-        """Warning that an unreviewed map file is used."""
-        from ssmdiag.families.recognition import guess_of
-
-        return guess_of(self.families)
-
-
-def _same_model(a: Path, b: Path, asked: _Asked) -> bool:
+def _same_model(a: Path, b: Path, **how: Any) -> bool:
     from ssmdiag.compare.models import same_structure
 
     try:
-        return same_structure(a, b, assume=asked.assume, families=asked.families)
+        return same_structure(a, b, **how)
     except CheckpointError:
         return True  # the comparison of a run reports which checkpoints cannot be read
 
 
-def _prove(a: Path, b: Path, asked: _Asked, tolerance: float | None) -> tuple[str, int]:
+def _prove(paths: Sequence[Path], tolerance: float | None, **how: Any) -> _Compared:
     from ssmdiag.compare.conversion import prove_conversion
     from ssmdiag.reports.compare.conversion import conversion_report
-    from ssmdiag.reports.compare.json import conversion_document, render
+    from ssmdiag.reports.compare.json import conversion_document
 
-    proof = prove_conversion(
-        a,
-        b,
-        tolerance=tolerance,
-        assume=asked.assume,
-        families=asked.families,
-        device=asked.device,
-        context_length=asked.length,
-        notes=asked.notes,
-    )
-    if asked.text:
-        return conversion_report(proof, asked.settings), proof.exit_code()
-    return render(conversion_document(proof) | {"guess": asked.guess}), proof.exit_code()
+    proof = prove_conversion(*paths, tolerance=tolerance, **how)
+    return _Compared(proof, conversion_report, conversion_document, proof.exit_code())
 
 
-def _models(paths: list[Path], asked: _Asked, fail_on: FailOn, why: str) -> tuple[str, int]:
+def _models(paths: Sequence[Path], fail_on: FailOn, why: str, **how: Any) -> _Compared:
     """Return two models side by side, or a table of more."""
     from ssmdiag.compare.models import compare_models, tabulate_models
-    from ssmdiag.reports.compare.json import models_document, render, table_document
+    from ssmdiag.reports.compare.json import models_document, table_document
     from ssmdiag.reports.compare.models import models_report, table_report
 
-    if fail_on is not FailOn.never:
+    if fail_on != "never":
         raise SsmdiagError(
-            f"--fail-on {fail_on.value} looks for a trend, and different models are no run"
+            f"--fail-on {fail_on} looks for a trend, and different models are no run"
             f"{f': {why}' if why else ''}{'' if why.endswith('.') else '.'}",
             expected="checkpoints of one run",
             advice="leave --fail-on away to see the models beside each other.",
         )
     if len(paths) > 2:
-        table = tabulate_models(
-            paths,
-            assume=asked.assume,
-            families=asked.families,
-            device=asked.device,
-            context_length=asked.length,
-            notes=asked.notes,
-        )
-        if asked.text:
-            return table_report(table, asked.settings), table.exit_code()
-        return render(table_document(table) | {"guess": asked.guess}), table.exit_code()
-    pair = compare_models(
-        paths[0],
-        paths[1],
-        assume=asked.assume,
-        families=asked.families,
-        device=asked.device,
-        context_length=asked.length,
-        notes=asked.notes,
-    )
-    if asked.text:
-        return models_report(pair, asked.settings), pair.exit_code()
-    return render(models_document(pair) | {"guess": asked.guess}), pair.exit_code()
+        table = tabulate_models(paths, **how)
+        return _Compared(table, table_report, table_document, table.exit_code())
+    pair = compare_models(*paths, **how)
+    return _Compared(pair, models_report, models_document, pair.exit_code())
 
 
-def _run(paths: list[Path], asked: _Asked, memory: Memory, fail_on: FailOn) -> tuple[str, int]:
+def _run(paths: Sequence[Path], fail_on: FailOn, **how: Any) -> _Compared:
     from ssmdiag.compare.run import compare_run
-    from ssmdiag.reports.compare.json import render, run_document
+    from ssmdiag.reports.compare.json import run_document
     from ssmdiag.reports.compare.run import report
 
-    progress = _Progress(asked.settings.quiet)
-    try:
-        run = compare_run(
-            paths,
-            assume=asked.assume,
-            families=asked.families,
-            device=asked.device,
-            context_length=asked.length,
-            memory=memory.value,
-            on_checkpoint=progress.update,
-        )
-    finally:
-        progress.close()
-    if asked.text:
-        return report(run, asked.settings), run.exit_code(fail_on.value)
-    return render(run_document(run) | {"guess": asked.guess}), run.exit_code(fail_on.value)
-
-
-class _Progress:
-    """A line on stderr every few seconds, overwritten where stderr is a terminal."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.last = time.monotonic()
-        self.open = False
-
-    def update(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self.quiet or done == total or now - self.last < (0.2 if self.open and sys.stderr.isatty() else 2):
-            return
-        self.last = now
-        self.open = True
-        said = f"{done} of {total} checkpoints"
-        print(said, end="\r" if sys.stderr.isatty() else "\n", file=terminal.drawing(), flush=True)
-
-    def close(self) -> None:
-        if self.open and sys.stderr.isatty():
-            print(" " * 40, end="\r", file=terminal.drawing(), flush=True)
+    run = compare_run(paths, **how)
+    return _Compared(run, report, run_document, run.exit_code(fail_on))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.options import Isolated
 from ssmdiag.cli.process import working_folder
 
 app = typer.Typer(no_args_is_help=True, help="Settings of `ssmdiag check`.", rich_markup_mode=None)
@@ -23,7 +24,7 @@ def show(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="This file, not the nearest ssmdiag.toml.")
     ] = None,
-    isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings file.")] = False,
+    isolated: Isolated = False,
 ) -> None:
     """Print the settings in effect as a ssmdiag.toml, each with where it comes from."""
     from ssmdiag.check.configuration import read_configuration

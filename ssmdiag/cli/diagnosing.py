@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -14,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.cli import process, terminal
 from ssmdiag.cli.options import load_families
-from ssmdiag.errors import AssumptionError, CheckpointError, SsmdiagError
-from ssmdiag.printable import printable
+from ssmdiag.cli.progress import Progress
+from ssmdiag.errors import AssumptionError, CheckpointError, Failure, SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.errors import Failure
     from ssmdiag.output.writer import Target
     from ssmdiag.reports import Settings
     from ssmdiag.rules.selection import Selection
@@ -80,8 +77,6 @@ def _keep_to_one_thread() -> None:
 
 
 def _lost(path: Path, code: int) -> Failure:
-    from ssmdiag.errors import Failure
-
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     advice = "look whether memory ran out; give this path alone, and its error is shown."
     return Failure.of(str(path), CheckpointError(f"{path.name}: the process that read it {how}.", advice=advice))
@@ -92,27 +87,24 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
     from ssmdiag.assessment.assess import MOST_CHANNELS
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import diagnose
-    from ssmdiag.errors import Failure
 
-    progress = _Progress(path.name, quiet)
     try:
-        return diagnose(
-            read_checkpoint(path),
-            assume=asked.assume,
-            families=load_families(asked.map_file),
-            device=asked.device,
-            context_length=asked.length,
-            most_channels=None if asked.every_channel else MOST_CHANNELS,
-            tails=asked.tails,
-            rules=asked.rules,
-            on_layer=progress.update,
-        )
+        with Progress(f"{path.name}, layers", quiet=quiet) as progress:
+            return diagnose(
+                read_checkpoint(path),
+                assume=asked.assume,
+                families=load_families(asked.map_file),
+                device=asked.device,
+                context_length=asked.length,
+                most_channels=None if asked.every_channel else MOST_CHANNELS,
+                tails=asked.tails,
+                rules=asked.rules,
+                on_layer=progress.update,
+            )
     except AssumptionError:
         raise
     except SsmdiagError as error:
         return Failure.of(str(path), error)
-    finally:
-        progress.close()
 
 
 def report(
@@ -129,12 +121,11 @@ def report(
     In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
     files to write besides.
     """
-    from ssmdiag.errors import Failure
-    from ssmdiag.reports import render, render_each
+    from ssmdiag.reports import declares, render, render_each
 
     done: list[Diagnosis | Failure] = []
     besides = replace(settings, unicode=True)
-    gates = {"colours": settings.colour, "commands": format == "github"}
+    gates = {"colours": settings.colour, "commands": declares(format, "COMMANDS")}
     main = terminal.Lines(output, **gates)
     streams = [terminal.Lines(file) for form, file in also if form == "jsonl"]
 
@@ -164,50 +155,10 @@ def report(
             terminal.remark(render([result], "text", settings))
     for form, file in also:
         if form != "jsonl":
-            terminal.emit(render(done, form, besides), file, commands=form == "github")
+            terminal.emit(render(done, form, besides), file, commands=declares(form, "COMMANDS"))
     return done
 
 
 def exit_code(result: Diagnosis | Failure, fail_on: str | None = None) -> int:
     """Return 2 for what could not be diagnosed, 1 for findings at `fail_on` or above, else 0."""
-    from ssmdiag.errors import Failure
-
     return 2 if isinstance(result, Failure) else result.exit_code(fail_on)
-
-
-class _Progress:
-    """A bar on stderr for what takes over a second; one plain line where stderr is no terminal."""
-
-    def __init__(self, name: str, quiet: bool) -> None:
-        self.name = name
-        self.quiet = quiet
-        self.start = time.monotonic()
-        self.stop: Callable[[], None] | None = None
-        self.advance: Callable[[int, int], None] | None = None
-
-    def update(self, done: int, total: int) -> None:
-        if self.quiet or time.monotonic() - self.start < 1 or done == total:
-            return
-        if self.advance is None:
-            self._open(done, total)
-        else:
-            self.advance(done, total)
-
-    def close(self) -> None:
-        if self.stop:
-            self.stop()
-
-    def _open(self, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            terminal.remark(f"{printable(self.name)}: reading layer {done} of {total} …")
-            self.advance = lambda done, total: None
-            return
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import Progress
-
-        bar = Progress(console=Console(file=terminal.drawing()), transient=True)
-        task = bar.add_task(escape(printable(self.name)), total=total)
-        bar.start()
-        self.stop = bar.stop
-        self.advance = lambda done, total: bar.update(task, completed=done)

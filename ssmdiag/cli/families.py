@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Format
 from ssmdiag.errors import AssumptionError
+from ssmdiag.reports.json import pick, render
 
 if TYPE_CHECKING:
     from ssmdiag.families import Family
@@ -19,7 +19,7 @@ def families(
     name: Annotated[
         str | None, typer.Argument(help="One family: its tensors and settings.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
 ) -> None:
     """List the model families ssmdiag reads.
 
@@ -34,15 +34,14 @@ def families(
             raise AssumptionError(
                 f"no family is called {name}.", expected=", ".join(family.name for family in known_families())
             )
-    if format is Format.json:
-        terminal.emit(json.dumps([_document(family) for family in known], indent=2, ensure_ascii=False) + "\n", None)
+    if format == "json":
+        terminal.emit(render([_document(family) for family in known], ascii=False), None)
     else:
         terminal.emit(_detail(known[0]) if name else _list(known), None)
 
 
 def _list(known: tuple[Family, ...]) -> str:
-    lines = [f"{len(known)} families. exact: the decay is in the weights. nominal: it depends on the input and is", ""]
-    lines[0] = f"{len(known)} families; `ssmdiag families NAME` shows tensors and settings."
+    lines = [f"{len(known)} families; `ssmdiag families NAME` shows tensors and settings.", ""]
     wide = max(len(family.name) for family in known)
     title = max(len(family.title) for family in known)
     for family in known:
@@ -74,15 +73,8 @@ def _detail(family: Family) -> str:
 
 def _document(family: Family) -> dict[str, object]:
     return {
-        "name": family.name,
-        "title": family.title,
-        "paper": family.paper,
-        "memory": family.memory,
+        **pick(family, "name title paper memory"),
         "caveat": family.caveat or None,
-        "spellings": [
-            {"name": s.name, "tensors": dict(s.tensors), "optional": dict(s.optional)} for s in family.spellings
-        ],
-        "options": [
-            {"name": o.name, "choices": o.choices, "usual": o.usual, "meaning": o.meaning} for o in family.options
-        ],
+        "spellings": [pick(spelling, "name tensors optional") for spelling in family.spellings],
+        "options": [pick(option, "name choices usual meaning") for option in family.options],
     }

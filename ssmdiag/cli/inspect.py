@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,35 +13,24 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
-    Device,
     EveryChannel,
     Length,
     Lines,
     MapFile,
+    Paths,
     Plots,
     Quiet,
     choose_device,
     parse_assumptions,
 )
-from ssmdiag.cli.terminal import Colour
 
-
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
-    jsonl = "jsonl"
+Format = Literal["text", "json", "jsonl"]
+"""Values of --format."""
 
 
 def inspect(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PATH", help="Checkpoint files, shard indexes or model directories.", show_default=False
-        ),
-    ],
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = Format.text,
+    paths: Paths,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = "text",
     output: Lines = None,
     length: Length = None,
     assume: Assume = None,
@@ -51,8 +38,8 @@ def inspect(
     every_channel: EveryChannel = False,
     all_layers: AllLayers = False,
     plots: Plots = True,
-    color: Color = Colour.auto,
-    device: ComputeDevice = Device.auto,
+    color: Color = "auto",
+    device: ComputeDevice = "auto",
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also module paths and the tensors read.")] = False,
 ) -> None:
@@ -60,19 +47,10 @@ def inspect(
 
     Exit 0: read. Exit 2: a path, or part of one, could not be read; what could be is still reported.
     """
-    from ssmdiag.reports import Settings
-
-    assumptions = parse_assumptions(assume or [])
+    assumptions = parse_assumptions(assume)
     target, _ = terminal.claim_outputs(output, reads=[*paths, map_file], format=format)
-    settings = Settings(
-        width=terminal.width(),
-        colour=format is Format.text and output is None and terminal.colour(color),
-        unicode=output is not None or terminal.unicode(),
-        plots=plots,
-        all_layers=all_layers,
-        quiet=quiet,
-        verbose=verbose,
-    )
+    looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose}
+    settings = terminal.settings(color, output, text=format == "text", **looks)
     asked = Asked(assumptions, map_file, choose_device(device), length, every_channel)
     results = report(diagnose_paths(paths, asked, quiet=quiet), format, settings, target)
     raise typer.Exit(max(exit_code(result) for result in results))

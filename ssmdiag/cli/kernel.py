@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,19 +15,15 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
-    Device,
-    Format,
     Length,
     MapFile,
     Plots,
     Quiet,
     ReportFormat,
-    choose_device,
-    load_families,
-    parse_assumptions,
     read_layers,
+    recognise_layers,
 )
-from ssmdiag.cli.terminal import Colour
+from ssmdiag.cli.progress import Progress
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.guard import guard
 
@@ -73,80 +68,63 @@ def kernel(
             help="Most memory for the kernel of one layer; with --output.",
         ),
     ] = 2.0,
-    format: ReportFormat = Format.text,
+    format: ReportFormat = "text",
     assume: Assume = None,
     map_file: MapFile = None,
     plots: Plots = True,
-    color: Color = Colour.auto,
-    device: ComputeDevice = Device.auto,
+    color: Color = "auto",
+    device: ComputeDevice = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Extract the memory kernels K_t, or show one layer's with the law it decays by.
 
-    A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, stands for it.
+    A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, is shown instead.
     """
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
-    from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import context_length_of
-    from ssmdiag.families.recognition import recognise
-    from ssmdiag.reports import Settings
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
     from ssmdiag.reports.words import heading
 
     terminal.claim_outputs(None, reads=[path, map_file])
-    checkpoint = read_checkpoint(path)
-    found = recognise(
-        checkpoint,
-        assume=parse_assumptions(assume or []),
-        families=load_families(map_file),
-        device=choose_device(device),
-    )
-    found.require_layers(checkpoint)
+    checkpoint, found = recognise_layers(path, assume, map_file, device)
     stated = length or context_length_of(checkpoint.settings)
     context = stated or DEFAULT_CONTEXT
-    settings = Settings(
-        width=terminal.width(), colour=terminal.colour(color), unicode=terminal.unicode(), plots=plots, quiet=quiet
-    )
-    asked = _Asked(found.layers, layer, channel)
+    settings = terminal.settings(color, text=format == "text", plots=plots, quiet=quiet)
+    asked = _Chosen(found.layers, layer, channel)
     if output is not None:
         from ssmdiag.kernel.file import write_kernels
         from ssmdiag.kernel.kernel import KernelSizeError
 
         most = int(memory_limit * 2**30)
         try:
-            with closing(asked.all(progress=not quiet and sys.stderr.isatty())) as recurrences:
+            with Progress("kernels, layers", quiet=quiet) as progress, closing(asked.all(progress)) as recurrences:
                 written = write_kernels(
                     recurrences, context, output, source=checkpoint, channel=channel, memory_limit=most
                 )
         except KernelSizeError as error:
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
         text = file_report(written, settings, output=str(output), stated_context=stated)
-        terminal.emit(heading(found.guess, settings.width) + text, None, colours=settings.colour)
         problems = [*asked.problems, *written.problems]
-        for problem in problems:
-            terminal.remark(f"not written: {problem.sentence}")
-        _exit(checkpoint.problems, bool(problems))
-    recurrence, branches = asked.first()
-    with guard(recurrence.layer, "its kernel"):
-        memory = assess_memory(recurrence, context, every_passing=True)
-    shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
-    if format is Format.json:
-        terminal.emit(render(document(memory, shown) | {"guess": found.guess}), None)
-        _exit(checkpoint.problems)
-    text = heading(found.guess, settings.width) + report(memory, settings, shown)
+    else:
+        recurrence, branches = asked.first()
+        with guard(recurrence.layer, "its kernel"):
+            memory = assess_memory(recurrence, context, every_passing=True)
+        shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
+        if format == "json":
+            text = render(document(memory, shown) | {"guess": found.guess})
+        else:
+            text = report(memory, settings, shown)
+        problems = []
+    if format == "text" or output is not None:
+        text = heading(found.guess, settings.width) + text
     terminal.emit(text, None, colours=settings.colour)
-    _exit(checkpoint.problems)
-
-
-def _exit(unread: Sequence[str], lacking: bool = False) -> NoReturn:
-    """Print what could not be read, and exit with 2 if anything, a kernel included, is missing."""
-    for sentence in unread:
-        terminal.remark(f"not read: {sentence}")
-    raise typer.Exit(2 if unread or lacking else 0)
+    terminal.remark_problems("not written", [problem.sentence for problem in problems])
+    terminal.remark_problems("not read", checkpoint.problems)
+    raise typer.Exit(2 if checkpoint.problems or problems else 0)
 
 
 @dataclass
-class _Asked:
+class _Chosen:
     """The layers of a checkpoint, with the selected layers and channel."""
 
     layers: Sequence[Layer]
@@ -160,7 +138,7 @@ class _Asked:
         found = read_layers(self.layers[:1] if self.layer is None else self.layers, self.layer)
         return self.narrow(found[0]), [recurrence.layer for recurrence in found]
 
-    def all(self, *, progress: bool) -> Generator[Recurrence]:
+    def all(self, progress: Progress) -> Generator[Recurrence]:
         """Return all selected recurrences, read one layer at a time.
 
         Raises SsmdiagError for a channel of several layers, LayerError where none can be read.
@@ -174,8 +152,9 @@ class _Asked:
             )
         return self._each(progress)
 
-    def _each(self, progress: bool) -> Generator[Recurrence]:
-        for layer in _track(self.layers) if progress else self.layers:
+    def _each(self, progress: Progress) -> Generator[Recurrence]:
+        for position, layer in enumerate(self.layers):
+            progress.update(position, len(self.layers))
             try:
                 found = layer.read()
             except LayerError as error:
@@ -195,10 +174,3 @@ class _Asked:
             return select_channel(recurrence, self.channel)
         except IndexError as error:
             raise SsmdiagError(f"--channel {self.channel}: {error}.") from error
-
-
-def _track(layers: Sequence[Layer]) -> Iterable[Layer]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(layers, "kernels", console=Console(file=terminal.drawing()), transient=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +13,10 @@ from ssmdiag.cli.terminal import Colour
 from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.families import Family
     from ssmdiag.families.layer import Layer
+    from ssmdiag.families.recognition import Recognition
     from ssmdiag.recurrence.modal import Recurrence
 
 MAX_LENGTH = 2**40
@@ -29,6 +30,10 @@ def check_length(steps: int | None) -> int | None:
     return steps
 
 
+Paths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH", help="Checkpoint files, shard indexes or model directories.", show_default=False),
+]
 Length = Annotated[
     int | None,
     typer.Option(
@@ -62,24 +67,14 @@ EveryChannel = Annotated[
 AllLayers = Annotated[bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")]
 Color = Annotated[Colour, typer.Option("--color", help="Colour the report.")]
+Isolated = Annotated[bool, typer.Option("--isolated", help="Read no settings file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")]
 
 
-class Format(StrEnum):
-    """Values of --format, of commands whose report is a text or a document."""
-
-    text = "text"
-    json = "json"
-
-
-class Device(StrEnum):
-    """Values of --device."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
+Format = Literal["text", "json"]
+"""Values of --format, of commands whose report is a text or a document."""
+Device = Literal["auto", "cpu", "cuda"]
+"""Values of --device."""
 ReportFormat = Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")]
 ComputeDevice = Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")]
 
@@ -89,9 +84,9 @@ def choose_device(choice: Device) -> str:
     import_torch()
     import torch
 
-    if choice is Device.cuda and not torch.cuda.is_available():
+    if choice == "cuda" and not torch.cuda.is_available():
         raise SsmdiagError("--device cuda: torch sees no CUDA device.", advice="--device cpu")
-    return "cpu" if choice is Device.auto else choice.value
+    return "cpu" if choice == "auto" else choice
 
 
 def load_families(map_file: Path | None) -> list[Family]:
@@ -106,10 +101,23 @@ def load_families(map_file: Path | None) -> list[Family]:
     return families
 
 
-def parse_assumptions(pairs: list[str]) -> dict[str, str]:
+def recognise_layers(
+    path: Path, assume: list[str] | None, map_file: Path | None, device: Device
+) -> tuple[Checkpoint, Recognition]:
+    """Return a checkpoint and its layers. Raises SsmdiagError where it has none that is known."""
+    from ssmdiag.checkpoint import read_checkpoint
+    from ssmdiag.families.recognition import recognise
+
+    checkpoint, assumed, families = read_checkpoint(path), parse_assumptions(assume), load_families(map_file)
+    found = recognise(checkpoint, assume=assumed, families=families, device=choose_device(device))
+    found.require_layers(checkpoint)
+    return checkpoint, found
+
+
+def parse_assumptions(pairs: list[str] | None) -> dict[str, str]:
     """Return --assume's pairs as a mapping. Raises AssumptionError for anything but KEY=VALUE."""
     parsed: dict[str, str] = {}
-    for pair in pairs:
+    for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not (separator and key and value):
             raise AssumptionError(
@@ -119,13 +127,13 @@ def parse_assumptions(pairs: list[str]) -> dict[str, str]:
     return parsed
 
 
-def parse_outputs(pairs: list[str]) -> list[tuple[str, Path]]:
+def parse_outputs(pairs: list[str] | None) -> list[tuple[str, Path]]:
     """Return --also's pairs. Raises SsmdiagError for anything but FORMAT=FILE."""
     from ssmdiag.reports import formats
 
     known = [format for format in formats() if format != "text"]
     parsed = []
-    for pair in pairs:
+    for pair in pairs or ():
         format, _, file = pair.partition("=")
         if format not in known or not file:
             raise SsmdiagError(f"--also {pair}: not understood.", expected=f"FORMAT=FILE; FORMAT: {', '.join(known)}")

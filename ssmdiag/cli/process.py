@@ -198,12 +198,11 @@ def _write_whole(name: str) -> None:
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     """Return a replacement for characters that an encoding lacks."""
-    from ssmdiag.reports.words import ASCII
+    from ssmdiag.reports.words import in_ascii
 
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    text = error.object[error.start : error.end]
-    return text.translate(ASCII).encode("ascii", "replace").decode("ascii"), error.end
+    return in_ascii(error.object[error.start : error.end]), error.end
 
 
 def _mend_sizes() -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Assume, Color, ComputeDevice, Device, Plots, Quiet, choose_device, parse_assumptions
+from ssmdiag.cli.options import Assume, Color, ComputeDevice, Plots, Quiet, choose_device, parse_assumptions
 from ssmdiag.cli.process import import_torch
-from ssmdiag.cli.terminal import Colour
 from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.printable import printable
@@ -25,14 +23,8 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.results import RetrainResult
 
 
-class Format(StrEnum):
-    """Values of --format."""
-
-    text = "text"
-    json = "json"
-    markdown = "markdown"
-
-
+Format = Literal["text", "json", "markdown"]
+"""Values of --format."""
 REFERENCE = "exp"
 """What a single --param is compared with: the map of S4, S4D, LRU and Mamba."""
 
@@ -117,10 +109,10 @@ def retrain(
         bool, typer.Option("--perturb", help="Add each arm's loss with noise on its trained rates.")
     ] = False,
     together: Annotated[int, typer.Option("--together", min=1, help="Arms trained as one batch.")] = 12,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = "text",
     plots: Plots = True,
-    color: Color = Colour.auto,
-    device: ComputeDevice = Device.auto,
+    color: Color = "auto",
+    device: ComputeDevice = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Train one model under several maps or with a frozen recurrence, and compare loss and memory.
@@ -132,7 +124,6 @@ def retrain(
     import_torch()
     from ssmdiag.cli.retraining import Asked, experiment, options_given
     from ssmdiag.output.writer import keep_streams_off
-    from ssmdiag.reports import Settings
     from ssmdiag.retrain.allocation import keep_freed_memory
     from ssmdiag.retrain.arms import OWN, Budget, product_of
     from ssmdiag.retrain.comparison import compare
@@ -143,14 +134,8 @@ def retrain(
     def stop(number: int, frame: FrameType | None) -> None:
         raise InterruptedTraining(number)
 
-    settings = Settings(
-        width=terminal.width(),
-        colour=format is Format.text and terminal.colour(color),
-        unicode=terminal.unicode(),
-        plots=plots,
-        quiet=quiet,
-    )
-    with joined("cuda" if device is Device.cuda else "cpu") as ranks:
+    settings = terminal.settings(color, text=format == "text", plots=plots, quiet=quiet)
+    with joined("cuda" if device == "cuda" else "cpu") as ranks:
         if resume and output is None:
             raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
         asked = Asked(
@@ -220,9 +205,9 @@ def _how_to_go_on(output: Path | None) -> str:
 def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
     from ssmdiag.reports.retrain import json, markdown, text
 
-    if format is Format.json:
+    if format == "json":
         report = json.render(result)
-    elif format is Format.markdown:
+    elif format == "markdown":
         report = markdown.render(result)
     else:
         report = text.report(result, settings)

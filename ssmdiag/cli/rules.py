@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Format
 from ssmdiag.errors import ConfigurationError
+from ssmdiag.reports.json import pick, render
 
 if TYPE_CHECKING:
     from ssmdiag.rules import Rule
@@ -26,22 +26,22 @@ HEADINGS = {
 
 
 def rules(
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
 ) -> None:
     """List the rules of `ssmdiag check`."""
     from ssmdiag.rules import known_rules
 
     known = known_rules()
-    if format is Format.json:
-        text = json.dumps([_document(rule) for rule in known], indent=2, ensure_ascii=False) + "\n"
+    if format == "json":
+        text = render([_document(rule) for rule in known], ascii=False)
     else:
         text = _list(known, terminal.width())
-    terminal.emit(_plain(text), None)
+    terminal.emit(text, None)
 
 
 def explain(
     code: Annotated[str, typer.Argument(help="Code or name of a rule.", show_default=False)],
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = "text",
 ) -> None:
     """Explain one rule: formula, why it hurts, how to fix it, a public example."""
     from ssmdiag.rules import known_rules
@@ -51,11 +51,8 @@ def explain(
         raise ConfigurationError(
             f"{code} is no rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
         )
-    if format is Format.json:
-        text = json.dumps(_document(rule), indent=2, ensure_ascii=False) + "\n"
-    else:
-        text = _page(rule, min(terminal.width(), 100))
-    terminal.emit(_plain(text), None)
+    text = render(_document(rule), ascii=False) if format == "json" else _page(rule, min(terminal.width(), 100))
+    terminal.emit(text, None)
 
 
 def _list(known: tuple[Rule, ...], width: int) -> str:
@@ -91,27 +88,5 @@ def _page(rule: Rule, width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plain(text: str) -> str:
-    if terminal.unicode():
-        return text
-    from ssmdiag.reports.words import ASCII
-
-    return text.translate(ASCII).encode("ascii", "replace").decode()
-
-
 def _document(rule: Rule) -> dict[str, object]:
-    return {
-        "code": rule.code,
-        "name": rule.name,
-        "severity": rule.severity,
-        "summary": rule.summary,
-        "advice": rule.advice,
-        "formula": rule.formula,
-        "why": rule.why,
-        "fix": rule.fix,
-        "example": rule.example,
-        "thresholds": {
-            name: {"value": threshold.value, "meaning": threshold.meaning}
-            for name, threshold in rule.thresholds.items()
-        },
-    }
+    return pick(rule, "code name severity summary advice formula why fix example thresholds")

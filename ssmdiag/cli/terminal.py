@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ssmdiag.printable import harmless
 
 if TYPE_CHECKING:
     from ssmdiag.output.writer import Stream, Target
+    from ssmdiag.reports import Settings
 
 
-class Colour(StrEnum):
-    """Values of --color."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
+Colour = Literal["auto", "always", "never"]
+"""Values of --color."""
 WIDEST = 10_000
 """Columns at most; lines are built in memory."""
 
@@ -48,8 +42,8 @@ def usable_size(value: str) -> bool:
 
 def colour(choice: Colour, stream: TextIO | None = None) -> bool:
     """Return whether to colour, by the option, NO_COLOR, FORCE_COLOR, TERM and the stream."""
-    if choice is not Colour.auto:
-        return choice is Colour.always
+    if choice != "auto":
+        return choice == "always"
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return bool(os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE")) or (stream or sys.stdout).isatty()
@@ -62,6 +56,14 @@ def unicode() -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def settings(color: Colour, output: Path | None = None, *, text: bool = True, **looks: Any) -> Settings:
+    """Return how a report is to look: colours only in text on a screen, and in a file every character."""
+    from ssmdiag.reports import Settings
+
+    coloured = text and output is None and colour(color)
+    return Settings(width=width(), colour=coloured, unicode=output is not None or unicode(), **looks)
 
 
 def emit(text: str, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:
@@ -79,6 +81,12 @@ def emit(text: str, output: Target | None, *, colours: bool = False, commands: b
 def remark(text: str) -> None:
     """Write a line, or lines, to stderr, through the one escape."""
     _say(sys.stderr, harmless(text).rstrip("\n") + "\n")
+
+
+def remark_problems(what: str, sentences: Iterable[str]) -> None:
+    """Write a line to stderr for each thing that is missing from a report."""
+    for sentence in sentences:
+        remark(f"{what}: {sentence}")
 
 
 class Lines:

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ssmdiag.errors import Failure
 from ssmdiag.printable import harmless, printable_record
@@ -18,14 +18,12 @@ from ssmdiag.reports.interface import Settings
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
-__all__ = ["Failure", "Settings", "formats", "render", "render_each"]
+__all__ = ["Failure", "Settings", "declares", "formats", "render", "render_each"]
 
 MACHINERY = frozenset(
     {"interface", "words", "console", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
 )
 """Modules of this package that are not formats of a diagnosis; nor are its packages."""
-EXACT = frozenset({"json", "jsonl", "sarif"})
-"""Formats that are read back: their own escapes keep every name exactly."""
 
 
 def formats() -> tuple[str, ...]:
@@ -34,16 +32,19 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(name for name in modules if name not in MACHINERY))
 
 
+def declares(format: str, what: Literal["EXACT", "COMMANDS", "TAILS"]) -> bool:
+    """Return whether a format has a property; `interface` says which there are."""
+    return bool(getattr(_module(format), what, False))
+
+
 def render(results: Sequence[Diagnosis | Failure], format: str, settings: Settings) -> str:
     """Return one text for all results, ending in a newline.
 
     Raises ValueError for a format that does not exist.
     """
     module = _module(format)
-    if format not in EXACT:
-        results = printable_record(results)
-    text = module.render_all(results, settings)
-    return harmless(text if text.endswith("\n") else text + "\n", colours=settings.colour, commands=format == "github")
+    text = module.render_all(results if declares(format, "EXACT") else printable_record(results), settings)
+    return harmless(text, colours=settings.colour, commands=declares(format, "COMMANDS"))
 
 
 def render_each(results: Iterable[Diagnosis | Failure], format: str, settings: Settings) -> Iterator[str]:
@@ -55,7 +56,8 @@ def render_each(results: Iterable[Diagnosis | Failure], format: str, settings: S
     if not hasattr(module, "render_each"):
         yield render(list(results), format, settings)
         return
-    for piece in module.render_each(results if format in EXACT else map(printable_record, results), settings):
+    exact = declares(format, "EXACT")
+    for piece in module.render_each(results if exact else map(printable_record, results), settings):
         yield harmless(piece, colours=settings.colour)
 
 

@@ -3,66 +3,46 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import carried
+from ssmdiag.reports.console import joined, wrap
 from ssmdiag.reports.folding import label_layers
-from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, plain
+from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, pick, plain
 from ssmdiag.reports.pictures import heat_map
 
 if TYPE_CHECKING:
     from ssmdiag.capacity.capacity import CapacitySummary
+    from ssmdiag.capacity.report import CapacityReport
     from ssmdiag.recurrence.quantiles import Quantiles
     from ssmdiag.reports.interface import Settings
 
 
-@dataclass(frozen=True)
-class CapacityLayer:
-    """One layer's capacity with what it is compared with."""
-
-    name: str
-    family: str
-    time_invariant: bool
-    channels: int
-    modes: int
-    own: CapacitySummary
-    initial: Mapping[str, CapacitySummary] = field(default_factory=dict)
-    """The same of the family's initialisations with as many modes, by name."""
-    steps: Mapping[float, CapacitySummary] = field(default_factory=dict)
-    """The same with Δ times each factor; for one layer, on request."""
-    wanted: Mapping[str, Any] | None = None
-    """Range of Δ for a wanted length, on request."""
-    states_used: float | None = None
-    """Median over channels of the states that pass on 99.9 % of the energy; None for selective layers."""
-
-
-def report(path: str, layers: Sequence[CapacityLayer], context: int, stated: bool, settings: Settings) -> str:
+def report(path: str, layers: Sequence[CapacityReport], context: int, stated: bool, settings: Settings) -> str:
     """Return the report of one checkpoint."""
     path, layers = printable_record((path, layers))
     labels = label_layers([layer.name for layer in layers])
     families = ", ".join(dict.fromkeys(layer.family for layer in layers))
     where = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
     head = f"{words.checkpoint_name(path)}  {families}  {words.plural(len(layers), 'layer')}  {where}"
-    lines = _wrap(head, settings)
-    lines += _wrap(_answer(layers, labels), settings)
+    lines = [*wrap(head, settings), *wrap(_answer(layers, labels), settings)]
     if not settings.quiet:
         lines += ["", *_table(layers, labels), ""]
         if settings.plots:
             lines += [*_heat(layers, labels, settings), ""]
         for layer, label in zip(layers, labels, strict=True):
-            lines += _against_initial(layer, label, settings) if layer is _best(layers) else []
+            lines += _against_initial(layer, label) if layer is _best(layers) else []
             lines += _other_steps(layer, label, settings)
-        lines += _remarks(layers, labels, settings)
-    text = "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
-    return carried(text, settings)
+        lines += [line for remark in _remarks(layers, labels) for line in wrap(f"  {remark}", settings, hanging=1)]
+    while not lines[-1]:
+        lines.pop()
+    return joined(lines, settings)
 
 
-def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[str, Any]:
+def document(path: str, layers: Sequence[CapacityReport], context: int) -> dict[str, Any]:
     """Return the same as plain data."""
     return plain({
         "schema_version": SCHEMA_VERSION,
@@ -70,19 +50,19 @@ def document(path: str, layers: Sequence[CapacityLayer], context: int) -> dict[s
         "context_length": context,
         "layers": [
             {
-                "name": layer.name, "family": layer.family, "time_invariant": layer.time_invariant,
-                "channels": layer.channels, "modes": layer.modes, "capacity": capacity_document(layer.own),
+                **pick(layer, "name family time_invariant channels modes"),
+                "capacity": capacity_document(layer.own),
                 "memory_function": [{"lag": lag, "value": value} for lag, value in layer.own.curve],
                 "initialisations": {name: capacity_document(own) for name, own in layer.initial.items()},
                 "step_factors": {f"{factor:g}": capacity_document(own) for factor, own in layer.steps.items()},
-                "recommended_step": layer.wanted, "states_used": layer.states_used,
+                **pick(layer, "recommended_step=wanted states_used"),
             }
             for layer in layers
         ],
     })  # fmt: skip
 
 
-def _answer(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> str:
+def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
     known = [layer for layer in layers if layer.own.length_half]
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in layers) else ""
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
@@ -105,7 +85,7 @@ def _answer(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> str:
     return nominal + text if nominal else text[0].upper() + text[1:]
 
 
-def _best(layers: Sequence[CapacityLayer]) -> CapacityLayer:
+def _best(layers: Sequence[CapacityReport]) -> CapacityReport:
     """Return the layer whose median channel rebuilds farthest."""
     return max(layers, key=lambda layer: _reach(layer.own))
 
@@ -114,60 +94,47 @@ def _reach(own: CapacitySummary) -> tuple[float, float]:
     return (own.length_half.median, own.length_half.max) if own.length_half else (-1.0, -1.0)
 
 
-def _table(layers: Sequence[CapacityLayer], labels: Sequence[str]) -> list[str]:
+def _table(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
     """Return medians over channels; the longest channel beside."""
     rows = [
         ["", "channels", "length", "", "at", "held", "held", "accu-", "capacity", "modes", "states"],
         ["layer", "× modes", "median", "max", "0.1", "50 %", "90 %", "racy", "in context", "left", "used"],
     ]
     for layer, label in zip(layers, labels, strict=True):
-        own = layer.own
-        rows.append([
-            label,
-            f"{layer.channels:,} × {layer.modes}",
-            words.steps(_median(own.length_half)),
-            words.steps(own.length_half.max if own.length_half else None),
-            words.steps(_median(own.length_tenth)),
-            words.steps(_median(own.held_half)),
-            words.steps(_median(own.held_nine_tenths)),
-            _digits(_median(own.accuracy)),
-            _digits(_median(own.capacity)),
-            _digits(_median(own.effective_modes)),
-            "–" if layer.states_used is None else f"{layer.states_used:.0f}",
-        ])  # fmt: skip
-    used = [k for k in range(len(rows[0])) if any(row[k] not in ("–", "") for row in rows[2:])]
-    wide = {k: max(len(row[k]) for row in rows) for k in used}
-    return ["  ".join(row[k].ljust(wide[k]) if k == 0 else row[k].rjust(wide[k]) for k in used) for row in rows]
+        length, *others, left = _cells(layer.own)
+        longest = words.steps(layer.own.length_half.max if layer.own.length_half else None)
+        capacity = _digits(_median(layer.own.capacity))
+        used = "–" if layer.states_used is None else f"{layer.states_used:.0f}"
+        rows.append([label, f"{layer.channels:,} × {layer.modes}", length, longest, *others, capacity, left, used])
+    known = [k for k in range(len(rows[0])) if any(row[k] not in ("–", "") for row in rows[2:])]
+    return _aligned([[row[k] for k in known] for row in rows])
 
 
-def _heat(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Settings) -> list[str]:
+def _heat(layers: Sequence[CapacityReport], labels: Sequence[str], settings: Settings) -> list[str]:
     rows = {label: layer.own.curve for layer, label in zip(layers, labels, strict=True) if layer.own.curve}
     if not rows:
         return []
     caption = " memory function: how well the input so many steps ago can be rebuilt, mean over channels"
-    return [*_wrap(caption, settings), *heat_map(rows, settings)]
+    return [*wrap(caption, settings, hanging=1), *heat_map(rows, settings)]
 
 
-def _against_initial(layer: CapacityLayer, label: str, settings: Settings) -> list[str]:
+def _against_initial(layer: CapacityReport, label: str) -> list[str]:
     """Say what training made of the memory: the layer beside its family's initialisations."""
     if not layer.initial:
         return []
-    lines = [f" layer {label} beside its family's initialisations, medians over channels (or over Δ)"]
-    rows = [["", *_COMPARED]]
-    for name, own in (("this file", layer.own), *layer.initial.items()):
-        rows.append([name, *_cells(own)])
-    return [*lines, *_aligned(rows), ""]
+    rows = [[name, *_cells(own)] for name, own in {"this file": layer.own, **layer.initial}.items()]
+    caption = f" layer {label} beside its family's initialisations, medians over channels (or over Δ)"
+    return [caption, *_aligned([["", *_COMPARED], *rows], "   "), ""]
 
 
-def _other_steps(layer: CapacityLayer, label: str, settings: Settings) -> list[str]:
+def _other_steps(layer: CapacityReport, label: str, settings: Settings) -> list[str]:
     lines = []
     if layer.steps:
-        lines += [f" layer {label} with its step Δ scaled: length is bought with accuracy"]
-        rows = [["Δ ×", *_COMPARED]]
-        rows += [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
-        lines += [*_aligned(rows), ""]
+        rows = [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
+        lines += [f" layer {label} with its step Δ scaled: more length costs accuracy"]
+        lines += [*_aligned([["Δ ×", *_COMPARED], *rows], "   "), ""]
     if layer.wanted:
-        lines += [*_wrap(f" layer {label}: {layer.wanted['sentence']}", settings), ""]
+        lines += [*wrap(f" layer {label}: {layer.wanted.sentence}", settings, hanging=1), ""]
     return lines
 
 
@@ -186,7 +153,7 @@ def _cells(own: CapacitySummary) -> list[str]:
     ]
 
 
-def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: Settings) -> list[str]:
+def _remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
     assumed = dict.fromkeys(layer.own.assumes for layer in layers)
     remarks = [f"assumed: {sentence}" for sentence in assumed]
     bounds = [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]
@@ -201,10 +168,10 @@ def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: S
     if sampled:
         count = sampled[0].own.channels
         remarks.append(f"figures are of {count} channels a layer, the slowest among them: --every-channel")
-    reasons = dict.fromkeys(reason for layer in layers for reason in layer.own.excluded)
-    counts = {reason: sum(layer.own.excluded.get(reason, 0) for layer in layers) for reason in reasons}
-    excluded = {reason: count for reason, count in counts.items() if count}
-    for reason, count in excluded.items():
+    excluded: Counter[str] = Counter()
+    for layer in layers:
+        excluded.update(layer.own.excluded)
+    for reason, count in (+excluded).items():
         remarks.append(f"left out: {words.plural(count, 'mode')}, {reason.replace('_', ' ')}")
     without = sum(layer.own.without_half for layer in layers)
     if without:
@@ -213,7 +180,7 @@ def _remarks(layers: Sequence[CapacityLayer], labels: Sequence[str], settings: S
     unknown = sum(layer.own.unknown for layer in layers)
     if unknown:
         remarks.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
-    return [line for remark in remarks for line in _wrap(f"  {remark}", settings)]
+    return remarks
 
 
 def _others(count: int) -> str:
@@ -232,17 +199,8 @@ def _middle(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "   " + "  ".join(cell.ljust(wide[k]) if k == 0 else cell.rjust(wide[k]) for k, cell in enumerate(row))
-        for row in rows
-    ]
-
-
-def _wrap(text: str, settings: Settings) -> list[str]:
-    lead = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(
-        text.strip(), settings.width - 1, initial_indent=lead, subsequent_indent=lead + " " * bool(lead),
-        break_on_hyphens=False,
-    )  # fmt: skip
+def _aligned(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Return rows as lines: the first column begins at the left, the others end at the right."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.rjust(width) for cell, width in zip(row, wide, strict=True)] for row in rows]
+    return [indent + "  ".join([row[0].ljust(wide[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import carried
+from ssmdiag.reports.console import joined, styled, wrap
 from ssmdiag.reports.grouping import Group, count_findings, group_findings
 from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
-COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan", "": ""}
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 INDENT = 16
 """Columns of code and severity; 80 columns leave 64 for the sentence."""
 
@@ -35,14 +34,12 @@ def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> I
             failed += 1
             continue
         diagnoses.append(result)
-        yield from (carried(f"{line.rstrip()}\n", settings) for line in _block(result, settings))
+        yield from (joined([line], settings) for line in _block(result, settings))
         if not settings.quiet and (lacking := not_judged(result)) != last:  # once, where all of a folder lack the same
             last = lacking
-            yield from (
-                carried(f"{line}\n", settings) for line in _wrap(f"  {lacking}", settings, "dim", indent="    ")
-            )
+            yield from (joined([line], settings) for line in _paragraph(f"  {lacking}", settings, "dim"))
     if len(diagnoses) + failed > 1:
-        yield carried(f"{_overall(diagnoses, failed)}\n", settings)
+        yield joined([_overall(diagnoses, failed)], settings)
 
 
 def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
@@ -75,28 +72,25 @@ def not_judged(diagnosis: Diagnosis) -> str:
 
 
 def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
-    silent = settings.quiet and not diagnosis.findings and not diagnosis.problems
-    if silent:
+    if settings.quiet and not diagnosis.findings and not diagnosis.problems:
         return
+    worst = COLOURS[diagnosis.findings[0].severity] if diagnosis.findings else "green"
     head = f"{diagnosis.path}: {verdict(diagnosis)}"
-    worst = diagnosis.findings[0].severity if diagnosis.findings else ""
-    yield from _wrap(head, settings, "bold red" if diagnosis.problems else COLOURS[worst] or "green", indent="  ")
-    if diagnosis.guess:
-        yield from _wrap(f"  {diagnosis.guess}", settings, "yellow", indent="    ")
+    yield from _paragraph(head, settings, "bold red" if diagnosis.problems else worst, hanging=2)
+    yield from _paragraph(f"  {diagnosis.guess or ''}", settings, "yellow")
     for problem in diagnosis.problems:
-        yield from _wrap(f"  not read: {problem}", settings, "red", indent="    ")
+        yield from _paragraph(f"  not read: {problem}", settings, "red")
     yield from finding_lines(diagnosis, settings)
 
 
 def _finding(group: Group, settings: Settings) -> Iterator[str]:
-    worst = group.worst
-    head = f"{worst.code} {worst.severity}"
-    lines = textwrap.wrap(f"{group.text}.", max(settings.width - INDENT - 1, 20), break_on_hyphens=False)
-    yield _style(f"{head:<{INDENT}}", COLOURS[worst.severity], settings) + lines[0]
-    yield from (" " * INDENT + line for line in lines[1:])
+    worst, indent = group.worst, " " * INDENT
+    first, *others = wrap(f"{indent}{group.text}.", settings, hanging=0)
+    head = f"{f'{worst.code} {worst.severity}':<{INDENT}}"
+    yield styled(head, COLOURS[worst.severity], settings) + first[INDENT:]
+    yield from others
     if not settings.quiet:
-        advice = f"{worst.advice[0].upper()}{worst.advice[1:]}"
-        yield from _wrap(" " * INDENT + advice, settings, "dim", indent=" " * INDENT)
+        yield from _paragraph(indent + words.capitalised(worst.advice), settings, "dim", hanging=0)
 
 
 def _overall(diagnoses: Sequence[Diagnosis], failed: int) -> str:
@@ -106,22 +100,5 @@ def _overall(diagnoses: Sequence[Diagnosis], failed: int) -> str:
     return text + (f", {failed:,} could not be read" if failed else "")
 
 
-def _wrap(text: str, settings: Settings, style: str, indent: str) -> Iterator[str]:
-    lead = text[: len(text) - len(text.lstrip())]
-    wrapped = textwrap.wrap(
-        text.strip(), settings.width - 1, initial_indent=lead, subsequent_indent=indent, break_on_hyphens=False
-    )
-    for line in wrapped:
-        yield _style(line, style, settings)
-
-
-def _style(text: str, style: str, settings: Settings) -> str:
-    if not settings.colour or not style:
-        return text
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(force_terminal=True, color_system="standard", width=1000, height=25, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(Text(text, style=style), end="", soft_wrap=True)
-    return capture.get()
+def _paragraph(text: str, settings: Settings, style: str, hanging: int | None = None) -> Iterator[str]:
+    return (styled(line, style, settings) for line in wrap(text, settings, hanging))

@@ -1,41 +1,139 @@
-"""A console that writes into memory, at the width, colour and character set that the user's terminal has."""
+"""What is written on a screen: paragraphs, tables and pictures at its width, in the colours and characters it has."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ssmdiag.reports import words
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ssmdiag.reports.interface import Settings
 
 
-def open_console(settings: Settings) -> Console:
-    """Return a console that writes into memory at the width and colour asked for."""
-    from rich.console import Console  # takes a while to import, and `check` without colour does not need it
+class Column(NamedTuple):
+    """A column of a table: its heading, and a cell for each row."""
 
-    return Console(
-        file=io.StringIO(),
-        width=settings.width,
-        height=25,  # else it reads LINES, and fails where that is not a number
-        force_terminal=settings.colour,
-        color_system="standard" if settings.colour else None,
-        highlight=False,
-        markup=False,
-        legacy_windows=False,
-        emoji=False,
-    )
-
-
-def close_console(out: Console, settings: Settings) -> str:
-    """Return what was written, without trailing blanks, in ASCII where that is asked for."""
-    assert isinstance(out.file, io.StringIO)
-    return carried("\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n", settings)
+    heading: str
+    cells: Sequence[str]
+    justify: Literal["left", "right"] = "right"
+    wraps: bool = False
+    overflow: Literal["fold", "ellipsis"] = "ellipsis"
+    most: int | None = None
+    """Widest, in columns of the screen."""
 
 
 def carried(text: str, settings: Settings) -> str:
     """Return the text in characters that the output carries."""
-    return text if settings.unicode else text.translate(words.ASCII).encode("ascii", "replace").decode()
+    return text if settings.unicode else words.in_ascii(text)
+
+
+def joined(lines: Iterable[str], settings: Settings) -> str:
+    """Return lines as one text, without trailing blanks, in characters that the output carries."""
+    return carried("\n".join(line.rstrip() for line in lines) + "\n", settings)
+
+
+def wrap(text: str, settings: Settings, hanging: int | None = None) -> list[str]:
+    """Return a paragraph as lines that fit, indented as its first line is.
+
+    `hanging`: by how much more all but the first line are indented; where it is not given, 2 if the first is at all.
+    """
+    text = carried(text, settings)
+    lead = text[: len(text) - len(text.lstrip())]
+    after = lead + " " * ((2 if lead else 0) if hanging is None else hanging)
+    return textwrap.wrap(
+        text.strip(), settings.width - 1, initial_indent=lead, subsequent_indent=after, break_on_hyphens=False
+    )
+
+
+def styled(text: str, style: str, settings: Settings) -> str:
+    """Return the text with the codes of its style, where the output has colours."""
+    if not (settings.colour and style):
+        return text
+    from rich.color import ColorSystem  # rich takes a while to import, and `check` without colour does not need it
+    from rich.style import Style
+
+    return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
+
+
+class Page:
+    """A report on the screen, written from top to bottom."""
+
+    def __init__(self, settings: Settings) -> None:
+        from rich.console import Console
+
+        self.settings = settings
+        self._file = io.StringIO()
+        self._out = Console(
+            file=self._file,
+            width=settings.width,
+            height=25,  # else it reads LINES, and fails where that is not a number
+            force_terminal=settings.colour,
+            color_system="standard" if settings.colour else None,
+            highlight=False,
+            markup=False,
+            legacy_windows=False,
+            emoji=False,
+        )
+
+    def text(self) -> str:
+        """Return what was written."""
+        return joined(self._file.getvalue().splitlines(), self.settings)
+
+    def gap(self) -> None:
+        """Write an empty line."""
+        self._out.print()
+
+    def paragraph(self, text: str, style: str = "") -> None:
+        """Write a paragraph, wrapped; brackets are printed literally."""
+        self.lines((styled(line, style, self.settings) for line in wrap(text, self.settings)), crop=False)
+
+    def lines(self, lines: Iterable[str], *, crop: bool = True) -> None:
+        """Write lines with their own colours; `crop` cuts off what does not fit."""
+        from rich.text import Text
+
+        for line in lines:
+            self._out.print(Text.from_ansi(line), no_wrap=True, overflow="crop" if crop else "ignore", crop=crop)
+
+    def remarks(self, remarks: Iterable[str], *, gap: bool = True) -> None:
+        """Write indented paragraphs below an empty line; nothing where there are none."""
+        for number, remark in enumerate(remarks):
+            if gap and not number:
+                self.gap()
+            self.paragraph(f"  {remark}")
+
+    def problems(self, problems: Iterable[str]) -> None:
+        """Write what could not be read."""
+        for problem in problems:
+            self.paragraph(f"  not read: {problem}", "red")
+
+    def picture(self, lines: Sequence[str], caption: str = "") -> None:
+        """Write a picture and its caption below an empty line; nothing where there is no picture."""
+        if lines:
+            self.gap()
+            self.paragraph(caption and f" {caption}")
+            self.lines(lines)
+
+    def table(self, columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
+        """Write a table without rules below an empty line; `styles` has one for each row, or none."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
+        rows = list(zip(*([carried(cell, self.settings) for cell in column.cells] for column in columns), strict=True))
+        for position, column in enumerate(columns):
+            wide = max(map(len, [column.heading, *(row[position] for row in rows)]))
+            table.add_column(
+                carried(column.heading, self.settings),
+                justify=column.justify,
+                no_wrap=not column.wraps,
+                overflow="crop" if column.overflow == "ellipsis" and not self.settings.unicode else column.overflow,
+                min_width=column.most and min(wide, column.most),
+                max_width=column.most,
+            )
+        for position, row in enumerate(rows):
+            table.add_row(*map(Text, row), style=styles[position] if styles else "")
+        self.gap()
+        self._out.print(table)

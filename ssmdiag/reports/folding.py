@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
+    from ssmdiag.recurrence.quantiles import Quantiles
 
 ALIKE = math.log(1.25)
 """Layers whose median and longest half-lives agree within 25 % are one row."""
@@ -34,25 +35,15 @@ class Row:
         values = sorted(layer.half_life.median for layer in self.layers if layer.half_life)
         return values[len(values) // 2] if values else None
 
-    @property
-    def longest_half_life(self) -> float | None:
-        """Longest half-life of any layer, in steps."""
-        return max((layer.half_life.max for layer in self.layers if layer.half_life), default=None)
-
-    @property
-    def longest_time_constant(self) -> float | None:
-        """Longest time constant of any layer, in steps."""
-        return max((layer.time_constant.max for layer in self.layers if layer.time_constant), default=None)
+    def longest(self, quantity: Literal["half_life", "time_constant", "horizon"]) -> float | None:
+        """Return the longest half-life, time constant or horizon of any layer, in steps."""
+        found: list[Quantiles | None] = [getattr(layer, quantity) for layer in self.layers]
+        return max((quantiles.max for quantiles in found if quantiles), default=None)
 
     @property
     def margin(self) -> float | None:
         """Smallest margin of any layer."""
         return min((layer.margin for layer in self.layers if layer.margin is not None), default=None)
-
-    @property
-    def longest_horizon(self) -> float | None:
-        """Longest horizon of any channel, in steps."""
-        return max((layer.horizon.max for layer in self.layers if layer.horizon), default=None)
 
     @property
     def farthest(self) -> LayerDiagnosis:
@@ -188,7 +179,7 @@ def _distance(a: Row, b: Row) -> float:
     """Return how far two rows are apart, in nats of half-life; broken layers are far from all others."""
     if a.median_half_life is None or b.median_half_life is None:
         return 0.0 if a.median_half_life is b.median_half_life else math.inf
-    pairs = ((a.median_half_life, b.median_half_life), (a.longest_half_life, b.longest_half_life))
+    pairs = ((a.median_half_life, b.median_half_life), (a.longest("half_life"), b.longest("half_life")))
     gaps = []
     for x, y in pairs:
         if x is None or y is None:

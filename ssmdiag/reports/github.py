@@ -19,6 +19,7 @@ from ssmdiag.reports.interface import Settings
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
+COMMANDS = True
 KINDS = {"error": "error", "warning": "warning", "note": "notice"}
 SHOWN = 10
 """Annotations of one kind that GitHub shows for one step."""
@@ -35,7 +36,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     verdicts = []
     for result in results:
         if isinstance(result, Failure):
-            parts = (result.seen, *result.details, _labelled("Next", result.advice))
+            parts = (result.seen, *result.details, f"Next: {result.advice}" if result.advice else "")
             message = " ".join(part for part in parts if part)
             kinds["error"].append((result.path, "not diagnosed", message))
             continue
@@ -49,7 +50,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
         verdicts.append(f"{result.path}: {verdict(result)}")
     lines = [_command(kind, *one) for kind, some in kinds.items() for one in _fit(some)]
     # A line of the log must not pass for a command: GitHub looks for :: at its start.
-    lines += [f"ssmdiag: {_one_line(line)}" for line in verdicts]
+    lines += [f"ssmdiag: {' '.join(line.splitlines())}" for line in verdicts]
     text = "\n".join(lines) + "\n"
     return carried(text, settings)
 
@@ -78,11 +79,3 @@ def _data(text: str) -> str:
 def _property(text: str) -> str:
     """Escape what a runner reads in a property."""
     return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
-
-
-def _labelled(label: str, text: str | None) -> str:
-    return f"{label}: {text}" if text else ""

@@ -1,7 +1,11 @@
 """The contract of a report format: a module with `render_all(results, settings) -> str`.
 
 Where the report is one piece after another, also `render_each(results, settings) -> Iterator[str]`: the same pieces,
-each as soon as `results` yields what it is about.
+each as soon as `results` yields what it is about. A module declares by a constant that is true
+
+    EXACT       the format is read back: its own escapes keep every name exactly
+    COMMANDS    it is a list of workflow commands, whose lines may begin with `::`
+    TAILS       it has the law of the energy that remains, which is not computed for the others
 """
 
 from __future__ import annotations

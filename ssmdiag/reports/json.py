@@ -1,11 +1,13 @@
-"""JSON by the output contract: one object for one checkpoint, an array for several."""
+"""JSON by the output contract: one object for one checkpoint, an array for several. All documents are written here."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.errors import Failure
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
     from ssmdiag.assessment.memory import LayerDecay
     from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.capacity.capacity import CapacitySummary
-    from ssmdiag.decay.energy_curve import EnergyCurve
     from ssmdiag.decay.tail import Tail
     from ssmdiag.diagnosis import Diagnosis
 
+EXACT = TAILS = True
 SCHEMA_VERSION = 1
 LAGS = ("half", "nine_tenths", "ninety_nine")
 """Names of the lags after which 50, 90 and 99 % of the energy have passed."""
@@ -27,7 +29,43 @@ LAGS = ("half", "nine_tenths", "ninety_nine")
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return the results as indented JSON."""
     documents = [document(result) for result in results]
-    return json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=not settings.unicode)
+    return render(documents[0] if len(documents) == 1 else documents, ascii=not settings.unicode)
+
+
+def render(data: Any, *, ascii: bool = True) -> str:
+    """Return a document as indented JSON, ending in a newline."""
+    return json.dumps(plain(data), indent=2, ensure_ascii=ascii, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Return nested data as JSON holds it: a record as an object, NaN as None, infinity as the string "inf"."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def pick(record: Any, names: str) -> dict[str, Any]:
+    """Return attributes of a record by their names; `key=attribute` gives one another key.
+
+    >>> pick(3 + 4j, "imag x=real")
+    {'imag': 4.0, 'x': 3.0}
+    """
+    pairs = [name.rpartition("=") for name in names.split()]
+    return {key or attribute: attrgetter(attribute)(record) for key, _, attribute in pairs}
+
+
+def head(source: Any) -> dict[str, Any]:
+    """Return what a document of one computation begins with: versions and device, and that nothing was drawn."""
+    versions = pick(source, "ssmdiag_version torch_version device")
+    return {"schema_version": SCHEMA_VERSION, **versions, "seed": None}
 
 
 def document(result: Diagnosis | Failure) -> dict[str, Any]:
@@ -37,160 +75,75 @@ def document(result: Diagnosis | Failure) -> dict[str, Any]:
         advice = "\n".join([result.advice or "", *result.sample]) or None
         error = {"kind": result.kind, "seen": seen, "expected": result.expected, "advice": advice}
         return {"schema_version": SCHEMA_VERSION, "checkpoint": {"path": result.path}, "error": error}
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        "ssmdiag_version": result.ssmdiag_version,
-        "torch_version": result.torch_version,
-        "device": result.device,
-        "seed": None,
-        "checkpoint": {
-            "path": result.path,
-            "format": result.format,
-            "bytes": result.size,
-            "bytes_read": result.bytes_read,
-            "train_step": result.train_step,
-        },
-        "context_length": result.context_length,
-        "guess": result.guess,
+    assumed = "option=assumption.option value=assumption.value choices=assumption.choices layers"
+    return plain({
+        **head(result),
+        "checkpoint": pick(result, "path format bytes=size bytes_read train_step"),
+        **pick(result, "context_length guess"),
         "layers": [layer_document(layer) for layer in result.layers],
         "assumptions": [
-            {
-                "option": a.assumption.option,
-                "value": a.assumption.value,
-                "choices": a.assumption.choices,
-                "layers": a.layers,
-                "slowest_layer": a.layer,
-                "slowest_half_life": a.slowest,
-                "otherwise": dict(a.others),
-            }
-            for a in result.alternatives
+            {**pick(one, f"{assumed} slowest_layer=layer slowest_half_life=slowest"), "otherwise": dict(one.others)}
+            for one in result.alternatives
         ],
-        "findings": [asdict(finding) for finding in result.findings],
-        "known_findings": [asdict(finding) for finding in result.known],
+        **pick(result, "findings known_findings=known"),
         "not_judged": [{"code": code, "reason": reason} for code, reason in result.not_judged.items()],
-        "problems": result.problems,
-        "notes": result.notes,
-        "unrecognised": result.unrecognised,
-        "seconds": result.seconds,
-    }
-    return plain(data)
+        **pick(result, "problems notes unrecognised seconds"),
+    })  # fmt: skip
 
 
 def layer_document(layer: LayerDiagnosis) -> dict[str, Any]:
     """Return one layer's numbers as the output contract names them."""
-    return {
-        "name": layer.name,
-        "family": layer.family,
-        "spelling": layer.spelling,
-        "time_invariant": layer.time_invariant,
-        "operating_point": layer.operating_point,
-        "channels": layer.channels,
-        "modes": layer.modes,
-        "dtype": layer.dtype,
-        "rate": layer.rate and asdict(layer.rate),
-        "half_life": layer.half_life and asdict(layer.half_life),
-        "time_constant": layer.time_constant and asdict(layer.time_constant),
-        "spectral_radius": layer.spectral_radius,
-        "margin": layer.margin,
-        "nonfinite_modes": layer.nonfinite,
-        "unstable_modes": layer.unstable,
-        "marginal_modes": layer.marginal,
-        "assumptions": {a.option: {"value": a.value, "source": a.source} for a in layer.assumptions},
-        "tensors": layer.tensors,
-        "notes": layer.notes,
-        "horizon": layer.horizon and asdict(layer.horizon),
+    return plain({
+        **pick(layer, "name family spelling time_invariant operating_point channels modes dtype"),
+        **pick(layer, "rate half_life time_constant spectral_radius margin"),
+        **pick(layer, "nonfinite_modes=nonfinite unstable_modes=unstable marginal_modes=marginal"),
+        "assumptions": {one.option: pick(one, "value source") for one in layer.assumptions},
+        **pick(layer, "tensors notes horizon"),
         "decay": layer.decay and decay_document(layer.decay),
         "capacity": layer.capacity and capacity_document(layer.capacity),
-    }
+    })  # fmt: skip
 
 
 def capacity_document(capacity: CapacitySummary) -> dict[str, Any]:
     """Return a layer's memory capacity, medians over its channels first, then all quantiles."""
-    whole = {
-        "length_half": capacity.length_half,
-        "length_tenth": capacity.length_tenth,
-        "accuracy": capacity.accuracy,
-        "capacity": capacity.capacity,
-        "held_half": capacity.held_half,
-        "held_nine_tenths": capacity.held_nine_tenths,
-        "effective_modes": capacity.effective_modes,
-        "rounded_half": capacity.rounded_half,
-        "rounded_tenth": capacity.rounded_tenth,
-        **{f"surviving_{name}": quantiles for name, quantiles in capacity.surviving.items()},
-    }
+    whole = pick(
+        capacity,
+        "length_half length_tenth accuracy capacity held_half held_nine_tenths effective_modes rounded_half "
+        "rounded_tenth",
+    ) | {f"surviving_{name}": quantiles for name, quantiles in capacity.surviving.items()}
     return {
         **{name: quantiles and quantiles.median for name, quantiles in whole.items()},
         "modes": capacity.modes and capacity.modes.median,
-        "state_dtype": capacity.state_dtype,
-        "assumes": capacity.assumes,
-        "swallowed": capacity.swallowed,
-        "channels": capacity.channels,
-        "channels_without_length": capacity.without_half,
-        "channels_unknown": capacity.unknown,
-        "excluded_modes": capacity.excluded,
-        "over_channels": {name: quantiles and asdict(quantiles) for name, quantiles in whole.items()},
+        **pick(capacity, "state_dtype assumes swallowed channels"),
+        **pick(capacity, "channels_without_length=without_half channels_unknown=unknown excluded_modes=excluded"),
+        "over_channels": whole,
     }
 
 
 def decay_document(decay: LayerDecay) -> dict[str, Any]:
     """Return the laws of a layer's channels and of the layer as one."""
-    whole = decay.whole
+    whole, curve = decay.whole, decay.energy_curve
+    parameters = "law status exponent exponent_error rate rate_error offset residual_db window"
     return {
         "channels": decay.counts,
         "tails": decay.tails,
         "layer": {
-            "law": whole.law.value,
-            "status": whole.status.value,
-            "exponent": whole.exponent,
-            "exponent_error": whole.exponent_error,
-            "rate": whole.rate,
-            "rate_error": whole.rate_error,
-            "offset": whole.offset,
-            "residual_db": whole.residual_db and {law.value: dB for law, dB in whole.residual_db.items()},
-            "window": whole.window,
+            **pick(whole, parameters),
             "tail": decay.tail and tail_document(decay.tail),
-            "tail_reason": decay.tail_status.value,
-            "energy_curve": decay.energy_curve and curve_document(decay.energy_curve),
+            "tail_reason": decay.tail_status,
+            "energy_curve": curve and {
+                **pick(curve, "from=first to=last within_db"),
+                "terms": [{"rate": rate, "share": part} for rate, part in zip(curve.rates, curve.shares, strict=True)],
+                "energy_share": curve.energy_share,
+            },
             "lags": dict(zip(LAGS, decay.lags, strict=True)),
-            "heaviness": decay.heaviness,
-            "slowest_rate": decay.slowest_rate,
-            "local_exponents": [
-                {"from": first, "to": last, "exponent": exponent} for first, last, exponent in decay.exponents
-            ],
+            **pick(decay, "heaviness slowest_rate"),
+            "local_exponents": [dict(zip(("from", "to", "exponent"), one, strict=True)) for one in decay.exponents],
         },
-    }
+    }  # fmt: skip
 
 
 def tail_document(tail: Tail) -> dict[str, Any]:
     """Return the law of what remains, and from which lag on."""
-    return {
-        "from": tail.first,
-        "to": tail.last,
-        "law": tail.law.value,
-        "rate": tail.rate,
-        "rates": tail.rates or (tail.rate,),
-        "energy_share": tail.energy_share,
-    }
-
-
-def curve_document(curve: EnergyCurve) -> dict[str, Any]:
-    """Return the exponentials that describe the energy that remains, and how near they come."""
-    terms = [{"rate": rate, "share": share} for rate, share in zip(curve.rates, curve.shares, strict=True)]
-    return {
-        "from": curve.first,
-        "to": curve.last,
-        "within_db": curve.within_db,
-        "terms": terms,
-        "energy_share": curve.energy_share,
-    }
-
-
-def plain(value: Any) -> Any:
-    """Return nested data with NaN as None and infinity as the string "inf"."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
+    rates = {"rates": tail.rates or (tail.rate,)}
+    return {**pick(tail, "from=first to=last law rate"), **rates, "energy_share": tail.energy_share}

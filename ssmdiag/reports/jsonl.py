@@ -13,6 +13,8 @@ from ssmdiag.reports.json import document
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
+EXACT = TAILS = True
+
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return one line per result."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.kernel.status import Status
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import carried
-from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, plain, tail_document
+from ssmdiag.reports.console import joined, wrap
+from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, pick, plain, tail_document
 from ssmdiag.reports.pictures import decay_picture
 
 if TYPE_CHECKING:
@@ -59,20 +58,14 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     what = "kernel" if memory.is_kernel else "retention at the nominal point"
     where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
     context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
-    lines = _wrap(
-        [
-            f"{words.checkpoint_name(shown.path)}  {where}  {what}, {context}",
-            decay.sentence,
-            horizons(memory),
-        ],
-        settings,
-    )
+    head = f"{words.checkpoint_name(shown.path)}  {where}  {what}, {context}"
+    lines = [line for text in (head, decay.sentence, horizons(memory)) for line in wrap(text, settings)]
     if not settings.quiet:
         if settings.plots and bool(memory.whole.fitted[0]):
             lines += ["", *decay_picture(decay, "", settings)]
         details = [*_fits(decay.whole), *_exponents(decay), *_remarks(memory, shown)]
-        lines += ["", *_wrap(details, settings, indent="  ")] if details else []
-    return _text(lines, settings)
+        lines += ["", *_indented(details, settings)] if details else []
+    return joined(lines, settings)
 
 
 def horizons(memory: LayerMemory) -> str:
@@ -164,7 +157,7 @@ def file_report(written: WrittenKernels, settings: Settings, *, output: str, sta
         said += _among(found, "channel", code.sentence)
     lost = {about["layer"]: about["not_finite"] for about in tensors}
     said += _among(lost, "value", "written as NaN or infinity")
-    return _text([said[0], *_wrap(said[1:], settings, indent="  ")], settings)
+    return joined([said[0], *_indented(said[1:], settings)], settings)
 
 
 def _size(count: int) -> str:
@@ -185,29 +178,22 @@ def document(memory: LayerMemory, shown: Shown) -> dict[str, Any]:
     found = summarise_memory(memory)[1]
     decay = decay_document(found)
     decay["layer"]["offset_error"] = found.whole.offset_error
-    document: dict[str, Any] = plain(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "checkpoint": {"path": shown.path},
-            "layer": memory.layer,
-            "branches": shown.branches,
-            "channel": shown.channel,
-            "family": memory.family,
-            "profile": "kernel" if memory.is_kernel else "retention",
-            "context_length": memory.context,
-            "horizon": memory.horizon.lags.tolist(),
-            "decay": decay,
-            "channels": columns(memory.channels)
-            | _remaining(memory)
-            | {
-                "horizon": memory.horizon.lags.tolist(),
-                "horizon_status": _names([code.name.lower() for code in Status], memory.horizon.status),
-            },
-            "lags": memory.edges.tolist(),
-            "mean_square": memory.mean_square.nansum(0).tolist(),
-        }
-    )
-    return document
+    horizon = memory.horizon.lags.tolist()
+    status = _names([code.name.lower() for code in Status], memory.horizon.status)
+    return plain({
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": {"path": shown.path},
+        "layer": memory.layer,
+        **pick(shown, "branches channel"),
+        "family": memory.family,
+        "profile": "kernel" if memory.is_kernel else "retention",
+        "context_length": memory.context,
+        "horizon": horizon,
+        "decay": decay,
+        "channels": columns(memory.channels) | _remaining(memory) | {"horizon": horizon, "horizon_status": status},
+        "lags": memory.edges.tolist(),
+        "mean_square": memory.mean_square.nansum(0).tolist(),
+    })  # fmt: skip
 
 
 def columns(channels: DecayComparison) -> dict[str, list[Any]]:
@@ -265,20 +251,5 @@ def _names(names: Sequence[str], index: Tensor) -> list[str]:
     return [names[position] for position in index.tolist()]
 
 
-def _wrap(paragraphs: Sequence[str], settings: Settings, indent: str = "") -> list[str]:
-    return [
-        line
-        for text in paragraphs
-        for line in textwrap.wrap(
-            text,
-            settings.width - 1,
-            initial_indent=indent,
-            subsequent_indent=indent and f"{indent}  ",
-            break_on_hyphens=False,
-        )
-    ]
-
-
-def _text(lines: Sequence[str], settings: Settings) -> str:
-    text = "\n".join(line.rstrip() for line in lines) + "\n"
-    return carried(text, settings)
+def _indented(paragraphs: Iterable[str], settings: Settings) -> list[str]:
+    return [line for text in paragraphs for line in wrap(f"  {text}", settings)]

@@ -21,6 +21,7 @@ from ssmdiag.reports.interface import Settings
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
+TAILS = True
 MOST_BYTES = 900_000
 """Of 1,048,576, as other steps of the same job may add theirs."""
 MOST_FOLDED = 200
@@ -172,8 +173,8 @@ def _layers(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> 
     for row in fold(diagnosis.layers, labels, all_layers=settings.all_layers):
         cells = [
             escape(row.label), escape(row.first.title), f"{row.first.channels:,} × {row.first.modes}",
-            words.steps(row.median_half_life), words.steps(row.longest_half_life), words.margin(row.margin),
-            words.steps(row.longest_horizon), row.law,
+            words.steps(row.median_half_life), words.steps(row.longest("half_life")), words.margin(row.margin),
+            words.steps(row.longest("horizon")), row.law,
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ssmdiag.reports.console import wrap
 from ssmdiag.reports.folding import Row
 from ssmdiag.reports.words import decade, steps
 
@@ -18,6 +18,39 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
 MOST_POINTS = 600
 """Most eigenvalues drawn in one disc; more only blacken it."""
+
+
+def open_figure(settings: Settings, most: int, height: int) -> Any:
+    """Return an empty figure of a height, as wide as the screen is or `most` columns."""
+    import plotext
+
+    plotext.terminal.limit(False, False)
+    plotext.figure.clear()
+    plotext.figure.theme("simple" if settings.colour else "colorless")
+    plotext.figure.plot_size(min(settings.width - 1, most), height)
+    return plotext.figure
+
+
+def draw(panel: Any, points: Sequence[tuple[float, float]], marker: str, *, lines: bool = False) -> None:
+    """Draw points, or the lines between them, into a figure or a panel of one."""
+    if points:
+        signal = panel.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+        panel.draw(signal.lines() if lines else signal)
+
+
+def rule(panel: Any, first: float, last: float) -> None:
+    """Put five ticks in steps on the x axis."""
+    where = [first + (last - first) * k / 4 for k in range(5)]
+    panel.ruler("x").lim(first, last)
+    panel.ruler("x").ticks(where, [steps(step) if step else "0" for step in where])
+
+
+def drawn(figure: Any, settings: Settings) -> list[str]:
+    """Return the lines of a figure."""
+    import plotext
+
+    text = str(figure.build())
+    return (text if settings.colour else plotext.uncolorize(text)).splitlines()
 
 
 def time_constant_strip(
@@ -108,8 +141,6 @@ def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
 
     Empty where all eigenvalues are real and positive: there the strip of time constants says it all.
     """
-    import plotext
-
     points = [
         (rate, abs(math.remainder(frequency, 2 * math.pi)), position)
         for position, row in enumerate(rows)
@@ -120,17 +151,11 @@ def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
     if not any(angle > 1e-9 for _, angle, _ in points):
         return []
     slowest = min(points)[2]
-    figure = plotext.figure
-    plotext.terminal.limit(False, False)
-    figure.clear()
-    figure.theme("simple" if settings.colour else "colorless")
-    figure.plot_size(min(settings.width - 1, 100), 10)
+    figure = open_figure(settings, 100, 10)
     depths = [_depth(rate) for rate, _, _ in points]
     for chosen, marker, plain in ((False, "braille", "."), (True, "dot", "*")):
         mine = [(angle / math.pi, _depth(rate)) for rate, angle, at in points if (at == slowest) is chosen]
-        if mine:
-            marker = marker if settings.unicode else plain
-            figure.draw(figure.signal([x for x, _ in mine], [y for _, y in mine], marker=marker))
+        draw(figure, mine, marker if settings.unicode else plain)
     low, high = math.floor(min(depths)), math.ceil(max(depths) + 0.01)
     pi = "π" if settings.unicode else "pi"
     every = 1 + (high - low) // 6
@@ -138,11 +163,10 @@ def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
     figure.ruler("y").ticks(list(range(low, high + 1, every)), [_power(-d) for d in range(low, high + 1, every)])
     figure.ruler("x").lim(0, 1)
     figure.ruler("x").ticks([0, 0.25, 0.5, 0.75, 1], ["0", f"{pi}/4", f"{pi}/2", f"3{pi}/4", pi])
-    text = str(figure.build())
     caption = " eigenvalues: 1 − |λ̄| against angle, the boundary at the top"
     if len(rows) > 1:
         caption += f"; • layer {rows[slowest].label}"
-    return [caption, *(text if settings.colour else plotext.uncolorize(text)).splitlines()]
+    return [caption, *drawn(figure, settings)]
 
 
 def _thinned(modes: Sequence[tuple[float, float]], most: int) -> Sequence[tuple[float, float]]:
@@ -166,10 +190,7 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     if tail:
         letters["m"], names = tail, f"{names}, m by its modes"
     caption = f"{what}rms envelope in dB below its peak: • as read, {names}; chosen: {decay.law_word}"
-    return [
-        *textwrap.wrap(caption, settings.width - 1, initial_indent=" ", subsequent_indent=" "),
-        *_decay_panels(decay.envelope, letters, settings),
-    ]
+    return [*wrap(f" {caption}", settings, hanging=0), *_decay_panels(decay.envelope, letters, settings)]
 
 
 def _tail_curve(decay: LayerDecay) -> list[tuple[float, float]]:
@@ -187,22 +208,14 @@ def _decay_panels(
     points: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[tuple[float, float]]], settings: Settings
 ) -> list[str]:
     """Return (lag, dB) points against log lag and against lag side by side, with curves drawn by their letters."""
-    import plotext
-
-    figure = plotext.figure
-    plotext.terminal.limit(False, False)
-    figure.clear()
-    figure.theme("simple" if settings.colour else "colorless")
-    figure.plot_size(min(settings.width - 1, 120), 12)
+    figure = open_figure(settings, 120, 12)
     figure.subplots(1, 2)
     low = 10 * math.floor(min(level for _, level in points) / 10) - 5
     last = max(lag for lag, _ in points)
     for column, scale in ((1, lambda lag: math.log10(1 + lag)), (2, lambda lag: lag)):
         panel = figure.subplot(1, column)
         for marker, curve in (*curves.items(), ("dot" if settings.unicode else "*", points)):
-            shown = [(scale(lag), level) for lag, level in curve if low <= level <= 5]
-            if shown:
-                panel.draw(panel.signal([x for x, _ in shown], [y for _, y in shown], marker=marker))
+            draw(panel, [(scale(lag), level) for lag, level in curve if low <= level <= 5], marker)
         panel.ruler("y").lim(low, 5)
         every = 10 * max(1, math.ceil(-low / 60))
         levels = list(range(0, int(low), -every))
@@ -212,12 +225,10 @@ def _decay_panels(
             panel.ruler("x").ticks([scale(t) for t in ticks], [decade(round(math.log10(t))) for t in ticks])
             panel.title("lag, log")
         else:
-            ticks = [last * k / 4 for k in range(5)]
-            panel.ruler("x").ticks(ticks, [steps(t) if t else "0" for t in ticks])
+            rule(panel, 0.0, last)
             panel.title("lag")
         panel.ruler("x").lim(scale(0.0), scale(last))
-    text = str(figure.build())
-    return (text if settings.colour else plotext.uncolorize(text)).splitlines()
+    return drawn(figure, settings)
 
 
 def run_picture(
@@ -227,13 +238,7 @@ def run_picture(
     say: Callable[[float], str] = steps,
 ) -> list[str]:
     """Return (train step, value) curves on a log axis by their letters, with limits near them as dotted lines."""
-    import plotext
-
-    figure = plotext.figure
-    plotext.terminal.limit(False, False)
-    figure.clear()
-    figure.theme("simple" if settings.colour else "colorless")
-    figure.plot_size(min(settings.width - 1, 100), 14)
+    figure = open_figure(settings, 100, 14)
     logs = [math.log10(tau) for curve in curves.values() for _, tau in curve]
     low, high = min(logs), max(logs)
     # A limit is drawn where it is at most as far off as the curves are tall, and a factor of two at least.
@@ -244,11 +249,11 @@ def run_picture(
     first = min(step for curve in curves.values() for step, _ in curve)
     last = max(step for curve in curves.values() for step, _ in curve)
     for level in near.values():
-        figure.draw(figure.signal([first, last], [level, level], marker="·" if settings.unicode else ".").lines())
+        draw(figure, [(first, level), (last, level)], "·" if settings.unicode else ".", lines=True)
     for letter, curve in curves.items():
-        points = ([step for step, _ in curve], [math.log10(tau) for _, tau in curve])
-        figure.draw(figure.signal(*points, marker="braille" if settings.unicode else "-").lines())
-        figure.draw(figure.signal(*points, marker=letter))
+        points = [(step, math.log10(tau)) for step, tau in curve]
+        draw(figure, points, "braille" if settings.unicode else "-", lines=True)
+        draw(figure, points, letter)
     ticks = {level: f"{name} {say(10**level)}" for name, level in near.items()}
     count = 4
     for k in range(count + 1):
@@ -257,8 +262,5 @@ def run_picture(
             ticks[level] = say(10**level)
     figure.ruler("y").lim(low - pad, high + pad)
     figure.ruler("y").ticks(sorted(ticks), [ticks[level] for level in sorted(ticks)])
-    where = [first + (last - first) * k / 4 for k in range(5)]
-    figure.ruler("x").lim(first, last)
-    figure.ruler("x").ticks(where, [steps(step) if step else "0" for step in where])
-    text = str(figure.build())
-    return (text if settings.colour else plotext.uncolorize(text)).splitlines()
+    rule(figure, first, last)
+    return drawn(figure, settings)

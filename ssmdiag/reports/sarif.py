@@ -9,7 +9,6 @@ makes the invocation unsuccessful and is a notification.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -18,7 +17,7 @@ from urllib.parse import quote
 
 from ssmdiag.errors import Failure
 from ssmdiag.reports.interface import Settings
-from ssmdiag.reports.json import plain
+from ssmdiag.reports.json import pick, render
 from ssmdiag.rules import known_rules
 from ssmdiag.version import __version__
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ssmdiag.rules import Rule
     from ssmdiag.rules.finding import Finding
 
+EXACT = True
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 TAGS = {"1": "stability", "2": "memory", "3": "precision", "4": "integrity", "5": "training"}
 STATES = {"new": "new", "worse": "updated", "known": "unchanged"}
@@ -58,7 +58,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
         "columnKind": "unicodeCodePoints",
     }
     log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json.dumps(plain(log), indent=2, ensure_ascii=not settings.unicode, allow_nan=False)
+    return render(log, ascii=not settings.unicode)
 
 
 def fingerprint(finding: Finding) -> str:
@@ -129,11 +129,7 @@ def _results(diagnosis: Diagnosis, artifact: int, index: dict[str, int]) -> Iter
             # GitHub identifies a result by the second alone; if absent, it computes it from a line of the source.
             "partialFingerprints": {"ssmdiag/v1": mark, "primaryLocationLineHash": f"{mark[:16]}:{seen[mark]}"},
             "properties": {
-                "family": finding.family,
-                "count": finding.count,
-                "of": finding.of,
-                "value": finding.value,
-                "threshold": finding.threshold,
+                **pick(finding, "family count of value threshold"),
                 **({"guess": diagnosis.guess} if diagnosis.guess else {}),
             },
         }

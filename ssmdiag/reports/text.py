@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from ssmdiag.errors import Failure, message_lines
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import finding_lines, not_judged
-from ssmdiag.reports.console import carried, close_console, open_console
+from ssmdiag.reports.console import Column, Page, joined
 from ssmdiag.reports.folding import Row, fold, label_layers
 from ssmdiag.reports.grouping import count_findings
 from ssmdiag.reports.interface import Settings
@@ -42,89 +37,64 @@ def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> I
 def report(diagnosis: Diagnosis, settings: Settings) -> str:
     """Return the report of one checkpoint."""
     labels = label_layers([layer.name for layer in diagnosis.layers])
-    out = open_console(settings)
+    page = Page(settings)
     broken = any(layer.unstable or layer.nonfinite or layer.marginal for layer in diagnosis.layers)
-    _line(out, _header(diagnosis), "bold")
+    page.paragraph(_header(diagnosis), "bold")
     if diagnosis.guess:
-        _line(out, f"{words.capitalised(diagnosis.guess)}.", "bold yellow")
-    _line(out, words.answer(diagnosis, labels), "bold red" if broken or diagnosis.problems else "bold green")
-    for problem in diagnosis.problems:
-        _line(out, f"not read: {problem}", "red", indent=2)
+        page.paragraph(f"{words.capitalised(diagnosis.guess)}.", "bold yellow")
+    page.paragraph(words.answer(diagnosis, labels), "bold red" if broken or diagnosis.problems else "bold green")
+    page.problems(diagnosis.problems)
     if not settings.quiet and diagnosis.layers:
         rows = fold(diagnosis.layers, labels, all_layers=settings.all_layers)
-        out.print()
-        out.print(_table(diagnosis, rows, settings))
+        page.table(_columns(diagnosis, rows, settings), ["red" if _broken(row) else "" for row in rows])
         if settings.plots:
             by_name = dict(zip((layer.name for layer in diagnosis.layers), labels, strict=True))
-            _pictures(out, diagnosis, rows, by_name, settings)
-        remarks = [*_laws(diagnosis, rows, settings), *_remarks(diagnosis, labels, settings)]
-        if remarks:
-            out.print()
-        for remark in remarks:
-            _line(out, remark, "", indent=2)
-    _findings(out, diagnosis, settings)
-    return close_console(out, settings)
+            _pictures(page, diagnosis, rows, by_name)
+        page.remarks([*_laws(diagnosis, rows, settings), *_remarks(diagnosis, labels, settings)])
+    _findings(page, diagnosis)
+    return page.text()
 
 
 def _header(diagnosis: Diagnosis) -> str:
-    titles: dict[str, list[bool]] = {}
-    for layer in diagnosis.layers:
-        titles.setdefault(layer.title, []).append(True)
-    families = " + ".join(f"{title}, {words.plural(len(count), 'layer')}" for title, count in titles.items())
+    families = words.families(layer.title for layer in diagnosis.layers)
     step = f"  step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
     read = f"reads {words.share_read(diagnosis.bytes_read, diagnosis.size)}"
     name = words.checkpoint_name(diagnosis.path)
     return f"{name}{step}  {families or 'no layer read'}  {read}  {diagnosis.device} {diagnosis.seconds:.1f} s"
 
 
-def _table(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Table:
+def _columns(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> list[Column]:
     several = len({row.first.title for row in rows}) > 1
     # At 80 columns the family and the law displace other columns; the strip below still shows the time constants.
     memory = any(row.first.decay for row in rows)
     wide = settings.width >= 100 or not (several or memory)
-    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
-    table.add_column("layer", no_wrap=True, overflow="fold")
-    if several:
-        table.add_column("family", no_wrap=True)
-    table.add_column("channels\n× modes", justify="right", no_wrap=True)
-    table.add_column("half-life\nmedian", justify="right", no_wrap=True)
-    table.add_column("\nslowest", justify="right", no_wrap=True)
-    if wide:
-        table.add_column(f"{'τ' if settings.unicode else 'tau'} steps\nslowest", justify="right", no_wrap=True)
-    table.add_column("margin\n1−|λ̄|" if settings.unicode else "margin\n1-|l|", justify="right", no_wrap=True)
-    if memory:
-        table.add_column("horizon\nlongest", justify="right", no_wrap=True)
-        table.add_column("law,\nover lags", no_wrap=True)
-    if wide or not memory:
-        table.add_column("stored", no_wrap=True)
     kinds = {layer.time_invariant for layer in diagnosis.layers}
     decay = wide or not memory or len(kinds) > 1 or any(map(_broken, rows))  # else the remarks name what is nominal
-    if decay:
-        table.add_column("decay", no_wrap=True)
-    if settings.verbose:
-        table.add_column("module", overflow="fold")
-    for row in rows:
-        first = row.first
-        cells = [row.label]
-        if several:
-            cells.append(first.title)
-        cells += [
-            f"{first.channels:,} × {first.modes}",
-            words.steps(row.median_half_life),
-            words.steps(row.longest_half_life),
-        ]
-        if wide:
-            cells.append(words.steps(row.longest_time_constant))
-        cells.append(words.margin(row.margin))
-        cells += [words.steps(row.longest_horizon), row.law] if memory else []
-        cells += [SHORT_DTYPES.get(first.dtype, first.dtype)] if wide or not memory else []
-        if decay:
-            what = "exact" if first.time_invariant else "nominal"
-            cells.append(what + _broken(row) if wide or len(kinds) > 1 else _broken(row).removeprefix(", ") or what)
-        if settings.verbose:
-            cells.append(first.name)
-        table.add_row(*(Text(cell) for cell in cells), style="red" if _broken(row) else "")
-    return table
+    said = wide or len(kinds) > 1
+    columns = [
+        (True, Column("layer", [row.label for row in rows], "left", overflow="fold")),
+        (several, Column("family", [row.first.title for row in rows], "left")),
+        (True, Column("channels\n× modes", [f"{row.first.channels:,} × {row.first.modes}" for row in rows])),
+        (True, Column("half-life\nmedian", [words.steps(row.median_half_life) for row in rows])),
+        (True, Column("\nslowest", [words.steps(row.longest("half_life")) for row in rows])),
+        (wide, Column("τ steps\nslowest", [words.steps(row.longest("time_constant")) for row in rows])),
+        (True, Column(f"margin\n{words.margin_symbol(settings)}", [words.margin(row.margin) for row in rows])),
+        (memory, Column("horizon\nlongest", [words.steps(row.longest("horizon")) for row in rows])),
+        (memory, Column("law,\nover lags", [row.law for row in rows], "left")),
+        (
+            wide or not memory,
+            Column("stored", [SHORT_DTYPES.get(row.first.dtype, row.first.dtype) for row in rows], "left"),
+        ),
+        (decay, Column("decay", [_decay(row, said) for row in rows], "left")),
+        (settings.verbose, Column("module", [row.first.name for row in rows], "left", wraps=True, overflow="fold")),
+    ]
+    return [column for shown, column in columns if shown]
+
+
+def _decay(row: Row, said: bool) -> str:
+    """Return whether a row's decay is exact or nominal, and what is wrong with its modes; `said`: always both."""
+    what = "exact" if row.first.time_invariant else "nominal"
+    return what + _broken(row) if said else _broken(row).removeprefix(", ") or what
 
 
 def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iterable[str]:
@@ -134,7 +104,7 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
     known = [row for row in rows if row.farthest.decay]
     if known and diagnosis.context_length is None:
         yield f"laws are looked for over {DEFAULT_CONTEXT:,} steps, as the context is unknown: --length sets it"
-    farthest = sorted(known, key=lambda row: -(row.longest_horizon or 0.0))
+    farthest = sorted(known, key=lambda row: -(row.longest("horizon") or 0.0))
     said = known if settings.verbose else [row for row in known if row in farthest[:MOST_SENTENCES]]
     for row in said:
         assert row.farthest.decay is not None
@@ -156,23 +126,22 @@ def _rebuilt(row: Row) -> float:
     return capacity.length_half.median if capacity and capacity.length_half else -1.0
 
 
-def _findings(out: Console, diagnosis: Diagnosis, settings: Settings) -> None:
+def _findings(page: Page, diagnosis: Diagnosis) -> None:
     if not diagnosis.rules:
         return
-    lines = list(finding_lines(diagnosis, settings))
-    if not settings.quiet:
-        out.print()
-    for line in lines:
-        out.print(Text.from_ansi(line), no_wrap=True, overflow="ignore", crop=False)
+    lines, quiet = list(finding_lines(diagnosis, page.settings)), page.settings.quiet
+    if not quiet:
+        page.gap()
+    page.lines(lines, crop=False)
     modes = sum(layer.channels * layer.modes for layer in diagnosis.layers)
     found = f"{count_findings(diagnosis.findings)} in {words.plural(len(diagnosis.layers), 'layer')}, "
     found += words.plural(modes, "mode")
     if diagnosis.findings:
         found += f"    next: ssmdiag explain {diagnosis.findings[0].code}"
-    if lines or not settings.quiet:
-        _line(out, found, "")
-    if not settings.quiet and (lacking := not_judged(diagnosis)):
-        _line(out, lacking, "dim")
+    if lines or not quiet:
+        page.paragraph(found)
+    if not quiet:
+        page.paragraph(not_judged(diagnosis), "dim")
 
 
 def _broken(row: Row) -> str:
@@ -185,29 +154,16 @@ def _broken(row: Row) -> str:
     return "".join(f", {words.brief(count)} {what}" for what, count in counts.items() if count)
 
 
-def _pictures(
-    out: Console, diagnosis: Diagnosis, rows: Sequence[Row], labels: Mapping[str, str], settings: Settings
-) -> None:
+def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
     from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
-    strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, settings)
-    if strip:
-        out.print()
-        _line(out, "time constants τ in steps: share of a layer's modes per quarter decade", "", indent=1)
-        for line in strip:
-            out.print(Text(line), no_wrap=True, overflow="crop")
-    picture = disc(rows, settings)
-    if picture:
-        out.print()
-        for line in picture:
-            out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
-    farthest = max(rows, key=lambda row: row.longest_horizon or 0.0)
-    decay = farthest.farthest.decay
-    if decay and decay.envelope:
-        out.print()
-        what = "kernel" if farthest.farthest.time_invariant else "retention"
-        for line in decay_picture(decay, f"{what} of layer {labels[farthest.farthest.name]}: ", settings):
-            out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+    strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, page.settings)
+    page.picture(strip, "time constants τ in steps: share of a layer's modes per quarter decade")
+    page.picture(disc(rows, page.settings))
+    farthest = max(rows, key=lambda row: row.longest("horizon") or 0.0).farthest
+    if farthest.decay and farthest.decay.envelope:
+        what = "kernel" if farthest.time_invariant else "retention"
+        page.picture(decay_picture(farthest.decay, f"{what} of layer {labels[farthest.name]}: ", page.settings))
 
 
 def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
@@ -255,19 +211,4 @@ def _failure(failure: Failure, settings: Settings) -> str:
     named = Path(failure.path).name in failure.seen
     seen = failure.seen if named else f"{failure.path}: {failure.seen}"
     lines = message_lines(seen, failure.expected, failure.advice, failure.details, failure.sample)
-    return carried("\n".join(lines) + "\n", settings)
-
-
-def _line(out: Console, text: str, style: str, indent: int = 0) -> None:
-    """Print a paragraph with a hanging indent; paths and brackets are printed literally."""
-    margin = " " * indent
-    wrapped = textwrap.wrap(
-        text,
-        out.width - 1,
-        initial_indent=margin,
-        subsequent_indent=margin + ("  " if indent else ""),
-        break_long_words=True,
-        break_on_hyphens=False,
-    )
-    for line in wrapped or [""]:
-        out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)
+    return joined(lines, settings)

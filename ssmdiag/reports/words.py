@@ -1,10 +1,11 @@
-"""Numbers and sentences as a tired engineer reads them."""
+"""Numbers and sentences of reports, short enough to be read at a glance."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ssmdiag.printable import printable
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.reports.interface import Settings
 
 ASCII = str.maketrans({
     "×": "x", "τ": "tau", "λ": "lambda", "\u0304": "", "Δ": "dt", "π": "pi", "α": "alpha", "β": "beta", "σ": "sigma",
@@ -22,6 +24,15 @@ ASCII = str.maketrans({
     "±": "+-", "₀": "0",
 })  # fmt: skip
 """ASCII replacements for the characters that reports use, for outputs that cannot carry them."""
+
+
+def in_ascii(text: str) -> str:
+    """Return the text in ASCII, as near as it comes.
+
+    >>> in_ascii("τ ≥ 3 · λ̄")
+    'tau >= 3 . lambda'
+    """
+    return text.translate(ASCII).encode("ascii", "replace").decode()
 
 
 def checkpoint_name(path: str) -> str:
@@ -112,6 +123,20 @@ def factor(value: float | None) -> str:
     if value is None or not 1 < value < 2:
         return "–" if value is None else f"{value:.4g}"
     return f"{value:.{max(3, 1 - math.floor(math.log10(value - 1)))}f}".rstrip("0")
+
+
+def families(titles: Iterable[str]) -> str:
+    """Return the families of a model's layers, and how many layers each has.
+
+    >>> families(["S4D", "Mamba-1", "S4D"])
+    'S4D, 2 layers + Mamba-1, 1 layer'
+    """
+    return " + ".join(f"{title}, {plural(count, 'layer')}" for title, count in Counter(titles).items())
+
+
+def margin_symbol(settings: Settings) -> str:
+    """Return the heading of a column of margins."""
+    return "1−|λ̄|" if settings.unicode else "1-|l|"
 
 
 def plural(count: int, noun: str) -> str:

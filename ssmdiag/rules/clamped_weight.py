@@ -1,4 +1,20 @@
-"""SSM103: weights on a clamp, where the gradient is zero."""
+"""SSM103: weights on a clamp, where the gradient is zero.
+
+Formula. f′(w) = 0 at the stored w: relu below 0; max(−w, 1e-4) above −1e-4 (S5's clip_eigs, the Annotated S4); Re Λ
+above max_real_Lambda (DSS clip); log α below clamp_min (GLA). In Mamba-2 and its like, Δ = softplus(dt_bias) outside
+time_step_limit, or under time_step_min where transformers clamps to that despite the limit (zamba2, nemotron_h).
+
+Why it hurts. A weight beyond a clamp has a gradient of exactly zero: the mode stays where it is for the rest of
+training. A clamp on Δ is worse where runtimes disagree about it: transformers clamps while it reads a prompt and not in
+single steps, mlx-lm has limits of its own, llama.cpp has none, so the same file is several models.
+
+What to do. Move the weight inside by hand (initialise the mode anew), or train on under a map that is smooth up to the
+boundary: exp, `best` or `heavy-tail`. For Δ, find the limits that the model was trained with, write them to
+config.json, and check that the runtime in use applies them.
+
+Example. huggingface/transformers PR 48989 (https://github.com/huggingface/transformers/pull/48989): a floor of 0.001 on
+Δ that the published model does not have; without it the mean KL falls from 0.0337 to 0.0032.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.recurrence.maps import find_map
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import RecurrentWeight
@@ -115,26 +131,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="move these weights inside the clamp, or train on under a smooth map, whose gradient is nowhere zero.",
-    formula=(
-        "f′(w) = 0 at the stored w: relu below 0; max(−w, 1e-4) above −1e-4 (S5's clip_eigs, the Annotated S4); Re Λ "
-        "above max_real_Lambda (DSS clip); log α below clamp_min (GLA). In Mamba-2 and its like, Δ = softplus(dt_bias) "
-        "outside time_step_limit, or under time_step_min where transformers clamps to that despite the limit "
-        "(zamba2, nemotron_h)."
-    ),
-    why=(
-        "A weight beyond a clamp has a gradient of exactly zero: the mode stays where it is for the rest of training. "
-        "A clamp on Δ is worse where runtimes disagree about it: transformers clamps while it reads a prompt and not "
-        "in single steps, mlx-lm has limits of its own, llama.cpp has none, so the same file is several models."
-    ),
-    fix=(
-        "Move the weight inside by hand (initialise the mode anew), or train on under a map that is smooth up to the "
-        "boundary: exp, `best` or `heavy-tail`. For Δ, find the limits that the model was trained with, write them to "
-        "config.json, and check that the runtime in use applies them."
-    ),
-    example=(
-        "huggingface/transformers PR 48989 (https://github.com/huggingface/transformers/pull/48989): a floor of 0.001 "
-        "on Δ that the published model does not have; without it the mean KL falls from 0.0337 to 0.0032."
-    ),
+    **page(__doc__),
     thresholds={
         "share": Threshold(0.0, "share of a tensor's values beyond the clamp, above which it is reported"),
         "beyond": Threshold(0.05, "relative distance past a limit on Δ that counts; 16-bit rounding moves Δ less"),

@@ -1,4 +1,19 @@
-"""SSM408: a block of channels is a copy of another block."""
+"""SSM408: a block of channels is a copy of another block.
+
+Formula. The channels are cut into p equal shards, p = 2 … 64. Fires where two shards are equal to the last bit in every
+weight of the recurrence (A and Δ), in D and in the convolution, and channels within a shard differ. In a trained model
+equal A and Δ are enough if Δ differs from channel to channel. Equal rows of A_log alone are no sign: Mamba starts with
+them.
+
+Why it hurts. The copy has overwritten another shard: its channels repeat what others compute, and what the lost
+channels had learnt is gone. Loss rises without any error message, and more training separates the copies only slowly.
+
+What to do. Look in the script that gathers tensor-parallel shards for a rank that was read twice, or for split tensors
+treated as replicated. Compare the number of distinct rows of dt_bias before and after.
+
+Example. NVIDIA/Megatron-LM PR 1989 (https://github.com/NVIDIA/Megatron-LM/pull/1989): with tensor parallelism above 1,
+ranks of a Gated DeltaNet got slices of the packed projection that belong to others.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,23 +150,6 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="merge the shards of the checkpoint again: one was written in place of another.",
-    formula=(
-        "The channels are cut into p equal shards, p = 2 … 64. Fires where two shards are equal to the last bit in "
-        "every weight of the recurrence (A and Δ), in D and in the convolution, and channels within a shard differ. In "
-        "a trained model equal A and Δ are enough if Δ differs from channel to channel. "
-        "Equal rows of A_log alone are no sign: Mamba starts with them."
-    ),
-    why=(
-        "The copy has overwritten another shard: its channels repeat what others compute, and what the lost channels "
-        "had learnt is gone. Loss rises without any error message, and more training separates the copies only slowly."
-    ),
-    fix=(
-        "Look in the script that gathers tensor-parallel shards for a rank that was read twice, or for split tensors "
-        "treated as replicated. Compare the number of distinct rows of dt_bias before and after."
-    ),
-    example=(
-        "NVIDIA/Megatron-LM PR 1989 (https://github.com/NVIDIA/Megatron-LM/pull/1989): with tensor parallelism above "
-        "1, ranks of a Gated DeltaNet got slices of the packed projection that belong to others."
-    ),
+    **page(__doc__),
     thresholds={"shard": Threshold(4, "fewest channels in a shard: fewer may be equal by chance")},
 )

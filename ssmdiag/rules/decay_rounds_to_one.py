@@ -1,4 +1,19 @@
-"""SSM302: decays that are exactly 1 in the 16 bits they are computed in."""
+"""SSM302: decays that are exactly 1 in the 16 bits they are computed in.
+
+Formula. 1 − e^{−r} ≤ half the spacing of numbers below 1: 2⁻⁹ in bfloat16 (τ > 511 steps), 2⁻¹² in float16 (τ > 4,095).
+Modes that hold 90 % of their state over the whole context anyway are not counted.
+
+Why it hurts. A decay that is 1 never forgets: the mode turns from a memory of τ steps into the sum of everything since
+the first token. Short tests do not show it, outputs drift only once the context is longer than τ.
+
+What to do. Upcast before the exponential (`-torch.exp(A_log.float())`), keep Δ A in float32 up to the scan, or scan in
+the log domain. The rule reports where the weight of the rate is stored in 16 bits, or where the settings ask for 16
+bits and the reference code follows them (RG-LRU, MiniMax's lightning attention). It is a note where the reference code
+is known to upcast, and an error where most decays of a layer are lost.
+
+Example. osaurus-ai/vmlx-swift PR 433 (https://github.com/osaurus-ai/vmlx-swift/pull/433): decays cast to bf16, so that
+all above about 0.998 never forget; a short test did not see it, one of 4,096 steps did.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +22,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -80,24 +95,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="compute log-decays and their exponential in float32, and store their weights in float32.",
-    formula=(
-        "1 − e^{−r} ≤ half the spacing of numbers below 1: 2⁻⁹ in bfloat16 (τ > 511 steps), 2⁻¹² in float16 (τ > "
-        "4,095). Modes that hold 90 % of their state over the whole context anyway are not counted."
-    ),
-    why=(
-        "A decay that is 1 never forgets: the mode turns from a memory of τ steps into the sum of everything since the "
-        "first token. Short tests do not show it, outputs drift only once the context is longer than τ."
-    ),
-    fix=(
-        "Upcast before the exponential (`-torch.exp(A_log.float())`), keep Δ A in float32 up to the scan, or scan in "
-        "the log domain. The rule reports where the weight of the rate is stored in 16 bits, or where the settings ask "
-        "for 16 bits and the reference code follows them (RG-LRU, MiniMax's lightning attention). It is a note where "
-        "the reference code is known to upcast, and an error where most decays of a layer are lost."
-    ),
-    example=(
-        "osaurus-ai/vmlx-swift PR 433 (https://github.com/osaurus-ai/vmlx-swift/pull/433): decays cast to bf16, so "
-        "that all above about 0.998 never forget; a short test did not see it, one of 4,096 steps did."
-    ),
+    **page(__doc__),
     thresholds={
         "share": Threshold(0.0, "share of a layer's decays that round to 1, above which it is reported"),
         "most": Threshold(0.5, "share of a layer's decays that round to 1, above which it is an error"),

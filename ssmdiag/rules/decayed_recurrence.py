@@ -1,4 +1,21 @@
-"""SSM501: the optimiser decays the weights of the recurrence."""
+"""SSM501: the optimiser decays the weights of the recurrence.
+
+Formula. w ← w(1 − ηλ) at every step, besides the gradient's part (decoupled decay, arXiv 1711.05101). Alone it halves w
+in ln 2/(ηλ) steps; η is the learning rate before its schedule, λ the weight decay of the group that holds A_log,
+dt_bias, D or their equivalents. A note where halving takes longer than the threshold. The optimiser state in or beside
+the checkpoint gives the groups.
+
+Why it hurts. A logarithm of zero is not a rate of zero: A_log → 0 makes every rate 1, Δ's bias → 0 makes every step
+0.69, log_dt → 0 makes it 1. Long memories go first: their weights are furthest from zero.
+
+What to do. Split the parameters by name or by the tags that the model's code leaves (`_no_weight_decay` in Mamba,
+`_optim` in S4) and give the optimiser two groups. transformers' Trainer exempts biases and norms from decay: dt_bias,
+but not A_log and D.
+
+Example. athms/mad-lab issue 5 (https://github.com/athms/mad-lab/issues/5): weight decay on all parameters, A_log and D
+among them. state-spaces/mamba issue 798 (https://github.com/state-spaces/mamba/issues/798): _no_weight_decay is set,
+but nothing reads it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer, page
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import OptimizerGroup
@@ -16,17 +33,8 @@ if TYPE_CHECKING:
 
 DECAYED = frozenset(
     {
-        *(
-            "A_log",
-            "A_b_log",
-            "A_log_b",
-            "A_logs",
-            "A_log.0",
-            "dt_bias",
-            "dt_proj.bias",
-            "dt_projs_bias",
-            "dt_proj_bias",
-        ),
+        *("A_log", "A_b_log", "A_log_b", "A_logs", "A_log.0"),
+        *("dt_bias", "dt_proj.bias", "dt_projs_bias", "dt_proj_bias"),
         *("dt_proj_b.bias", "dt_proj.0.bias", "forget_gate.A_log", "forget_gate.dt_bias"),
         *("A_real", "A_imag", "inv_dt", "log_dt", "inv_w_real", "log_w_real", "w_imag", "w", "inv_A_real"),
         *("kernel.log_dt", "kernel.log_A_real", "kernel.A_imag"),
@@ -84,7 +92,6 @@ def _observation(group: OptimizerGroup, names: list[str], layer: Layer, most: fl
         threshold=0.0,
         tensor=f"{layer.path}.{names[0]}" if layer.path else names[0],
         layer=layer.path,
-        family=layer.family.name,
         # So slow that the gradient alone decides: a note.
         severity="note" if most < steps < math.inf and not adam else None,
     )
@@ -119,25 +126,6 @@ RULE = Rule(
     examine=examine,
     lacks=lacks_optimizer,
     advice="put them in a parameter group with weight_decay=0; torch does not read `_no_weight_decay` tags.",
-    formula=(
-        "w ← w(1 − ηλ) at every step, besides the gradient's part (decoupled decay, arXiv 1711.05101). Alone it halves "
-        "w in ln 2/(ηλ) steps; η is the learning rate before its schedule, λ the weight decay of the group that holds "
-        "A_log, dt_bias, D or their equivalents. A note where halving takes longer than the threshold. The optimiser "
-        "state in or beside the checkpoint gives the groups."
-    ),
-    why=(
-        "A logarithm of zero is not a rate of zero: A_log → 0 makes every rate 1, Δ's bias → 0 "
-        "makes every step 0.69, log_dt → 0 makes it 1. Long memories go first: their weights are furthest from zero."
-    ),
-    fix=(
-        "Split the parameters by name or by the tags that the model's code leaves (`_no_weight_decay` in Mamba, "
-        "`_optim` in S4) and give the optimiser two groups. transformers' Trainer exempts biases and norms from decay: "
-        "dt_bias, but not A_log and D."
-    ),
-    example=(
-        "athms/mad-lab issue 5 (https://github.com/athms/mad-lab/issues/5): weight decay on all parameters, A_log and "
-        "D among them. state-spaces/mamba issue 798 (https://github.com/state-spaces/mamba/issues/798): "
-        "_no_weight_decay is set, but nothing reads it."
-    ),
+    **page(__doc__),
     thresholds={"halving": Threshold(1e6, "steps in which decay alone halves a weight; slower is a note")},
 )

@@ -1,4 +1,18 @@
-"""SSM206: far fewer effective modes than the family starts with."""
+"""SSM206: far fewer effective modes than the family starts with.
+
+Formula. tr((G + N)⁻¹ G) with G_ij = 1/(1 − λ̄_i λ̄_j*) and N_ii = (ε²/3) G_ii/(1 − |λ̄_i|²), the noise in the state
+when every step rounds it to relative precision ε: how many of N modes a readout can distinguish (P2, arXiv 2510.00563;
+README, capacity). Compared with the family's initialisations.
+
+Why it hurts. N modes cost N states of memory and of compute. Modes with nearly equal decays hold nearly the same
+numbers: a readout that distinguishes them amplifies the state's rounding.
+
+What to do. Spread the decays: log 1 … log N for Mamba, a different imaginary part for each mode of S4D. Where training
+drew them together, freeze the recurrence or lower its learning rate, and compare: `ssmdiag retrain --freeze`.
+
+Example. The Mamba that typeseg 0.2.7 ships (https://pypi.org/project/typeseg/): A_log near 0 throughout; of its 16
+modes about 2 survive a bf16 state, where the standard start keeps 5.2 to 6.4.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +20,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 MANY = 128
 """Modes above which only the middle step of an initialisation is computed."""
@@ -62,23 +76,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="check whether the modes share a time scale (SSM205); start again from the family's initialisation.",
-    formula=(
-        "tr((G + N)⁻¹ G) with G_ij = 1/(1 − λ̄_i λ̄_j*) and N_ii = (ε²/3) G_ii/(1 − |λ̄_i|²), the noise in the state "
-        "when every step rounds it to relative precision ε: how many of N modes a readout can distinguish "
-        "(P2, arXiv 2510.00563; README, capacity). Compared with the family's initialisations."
-    ),
-    why=(
-        "N modes cost N states of memory and of compute. Modes with nearly equal decays hold nearly the same numbers: "
-        "a readout that distinguishes them amplifies the state's rounding."
-    ),
-    fix=(
-        "Spread the decays: log 1 … log N for Mamba, a different imaginary part for each mode of S4D. Where training "
-        "drew them together, freeze the recurrence or lower its learning rate, and compare: `ssmdiag retrain --freeze`."
-    ),
-    example=(
-        "The Mamba that typeseg 0.2.7 ships (https://pypi.org/project/typeseg/): A_log near 0 throughout; of its 16 "
-        "modes about 2 survive a bf16 state, where the standard start keeps 5.2 to 6.4."
-    ),
+    **page(__doc__),
     thresholds={"share": Threshold(0.5, "effective modes of the median channel, as a share of the start's")},
     worse="lower",
 )

@@ -1,4 +1,20 @@
-"""SSM104: time constants that a cast of the weight would change beyond recognition."""
+"""SSM104: time constants that a cast of the weight would change beyond recognition.
+
+Formula. S(w, β) = sup over |w̃ − w| ≤ β of |f(w)/f(w̃) − 1|, the relative memory perturbation (P1, arXiv 2311.14495,
+Definition 3.4, with the integral done); β is half a unit in the last place of the dtype at w, for int8 max|w|/254.
+Under exp S = e^β − 1; under direct β/(|w| − β), infinite at |w| ≤ β.
+
+Why it hurts. Rounding moves every weight by up to β. Under a direct map, or where λ̄ itself is stored, the slowest
+modes are nearest to the boundary: a β that is harmless to all others multiplies their time constants or makes them
+grow. It is the discrete form of what P1 calls the curse of memory.
+
+What to do. Keep rate and step weights in float32 (they are under a hundredth of the model), quantise with a scale per
+channel, or reparametrise: under exp, softplus, `best` and `heavy-tail` no weight reaches the boundary, and S is bounded
+for all w. A finding about a dtype other than the stored one is a note.
+
+Example. state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in which,
+of all tensors, A suffers most from quantisation and breaks under 8 bits.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,24 +126,6 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="store this tensor in float32, from a checkpoint that still has it.",
-    formula=(
-        "S(w, β) = sup over |w̃ − w| ≤ β of |f(w)/f(w̃) − 1|, the relative memory perturbation (P1, arXiv 2311.14495, "
-        "Definition 3.4, with the integral done); β is half a unit in the last place of the dtype at w, for int8 "
-        "max|w|/254. Under exp S = e^β − 1; under direct β/(|w| − β), infinite at |w| ≤ β."
-    ),
-    why=(
-        "Rounding moves every weight by up to β. Under a direct map, or where λ̄ itself is stored, the slowest modes "
-        "are nearest to the boundary: a β that is harmless to all others multiplies their time constants or makes "
-        "them grow. It is the discrete form of what P1 calls the curse of memory."
-    ),
-    fix=(
-        "Keep rate and step weights in float32 (they are under a hundredth of the model), quantise with a scale per "
-        "channel, or reparametrise: under exp, softplus, `best` and `heavy-tail` no weight reaches the boundary, and S "
-        "is bounded for all w. A finding about a dtype other than the stored one is a note."
-    ),
-    example=(
-        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in "
-        "which, of all tensors, A suffers most from quantisation and breaks under 8 bits."
-    ),
+    **page(__doc__),
     thresholds={"factor": Threshold(2.0, "factor by which rounding may multiply a time constant")},
 )

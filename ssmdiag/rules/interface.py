@@ -2,6 +2,7 @@
 
 A rule is one module in this package (or an object under the entry point group `ssmdiag.rules`) with a
 module-level `RULE`. It must not import torch at the top: `examine` gets tensors and uses their methods.
+Its docstring is its page in `ssmdiag explain`: see `page`.
 
 A rule fires on evidence, not on taste: never on a healthy model, trained or freshly initialised.
 """
@@ -42,6 +43,7 @@ class Observation:
     layer: str | None = None
     """Path of the layer, if a rule for whole checkpoints knows it."""
     family: str | None = None
+    """That of the layer, if it is not given."""
     severity: Literal["error", "warning", "note"] | None = None
     """Replaces the rule's severity, where the evidence is weaker or stronger."""
     advice: str | None = None
@@ -70,6 +72,25 @@ def lacks_optimizer(evidence: CheckpointEvidence) -> str | None:
         return None if evidence.checkpoint.optimizer_groups else "no optimiser's state is in or beside the file"
     except CheckpointError:
         return "the optimiser's state was not read"
+
+
+HEADINGS = {"formula": "Formula. ", "why": "Why it hurts. ", "fix": "What to do. ", "example": "Example. "}
+"""The paragraphs of a rule's page by what they begin with."""
+
+
+def page(docstring: str | None) -> dict[str, Any]:
+    """Return a rule's formula, why, fix and example out of the docstring of its module, where they are read best.
+
+    Each is the one paragraph that begins with its heading. Without docstrings (`python -OO`) all are empty.
+
+    >>> page("SSM999: an example.\\n\\nFormula. a + b.\\n\\nWhat to do. Nothing,\\nfor once.")["fix"]
+    'Nothing, for once.'
+    """
+    paragraphs = [" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n")]
+    return {
+        name: next((text.removeprefix(heading) for text in paragraphs if text.startswith(heading)), "")
+        for name, heading in HEADINGS.items()
+    }
 
 
 @dataclass(frozen=True)

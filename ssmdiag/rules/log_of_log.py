@@ -1,4 +1,19 @@
-"""SSM405: A_log went through the logarithm twice."""
+"""SSM405: A_log went through the logarithm twice.
+
+Formula. With modes: |median_c w − log log n| small and less than half of |median_c w − log n| over modes n ≥ 2, the
+first mode (log 0) at −∞ or under −1. With one rate per head, over all layers: w ≤ log log 16 = 1.02 throughout (1.33 if
+A has grown e times), and NaN or −∞ among them (A < 1 has a negative logarithm) or exp(exp(w)) uniform in [1, 16]; a
+warning where it is nearly uniform, as after training.
+
+Why it hurts. The decay becomes exp(−Δ log A) instead of exp(−Δ A): a mode with A = 16 remembers six times too long, one
+with A = 1 for ever, and one with A below 1 is NaN, which spreads to every output.
+
+What to do. Load the original file and compare A_log in memory with it. In transformers 5 an `_init_weights` that
+computes log(A) in place runs again on loaded weights unless they are flagged as initialised.
+
+Example. fla-org/flash-linear-attention PR 754 (https://github.com/fla-org/flash-linear-attention/pull/754): with
+transformers 5 a second initialisation took the logarithm of loaded A_log, and rows became NaN.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import LayerError
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 from ssmdiag.rules.uniformity import distance_from_uniform, uniform_p_value
 
 if TYPE_CHECKING:
@@ -62,7 +77,6 @@ def _examine_rows(layer: Layer, name: str, values: Tensor, most: float) -> Itera
         threshold=most,
         tensor=name,
         layer=layer.path,
-        family=layer.family.name,
     )
 
 
@@ -102,7 +116,6 @@ def _examine_scalars(found: list[tuple[Layer, str, Tensor]], limits: Limits) -> 
             severity=None if lost or fresh else "warning",
             tensor=name,
             layer=layer.path,
-            family=layer.family.name,
         )
 
 
@@ -114,24 +127,7 @@ RULE = Rule(
     looks_at="checkpoint",
     examine=examine,
     advice="the file's A_log is log(A_log): load it again without the initialiser that ran after loading.",
-    formula=(
-        "With modes: |median_c w − log log n| small and less than half of |median_c w − log n| over modes n ≥ 2, the "
-        "first mode (log 0) at −∞ or under −1. With one rate per head, over all layers: w ≤ log log 16 = 1.02 "
-        "throughout (1.33 if A has grown e times), and NaN or −∞ among them (A < 1 has a negative logarithm) or "
-        "exp(exp(w)) uniform in [1, 16]; a warning where it is nearly uniform, as after training."
-    ),
-    why=(
-        "The decay becomes exp(−Δ log A) instead of exp(−Δ A): a mode with A = 16 remembers six times too long, one "
-        "with A = 1 for ever, and one with A below 1 is NaN, which spreads to every output."
-    ),
-    fix=(
-        "Load the original file and compare A_log in memory with it. In transformers 5 an `_init_weights` that "
-        "computes log(A) in place runs again on loaded weights unless they are flagged as initialised."
-    ),
-    example=(
-        "fla-org/flash-linear-attention PR 754 (https://github.com/fla-org/flash-linear-attention/pull/754): with "
-        "transformers 5 a second initialisation took the logarithm of loaded A_log, and rows became NaN."
-    ),
+    **page(__doc__),
     thresholds={
         "distance": Threshold(0.2, "median distance of the modes from log log n"),
         "p_value": Threshold(0.05, "p-value below which exp(exp(w)) is not uniform in [1, 16]"),

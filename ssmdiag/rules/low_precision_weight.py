@@ -1,4 +1,20 @@
-"""SSM301: rates and steps stored with fewer bits than float32."""
+"""SSM301: rates and steps stored with fewer bits than float32.
+
+Formula. max and median over the modes of S(w, β) with β half a unit in the last place of the stored dtype at w: the
+relative error of the time constant that rounding may have made (P1, arXiv 2311.14495, Definition 3.4). For A_log in
+bfloat16 e^β − 1: 0.8 % at |A_log| in [2, 4), 1.6 % in [4, 8).
+
+Why it hurts. The error is the same sign at every step and adds up over the context: 1 % of a time constant is 1 % of
+the exponent. In further 16-bit training, a weight also stops moving once an optimiser step is less than half a unit in
+its last place. Storing the decay itself is far worse: in bfloat16 every λ̄ above 0.998 is 1.
+
+What to do. Exempt A_log, dt_bias and the like from casts (`_keep_in_fp32_modules` in transformers, a float32 holder
+under FSDP mixed precision) and write them in float32. What was rounded is lost: convert again from the checkpoint that
+has it. An error where the decay itself is stored, or where time constants move by more than a tenth.
+
+Example. vllm-project/vllm PR 37810 (https://github.com/vllm-project/vllm/pull/37810): A_log of Qwen3-Next was not kept
+in float32, which matters for long prefixes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import RecurrentWeight
@@ -57,26 +73,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="keep these tensors in float32 through training, casting and conversion; they are a tiny part of the file.",
-    formula=(
-        "max and median over the modes of S(w, β) with β half a unit in the last place of the stored dtype at w: the "
-        "relative error of the time constant that rounding may have made (P1, arXiv 2311.14495, Definition 3.4). For "
-        "A_log in bfloat16 e^β − 1: 0.8 % at |A_log| in [2, 4), 1.6 % in [4, 8)."
-    ),
-    why=(
-        "The error is the same sign at every step and adds up over the context: 1 % of a time constant is 1 % of the "
-        "exponent. In further 16-bit training, a weight also stops moving once an optimiser step is less than half a "
-        "unit in its last place. Storing the decay itself is far worse: in bfloat16 every λ̄ above 0.998 is 1."
-    ),
-    fix=(
-        "Exempt A_log, dt_bias and the like from casts (`_keep_in_fp32_modules` in transformers, a float32 holder "
-        "under FSDP mixed precision) and write them in float32. What was rounded is lost: convert again from the "
-        "checkpoint that has it. An error where the decay itself is stored, or where time constants move by more than "
-        "a tenth."
-    ),
-    example=(
-        "vllm-project/vllm PR 37810 (https://github.com/vllm-project/vllm/pull/37810): A_log of Qwen3-Next was not "
-        "kept in float32, which matters for long prefixes."
-    ),
+    **page(__doc__),
     thresholds={
         "least": Threshold(1e-4, "relative error of a time constant below which nothing is said"),
         "error": Threshold(0.1, "relative error of a time constant above which it is an error"),

@@ -1,11 +1,24 @@
-"""SSM207: memory capacity that lies beyond the context."""
+"""SSM207: memory capacity that lies beyond the context.
+
+Formula. Σ_{τ<T} MF(τ) < share · N, where MF(τ) is how well a linear readout of the state rebuilds the input τ steps ago
+and Σ_τ MF(τ) = N over all lags (P2, arXiv 2510.00563).
+
+Why it hurts. Length costs accuracy: the N units of memory of a channel are spread over the lags it reaches. Those spent
+on lags beyond every sequence are missing at the lags within it.
+
+What to do. Scale the range of Δ: `ssmdiag capacity --layer N --for-length T` gives the range in closed form. Harmless
+where the model is to run on longer sequences than the context stated here.
+
+Example. S4D starts with time constants of up to 2,000 steps (https://github.com/state-spaces/s4, dt_min = 0.001): on
+sequences of 64 steps four fifths of a layer's memory lie beyond them, as in examples/s4d-digits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context, page
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -37,22 +50,7 @@ RULE = Rule(
     examine=examine,
     lacks=lacks_context,
     advice="a larger step Δ brings it into the context: `ssmdiag capacity --for-length`.",
-    formula=(
-        "Σ_{τ<T} MF(τ) < share · N, where MF(τ) is how well a linear readout of the state rebuilds the input τ steps "
-        "ago and Σ_τ MF(τ) = N over all lags (P2, arXiv 2510.00563)."
-    ),
-    why=(
-        "Length costs accuracy: the N units of memory of a channel are spread over the lags it reaches. Those spent on "
-        "lags beyond every sequence are missing at the lags within it."
-    ),
-    fix=(
-        "Scale the range of Δ: `ssmdiag capacity --layer N --for-length T` gives the range in closed form. Harmless "
-        "where the model is to run on longer sequences than the context stated here."
-    ),
-    example=(
-        "S4D starts with time constants of up to 2,000 steps (https://github.com/state-spaces/s4, dt_min = 0.001): on "
-        "sequences of 64 steps four fifths of a layer's memory lie beyond them, as in examples/s4d-digits."
-    ),
+    **page(__doc__),
     thresholds={"share": Threshold(0.5, "memory within the context, as a share of all of it")},
     worse="lower",
 )

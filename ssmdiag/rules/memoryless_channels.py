@@ -1,4 +1,19 @@
-"""SSM203: most of a layer's channels forget within one step."""
+"""SSM203: most of a layer's channels forget within one step.
+
+Formula. A channel is memoryless where its slowest mode has a half-life ln 2 / r under one step. Fires where their share
+of the layer reaches the threshold; for a state shared by all inputs (S5, LRU) modes are counted. Selective layers are
+read with their gates at the bias and the finding is a note. RWKV-4 is left out: up to 54 % of its channels start like
+that by design.
+
+Why it hurts. Such a channel multiplies by a constant, at extra cost. A layer of them is a pointwise map: everything
+that the model knows of the past must come from other layers.
+
+What to do. Check Δ against the initialisation (SSM404) and A against log 1 … log N; a Δ of 1 instead of 0.01 is enough.
+In a model that trained into this state, give the recurrence its own small learning rate and no weight decay.
+
+Example. jrz97619761/test-model-thing issue 3 (https://github.com/jrz97619761/test-model-thing/issues/3): gates start at
+0.5 and the trained decays stay at about one symbol; an opening bracket 20 bytes back has no effect.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +21,7 @@ import math
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 ONE_STEP = math.log(2) * (1 + 1e-9)
 """Rate in nats per step at which half is lost in one step; a gate of exactly 1/2 is not past it."""
@@ -44,23 +59,6 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="check Δ and A of this layer: is Δ in its usual range, and was A scaled, or its logarithm applied twice?",
-    formula=(
-        "A channel is memoryless where its slowest mode has a half-life ln 2 / r under one step. Fires where their "
-        "share of the layer reaches the threshold; for a state shared by all inputs (S5, LRU) modes are counted. "
-        "Selective layers are read with their gates at the bias and the finding is a note. RWKV-4 is left out: "
-        "up to 54 % of its channels start like that by design."
-    ),
-    why=(
-        "Such a channel multiplies by a constant, at extra cost. A layer of them is a pointwise map: everything that "
-        "the model knows of the past must come from other layers."
-    ),
-    fix=(
-        "Check Δ against the initialisation (SSM404) and A against log 1 … log N; a Δ of 1 instead of 0.01 is enough. "
-        "In a model that trained into this state, give the recurrence its own small learning rate and no weight decay."
-    ),
-    example=(
-        "jrz97619761/test-model-thing issue 3 (https://github.com/jrz97619761/test-model-thing/issues/3): gates start "
-        "at 0.5 and the trained decays stay at about one symbol; an opening bracket 20 bytes back has no effect."
-    ),
+    **page(__doc__),
     thresholds={"share": Threshold(0.75, "share of a layer's channels that forget within a step")},
 )

@@ -1,4 +1,18 @@
-"""SSM406: a recurrent module lacks a tensor that its siblings have."""
+"""SSM406: a recurrent module lacks a tensor that its siblings have.
+
+Formula. A module that has only the telltale tensor of a family found elsewhere in the file, or everything except it; or
+a layer of a selective family that lacks a part (D, conv1d, in_proj …) which at least two and more than half of the
+layers like it have. A Mamba-1 without any D is a warning.
+
+Why it hurts. Loaders that are not strict leave a missing tensor at its initial value, or at uninitialised memory. The
+model runs and returns noise.
+
+What to do. Find the tensor in the source of the conversion under another name, add it to the converter's table, and
+load with strict=True. ssmdiag names the gap as a problem too, because the layer's memory could not be read.
+
+Example. ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): after conversion A_log, D
+and dt are reported as newly initialised, and logits have nothing to do with the original's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -47,7 +61,6 @@ def _examine_alike(evidence: CheckpointEvidence, layers: list[Layer]) -> Iterato
                 count=len(missing),
                 tensor=_join(layer.path, missing[0]),
                 layer=layer.path,
-                family=layer.family.name,
             )
     if layers[0].family.name in ("mamba", "zamba") and not SKIPS & set(counts):
         yield Observation(
@@ -83,21 +96,5 @@ RULE = Rule(
     looks_at="checkpoint",
     examine=examine,
     advice="convert or save the file again: whoever loads it fills the gap with a fresh or an uninitialised tensor.",
-    formula=(
-        "A module that has only the telltale tensor of a family found elsewhere in the file, or everything except it; "
-        "or a layer of a selective family that lacks a part (D, conv1d, in_proj …) which at least two and more "
-        "than half of the layers like it have. A Mamba-1 without any D is a warning."
-    ),
-    why=(
-        "Loaders that are not strict leave a missing tensor at its initial value, or at uninitialised memory. "
-        "The model runs and returns noise."
-    ),
-    fix=(
-        "Find the tensor in the source of the conversion under another name, add it to the converter's table, and load "
-        "with strict=True. ssmdiag names the gap as a problem too, because the layer's memory could not be read."
-    ),
-    example=(
-        "ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): after conversion A_log, D "
-        "and dt are reported as newly initialised, and logits have nothing to do with the original's."
-    ),
+    **page(__doc__),
 )

@@ -1,4 +1,19 @@
-"""SSM202: a whole layer forgets nothing within the context."""
+"""SSM202: a whole layer forgets nothing within the context.
+
+Formula. mean of K_t² over T/2 ≤ t < T, divided by its mean over 0 ≤ t < T, at least the threshold in every channel: 1
+for a flat kernel, 0.95 for e^{−rt} with rT = 0.1. Where B and C depend on the input, K is the retention, mean |λ̄|^t
+with the gates at their bias, and the finding is a note unless |A| is so small that even Δ = 1 forgets as little. RetNet
+and Lightning attention have such layers by design and are left out.
+
+Why it hurts. The state is a running sum: it grows with the length of the input, overflows 16-bit arithmetic, and what
+comes after a longer context than in training is unlike anything the next layer has seen.
+
+What to do. Go back to a checkpoint before the rates fell to zero. A map whose gradient does not vanish there, such as
+`best` (arXiv 2311.14495), comes back by itself; a clamp on A stops the drift but has no gradient.
+
+Example. state-spaces/mamba PR 996 (https://github.com/state-spaces/mamba/pull/996): A_log drifts to −∞ over hundreds of
+epochs, the layer becomes a pure accumulator and fp16 overflows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +21,7 @@ import math
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context, page
 
 SHORTEST = 8
 """Steps of context below which a flat kernel and a slow one look alike."""
@@ -84,23 +99,6 @@ RULE = Rule(
     examine=examine,
     lacks=lacks_context,
     advice="trace its rates over training (`ssmdiag compare`); give the recurrence a smaller learning rate.",
-    formula=(
-        "mean of K_t² over T/2 ≤ t < T, divided by its mean over 0 ≤ t < T, at least the threshold in every channel: 1 "
-        "for a flat kernel, 0.95 for e^{−rt} with rT = 0.1. Where B and C depend on the input, K is the "
-        "retention, mean |λ̄|^t with the gates at their bias, and the finding is a note unless |A| is so small "
-        "that even Δ = 1 forgets as little. RetNet and Lightning attention have such layers by design and are left out."
-    ),
-    why=(
-        "The state is a running sum: it grows with the length of the input, overflows 16-bit arithmetic, and what "
-        "comes after a longer context than in training is unlike anything the next layer has seen."
-    ),
-    fix=(
-        "Go back to a checkpoint before the rates fell to zero. A map whose gradient does not vanish there, such as "
-        "`best` (arXiv 2311.14495), comes back by itself; a clamp on A stops the drift but has no gradient."
-    ),
-    example=(
-        "state-spaces/mamba PR 996 (https://github.com/state-spaces/mamba/pull/996): A_log drifts to −∞ over hundreds "
-        "of epochs, the layer becomes a pure accumulator and fp16 overflows."
-    ),
+    **page(__doc__),
     thresholds={"kept": Threshold(0.95, "power of the kernel late in the context, over its mean power")},
 )

@@ -1,4 +1,22 @@
-"""SSM102: modes that do not decay within the context."""
+"""SSM102: modes that do not decay within the context.
+
+Formula. e^{−rT} > 0.9 over the context T, r = −Re ℓ in nats per step; whatever T, r ≤ 2⁻²⁵, where e^{−r} is 1 in
+float32, and |λ̄| = 1 exactly.
+
+Why it hurts. Such a mode is a sum of all inputs so far: it cannot tell old from new, and its state grows with the
+length of the sequence: longer inputs than those of training drive the model into states it has never seen. Under an
+exponential map its gradient is as small as its rate, and it does not come back by itself.
+
+What to do. Initialise Δ so that the slowest time constants are about the context, not a multiple of it (S4: Δ_min about
+1/T). Exempt the decay's weights from what pushes them there; `ssmdiag compare` shows the step at which they left. A
+clamp on the rate stops the drift, but a mode on the clamp has no gradient at all (SSM103); `best` and `heavy-tail` have
+neither fault. Conservative models (LinOSS-IMEX) and fixed decays (RetNet, lightning attention) do not decay by design
+and are left out. Selective models are read at the gates' bias and get a note, unless the rate itself is too small for
+any Δ up to 1.
+
+Example. state-spaces/mamba PR 996 (https://github.com/state-spaces/mamba/pull/996): A_log drifts to −∞ and turns the
+state into a pure accumulator.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.recurrence.maps import find_map
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -91,27 +109,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="start from shorter time constants, or train on under a map whose gradient still reaches these modes.",
-    formula=(
-        "e^{−rT} > 0.9 over the context T, r = −Re ℓ in nats per step; whatever T, r ≤ 2⁻²⁵, where e^{−r} is 1 in "
-        "float32, and |λ̄| = 1 exactly."
-    ),
-    why=(
-        "Such a mode is a sum of all inputs so far: it cannot tell old from new, and its state grows with the length "
-        "of the sequence: longer inputs than those of training drive the model into states it has never seen. Under an "
-        "exponential map its gradient is as small as its rate, and it does not come back by itself."
-    ),
-    fix=(
-        "Initialise Δ so that the slowest time constants are about the context, not a multiple of it (S4: Δ_min about "
-        "1/T). Exempt the decay's weights from what pushes them there; `ssmdiag compare` shows the step at which they "
-        "left. A clamp on the rate stops the drift, but a mode on the clamp has no gradient at all "
-        "(SSM103); `best` and `heavy-tail` have neither fault. Conservative models (LinOSS-IMEX) and fixed decays "
-        "(RetNet, lightning attention) do not decay by design and are left out. Selective models are read at the "
-        "gates' bias and get a note, unless the rate itself is too small for any Δ up to 1."
-    ),
-    example=(
-        "state-spaces/mamba PR 996 (https://github.com/state-spaces/mamba/pull/996): A_log drifts to −∞ and turns the "
-        "state into a pure accumulator."
-    ),
+    **page(__doc__),
     thresholds={
         "kept": Threshold(0.9, "share of its state that a mode still holds after the whole context"),
         "share": Threshold(0.5, "share of a layer's modes that hold it, above which the layer is reported"),

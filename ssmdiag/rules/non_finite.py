@@ -1,4 +1,15 @@
-"""SSM401: NaN or infinity in a recurrent layer."""
+"""SSM401: NaN or infinity in a recurrent layer.
+
+Formula. any value w of a recurrent layer's tensors with w ∉ ℝ.
+
+Why it hurts. One such weight makes every output that its channel reaches NaN, and the next gradient step spreads it.
+
+What to do. Resume from the last finite checkpoint. Where the file has just been converted or loaded, look for an
+initialiser that runs a second time on loaded weights, and for tensors that were never filled.
+
+Example. fla-org/flash-linear-attention PR 754 (https://github.com/fla-org/flash-linear-attention/pull/754): a second
+initialisation took the logarithm of a loaded A_log.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +17,7 @@ from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import PLAIN, LayerEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.rules.interface import Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
@@ -50,14 +61,5 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="find the last checkpoint without it and look at the step after it.",
-    formula="any value w of a recurrent layer's tensors with w ∉ ℝ.",
-    why="One such weight makes every output that its channel reaches NaN, and the next gradient step spreads it.",
-    fix=(
-        "Resume from the last finite checkpoint. Where the file has just been converted or loaded, look for an "
-        "initialiser that runs a second time on loaded weights, and for tensors that were never filled."
-    ),
-    example=(
-        "fla-org/flash-linear-attention PR 754 (https://github.com/fla-org/flash-linear-attention/pull/754): a second "
-        "initialisation took the logarithm of a loaded A_log."
-    ),
+    **page(__doc__),
 )

@@ -1,4 +1,19 @@
-"""SSM304: projections or convolutions that steer the memory are quantised or packed."""
+"""SSM304: projections or convolutions that steer the memory are quantised or packed.
+
+Formula. A tensor that a selective family computes its decays, B or C with (dt_proj, x_proj, in_proj, gates, conv1d:
+those of `compare --strict`) has an integer, float8, float4 or block type, or is stored as codes with scales beside them
+(bitsandbytes, GPTQ, AWQ, compressed-tensors, GGUF). A warning for a convolution, a note for the others.
+
+Why it hurts. The decay of a token is softplus of a projection of it, so rounding the projection moves every token's
+decay. The nominal point, read from A and Δ's bias alone, cannot show it. A depthwise convolution has four weights a
+channel, whose rounding errors do not average out as those of a row of thousands do.
+
+What to do. Exclude conv1d, dt_proj and x_proj from quantisation (modules_to_not_convert and the like); they are under a
+hundredth of the model. Then compare the two models' outputs on long text.
+
+Example. llama.cpp's converter (https://github.com/ggml-org/llama.cpp) keeps ssm_conv1d, ssm_a, ssm_d and Δ's bias in 32
+bits, whatever type it gives the rest of the file.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +24,7 @@ from typing import TYPE_CHECKING
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.families.layer import is_number
 from ssmdiag.families.packed import packed_with
-from ssmdiag.rules.interface import Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule, page
 from ssmdiag.rules.quantised_recurrence import EIGHT_BITS
 
 if TYPE_CHECKING:
@@ -31,7 +46,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             why = "four taps a channel have no average to hide rounding in"
             yield _observation(layer, convolutions, packed, why)
         if projections:
-            why = "the decays of single tokens cannot be vouched for, only those at the gates' bias"
+            why = "the decays of single tokens are not known, only those at the gates' bias"
             seen = _observation(layer, projections, packed, why)
             yield replace(seen, severity="note", advice="compare it with the checkpoint it came from on real text.")
 
@@ -44,7 +59,6 @@ def _observation(layer: Layer, weights: list[str], packed: dict[str, str], why: 
         threshold=0.0,
         tensor=layer.full_name(weights[0]),
         layer=layer.path,
-        family=layer.family.name,
     )
 
 
@@ -78,23 +92,5 @@ RULE = Rule(
     looks_at="checkpoint",
     examine=examine,
     advice="leave conv1d out when quantising: it is smaller than its scales save.",
-    formula=(
-        "A tensor that a selective family computes its decays, B or C with (dt_proj, x_proj, in_proj, gates, conv1d: "
-        "those of `compare --strict`) has an integer, float8, float4 or block type, or is stored as codes with scales "
-        "beside them (bitsandbytes, GPTQ, AWQ, compressed-tensors, GGUF). A warning for a convolution, a note for the "
-        "others."
-    ),
-    why=(
-        "The decay of a token is softplus of a projection of it, so rounding the projection moves every token's decay. "
-        "The nominal point, read from A and Δ's bias alone, cannot show it. A depthwise convolution has four weights a "
-        "channel, whose rounding errors do not average out as those of a row of thousands do."
-    ),
-    fix=(
-        "Exclude conv1d, dt_proj and x_proj from quantisation (modules_to_not_convert and the like); they are under a "
-        "hundredth of the model. Then compare the two models' outputs on long text."
-    ),
-    example=(
-        "llama.cpp's converter (https://github.com/ggml-org/llama.cpp) keeps ssm_conv1d, ssm_a, ssm_d and Δ's bias in "
-        "32 bits, whatever type it gives the rest of the file."
-    ),
+    **page(__doc__),
 )

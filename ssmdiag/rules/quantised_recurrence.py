@@ -1,4 +1,18 @@
-"""SSM303: recurrent tensors that are quantised or packed."""
+"""SSM303: recurrent tensors that are quantised or packed.
+
+Formula. a tensor that the recurrence is read from has an integer dtype (int8, uint8, packed int4), or float8 or float4,
+with scales beside it or without.
+
+Why it hurts. Projections average the rounding of many weights; a decay is one weight, applied at every step, and its
+error grows with the context. In eight bits float8_e4m3 moves A_log by up to a sixteenth, e^{β} − 1 of the time
+constant, and an int8 grid over a tensor sends small rates to 0.
+
+What to do. Exclude A, Δ's bias and the step's projection from quantisation (modules_to_not_convert and the like), and
+convert again from the full checkpoint. ssmdiag does not undo quantisation: give it the original checkpoint.
+
+Example. state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in which,
+of all tensors, A suffers most from quantisation and breaks under 8 bits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +21,7 @@ from collections.abc import Iterator
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import LayerError
 from ssmdiag.families.layer import Layer, is_number
-from ssmdiag.rules.interface import Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 EIGHT_BITS = ("float8", "float4")
 
@@ -53,7 +67,6 @@ def _observation(layer: Layer, names: list[str], error: LayerError | None) -> Ob
         threshold=0.0,
         tensor=names[0],
         layer=layer.path,
-        family=layer.family.name,
     )
 
 
@@ -65,22 +78,5 @@ RULE = Rule(
     looks_at="checkpoint",
     examine=examine,
     advice="leave the recurrence out when quantising: it is a tiny part of the model and carries all of its memory.",
-    formula=(
-        "a tensor that the recurrence is read from has an integer dtype (int8, uint8, packed int4), or float8 or "
-        "float4, with scales beside it or without."
-    ),
-    why=(
-        "Projections average the rounding of many weights; a decay is one weight, applied at every step, and its error "
-        "grows with the context. In eight bits float8_e4m3 moves A_log by up to a sixteenth, e^{β} − 1 of the time "
-        "constant, and an int8 grid over a tensor sends small rates to 0."
-    ),
-    fix=(
-        "Exclude A, Δ's bias and the step's projection from quantisation (modules_to_not_convert and the like), and "
-        "convert again from the full checkpoint. ssmdiag does not undo quantisation: give it the original "
-        "checkpoint."
-    ),
-    example=(
-        "state-spaces/mamba issue 133 (https://github.com/state-spaces/mamba/issues/133): a comment cites work in "
-        "which, of all tensors, A suffers most from quantisation and breaks under 8 bits."
-    ),
+    **page(__doc__),
 )

@@ -1,4 +1,22 @@
-"""SSM403: Δ is a fresh random draw, in all layers or some, although the rest of the model was trained."""
+"""SSM403: Δ is a fresh random draw, in all layers or some, although the rest of the model was trained.
+
+Formula. Fresh: log softplus(b) uniform in [log Δ_min, log Δ_max], with hard ends. Moved by a normal σ, a share
+2σ/(√(2π) log(Δ_max/Δ_min)) of the values is outside. σ is assumed to be `movement` times the spread that the norms have
+gained; in our own trainings b moved one to three times as far as the norms. Fires where that predicts at least
+`expected` values outside, none is, and Kolmogorov–Smirnov does not reject the uniform distribution; the probability of
+that by chance is e^−expected. The values of all layers are pooled. Where some have left the range, layers with no value
+outside are compared with the share outside in the others.
+
+Why it hurts. The step decides how long each channel remembers. After a random redraw every channel writes and reads
+what it did before, but holds it for another time: the text turns to filler, and no shape or dtype is wrong.
+
+What to do. Load the file again and compare the tensors in memory with those on disk, name by name, dt_bias and out_proj
+above all. Where the bias really was left out of training (frozen, or in no parameter group), ignore this rule in the
+configuration.
+
+Example. transformers PR 45591 (https://github.com/huggingface/transformers/pull/45591): Nemotron-H's dt_bias and
+out_proj were overwritten with fresh random values after loading.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +29,7 @@ from ssmdiag.errors import LayerError
 from ssmdiag.families.initialisations import frozen_on_purpose, usual_step
 from ssmdiag.families.layer import Layer
 from ssmdiag.recurrence.maps import softplus
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 from ssmdiag.rules.uniformity import uniform_p_value
 
 if TYPE_CHECKING:
@@ -54,7 +72,6 @@ def _some_layers(draws: list[_Draw], distance: float, limits: Limits) -> Iterato
                 threshold=limits["expected"],
                 tensor=draw.name,
                 layer=draw.layer,
-                family=draw.family,
             )
     few = [draw for draw in inside if outside / (values - len(draw.position)) * len(draw.position) < limits["expected"]]
     if few and _too_many(few, draws, outside / values):
@@ -105,7 +122,6 @@ class _Draw(NamedTuple):
     """One bias of Δ, as places in the range it may have been drawn from."""
 
     layer: str
-    family: str
     name: str
     position: Tensor
     """(log Δ − log Δ_min)/(log Δ_max − log Δ_min): uniform in [0, 1] if fresh."""
@@ -134,9 +150,7 @@ def _draws(layer: Layer) -> Iterator[_Draw]:
         dtype = layer.stored(local).dtype
         below, above = (_rounding(math.log(math.expm1(end)), dtype) for end in (low, high))
         outside = int(((position < -below / width) | (position > 1 + above / width) | position.isnan()).sum())
-        yield _Draw(
-            layer.path, layer.family.name, layer.names[local], position, (low, high), width, (below, above), outside
-        )
+        yield _Draw(layer.path, layer.names[local], position, (low, high), width, (below, above), outside)
 
 
 def _rounding(value: float, dtype: str) -> float:
@@ -160,27 +174,7 @@ RULE = Rule(
     looks_at="checkpoint",
     examine=examine,
     advice="compare the tensor with the file it was converted or loaded from: an initialiser may have run after it.",
-    formula=(
-        "Fresh: log softplus(b) uniform in [log Δ_min, log Δ_max], with hard ends. Moved by a normal σ, a share "
-        "2σ/(√(2π) log(Δ_max/Δ_min)) of the values is outside. σ is assumed to be `movement` times the spread that the "
-        "norms have gained; in our own trainings b moved one to three times as far as the norms. Fires where that "
-        "predicts at least `expected` values outside, none is, and Kolmogorov–Smirnov does not reject the uniform "
-        "distribution; the probability of that by chance is e^−expected. The values of all layers are pooled. Where "
-        "some have left the range, layers with no value outside are compared with the share outside in the others."
-    ),
-    why=(
-        "The step decides how long each channel remembers. After a random redraw every channel writes and reads what "
-        "it did before, but holds it for another time: the text turns to filler, and no shape or dtype is wrong."
-    ),
-    fix=(
-        "Load the file again and compare the tensors in memory with those on disk, name by name, dt_bias and out_proj "
-        "above all. Where the bias really was left out of training (frozen, or in no parameter group), ignore this "
-        "rule in the configuration."
-    ),
-    example=(
-        "transformers PR 45591 (https://github.com/huggingface/transformers/pull/45591): Nemotron-H's dt_bias and "
-        "out_proj were overwritten with fresh random values after loading."
-    ),
+    **page(__doc__),
     thresholds={
         "movement": Threshold(1 / 3, "how far b moves for each unit by which the norms have spread"),
         "expected": Threshold(14.0, "expected values outside the range from which their absence is evidence"),

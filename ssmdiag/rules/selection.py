@@ -32,8 +32,9 @@ class Selection:
 
     def examine_checkpoint(self, evidence: CheckpointEvidence, problems: list[str]) -> Iterator[Finding]:
         """Yield what the checkpoint rules find; `problems` names each rule that fails."""
+        families: dict[str | None, str] = {layer.path: layer.family.name for layer in evidence.recognition.layers}
         for rule, seen in self._observations("checkpoint", evidence, evidence.checkpoint.path.name, problems):
-            yield from self._found(rule, seen, seen.layer, seen.family)
+            yield from self._found(rule, seen, seen.layer, seen.family or families.get(seen.layer))
 
     def not_judged(self, evidence: CheckpointEvidence) -> dict[str, str]:
         """Return what the checkpoint lacks, by the code of each rule that could not judge it."""
@@ -55,20 +56,8 @@ class Selection:
     def _found(self, rule: Rule, seen: Observation, layer: str | None, family: str | None) -> Iterator[Finding]:
         if any(rule.code in codes and fnmatchcase(layer or "", glob) for glob, codes in self.layer_ignores.items()):
             return
-        yield Finding(
-            code=rule.code,
-            rule=rule.name,
-            severity=seen.severity or rule.severity,
-            layer=layer,
-            family=family,
-            tensor=seen.tensor,
-            count=seen.count,
-            of=seen.of,
-            value=seen.value,
-            threshold=seen.threshold,
-            message=seen.message,
-            advice=seen.advice or rule.advice,
-        )
+        own = {"layer": layer, "family": family, "severity": seen.severity or rule.severity}
+        yield Finding(code=rule.code, rule=rule.name, **{**vars(seen), **own, "advice": seen.advice or rule.advice})
 
 
 def select_rules(

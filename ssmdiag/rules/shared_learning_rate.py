@@ -1,4 +1,18 @@
-"""SSM502: the recurrence has the learning rate of the other weights, though its code asks for a smaller one."""
+"""SSM502: the recurrence has the learning rate of the other weights, though its code asks for a smaller one.
+
+Formula. The group that holds A or Δ of an S4, S4D, DSS, S5 or LRU layer holds other weights too, and its learning rate
+(before the schedule, where the state says it) is above the threshold. state-spaces/s4 tags A, B and Δ with min(lr,
+0.001) and no weight decay; S5 and LRU train them with a smaller rate and a second optimiser.
+
+Why it hurts. A step of η in log Δ or log A changes every time constant by a factor e^η at once. At learning rates that
+suit projections, time scales jump, modes reach the stability boundary, and the loss becomes NaN.
+
+What to do. Collect parameters with an `_optim` attribute into groups of their own, as example.py of state-spaces/s4
+does, before the optimiser is built; in JAX, label the tree and use a multi-transform.
+
+Example. srush/annotated-s4 issue 16 (https://github.com/srush/annotated-s4/issues/16): the fixed small learning rate
+and the missing weight decay of the original were not respected.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +21,7 @@ from collections.abc import Iterator
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
 from ssmdiag.rules.decayed_recurrence import DECAYED
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer, page
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -22,7 +36,6 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         for layer in evidence.recognition.layers
         if "slow recurrence" in layer.family.traits
     }
-    family = {layer.path: layer.family.name for layer in evidence.recognition.layers}
     slow = {name for names in recurrent.values() for name in names}
     for group in groups:
         rate = group.initial_learning_rate or group.learning_rate or 0.0
@@ -44,7 +57,6 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
                     threshold=limits["rate"],
                     tensor=held[0],
                     layer=path,
-                    family=family[path],
                 )
 
 
@@ -65,22 +77,6 @@ RULE = Rule(
     examine=examine,
     lacks=lacks_optimizer,
     advice="group parameters by the `_optim` tags of the code, or give A and Δ their own group at 0.001.",
-    formula=(
-        "The group that holds A or Δ of an S4, S4D, DSS, S5 or LRU layer holds other weights too, and its learning "
-        "rate (before the schedule, where the state says it) is above the threshold. state-spaces/s4 tags A, B and Δ "
-        "with min(lr, 0.001) and no weight decay; S5 and LRU train them with a smaller rate and a second optimiser."
-    ),
-    why=(
-        "A step of η in log Δ or log A changes every time constant by a factor e^η at once. At learning rates that "
-        "suit projections, time scales jump, modes reach the stability boundary, and the loss becomes NaN."
-    ),
-    fix=(
-        "Collect parameters with an `_optim` attribute into groups of their own, as example.py of state-spaces/s4 "
-        "does, before the optimiser is built; in JAX, label the tree and use a multi-transform."
-    ),
-    example=(
-        "srush/annotated-s4 issue 16 (https://github.com/srush/annotated-s4/issues/16): the fixed small learning rate "
-        "and the missing weight decay of the original were not respected."
-    ),
+    **page(__doc__),
     thresholds={"rate": Threshold(1e-3, "largest learning rate at which S4's code trains A and Δ")},
 )

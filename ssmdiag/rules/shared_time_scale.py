@@ -1,4 +1,21 @@
-"""SSM205: the modes of a channel share one time scale."""
+"""SSM205: the modes of a channel share one time scale.
+
+Formula. Per channel s = max(σ(r)/mean(r), σ(ω)/mean|ω|) over its modes, r the rates and ω the frequencies; real modes
+have the first alone. Fires where s is below the threshold in most channels of a layer with four modes or more. Heads
+with one mode (Mamba-2) and keys of a matrix memory (RWKV, GLA) are no modes in this sense. Published initialisations
+have s = 0.54 (A = 1 … 16), 0.15 (Mega), and above 0.5 in frequency (S4D).
+
+Why it hurts. N exponentials of one rate span one dimension, not N: the state costs N times what it holds. In exact
+arithmetic nearly equal rates can still tell N lags apart, but with huge coefficients that cancel, which 16-bit
+arithmetic cannot represent.
+
+What to do. Initialise A_log to log 1 … log N (or A to the spectrum of HiPPO) and keep weight decay off it, which pulls
+every A_log towards 0 and so every rate to 1. In a trained model the modes do not separate by themselves: they receive
+nearly the same gradient. Retrain, or prune the state to the dimensions it spans.
+
+Example. The trained Mamba inside typeseg 0.2.7 (https://pypi.org/project/typeseg/) has 16 modes a channel within 2.4 to
+3.2 % of one rate in all six blocks: A_log stayed near 0 and was never log 1 … log 16.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,26 +73,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="start A at log 1 … log N (S4D-Real) or another spread of time scales; check that no wrapper resets it.",
-    formula=(
-        "Per channel s = max(σ(r)/mean(r), σ(ω)/mean|ω|) over its modes, r the rates and ω the frequencies; real modes "
-        "have the first alone. Fires where s is below the threshold in most channels of a layer with four modes or "
-        "more. Heads with one mode (Mamba-2) and keys of a matrix memory (RWKV, GLA) are no modes in this sense. "
-        "Published initialisations have s = 0.54 (A = 1 … 16), 0.15 (Mega), and above 0.5 in frequency (S4D)."
-    ),
-    why=(
-        "N exponentials of one rate span one dimension, not N: the state costs N times what it holds. In exact "
-        "arithmetic nearly equal rates can still tell N lags apart, but with huge coefficients that cancel, which "
-        "16-bit arithmetic cannot represent."
-    ),
-    fix=(
-        "Initialise A_log to log 1 … log N (or A to the spectrum of HiPPO) and keep weight decay off it, which pulls "
-        "every A_log towards 0 and so every rate to 1. In a trained model the modes do not separate by themselves: "
-        "they receive nearly the same gradient. Retrain, or prune the state to the dimensions it spans."
-    ),
-    example=(
-        "The trained Mamba inside typeseg 0.2.7 (https://pypi.org/project/typeseg/) has 16 modes a channel within "
-        "2.4 to 3.2 % of one rate in all six blocks: A_log stayed near 0 and was never log 1 … log 16."
-    ),
+    **page(__doc__),
     thresholds={
         "spread": Threshold(0.1, "σ/mean of rates and of frequencies over the modes of a channel"),
         "share": Threshold(0.5, "share of a layer's channels that must be under it"),

@@ -1,4 +1,19 @@
-"""SSM201: all layers together remember far less than the context."""
+"""SSM201: all layers together remember far less than the context.
+
+Formula. Σ over layers of the longest horizon H < share × T. H is the lag after which 1 % of the energy of a channel's
+kernel is left (of the retention, where the input decides B and C); T is the context, from config.json or --length.
+Stacked layers reach at most as far as their horizons together. Models with attention are left out; selective ones are
+read with their gates at the bias, and the finding is a note.
+
+Why it hurts. The start of the context cannot influence its end, whatever the model has learnt: tokens beyond the reach
+cost time and change nothing, and scores stop improving with longer inputs.
+
+What to do. Retrain with dt_min below 1/T (S4 and its descendants), an LRU ring with 1 − r_max under 1/T, or larger
+forget biases. Training alone hardly lengthens memory (arXiv 2510.00563): start long.
+
+Example. state-spaces/mamba issue 7 (https://github.com/state-spaces/mamba/issues/7): models trained at 2k are good to
+about 3k tokens and then get worse.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context, page
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
@@ -78,24 +93,7 @@ RULE = Rule(
     examine=examine,
     lacks=lacks_context,
     advice="shorten the context, or retrain from longer time scales (a smaller dt_min, rates spread over decades).",
-    formula=(
-        "Σ over layers of the longest horizon H < share × T. H is the lag after which 1 % of the energy of a channel's "
-        "kernel is left (of the retention, where the input decides B and C); T is the context, from config.json or "
-        "--length. Stacked layers reach at most as far as their horizons together. Models with attention are left "
-        "out; selective ones are read with their gates at the bias, and the finding is a note."
-    ),
-    why=(
-        "The start of the context cannot influence its end, whatever the model has learnt: tokens beyond the reach "
-        "cost time and change nothing, and scores stop improving with longer inputs."
-    ),
-    fix=(
-        "Retrain with dt_min below 1/T (S4 and its descendants), an LRU ring with 1 − r_max under 1/T, or larger "
-        "forget biases. Training alone hardly lengthens memory (arXiv 2510.00563): start long."
-    ),
-    example=(
-        "state-spaces/mamba issue 7 (https://github.com/state-spaces/mamba/issues/7): models trained at 2k are good to "
-        "about 3k tokens and then get worse."
-    ),
+    **page(__doc__),
     thresholds={"share": Threshold(0.1, "sum of the layers' longest horizons, as a share of the context")},
     worse="lower",
 )

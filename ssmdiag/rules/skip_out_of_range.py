@@ -1,4 +1,17 @@
-"""SSM407: the skip D holds no trained values."""
+"""SSM407: the skip D holds no trained values.
+
+Formula. y = C h + D x. |D| above the threshold (published models start at 1 or N(0, 1), and training moves D by a few
+units), or D = 0 throughout while norms beside it are no longer constant. NaN and infinity are SSM401.
+
+Why it hurts. D passes the input straight to the output. Garbage of 10¹⁷ drowns everything else or overflows to NaN;
+zeros cut the direct path that every layer above was trained with.
+
+What to do. Write D from the original checkpoint. In online reloads, compare every tensor after the reload with what was
+sent: one that no loader claims keeps the memory it was allocated in.
+
+Example. prime-rl PR 2714 (https://github.com/PrimeIntellect-ai/prime-rl/pull/2714): an online reload dropped mixer.D of
+every Mamba layer, which then read NaN, infinity or values around 1e17.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +19,7 @@ import re
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 SKIP = re.compile(r"D|Ds|D_b|D\.\d+|ssm_k_D|ssm_d|omega|residual_weight")
 """D under its local names; Mega calls it ω."""
@@ -66,21 +79,6 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="load the file again and compare D with its source: it was never written.",
-    formula=(
-        "y = C h + D x. |D| above the threshold (published models start at 1 or N(0, 1), and training moves D by a few "
-        "units), or D = 0 throughout while norms beside it are no longer constant. NaN and infinity are SSM401."
-    ),
-    why=(
-        "D passes the input straight to the output. Garbage of 10¹⁷ drowns everything else or overflows to NaN; zeros "
-        "cut the direct path that every layer above was trained with."
-    ),
-    fix=(
-        "Write D from the original checkpoint. In online reloads, compare every tensor after the reload with what was "
-        "sent: one that no loader claims keeps the memory it was allocated in."
-    ),
-    example=(
-        "prime-rl PR 2714 (https://github.com/PrimeIntellect-ai/prime-rl/pull/2714): an online reload "
-        "dropped mixer.D of every Mamba layer, which then read NaN, infinity or values around 1e17."
-    ),
+    **page(__doc__),
     thresholds={"largest": Threshold(1e4, "largest plausible |D|; it multiplies normalised inputs")},
 )

@@ -1,4 +1,21 @@
-"""SSM105: slow modes at which the loss is far too steep in their weight."""
+"""SSM105: slow modes at which the loss is far too steep in their weight.
+
+Formula. |∂λ̄/∂w|/(1 − |λ̄|)² over the slowest 1 % of modes, P1 (arXiv 2311.14495, Theorem 3.6) in discrete form: τ |∂
+log r/∂w|, τ = 1/r in steps. It is τ under exp, at most τ under softplus and sigmoid, τ²Δ under direct, 2√(τ − 1/2)
+under best, 1 under heavy-tail. Where the context T is known, it is multiplied by the share that T steps see, 1 − (1 +
+T/τ) e^{−T/τ}.
+
+Why it hurts. The loss moves with a weight at most in proportion to this number. Where it is large for the slow modes
+and small for the rest, one learning rate cannot suit both: a step that trains the fast modes throws the slow ones
+across the boundary or far back, and the loss explodes.
+
+What to do. Give the recurrence a smaller learning rate than the rest, clip its gradient separately, or reparametrise:
+`ssmdiag retrain --param best` compares the maps on the same seeds. Selective models get a note: their time constants
+move with the input, and this is their value at the gates' bias.
+
+Example. state-spaces/mamba PR 962 (https://github.com/state-spaces/mamba/pull/962): Mamba-3's A goes from softplus to
+heavy-tail after the loss of a 2B model exploded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.recurrence.maps import find_map
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,26 +128,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="lower this weight's learning rate before further training, or use the map best or heavy-tail.",
-    formula=(
-        "|∂λ̄/∂w|/(1 − |λ̄|)² over the slowest 1 % of modes, P1 (arXiv 2311.14495, Theorem 3.6) in discrete form: τ |∂ "
-        "log r/∂w|, τ = 1/r in steps. It is τ under exp, at most τ under softplus and sigmoid, τ²Δ under direct, 2√(τ "
-        "− 1/2) under best, 1 under heavy-tail. Where the context T is known, it is multiplied by the share that T "
-        "steps see, 1 − (1 + T/τ) e^{−T/τ}."
-    ),
-    why=(
-        "The loss moves with a weight at most in proportion to this number. Where it is large for the slow modes and "
-        "small for the rest, one learning rate cannot suit both: a step that trains the fast modes throws the slow "
-        "ones across the boundary or far back, and the loss explodes."
-    ),
-    fix=(
-        "Give the recurrence a smaller learning rate than the rest, clip its gradient separately, or "
-        "reparametrise: `ssmdiag retrain --param best` compares the maps on the same seeds. Selective models get a "
-        "note: their time constants move with the input, and this is their value at the gates' bias."
-    ),
-    example=(
-        "state-spaces/mamba PR 962 (https://github.com/state-spaces/mamba/pull/962): Mamba-3's A goes from softplus to "
-        "heavy-tail after the loss of a 2B model exploded."
-    ),
+    **page(__doc__),
     thresholds={
         "scale": Threshold(1e6, "gradient scale of the slowest modes, in steps"),
         "slowest": Threshold(0.01, "share of a layer's modes that is looked at, the slowest first"),

@@ -1,15 +1,32 @@
-"""SSM404: the step Δ was never initialised, or by another formula."""
+"""SSM404: the step Δ was never initialised, or by another formula.
+
+Formula. Δ = softplus(b) (Mamba and the like) or exp(b) (S4, S5, DSS). Fires where all Δ of a layer are equal, or all
+lie on one side of [Δ_min, Δ_max] and the standard deviation of log Δ is below the threshold. A log-uniform start in
+[0.001, 0.1] (arXiv 2206.12037, 2312.00752) spreads log Δ by 1.33; training moves channels apart, not together, so a
+narrow distribution outside was never inside. Δ_min and Δ_max are those of the settings, where given.
+
+Why it hurts. With dt_bias = 0 the step is 0.69 and with dt_bias = 1 it is 1.31, up to a thousand times the usual one.
+Every mode then forgets within a step or two wherever the input does not hold the gate shut, and all channels share that
+one time scale.
+
+What to do. Set b = Δ + log(1 − exp(−Δ)) with Δ log-uniform in [0.001, 0.1] before training, and check that nothing
+overwrites the bias afterwards: wrappers that initialise every Linear, `reset_parameters` on a meta device, or a mixer
+that is used outside its model class. In a loaded file, compare the tensor with its source.
+
+Example. transformers issue 43717 (https://github.com/huggingface/transformers/issues/43717): dt_bias is all ones if the
+mixer is used alone. athms/mad-lab issue 3 (https://github.com/athms/mad-lab/issues/3): a wrapper initialised dt_proj a
+second time. The Mamba inside typeseg 0.2.7 kept Δ between 0.63 and 0.77.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.families.initialisations import log_uniform_step, usual_step
 from ssmdiag.recurrence.maps import MAPS
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,28 +86,7 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="was the initialisation of Δ applied? Check what the file was made from before training on.",
-    formula=(
-        "Δ = softplus(b) (Mamba and the like) or exp(b) (S4, S5, DSS). Fires where all Δ of a layer are equal, or all "
-        "lie on one side of [Δ_min, Δ_max] and the standard deviation of log Δ is below the threshold. A log-uniform "
-        f"start in [0.001, 0.1] (arXiv 2206.12037, 2312.00752) spreads log Δ by {math.log(100) / math.sqrt(12):.2f}; "
-        "training moves channels apart, not together, so a narrow distribution outside was never inside. Δ_min and "
-        "Δ_max are those of the settings, where given."
-    ),
-    why=(
-        "With dt_bias = 0 the step is 0.69 and with dt_bias = 1 it is 1.31, up to a thousand times the usual one. "
-        "Every mode then forgets within a step or two wherever the input does not hold the gate shut, and all "
-        "channels share that one time scale."
-    ),
-    fix=(
-        "Set b = Δ + log(1 − exp(−Δ)) with Δ log-uniform in [0.001, 0.1] before training, and check that nothing "
-        "overwrites the bias afterwards: wrappers that initialise every Linear, `reset_parameters` on a meta device, "
-        "or a mixer that is used outside its model class. In a loaded file, compare the tensor with its source."
-    ),
-    example=(
-        "transformers issue 43717 (https://github.com/huggingface/transformers/issues/43717): dt_bias is all ones if "
-        "the mixer is used alone. athms/mad-lab issue 3 (https://github.com/athms/mad-lab/issues/3): a wrapper "
-        "initialised dt_proj a second time. The Mamba inside typeseg 0.2.7 kept Δ between 0.63 and 0.77."
-    ),
+    **page(__doc__),
     thresholds={
         "spread": Threshold(0.5, "standard deviation of log Δ over a layer, in nats, under which Δ is one value"),
     },

@@ -1,11 +1,23 @@
-"""SSM101: modes that grow."""
+"""SSM101: modes that grow.
+
+Formula. |λ̄| = e^{Re ℓ} > 1, where h_k = λ̄ h_{k−1} + B̄ x_k (P1, arXiv 2311.14495, §2).
+
+Why it hurts. The state grows as |λ̄|^k until it overflows: the loss turns to NaN on inputs longer than those seen in
+training, or at once. A map that keeps Re λ < 0 (exp, softplus, best) excludes this; a direct weight does not.
+
+What to do. Resume from the last checkpoint without such modes under a stable reparameterisation, or lower the learning
+rate of the recurrence. `ssmdiag compare` on the run's checkpoints shows when the modes crossed.
+
+Example. OpenGVLab/Vision-RWKV issue 21 (https://github.com/OpenGVLab/Vision-RWKV/issues/21): exp(w) in place of
+exp(−exp(w)) leaves the decay unbounded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import LayerEvidence
-from ssmdiag.rules.interface import Limits, Observation, Rule
+from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 NOT_CONVERTED = (
     "convert the model again: ssm_a holds A_log, where llama.cpp reads −exp(A_log). Training did nothing wrong."
@@ -54,17 +66,5 @@ RULE = Rule(
     origin=1.0,
     examine=examine,
     advice="go back to a checkpoint before it crossed, and use a map that cannot cross the boundary.",
-    formula="|λ̄| = e^{Re ℓ} > 1, where h_k = λ̄ h_{k−1} + B̄ x_k (P1, arXiv 2311.14495, §2).",
-    why=(
-        "The state grows as |λ̄|^k until it overflows: the loss turns to NaN on inputs longer than those seen in "
-        "training, or at once. A map that keeps Re λ < 0 (exp, softplus, best) excludes this; a direct weight does not."
-    ),
-    fix=(
-        "Resume from the last checkpoint without such modes under a stable reparameterisation, or lower the learning "
-        "rate of the recurrence. `ssmdiag compare` on the run's checkpoints shows when the modes crossed."
-    ),
-    example=(
-        "OpenGVLab/Vision-RWKV issue 21 (https://github.com/OpenGVLab/Vision-RWKV/issues/21): exp(w) in place of "
-        "exp(−exp(w)) leaves the decay unbounded."
-    ),
+    **page(__doc__),
 )

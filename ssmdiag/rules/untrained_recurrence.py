@@ -1,4 +1,22 @@
-"""SSM402: the recurrence is exactly at its initialisation, in a model that was trained."""
+"""SSM402: the recurrence is exactly at its initialisation, in a model that was trained.
+
+Formula. w = w₀ to rounding, where w₀ is log 1 … log N (Mamba, S4D-Real), one constant (S4, S4D, DSS, S5: Re A = −1/2;
+GLA: 0), or a + b(i/(n − 1))^p (RWKV; p = 1: xLSTM), in at least `share` of the channels, and norms beside it are no
+longer constant. Random starts (Mamba-2, LRU) cannot be recognised like this. Fixed decays (RetNet, Lightning attention)
+are left out. Values rounded to 16 bits on the way are recognised.
+
+Why it hurts. The time scales of the model are those of its initialisation, not those its data need. In a reservoir that
+is intended and no loss (arXiv 2510.00563). Where a converter left the weight out and the loader filled in fresh values,
+the outputs are those of another model.
+
+What to do. Look for trainable=False, requires_grad=False or a parameter group that misses the weight; for pure 16-bit
+training, whose updates of log 16 = 2.77 are lost under 0.008; and for `newly initialized` in the loader's output.
+Ignore this rule for a model frozen on purpose; files of `ssmdiag retrain --freeze` say so themselves and are left out.
+
+Example. vedant-jumle/Mamba-tf issue 2 (https://github.com/vedant-jumle/Mamba-tf/issues/2): A_log was created with
+trainable=False. ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): a converted model
+reports A_log, D and dt as newly initialised.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.families.initialisations import frozen_on_purpose
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,27 +135,6 @@ RULE = Rule(
     looks_at="layer",
     examine=examine,
     advice="check that the weight requires a gradient, is in the optimiser, and was in the file it was loaded from.",
-    formula=(
-        "w = w₀ to rounding, where w₀ is log 1 … log N (Mamba, S4D-Real), one constant (S4, S4D, DSS, S5: Re A = −1/2; "
-        "GLA: 0), or a + b(i/(n − 1))^p (RWKV; p = 1: xLSTM), in at least `share` of the channels, and norms beside it "
-        "are no longer constant. Random starts (Mamba-2, LRU) cannot be recognised like this. Fixed decays "
-        "(RetNet, Lightning attention) are left out. Values rounded to 16 bits on the way are recognised."
-    ),
-    why=(
-        "The time scales of the model are those of its initialisation, not those its data need. In a reservoir that is "
-        "intended and no loss (arXiv 2510.00563). Where a converter left the weight out and the loader filled in "
-        "fresh values, the outputs are those of another model."
-    ),
-    fix=(
-        "Look for trainable=False, requires_grad=False or a parameter group that misses the weight; for pure 16-bit "
-        "training, whose updates of log 16 = 2.77 are lost under 0.008; and for `newly initialized` in the loader's "
-        "output. Ignore this rule for a model frozen on purpose; files of "
-        "`ssmdiag retrain --freeze` say so themselves and are left out."
-    ),
-    example=(
-        "vedant-jumle/Mamba-tf issue 2 (https://github.com/vedant-jumle/Mamba-tf/issues/2): A_log was created with "
-        "trainable=False. ServiceNow/Fast-LLM issue 380 (https://github.com/ServiceNow/Fast-LLM/issues/380): a "
-        "converted model reports A_log, D and dt as newly initialised."
-    ),
+    **page(__doc__),
     thresholds={"share": Threshold(0.5, "share of a layer's channels that are exactly at their start")},
 )

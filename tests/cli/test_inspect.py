@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.terminal import Colour
 from tests.checkpoint.formats.flax_files import S5_TRAIN_STATE
 
 
@@ -157,13 +156,13 @@ def test_families_lists_every_family_and_explains_one(run) -> None:
 def test_colour_follows_the_option_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TERM"):
         monkeypatch.delenv(name, raising=False)
-    assert terminal.colour(Colour.auto, sys.__stdout__) is sys.__stdout__.isatty()
+    assert terminal.colour("auto", sys.__stdout__) is sys.__stdout__.isatty()
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert terminal.colour(Colour.auto)
+    assert terminal.colour("auto")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not terminal.colour(Colour.auto)
-    assert terminal.colour(Colour.always)
-    assert not terminal.colour(Colour.never)
+    assert not terminal.colour("auto")
+    assert terminal.colour("always")
+    assert not terminal.colour("never")
 
 
 def test_width_is_columns_else_eighty(monkeypatch: pytest.MonkeyPatch) -> None:

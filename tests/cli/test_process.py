@@ -100,17 +100,15 @@ def test_odd_sizes_of_the_terminal_count_for_nothing(size: str) -> None:
 @pytest.mark.parametrize("size", ["²", "0", "-5", "999999999", "1e3", ""])
 def test_odd_sizes_do_not_reach_the_reports(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssmdiag.reports import Settings
-    from ssmdiag.reports.check_text import _style
-    from ssmdiag.reports.console import close_console, open_console
+    from ssmdiag.reports.console import Page
 
     monkeypatch.setenv("COLUMNS", size)
     monkeypatch.setenv("LINES", size)
     assert terminal.width() == 80
     settings = Settings(width=terminal.width(), colour=True)
-    console = open_console(settings)
-    console.print("text")
-    assert "text" in close_console(console, settings)
-    assert "text" in _style("text", "bold", settings)
+    page = Page(settings)
+    page.paragraph("text", "bold")
+    assert "\x1b[1mtext" in page.text()
 
 
 @pytest.mark.one_in(3)

@@ -13,7 +13,8 @@ from ssmdiag import known_families
 from ssmdiag.compare.conversion import LayerProof, Outcome, prove_conversion
 from ssmdiag.reports import Settings
 from ssmdiag.reports.compare.conversion import conversion_report
-from ssmdiag.reports.compare.json import conversion_document, render
+from ssmdiag.reports.compare.json import conversion_document
+from ssmdiag.reports.json import render
 from tests.families.synthetic import path_for, state_dict
 from tests.families.test_steering import State, model_states, moved, steered_state, write
 from tests.families.tiny_transformers import TINY, tiny_model

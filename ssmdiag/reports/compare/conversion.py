@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from ssmdiag.compare.conversion import Outcome
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.compare.run import plain_table, write
-from ssmdiag.reports.console import close_console, open_console
+from ssmdiag.reports.console import Column, Page
 from ssmdiag.reports.folding import join_labels, label_layers
 
 if TYPE_CHECKING:
@@ -29,26 +26,19 @@ def conversion_report(proof: ConversionProof, settings: Settings) -> str:
     """Return the report of a conversion, proven or not."""
     proof = printable_record(proof)
     labels = label_layers([layer.a or layer.b or "" for layer in proof.layers])
-    out = open_console(settings)
+    page = Page(settings)
     names = [words.checkpoint_name(path) for path in (proof.a, proof.b)]
     if names[0] == names[1]:
         folders = [printable(Path(path).absolute().parent.name) for path in (proof.a, proof.b)]
         names = [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
-    write(
-        out,
-        f"a {names[0]}  b {names[1]}  {words.plural(len(proof.layers), 'layer')}  {proof.device} {proof.seconds:.1f} s",
-        "bold",
-    )
-    write(out, _answer(proof, labels), "bold green" if proof.proven else "bold red")
-    for problem in proof.problems:
-        write(out, f"not read: {problem}", "red", indent=2)
+    layers = words.plural(len(proof.layers), "layer")
+    page.paragraph(f"a {names[0]}  b {names[1]}  {layers}  {proof.device} {proof.seconds:.1f} s", "bold")
+    page.paragraph(_answer(proof, labels), "bold green" if proof.proven else "bold red")
+    page.problems(proof.problems)
     if not settings.quiet:
-        out.print()
-        out.print(_table(proof, labels, settings))
-        out.print()
-        for remark in _remarks(proof, labels):
-            write(out, remark, "", indent=2)
-    return close_console(out, settings)
+        _write_table(page, proof, labels)
+        page.remarks(_remarks(proof, labels))
+    return page.text()
 
 
 def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
@@ -139,35 +129,36 @@ def _steered_otherwise(differing: Sequence[SteeringDifference], path: str) -> st
     )
 
 
-def _table(proof: ConversionProof, labels: Sequence[str], settings: Settings) -> object:
-    rows = sorted(range(len(labels)), key=lambda i: (proof.layers[i].proven, -_size(proof.layers[i])))
-    shown = sorted(rows if settings.all_layers else rows[:MOST_ROWS])
-    table = plain_table()
-    heads = ["layer", "channels\n× modes", "stored\na, b", "largest difference\nof a mode", "\nof kernels", "\nallowed"]
+def _write_table(page: Page, proof: ConversionProof, labels: Sequence[str]) -> None:
+    order = sorted(range(len(labels)), key=lambda i: (proof.layers[i].proven, -_size(proof.layers[i])))
+    shown = sorted(order if page.settings.all_layers else order[:MOST_ROWS])
+    layers = [proof.layers[i] for i in shown]
+    steering = [layer.steering.compared if layer.steering else () for layer in layers]
     steered = any(layer.steering and layer.steering.compared for layer in proof.layers)
     kernels = not steered or any(layer.kernel for layer in proof.layers)
-    heads[4:5] = ["\nof kernels"] * kernels + ["of what\nsteers it"] * steered
-    for position, head in enumerate(heads):
-        table.add_column(head, justify="left" if position in (0, 2) else "right", no_wrap=True)
-    table.add_column("\nmemory", no_wrap=True)
-    for i in shown:
-        layer = proof.layers[i]
-        stored = layer.dtypes[0] if layer.dtypes[0] == layer.dtypes[1] else ", ".join(layer.dtypes)
-        cells = [
-            labels[i],
-            f"{layer.channels:,} × {layer.modes:,}",
-            stored.replace("bfloat", "bf").replace("float", "f"),
-            _of(layer.spectrum),
-            *[_of(layer.kernel)] * kernels,
-            *[_of(layer.steering.compared[0] if layer.steering and layer.steering.compared else None)] * steered,
-            _small(layer.tolerance) if layer.tolerance else "–",
-            _NOMINAL if layer.outcome is Outcome.NOMINAL else layer.outcome.value,
-        ]
-        table.add_row(*(Text(cell) for cell in cells), style="" if layer.proven else "red")
-    left = len(rows) - len(shown)
-    if left:
-        table.add_row(Text("…"), Text(f"{left} that differ less"))
-    return table
+    columns = [
+        (True, Column("layer", [labels[i] for i in shown], "left")),
+        (True, Column("channels\n× modes", [f"{layer.channels:,} × {layer.modes:,}" for layer in layers])),
+        (True, Column("stored\na, b", [_stored(layer) for layer in layers], "left")),
+        (True, Column("largest difference\nof a mode", [_of(layer.spectrum) for layer in layers])),
+        (kernels, Column("\nof kernels", [_of(layer.kernel) for layer in layers])),
+        (steered, Column("of what\nsteers it", [_of(compared[0] if compared else None) for compared in steering])),
+        (True, Column("\nallowed", [_small(layer.tolerance or None) for layer in layers])),
+        (True, Column("\nmemory", [_memory(layer) for layer in layers], "left")),
+    ]
+    used = [column for is_used, column in columns if is_used]
+    if left := len(order) - len(shown):
+        more = ["…", f"{left} that differ less", *[""] * (len(used) - 2)]
+        used = [column._replace(cells=[*column.cells, cell]) for column, cell in zip(used, more, strict=True)]
+    page.table(used, ["" if layer.proven else "red" for layer in layers] + [""] * bool(left))
+
+
+def _stored(layer: LayerProof) -> str:
+    return ", ".join(dict.fromkeys(layer.dtypes)).replace("bfloat", "bf").replace("float", "f")
+
+
+def _memory(layer: LayerProof) -> str:
+    return _NOMINAL if layer.outcome is Outcome.NOMINAL else layer.outcome.value
 
 
 def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:

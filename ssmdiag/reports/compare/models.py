@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.compare.run import plain_table, write
-from ssmdiag.reports.console import close_console, open_console
+from ssmdiag.reports.console import Column, Page
 from ssmdiag.reports.folding import Row, join_labels, label_layers
 from ssmdiag.reports.pictures import time_constant_strip
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.compare.models import Gap, ModelComparison, ModelTable
     from ssmdiag.diagnosis import Diagnosis
@@ -29,21 +25,16 @@ if TYPE_CHECKING:
 def models_report(pair: ModelComparison, settings: Settings) -> str:
     """Return the report of two models side by side."""
     pair = printable_record(pair)
-    out = open_console(settings)
-    write(out, f"a  {_header(pair.a)}", "bold")
-    write(out, f"b  {_header(pair.b)}", "bold")
-    write(out, _answer(pair), "bold green" if not pair.problems else "bold red")
-    for problem in pair.problems:
-        write(out, f"not read: {problem}", "red", indent=2)
+    page = Page(settings)
+    page.paragraph(f"a  {_header(pair.a)}", "bold")
+    page.paragraph(f"b  {_header(pair.b)}", "bold")
+    page.paragraph(_answer(pair), "bold green" if not pair.problems else "bold red")
+    page.problems(pair.problems)
     if not settings.quiet:
-        out.print()
-        out.print(_table(pair, settings))
-        if settings.plots:
-            _draw(out, [Row("a", pair.a.layers), Row("b", pair.b.layers)], pair.a.context_length, settings)
-        out.print()
-        for remark in _remarks(pair):
-            write(out, remark, "", indent=2)
-    return close_console(out, settings)
+        page.table(_columns(pair, settings))
+        _draw(page, [Row("a", pair.a.layers), Row("b", pair.b.layers)], pair.a.context_length)
+        page.remarks(_remarks(pair))
+    return page.text()
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -52,36 +43,31 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def table_report(table: ModelTable, settings: Settings) -> str:
     """Return the report of three models or more, one row each."""
     table = printable_record(table)
-    out = open_console(settings)
+    page = Page(settings)
     names = [LETTERS[i] if i < len(LETTERS) else str(i + 1) for i in range(len(table.models))]
     width = max(map(len, names))
     for name, side in zip(names, table.models, strict=True):
-        write(out, f"{name:<{width}}  {_header(side)}", "bold")
-    write(out, _longest(table, names), "bold green" if not table.problems else "bold red")
-    for problem in table.problems:
-        write(out, f"not read: {problem}", "red", indent=2)
+        page.paragraph(f"{name:<{width}}  {_header(side)}", "bold")
+    page.paragraph(_longest(table, names), "bold green" if not table.problems else "bold red")
+    page.problems(table.problems)
     if not settings.quiet:
         rows = [Row(name, side.layers) for name, side in zip(names, table.models, strict=True)]
-        grid = plain_table()
-        heads = ("\nmodel", "\nlayers", "half in\nmedian", "steps\nslowest", "\nhorizon", "\nlaw")
-        for position, head in enumerate(heads):
-            grid.add_column(head, justify="left" if position in (0, 5) else "right", no_wrap=True)
-        for row in rows:
-            steps = map(words.steps, (row.median_half_life, row.longest_half_life, row.longest_horizon))
-            grid.add_row(*(Text(cell) for cell in (row.label, str(len(row.layers)), *steps, row.law)))
-        out.print()
-        out.print(grid)
-        if settings.plots:
-            _draw(out, rows, table.models[0].context_length, settings)
-        out.print()
-        for remark in [*table.notes, *_nominal(table.models), *_context(table.models[0])]:
-            write(out, remark, "", indent=2)
-    return close_console(out, settings)
+        page.table([
+            Column("\nmodel", names, "left"),
+            Column("\nlayers", [str(len(row.layers)) for row in rows]),
+            Column("half in\nmedian", [words.steps(row.median_half_life) for row in rows]),
+            Column("steps\nslowest", [words.steps(row.longest("half_life")) for row in rows]),
+            Column("\nhorizon", [words.steps(row.longest("horizon")) for row in rows]),
+            Column("\nlaw", [row.law for row in rows], "left"),
+        ])  # fmt: skip
+        _draw(page, rows, table.models[0].context_length)
+        page.remarks([*table.notes, *_nominal(table.models), *_context(table.models[0])])
+    return page.text()
 
 
 def _longest(table: ModelTable, names: Sequence[str]) -> str:
     """Return which models remember longest and shortest."""
-    reach = [(max((x.horizon.max for x in side.layers if x.horizon), default=None)) for side in table.models]
+    reach = [Row("", side.layers).longest("horizon") for side in table.models]
     known = sorted((value, name) for value, name in zip(reach, names, strict=True) if value is not None)
     count = words.plural(len(table.models), "model")
     if len(known) < 2:
@@ -94,10 +80,7 @@ def _longest(table: ModelTable, names: Sequence[str]) -> str:
 
 
 def _header(side: Diagnosis) -> str:
-    titles: dict[str, int] = {}
-    for layer in side.layers:
-        titles[layer.title] = titles.get(layer.title, 0) + 1
-    families = " + ".join(f"{title}, {words.plural(count, 'layer')}" for title, count in titles.items())
+    families = words.families(layer.title for layer in side.layers)
     modes = sum(layer.channels * layer.modes for layer in side.layers)
     folder = printable(Path(side.path).absolute().parent.name)
     return f"{folder}/{words.checkpoint_name(side.path)}  {families}, {modes:,} modes"
@@ -133,57 +116,40 @@ def _tick(power: float) -> str:
 
 
 def _reach(pair: ModelComparison) -> str:
-    horizons = [max((x.horizon.max for x in side.layers if x.horizon), default=None) for side in (pair.a, pair.b)]
-    return (
-        f"99 % of the energy has passed after {words.steps(horizons[0])} steps in a, {words.steps(horizons[1])} in b."
-    )
+    a, b = (words.steps(Row("", side.layers).longest("horizon")) for side in (pair.a, pair.b))
+    return f"99 % of the energy has passed after {a} steps in a, {b} in b."
 
 
-def _table(pair: ModelComparison, settings: Settings) -> object:
-    wide = settings.width >= 100
-    table = plain_table()
-    table.add_column("\ndepth", no_wrap=True)
-    for side in "ab":
-        table.add_column(f"{side}:\nlayer", no_wrap=True)
-        table.add_column("half in\nmedian", justify="right", no_wrap=True)
-        table.add_column("steps\nslowest", justify="right", no_wrap=True)
-        table.add_column("\nhorizon", justify="right", no_wrap=True)
-        if wide:
-            table.add_column("\nlaw", no_wrap=True)
-    labels = [
-        dict(zip((x.name for x in side.layers), label_layers([x.name for x in side.layers]), strict=True))
-        for side in (pair.a, pair.b)
-    ]
-    for row in pair.by_depth():
-        cells = [f"{100 * row.start:.0f}–{100 * row.stop:.0f} %"]
-        for layers, named in zip((row.a, row.b), labels, strict=True):
-            cells += _cells(layers, [named[x.name] for x in layers], wide)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+def _columns(pair: ModelComparison, settings: Settings) -> list[Column]:
+    rows = pair.by_depth()
+    columns = [Column("\ndepth", [f"{100 * row.start:.0f}–{100 * row.stop:.0f} %" for row in rows], "left")]
+    for name, side in (("a", pair.a), ("b", pair.b)):
+        labels = dict(zip((x.name for x in side.layers), label_layers([x.name for x in side.layers]), strict=True))
+        beside: list[tuple[LayerDiagnosis, ...]] = [getattr(row, name) for row in rows]
+        joint = [Row(join_labels([labels[x.name] for x in layers], 2) or "–", layers) for layers in beside]
+        columns += [
+            Column(f"{name}:\nlayer", [row.label for row in joint], "left"),
+            Column("half in\nmedian", [words.steps(row.median_half_life) for row in joint]),
+            Column("steps\nslowest", [words.steps(row.longest("half_life")) for row in joint]),
+            Column("\nhorizon", [words.steps(row.longest("horizon")) for row in joint]),
+        ]
+        if settings.width >= 100:
+            columns.append(Column("\nlaw", [row.law for row in joint], "left"))
+    return columns
 
 
-def _draw(out: Console, rows: Sequence[Row], context: int | None, settings: Settings) -> None:
-    strip = time_constant_strip(rows, context, FIRST_DECADE, BINS_PER_DECADE, settings)
-    if strip:
-        out.print()
-        write(out, "time constants τ in steps: share of a model's modes per quarter decade", "", indent=1)
-    for line in strip:
-        out.print(Text(line.replace(" layer", " model", 1)), no_wrap=True, overflow="crop")
-
-
-def _cells(layers: Sequence[LayerDiagnosis], labels: Sequence[str], wide: bool) -> list[str]:
-    if not layers:
-        return ["–"] * (5 if wide else 4)
-    row = Row(join_labels(labels, 2), tuple(layers))
-    cells = [row.label, *map(words.steps, (row.median_half_life, row.longest_half_life, row.longest_horizon))]
-    return [*cells, row.law] if wide else cells
+def _draw(page: Page, rows: Sequence[Row], context: int | None) -> None:
+    if page.settings.plots:
+        strip = time_constant_strip(rows, context, FIRST_DECADE, BINS_PER_DECADE, page.settings)
+        caption = "time constants τ in steps: share of a model's modes per quarter decade"
+        page.picture([line.replace(" layer", " model", 1) for line in strip], caption)
 
 
 def _remarks(pair: ModelComparison) -> list[str]:
     remarks = list(pair.notes)
     laws = [
         f"{name}: "
-        + ", ".join(f"{count} {law}" for law, count in sorted(_count_laws(side).items(), key=lambda item: -item[1]))
+        + ", ".join(f"{n} {law}" for law, n in Counter(x.decay.law_word for x in side.layers if x.decay).most_common())
         for name, side in (("a", pair.a), ("b", pair.b))
     ]
     remarks.append(f"decay laws of layers; {'; '.join(laws)}")
@@ -202,11 +168,3 @@ def _context(side: Diagnosis) -> list[str]:
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 
     return [f"laws are over {DEFAULT_CONTEXT:,} steps, as no context is stated: --length sets it"]
-
-
-def _count_laws(side: Diagnosis) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for layer in side.layers:
-        if layer.decay:
-            counts[layer.decay.law_word] = counts.get(layer.decay.law_word, 0) + 1
-    return counts

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
-from ssmdiag.reports.console import close_console, open_console
+from ssmdiag.reports.console import Column, Page
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
 
@@ -39,45 +34,22 @@ def report(run: RunComparison, settings: Settings) -> str:
     """Return the report of a run."""
     run = printable_record(run)
     labels = label_layers([layer.name for layer in run.layers])
-    out = open_console(settings)
-    write(out, _header(run), "bold")
-    write(out, answer(run, labels), f"bold {_STYLES.get(run.verdict, 'green')}")
-    for problem in run.problems:
-        write(out, f"not read: {problem}", "red", indent=2)
+    page = Page(settings)
+    page.paragraph(_header(run), "bold")
+    page.paragraph(answer(run, labels), f"bold {_STYLES.get(run.verdict, 'green')}")
+    page.problems(run.problems)
     if not settings.quiet:
         rows = _rows(run, labels, settings)
-        for table in _tables(run, rows, settings):
-            out.print()
-            out.print(table)
+        for columns in _tables(run, rows, settings):
+            page.table(columns, [_STYLES.get(row.verdict, "") for row in rows])
         if settings.plots:
-            _draw(out, run, labels, settings)
-        remarks = [*layer_sentences(run, labels), *_remarks(run)]
-        if remarks:
-            out.print()
-        for remark in remarks:
-            write(out, remark, "", indent=2)
-    return close_console(out, settings)
-
-
-def write(out: Console, text: str, style: str, indent: int = 0) -> None:
-    """Write a paragraph with a hanging indent; brackets are printed literally."""
-    margin = " " * indent
-    hanging = margin + ("  " if indent else "")
-    lines = textwrap.wrap(text, out.width - 1, initial_indent=margin, subsequent_indent=hanging, break_on_hyphens=False)
-    for line in lines or [""]:
-        out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)
-
-
-def plain_table() -> Table:
-    """Return an empty table without lines."""
-    return Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
+            _draw(page, run, labels)
+        page.remarks([*layer_sentences(run, labels), *_remarks(run)])
+    return page.text()
 
 
 def _header(run: RunComparison) -> str:
-    titles: dict[str, int] = {}
-    for layer in run.layers:
-        titles[layer.last.title] = titles.get(layer.last.title, 0) + 1
-    families = " + ".join(f"{title}, {words.plural(count, 'layer')}" for title, count in titles.items())
+    families = words.families(layer.last.title for layer in run.layers)
     first, last = run.checkpoints[0].step, run.checkpoints[-1].step
     count = words.plural(len(run.checkpoints), "checkpoint")
     span = "in the order given" if run.unit == "checkpoint" else f"{run.unit}s {first:,} to {last:,}"
@@ -114,47 +86,34 @@ def _rows(run: RunComparison, labels: Sequence[str], settings: Settings) -> list
     return [_RunRow([pairs[i][0] for i in group], [pairs[i][1] for i in group]) for group in members]
 
 
-def _tables(run: RunComparison, rows: Sequence[_RunRow], settings: Settings) -> list[Table]:
+def _tables(run: RunComparison, rows: Sequence[_RunRow], settings: Settings) -> list[list[Column]]:
     """Return the trend and the memory of every row, side by side where there is room."""
-    tau, one = ("τ", "1−|λ̄|") if settings.unicode else ("tau", "1-|l|")
-    columns = [
-        ("layer", "left", [row.label for row in rows]),
-        (f"margin {one}\nfirst", "right", [_margin(row, "first") for row in rows]),
-        ("\nlast", "right", [_margin(row, "last") for row in rows]),
-        (f"slowest {tau}\ngrows by", "right", [_factor(row) for row in rows]),
+    label = Column("layer", [row.label for row in rows], "left", wraps=True, overflow="fold", most=LABEL_WIDTH)
+    trend = [
+        Column(f"margin {words.margin_symbol(settings)}\nfirst", [_margin(row, "first") for row in rows]),
+        Column("\nlast", [_margin(row, "last") for row in rows]),
+        Column("slowest τ\ngrows by", [_factor(row) for row in rows]),
+        Column("modes\nmoved", [_moved(row) for row in rows]),
+        Column("\nverdict", [_verdict(row) for row in rows], "left"),
     ]
     if len(run.checkpoints) >= FEWEST:
-        columns.append(("95 % of\nthe trend", "right", [_interval(row) for row in rows]))
-    columns.append(("modes\nmoved", "right", [_moved(row) for row in rows]))
-    columns.append(("\nverdict", "left", [_verdict(row) for row in rows]))
-    arrow = " → " if settings.unicode else " -> "
-    slow = [arrow.join(words.steps(_slowest(row, end)) for end in ("first", "last")) for row in rows]
-    memory = [(f"slowest {tau}\nin steps", "right", slow)]
+        trend.insert(3, Column("95 % of\nthe trend", [_interval(row) for row in rows]))
+    memory = [
+        Column("slowest τ\nin steps", [_ends(row, _slowest, same=False) for row in rows]),
+        Column("modes that round\nto 1 in bf16", [_ends(row, _rounded) for row in rows]),
+    ]
     if any(layer.last.horizon for row in rows for layer in row.layers):
-        memory.append(("horizon\nlongest", "right", [_horizons(row, arrow) for row in rows]))
-        memory.append(("decay law\nof the layer", "left", [_laws(row, arrow) for row in rows]))
-    memory.append(("modes that round\nto 1 in bf16", "right", [_rounded(row, arrow) for row in rows]))
-    styles = [_STYLES.get(row.verdict, "") for row in rows]
+        memory.insert(1, Column("horizon\nlongest", [_ends(row, _horizon, same=False) for row in rows]))
+        memory.insert(2, Column("decay law\nof the layer", [_ends(row, _law) for row in rows], "left"))
     if settings.width >= WIDE:
-        return [_table([*columns, *memory], styles)]
-    return [_table(columns, styles), _table([columns[0], *memory], styles)]
+        return [[label, *trend, *memory]]
+    return [[label, *trend], [label, *memory]]
 
 
-def _table(columns: Sequence[tuple[str, str, list[str]]], styles: Sequence[str]) -> Table:
-    table = plain_table()
-    for head, side, cells in columns:
-        label = head == "layer"
-        table.add_column(
-            head,
-            justify="right" if side == "right" else "left",
-            no_wrap=not label,
-            overflow="fold",
-            min_width=min(max(map(len, [head, *cells])), LABEL_WIDTH) if label else None,
-            max_width=LABEL_WIDTH if label else None,
-        )
-    for row, style in zip(zip(*(column for _, _, column in columns), strict=True), styles, strict=True):
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    return table
+def _ends(row: _RunRow, say: Callable[[Sequence[LayerPoint]], str], *, same: bool = True) -> str:
+    """Return `first → last` of what is said of a row's layers; `same`: once where both are the same."""
+    ends = [say([layer.first for layer in row.layers]), say([layer.last for layer in row.layers])]
+    return ends[0] if same and ends[0] == ends[1] else " → ".join(ends)
 
 
 def _margin(row: _RunRow, end: str) -> str:
@@ -162,9 +121,8 @@ def _margin(row: _RunRow, end: str) -> str:
     return words.margin(min((value for value in values if value is not None), default=None))
 
 
-def _slowest(row: _RunRow, end: str) -> float | None:
-    values = [getattr(layer, end).slowest for layer in row.layers]
-    return max((value for value in values if value is not None), default=None)
+def _slowest(points: Sequence[LayerPoint]) -> str:
+    return words.steps(max((point.slowest for point in points if point.slowest is not None), default=None))
 
 
 def _factor(row: _RunRow) -> str:
@@ -190,28 +148,17 @@ def _verdict(row: _RunRow) -> str:
     return row.verdict.value + (" (slow 5 %)" if row.shown.by_tail else "")
 
 
-def _horizons(row: _RunRow, arrow: str) -> str:
-    ends = []
-    for end in ("first", "last"):
-        horizons = [getattr(layer, end).horizon for layer in row.layers]
-        ends.append(words.steps(max((h.max for h in horizons if h), default=None)))
-    return arrow.join(ends)
+def _horizon(points: Sequence[LayerPoint]) -> str:
+    return words.steps(max((point.horizon.max for point in points if point.horizon), default=None))
 
 
-def _laws(row: _RunRow, arrow: str) -> str:
-    ends = []
-    for end in ("first", "last"):
-        laws = {decay.law_word for layer in row.layers if (decay := getattr(layer, end).decay)}
-        ends.append(laws.pop() if len(laws) == 1 else "mixed" if laws else "–")
-    return ends[0] if ends[0] == ends[1] else arrow.join(ends)
+def _law(points: Sequence[LayerPoint]) -> str:
+    laws = {point.decay.law_word for point in points if point.decay}
+    return laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
 
 
-def _rounded(row: _RunRow, arrow: str) -> str:
-    shares = []
-    for end in ("first", "last"):
-        points: list[LayerPoint] = [getattr(layer, end) for layer in row.layers]
-        shares.append(_share(sum(p.rounded["bfloat16"] for p in points) / sum(p.channels * p.modes for p in points)))
-    return shares[0] if shares[0] == shares[1] else arrow.join(shares)
+def _rounded(points: Sequence[LayerPoint]) -> str:
+    return _share(sum(p.rounded["bfloat16"] for p in points) / sum(p.channels * p.modes for p in points))
 
 
 def _moved(row: _RunRow) -> str:
@@ -225,7 +172,7 @@ def _share(share: float) -> str:
     return f"{100 * share:.0f} %" if 100 * share >= 9.95 or share == 0 else f"{100 * share:.2g} %"
 
 
-def _draw(out: Console, run: RunComparison, labels: Sequence[str], settings: Settings) -> None:
+def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     curves: dict[str, list[tuple[float, float]]] = {}
     captions = []
@@ -244,10 +191,7 @@ def _draw(out: Console, run: RunComparison, labels: Sequence[str], settings: Set
     left = len(run.layers) - len(curves)
     caption = f"slowest time constant in time steps over train {run.unit}s: " + ", ".join(captions)
     caption += f" ({left} calmer layers not drawn)" if left else ""
-    out.print()
-    write(out, caption, "", indent=1)
-    for line in run_picture(curves, limits, settings):
-        out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+    page.picture(run_picture(curves, limits, page.settings), caption)
 
 
 def _remarks(run: RunComparison) -> list[str]:

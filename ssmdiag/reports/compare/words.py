@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ssmdiag.compare.projection import REACH, Unnamed
 from ssmdiag.compare.trend import FEWEST, Verdict
 from ssmdiag.reports.folding import join_labels
-from ssmdiag.reports.words import margin, steps
+from ssmdiag.reports.words import capitalised, margin, steps
 
 if TYPE_CHECKING:
     from ssmdiag.compare.layer_history import LayerHistory, Limit
@@ -27,13 +27,18 @@ _REST = {
     Verdict.STEADY: "steady",
     Verdict.UNDETERMINED: "undetermined",
 }
+_HEADS = {
+    Verdict.CROSSED: "At the boundary",
+    Verdict.CONVERGING: "Converging to the boundary",
+    Verdict.RECEDING: "Receding from the boundary",
+}
+"""What an answer begins with, where it is not the word in `_REST`."""
 
 
 def answer(run: RunComparison, labels: Sequence[str]) -> str:
     """Return the verdict on the run: what its worst layer does, and briefly what the others do."""
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
-    chosen = [layer for layer in run.layers if layer.verdict is run.verdict]
-    worst = most_urgent(chosen)
+    worst = min((layer for layer in run.layers if layer.verdict is run.verdict), key=urgency)
     if len(run.checkpoints) < FEWEST and run.verdict is Verdict.UNDETERMINED:
         count = len(run.checkpoints)
         where = f"layer {named[worst.name]}'s" if len(run.layers) > 1 else "the"
@@ -41,16 +46,7 @@ def answer(run: RunComparison, labels: Sequence[str]) -> str:
             f"Changed most: {where} {_change(worst)}. Whether that is a trend, {count} checkpoints cannot tell; "
             f"{FEWEST} or more can."
         )
-    else:
-        head = {
-            Verdict.BROKEN: "Not finite",
-            Verdict.CROSSED: "At the boundary",
-            Verdict.CONVERGING: "Converging to the boundary",
-            Verdict.RECEDING: "Receding from the boundary",
-            Verdict.SETTLED: "Settled",
-            Verdict.STEADY: "Steady",
-            Verdict.UNDETERMINED: "Undetermined",
-        }[run.verdict] + f": {_said(worst, run, named, len(chosen))}."
+    head = f"{_HEADS.get(run.verdict) or capitalised(_REST[run.verdict])}: {_said(worst, run, named)}."
     rest = {v: [named[o.name] for o in run.layers if o.verdict is v and o is not worst] for v in Verdict}
     if run.verdict is Verdict.STEADY:
         rest[Verdict.STEADY] = []
@@ -89,11 +85,6 @@ def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
     return f"{still}; what steers it by the input did: {join_labels(tensors, 4)} in {where}"
 
 
-def most_urgent(layers: Sequence[LayerHistory]) -> LayerHistory:
-    """Return the layer to report first."""
-    return min(layers, key=urgency)
-
-
 def urgency(layer: LayerHistory) -> tuple[int, bool, float, float]:
     """Return what sorts layers, the most urgent first: verdict, slowest mode before slow modes, next limit, change."""
     limit = layer.next_limit
@@ -125,7 +116,7 @@ def said_of(layer: LayerHistory, run: RunComparison, *, brief: bool = False) -> 
     return f"{_change(layer)}; {_doubt(layer, run)}"
 
 
-def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str], alike: int) -> str:
+def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str]) -> str:
     if layer.verdict is Verdict.STEADY:
         largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
         over = f"over {_count(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
@@ -134,11 +125,8 @@ def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str], alike:
         return f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
     if layer.verdict in (Verdict.BROKEN, Verdict.CROSSED):
         return f"in layer {named[layer.name]}, {said_of(layer, run)}"
-    return f"{_possessive(layer, named, run)} {said_of(layer, run, brief=True)}"
-
-
-def _possessive(layer: LayerHistory, named: dict[str, str], run: RunComparison) -> str:
-    return f"layer {named[layer.name]}'s" if len(run.layers) > 1 else "its"
+    whose = f"layer {named[layer.name]}'s" if len(run.layers) > 1 else "its"
+    return f"{whose} {said_of(layer, run, brief=True)}"
 
 
 def _change(layer: LayerHistory) -> str:
@@ -193,7 +181,7 @@ def _limits(layer: LayerHistory, unit: str, most: int) -> Iterator[str]:
         assert first.projection is not None
         yield f"{_reaches(first)} beyond {unit} {step(first.projection.reach)}, if it goes on"
     if not passed and not ahead:
-        yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode stands"
+        yield "no limit to reach" if layer.limits and not layer.by_tail else "its slowest mode does not move"
 
 
 def _unnamed(limits: Sequence[Limit], first: Crossing, unit: str) -> str:
@@ -260,7 +248,7 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
     chance = _percent(trend.p)
     if trend.p == trend.p_modes:
         return (
-            f"the slowest of many modes moves by itself, and those slowest at first did not go with it (p = {chance})"
+            f"of many modes, one is the slowest by chance; those slowest at first did not change alike (p = {chance})"
         )
     if trend.p == trend.p_correlated:
         return f"by chance, steps that keep their direction for a while go as far in up to {chance} of runs"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ssmdiag.reports.words import decade, steps
+from ssmdiag.reports.pictures import draw, drawn, open_figure, rule
+from ssmdiag.reports.words import decade
 
 if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
@@ -19,7 +20,7 @@ MOST_POINTS = 60
 
 def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]], settings: Settings) -> list[str]:
     """Return learned kernels by their letters and the target kernel: |K| in dB against log lag, K against lag."""
-    figure = _figure(settings, 120, 12)
+    figure = open_figure(settings, 120, 12)
     figure.subplots(1, 2)
     peak = max(map(abs, target)) or 1.0
     last = max(len(target) - 1, 1)
@@ -28,7 +29,7 @@ def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]
     panel = figure.subplot(1, 1)
     for marker, values in (*curves.items(), (dot, target)):
         levels = [(math.log10(1 + lag), _decibels(values[lag] / peak)) for lag in loud]
-        _draw(panel, [(x, y) for x, y in levels if y >= -DEPTH], marker)
+        draw(panel, [(x, y) for x, y in levels if y >= -DEPTH], marker)
     panel.title("|K| in dB against lag, log")
     panel.ruler("y").lim(-DEPTH, 5)
     panel.ruler("y").ticks(list(range(0, -DEPTH - 1, -20)), [str(level) for level in range(0, -DEPTH - 1, -20)])
@@ -38,19 +39,17 @@ def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]
     panel = figure.subplot(1, 2)
     some = sorted({round(last * k / MOST_POINTS) for k in range(MOST_POINTS + 1)})
     for marker, values in (*curves.items(), (dot, target)):
-        _draw(panel, [(float(lag), values[lag]) for lag in some if math.isfinite(values[lag])], marker)
+        draw(panel, [(float(lag), values[lag]) for lag in some if math.isfinite(values[lag])], marker)
     panel.title("K against lag")
-    panel.ruler("x").lim(0, last)
-    where = [last * k / 4 for k in range(5)]
-    panel.ruler("x").ticks(where, [steps(lag) if lag else "0" for lag in where])
-    return _lines(figure, settings)
+    rule(panel, 0, last)
+    return drawn(figure, settings)
 
 
 def noise_picture(
     curves: Mapping[str, Sequence[tuple[float, float]]], settings: Settings, say: Callable[[float], str]
 ) -> list[str]:
     """Return (β, loss) curves by their letters, both axes logarithmic; β = 0 is at the left."""
-    figure = _figure(settings, 100, 12)
+    figure = open_figure(settings, 100, 12)
     betas = sorted({beta for curve in curves.values() for beta, _ in curve})
     finite = [value for curve in curves.values() for _, value in curve if 0 < value < math.inf]
     if not finite:
@@ -63,8 +62,8 @@ def noise_picture(
             for beta, value in curve
             if value > 0
         ]
-        figure.draw(_signal(figure, points, "braille" if settings.unicode else "-").lines())
-        _draw(figure, points, letter)
+        draw(figure, points, "braille" if settings.unicode else "-", lines=True)
+        draw(figure, points, letter)
     pad = 0.06 * (high - low)
     figure.ruler("y").lim(low - pad, high + pad)
     levels = [low + (high - low) * k / 4 for k in range(5)]
@@ -73,33 +72,7 @@ def noise_picture(
     every = 1 if settings.width >= 90 else 2
     shown = [k for k in range(len(betas)) if (len(betas) - 1 - k) % every == 0 or k == 0]
     figure.ruler("x").ticks(shown, [f"{betas[k]:.2g}" for k in shown])
-    return _lines(figure, settings)
-
-
-def _figure(settings: Settings, most: int, height: int) -> Any:
-    import plotext
-
-    plotext.terminal.limit(False, False)
-    plotext.figure.clear()
-    plotext.figure.theme("simple" if settings.colour else "colorless")
-    plotext.figure.plot_size(min(settings.width - 1, most), height)
-    return plotext.figure
-
-
-def _signal(panel: Any, points: Sequence[tuple[float, float]], marker: str) -> Any:
-    return panel.signal([x for x, _ in points], [y for _, y in points], marker=marker)
-
-
-def _draw(panel: Any, points: Sequence[tuple[float, float]], marker: str) -> None:
-    if points:
-        panel.draw(_signal(panel, points, marker))
-
-
-def _lines(figure: Any, settings: Settings) -> list[str]:
-    import plotext
-
-    text = str(figure.build())
-    return (text if settings.colour else plotext.uncolorize(text)).splitlines()
+    return drawn(figure, settings)
 
 
 def _log_lags(last: int) -> list[int]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from ssmdiag.printable import printable_record
-from ssmdiag.reports import words
-from ssmdiag.reports.console import carried, close_console, open_console
+from ssmdiag.reports import console, words
+from ssmdiag.reports.console import Page, carried
 from ssmdiag.reports.pictures import run_picture
 from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.reports.retrain.pictures import kernel_picture, noise_picture
@@ -26,6 +22,7 @@ from ssmdiag.reports.retrain.words import (
     losses_so_far,
     memory_columns,
     noise_borne,
+    setting_of,
     settings_of,
     whole,
 )
@@ -33,7 +30,6 @@ from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_ar
 
 if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
-    from ssmdiag.retrain.arms import Arm
     from ssmdiag.retrain.results import RetrainResult
 
 MOST_CURVES = 6
@@ -45,7 +41,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def report(result: RetrainResult, settings: Settings) -> str:
     """Return the comparison as text."""
     result = printable_record(result)
-    page = _Page(settings)
+    page = Page(settings)
     budget = result.budget
     page.paragraph(
         f"{result.task}  {result.model}  {budget.steps:,} steps × {budget.batch}  "
@@ -56,127 +52,83 @@ def report(result: RetrainResult, settings: Settings) -> str:
     page.paragraph(answer(result), "bold green" if finished else "bold red")
     if result.interrupted_at is not None:
         (lead, rows), *columns = losses_so_far(result)
-        page.rows(lead, rows, columns)
-        page.notes(result.notes)
+        _write_rows(page, lead, rows, columns)
+        page.remarks(result.notes)
     elif not settings.quiet:
         summaries = summarise_arms(result)
         shown = _shown(result, summaries)
         names = _Names(summaries, settings.width)
         rates = sorted({summary.arm.lr for summary in summaries})
         for line in names.key():
-            page.paragraph(line, "")
+            page.paragraph(line)
         if len(rates) > 1:
             settings_, columns = _grid(result, summaries, rates)
-            page.table("final loss at lr", settings_, names, columns)
-        page.table("setting", shown, names, _loss_columns(shown, len(rates) > 1))
+            _write_table(page, "final loss at lr", settings_, names, columns)
+        _write_table(page, "setting", shown, names, _loss_columns(shown, len(rates) > 1))
         memory = memory_columns([summary.runs[0] for summary in shown])
         same = {cell for heading, cells in memory if heading == "law" for cell in cells}
         if len(same) == 1:  # a column that says one thing is a line
             memory = [column for column in memory if column[0] != "law"]
-        page.table("memory", shown, names, memory)
+        _write_table(page, "memory", shown, names, memory)
         if len(same) == 1 and not same & {"–"}:
-            page.paragraph(f"  law of the layers' kernels, in every setting: {same.pop()}", "")
+            page.paragraph(f"  law of the layers' kernels, in every setting: {same.pop()}")
         laws = law_columns([summary.runs[0] for summary in shown])
         if laws:
-            page.table("law learned", shown, names, laws)
-        for remark in (law_remark(summary.runs[0], names.letter(summary)) for summary in shown):
-            if remark:
-                page.paragraph(f"  {remark}", "")
+            _write_table(page, "law learned", shown, names, laws)
+        unlike = (law_remark(summary.runs[0], names.letter(summary)) for summary in shown)
+        page.remarks((remark for remark in unlike if remark), gap=False)
         if settings.plots:
             _curves(page, result, shown, names)
         notes = [*result.notes]
         if any(summary.seeds > 1 for summary in shown):
             notes.append(f"memory{', laws' * bool(laws)} and curves are those of the first seed")
-        page.notes(notes)
+        page.remarks(notes)
     return page.text()
 
 
-class _Page:
-    """What is printed, line by line; in ASCII from the start where the terminal takes no more."""
+def _write_table(page: Page, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[Column]) -> None:
+    """Write a row for each setting, red where it diverged."""
+    styles = ["red" if summary.diverged else "" for summary in summaries]
+    _write_rows(page, lead, [names.row(summary) for summary in summaries], columns, styles)
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.out = open_console(settings)
 
-    def text(self) -> str:
-        return close_console(self.out, self.settings)
-
-    def _carried(self, text: str) -> str:
-        return carried(text, self.settings)
-
-    def paragraph(self, text: str, style: str) -> None:
-        text = self._carried(text)
-        lead = text[: len(text) - len(text.lstrip())]
-        hanging = lead + "  " * bool(lead)
-        lines = textwrap.wrap(
-            text.strip(),
-            self.settings.width - 1,
-            initial_indent=lead,
-            subsequent_indent=hanging,
-            break_on_hyphens=False,
-        )
-        for line in lines:
-            self.out.print(Text(line, style=style), no_wrap=True, overflow="ignore", crop=False)
-
-    def table(self, lead: str, summaries: Sequence[Summary], names: _Names, columns: Sequence[Column]) -> None:
-        """Print a row for each setting, red where it diverged."""
-        self.rows(lead, [names.row(s) for s in summaries], columns, ["red" if s.diverged else "" for s in summaries])
-
-    def rows(self, lead: str, rows: Sequence[str], columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
-        """Print a table; columns that do not fit the line go into another one below."""
-        rows = [self._carried(row) for row in rows]
-        columns = [(self._carried(heading), [self._carried(cell) for cell in cells]) for heading, cells in columns]
-        first = max(map(len, [lead, *rows]))
-        parts: list[list[Column]] = [[]]
-        room = self.settings.width - first
-        for heading, cells in columns:
-            wide = 2 + max(map(len, [*heading.splitlines(), *cells]))
-            if wide > room and parts[-1]:
-                parts.append([])
-                room = self.settings.width - first
-            parts[-1].append((heading, cells))
-            room -= wide
-        for part in parts:
-            table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
-            table.add_column(lead, no_wrap=True)
-            for heading, _ in part:
-                table.add_column(heading, justify="left" if heading in ("law", "arm") else "right", no_wrap=True)
-            for position, row in enumerate(rows):
-                style = styles[position] if styles else ""
-                table.add_row(row, *(cells[position] for _, cells in part), style=style)
-            self.out.print()
-            self.out.print(table)
-
-    def notes(self, notes: Sequence[str]) -> None:
-        if notes:
-            self.out.print()
-        for note in notes:
-            self.paragraph(f"  {note}", "")
-
-    def picture(self, caption: str, lines: Sequence[str]) -> None:
-        self.out.print()
-        self.paragraph(caption, "")
-        for line in lines:
-            self.out.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+def _write_rows(
+    page: Page, lead: str, rows: Sequence[str], columns: Sequence[Column], styles: Sequence[str] = ()
+) -> None:
+    """Write a table; columns that do not fit the line go into another one below."""
+    first = console.Column(lead, rows, "left")
+    parts: list[list[console.Column]] = []
+    room = 0
+    for heading, cells in columns:
+        wide = 2 + max(len(carried(text, page.settings)) for text in [*heading.splitlines(), *cells])
+        if wide > room or not parts:
+            parts.append([first])
+            room = page.settings.width - max(len(carried(text, page.settings)) for text in [lead, *rows])
+        parts[-1].append(console.Column(heading, cells, "left" if heading in ("law", "arm") else "right"))
+        room -= wide
+    for part in parts or [[first]]:
+        page.table(part, styles)
 
 
 class _Names:
     """A letter for each setting, and its name beside it or, where that would fill the line, in a key above."""
 
     def __init__(self, summaries: Sequence[Summary], width: int) -> None:
-        self._names = {_key(arm): name for arm, name in settings_of([summary.arm for summary in summaries]).items()}
+        self._names = {
+            setting_of(arm): name for arm, name in settings_of([summary.arm for summary in summaries]).items()
+        }
         self._letters = dict(zip(self._names, LETTERS, strict=False))
         self._apart = max(map(len, self._names.values())) > width // 4
 
     def letter(self, summary: Summary) -> str:
-        return self._letters.get(_key(summary.arm), "?")
+        return self._letters.get(setting_of(summary.arm), "?")
 
     def row(self, summary: Summary) -> str:
         """Return what a row of a table begins with."""
         return self.letter(summary) if self._apart else self.with_letter(summary)
 
     def with_letter(self, summary: Summary) -> str:
-        return f"{self.letter(summary)} {self._names[_key(summary.arm)]}"
+        return f"{self.letter(summary)} {self._names[setting_of(summary.arm)]}"
 
     def key(self) -> list[str]:
         """Return the key's lines, an empty one before them; none where names stand in the rows."""
@@ -189,8 +141,8 @@ def _shown(result: RetrainResult, summaries: Sequence[Summary]) -> list[Summary]
     """Return the rows worth a line: all of a few, of a sweep each setting at its best learning rate."""
     if len(summaries) <= MOST_ROWS and len({summary.arm.lr for summary in summaries}) == 1:
         return list(summaries)
-    best = {_key(window.arm): window.best_rate for window in learning_rate_windows(result)}
-    shown = [summary for summary in summaries if best[_key(summary.arm)] in (summary.arm.lr, None)]
+    best = {setting_of(window.arm): window.best_rate for window in learning_rate_windows(result)}
+    shown = [summary for summary in summaries if best[setting_of(summary.arm)] in (summary.arm.lr, None)]
     return sorted(shown, key=lambda summary: summary.final or math.inf)[:MOST_ROWS]
 
 
@@ -198,10 +150,10 @@ def _grid(
     result: RetrainResult, summaries: Sequence[Summary], rates: Sequence[float]
 ) -> tuple[list[Summary], list[Column]]:
     """Return a summary of each setting, and final losses by learning rate; `×` where a seed diverged."""
-    windows = {_key(window.arm): window for window in learning_rate_windows(result)}
+    windows = {setting_of(window.arm): window for window in learning_rate_windows(result)}
     rows: dict[tuple[object, ...], dict[float, Summary]] = {}
     for summary in summaries:
-        rows.setdefault(_key(summary.arm), {})[summary.arm.lr] = summary
+        rows.setdefault(setting_of(summary.arm), {})[summary.arm.lr] = summary
     columns = [(learning_rate(rate), [_cell(cells.get(rate)) for cells in rows.values()]) for rate in rates]
     decades = [windows[key].decades for key in rows]
     columns.append(("decades", ["–" if width is None else f"{width:.1f}" for width in decades]))
@@ -244,7 +196,7 @@ def _steps_to(level: float, summary: Summary) -> str:
     return whole(None if at is None else float(at))
 
 
-def _curves(page: _Page, result: RetrainResult, summaries: Sequence[Summary], names: _Names) -> None:
+def _curves(page: Page, result: RetrainResult, summaries: Sequence[Summary], names: _Names) -> None:
     """Draw, where known, losses over steps, learned and target kernels, and losses over noise."""
     some, settings = summaries[:MOST_CURVES], page.settings
     key = "; ".join(names.with_letter(summary) for summary in some)
@@ -260,14 +212,9 @@ def _curves(page: _Page, result: RetrainResult, summaries: Sequence[Summary], na
     losses = {letter: points for letter, points in losses.items() if len(points) > 1}
     kernels = {letter: values for letter, values in kernels.items() if values}
     if losses:
-        page.picture(f" validation loss over steps: {key}", run_picture(losses, {}, settings, loss))
+        page.picture(run_picture(losses, {}, settings, loss), f"validation loss over steps: {key}")
     if kernels:
-        said = f" learned kernel: • asked for, {key}"
-        page.picture(said, kernel_picture(result.target, kernels, settings))
+        page.picture(kernel_picture(result.target, kernels, settings), f"learned kernel: • asked for, {key}")
     if noises:
-        said = f" worst validation loss with noise up to β on the weights of the rates: {key}"
-        page.picture(said, noise_picture(noises, settings, loss))
-
-
-def _key(arm: Arm) -> tuple[object, ...]:
-    return (arm.param, arm.freeze, arm.init, arm.recurrence_lr, arm.weight_decay)
+        said = f"worst validation loss with noise up to β on the weights of the rates: {key}"
+        page.picture(noise_picture(noises, settings, loss), said)

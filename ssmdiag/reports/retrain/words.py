@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports import words
+from ssmdiag.reports.folding import Row
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.results import ArmResult, PerturbationCurve
 from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, overlap, summarise_arms
@@ -54,6 +55,11 @@ def loss(value: float | None) -> str:
     if value >= 99.5:
         return f"{value:.0f}" if value < 9999.5 else f"{value:.1e}".replace("e+0", "e")
     return f"{value:.2g}" if value >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
+
+
+def setting_of(arm: Arm) -> tuple[object, ...]:
+    """Return what an arm is, but for its learning rate and seed."""
+    return tuple(getattr(arm, field.name) for field in fields(Arm) if field.name not in ("lr", "seed"))
 
 
 def settings_of(arms: Sequence[Arm]) -> dict[Arm, str]:
@@ -127,7 +133,7 @@ def _lost(windows: Sequence[Window], summaries: Sequence[Summary], names: dict[A
     lost = [(summary, at) for summary in summaries for at in summary.diverged]
     parts: list[str] = []
     for window in windows:
-        steps = [at for summary, at in lost if _same(summary.arm, window.arm)]
+        steps = [at for summary, at in lost if setting_of(summary.arm) == setting_of(window.arm)]
         if window.top is None and len(parts) < MOST_SAID:
             when = f"at step {steps[0]:,}" if len(steps) == 1 else f"in every run, the first at step {min(steps):,}"
             parts.append(f"{_name(window.arm, names)} diverged {when}.")
@@ -191,10 +197,11 @@ def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
     """Return the memory of an arm's layers; None for what is not known."""
     laws = {layer.decay.law_word for layer in layers if layer.decay}
     capacities = [layer.capacity for layer in layers if layer.capacity]
+    together = Row("", tuple(layers))
     return Memory(
-        horizon=max((layer.horizon.max for layer in layers if layer.horizon), default=None),
-        half_life=max((layer.half_life.max for layer in layers if layer.half_life), default=None),
-        margin=min((layer.margin for layer in layers if layer.margin is not None), default=None),
+        horizon=together.longest("horizon"),
+        half_life=together.longest("half_life"),
+        margin=together.margin,
         length=max((own.length_half.max for own in capacities if own.length_half), default=None),
         capacity=median(sorted(own.capacity.median for own in capacities if own.capacity)),
         law=laws.pop() if len(laws) == 1 else "mixed" if laws else "–",
@@ -274,7 +281,7 @@ def _reach(curves: Sequence[PerturbationCurve]) -> float:
 
 
 def _name(arm: Arm, names: dict[Arm, str]) -> str:
-    return next(name for other, name in names.items() if _same(other, arm))
+    return next(name for other, name in names.items() if setting_of(other) == setting_of(arm))
 
 
 def _named(window: Window, names: dict[Arm, str]) -> str:
@@ -284,10 +291,6 @@ def _named(window: Window, names: dict[Arm, str]) -> str:
         if len(window.rates) > 1 and window.best_rate is not None
         else name
     )
-
-
-def _same(a: Arm, b: Arm) -> bool:
-    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(Arm) if f.name not in ("lr", "seed"))
 
 
 def _widest(windows: Sequence[Window], names: dict[Arm, str]) -> str:
