@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ssmdiag.assessment.remaining import Remaining, assess_remaining, leave_out
 from ssmdiag.cores import one_thread
@@ -23,12 +24,8 @@ from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_
 from ssmdiag.kernel.powers import MAX_LAG, profile
 from ssmdiag.kernel.status import Status
 from ssmdiag.recurrence.channels import each_layer
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
 
 Measured = TypeVar("Measured", Energy, Horizon)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.decay.decay import NOISE_MARGIN
 from ssmdiag.decay.energy_curve import FEWEST_CHANNELS, EnergyCurve, describe_energy
@@ -28,13 +29,7 @@ from ssmdiag.kernel.mode_energy import ModeEnergies
 from ssmdiag.kernel.passing import SHARES, Left, Passing, find_passing, heaviness
 from ssmdiag.kernel.powers import MAX_LAG
 from ssmdiag.kernel.status import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 MIDDLE = 0.1
 """Share of the energy left where the terms of a sum are sought."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from ssmdiag.assessment.memory import LayerDecay
+from ssmdiag.capacity.capacity import CapacitySummary
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
-
-if TYPE_CHECKING:
-    from ssmdiag.assessment.memory import LayerDecay
-    from ssmdiag.capacity.capacity import CapacitySummary
 
 BINS_PER_DECADE = 4
 FIRST_DECADE, LAST_DECADE = -1, 8

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.capacity.cascade import Cascade
 from ssmdiag.capacity.full_spectrum import REASONS, Excluded
@@ -31,12 +31,8 @@ from ssmdiag.families.initial_spectra import initial_spectra
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
 from ssmdiag.recurrence.channels import each_layer, sample_channels
+from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
 
 HALF, TENTH = 0.5, 0.1
 NINE_TENTHS = 0.9

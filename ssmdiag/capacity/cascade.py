@@ -18,20 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from ssmdiag.capacity.full_spectrum import FullSpectrum
 from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import around_one
 from ssmdiag.kernel.powers import powers
 from ssmdiag.kernel.response import square_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.capacity.full_spectrum import FullSpectrum
-    from ssmdiag.recurrence.modal import DenseRealisation
+from ssmdiag.recurrence.modal import DenseRealisation
 
 LARGE = 128
 """States from which triangular products are split."""

@@ -13,9 +13,9 @@ truncation errs by at most 2 Σ_{i>k} σ_i at any frequency (Enns, 1984; Glover,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.capacity.reconstruction import each_chunk
 from ssmdiag.cores import one_thread, singular_values, triangular
@@ -26,11 +26,7 @@ from ssmdiag.kernel.powers import UNDERFLOW
 from ssmdiag.kernel.response import modal_terms, on_parts
 from ssmdiag.kernel.status import Status, channel_status
 from ssmdiag.kernel.tangential import narrowed, tangential_factor
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import Recurrence
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,12 @@ which loses half as many digits. Like MF, MF_ε never rises with τ. Modes that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.capacity.full_spectrum import FullSpectrum, full_spectrum
 from ssmdiag.capacity.reconstruction import dense_channels, each_chunk, states_of
@@ -40,13 +41,7 @@ from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import around_one, orthonormal_factor
 from ssmdiag.kernel.powers import lags_of, powers
 from ssmdiag.kernel.response import square_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 PANEL = 64
 """Columns that are made triangular at a time; even, so that no mode's parts are separated."""

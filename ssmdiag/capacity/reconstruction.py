@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.capacity.cascade import Cascade, cascade_of, dense_cascade
 from ssmdiag.capacity.full_spectrum import Excluded, full_spectrum
@@ -25,12 +25,7 @@ from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.powers import is_real, lags_of
 from ssmdiag.kernel.response import square_of
-from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes the values may take, by default."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssmdiag.capacity.capacity import LayerCapacity, assess_capacity, state_format
 from ssmdiag.capacity.noise import complete, noisy_memory_function, precision_of
@@ -19,12 +19,7 @@ from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
 from ssmdiag.recurrence.discretisation import as_complex, bilinear
-from ssmdiag.recurrence.modal import DenseRealisation
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssmdiag.recurrence.modal import Recurrence
+from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 OCTAVES = 7

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
 
 from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
 from ssmdiag.errors import SsmdiagError
+from ssmdiag.guard import discover
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold
 
 __all__ = ["CheckpointEvidence", "LayerEvidence", "Limits", "Observation", "Rule", "Threshold", "known_rules"]
@@ -21,24 +19,15 @@ MACHINERY = frozenset({"finding", "interface", "selection", "uniformity"})
 def known_rules() -> tuple[Rule, ...]:
     """Return all rules, by code. Imports no torch.
 
-    Raises SsmdiagError where another package's entry point is no `Rule` or takes a code or name in use.
+    Raises SsmdiagError where another package's entry point cannot be loaded, is no `Rule`, or takes a code or name in
+    use.
     """
-    found = [
-        importlib.import_module(f"{__name__}.{module.name}").RULE
-        for module in pkgutil.iter_modules(__path__)
-        if module.name not in MACHINERY
-    ]
-    taken = {key for rule in found for key in (rule.code, rule.name)}
-    for entry in entry_points(group="ssmdiag.rules"):
-        rule = entry.load()
-        if not isinstance(rule, Rule):
+    found = discover(__name__, __path__, MACHINERY, "RULE", Rule)
+    by_code: dict[str, Rule] = {}
+    for rule in found:
+        if by_code.setdefault(rule.code, rule) is not rule:
             raise SsmdiagError(
-                f"entry point {entry.name} ({entry.value}) is a {type(rule).__name__}.", expected="a ssmdiag.Rule"
+                f"the rules {by_code[rule.code].name} and {rule.name} both have the code {rule.code}.",
+                advice="give one another code, or uninstall the package that brings it.",
             )
-        if taken & {rule.code, rule.name}:
-            raise SsmdiagError(
-                f"entry point {entry.name} ({entry.value}) repeats a code or name in use: {rule.code} {rule.name}.",
-                advice="give it another code and name, or uninstall the package.",
-            )
-        found.append(rule)
     return tuple(sorted(found, key=lambda rule: rule.code))
