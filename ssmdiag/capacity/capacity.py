@@ -358,7 +358,10 @@ def _describe(capacity: LayerCapacity) -> str:
     half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
     swallowed = _mean(capacity.swallowed)
     least = "at least " if swallowed is not None and swallowed >= BOUND_FROM else ""
-    spent = f"{least}{survive.median:.3g} of {modes:.0f} modes survive a {capacity.state_dtype} state under white input"
+    spent = (
+        f"{least}{survive.median:.3g} of {modes:.0f} modes survive rounding the state to {capacity.state_dtype} under "
+        "white input"
+    )
     held = (_quantiles(lags) for lags in (capacity.held_half, capacity.held_nine_tenths))
     near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
     spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"

@@ -44,6 +44,8 @@ STATE_PRECISION = {
 }
 """ε of a state's format: an error of ε²/3 of a number squared, over all scales; for int8 of its variance."""
 
+LARGEST_MEAN = 1e6
+"""Standard deviations of the input beyond which its mean is not meant: no format keeps anything beside it."""
 SWALLOWED = 2.5
 """Steps of a format per deviation of what a step adds, past which rounding loses a tenth of it or more."""
 _BINADES = 24
@@ -75,8 +77,10 @@ class Rounding:
     """`largest_number` of the layer, where only some of its channels are at hand; theirs counts where it is larger."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.input_mean):
-            raise ValueError(f"the input's mean is a number, not {self.input_mean}")
+        if not abs(self.input_mean) <= LARGEST_MEAN:
+            raise ValueError(
+                f"the input's mean is at most {LARGEST_MEAN:,.0f} of its standard deviations, not {self.input_mean}"
+            )
         if self.input_scale is not None and not 0 < self.input_scale < math.inf:
             raise ValueError(f"the input's standard deviation is above 0, not {self.input_scale}")
         if self.int8_scale not in get_args(Int8Scale):

@@ -56,9 +56,11 @@ def capacity(
         ),
     ] = None,
     int8_scale: Annotated[
-        Literal["state", "channel", "layer"],
-        typer.Option("--int8-scale", help="What shares one scale of an int8 state."),
-    ] = "state",
+        Literal["state", "channel", "layer"] | None,
+        typer.Option(
+            "--int8-scale", help="What shares one scale of an int8 state; else each number has one of its own."
+        ),
+    ] = None,
     wanted: Annotated[
         int | None,
         typer.Option(
@@ -92,7 +94,7 @@ def capacity(
     from ssmdiag.reports.words import heading
 
     try:
-        rounding = Rounding(input_mean=input_mean, input_scale=input_scale, int8_scale=int8_scale)
+        rounding = Rounding(input_mean=input_mean, input_scale=input_scale, int8_scale=int8_scale or "state")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     target, _ = terminal.claim_outputs(output, reads=[path, map_file])
@@ -124,6 +126,10 @@ def capacity(
                 problems.append(error)
     if not layers:
         raise problems[0]
+    if int8_scale and all(own.own.state_dtype != "int8" for own in layers):
+        raise typer.BadParameter(
+            f"the state is not int8 but {layers[0].own.state_dtype}: --state-dtype int8", param_hint="'--int8-scale'"
+        )
     settings = terminal.settings(color, output, text=format == "text", plots=plots, quiet=quiet)
     if format == "json":
         text = render(document(str(path), layers, context) | {"guess": found.guess})

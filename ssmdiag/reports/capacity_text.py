@@ -70,7 +70,9 @@ def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
         return "No layer has a memory to speak of: its modes are NaN, growing, or beyond float64."
     modes = [layer.own.modes.median for layer in layers if layer.own.modes]
     least = "at least " if any(layer.own.is_bound for layer in layers) else ""
-    spent = f"{least}{_middle(effective):.3g} of {_middle(modes):.0f} modes survive a {layers[0].own.state_dtype} state"
+    rounded = f"modes survive rounding the state to {layers[0].own.state_dtype}"
+    where = "in the median layer " if len(layers) > 1 else ""
+    spent = f"{where}{least}{_middle(effective):.3g} of {_middle(modes):.0f} {rounded}"
     if not known:
         text = f"no channel rebuilds even its present input to one half; {spent}."
     else:

@@ -40,8 +40,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     # Compared with the poorest of the family's initialisations: what every healthy fresh model has.
     if median < limits["share"] * initial:
         yield Observation(
-            f"{median:.2g} of {own.modes.median:.0f} modes survive a {own.state_dtype} state in the median channel; "
-            f"the family starts with {initial:.2g} or more",
+            f"{median:.2g} of {own.modes.median:.0f} modes survive rounding the state to {own.state_dtype} in the "
+            f"median channel; the family starts with {initial:.2g} or more",
             count=own.channels,
             of=own.channels,
             value=median / initial,

@@ -194,7 +194,7 @@ def test_a_summary_is_plain_numbers_with_a_sentence() -> None:
     assert summary.effective_modes.max == pytest.approx(max(exact), rel=1e-12)
     assert set(summary.surviving) == set(STATE_PRECISION)
     assert summary.curve[0][0] == 0
-    assert "of 16 modes survive a bf16 state" in summary.sentence
+    assert "of 16 modes survive rounding the state to bf16" in summary.sentence
     assert "13 of 16 channels rebuild inputs to one half or better" in summary.sentence
 
 

@@ -75,6 +75,8 @@ def test_the_input_and_the_scale_of_an_int8_state_can_be_said(run: Run, write_mo
     [
         ("--input-mean", "nan"),
         ("--input-mean", "inf"),
+        ("--input-mean", "1e300"),
+        ("--int8-scale", "layer"),
         ("--input-mean", "much"),
         ("--input-scale", "0"),
         ("--input-scale", "-1"),

@@ -32,7 +32,7 @@ def test_modes_that_training_drew_together_are_worth_a_few(tmp_path: Path) -> No
         assert finding.severity == "warning"
         assert finding.value is not None
         assert finding.value < 0.5
-        assert "of 16 modes survive a float32 state" in finding.message
+        assert "of 16 modes survive rounding the state to float32" in finding.message
 
 
 def test_equal_modes_are_one_and_are_counted_as_one(tmp_path: Path) -> None:
