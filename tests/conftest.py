@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; read when torch is imported
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from _pytest.doctest import DoctestModule
 
-from ssmdiag.diagnosis import extract_recurrences
-from ssmdiag.recurrence.modal import Recurrence
+if TYPE_CHECKING:
+    import torch
+
+    from ssmdiag.recurrence.modal import Recurrence
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; read when torch is imported
+# torch is not imported here: the process that hands out the tests has no need of it.
 
 
 @pytest.fixture
@@ -24,6 +27,8 @@ def write_model(tmp_path: Path) -> Callable[..., Path]:
     """Write a state dict (and a config.json) as a model directory; return the directory."""
 
     def write(state: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None, name: str = "model") -> Path:
+        from safetensors.torch import save_file
+
         directory = tmp_path / name
         directory.mkdir()
         save_file({key: value.contiguous() for key, value in state.items()}, directory / "model.safetensors")
@@ -41,6 +46,8 @@ def read_model(write_model: Callable[..., Path]) -> Callable[..., list[Recurrenc
     def read(
         state: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None, **assume: str
     ) -> list[Recurrence]:
+        from ssmdiag.diagnosis import extract_recurrences
+
         return extract_recurrences(write_model(state, config), assume=assume)
 
     return read
@@ -48,6 +55,23 @@ def read_model(write_model: Callable[..., Path]) -> Callable[..., list[Recurrenc
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="Rewrite the golden reports; read them in review.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Look for doctests in ssmdiag alone: to do so in tests/ imports every file there, those without a test too."""
+    return [collector for collector in (yield) if not isinstance(collector, DoctestModule)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without the garbage collector: all of it stays, and to look through it over and over takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

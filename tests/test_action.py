@@ -117,6 +117,7 @@ def test_no_input_is_pasted_into_a_script_and_every_input_is_used() -> None:
         assert re.fullmatch(r"\$\{\{ steps\.check\.outputs\.(sarif|exit-code) \}\}", value["value"])
 
 
+@pytest.mark.slow
 def test_clean_checkpoints_pass_and_leave_a_summary_and_a_log(runner: Runner) -> None:
     (runner.workspace / "runs").symlink_to(EXAMPLES / "lru-digits")
     run = runner.step("Check", paths="runs/step-01[05]*.safetensors\r\n\nruns/step-02000.safetensors\n")
@@ -131,6 +132,7 @@ def test_clean_checkpoints_pass_and_leave_a_summary_and_a_log(runner: Runner) ->
     assert runner.summary.count("### `runs/step-") == 3
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_fails_whatever_its_name(runner: Runner) -> None:
     name = "it's $(touch pwned) `touch pwned`; a, b%/model *.safetensors"
     with_a_nan(runner.workspace / name)
@@ -148,6 +150,7 @@ def test_a_broken_checkpoint_fails_whatever_its_name(runner: Runner) -> None:
     assert not list(runner.workspace.rglob("pwned"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_diagnosed_fails_with_two_and_still_leaves_a_log(runner: Runner) -> None:
     (runner.workspace / "set.toml").write_text('fail-on = "note"\n')
     run = runner.step("Check", paths="gone-*.pt", config="set.toml")

@@ -43,6 +43,7 @@ MIDDLE = "backbone.layers.1.mixer"
 # --- values that are not finite -------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_modes_that_are_not_finite_are_counted_and_the_rest_is_diagnosed(bad: float, write_model: Write) -> None:
     state = mamba()
@@ -72,6 +73,7 @@ def test_a_layer_of_nothing_but_nan_has_no_numbers(write_model: Write) -> None:
     assert [layer.nonfinite for layer in result.layers] == [0, 32, 0]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("tensor", ["log_A_real", "A_imag", "log_dt"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_every_spectral_tensor_may_hold_what_is_not_finite(tensor: str, bad: float, write_model: Write) -> None:
@@ -100,6 +102,7 @@ def test_a_summary_counts_each_kind_of_mode() -> None:
 # --- tensors that do not fit together -------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
@@ -121,6 +124,7 @@ def test_wrong_shapes_are_a_problem_of_their_layer(
     assert result.exit_code() == 2
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -162,6 +166,7 @@ def test_missing_siblings_of_many_layers_are_each_a_problem(write_model: Write) 
 # --- quantised and packed -------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint32, torch.int32, torch.bool], ids=str)
 def test_packed_weights_are_a_problem_that_names_them(dtype: torch.dtype, write_model: Write) -> None:
     state = mamba()
@@ -193,6 +198,7 @@ def test_a_packed_weight_of_fewer_columns_is_named_for_what_it_is(write_model: W
     assert f"{MIDDLE}.dt_proj.bias is stored as uint32" in problem
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("scale", ["_scale", "_scale_inv"])
 def test_fp8_with_scales_is_a_problem_and_without_is_read(scale: str, write_model: Write) -> None:
     state = mamba()

@@ -87,6 +87,7 @@ def test_shipped_checkpoints_have_finite_stable_eigenvalues_in_every_layer(model
         assert recurrence.assumptions == ()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_shipped_checkpoints_are_diagnosed_without_remainder(model: str) -> None:
     diagnosis = diagnose(shipped(model)[-1])
@@ -122,6 +123,7 @@ def test_kernel_of_a_trained_model_is_the_sum_over_its_recurrence(
         assert error < 1e-5
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_seed_trains_the_same_weights(model: str, script: ModuleType, tmp_path: Path) -> None:
     for run in ("one", "two"):

@@ -121,6 +121,7 @@ def failing_rule(looks_at: str) -> Rule:
     return replace(rule, code="SSM999", name="broken-rule", examine=examine)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("looks_at", "where"), [("layer", STRANGE), ("checkpoint", "model")])
 def test_a_rule_that_fails_is_named_and_the_others_run(model: Path, looks_at: str, where: str) -> None:
     sound = diagnose(model)
@@ -137,6 +138,7 @@ def test_a_rule_that_fails_is_named_and_the_others_run(model: Path, looks_at: st
     assert [finding for finding in result.findings if finding.code != "SSM999"] == list(sound.findings)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.usefixtures("failing_measure")
 @pytest.mark.parametrize("form", formats())
 def test_every_format_says_which_layer_was_lost(model: Path, form: str) -> None:

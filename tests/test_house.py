@@ -33,6 +33,8 @@ def _parts(path: Path) -> tuple[str, ...]:
 def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     """Yield the imports of a tree, those inside functions too, those for type checkers alone left out."""
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue  # no expression holds an import
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         if isinstance(child, (ast.Import, ast.ImportFrom)):

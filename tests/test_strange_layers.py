@@ -235,11 +235,13 @@ def test_three_hundred_strange_layers_are_read_or_say_why_not() -> None:
                     raise AssertionError(f"{case}") from error
 
 
+@pytest.mark.slow
 def test_strange_layers_cost_themselves_alone(tmp_path: Path) -> None:
     """One mutation for each command; the slow suite has ten thousand."""
     assert fuzz([(len(SPELLINGS) + 11) * turn for turn in range(len(COMMANDS))], tmp_path) == {}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_was_found_stays_mended(seed: int, tmp_path: Path) -> None:
     assert fuzz([seed], tmp_path) == {}

@@ -102,6 +102,7 @@ def test_a_kernel_that_rises_or_swings_slowly_is_not_flat_and_one_that_only_osci
     assert laws_of(torch.stack([torch.ones_like(t), (2.1 * t + 1.57).cos()])) == [Law.FLAT] * 2
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("exponentials", "most"), [(2, 0.03), (3, 0.08)])
 def test_few_exponentials_are_seldom_called_a_power(exponentials: int, most: float) -> None:
     generator = torch.Generator().manual_seed(exponentials)

@@ -95,7 +95,7 @@ def modes_unit(modes: ModeEnergies) -> np.ndarray:
     return np.concatenate([form.unit.numpy() for _, form in modes.forms()])
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_rings_of_one_rate_are_told_as_such(seed: int) -> None:
     """Frequencies of 0.1 to 0.5 turns a time constant, and sums of 16 rings: at least 95 %, at the rate put in."""
@@ -114,7 +114,7 @@ def test_rings_of_one_rate_are_told_as_such(seed: int) -> None:
     assert told >= 0.95 * 40
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [True, False])
 def test_no_tail_is_named_that_the_stepped_kernel_does_not_follow(real: bool) -> None:
     random = np.random.default_rng(7)
@@ -173,6 +173,7 @@ def lags_by_summing(energy: np.ndarray, share: float) -> float:
     return float(np.argmax(left <= (1 - share) * left[0]))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("real", [True, False])
 def test_lags_of_half_nine_tenths_and_ninety_nine_are_those_of_stepped_kernels(real: bool) -> None:
     layer = drawn(np.random.default_rng(3), 6, 4, real=real)
@@ -218,6 +219,7 @@ def test_lags_are_the_same_from_a_full_state_matrix() -> None:
     assert dense.channels.lags.tolist() == own.channels.lags.tolist()
 
 
+@pytest.mark.slow
 def test_order_of_modes_scale_and_conjugates_change_nothing() -> None:
     random = np.random.default_rng(11)
     for _ in range(5):
@@ -343,7 +345,7 @@ def test_no_band_is_told_where_less_or_more_is_lost_than_its_rates_lose(
     assert tail_of(layer, 64) is None
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag(seed: int, real: bool) -> None:

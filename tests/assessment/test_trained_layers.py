@@ -129,6 +129,7 @@ def test_a_fitted_law_is_held_against_what_is_left() -> None:
     assert false_statements(law, TWO, 0, CONTEXT)
 
 
+@pytest.mark.slow
 def test_trained_checkpoints_are_recognised_as_their_families(tmp_path: Path) -> None:
     for family in FAMILIES:
         trained = train(family, "digits", tmp_path, steps=2)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.linalg
+import scipy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +41,7 @@ def last_above(values: torch.Tensor, share: float) -> list[float]:
     return [float(lag) for lag in found]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "make",
     [
@@ -80,6 +81,7 @@ def test_length_accuracy_and_capacity_are_what_the_memory_function_says(
     np.testing.assert_allclose(found.memory.numpy(), curve.numpy(), rtol=1e-10)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("context", [1, 10, 1000, 100_003, 10**7, 10**9])
 def test_capacity_of_a_long_context_equals_eighty_digits_without_a_sum(context: int) -> None:
     slow = exactly(-1e-6, -3e-6 + 0.3j, -2e-4 + 1j, -0.01, -0.5 + 2j)
@@ -97,6 +99,7 @@ HOLDING = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", HOLDING)
 def test_the_lags_that_hold_a_share_of_the_capacity_are_those_of_many_digits(name: str) -> None:
     ell = HOLDING[name]
@@ -107,6 +110,7 @@ def test_the_lags_that_hold_a_share_of_the_capacity_are_those_of_many_digits(nam
         assert lags == 1 or exact_within(ell, int(lags) - 1 - slack, 120) < share * found.modes.item()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("make", [random_siso, random_mimo, random_dense, lambda: random_siso(slow=1e-4, modes=40)])
 def test_the_lags_that_hold_a_share_are_where_the_memory_function_sums_to_it(make: Callable[[], Recurrence]) -> None:
     recurrence = make()
@@ -124,6 +128,7 @@ def test_a_capacity_held_beyond_all_whole_numbers_is_held_at_no_lag() -> None:
     assert assess_capacity(spectrum(exactly(-1e-10)), 100).held_half.item() == math.ceil(math.log(2) / 2e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 24), st.booleans())
 def test_length_is_bought_with_accuracy(seed: int, modes: int, real: bool) -> None:
@@ -228,7 +233,7 @@ def test_a_dense_state_is_built_once() -> None:
     assert len(built) == 1
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_a_capacity_or_a_reason(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]
@@ -263,6 +268,7 @@ def test_initialisations_have_the_spectra_that_were_printed() -> None:
     assert 0.9 < float(narrow.log_eigenvalues.real.exp().min()) < float(narrow.log_eigenvalues.real.exp().max()) < 0.999
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_initialisation_remembers_all_its_modes(family: str) -> None:
     for initial in initial_spectra(family, 8):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import mpmath
 import numpy as np
 import pytest
-import scipy.linalg
+import scipy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ def brute_force(recurrence: Recurrence) -> list[np.ndarray]:
     return [scipy.linalg.svdvals(hankel(kernel[:, c]).flatten(0, 1).numpy()) for c in range(recurrence.channels)]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     "make",
     [
@@ -167,6 +167,7 @@ def test_a_selective_layer_and_one_without_matrices_are_refused() -> None:
             hankel_singular_values(random_siso()).states_for(share)
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_time_invariant_layer_with_a_kernel_has_them(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]

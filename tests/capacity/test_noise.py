@@ -36,7 +36,7 @@ SPECTRA = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_what_survives_rounding_equals_eighty_digits(name: str) -> None:
     ell = SPECTRA[name].to(torch.complex128)
@@ -48,7 +48,7 @@ def test_what_survives_rounding_equals_eighty_digits(name: str) -> None:
             assert abs(value - expected) < 1e-7
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(15)
 @pytest.mark.parametrize("mean", [0.3, -1.0, 5.0])
 @pytest.mark.parametrize("name", ["Mamba at 0.001", "S4D-Lin", "ring", "close modes", "at the boundary"])
 def test_what_survives_an_input_with_a_mean_equals_eighty_digits(name: str, mean: float) -> None:
@@ -108,6 +108,7 @@ def solved(A: np.ndarray, B: np.ndarray, epsilon: float, lags: list[int]) -> tup
         return trace, memory
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", STATE_PRECISION)
 def test_a_dense_state_rounds_in_its_own_basis(name: str) -> None:
     recurrence = random_dense(channels=2, states=5)
@@ -130,6 +131,7 @@ def test_a_diagonal_state_matrix_rounds_as_its_modes_do() -> None:
         assert same.item() == pytest.approx(noisy_capacity(spectrum(ell), name).item(), abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([3, 10, 20]), st.booleans())
 def test_noise_only_takes_memory_and_more_noise_takes_more(seed: int, modes: int, real: bool) -> None:
@@ -185,6 +187,7 @@ def test_the_length_found_by_bisection_is_the_last_lag_above_the_share(share: fl
     assert found == expected.tolist()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("modes", [13, 31, 45, 80])
 @pytest.mark.parametrize("real", [True, False])
 def test_many_modes_are_rounded_as_the_definition_says(modes: int, real: bool) -> None:

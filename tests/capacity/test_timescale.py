@@ -112,7 +112,7 @@ def test_longer_memory_is_fainter_and_the_sum_stays() -> None:
         np.testing.assert_array_equal(capacity.length_tenth.numpy(), alone.length_tenth.numpy())
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("family", "length"), [("mamba", 4), ("s4d", 20), ("s4", 5), ("lru", 15)])
 @pytest.mark.parametrize("state_dtype", ["bf16", "float32"])
 def test_inside_a_recommended_range_the_length_is_met_and_just_outside_it_is_not(
@@ -153,6 +153,7 @@ def check_range(
     assert bool((memory(highest * 1.01)[inner] < 0.5).all())
 
 
+@pytest.mark.slow
 def test_no_step_gives_a_length_beyond_the_modes_over_the_share() -> None:
     recurrence = spectrum(ring(4))
     assert not bool(recommend_step(recurrence, 16).reachable.any())
@@ -173,6 +174,7 @@ def test_misuse_is_refused() -> None:
         recommend_step(random_siso(), 5, state_dtype="int4")
 
 
+@pytest.mark.slow
 def test_some_channels_of_a_layer_are_given_the_steps_they_have_in_all_of_it() -> None:
     at = slice(0, 2)
     recurrence = initial_spectra("s4d", 16)[0].recurrence

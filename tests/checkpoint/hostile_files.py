@@ -797,10 +797,10 @@ def a_number_of_ten_thousand_digits_in_the_metadata(folder: Path) -> Path:
 # --- what lies beside the weights -----------------------------------------------------------------
 
 
-def beside(name: str, content: bytes) -> Write:
+def beside(name: str, content: bytes | Callable[[], bytes]) -> Write:
     def write(folder: Path) -> Path:
         path = sound(folder)
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content())
         return path
 
     return write
@@ -814,16 +814,16 @@ TEXTS = {
     "not finite": b'{"seq_len": 1e999, "global_step": 1e999, "dt_min": NaN, "max_seq_len": -Infinity}',
 }  # fmt: skip
 LARGE_TEXTS = {
-    "of a million lists": b'{"seq_len": [' + b"[]," * 3_000_000 + b"0]}",
-    "of a million settings": json.dumps({str(i): {"x": i} for i in range(400_000)}).encode(),
-    "of long keys": json.dumps({"k" * 100_000: {"l" * 100_000: {str(i): i for i in range(100_000)}}}).encode(),
-}
+    "of a million lists": lambda: b'{"seq_len": [' + b"[]," * 3_000_000 + b"0]}",
+    "of a million settings": lambda: json.dumps({str(i): {"x": i} for i in range(400_000)}).encode(),
+    "of long keys": lambda: json.dumps({"k" * 100_000: {"l" * 100_000: {str(i): i for i in range(100_000)}}}).encode(),
+}  # made where they are written: they take seconds
 
 
-def index_of(content: bytes) -> Write:
+def index_of(content: bytes | Callable[[], bytes]) -> Write:
     def write(folder: Path) -> Path:
         sound(folder).rename(folder / "a.safetensors")
-        (folder / "model.safetensors.index.json").write_bytes(content)
+        (folder / "model.safetensors.index.json").write_bytes(content if isinstance(content, bytes) else content())
         return folder
 
     return write
@@ -843,7 +843,7 @@ INDEXES = {
     "of a name that is too long": {"weight_map": {"w": "a" * 5_000_000, "v": "a\0b"}},
 }
 for kind, index in INDEXES.items():
-    HOSTILE[f"index {kind}"] = index_of(json.dumps(index).encode())
+    HOSTILE[f"index {kind}"] = index_of(lambda index=index: json.dumps(index).encode())
 
 
 @case

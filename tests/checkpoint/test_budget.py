@@ -198,6 +198,7 @@ def test_what_is_no_file_of_its_kind_is_refused_by_name(reader: str, kind: str, 
     assert name in str(caught.value) or (kind == "a directory" and tmp_path.name in str(caught.value))
 
 
+@pytest.mark.one_in(3)
 @every_no_file
 @pytest.mark.parametrize("name", ["config.json", "trainer_state.json"])
 def test_settings_beside_the_weights_that_are_no_file_are_left_aside(name: str, kind: str, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def asked(run: Run, *arguments: object) -> dict[str, Any]:
     return json.loads(output)["layers"][0]
 
 
+@pytest.mark.slow
 def test_the_input_and_the_scale_of_an_int8_state_can_be_said(run: Run, write_model: Callable[..., Path]) -> None:
     path = many_channels(write_model)
 
@@ -95,6 +96,7 @@ def test_assumptions_that_are_none_are_refused(
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_layers_int8_scale_is_that_of_all_its_channels(run: Run, write_model: Callable[..., Path]) -> None:
     path = many_channels(write_model)
     options = ("--layer", "0", "--state-dtype", "int8", "--int8-scale", "layer")

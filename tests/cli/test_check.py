@@ -76,6 +76,7 @@ def test_fail_on_decides_between_zero_and_one(run: Run, tmp_path: Path) -> None:
     assert (codes[0], codes[-1]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_select_and_ignore_choose_rules_by_code_prefix_and_name(run: Run, tmp_path: Path) -> None:
     bad = stable_ssm(tmp_path / "bad.safetensors", growing=3)
     assert run("check", bad, "--select", "SSM4")[0] == 0
@@ -98,6 +99,7 @@ def test_settings_come_from_the_nearest_file_and_can_be_left_aside(run: Run, tmp
     assert "ignroe" in err
 
 
+@pytest.mark.slow
 def test_a_layer_can_be_left_out_by_its_path(run: Run, tmp_path: Path) -> None:
     bad = stable_ssm(tmp_path / "bad.safetensors", growing=3)
     (tmp_path / "ssmdiag.toml").write_text('[per-layer-ignores]\n"stablessm_layers.0*" = ["SSM101"]\n')
@@ -106,6 +108,7 @@ def test_a_layer_can_be_left_out_by_its_path(run: Run, tmp_path: Path) -> None:
     assert "SSM101 error    layer 1: 3 of 128" in out
 
 
+@pytest.mark.slow
 def test_a_baseline_lets_known_findings_pass_and_stops_new_and_worse_ones(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_missing_baseline_is_an_error_and_not_an_empty_one(run: Run, tmp_path:
     assert run("check", EXAMPLE, "--write-baseline")[0] == 2
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("format", sorted(formats()))
 def test_every_format_is_offered_and_keeps_the_exit_code(run: Run, tmp_path: Path, format: str) -> None:
     bad = stable_ssm(tmp_path / "bad.safetensors", growing=3)
@@ -175,6 +179,7 @@ def test_rules_and_explain_know_every_rule(run: Run) -> None:
     assert "SSM101" in err
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("options", "tails"),
     [([], False), (["-f", "sarif"], False), (["-f", "json"], True), (["--also", "markdown=x.md"], True)],

@@ -52,6 +52,7 @@ def test_a_drifting_run_is_answered_in_the_second_line_with_pace_and_projection(
     assert "a layer 1 converging" in one_line(out)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("world", "fail_on", "expected"),
     [
@@ -68,7 +69,7 @@ def test_fail_on_exits_one_for_a_run_that_converges_only(
     assert run(*write_run(tmp_path, STEPS, world), "--memory", "none", "--fail-on", fail_on)[0] == expected
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80, 140, 160])
 @pytest.mark.parametrize("directory", [S4D, LRU])
 def test_no_line_is_wider_than_the_terminal(run: Run, directory: Path, columns: int) -> None:
@@ -78,6 +79,7 @@ def test_no_line_is_wider_than_the_terminal(run: Run, directory: Path, columns: 
     assert "\x1b" not in out
 
 
+@pytest.mark.slow
 def test_without_plots_and_quiet_less_is_said(run: Run) -> None:
     paths = sorted(LRU.glob("*.safetensors"))
     whole, plain, quiet = (run(*paths, *flags)[1] for flags in ([], ["--no-plots"], ["-q"]))
@@ -88,6 +90,7 @@ def test_without_plots_and_quiet_less_is_said(run: Run) -> None:
     assert quiet.splitlines()[1].startswith("Settled: layer 2's margin fell 27 %")
 
 
+@pytest.mark.slow
 def test_ascii_terminals_get_ascii(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssmdiag.cli.terminal.unicode", lambda: False)
     for arguments in (
@@ -137,13 +140,15 @@ def test_json_writes_infinity_as_a_string_and_what_is_unknown_as_null(run: Run, 
 
 
 def test_two_checkpoints_of_one_model_show_a_change_and_claim_no_trend(run: Run) -> None:
-    code, out, _ = run(LRU / "step-00000.safetensors", LRU / "step-02000.safetensors", "--no-plots")
+    ends = (LRU / "step-00000.safetensors", LRU / "step-02000.safetensors")
+    code, out, _ = run(*ends, "--memory", "none", "--no-plots")
     assert code == 0
     assert out.splitlines()[1].startswith("Changed most: layer 2's margin fell 27 % (0.018 → 0.013). Whether that is")
     assert "5 or more can" in one_line(out)
     assert "95 %" not in out
 
 
+@pytest.mark.slow
 def test_two_models_say_what_one_has_and_the_other_lacks(run: Run) -> None:
     code, out, _ = run(S4D / "step-02000.safetensors", LRU / "step-02000.safetensors")
     assert code == 0
@@ -236,6 +241,7 @@ def test_a_sharded_model_is_one_checkpoint_and_no_run(run: Run, tmp_path: Path) 
     assert (code, "one checkpoint alone" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_report_goes_to_a_file(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "report.json"
     code, out, _ = run(*LRU.glob("*.safetensors"), "-f", "json", "-o", target)
@@ -244,7 +250,7 @@ def test_the_report_goes_to_a_file(run: Run, tmp_path: Path) -> None:
 
 
 def test_colour_comes_only_when_asked(run: Run) -> None:
-    assert "\x1b[" in run(*LRU.glob("*.safetensors"), "--color", "always")[1]
+    assert "\x1b[" in run(*LRU.glob("*.safetensors"), "--memory", "none", "--color", "always")[1]
 
 
 def test_all_shows_one_row_for_each_layer(run: Run, tmp_path: Path) -> None:
@@ -327,6 +333,7 @@ def test_a_run_whose_projections_alone_changed_is_not_said_to_stand_still(run: R
     assert data["steering_changed"] == {"backbone.layers.1.mixer": ["x_proj.weight"]}
 
 
+@pytest.mark.slow
 def test_different_models_are_a_table_and_no_run(run: Run, tmp_path: Path) -> None:
     models = [S4D / "step-02000.safetensors", LRU / "step-02000.safetensors", steered(tmp_path / "mamba")]
     code, out, _ = run(*models, "--length", 256)
@@ -350,6 +357,7 @@ def test_models_of_other_sizes_or_depth_are_no_run(run: Run, tmp_path: Path) -> 
     assert "3 models, not one run." in run(*paths, *deeper, "--length", 64)[1]
 
 
+@pytest.mark.slow
 def test_of_two_runs_the_last_checkpoints_are_compared(run: Run) -> None:
     code, out, _ = run(S4D, LRU)
     assert code == 0

@@ -30,7 +30,7 @@ def printed_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> No
     Path("map.toml").write_text(err.partition("--map map.toml:\n\n")[2], encoding="utf-8")
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.usefixtures("printed_map")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_printed_map_makes_a_guess_until_it_is_reviewed(command: str, run: Run) -> None:

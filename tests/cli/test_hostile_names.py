@@ -123,7 +123,7 @@ def arguments_of(case: str) -> list[str]:
     return [named(word) if word in files else word for word in CASES[case]]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("color", ["never", "always"])
 @pytest.mark.parametrize("case", CASES)
 def test_no_report_and_no_error_acts_on_a_terminal(
@@ -143,7 +143,7 @@ def test_no_report_and_no_error_acts_on_a_terminal(
         assert "λ層🙂" in COLOUR.sub("", out + err).replace("\n", "").replace(" ", ""), "what is no danger stays"
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("form", formats())
 def test_every_format_is_harmless_on_the_screen_and_in_a_file(form: str, run: Run, folder: Path) -> None:
     files = [named(start) for start in ("\x1b", "1", "torn", "lost", "unknown")]
@@ -162,6 +162,7 @@ def test_every_format_is_harmless_on_the_screen_and_in_a_file(form: str, run: Ru
         assert ElementTree.fromstring(out.encode()) is not None
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", [case for case in CASES if case != "check"])
 def test_every_json_document_is_harmless_and_exact(case: str, run: Run, folder: Path) -> None:
     _, out, err = run(*arguments_of(case), "-f", "json")

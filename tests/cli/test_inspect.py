@@ -47,6 +47,7 @@ def test_json_on_stdout_is_json_alone(run, mamba: Path) -> None:
     assert data["layers"][0]["operating_point"] == "the gates at their bias"
 
 
+@pytest.mark.slow
 def test_length_sets_the_context(run, mamba: Path) -> None:
     assert "the 4,096" in run("inspect", mamba, "--length", 4096)[1].replace("\n", " ")
     assert "the context is unknown" in run("inspect", mamba)[1].replace("\n", " ")
@@ -130,6 +131,7 @@ def test_a_crash_exits_two_and_shows_where(run, mamba: Path, monkeypatch: pytest
     assert "a bug in ssmdiag" in err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_crash(mamba: Path) -> None:
     command = f"{sys.executable} -m ssmdiag inspect --all {mamba} | head -n 1"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)

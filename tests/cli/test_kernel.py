@@ -239,6 +239,7 @@ def test_the_report_gives_every_residual_and_parameters_with_their_errors(run: R
     assert "rms residuals" not in run("kernel", s4d, "--length", 2000, "--quiet")[1]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("columns", [60, 80, 140])
 def test_no_line_is_wider_than_the_terminal(run: Run, s4d: Path, tmp_path: Path, columns: int) -> None:
     assert max(map(len, run("kernel", s4d, columns=columns)[1].splitlines())) <= columns
@@ -263,6 +264,7 @@ def test_json_gives_every_channel_in_columns(run: Run, s4d: Path) -> None:
     assert columns["horizon_status"] == ["known"] * 4
 
 
+@pytest.mark.slow
 def test_a_layer_is_found_without_reading_the_others(run: Run, s4d: Path, tmp_path: Path) -> None:
     state = load_file(s4d)
     state["s4_layers.1.kernel.C"] = torch.zeros(5, 3, 2)

@@ -188,7 +188,7 @@ def test_a_stream_is_not_added_to_what_retrain_reads(number: int, folder: Path) 
     assert number == 2 or text == "to be or not to be\n" * 200
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("command", ["inspect", "check", "capacity", "kernel"])
 def test_a_report_is_not_added_to_the_model_by_the_shell(command: str, folder: Path) -> None:
     before = contents(folder)
@@ -215,7 +215,7 @@ SAYING = [
 ]  # fmt: skip
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(19)
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("arguments", SAYING, ids=" ".join)
 def test_settings_that_cannot_be_read_are_named_and_exit_with_2(
@@ -259,6 +259,7 @@ def test_an_empty_argument_is_not_taken_for_the_folder(case: str, run: Run, fold
     assert contents(folder) == before
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["ssmdiag.toml", "pyproject.toml", "given.toml"])
 def test_settings_are_not_shown_into_the_file_they_come_from(name: str, folder: Path) -> None:
     head = "[tool.ssmdiag]\n" if name == "pyproject.toml" else ""

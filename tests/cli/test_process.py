@@ -34,7 +34,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 @needs_posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", LIGHT)
@@ -49,6 +49,7 @@ def test_a_full_or_closed_stdout_exits_two_with_a_sentence(command: str, unbuffe
         assert "Exception ignored" not in run.stderr
 
 
+@pytest.mark.one_in(2)
 @needs_posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_disk_that_fills_up_in_the_middle_exits_two(unbuffered: str, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_disk_that_fills_up_in_the_middle_exits_two(unbuffered: str, tmp_path:
     assert run.stderr.startswith("OutputError: stdout cannot be written (File too large).")
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @needs_posix
 @pytest.mark.parametrize("command", LIGHT)
 def test_a_reader_that_leaves_is_told_by_141_and_never_by_one(command: str) -> None:
@@ -83,12 +84,13 @@ def test_errors_without_a_stderr_keep_their_code_and_stay_out_of_stdout() -> Non
         assert (run.returncode, run.stdout) == (2, "")
 
 
+@pytest.mark.slow
 @needs_posix
 def test_a_closed_stdin_does_not_lend_its_number_to_a_file() -> None:
     assert shell("$S families <&-").stdout == shell("$S families").stdout
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @needs_posix
 @pytest.mark.parametrize("size", ["²", "0", "-5", "999999999", "1e3", ""])
 def test_odd_sizes_of_the_terminal_count_for_nothing(size: str) -> None:
@@ -111,7 +113,7 @@ def test_odd_sizes_do_not_reach_the_reports(size: str, monkeypatch: pytest.Monke
     assert "\x1b[1mtext" in page.text()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @needs_posix
 @pytest.mark.parametrize(
     "environment",
@@ -133,6 +135,7 @@ def test_help_is_printed_in_any_encoding(environment: dict[str, str]) -> None:
     assert run.stdout.startswith("SSM205")
 
 
+@pytest.mark.one_in(3)
 @needs_posix
 @pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict", "utf-16"])
 def test_names_that_are_no_text_are_named_in_errors(encoding: str, tmp_path: Path) -> None:
@@ -142,6 +145,7 @@ def test_names_that_are_no_text_are_named_in_errors(encoding: str, tmp_path: Pat
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.one_in(3)
 @needs_posix
 @pytest.mark.parametrize("command", ["config show", "check m.safetensors", "inspect m.safetensors"])
 def test_a_working_folder_that_is_gone_is_a_sentence(command: str, tmp_path: Path) -> None:
@@ -157,6 +161,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_importing_the_library_or_calling_main_leaves_the_process_as_it_was() -> None:
     state = "(gc.isenabled(), gc.get_freeze_count(), signal.getsignal(15), signal.getsignal(2), sys.stdout.errors)"
     code = f"""
@@ -196,6 +201,7 @@ def test_the_end_runs_exit_handlers_and_leaves_the_rest_to_the_system() -> None:
     assert run.stderr == ""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "more",
     [
@@ -211,6 +217,7 @@ def test_what_needs_more_than_the_system_does_is_waited_for(more: str) -> None:
     assert run.stderr.startswith("taken down")
 
 
+@pytest.mark.slow
 @needs_posix
 def test_an_output_that_is_read_slowly_is_complete() -> None:
     run = shell("$S rules --format json | (sleep 0.3; cat)")
@@ -240,7 +247,7 @@ def test_signals_that_the_caller_has_ignored_stay_so() -> None:
     assert shell(f'trap "" HUP; {PYTHON} -c "{code}"').stdout == "went on\n"
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @needs_posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_being_written_is_gone_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:

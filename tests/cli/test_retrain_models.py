@@ -25,6 +25,7 @@ def arms_of(output: str) -> list[dict[str, Any]]:
     return json.loads(output)["arms"]
 
 
+@pytest.mark.slow
 def test_a_single_map_is_compared_with_the_models_own(run: Run) -> None:
     code, output, _ = run(
         "retrain", "--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:loaders", "--param", "best(b=0.05)", *QUICK
@@ -49,6 +50,7 @@ def test_a_directory_learns_a_text_and_leaves_checkpoints_for_inspect(run: Run, 
     assert "mamba" in report
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_gone_on_from_with_its_sizes_and_loss(run: Run, tmp_path: Path) -> None:
     task = ("--task", "lf-exp", "--length", 10, "--samples", 16)
     sizes = ("--width", 3, "--modes", 2)
@@ -95,6 +97,7 @@ def test_a_directory_without_a_text_says_what_to_give(run: Run, tmp_path: Path) 
     assert "expected: --text FILE, or --data package.module:function" in errors
 
 
+@pytest.mark.slow
 def test_a_saved_step_of_a_directory_is_gone_on_from(run: Run, tmp_path: Path) -> None:
     tiny_model("mamba", vocab_size=128).float().save_pretrained(tmp_path / "tiny")
     (tmp_path / "corpus.txt").write_text("to be or not to be " * 20)
@@ -106,6 +109,7 @@ def test_a_saved_step_of_a_directory_is_gone_on_from(run: Run, tmp_path: Path) -
     assert arms_of(output)[0]["history"][0]["loss"] == pytest.approx(first["final_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saved_step_of_a_function_asks_for_the_function(run: Run, tmp_path: Path) -> None:
     given = ("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:pairs", "--param", "own", *SMALL)
     _, output, _ = run("retrain", *given, "--output", tmp_path)
@@ -131,6 +135,7 @@ def test_data_that_are_given_are_what_is_learned(run: Run, tmp_path: Path) -> No
     assert "--task delay reads no file, and own.npz would not be used" in errors
 
 
+@pytest.mark.slow
 def test_without_a_map_a_given_model_gets_one_that_holds_its_rates(run: Run, tmp_path: Path) -> None:
     tiny_model("mamba", vocab_size=128).float().save_pretrained(tmp_path / "tiny")
     (tmp_path / "corpus.txt").write_text("to be or not to be " * 20)
@@ -139,6 +144,7 @@ def test_without_a_map_a_given_model_gets_one_that_holds_its_rates(run: Run, tmp
     assert [arm["param"] for arm in arms_of(output)] == ["own", "heavy-tail"]
 
 
+@pytest.mark.slow
 def test_sizes_of_a_checkpoint_cannot_be_asked_for_and_it_is_compared_with_another_map(
     run: Run, tmp_path: Path
 ) -> None:

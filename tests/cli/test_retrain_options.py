@@ -92,6 +92,7 @@ def test_a_value_that_no_run_can_have_is_refused(
     assert "Traceback" not in errors
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("arguments", [("--steps", 0), ("--length", 2), ("--batch", 10**9), ("--recurrence-lr", 0)])
 def test_a_value_at_its_limit_trains(arguments: tuple[object, ...], run: Run) -> None:
     sizes = ("--width", 2, "--modes", 2, "--samples", 8, "--length", 6, "--together", 10**9)

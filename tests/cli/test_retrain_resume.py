@@ -187,6 +187,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", some(CHANGES, {next(iter(CHANGES))}))
 def test_a_run_on_other_batches_of_a_loader_is_refused(
     change: str, run: Run, write_module: Callable[[str], None]
@@ -215,6 +216,7 @@ def test_a_run_on_other_batches_of_a_loader_is_refused(
     assert "was trained otherwise: other data" in errors
 
 
+@pytest.mark.slow
 def test_data_may_be_called_otherwise_when_a_run_is_resumed(run: Run, tmp_path: Path) -> None:
     for name in ("one.txt", "two.txt"):
         (tmp_path / name).write_text("to be or not to be " * 40)
@@ -261,6 +263,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @both
 @pytest.mark.parametrize("damage", some(DAMAGES, {"a flipped bit", "not whole"}))
 def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run: Run, begun: Begun) -> None:

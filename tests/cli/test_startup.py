@@ -26,6 +26,7 @@ def imports(*arguments: str) -> str:
     return run.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["families"], ["families", "mamba"], ["inspect", "--help"], ["compare", "--help"]],
@@ -34,6 +35,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert imports(*arguments) == "imported: []"
 
 
+@pytest.mark.slow
 def test_the_probe_sees_torch_where_it_is_imported(tmp_path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -48,6 +50,7 @@ def test_the_probe_sees_torch_where_it_is_imported(tmp_path) -> None:
     assert "torch" in imports("inspect", "--no-plots", str(tmp_path / "m.safetensors"))
 
 
+@pytest.mark.slow
 def test_public_names_are_imported_on_first_use() -> None:
     code = "import sys, ssmdiag; assert 'torch' not in sys.modules; ssmdiag.Recurrence; ssmdiag.known_families(); "
     code += "assert 'torch' not in sys.modules; ssmdiag.diagnose; assert 'torch' in sys.modules"

@@ -47,6 +47,7 @@ def test_inspect_shows_the_others(model: Path, run: Run) -> None:
     assert "is empty: its shape is (4, 0)" in " ".join((out + err).split())
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("form", formats())
 def test_check_says_it_in_every_format(model: Path, run: Run, form: str) -> None:
     code, out, err = run("check", model, "--format", form)

@@ -73,6 +73,7 @@ def watch(tmp_path: Path) -> Watch:
     return call
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("command", ["inspect", "check"])
 def test_each_line_is_out_before_the_next_checkpoint_is_begun(command: str, paths: list[Path], watch: Watch) -> None:
     run = watch(command, *paths, "-f", "jsonl")
@@ -113,6 +114,7 @@ def test_a_command_that_fails_at_once_leaves_the_file_alone(paths: list[Path], r
     assert Path("out").read_text() == "kept"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("command", ["inspect", "check"])
 def test_a_text_is_there_piece_by_piece_and_the_same_as_in_a_file(
     command: str, paths: list[Path], watch: Watch, capsys: pytest.CaptureFixture[str]

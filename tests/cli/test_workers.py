@@ -72,6 +72,7 @@ def killed_but_for(path: Path) -> Result:
     return path.name, os.getpid()
 
 
+@pytest.mark.slow
 def test_when_all_are_killed_this_process_goes_on(tmp_path: Path) -> None:
     results = list(run(killed_but_for, names(tmp_path, 6)))
     assert [name for name, _ in results] == ["00", "lost 01", "lost 02", "03", "04", "05"]
@@ -140,6 +141,7 @@ def stuck(path: Path) -> Result:
     return path.name, os.getpid()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("lines", [1, 2])

@@ -186,6 +186,7 @@ def test_a_layer_on_the_boundary_from_the_start_fails_nothing(tmp_path: Path) ->
     assert run.exit_code("converging") == 0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("model", "verdicts"),
     [
@@ -425,6 +426,7 @@ def test_models_of_one_memory_lack_nothing(tmp_path: Path) -> None:
     assert compare_models(a, b, context_length=64).gaps == ()
 
 
+@pytest.mark.slow
 def test_rows_by_depth_hold_every_layer_once(tmp_path: Path) -> None:
     a, b = model(tmp_path, "a.safetensors", [3.0], 5), model(tmp_path, "b.safetensors", [3.0], 40)
     pair = compare_models(a, b, context_length=64)

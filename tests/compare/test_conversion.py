@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scipy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from scipy.optimize import linear_sum_assignment
 
 from ssmdiag.compare.conversion import Outcome, default_tolerance, log_lags, prove_conversion, prove_recurrence
 from ssmdiag.compare.spectrum_matching import match_spectra, relative_difference
@@ -331,7 +331,7 @@ def _bottleneck(apart: torch.Tensor) -> float:
     low, high = 0, len(values) - 1
     while low < high:
         middle = (low + high) // 2
-        rows, columns = linear_sum_assignment((apart > values[middle]).numpy())
+        rows, columns = scipy.optimize.linear_sum_assignment((apart > values[middle]).numpy())
         if not bool((apart[rows, columns] > values[middle]).any()):
             high = middle
         else:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 import torch
-from scipy import stats
 
 from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.compare.layer_history import judge_layers
@@ -36,7 +36,7 @@ def test_the_change_of_the_first_slowest_is_scipys_t_test_of_one_mode_a_channel(
     drifts = drifts_of_first_slowest(before, now)
     assert [drift.count for drift in drifts] == [20, 100, 400]
     for drift in drifts:
-        expected = stats.ttest_1samp(change[: drift.count], 0)
+        expected = scipy.stats.ttest_1samp(change[: drift.count], 0)
         assert drift.mean == pytest.approx(change[: drift.count].mean())
         side = math.copysign(1, drift.mean)
         assert drift.p(side) == pytest.approx(expected.pvalue)

@@ -59,7 +59,7 @@ def assert_named_and_held(outcomes: list[Outcome], points: int, where: str) -> N
         assert held >= lower(HOLDS, runs), (where, side)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("world", WANDERING)
 def test_what_wanders_is_seldom_given_a_trend(world: str) -> None:
     runs = 40 if "512" in world else 150
@@ -68,13 +68,14 @@ def test_what_wanders_is_seldom_given_a_trend(world: str) -> None:
         assert false_trends(WANDERING[world], 1, points, runs) <= upper(allowed, runs), points
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_drift_is_found_and_the_step_it_meets_a_limit_at_is_named(noise: str) -> None:
     for points in (7, 20):
         assert_named_and_held(drifting_runs(noise, 2, points, 60), points, f"{noise}, {points}")
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_no_step_is_named_where_a_drift_slows(schedule: str) -> None:
     for points in (7, 20):
@@ -85,6 +86,7 @@ def test_no_step_is_named_where_a_drift_slows(schedule: str) -> None:
         assert bounds >= lower(0.95, runs)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("schedule", {**SCHEDULES, **LATE})
 def test_no_step_is_named_where_the_learning_rate_is_seen_to_fall(schedule: str) -> None:
     outcomes = drifting_runs("a walk", 4, 12, 40, {**SCHEDULES, **LATE}[schedule], told=True)

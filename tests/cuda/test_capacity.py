@@ -35,6 +35,7 @@ def test_what_survives_a_rounded_state(state: str, pair: Pair) -> None:
     assert_same(*(noisy_memory_function(each, LAGS, state) for each in pair), tolerance=tolerance)
 
 
+@pytest.mark.slow
 def test_memory_functions_and_their_summary(pair: Pair) -> None:
     away, home = pair
     assert_same(memory_function(away, LAGS), memory_function(home, LAGS))

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -49,10 +50,10 @@ def test_a_conversion_is_proven_and_a_change_is_found(pair: Pair) -> None:
     assert home.outcome is (Outcome.DIFFERS if pair[1].dense is None else Outcome.SAME)
 
 
-def test_a_run_is_followed(cuda: str, tmp_path: Path, both: Callable[..., None]) -> None:
+@pytest.mark.parametrize("memory", ["none", pytest.param("ends", marks=pytest.mark.slow)])
+def test_a_run_is_followed(memory: Literal["none", "ends"], cuda: str, tmp_path: Path) -> None:
     paths = write_run(tmp_path, [0, 1000, 2000, 3000], drifting)
-    assert_same(compare_run(paths, device=cuda), compare_run(paths))
-    both("compare", *paths, "--memory", "none")
+    assert_same(compare_run(paths, device=cuda, memory=memory), compare_run(paths, memory=memory))
 
 
 @pytest.mark.slow
@@ -63,6 +64,8 @@ def test_the_commands_run(small: Path, both: Callable[..., None], tmp_path: Path
     save_file(values, other / "model.safetensors")
     both("compare", small, other, "--length", 64)
     both("compare", small, other, "--strict", "--length", 64)
+    run = write_run(tmp_path, [0, 1000, 2000, 3000], drifting)
+    both("compare", *run, "--memory", "none")
 
 
 @pytest.mark.slow

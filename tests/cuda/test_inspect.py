@@ -12,7 +12,8 @@ from tests.cuda.conftest import KINDS, SPELLINGS, slow_but
 from tests.cuda.same import assert_same
 from tests.families.synthetic import config, state_dict
 
-EACH = [pytest.param(name, id=name, marks=slow_but(name, *KINDS.values())) for name in SPELLINGS]
+QUICK = (KINDS["selective"], KINDS["many inputs"])
+EACH = [pytest.param(name, id=name, marks=slow_but(name, *QUICK)) for name in SPELLINGS]
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -26,6 +27,7 @@ def test_every_spelling_is_diagnosed_alike(name: str, write_model: Callable[...,
     assert_same(away.alternatives, home.alternatives)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", pytest.param("check", marks=pytest.mark.slow)])
 def test_both_commands_run(command: str, small: Path, both: Callable[..., None]) -> None:
     both(command, small, "--length", 64)

@@ -47,6 +47,7 @@ def test_laws_of_kernels_that_swing_and_that_do_not(cuda: str) -> None:
     assert len(set(home.law.tolist())) == 3
 
 
+@pytest.mark.slow
 def test_a_memory_is_summarised_with_its_curves(pair: Pair) -> None:
     away, home = (assess_memory(each, 256) for each in pair)
     assert_same(away, home)

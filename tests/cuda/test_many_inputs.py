@@ -26,7 +26,7 @@ def moved(recurrence: Recurrence, device: str) -> Recurrence:
     return replace(recurrence, log_eigenvalues=ell, input_matrix=B.to(device), output_matrix=C.to(device))
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "on the boundary"])
 def test_energies_horizons_and_kernels(kind: str, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
     home = many_inputs("ring" if kind == "on the boundary" else kind, inputs=20)

@@ -14,7 +14,7 @@ from tests.reparam.bag import Bag
 from tests.reparam.test_every_spelling import cannot_swap, rates_below_one
 
 EACH = [
-    pytest.param(name, id=name, marks=slow_but(name, *KINDS.values()))
+    pytest.param(name, id=name, marks=slow_but(name, KINDS["selective"], KINDS["channels"]))
     for name, (family, spelling) in SPELLINGS.items()
     if not cannot_swap(family, spelling)
 ]
@@ -79,6 +79,7 @@ def test_a_model_is_moved_after_the_swap(target: str, cuda: str) -> None:
     assert_same(tensors(away), plain, tolerance=SINGLE)
 
 
+@pytest.mark.slow
 def test_a_live_model_on_a_gpu_is_diagnosed(cuda: str) -> None:
     """Its weights lie on the GPU; the diagnosis is asked for on the CPU, and on the GPU."""
     family, spelling = SPELLINGS[KINDS["channels"]]

@@ -20,6 +20,7 @@ ARMS = (Arm("exp", freeze="step"), Arm("best", recurrence_lr=1e-3, weight_decay=
 GIVEN = "tests.retrain.given_models"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recurrence", [pytest.param(name, marks=slow_but(name, "s4d")) for name in RECURRENCES])
 def test_a_step_of_the_built_in_model(recurrence: str, cuda: str, tmp_path: Path) -> None:
     arms = ARMS if recurrence == "s4d" else (Arm("exp"), Arm("best"))
@@ -59,6 +60,7 @@ def test_a_run_goes_on_where_another_device_left_it(first: str, cuda: str, tmp_p
     assert_same(away.history, home.history, tolerance=SINGLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [pytest.param(part, marks=slow_but(part, "both")) for part in ("none", "both")])
 def test_a_step_of_a_users_module(freeze: str, cuda: str, tmp_path: Path) -> None:
     data = task(length=12)

@@ -283,7 +283,7 @@ def test_every_verdict_has_a_sentence() -> None:
     assert LAWS[-1] is Law.UNDETERMINED
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [64, 4096, 70_000])
 def test_no_channel_depends_on_its_neighbours_to_the_last_bit(context: int) -> None:
     """Smooth and swinging kernels, zeros, NaN and infinity: alone, in fives or all at once, the same numbers."""

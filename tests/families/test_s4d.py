@@ -67,6 +67,7 @@ def kernel_of(A: Tensor, B: Tensor, C: Tensor, step: Tensor, disc: str, factor: 
     return torch.stack([factor * (C * B * gain * decay**t).sum(-1).real for t in range(LAGS)], -1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("disc", ["zoh", "bilinear"])
 @pytest.mark.parametrize("dt", TRANSFORMS)
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ RIGHT: dict[str, tuple[State, torch.Tensor, bool]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["", ".value"])
+@pytest.mark.parametrize("suffix", ["", pytest.param(".value", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tensors", "expected", "selective"), RIGHT.values(), ids=RIGHT)
 def test_the_offered_map_reads_the_true_eigenvalues(
     tensors: State, expected: torch.Tensor, selective: bool, suffix: str, tmp_path: Path
@@ -325,6 +325,7 @@ SPELLED = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_map_for_names_and_values_drawn_at_random_is_right_or_there_is_none(
@@ -362,6 +363,7 @@ STEPS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_map_for_a_rate_and_a_step_drawn_at_random_is_right_or_there_is_none(

@@ -164,7 +164,7 @@ def test_every_selective_family_says_what_steers_it() -> None:
     assert all(family.steering for family in known_families() if family.memory == "nominal")
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @each_selective
 def test_every_tensor_that_steers_is_compared_and_a_change_of_any_is_named(
     family: Family, spelling: Spelling, tmp_path: Path
@@ -196,6 +196,7 @@ def _steering_row(family: Family, name: str) -> int:
     return -5 if family.name in ("mamba2", "mamba3") and ("in_proj" in name or "ssm_in" in name) else 0
 
 
+@pytest.mark.one_in(3)
 @each_selective
 def test_rounded_and_renamed_copies_are_proven(family: Family, spelling: Spelling, tmp_path: Path) -> None:
     settings = settings_for(family, spelling)
@@ -211,6 +212,7 @@ def test_rounded_and_renamed_copies_are_proven(family: Family, spelling: Spellin
     assert found.a != found.b
 
 
+@pytest.mark.one_in(3)
 @each_selective
 def test_without_what_every_layer_has_nothing_is_proven(family: Family, spelling: Spelling, tmp_path: Path) -> None:
     state, steering = steered_state(family, spelling)

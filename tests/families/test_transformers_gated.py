@@ -165,6 +165,7 @@ def assert_same(recurrences: list[Recurrence], expected: list[torch.Tensor]) -> 
         assert (ours.log_eigenvalues.imag == 0).all()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model_type", OWN_CODE)
 def test_decay_read_from_disk_is_what_the_model_computes_without_input(
     model_type: str, save: Callable[..., tuple[Any, Path]]
@@ -175,6 +176,7 @@ def test_decay_read_from_disk_is_what_the_model_computes_without_input(
     assert_same(extract_recurrences(directory), expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model_type", OWN_CODE)
 def test_names_in_memory_are_recognised_as_well_as_names_on_disk(
     model_type: str, save: Callable[..., tuple[Any, Path]]
@@ -224,6 +226,7 @@ def test_fused_gates_of_xlstm_are_split_as_the_model_splits_them(
     assert_same(extract_recurrences(directory), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model_type", ["qwen3_next", "kimi_linear", "glm5_next_text", "recurrent_gemma", "xlstm"])
 def test_decay_of_a_float32_model_is_what_the_model_computes(
     model_type: str, save: Callable[..., tuple[Any, Path]]

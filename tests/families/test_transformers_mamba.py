@@ -89,6 +89,7 @@ def test_mamba_a_token_forgets_as_much_as_the_file_says(model_type: str, tmp_pat
         assert_forgets(model, mixer, 1, recurrence.log_eigenvalues.real, rtol=1e-11)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("model_type", MAMBA2)
 def test_mamba2_a_token_forgets_as_much_as_the_file_says(model_type: str, tmp_path: Path) -> None:
@@ -101,6 +102,7 @@ def test_mamba2_a_token_forgets_as_much_as_the_file_says(model_type: str, tmp_pa
         assert_forgets(model, mixer, 1, recurrence.log_eigenvalues.real, rtol)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("model_type", MAMBA2)
 def test_mamba2_a_prompt_forgets_alike_but_for_the_clamp_that_the_note_counts(model_type: str, tmp_path: Path) -> None:
@@ -117,6 +119,7 @@ def test_mamba2_a_prompt_forgets_alike_but_for_the_clamp_that_the_note_counts(mo
         assert_forgets(model, mixer, 2, -(A * step.clamp(min=low))[:, None], rtol=1e-9)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model_type", MAMBA1 + MAMBA2)
 def test_the_models_own_float32_agrees(model_type: str, tmp_path: Path) -> None:
     model, directory = save_tiny(model_type, tmp_path)

@@ -90,7 +90,7 @@ def test_energy_and_horizon_of_one_pole_are_geometric(rate: float) -> None:
             assert found.lags.item() == pytest.approx(wanted, abs=0 if wanted < 2**30 else wanted * 1e-13)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "make",
     [
@@ -120,6 +120,7 @@ def test_energy_bands_and_horizon_equal_brute_force(make: Callable[[], Recurrenc
         assert horizon(recurrence, share).lags.tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 def test_noise_bounds_the_error_against_sixty_digits() -> None:
     for seed in range(4):
         recurrence = random_siso(seed, channels=2, modes=8)
@@ -336,6 +337,7 @@ def test_the_orthonormal_factor_squares_to_the_gram_matrix(real: bool) -> None:
     torch.testing.assert_close(factor.mT @ factor.conj(), gram, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-3, 3).map(lambda e: 10.0**e), st.permutations(range(6)))
 def test_horizon_depends_on_neither_the_order_of_modes_nor_a_scale_nor_the_sign_of_frequency(
@@ -350,7 +352,7 @@ def test_horizon_depends_on_neither_the_order_of_modes_nor_a_scale_nor_the_sign_
     np.testing.assert_allclose(energies.numpy(), scale**2, rtol=1e-9)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_an_energy_a_horizon_or_a_reason(family, spelling, read_model: Read) -> None:  # type: ignore[no-untyped-def]
     from tests.families.synthetic import config, state_dict
@@ -374,6 +376,7 @@ def test_every_family_has_an_energy_a_horizon_or_a_reason(family, spelling, read
                 assert status in (Status.GROWS, Status.BOUNDARY, Status.ZERO)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("angle", [0.0, 2.0])
 def test_noise_holds_where_a_power_is_rounded_by_its_own_exponent(angle: float, copies: int) -> None:

@@ -189,6 +189,7 @@ def test_a_pipe_gets_the_text_and_stays_a_pipe(tmp_path: Path) -> None:
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
 def test_standard_output_by_its_path_is_added_to_like_standard_output(path: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/stdout")

@@ -25,7 +25,7 @@ def layers() -> list[Recurrence]:
     ]  # fmt: skip
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [17, 4096])
 def test_memories_of_layers_together_are_those_of_each_to_the_last_bit(context: int) -> None:
     for together, layer in zip(assess_memories(layers(), context), layers(), strict=True):
@@ -43,6 +43,7 @@ def test_memories_of_layers_together_are_those_of_each_to_the_last_bit(context: 
                     same(values, getattr(own.fits[law], name))
 
 
+@pytest.mark.slow
 def test_layers_of_many_channels_have_the_same_laws_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = [laws(memory) for memory in assess_memories(layers(), 4096)]
     monkeypatch.setattr("ssmdiag.assessment.memory.COMPARED_TOGETHER", 3)

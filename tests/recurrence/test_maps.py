@@ -104,7 +104,7 @@ def test_gradient_scale_is_the_slope_over_the_squared_margin(name: str, discrete
                 assert abs(got - expected) <= (1e-12 + 4 * EPS / margin) * expected + mpmath.mpf(10) ** -30, (w, got)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(14)
 @each_map
 @each_form
 def test_relative_perturbation_is_the_worst_of_a_brute_force_search(name: str, discrete: bool) -> None:
@@ -138,6 +138,7 @@ def _worst(name: str, w: mpmath.mpf, beta: mpmath.mpf, discrete: bool) -> mpmath
     return max(abs(here / value - 1) for value in there)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["exp", "best", "heavy-tail", "sigmoid"])
 def test_relative_perturbation_is_the_integral_of_definition_3_4(name: str) -> None:
     """f(w) ∫ |e^{−f(w̃)t} − e^{−f(w)t}| dt by quadrature, at the worse end of the interval."""
@@ -150,6 +151,7 @@ def test_relative_perturbation_is_the_integral_of_definition_3_4(name: str) -> N
         assert relative_perturbation(name, tensor(w), beta).item() == pytest.approx(float(max(integrals)), rel=1e-9)
 
 
+@pytest.mark.one_in(5)
 @each_map
 @each_form
 @pytest.mark.parametrize("beta", [1e-6, 0.01, 0.7])
@@ -212,6 +214,7 @@ def test_perturbation_takes_one_step_per_weight_and_float32_and_any_shape() -> N
     assert got[1, 2, 3] == one
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", [dtype for dtype in ROUNDING_DTYPES if dtype != "int8"])
 def test_rounding_step_is_half_the_gap_that_torch_casts_across(dtype: str) -> None:
     """No value moves further in torch's own cast, and some value in every binade moves nearly as far."""

@@ -47,6 +47,7 @@ def test_every_golden_file_belongs_to_a_case() -> None:
     assert {path.name for path in GOLDEN.iterdir()} == {f"{case}.{format}" for case, format in GOLDENS}
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "failed"])
 def test_no_line_of_text_is_wider_than_asked(case: str, width: int) -> None:

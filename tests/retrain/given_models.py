@@ -1,4 +1,4 @@
-"""Models and data as a user of `ssmdiag retrain --model --data` writes them; an LRU of another's code in the middle."""
+"""Models and data as a user of `ssmdiag retrain --model --data` writes them; an LRU of another's package in it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ from torch.utils.data import DataLoader, TensorDataset
 WIDTH, MODES, STEPS = 3, 4, 12
 
 
+class BatchedLRU(LRU):
+    """The package's layer, which steps through the sequences of a batch one by one, with all of them at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        eigenvalue = torch.complex(-self.nu_log.exp(), self.theta_log.exp()).exp()
+        drive = x.to(self.B.dtype) @ (self.gamma_log.exp()[:, None] * self.B).mT
+        states = [drive[:, 0]]
+        for u in drive.unbind(1)[1:]:
+            states.append(eigenvalue * states[-1] + u)
+        return (torch.stack(states, 1) @ self.C.mT).real + x @ self.D.mT
+
+
 class Net(nn.Module):
     """Encoder, LRU, decoder: (batch, step, 1) → (batch, step, outputs)."""
 
     def __init__(self, outputs: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         self.encoder = nn.Linear(1, WIDTH)
-        self.lru = LRU(WIDTH, WIDTH, MODES, max_phase=1.0)
+        self.lru = BatchedLRU(WIDTH, WIDTH, MODES, max_phase=1.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(WIDTH, outputs)
 

@@ -65,7 +65,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 KINDS = ("built in", "built in, spread", "holes", "given, spread")
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_have_the_losses_of_one_process(kind: str, together: Any, alone: Any) -> None:
     ranks, one = together[0]["results"][kind], alone[0][kind]
@@ -77,6 +77,7 @@ def test_two_ranks_have_the_losses_of_one_process(kind: str, together: Any, alon
         assert both["after"] == pytest.approx(single["after"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_the_weights_of_one_process(together: Any, alone: Any) -> None:
     here, there = alone[1], together[2]
     files = sorted(path.relative_to(here) for path in here.rglob("step-*.safetensors"))
@@ -87,21 +88,25 @@ def test_two_ranks_leave_the_weights_of_one_process(together: Any, alone: Any) -
             torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-5, msg=f"{file} {name}")
 
 
+@pytest.mark.slow
 def test_a_diverged_arm_is_one_on_all_ranks(together: Any) -> None:
     assert [arm["diverged_at"] is None for arm in together[0]["results"]["built in, spread"]] == [True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["built in, spread", "given, spread"])
 def test_every_rank_has_all_results_in_the_order_of_the_arms(kind: str, together: Any) -> None:
     assert together[0]["results"][kind] == together[1]["results"][kind]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_leaves_a_state(together: Any) -> None:
     assert together[0]["stopped"] == [True, True]
     (state,) = (together[2] / "interrupted").glob("state-*.state")
     assert read_state(state)["run"]["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_that_goes_on_in_one_process_says_so(together: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(together[2] / "interrupted", tmp_path / "run")
     result = compare_modules(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from LRU_pytorch import LRU
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -47,6 +48,15 @@ def compare(
     return compare_modules(arms, source, read_data(f"{GIVEN}:{data}", budget.batch), budget, task=data, **settings)
 
 
+def test_the_models_of_these_tests_answer_as_the_code_they_come_from() -> None:
+    layer, (x, _) = Net().lru, sequences(3, 1)
+    x = x.expand(-1, -1, 3) * torch.tensor([1.0, -0.5, 2.0])
+    answers = [layer(x), LRU.forward(layer, x)]
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-5, atol=1e-6)
+    slopes = [torch.autograd.grad(answer.square().sum(), list(layer.parameters())) for answer in answers]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-5)
+
+
 def trained_plainly(arm: Arm, steps: int, batch: int) -> Net:
     """Train as a user would by hand: shuffled epochs, AdamW, a cosine."""
     model = build_model(f"{GIVEN}:regressor", arm.seed)
@@ -73,6 +83,7 @@ def test_an_arm_that_keeps_its_map_trains_as_a_plain_loop_does(tmp_path: Path) -
         torch.testing.assert_close(saved[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_the_models_own_map_by_name_leaves_it_as_own_does(tmp_path: Path) -> None:
     module = build_model(f"{GIVEN}:regressor", 0)
     assert own_maps(module) == ("exp",)
@@ -171,6 +182,7 @@ def test_arms_see_the_same_batches_of_a_loader_that_shuffles() -> None:
     assert sum(seen["a"][:3]) == pytest.approx(float(sequences(22, 1)[0].sum()), abs=1e-4)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", ["tuple", "mapping"])
 def test_inputs_may_be_a_tuple_or_a_mapping_of_tensors(form: str) -> None:
     class Scaled(Net):
@@ -221,6 +233,7 @@ def test_weights_that_two_names_share_are_saved_under_both(tmp_path: Path) -> No
     Tied().load_state_dict(load_file(result.arms[0].checkpoints[-1]), strict=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path) -> None:
     run = partial(compare, [Arm(OWN)], Budget(4, 8, 2))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -241,6 +254,7 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path) -> None:
     assert run(folder=tmp_path, resume=True).arms[0].final_loss == run().arms[0].final_loss
 
 
+@pytest.mark.slow
 def test_a_state_of_another_budget_or_model_is_not_resumed(tmp_path: Path) -> None:
     arms = [Arm(OWN)]
     compare(arms, Budget(2, 8, 2), folder=tmp_path)

@@ -35,6 +35,7 @@ def test_of_a_filter_it_is_the_filter() -> None:
     assert compare_with(K, 1.5 * K).error == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_of_a_nonlinear_model_it_is_the_correlation_of_output_and_white_input() -> None:
     K = 0.2 * kernel()
 

@@ -113,6 +113,7 @@ def test_lags_that_drown_in_the_noise_are_left_out() -> None:
     assert nothing.reason == "the kernel is too small to be distinguished from the arithmetic's noise"
 
 
+@pytest.mark.slow
 def test_the_law_a_task_states_is_that_of_its_kernel() -> None:
     stated = {}
     for task in known_tasks():

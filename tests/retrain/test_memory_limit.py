@@ -35,7 +35,7 @@ def holds(room: int, error: type[BaseException] = torch.OutOfMemoryError) -> obj
     return attempt
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     ("room", "advice"),
     [
@@ -92,6 +92,7 @@ class Limited(Net):
         return super().forward(x)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("data", "says"), [("pairs", "--batch 2 fits: a step of it was tried"), ("loaders", "smaller batches of --data")]
 )
@@ -101,6 +102,7 @@ def test_a_given_model_that_does_not_fit_says_what_does(data: str, says: str) ->
         compare_modules([Arm(OWN)], ModelSource("m", lambda seed: Limited()), batches, BUDGET, task="t")
 
 
+@pytest.mark.slow
 def test_noise_that_does_not_fit_is_to_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object, **named: object) -> None:
         raise RuntimeError(ON_CPU)
@@ -116,7 +118,7 @@ def test_a_model_too_large_to_start_is_said() -> None:
         compare_arms([Arm("exp")], task(), large, BUDGET, task="t")
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", ["lf-poly", "delay", "listops"])
 @pytest.mark.parametrize(
     ("asked", "advice"),

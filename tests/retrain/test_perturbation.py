@@ -27,6 +27,7 @@ from tests.retrain.small import BUDGET, RECURRENCES, compare_arms, compare_modul
 ARMS = (Arm("exp", lr=0.05), Arm("best", lr=0.05), Arm("direct", lr=0.05))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_without_noise_the_loss_is_the_last_validation(recurrence: str) -> None:
     data = task()
@@ -38,6 +39,7 @@ def test_without_noise_the_loss_is_the_last_validation(recurrence: str) -> None:
     assert curve.sequences == len(data.validation_inputs)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_the_loss_is_that_of_weights_moved_by_at_most_beta(recurrence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = task()

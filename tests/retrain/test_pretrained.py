@@ -50,6 +50,7 @@ def batches(source: ModelSource, text: Path, tokenizer: Any = None, size: int = 
     return SampledBatches.of(data, size)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2"])
 def test_a_directory_is_trained_and_its_checkpoints_load_into_its_class(model_type: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -194,6 +195,7 @@ def test_bytes_the_vocabulary_lacks_and_texts_too_short_are_told_with_figures(tm
         next_token_data(tmp_path / "absent.txt", vocabulary=128, length=LENGTH, samples=9)
 
 
+@pytest.mark.slow
 def test_a_saved_step_is_gone_on_from_with_its_weights_and_its_tokenizer(tmp_path: Path) -> None:
     path = saved(tmp_path)
     (path / "tokenizer.json").write_text("{}")

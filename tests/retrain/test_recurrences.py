@@ -61,6 +61,7 @@ def stepped_lru(p: dict[str, Tensor], arm: Arm, position: int, u: Tensor) -> Ten
 STEPPED = {"s4d": stepped_s4d, "lru": stepped_lru}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", RECURRENCES)
 def test_a_layer_is_its_recurrence_stepped(name: str, length: int) -> None:

@@ -36,6 +36,7 @@ def given(steps: int, folder: Path, **settings: Any) -> RetrainResult:
 both = pytest.mark.parametrize("compare", [built_in, given])
 
 
+@pytest.mark.one_in(2)
 @both
 def test_a_folder_with_a_run_takes_no_other_and_is_left_as_it_is(compare: Compare, tmp_path: Path) -> None:
     compare(2, tmp_path)
@@ -48,6 +49,7 @@ def test_a_folder_with_a_run_takes_no_other_and_is_left_as_it_is(compare: Compar
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.one_in(2)
 @both
 def test_resuming_goes_on_with_the_run_without_a_remark(compare: Compare, tmp_path: Path) -> None:
     first = compare(2, tmp_path)
@@ -56,11 +58,13 @@ def test_resuming_goes_on_with_the_run_without_a_remark(compare: Compare, tmp_pa
     assert again.notes == first.notes
 
 
+@pytest.mark.one_in(2)
 @both
 def test_resuming_where_there_is_no_state_says_that_it_starts_anew(compare: Compare, tmp_path: Path) -> None:
     assert f"nothing to resume from in {tmp_path}: started anew" in compare(1, tmp_path, resume=True).notes
 
 
+@pytest.mark.one_in(2)
 @both
 def test_checkpoints_without_a_state_are_not_replaced_by_a_run_that_begins_anew(
     compare: Compare, tmp_path: Path

@@ -68,6 +68,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path, ful
     assert "--resume" in str(caught.value.advice)
 
 
+@pytest.mark.one_in(3)
 def test_a_run_that_meets_a_full_disk_goes_on_from_the_last_state(
     tmp_path: Path, full_disk: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +124,7 @@ def stepping(folder: Path, recurrence: str, param: str) -> Iterator[tuple[torch.
             yield stepped_matrix_kernel(read, 12), response.permute(1, 2, 0)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("param", [*STABLE_MAPS, "best(b=0.1)", "best(a=2, b=0.3)"])
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_files_are_read_through_the_map_they_were_trained_through(recurrence: str, param: str, tmp_path: Path) -> None:
@@ -133,6 +134,7 @@ def test_files_are_read_through_the_map_they_were_trained_through(recurrence: st
         assert relative_error(read, trained) < 1e-9
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_a_diagnosis_knows_family_map_step_and_context(recurrence: str, tmp_path: Path) -> None:
     (result,) = train([ARM], task(), model(recurrence), BUDGET, folder=tmp_path)
@@ -144,6 +146,7 @@ def test_a_diagnosis_knows_family_map_step_and_context(recurrence: str, tmp_path
     assert not any("parameterization" in str(assumption) for layer in found.layers for assumption in layer.assumptions)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_the_map_is_known_from_the_file_alone_and_from_the_settings_beside_it(recurrence: str, tmp_path: Path) -> None:
     (result,) = train([ARM], task(), model(recurrence), BUDGET, folder=tmp_path)
@@ -159,6 +162,7 @@ def test_the_map_is_known_from_the_file_alone_and_from_the_settings_beside_it(re
     assert rates[0].equal(rates[2])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_a_run_is_compared_in_the_order_of_its_steps(recurrence: str, tmp_path: Path) -> None:
     budget = Budget(steps=12, batch=8, checkpoint_every=3)

@@ -41,7 +41,7 @@ def test_sizes_and_map_are_read_off_the_file(trained: ArmResult) -> None:
     assert (start.map, start.step) == ("best", 6)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 def test_every_map_goes_on_from_the_function_that_was_left(trained: ArmResult, data: TaskData, tmp_path: Path) -> None:
     start = read_starting_point(trained.checkpoints[-1])
     arms = [Arm("best"), Arm("exp"), Arm("softplus", seed=1)]

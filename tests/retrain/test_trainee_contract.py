@@ -96,7 +96,7 @@ def stopped(make: Make, folder: Path, at: int, **given: Any) -> None:
         train(make(**given), BUDGET, folder=folder, on_progress=stop)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_kind
 def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(make: Make, tmp_path: Path) -> None:
     torch.manual_seed(1)
@@ -112,6 +112,7 @@ def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(make: Make
     assert torch.get_rng_state().equal(before)
 
 
+@pytest.mark.one_in(3)
 @every_kind
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
 def test_a_signal_lets_the_step_end_and_leaves_a_state_that_goes_on_to_the_same_bits(
@@ -200,6 +201,7 @@ def test_targets_of_nothing_but_zeros_are_no_reason_to_diverge(make: Make) -> No
     assert [result.diverged_at for result in train(make(data=data), BUDGET)] == [None] * len(make().arms)
 
 
+@pytest.mark.one_in(2)
 @every_kind
 def test_a_trained_arm_in_memory_is_the_one_in_its_file(make: Make, tmp_path: Path) -> None:
     trainee = make()
@@ -224,6 +226,7 @@ def test_ranks_that_would_train_on_other_batches_are_refused(make: Make) -> None
         trainee.require_same_batches(0)
 
 
+@pytest.mark.one_in(2)
 @every_kind
 def test_where_steps_were_trained_is_kept(make: Make, tmp_path: Path) -> None:
     assert {result.places for result in train(make(), BUDGET)} == {("cpu",)}

@@ -58,6 +58,7 @@ def same(one: Sequence[ArmResult], other: Sequence[ArmResult]) -> bool:
     return True
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_arms_together_go_as_each_alone(recurrence: str) -> None:
     data = task()
@@ -69,6 +70,7 @@ def test_arms_together_go_as_each_alone(recurrence: str) -> None:
             assert loss == pytest.approx(other, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_the_number_of_arms_at_a_time_is_only_a_matter_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     data = task()
     at_once = train(ARMS, data, model(), BUDGET)
@@ -114,6 +116,7 @@ def test_a_loss_far_above_that_of_nothing_has_diverged(monkeypatch: pytest.Monke
     assert train([Arm("exp")], task(), model(), BUDGET)[0].diverged_at == 0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_a_run_repeats_to_the_bit(recurrence: str, tmp_path: Path) -> None:
     data = task()
@@ -126,6 +129,7 @@ def test_a_run_repeats_to_the_bit(recurrence: str, tmp_path: Path) -> None:
     assert torch.get_rng_state().equal(before)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("freeze", FREEZES)
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(recurrence: str, freeze: Freeze, tmp_path: Path) -> None:
@@ -189,6 +193,7 @@ def test_a_kill_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
     assert seen == [step + 2]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("change", "says"),
     [

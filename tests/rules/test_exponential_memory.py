@@ -40,6 +40,7 @@ def test_twenty_four_half_lives_are_float32s_last_bit(tmp_path: Path, half_lives
     assert bool(findings(one_rate(tmp_path, half_life=4096 / half_lives, context=4096))) is reported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "reported"), [(20_000, False), (100_000, True)])
 def test_a_layer_of_many_rates_is_noted_once_all_have_sunk(context: int, reported: bool, tmp_path: Path) -> None:
     """Steps spread over two decades: no single law, and the slowest half-life is 1,276 steps."""

@@ -40,6 +40,7 @@ def test_equal_modes_are_one_and_are_counted_as_one(tmp_path: Path) -> None:
     assert "1 of 1 modes survive" in finding.message
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["mamba", "s4d"])
 def test_a_fresh_model_is_not_reported(tmp_path: Path, name: str) -> None:
     assert not found(plant(tmp_path, name))
@@ -49,6 +50,7 @@ def test_the_threshold_can_be_set(tmp_path: Path) -> None:
     assert found(plant(tmp_path, "mamba"), share=2.0)
 
 
+@pytest.mark.slow
 def test_a_start_that_no_layer_falls_short_of_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 512 modes it takes minutes."""
     monkeypatch.setattr("ssmdiag.rules.few_effective_modes._effective_at_start", None)

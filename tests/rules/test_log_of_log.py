@@ -22,6 +22,7 @@ def logged(name: str, directory: Path, *, trained: bool) -> Path:
     return save(directory / name, {k: v.log() if "A_log" in k or "A_b_log" in k else v for k, v in state.items()}, {})
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("name", ["mamba", "vim", "zamba", "vmamba", "hymba"])
 def test_modes_at_log_log_n_are_found(name: str, trained: bool, tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def rates(directory: Path, log_rates: Tensor) -> Path:
     return save(directory, state, {})
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("moved", [0.05, 0.2])
 def test_a_trained_mamba_2_without_nan_is_warned_of(moved: float, seed: int, tmp_path: Path) -> None:
@@ -82,6 +84,7 @@ def test_a_trained_mamba_2_without_nan_is_warned_of(moved: float, seed: int, tmp
     assert not findings_of(CODE, rates(tmp_path / "once", A.log()))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("highest", [2.0, 2.5, 3.0, 4.0])
 def test_a_start_at_small_rates_is_no_second_logarithm(highest: float, tmp_path: Path) -> None:
     """`A_init_range` of Mamba-2's code, at other values than its own."""

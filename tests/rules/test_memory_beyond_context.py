@@ -29,10 +29,12 @@ def test_time_constants_of_thousands_on_sixty_four_steps_are_reported_as_a_note(
         assert "within the context of 64" in finding.message
 
 
+@pytest.mark.slow
 def test_the_same_model_on_long_sequences_is_not() -> None:
     assert not found(EXAMPLE, 100_000)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("context", [None, 4096])
 def test_a_fresh_mamba_is_not_reported(tmp_path: Path, context: int | None) -> None:
     assert not found(plant(tmp_path, "mamba"), context)

@@ -28,6 +28,7 @@ def test_a_layer_whose_rates_fell_to_nothing_is_found(tmp_path: Path) -> None:
     assert "no channel forgets within the context of 1,024" in finding.message
 
 
+@pytest.mark.slow
 def test_the_value_is_the_power_of_the_stepped_kernel(tmp_path: Path) -> None:
     """RWKV-5: one rate per key; the retention of its slowest-kept head, stepped in float64."""
     context = 4096

@@ -66,12 +66,14 @@ def test_the_expected_number_outside_is_what_moving_the_values_gives(tmp_path: P
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("moved", [0.03, 0.1, 0.5])
 def test_a_bias_that_moved_with_the_norms_is_trained(tmp_path: Path, moved: float) -> None:
     noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(3))
     assert not findings_of(CODE, model(tmp_path, fresh() + moved * noise))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("redrawn", [13, 26, 40])
 def test_a_redraw_of_some_layers_is_found(redrawn: int, tmp_path: Path) -> None:
     noise = torch.randn(LAYERS, HEADS, generator=torch.Generator().manual_seed(3))
@@ -107,6 +109,7 @@ def test_layers_that_moved_less_than_others_are_not_taken_for_redrawn(uneven: fl
 REPEATS = [12, pytest.param(300, marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", REPEATS)
 def test_redraws_are_found_but_for_the_share_the_test_gives_up(repeats: int, tmp_path: Path) -> None:
     """Kolmogorov–Smirnov at 0.1 % misses one redraw in a thousand, and nothing else stands in the way."""
@@ -114,6 +117,7 @@ def test_redraws_are_found_but_for_the_share_the_test_gives_up(repeats: int, tmp
     assert missed <= repeats // 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", REPEATS)
 def test_trained_models_are_not_taken_for_redrawn(repeats: int, tmp_path: Path) -> None:
     """Moved by no more than a third of what the norms moved, which none of our own trainings came under."""

@@ -42,11 +42,13 @@ def test_without_horizons_the_slowest_mode_stands_for_them(tmp_path: Path) -> No
     assert exact.value == pytest.approx(3 * math.ceil(math.log(100) / 2) / 4096, rel=1e-12)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("context", "reported"), [(1024, False), (200_000, True)])
 def test_the_same_layers_suit_a_shorter_context(tmp_path: Path, context: int, reported: bool) -> None:
     assert bool(findings(plant(tmp_path, "s4d-minimal", config={}), context_length=context)) is reported
 
 
+@pytest.mark.slow
 def test_without_a_context_nothing_is_far(tmp_path: Path) -> None:
     assert not findings(plant(tmp_path, "s4d-minimal", {"kernel.log_dt": lambda w: w + 3}, config={}))
 
@@ -58,6 +60,7 @@ def test_a_selective_model_is_a_note_that_says_at_which_point(tmp_path: Path) ->
     assert "distant fact" in finding.advice
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("query", ["layers.7.self_attn.q_proj.weight", "h.3.attn.c_attn.weight", "blk.2.qkv.weight"])
 def test_attention_carries_what_the_recurrence_forgets(query: str, tmp_path: Path) -> None:
     state = initial_state("s4d-minimal") | {f"model.{query}": torch.zeros(8, 8)}
@@ -68,6 +71,7 @@ def test_queries_of_a_linear_attention_are_the_recurrences_own(tmp_path: Path) -
     assert findings(plant(tmp_path, "gated-deltanet", config={"max_position_embeddings": 10**6}))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["hgrn", "min-gru", "mega", "megalodon"])
 def test_gates_without_a_bias_and_averages_before_attention_say_nothing(name: str, tmp_path: Path) -> None:
     assert not findings(plant(tmp_path, name, config={"l_max": 10**6, "max_position_embeddings": 10**6}))

@@ -76,6 +76,7 @@ def test_what_is_read_from_a_source_is_what_was_written(sample: str, tmp_path: P
         assert torch.equal(container.load(name), value)
 
 
+@pytest.mark.one_in(2)
 @every_sample
 def test_a_cut_file_is_refused_by_name(sample: str, tmp_path: Path) -> None:
     source = written(sample, tmp_path)
@@ -92,6 +93,7 @@ def test_a_cut_file_is_refused_by_name(sample: str, tmp_path: Path) -> None:
         assert refused or all(torch.equal(checkpoint[name].load(), value) for name, value in STATE.items()), length
 
 
+@pytest.mark.one_in(2)
 @every_sample
 def test_a_damaged_file_is_read_or_refused_by_name(sample: str, tmp_path: Path) -> None:
     source = written(sample, tmp_path)

@@ -85,6 +85,7 @@ def numbers(result: Diagnosis) -> list[str]:
     return [json.dumps(layer_document(layer)) for layer in result.layers]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("spelling", JAX, ids=lambda spelling: spelling.name)
 def test_a_layer_is_the_same_in_flax_and_in_safetensors(
     spelling: Any, write_model: Callable[..., Path], tmp_path: Path

@@ -211,6 +211,7 @@ def test_an_unknown_type_is_named_and_refused_on_loading(tmp_path: Path) -> None
 # --- models ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_a_converted_model_has_the_memory_of_the_original(model_type: str, tmp_path: Path) -> None:
     directory, path, tensors = pair(model_type, tmp_path)

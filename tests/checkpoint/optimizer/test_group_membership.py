@@ -78,6 +78,7 @@ def models(draw: st.DrawFn) -> tuple[dict[str, Shape], list[list[str]], random.R
     return {name: shape_of[name] for name in order}, groups, chance
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(models(), st.booleans(), st.booleans())
 def test_a_group_is_certain_exactly_if_it_is_the_same_in_every_way(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.special
+import scipy
 import torch
 
 from ssmdiag.errors import ConfigurationError, SsmdiagError
