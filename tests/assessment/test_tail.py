@@ -367,6 +367,29 @@ def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag
     assert named >= 6
 
 
+@pytest.mark.parametrize("context", [64, 512, CONTEXT])
+def test_a_tail_begins_at_the_first_lag_from_which_the_others_hold_under_a_tenth(context: int) -> None:
+    """Not only at a bin's edge, up to √2 later: a window of 64 lags has few of them."""
+    layers = [
+        modal([[-0.1, -0.012]], [[1.0, 0.35]]),
+        modal([[-0.004 + 0.9j, -0.006 + 2.1j, -0.12 + 1j]], [[1.0, 1.2, 6.0]], factor=2.0),
+        modal([[-0.4], [-0.02], [-0.01], [-0.004]], [[9.0], [1.0], [0.9], [0.7]]),
+    ]
+    for layer in layers if context > 64 else layers[1:]:  # over 64 lags the first is a sum
+        tail = tail_of(layer, context)
+        assert tail is not None
+        own = (layer.rate >= tail.rate / 1.001) & (layer.rate <= 1.001 * max(tail.rates, default=tail.rate))
+        assert layer.output_matrix is not None
+        others = replace(layer, output_matrix=layer.output_matrix.where(~own, 0.0))
+        rest, whole = ((stepped(one, 20_000) ** 2).sum(0)[::-1].cumsum()[::-1] for one in (others, layer))
+        first = int(np.nonzero(rest[: tail.last + 1] > 0.1 * whole[: tail.last + 1])[0].max()) + 1
+        bent = tail.law is TailLaw.EXPONENTIAL and layer is not layers[0]  # it begins where it is straight
+        assert first <= tail.first
+        assert bent or tail.first <= first + 1 + tail.last / 500, tail
+        within = whole[: context + 1] - whole[context]
+        assert tail.energy_share == pytest.approx(within[tail.first] / within[0], rel=1e-7)
+
+
 def test_modes_that_grow_or_are_no_numbers_are_grouped_in_the_end() -> None:
     """A rate below zero times more than one is below itself."""
     for rates in (
