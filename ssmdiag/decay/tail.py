@@ -56,7 +56,9 @@ LEAST_ERROR_DB = 0.1
 STRAIGHT_DB = 0.8
 """Largest rms distance of the energy from a straight line, its oscillation removed."""
 SWING_DB = 3.0
-"""Largest rms distance of the energy that remains from the group's exponential: modes that turn slowly bend it."""
+"""Largest distance of the energy that remains from a law, as modes that turn slowly bend it: rms from the group's
+exponential, or in all from the fall of a sum's slowest and fastest."""
+LAGS_SEEN = 48
 
 
 class TailLaw(Enum):
@@ -284,13 +286,17 @@ def _name_several(
     first, last = first[rows], last[rows, 0]
     left = _place(first, lags, share[rows], lambda some, at: shares(rows[some], at))[2]
     near = (left >= LEAST_SUM_SHARE) & (last - first >= FEWEST_LAGS)
+    # No sum of exponentials falls slower than its slowest or faster than its fastest: modes that turn slowly do.
+    part = torch.arange(LAGS_SEEN + 1, dtype=lags.dtype, device=lags.device) / LAGS_SEEN
+    at = (first[:, None] + (last - first)[:, None] * part).floor()
+    level = 0.5 * shares(rows, at)[0].clamp(min=1e-290).log()
+    slow, fast = (level + rates[rows][:, end, None] * at for end in (0, -1))
+    off = torch.maximum(slow - slow.cummin(1).values, fast.cummax(1).values - fast).amax(1)
+    near &= NEPER_DB * off <= SWING_DB
     if law is TailLaw.BAND:
-        whole = shares(rows, torch.stack([first, last], 1))[0]
-        length = (last - first).clamp(min=1)
-        fall = (whole[:, 0] / whole[:, 1]).log() / (2 * length)
-        slow, fast = rates[rows].unbind(1)
-        near &= fall >= slow - torch.minimum(BEAT / length, BEAT_SHARE * slow)
-        near &= fall <= fast + torch.minimum(BEAT / length, BEAT_SHARE * fast)
+        # Over a short window a beat is few decibels and yet much of what is lost.
+        allowed = torch.minimum(rates[rows] * (BEAT_SHARE * (last - first))[:, None], rates.new_tensor(BEAT))
+        near &= (slow[:, -1] - slow[:, 0] <= allowed[:, 0]) & (fast[:, 0] - fast[:, -1] <= allowed[:, -1])
     rows, first = rows[near], first[near]
     tails.law[rows] = TAIL_LAWS.index(law)
     tails.status[rows] = TAIL_STATUSES.index(TailStatus.SUM if law is TailLaw.EXPONENTIALS else TailStatus.BAND)

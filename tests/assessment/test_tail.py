@@ -367,6 +367,28 @@ def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag
     assert named >= 6
 
 
+def test_laws_of_several_rates_are_not_told_of_modes_that_turn_slowly_against_them() -> None:
+    """No sum of exponentials falls slower than its slowest or faster than its fastest: 3 dB are allowed for beats."""
+    random = np.random.default_rng(23)
+    named, context = 0, 256
+    for _ in range(60):
+        rate = np.exp(random.uniform(math.log(0.3 / context), math.log(20 / context), (1, 3)))
+        phase = np.exp(1j * random.uniform(0, 6.28, (1, 3)))
+        turning = modal(
+            (-1 + 2j * math.pi * random.uniform(0, 0.6, (1, 3))) * rate, random.standard_normal((1, 3)) * phase
+        )
+        tail = tail_of(turning, context)
+        if tail is None or not tail.rates:
+            continue
+        named += 1
+        left = (stepped(turning, 6000)[0] ** 2)[::-1].cumsum()[::-1][tail.first : tail.last + 1]
+        lag = np.arange(len(left))
+        slow, fast = (10 * np.log10(left) + 20 / math.log(10) * rate * lag for rate in (tail.rates[0], tail.rates[-1]))
+        assert (slow - np.minimum.accumulate(slow)).max() <= 3.1, tail
+        assert (np.maximum.accumulate(fast) - fast).max() <= 3.1, tail
+    assert named >= 15
+
+
 @pytest.mark.parametrize("context", [64, 512, CONTEXT])
 def test_a_tail_begins_at_the_first_lag_from_which_the_others_hold_under_a_tenth(context: int) -> None:
     """Not only at a bin's edge, up to √2 later: a window of 64 lags has few of them."""
