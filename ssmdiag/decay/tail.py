@@ -1,8 +1,8 @@
 """The law read from the modes instead of fitted: which rate dominates the remaining energy, and from which lag on.
 
-Modes whose rates agree within a tenth are one group. Where all other modes together hold under a tenth of the energy
-that remains, at every lag from one on to the window's end, the kernel decays with that group's rate, as exact as the
-weights are. Nothing is said about energy below a millionth of the whole, or below float32's noise.
+Modes whose rates agree within a tenth are one group. Where all other modes by themselves – a kernel of their own, their
+products with the group left out – hold under a tenth of the energy that remains, at every lag from one on to the
+window's end, the kernel decays with that group's rate, as exact as the weights are. Nothing is said about energy below a millionth of the whole, or below float32's noise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ssmdiag.kernel.mode_energy import GroupEnergy
 
 OTHERS = 0.1
-"""Share of the energy that remains which all other modes may hold."""
+"""Share of the energy that remains which all other modes may hold by themselves."""
 FORGOTTEN = 1e-6
 """Share of the energy at which a window ends."""
 LEAST_SHARE = 1e-3
@@ -74,9 +74,9 @@ class TailLaw(Enum):
 class TailStatus(Enum):
     """Why there is a law of the energy that remains, or why there is none; the value is a sentence for the user."""
 
-    FOUND = "one rate holds nine tenths of the energy that remains"
-    SUM = "a sum of two or three exponentials holds nine tenths of the energy that remains"
-    BAND = "modes of a band of rates hold nine tenths of the energy that remains"
+    FOUND = "modes of other rates hold by themselves under a tenth of the energy that remains"
+    SUM = "modes of rates beside these two or three hold by themselves under a tenth of the energy that remains"
+    BAND = "modes of rates outside the band hold by themselves under a tenth of the energy that remains"
     MIXED = "modes of several rates share the energy to its end"
     BENT = "modes of one rate hold the energy, but it does not fall with that rate yet"
     FEW_LAGS = "too few lags remain where one rate rules"

@@ -367,6 +367,27 @@ def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag
     assert named >= 6
 
 
+@pytest.mark.parametrize(
+    ("ell", "weights", "context", "word", "window"),
+    [
+        ([-0.1, -0.002], [1.0, 0.05], CONTEXT, "exp. tail", True),
+        (-np.geomspace(3e-4, 0.3, 60), np.geomspace(0.02, 1.0, 60), 64, "near 2 exp.", True),
+        ([-0.0013 + 0.00043j], [0.6 + 3.0j], 10_000, "undet., exponential", False),
+        ([1e-3, -0.1], [1.0, 1.0], CONTEXT, "grows", False),
+        ([-0.1, -0.2], [0.0, 0.0], CONTEXT, "zero", False),
+        ([-9.0], [1.0], CONTEXT, "a few steps", False),
+        ([-0.1, math.nan], [1.0, 1.0], CONTEXT, "not finite", False),
+    ],
+)
+def test_a_table_never_says_undetermined_and_nothing_more(
+    ell: list[complex], weights: list[float], context: int, word: str, window: bool
+) -> None:
+    layer = modal(np.array(ell, complex)[:, None], np.array(weights)[:, None])
+    layer = layer if word == "near 2 exp." else modal([ell], [weights], factor=2.0)
+    said, lags = summarise_memory(assess_memory(layer, context))[1].law
+    assert (said, lags is not None) == (word, window)
+
+
 def test_laws_of_several_rates_are_not_told_of_modes_that_turn_slowly_against_them() -> None:
     """No sum of exponentials falls slower than its slowest or faster than its fastest: 3 dB are allowed for beats."""
     random = np.random.default_rng(23)
