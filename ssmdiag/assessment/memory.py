@@ -176,10 +176,10 @@ Curve = tuple[tuple[float, float], ...]
 
 def _curves(memory: LayerMemory) -> tuple[Curve, dict[Law, Curve]]:
     """Return the layer's rms envelope and the laws fitted to it, as (lag, dB below the peak) over the window."""
-    first, last = int(memory.whole.first[0]), int(memory.whole.last[0])
+    last = int(memory.whole.last[0])
     energy = memory.mean_square[_countable(memory.mean_square, memory.status)].sum(0)
     lag = ((memory.edges[:-1] + memory.edges[1:] - 1) / 2).double()
-    inside = (energy > 0) & (memory.edges[:-1] >= first) & (memory.edges[:-1] <= last)
+    inside = (energy > 0) & (memory.edges[:-1] <= last)
     lag, level = lag[inside], 10 * energy[inside].log10()
     curves: dict[Law, Curve] = {}
     for law, fit in memory.whole.fits.items():

@@ -2,7 +2,8 @@
 
 Modes whose rates agree within a tenth are one group. Where all other modes by themselves – a kernel of their own, their
 products with the group left out – hold under a tenth of the energy that remains, at every lag from one on to the
-window's end, the kernel decays with that group's rate, as exact as the weights are. Nothing is said about energy below a millionth of the whole, or below float32's noise.
+window's end, the kernel decays with that group's rate, as exact as the weights are. Nothing is said about energy below
+a millionth of the whole, or below float32's noise.
 """
 
 from __future__ import annotations
@@ -219,6 +220,9 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
     if bool(good.any()):
         falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
         falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, too few oscillations are complete
+        # While a kernel still rises, what remains falls slower than it will.
+        held = -(-2 * groups.rate[:, :-1].clamp(min=LEAST_RATE) * lags.diff()).expm1() * groups.whole[:, :-1]
+        falls[:, :-1] &= groups.bins >= 10 ** (-EXPONENTIAL_DB / 10) * held
         good &= falls
         between = torch.cat([(enough & falls)[:, :-1] & good[:, 1:], torch.zeros_like(good[:, :1])], 1)
         first = _first_lags(good, between, lags, last, shares, groups.rate)
