@@ -19,7 +19,7 @@ from ssmdiag.cores import one_thread
 from ssmdiag.decay.decay import NEPER_DB, STATUSES, ChannelDecay, DecayComparison, DecayStatus, Law, compare_decay
 from ssmdiag.decay.energy_curve import EnergyCurve
 from ssmdiag.decay.sentence import describe
-from ssmdiag.decay.tail import Tail, TailStatus
+from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
 from ssmdiag.kernel.powers import MAX_LAG, profile
 from ssmdiag.kernel.status import Status
@@ -72,6 +72,19 @@ class LayerMemory:
         return int(((self.status == Status.NOT_FINITE) | (self.status == Status.CANCELLED)).sum())
 
 
+TAIL_WORDS = {TailLaw.EXPONENTIAL: "exp. tail", TailLaw.EXPONENTIALS: "exp. tails", TailLaw.BAND: "exp. band"}
+REASONS = {
+    DecayStatus.GROWS: "grows",
+    DecayStatus.UNBOUNDED: "grows",
+    DecayStatus.ZERO: "zero",
+    DecayStatus.TINY: "too small",
+    DecayStatus.CANCELLED: "cancelled",
+    DecayStatus.NOT_FINITE: "not finite",
+    DecayStatus.SHORT_MEMORY: "a few steps",
+}
+"""What a table says of a kernel whose decay has no law."""
+
+
 @dataclass(frozen=True)
 class LayerDecay:
     """A layer's decay in plain numbers, for reports."""
@@ -103,18 +116,20 @@ class LayerDecay:
 
     @property
     def law(self) -> tuple[str, tuple[int, int] | None]:
-        """The law that was found, else that of the tail, and the lags over which it holds."""
-        whole, tail = self.whole, self.tail
-        if whole.law is Law.UNDETERMINED and tail is not None:
-            return tail.law.value, (tail.first, tail.last)
-        return whole.law.value, None if whole.law is Law.UNDETERMINED else whole.window
+        """The law that was found, else that of the tail, else what is near or why there is none; and over which lags.
 
-    @property
-    def law_word(self) -> str:
-        """The law, marked where it is that of the tail."""
-        word, window = self.law
-        short = {"exponential": "exp. tail", "exponentials": "exp. tails", "band": "exp. band"}
-        return short.get(word, f"{word} tail") if self.whole.law is Law.UNDETERMINED and window else word
+        "Undetermined" says nothing by itself.
+        """
+        whole, tail, curve = self.whole, self.tail, self.energy_curve
+        if whole.law is not Law.UNDETERMINED:
+            return whole.law.value, whole.window
+        if tail is not None:
+            return TAIL_WORDS.get(tail.law, f"{tail.law.value} tail"), (tail.first, tail.last)
+        if curve is not None:
+            return f"near {len(curve.rates)} exp.", (curve.first, curve.last)
+        if whole.residual_db:
+            return f"undet., {min(whole.residual_db, key=whole.residual_db.__getitem__).value}", None
+        return REASONS.get(whole.status, "none seen"), None
 
 
 def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]:
@@ -158,10 +173,10 @@ Curve = tuple[tuple[float, float], ...]
 
 def _curves(memory: LayerMemory) -> tuple[Curve, dict[Law, Curve]]:
     """Return the layer's rms envelope and the laws fitted to it, as (lag, dB below the peak) over the window."""
-    first, last = int(memory.whole.first[0]), int(memory.whole.last[0])
+    last = int(memory.whole.last[0])
     energy = memory.mean_square[_countable(memory.mean_square, memory.status)].sum(0)
     lag = ((memory.edges[:-1] + memory.edges[1:] - 1) / 2).double()
-    inside = (energy > 0) & (memory.edges[:-1] >= first) & (memory.edges[:-1] <= last)
+    inside = (energy > 0) & (memory.edges[:-1] <= last)
     lag, level = lag[inside], 10 * energy[inside].log10()
     curves: dict[Law, Curve] = {}
     for law, fit in memory.whole.fits.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssmdiag.decay.decay import NOISE_MARGIN
 from ssmdiag.decay.energy_curve import FEWEST_CHANNELS, EnergyCurve, describe_energy
 from ssmdiag.decay.tail import (
+    LEAST_SUM_SHARE,
     MOST_TERMS,
     Shares,
     Tails,
@@ -35,8 +36,8 @@ MIDDLE = 0.1
 """Share of the energy left where the terms of a sum are sought."""
 BAND, BANDS_OF_LAYERS = 1.6, (4.0, 16.0)
 """Largest ratio of a band's fastest to its slowest rate, for a channel; for a layer, the first that suffices."""
-PROBED = (0.999, 0.5, 0.1, 0.02)
-"""Shares of the energy left at the lags where a band is chosen."""
+PROBED = (0.999, 0.5, 0.1, LEAST_SUM_SHARE)
+"""Shares of the energy left at the lags where a band is chosen: at the last of them and later, a band must hold."""
 EVERY_LAG = 12
 """Edges up to which all serve as lags; later, two an octave are enough."""
 ENDLESS = (Status.GROWS, Status.BOUNDARY, Status.BEYOND)
@@ -142,8 +143,9 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
 
 
 def _probes(share: Tensor, ends: Tensor) -> Tensor:
-    """Return the positions where so much of (row, lag) is left, and of each window's end, (row, probe)."""
-    return torch.stack([torch.minimum((share > part).sum(1), ends) for part in PROBED] + [ends], 1)
+    """Return the positions where so much of (row, lag) is left, of each window's end and half way, (row, probe)."""
+    places = [torch.minimum((share > part).sum(1), ends) for part in PROBED]
+    return torch.stack([*places, (places[-1] + ends) // 2, ends], 1)
 
 
 def _of_layer(modes: ModeEnergies, members: Sequence[Tensor]) -> Shares:

@@ -17,7 +17,7 @@ from ssmdiag.decay.comparison import ChannelDecay, DecayComparison, blank_compar
 from ssmdiag.decay.gauss_newton import LawFit, fit_laws
 from ssmdiag.decay.grid import OFFSET_SHARE
 from ssmdiag.decay.profile import Profile, pool_rising
-from ssmdiag.decay.verdict import LAWS, NEPER_DB, STATUSES, DecayStatus, Law, judge
+from ssmdiag.decay.verdict import EXPONENTIAL_DB, LAWS, NEPER_DB, STATUSES, DecayStatus, Law, judge
 
 __all__ = [
     "LAWS",
@@ -121,10 +121,11 @@ def _compare_chunk(
             continue
         own = mean_square[index], floor[index], bool(smooth[index[0]])
         law, why, last, fitted, fits = _fit_group(edges, *own, offset_share)
+        first = _risen(edges, own[0], law, fits)[fitted]
         index = index + start
         comparison.law[index], comparison.status[index], comparison.fitted[index] = law, why, fitted
         index = index[fitted]
-        comparison.first[index], comparison.last[index] = int(edges[0]), last[fitted]
+        comparison.first[index], comparison.last[index] = first, last[fitted]
         for name, table in fits.items():
             tables[name][:, index] = table[fitted].T
 
@@ -139,6 +140,19 @@ def _grows(edges: Tensor, mean_square: Tensor) -> Tensor:
     late = mean_square[:, -2:].amax(1)
     peak = mean_square.amax(1)
     return (late >= peak) & (late > 2 * early) & (late > 2 * mean_square[:, 0])
+
+
+def _risen(edges: Tensor, mean_square: Tensor, law: Tensor, fits: Mapping[Law, Tensor]) -> Tensor:
+    """Return the lag up to which each kernel rises to its law, (channel,): all bins before are too far below it."""
+    lag = (edges[:-1] + edges[1:] - 1).double() / 2
+    below = torch.zeros_like(mean_square, dtype=torch.bool)
+    for name, table in fits.items():
+        rows = law == LAWS.index(name)
+        fit = LawFit(*table[rows].T[..., None])
+        power = fit.exponent * (lag / fit.offset.clamp(min=1e-12)).log1p()
+        level = 0.5 * mean_square[rows].clamp(min=_SMALLEST).log()
+        below[rows] = NEPER_DB * (fit.amplitude - power - fit.rate * lag - level) > EXPONENTIAL_DB
+    return edges[below.to(torch.uint8).cumprod(1).sum(1).clamp(max=len(lag) - 1)]
 
 
 def _is_level(edges: Tensor, mean_square: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
         if slowest is not None and not rules:
             said.append(f"The slowest modes forget half in {_steps(math.log(2), slowest)} steps.")
     if tail is not None and (rules or (undetermined and curve is None)):
-        fitted = decay.law is Law.EXPONENTIAL and decay.rate is not None and tail.first == 0
+        fitted = decay.law is Law.EXPONENTIAL and decay.window is not None and tail.first <= decay.window[0]
         agree = fitted and abs((decay.rate or 0.0) - tail.rate) <= SAME_RATE * tail.rate
         if not agree and not (decay.law is Law.FLAT and tail.law is TailLaw.FLAT and tail.first == 0):
             said.append(describe_tail(tail))

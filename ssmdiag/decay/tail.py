@@ -1,8 +1,9 @@
 """The law read from the modes instead of fitted: which rate dominates the remaining energy, and from which lag on.
 
-Modes whose rates agree within a tenth are one group. Where all other modes together hold under a tenth of the energy
-that remains, at every lag from one on to the window's end, the kernel decays with that group's rate, as exact as the
-weights are. Nothing is said about energy below a millionth of the whole, or below float32's noise.
+Modes whose rates agree within a tenth are one group. Where all other modes by themselves – a kernel of their own, their
+products with the group left out – hold under a tenth of the energy that remains, at every lag from one on to the
+window's end, the kernel decays with that group's rate, as exact as the weights are. Nothing is said about energy below
+a millionth of the whole, or below float32's noise.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ssmdiag.kernel.mode_energy import GroupEnergy
 
 OTHERS = 0.1
-"""Share of the energy that remains which all other modes may hold."""
+"""Share of the energy that remains which all other modes may hold by themselves."""
 FORGOTTEN = 1e-6
 """Share of the energy at which a window ends."""
 LEAST_SHARE = 1e-3
@@ -34,8 +35,9 @@ LEAST_SUM_SHARE = 1e-2
 """Share of the energy that a sum of them must cover."""
 LEAST_HEARD = 0.1
 """Share of its modes' own energies below which a sum counts as cancelled."""
-LAGS_BETWEEN = 96
-"""Parts of a window; bounds at their ends prove what the other modes hold within them."""
+LAGS_BETWEEN, LAGS_NEAR = 96, 24
+"""Parts of a window, and then of what lies before the first lag found; bounds at their ends prove what the other modes
+hold within them."""
 BEAT = 0.5
 """Nepers by which modes of a band may beat against each other between both ends of a window."""
 BEAT_SHARE = 0.1
@@ -55,7 +57,9 @@ LEAST_ERROR_DB = 0.1
 STRAIGHT_DB = 0.8
 """Largest rms distance of the energy from a straight line, its oscillation removed."""
 SWING_DB = 3.0
-"""Largest rms distance of the energy that remains from the group's exponential: modes that turn slowly bend it."""
+"""Largest distance of the energy that remains from a law, as modes that turn slowly bend it: rms from the group's
+exponential, or in all from the fall of a sum's slowest and fastest."""
+LAGS_SEEN = 48
 
 
 class TailLaw(Enum):
@@ -71,9 +75,9 @@ class TailLaw(Enum):
 class TailStatus(Enum):
     """Why there is a law of the energy that remains, or why there is none; the value is a sentence for the user."""
 
-    FOUND = "one rate holds nine tenths of the energy that remains"
-    SUM = "a sum of two or three exponentials holds nine tenths of the energy that remains"
-    BAND = "modes of a band of rates hold nine tenths of the energy that remains"
+    FOUND = "modes of other rates hold by themselves under a tenth of the energy that remains"
+    SUM = "modes of rates beside these two or three hold by themselves under a tenth of the energy that remains"
+    BAND = "modes of rates outside the band hold by themselves under a tenth of the energy that remains"
     MIXED = "modes of several rates share the energy to its end"
     BENT = "modes of one rate hold the energy, but it does not fall with that rate yet"
     FEW_LAGS = "too few lags remain where one rate rules"
@@ -212,12 +216,20 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
     enough = ((drop >= EXPONENTIAL_DROP_DB) | (length >= last / 2)) & (length >= FEWEST_LAGS) & (share >= LEAST_SHARE)
     enough &= ends[:, None] - position >= FEWEST_BINS
     good = ruled & enough
+    first = torch.full_like(last[:, 0], math.inf)
     if bool(good.any()):
         falls = straight(-groups.whole.diff(dim=1), EXPONENTIAL_DB)
         falls |= straight(groups.bins, STRAIGHT_DB) & (lags <= last / 4)  # later, too few oscillations are complete
-        good = _proven(good & falls, lags, last, shares, groups.rate)
-    found, first = good.any(1), good.to(torch.uint8).argmax(1, keepdim=True)
-    flat = (drop.gather(1, first)[:, 0] <= 4 * FLAT_DB) & found
+        # While a kernel still rises, what remains falls slower than it will.
+        held = -(-2 * groups.rate[:, :-1].clamp(min=LEAST_RATE) * lags.diff()).expm1() * groups.whole[:, :-1]
+        falls[:, :-1] &= groups.bins >= 10 ** (-EXPONENTIAL_DB / 10) * held
+        good &= falls
+        between = torch.cat([(enough & falls)[:, :-1] & good[:, 1:], torch.zeros_like(good[:, :1])], 1)
+        first = _first_lags(good, between, lags, last, shares, groups.rate)
+    found = first.isfinite()
+    first, position, left = _place(first, lags, share, shares)
+    rate = groups.rate.gather(1, position)[:, 0]
+    flat = (NEPER_DB * rate * (last[:, 0] - first) <= 4 * FLAT_DB) & found
     status = torch.full_like(ends, TAIL_STATUSES.index(TailStatus.MIXED))
     for why, where in (
         (TailStatus.FEW_LAGS, ruled.any(1)),
@@ -233,10 +245,10 @@ def judge_tails(lags: Tensor, ends: Tensor, share: Tensor, groups: GroupEnergy, 
     return Tails(
         law=law,
         status=status,
-        first=lags[first[:, 0]].long(),
+        first=first.long(),
         last=last[:, 0].long(),
-        rate=groups.rate.gather(1, first)[:, 0].where(found, math.nan),
-        energy_share=share.gather(1, first)[:, 0].where(found, math.nan),
+        rate=rate.where(found, math.nan),
+        energy_share=left.where(found, math.nan),
         slowest=groups.slowest,
         rates=groups.slowest.new_full((len(ends), MOST_TERMS), math.nan),
     )
@@ -247,48 +259,55 @@ def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: G
 
     A sum leaves open only what the other modes hold; if its own modes cancel, no rate identifies it.
     """
-    position = torch.arange(len(lags), device=lags.device)
-    inside = position < ends[:, None]
-    heard = _to_the_end((groups.heard >= LEAST_HEARD) | ~inside)
-    last = lags[ends][:, None]
-    good = _ruled(groups) & heard & inside & (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS)
-    good &= (ends[:, None] - position >= FEWEST_BINS) & groups.rates.isfinite().all(1, keepdim=True)
-    good = _proven(good, lags, last, shares)
-    rows = good.any(1)
-    first = good.to(torch.uint8).argmax(1, keepdim=True)
-    rates = groups.rates.sort(1).values
-    tails.law[rows] = TAIL_LAWS.index(TailLaw.EXPONENTIALS)
-    tails.status[rows] = TAIL_STATUSES.index(TailStatus.SUM)
-    tails.first[rows] = lags[first[:, 0]].long()[rows]
-    tails.energy_share[rows] = share.gather(1, first)[rows, 0]
-    tails.rate[rows] = rates[rows, 0]
-    tails.rates[rows, : rates.shape[1]] = rates[rows]
+    inside = torch.arange(len(lags), device=lags.device) < ends[:, None]
+    heard = _to_the_end((groups.heard >= LEAST_HEARD) | ~inside) & groups.rates.isfinite().all(1, keepdim=True)
+    _name_several(tails, heard, lags, ends, share, groups.rates.sort(1).values, shares, TailLaw.EXPONENTIALS)
 
 
 def name_bands(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, rates: Tensor, shares: Shares) -> None:
     """Record the lag from which on the modes of a band, of `rates` (row, 2), hold the remaining energy."""
-    position = torch.arange(len(lags), device=lags.device)
+    known = rates.isfinite().all(1, keepdim=True).expand_as(share)
+    _name_several(tails, known, lags, ends, share, rates, shares, TailLaw.BAND)
+
+
+def _name_several(
+    tails: Tails,
+    possible: Tensor,
+    lags: Tensor,
+    ends: Tensor,
+    share: Tensor,
+    rates: Tensor,
+    shares: Shares,
+    law: TailLaw,
+) -> None:
+    """Record the rows that have a law of several `rates`, ascending, from a lag at which it is `possible`."""
     last = lags[ends][:, None]
-    good = (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS) & (ends[:, None] - position >= FEWEST_BINS)
-    good = _proven(good & rates.isfinite().all(1, keepdim=True), lags, last, shares)
-    rows = good.any(1).nonzero()[:, 0]
+    good = possible & (share >= LEAST_SUM_SHARE) & (last - lags >= FEWEST_LAGS)
+    first = _first_lags(good, good, lags, last, shares)
+    rows = first.isfinite().nonzero()[:, 0]
     if not len(rows):
         return
-    first = good[rows].to(torch.uint8).argmax(1, keepdim=True)
-    both = torch.cat([lags[first], last[rows]], 1)
-    left = shares(rows, both)[0]
-    length = (both[:, 1] - both[:, 0]).clamp(min=1)
-    fall = (left[:, 0] / left[:, 1]).log() / (2 * length)
-    slow, fast = rates[rows].unbind(1)
-    near = fall >= slow - torch.minimum(BEAT / length, BEAT_SHARE * slow)
-    near &= fall <= fast + torch.minimum(BEAT / length, BEAT_SHARE * fast)
+    first, last = first[rows], last[rows, 0]
+    left = _place(first, lags, share[rows], lambda some, at: shares(rows[some], at))[2]
+    near = (left >= LEAST_SUM_SHARE) & (last - first >= FEWEST_LAGS)
+    # No sum of exponentials falls slower than its slowest or faster than its fastest: modes that turn slowly do.
+    part = torch.arange(LAGS_SEEN + 1, dtype=lags.dtype, device=lags.device) / LAGS_SEEN
+    at = (first[:, None] + (last - first)[:, None] * part).floor()
+    level = 0.5 * shares(rows, at)[0].clamp(min=1e-290).log()
+    slow, fast = (level + rates[rows][:, end, None] * at for end in (0, -1))
+    off = torch.maximum(slow - slow.cummin(1).values, fast.cummax(1).values - fast).amax(1)
+    near &= NEPER_DB * off <= SWING_DB
+    if law is TailLaw.BAND:
+        # Over a short window a beat is few decibels and yet much of what is lost.
+        allowed = torch.minimum(rates[rows] * (BEAT_SHARE * (last - first))[:, None], rates.new_tensor(BEAT))
+        near &= (slow[:, -1] - slow[:, 0] <= allowed[:, 0]) & (fast[:, 0] - fast[:, -1] <= allowed[:, -1])
     rows, first = rows[near], first[near]
-    tails.law[rows] = TAIL_LAWS.index(TailLaw.BAND)
-    tails.status[rows] = TAIL_STATUSES.index(TailStatus.BAND)
-    tails.first[rows] = lags[first[:, 0]].long()
-    tails.energy_share[rows] = share[rows].gather(1, first)[:, 0]
+    tails.law[rows] = TAIL_LAWS.index(law)
+    tails.status[rows] = TAIL_STATUSES.index(TailStatus.SUM if law is TailLaw.EXPONENTIALS else TailStatus.BAND)
+    tails.first[rows] = first.long()
+    tails.energy_share[rows] = left[near]
     tails.rate[rows] = rates[rows, 0]
-    tails.rates[rows, :2] = rates[rows]
+    tails.rates[rows, : rates.shape[1]] = rates[rows]
 
 
 def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
@@ -301,31 +320,73 @@ def no_tails(rows: int, status: TailStatus, like: Tensor) -> Tails:
     return Tails(none, index, zero, zero.clone(), unknown, unknown.clone(), unknown.clone(), rates)
 
 
-def _proven(good: Tensor, lags: Tensor, last: Tensor, shares: Shares, rate: Tensor | None = None) -> Tensor:
-    """Return where of (row, lag) `good` holds and the other modes hold no more at any later lag up to `last` (row, 1).
+def _first_lags(
+    good: Tensor, between: Tensor, lags: Tensor, last: Tensor, shares: Shares, rate: Tensor | None = None
+) -> Tensor:
+    """Return the first lag from which the other modes hold no more at any later one up to `last` (row, 1), or inf.
 
-    Energies that remain only fall: between two lags the others have at most what they have at the first, and the
-    whole has at least what it has at the second. With a `rate` (row, lag), the whole must follow its exponential too.
+    It is one of the lags at which `good` holds, (row, lag), or lies before the next lag where `between` does. With a
+    `rate` (row, lag), the whole must follow its exponential too.
     """
+    found = torch.full_like(last[:, 0], math.inf)
     rows = good.any(1).nonzero()[:, 0]
     if not len(rows):
-        return good
-    place = good[rows].to(torch.uint8).argmax(1)
-    first = lags[place][:, None]
+        return found
+    good, between, last = good[rows], between[rows], last[rows]
+    place = (good | between).to(torch.uint8).argmax(1, keepdim=True)
+    first = lags[place]
     # Denser at first, where the other modes still fall fast.
     part = (torch.arange(LAGS_BETWEEN + 1, dtype=lags.dtype, device=lags.device) / LAGS_BETWEEN).square()
-    at = (first + (last[rows] - first) * part).floor()
-    whole, rest, noise = shares(rows, at)
+    at = (first + (last - first) * part).floor()
+    energies = shares(rows, at)
+    start = at.where(_proven(at, energies), math.inf).amin(1, keepdim=True)
+    if rate is not None:
+        off = _distance(at, energies[0], rate[rows].gather(1, place), start)
+        start = start.where((off <= SWING_DB)[:, None], math.inf)
+    some = start[:, 0].isfinite().nonzero()[:, 0]
+    if len(some):
+        # Bounds between lags are wide where these are far apart: what lies before is looked at more closely.
+        whole, rest, noise = energies[:, some]
+        fails = (rest + noise > OTHERS * (whole - noise)) & (at[some] < start[some])
+        low = torch.maximum(at[some].where(fails, 0.0).amax(1, keepdim=True), first[some])
+        part = torch.arange(LAGS_NEAR + 1, dtype=lags.dtype, device=lags.device) / LAGS_NEAR
+        at = (low + (start[some] - low) * part).floor()
+        start[some] = at.where(_proven(at, shares(rows[some], at)), start[some]).amin(1, keepdim=True)
+    before = torch.searchsorted(lags, start[:, 0].contiguous(), right=True)[:, None] - 1
+    on = lags.where(good & (lags >= start), math.inf).amin(1)
+    found[rows] = start[:, 0].where(between.gather(1, before)[:, 0], on)
+    return found
+
+
+def _proven(at: Tensor, energies: Tensor) -> Tensor:
+    """Return whether the other modes hold little from each lag of `at` (row, lag) on, and at none between them more.
+
+    Energies that remain only fall: between two lags the others have at most what they have at the first, and the
+    whole has at least what it has at the second.
+    """
+    whole, rest, noise = energies
     least = whole - noise
     least = torch.cat([least[:, 1:].where(at.diff(dim=1) > 1, least[:, :-1]), least[:, -1:]], 1)
-    holds = _to_the_end(rest + noise <= OTHERS * least)
-    start = at.where(holds, math.inf).amin(1)
-    if rate is not None:
-        off = _distance(at, whole, rate[rows, place][:, None], start[:, None])
-        start = start.where(off <= SWING_DB, math.inf)
-    proven = torch.zeros_like(good)
-    proven[rows] = good[rows] & (lags >= start[:, None])
-    return proven
+    return _to_the_end(rest + noise <= OTHERS * least)
+
+
+def _place(first: Tensor, lags: Tensor, share: Tensor, shares: Shares) -> tuple[Tensor, Tensor, Tensor]:
+    """Return lags (row,), 0 where not finite, the positions of the next ones in `lags`, (row, 1), and the share left
+    there, (row,), which falls as the energy does from one of the `lags` to the next.
+    """
+    found = first.isfinite()
+    first = first.where(found, 0.0)
+    position = torch.searchsorted(lags, first.contiguous())[:, None]
+    before = (position - 1).clamp(min=0)
+    left = share.gather(1, position)[:, 0]
+    rows = (found & (lags[position[:, 0]] != first)).nonzero()[:, 0]
+    if len(rows):
+        both = torch.cat([before, position], 1)[rows]
+        start, here, stop = shares(rows, torch.cat([lags[both[:, :1]], first[rows, None], lags[both[:, 1:]]], 1))[0].T
+        high, low = share[rows].gather(1, both).T
+        part = ((here - stop) / (start - stop)).nan_to_num(0.0).clamp(0, 1)
+        left[rows] = low + (high - low) * part
+    return first, position, left
 
 
 def _distance(at: Tensor, whole: Tensor, rate: Tensor, start: Tensor) -> Tensor:

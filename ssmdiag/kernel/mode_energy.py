@@ -18,10 +18,11 @@ WORKING_SET = 16 * 2**20
 """Bytes of forms and states at a time."""
 HELD = 8 * WORKING_SET
 """Bytes of forms that are cached for reuse; others are recomputed."""
-BANDS, FINER = 24, 1.3
+BANDS, FINER = 44, 1.14
 """Number of bands of a layer that are tried, and the factor between the rates at which they begin."""
-BAND_HOLDS = 0.9
-"""Share of the energy that a band must hold."""
+BAND_HOLDS, LEAST_HELD = 0.91, 0.9
+"""Share of the energy that a band should hold, and that it must, the other modes by themselves holding the rest."""
+LATE = 3
 HEARD = 1e-6
 """Share of the energy below which a group is negligible."""
 
@@ -57,7 +58,7 @@ class Band:
     members: tuple[Tensor, ...]
     """As those of a `GroupEnergy`."""
     rates: Tensor
-    """The slowest and the fastest of each row, (row, 2)."""
+    """The slowest and the fastest of each row, (row, 2); NaN where it does not hold the last `LATE` probes."""
 
 
 class ModeEnergies:
@@ -150,10 +151,10 @@ class ModeEnergies:
             if bool(here.any()):
                 place = rows[here] - chunk.start
                 some = form.select(place)
-                chosen = _widest(*some.bands(some.rate, self.lags[probes[here]], width))
+                chosen, holds = _widest(*some.bands(some.rate, self.lags[probes[here]], width))
                 inside = inside_band(some.rate, some.rate.gather(1, chosen[:, None]), width)
                 members[-1][place] = inside
-                rates.append(_ends(some.rate, inside))
+                rates.append(_ends(some.rate, inside).where(holds[:, None], math.nan))
         return Band(tuple(members), torch.cat(rates))
 
     def band_of_layer(self, slowest: Tensor, probes: Tensor, width: float) -> Band:
@@ -167,10 +168,11 @@ class ModeEnergies:
             scale = (form.unit / self.unit).square()
             whole += (parts[0] * scale[:, None]).sum(0)
             rest += (parts[1] * scale[:, None, None]).sum(0)
-        first = low[_widest(whole, rest)]
-        members = tuple(inside_band(form.rate, first, width) for _, form in self.forms())
+        chosen, holds = _widest(whole, rest)
+        members = tuple(inside_band(form.rate, low[chosen], width) for _, form in self.forms())
         ends = [_ends(form.rate, inside) for (_, form), inside in zip(self.forms(), members, strict=True)]
-        return Band(members, torch.stack([torch.cat(ends)[:, 0].amin(), torch.cat(ends)[:, 1].amax()])[None])
+        rates = torch.stack([torch.cat(ends)[:, 0].amin(), torch.cat(ends)[:, 1].amax()])
+        return Band(members, rates[None].where(holds[:, None], math.nan))
 
     def shares(self, members: Sequence[Tensor], rows: Tensor, lags: Tensor) -> Tensor:
         """Return, of some channels at lags of their own (row, lag), the energy from each lag on, that of the modes that
@@ -238,14 +240,17 @@ def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     return chosen, torch.nn.functional.pad(rates, (0, most - rates.shape[1]), value=math.nan), slowest
 
 
-def _widest(whole: Tensor, rest: Tensor) -> Tensor:
-    """Return the band that holds enough energy at most lags, counted from the last, (row,).
+def _widest(whole: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the band that holds enough energy at most lags, counted from the last, and whether it does at the last
+    few, both (row,).
 
     The energies are (row, lag) and (row, band, lag).
     """
     share = (rest / whole[:, None].clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
     held = (share <= 1 - BAND_HOLDS).flip(2).to(torch.uint8).cumprod(2).sum(2)
-    return (held - share.mean(2) / 2).argmax(1)
+    best = (held - share.mean(2) / 2).argmax(1)
+    late = share[..., -LATE:].amax(2).gather(1, best[:, None])[:, 0]
+    return best, late <= 1 - LEAST_HELD
 
 
 def _ends(rate: Tensor, inside: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     tail = _tail_curve(decay)
     if tail:
         letters["m"], names = tail, f"{names}, m by its modes"
-    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; chosen: {decay.law_word}"
+    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; chosen: {decay.law[0]}"
     return [*wrap(f" {caption}", settings, hanging=0), *_decay_panels(decay.envelope, letters, settings)]
 
 
@@ -197,7 +197,7 @@ def _tail_curve(decay: LayerDecay) -> list[tuple[float, float]]:
     """Return the line of the tail's rate through the envelope, where no law was fitted."""
     tail = decay.tail
     inside = [(lag, level) for lag, level in decay.envelope if tail and tail.first <= lag <= tail.last]
-    if tail is None or len(tail.rates) > 1 or decay.law_word == decay.whole.law.value or not inside:
+    if tail is None or len(tail.rates) > 1 or decay.whole.law.value != "undetermined" or not inside:
         return []
     fall = 20 / math.log(10) * tail.rate
     height = sum(level + fall * lag for lag, level in inside) / len(inside)

@@ -369,6 +369,72 @@ def test_what_a_tail_leaves_out_holds_a_tenth_of_the_energy_at_most_at_every_lag
     assert named >= 6
 
 
+@pytest.mark.parametrize(
+    ("ell", "weights", "context", "word", "window"),
+    [
+        ([-0.1, -0.002], [1.0, 0.05], CONTEXT, "exp. tail", True),
+        (-np.geomspace(3e-4, 0.3, 60), np.geomspace(0.02, 1.0, 60), 64, "near 2 exp.", True),
+        ([-0.0013 + 0.00043j], [0.6 + 3.0j], 10_000, "undet., exponential", False),
+        ([1e-3, -0.1], [1.0, 1.0], CONTEXT, "grows", False),
+        ([-0.1, -0.2], [0.0, 0.0], CONTEXT, "zero", False),
+        ([-9.0], [1.0], CONTEXT, "a few steps", False),
+        ([-0.1, math.nan], [1.0, 1.0], CONTEXT, "not finite", False),
+    ],
+)
+def test_a_table_never_says_undetermined_and_nothing_more(
+    ell: list[complex], weights: list[float], context: int, word: str, window: bool
+) -> None:
+    layer = modal(np.array(ell, complex)[:, None], np.array(weights)[:, None])
+    layer = layer if word == "near 2 exp." else modal([ell], [weights], factor=2.0)
+    said, lags = summarise_memory(assess_memory(layer, context))[1].law
+    assert (said, lags is not None) == (word, window)
+
+
+def test_laws_of_several_rates_are_not_told_of_modes_that_turn_slowly_against_them() -> None:
+    """No sum of exponentials falls slower than its slowest or faster than its fastest: 3 dB are allowed for beats."""
+    random = np.random.default_rng(23)
+    named, context = 0, 256
+    for _ in range(60):
+        rate = np.exp(random.uniform(math.log(0.3 / context), math.log(20 / context), (1, 3)))
+        phase = np.exp(1j * random.uniform(0, 6.28, (1, 3)))
+        turning = modal(
+            (-1 + 2j * math.pi * random.uniform(0, 0.6, (1, 3))) * rate, random.standard_normal((1, 3)) * phase
+        )
+        tail = tail_of(turning, context)
+        if tail is None or not tail.rates:
+            continue
+        named += 1
+        left = (stepped(turning, 6000)[0] ** 2)[::-1].cumsum()[::-1][tail.first : tail.last + 1]
+        lag = np.arange(len(left))
+        slow, fast = (10 * np.log10(left) + 20 / math.log(10) * rate * lag for rate in (tail.rates[0], tail.rates[-1]))
+        assert (slow - np.minimum.accumulate(slow)).max() <= 3.1, tail
+        assert (np.maximum.accumulate(fast) - fast).max() <= 3.1, tail
+    assert named >= 15
+
+
+@pytest.mark.parametrize("context", [64, 512, CONTEXT])
+def test_a_tail_begins_at_the_first_lag_from_which_the_others_hold_under_a_tenth(context: int) -> None:
+    """Not only at a bin's edge, up to √2 later: a window of 64 lags has few of them."""
+    layers = [
+        modal([[-0.1, -0.012]], [[1.0, 0.35]]),
+        modal([[-0.004 + 0.9j, -0.006 + 2.1j, -0.12 + 1j]], [[1.0, 1.2, 6.0]], factor=2.0),
+        modal([[-0.4], [-0.02], [-0.01], [-0.004]], [[9.0], [1.0], [0.9], [0.7]]),
+    ]
+    for layer in layers if context > 64 else layers[1:]:  # over 64 lags the first is a sum
+        tail = tail_of(layer, context)
+        assert tail is not None
+        own = (layer.rate >= tail.rate / 1.001) & (layer.rate <= 1.001 * max(tail.rates, default=tail.rate))
+        assert layer.output_matrix is not None
+        others = replace(layer, output_matrix=layer.output_matrix.where(~own, 0.0))
+        rest, whole = ((stepped(one, 20_000) ** 2).sum(0)[::-1].cumsum()[::-1] for one in (others, layer))
+        first = int(np.nonzero(rest[: tail.last + 1] > 0.1 * whole[: tail.last + 1])[0].max()) + 1
+        bent = tail.law is TailLaw.EXPONENTIAL and layer is not layers[0]  # it begins where it is straight
+        assert first <= tail.first
+        assert bent or tail.first <= first + 1 + tail.last / 500, tail
+        within = whole[: context + 1] - whole[context]
+        assert tail.energy_share == pytest.approx(within[tail.first] / within[0], rel=1e-7)
+
+
 def test_modes_that_grow_or_are_no_numbers_are_grouped_in_the_end() -> None:
     """A rate below zero times more than one is below itself."""
     for rates in (

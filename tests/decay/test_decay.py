@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssmdiag.assessment.memory import lag_edges
+from ssmdiag.assessment.memory import assess_memory, lag_edges
 from ssmdiag.decay.decay import LAWS, STATUSES, DecayStatus, Law, compare_decay
 from ssmdiag.decay.laws import binned_law
+from ssmdiag.decay.sentence import describe
+from tests.assessment.test_tail import modal
 from tests.decay.decay_suite import bin_energy, log_spaced_edges, power_law_by_quadrature, sum_of_exponentials
 
 CONTEXT = 10_000
@@ -307,3 +309,17 @@ def test_no_channel_depends_on_its_neighbours_to_the_last_bit(context: int) -> N
         for start in range(0, 60 - size, size):
             rows = slice(start, start + size)
             torch.testing.assert_close(numbers(rows), whole[:, rows], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("context", [512, 4096])
+def test_a_law_holds_from_where_the_kernel_has_risen_to_it(context: int) -> None:
+    """e^{−t/100} − e^{−t/10} is 0 at lag 0, and within 3 dB of e^{−t/100} from lag 14 on."""
+    memory = assess_memory(modal([[-0.01, -0.1]], [[1.0, -1.0]]), context)
+    window, tail = memory.whole.channel(0).window, memory.remaining.whole.row(0)
+    assert tail is not None
+    assert 12 <= tail.first <= 23
+    assert window is not None
+    assert (memory.whole.channel(0).law is Law.EXPONENTIAL) == (window[0] > 0)
+    sentence = describe(memory.whole, memory.remaining)
+    assert sentence.startswith("Forgets exponentially, half gone every 71") == (context == 4096)
+    assert ("over lags 0 to" in sentence) == (context == 512)  # undetermined

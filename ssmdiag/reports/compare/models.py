@@ -149,7 +149,7 @@ def _remarks(pair: ModelComparison) -> list[str]:
     remarks = list(pair.notes)
     laws = [
         f"{name}: "
-        + ", ".join(f"{n} {law}" for law, n in Counter(x.decay.law_word for x in side.layers if x.decay).most_common())
+        + ", ".join(f"{n} {law}" for law, n in Counter(x.decay.law[0] for x in side.layers if x.decay).most_common())
         for name, side in (("a", pair.a), ("b", pair.b))
     ]
     remarks.append(f"decay laws of layers; {'; '.join(laws)}")

@@ -153,7 +153,7 @@ def _horizon(points: Sequence[LayerPoint]) -> str:
 
 
 def _law(points: Sequence[LayerPoint]) -> str:
-    laws = {point.decay.law_word for point in points if point.decay}
+    laws = {point.decay.law[0] for point in points if point.decay}
     return laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
 
 

@@ -195,7 +195,7 @@ class Memory:
 
 def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
     """Return the memory of an arm's layers; None for what is not known."""
-    laws = {layer.decay.law_word for layer in layers if layer.decay}
+    laws = {layer.decay.law[0] for layer in layers if layer.decay}
     capacities = [layer.capacity for layer in layers if layer.capacity]
     together = Row("", tuple(layers))
     return Memory(

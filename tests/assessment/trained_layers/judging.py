@@ -41,7 +41,7 @@ SAME_RATE = 1.1
 """Rates of one group: the largest is at most this many times the smallest."""
 HELD = 0.9
 """Share of what is left that the group holds."""
-MOST_SUMS = 60
+MOST_SUMS = 4000
 """Choices of groups that are tried for a sum of exponentials."""
 WIDEST = 16 * (1 + 1e-6)
 """How many times the slowest rate of a band its fastest may be."""
