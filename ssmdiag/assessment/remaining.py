@@ -120,7 +120,8 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
         modes.lags, ends[-1:], share[-1:], layer, lambda _, at: modes.shares_of_layer(layer.members, at)
     )
     tails = channels.join(whole)
-    middle = torch.minimum((share[:-1] > MIDDLE).sum(1), own)
+    middle = (share[:-1] > MIDDLE).sum(1)
+    middle = middle.where(middle < own, 0)  # what does not fall so far: by the energy of the whole window
     for terms in range(2, MOST_TERMS + 1):
         left = channels.unsettled()
         if len(left):
