@@ -189,7 +189,9 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     tail = _tail_curve(decay)
     if tail:
         letters["m"], names = tail, f"{names}, m by its modes"
-    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; chosen: {decay.law[0]}"
+    found = decay.tail or decay.whole.law.value != "undetermined"
+    chosen = f"chosen: {decay.law[0]}" if found else "none of them chosen"
+    caption = f"{what}rms envelope in dB below its peak: • as read, {names}; {chosen}"
     return [*wrap(f" {caption}", settings, hanging=0), *_decay_panels(decay.envelope, letters, settings)]
 
 
