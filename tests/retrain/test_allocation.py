@@ -41,5 +41,5 @@ def faults(what: str) -> tuple[str, int]:
 def test_steps_fault_no_pages_in_once_memory_is_kept() -> None:
     (_, usual), (kept, few) = faults("usual"), faults("keep")
     assert kept == "True"
-    assert few < 200
-    assert usual > 10 * few
+    # Now and then a block does not fit where one was: the heap grows by it once, in twenty steps of eight.
+    assert 50 * few < usual
