@@ -390,6 +390,7 @@ def test_a_table_never_says_undetermined_and_nothing_more(
     assert (said, lags is not None) == (word, window)
 
 
+@pytest.mark.slow
 def test_laws_of_several_rates_are_not_told_of_modes_that_turn_slowly_against_them() -> None:
     """No sum of exponentials falls slower than its slowest or faster than its fastest: 3 dB are allowed for beats."""
     random = np.random.default_rng(23)
@@ -412,6 +413,7 @@ def test_laws_of_several_rates_are_not_told_of_modes_that_turn_slowly_against_th
     assert named >= 15
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("context", [64, 512, CONTEXT])
 def test_a_tail_begins_at_the_first_lag_from_which_the_others_hold_under_a_tenth(context: int) -> None:
     """Not only at a bin's edge, up to √2 later: a window of 64 lags has few of them."""
