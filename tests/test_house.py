@@ -13,8 +13,8 @@ import ssmdiag
 ROOT = Path(ssmdiag.__file__).parent
 ORDER = (
     "version", "printable", "errors", "cores", "guard", "recurrence", "checkpoint", "output", "families", "kernel",
-    "decay", "capacity", "stability", "reparam", "assessment", "rules", "diagnosis", "compare", "retrain", "reports",
-    "check", "cli", "__main__", "__init__",
+    "decay", "capacity", "stability", "reparam", "assessment", "probing", "rules", "diagnosis", "compare", "watching",
+    "retrain", "reports", "check", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Rooms and modules at the top, from the ground up: each uses those before it alone."""
 MOST_AT_THE_TOP = 8

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.families.layer import Layer
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.modal import Recurrence
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ else:
 
 Trait = Literal[
     "fixed decay", "float32 decay", "fast channels", "layers alike", "slow recurrence", "matrix memory",
-    "attention inside", "gates without bias", "undecayed skip", "constant step",
+    "attention inside", "gates without bias", "undecayed skip", "constant step", "overwrites",
 ]  # fmt: skip
 """Facts about a family, beside its tensors, that rules need.
 
@@ -33,7 +34,8 @@ model have the same tensors. `slow recurrence`: its own training code gives the 
 `matrix memory`: modes are keys of a matrix; their contents differ by what was written, not by decay.
 `attention inside`: a moving average before attention in the same layer. `gates without bias`: their decay at zero
 input shows nothing of what they learnt. `undecayed skip`: its own training code exempts D from weight decay.
-`constant step`: some of its own code (Megatron, transformers) starts dt_bias at a constant 1.
+`constant step`: some of its own code (Megatron, transformers) starts dt_bias at a constant 1. `overwrites`: writing
+replaces what is stored (delta rule), so that decay bounds memory from above.
 """
 
 
@@ -137,6 +139,9 @@ class Family:
     """`nominal`: the decay depends on the input and is read at the gates' bias."""
     spellings: tuple[Spelling, ...]
     read: Callable[[Layer], Iterable[Recurrence]]
+    clock: Callable[[Any, Tensor], Clock] | None = None
+    """Of a live module of this family and its input (batch, time, feature): the decay at every token, as the module's
+    own forward pass computes it. It calls the module's submodules. None: ssmdiag cannot observe this family."""
     steering: Callable[[Layer], Iterable[Steering]] | None = None
     """Tensors through which the input controls its memory; None if unknown: only equal files are then proven equal."""
     forward: tuple[ForwardSetting, ...] = ()

@@ -1,0 +1,23 @@
+"""The decay of a selective layer on real input, as a clock: log λ̄(t) = −Δ(t) r; the input sets Δ, the weights r.
+
+Every selective family factors so: Mamba's Δ(t) is its step and r = exp(A_log); a forget gate f(t) is a clock with
+Δ(t) = −log f(t) and r = 1. The product, 16 times larger than Δ in Mamba, need never be formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """Decay of every channel and mode at every token of an input: log |λ̄(t)[channel, mode]| = −step · rate."""
+
+    step: Tensor
+    """Δ(t), (batch, time, channel), ≥ 0 where the state decays: nats per unit rate that pass at this token."""
+    rate: Tensor
+    """r, (channel, mode), per step, > 0 where the state decays."""
