@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -51,6 +53,28 @@ def read_model(write_model: Callable[..., Path]) -> Callable[..., list[Recurrenc
         return extract_recurrences(write_model(state, config), assume=assume)
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start torch's own generator anew, so that no test's numbers depend on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.manual_seed(0)
+
+
+@pytest.fixture(scope="module")  # before what a module sets up for its tests
+def heard_signals() -> Generator[None]:
+    """Let Ctrl-C and hang-up arrive here and in children: under nohup and in the background they are ignored."""
+    defaults = {signal.SIGINT: signal.default_int_handler}
+    if os.name == "posix":
+        defaults[signal.SIGHUP] = signal.SIG_DFL
+    before = {number: signal.getsignal(number) for number in defaults}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, defaults[number])
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

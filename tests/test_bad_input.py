@@ -16,11 +16,10 @@ from ssmdiag.errors import LayerError, UnknownFamilyError
 from ssmdiag.families.layer import Layer
 
 Write = Callable[..., Path]
-GENERATOR = torch.Generator().manual_seed(1)
 
 
 def random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=GENERATOR)
+    return torch.randn(shape)
 
 
 def mamba(layers: int = 3) -> dict[str, torch.Tensor]:

@@ -89,7 +89,9 @@ def _angle(frequency: Tensor, lags: Tensor) -> Tensor:
     """Return ω·t modulo 2π in [−π, π], rounded once."""
     # A mode on the negative axis has ω = π, which float64 cannot represent: the missing part is added.
     low = torch.where(frequency.abs() == math.pi, _PI_REMAINDER * frequency.sign(), 0.0)
-    high, low = _reduce(frequency, low)
+    high = frequency
+    if bool((high.abs() > math.pi).any()):
+        high, low = _reduce(high, low)
     product = high * lags
     high, low = _reduce(product, _rounding(high, lags, product) + low * lags)
     return high + low

@@ -119,7 +119,7 @@ class Response:
         for turn in range(200):
             low, high = lags[:, :1], lags[:, 1:]
             width = high - low
-            if bool((width <= 1).all()):
+            if not bool((width > 1).any()):  # a channel without energy has NaN, and must not hold up the others
                 break
             if turn < 3 or turn % 3 == 2:
                 ahead = low + width * quarters

@@ -133,6 +133,7 @@ def test_no_output_ends_in_a_traceback(command: str, output: str, run: Run, fold
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard_signals")
 def test_nothing_is_left_of_kernels_that_are_interrupted(folder: Path) -> None:
     code = "import sys\nfrom ssmdiag.cli import main\nimport ssmdiag.kernel.file as file\nimport time\n"
     code += "def wait(*a, **k):\n    print('half', flush=True)\n    time.sleep(60)\nfile.compute_kernel = wait\nmain()"

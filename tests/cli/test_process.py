@@ -225,6 +225,7 @@ def test_an_output_that_is_read_slowly_is_complete() -> None:
 
 
 @needs_posix
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_anything_is_written_ends_at_once_even_where_exceptions_are_swallowed(number: int) -> None:
     run = python(f"""
@@ -249,6 +250,7 @@ def test_signals_that_the_caller_has_ignored_stay_so() -> None:
 
 @pytest.mark.slow
 @needs_posix
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_being_written_is_gone_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     state = {

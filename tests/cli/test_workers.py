@@ -142,6 +142,7 @@ def stuck(path: Path) -> Result:
 
 
 @pytest.mark.one_in(4)
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("lines", [1, 2])

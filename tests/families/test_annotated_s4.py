@@ -39,7 +39,8 @@ def test_s4d_clips_the_real_part_and_ignores_b(read_model: Read) -> None:
 
 
 def low_rank() -> dict[str, np.ndarray]:
-    P, B = (RNG.normal(size=(2, MODES, CHANNELS)) + 1j * RNG.normal(size=(2, MODES, CHANNELS))).astype(np.complex64)
+    rng = np.random.default_rng(3)
+    P, B = (rng.normal(size=(2, MODES, CHANNELS)) + 1j * rng.normal(size=(2, MODES, CHANNELS))).astype(np.complex64)
     return {"Lambda_re": REAL, "Lambda_im": IMAG, "P": P, "B": B, "C": C, "log_step": STEP}
 
 
@@ -92,7 +93,12 @@ def softmax_kernel(w: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_dss_softmax_is_normalised_over_the_length(read_model: Read) -> None:
-    w = {"Lambda_re": REAL, "Lambda_im": IMAG, "W": RNG.normal(size=(1, CHANNELS, MODES, 2)), "log_step": STEP}
+    w = {
+        "Lambda_re": REAL,
+        "Lambda_im": IMAG,
+        "W": np.random.default_rng(4).normal(size=(1, CHANNELS, MODES, 2)),
+        "log_step": STEP,
+    }
     (found,) = read_model(tensors(**w), l_max=str(LENGTH))
     expected = softmax_kernel(w)
     np.testing.assert_allclose(stepped_kernel(found, LENGTH)[0].numpy(), expected, rtol=1e-9, atol=1e-13)
@@ -102,7 +108,12 @@ def test_dss_softmax_is_normalised_over_the_length(read_model: Read) -> None:
 
 
 def test_dss_without_its_length_has_a_spectrum_and_no_kernel(tmp_path: Path) -> None:
-    w = {"Lambda_re": REAL, "Lambda_im": IMAG, "W": RNG.normal(size=(1, CHANNELS, MODES, 2)), "log_step": STEP}
+    w = {
+        "Lambda_re": REAL,
+        "Lambda_im": IMAG,
+        "W": np.random.default_rng(4).normal(size=(1, CHANNELS, MODES, 2)),
+        "log_step": STEP,
+    }
     np.savez(tmp_path / "dss.npz", **{f"params/layers_0/seq/{name}": value for name, value in w.items()})
     (found,) = extract_recurrences(tmp_path / "dss.npz")
     assert found.layer == "params.layers_0.seq"

@@ -14,11 +14,10 @@ from ssmdiag.errors import LayerError, MapFileError, UnknownFamilyError
 from ssmdiag.families.mapfile import read_map
 
 Write = Callable[..., Path]
-GENERATOR = torch.Generator().manual_seed(0)
 
 
 def random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
+    return torch.randn(shape, dtype=torch.float64)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from unittest import mock
 
 import mpmath
 import numpy as np
@@ -21,6 +22,7 @@ from ssmdiag.kernel.energy import band_energy, band_energy_and_horizon, horizon,
 from ssmdiag.kernel.kernel import sample_kernel
 from ssmdiag.kernel.orthonormal import orthonormal_factor
 from ssmdiag.kernel.powers import retention
+from ssmdiag.kernel.response import Response
 from ssmdiag.kernel.status import Status
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 from tests.kernel.test_kernel import SPELLINGS, count_dense, random_dense, random_mimo, random_siso, siso
@@ -286,6 +288,15 @@ def test_every_kind_of_broken_channel_gets_its_status_among_sound_ones() -> None
     assert energy.values[:, 0].isnan().tolist() == [True, False, False, False, True, False]
     assert energy.values[1:4, 0].tolist() == [math.inf, math.inf, 0.0]
     torch.testing.assert_close(energy.values[5], tail_energy(recurrence, [0, 5]).values[5], rtol=1e-13, atol=0)
+
+
+def test_a_channel_without_energy_does_not_hold_up_the_search_for_the_others() -> None:
+    recurrence = siso(torch.tensor([[-1e-3], [0.1]]).double(), torch.ones(1, 2, 1, dtype=torch.float64))
+    with mock.patch.object(Response, "energy", autospec=True, side_effect=Response.energy) as energy:
+        found = horizon(recurrence)
+    assert found.status.tolist() == [Status.KNOWN, Status.GROWS]
+    assert found.lags[0] == math.ceil(math.log(100) / 2e-3)
+    assert energy.call_count < 20
 
 
 def test_an_unstable_dense_matrix_grows_and_a_broken_one_is_not_a_number() -> None:

@@ -340,6 +340,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(t
     assert names(tmp_path) == [".ssmdiag-00000000-999999999-0.tmp", "x", "z"]
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("then", ["sys.exit(3)", "1 / 0", "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"])
 def test_no_end_of_a_process_leaves_a_temporary(then: str, tmp_path: Path) -> None:
     half_written(tmp_path / "x", then).communicate(timeout=60)

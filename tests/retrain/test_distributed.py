@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 GIVEN = "tests.retrain.given_models"
 LONGEST = 120
 """Seconds after which a launch is taken to hang."""
+pytestmark = pytest.mark.usefixtures("heard_signals")
 RETRAIN = ("-m", "ssmdiag", "retrain", "--data", f"{GIVEN}:pairs", "--no-plots", "--format", "json")
 
 

@@ -22,6 +22,7 @@ COMMAND = (str(Path(sysconfig.get_path("scripts")) / "ssmdiag"),)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ssmdiag")
 LONGEST = 300
 """Seconds after which a run is taken to hang."""
+pytestmark = pytest.mark.usefixtures("heard_signals")
 DATA = ("--data", "tests.retrain.killed_models:data")
 MODULE = ("--model", "tests.retrain.killed_models:model", "--param", "own")
 MODELS = {"module": MODULE, "built in": ("--width", "3", "--modes", "2", "--param", "exp")}

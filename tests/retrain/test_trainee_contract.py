@@ -113,6 +113,7 @@ def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(make: Make
 
 
 @pytest.mark.one_in(3)
+@pytest.mark.usefixtures("heard_signals")
 @every_kind
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
 def test_a_signal_lets_the_step_end_and_leaves_a_state_that_goes_on_to_the_same_bits(
