@@ -1,0 +1,70 @@
+"""Clocks of live layers against the decays that each model hands to its own scan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmdiag.probing.clocks import ObservedLayer, observing
+from ssmdiag.recurrence.clock import Clock
+from tests.families.tiny_transformers import tiny_model
+from tests.probing.own_scans import per_layer, recording
+
+TYPES: dict[str, dict[str, Any]] = {
+    "mamba2": {"time_step_limit": (0.05, 0.9)},
+    "mamba": {},
+    "falcon_mamba": {},
+    "jamba": {},
+    "zamba2": {"time_step_min": 0.3},
+    "bamba": {"time_step_limit": (0.05, 0.9)},
+    "nemotron_h": {"time_step_min": 0.3},
+    "granitemoehybrid": {"time_step_limit": (0.05, 0.9)},
+    "falcon_h1": {"ssm_multipliers": [0.7, 0.5, 0.9, 1.3, 2.6], "ssm_in_multiplier": 1.7},
+}
+"""Type of model → settings under which every part of its clock counts."""
+FAST = ("mamba2",)
+
+
+def live(model_type: str) -> Any:
+    """Return a tiny model in float64, so that no rounding of its gates hides an error."""
+    model = tiny_model(model_type, **TYPES[model_type])
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the others refuse float64
+    return model
+
+
+def log_decay(clock: Clock) -> Tensor:
+    return -clock.step[..., None] * clock.rate
+
+
+def tokens(batch: int = 2, length: int = 21) -> Tensor:
+    return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def observe(model: Any) -> list[tuple[ObservedLayer, Clock]]:
+    found: list[tuple[ObservedLayer, Clock]] = []
+    with torch.no_grad(), observing(model, lambda layer, clock: found.append((layer, clock))):
+        model(tokens(), use_cache=False)
+    return found
+
+
+def worst(ours: list[Tensor], own: list[Tensor]) -> float:
+    """Return the largest relative error over all layers."""
+    assert [one.shape for one in ours] == [one.shape for one in own]
+    return max(float(((a - b) / b).abs().max()) for a, b in zip(ours, own, strict=True))
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.slow]) for kind in TYPES]
+)
+def test_clock_is_the_decay_that_the_model_hands_to_its_own_scan(model_type: str) -> None:
+    model = live(model_type)
+    with recording(model) as scans:
+        found = observe(model)
+    own = per_layer(scans, len(found))
+    assert worst([log_decay(clock) for _, clock in found], own) <= 1e-6
+    # The input moves every layer's decay, or the comparison would show little.
+    assert all(float((clock.step.amax(1) / clock.step.amin(1)).max()) > 2 for _, clock in found)
