@@ -40,3 +40,10 @@ def silu(module: Any, values: Tensor) -> Tensor:
     """Return the module's own activation of these values; SiLU where it has none of its own."""
     activation = getattr(module, "act", None)
     return activation(values) if callable(activation) else values * values.sigmoid()
+
+
+def token_shift(input: Tensor) -> Tensor:
+    """Return the token before minus this one, (batch, time, feature); there is a zero before the first."""
+    before = input.roll(1, dims=1)
+    before[:, 0] = 0
+    return before - input

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ class ObservedLayer:
     layer: Layer
     module: nn.Module
     """The module that holds its tensors, within its wrappers."""
-    compute: Callable[[Any, Tensor], Clock]
+    compute: Callable[..., Clock]
     """Its family's `clock`."""
 
 
@@ -134,7 +135,7 @@ def _why_not(family: Family) -> str:
     return f"ssmdiag cannot observe {family.title}: its decay is known at the nominal point alone"
 
 
-def _locate(model: nn.Module, layer: Layer, compute: Callable[[Any, Tensor], Clock]) -> ObservedLayer:
+def _locate(model: nn.Module, layer: Layer, compute: Callable[..., Clock]) -> ObservedLayer:
     """Return a layer with its module: wrappers around it carry the hook, since a compiled one runs no hook inside."""
     elements = layer.stored(layer.spelling.telltale).stored_name.split(".")
     prefixes = [elements[:count] for count in range(len(elements))]
@@ -189,8 +190,9 @@ def _clock(one: ObservedLayer, device: torch.device, arguments: tuple[Any, ...],
             advice="load the model without offloading to the CPU or to disk.",
         )
     _require_whole(one, input, named.get("attention_mask"))
+    further = {name: named[name] for name in [*signature(one.compute).parameters][2:] if name in named}
     with guard(one.name, f"computing the clock of {one.family.title}"):
-        return one.compute(one.module, input.detach().to(device))
+        return one.compute(one.module, input.detach().to(device), **further)
 
 
 def _require_whole(one: ObservedLayer, input: Tensor, mask: Any) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 Arguments = dict[str, Any]
 
@@ -26,11 +27,31 @@ def _mamba2(given: Arguments) -> Tensor:
     return (step * given["A"])[..., None]
 
 
+def _delta_rule(given: Arguments) -> Tensor:
+    return given["g"][..., None]
+
+
+def _delta_attention(given: Arguments) -> Tensor:
+    return given["g"].flatten(2)[..., None]
+
+
+def _rg_lru(given: Arguments) -> Tensor:
+    return given["recurrent_gate"].log()[..., None]
+
+
+def _mlstm(given: Arguments) -> Tensor:
+    return logsigmoid(given["fgate"]).transpose(1, 2)[..., None]
+
+
 SCANS: dict[str, Callable[[Arguments], Tensor]] = {
     "mamba_selective_scan": _mamba,
     "mamba2_chunk_scan": _mamba2,
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_attention,
+    "RecurrentGemmaRglru._rnn_scan": _rg_lru,
+    "xLSTMBackend.forward": _mlstm,
 }
-"""Function that a model's file calls by its name → the log-decay (batch, time, channel, mode) in its arguments."""
+"""Function of a model's file, called by this name → the log-decay (batch, time, channel, mode) in its arguments."""
 
 
 @contextmanager
@@ -48,12 +69,12 @@ def recording(model: Any) -> Iterator[list[Tensor]]:
 
         return scanned
 
-    patches = [
-        patch.object(sys.modules[name], scan, record(getattr(sys.modules[name], scan), decay))
-        for name in layers
-        for scan, decay in SCANS.items()
-        if hasattr(sys.modules[name], scan)
-    ]
+    patches = []
+    for file, (scan, decay) in product(layers, SCANS.items()):
+        kind, _, name = scan.rpartition(".")
+        place = getattr(sys.modules[file], kind, None) if kind else sys.modules[file]
+        if hasattr(place, name):
+            patches.append(patch.object(place, name, record(getattr(place, name), decay)))
     assert patches, f"no scan is known in {layers}"
     for one in patches:
         one.start()
@@ -62,6 +83,21 @@ def recording(model: Any) -> Iterator[list[Tensor]]:
     finally:
         for one in patches:
             one.stop()
+
+
+@contextmanager
+def gates_in_float64(model: Any) -> Iterator[None]:
+    """Lift the casts to float32 in the original code, in its gates alone where they are modules of their own."""
+    lifted = patch.object(Tensor, "float", Tensor.double)
+    gates = [module for name, module in model.named_modules() if name.endswith("forget_gate")]
+    handles = [gate.register_forward_pre_hook(lambda *_: (lifted.start(), None)[1]) for gate in gates]
+    handles += [gate.register_forward_hook(lambda *_: (lifted.stop(), None)[1]) for gate in gates]
+    try:
+        with nullcontext() if gates else lifted:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def per_layer(scans: list[Tensor], layers: int) -> list[Tensor]:
