@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -134,5 +133,4 @@ def _measured(source: Source, sample: Sample, options: Mapping[str, Any], quiet:
         def say(what: str, done: int, total: int | None) -> None:
             progress.of(f"{sample.shown.name}, {what}", done, total or done + 1)
 
-        memory = measure(source.model, sample.batches, length=sample.length, on_progress=say, **options)
-    return replace(memory, left_out=(*sample.left_out, *memory.left_out))
+        return measure(source.model, sample.batches, length=sample.length, on_progress=say, **options)

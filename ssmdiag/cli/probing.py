@@ -11,12 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.errors import ConfigurationError
 from ssmdiag.printable import printable
 from ssmdiag.probing.batches import as_shown
+from ssmdiag.probing.models import open_model, vocabulary_of
+from ssmdiag.probing.texts import directory_tokenizer, read_texts
 from ssmdiag.reports.probe.json import Shown
 from ssmdiag.retrain.batches import is_batch
 from ssmdiag.retrain.tasks import TaskData
@@ -48,7 +49,6 @@ class Sample:
     batches: Sequence[Any]
     length: int | None
     """None: as long as the batches are."""
-    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,23 @@ class Asked:
     def source(self) -> Source:
         """Return the live model on its device. Raises SsmdiagError."""
         if self.path is not None:
-            return open_directory(self.path, self.dtype, self.device, self.device_map)
+            model = open_model(
+                self.path,
+                device=self.device,
+                dtype=None if self.dtype == "auto" else self.dtype,
+                device_map=self.device_map,
+            )
+            tokenizer = directory_tokenizer(self.path)
+            notes = () if tokenizer else (f"{self.path}: no tokenizer in it: texts are read as bytes",)
+            return Source(model, str(self.path), tokenizer, vocabulary_of(model), notes)
         assert self.model is not None
-        return Source(build_model(self.model, self.seed).to(self.device), self.model)
+        model = build_model(self.model, self.seed).to(self.device)
+        return Source(model, self.model, vocabulary=vocabulary_of(model))
 
     def samples(self, source: Source) -> Iterator[Sample]:
         """Yield what is to be measured, each by itself: the texts together, then each text that they are compared with.
 
-        Raises SsmdiagError where a sample has no text that is long enough.
+        Raises SsmdiagError where a text is shorter than --length.
         """
         if self.data is not None:
             batches = _batches(self.data, call("--data", self.data, ("data",)), self.most_texts, self.batch)
@@ -113,26 +122,15 @@ class Asked:
             yield self._sample(source, [other])
 
     def _sample(self, source: Source, files: Sequence[Path]) -> Sample:
-        left_out, used, windows = [], [], list[Tensor]()
-        share = -(-self.most_texts // len(files))
-        for file in files:
-            tokens = read_tokens(file, source.tokenizer, source.vocabulary, share * self.steps)
-            count = min(len(tokens) // self.steps, share)
-            if count:
-                windows.append(tokens[: count * self.steps].view(count, self.steps))
-                used.append(str(file))
-            else:
-                left_out.append(f"{file}: {len(tokens):,} tokens, fewer than {self.steps:,}")
-        if not windows:
-            raise SsmdiagError(
-                f"--text {left_out[0]}.",
-                expected=f"{self.steps:,} tokens at least: texts are never padded",
-                advice="give a longer text, or a smaller --length.",
-                details=left_out[1:],
-            )
-        whole = torch.cat(windows)
+        windows = read_texts(
+            files,
+            vocabulary=source.vocabulary,
+            length=self.steps,
+            windows=-(-self.most_texts // len(files)),
+            tokenizer=source.tokenizer,
+        )
         together = self.batch or max(1, min(MOST_TOGETHER, MOST_ANSWERS // (self.steps * (source.vocabulary or 1))))
-        return Sample(Shown(source.name, tuple(used)), whole.split(together), self.steps, tuple(left_out))
+        return Sample(Shown(source.name, tuple(map(str, files))), windows.split(together), self.steps)
 
 
 def _batches(name: str, made: Any, most: int, together: int | None) -> list[Any]:
@@ -157,32 +155,3 @@ def _batches(name: str, made: Any, most: int, together: int | None) -> list[Any]
         if texts >= most:
             break
     return found
-
-
-def open_directory(path: Path, dtype: str, device: str, device_map: str | None) -> Source:
-    """Stub until the branch use is merged."""
-    from ssmdiag.retrain.next_token import directory_tokenizer
-    from ssmdiag.retrain.sources import ONLY_LOCAL, _read_by, import_transformers
-
-    transformers = import_transformers()
-    with _read_by(transformers, path):
-        kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-        more = {"device_map": device_map} if device_map else {}
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=kind, **more, **ONLY_LOCAL)
-    if not device_map:
-        model = model.to(device)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    tokenizer = directory_tokenizer(path)
-    notes = () if tokenizer else (f"{path}: no tokenizer in it: texts are read as bytes",)
-    return Source(model, str(path), tokenizer, vocabulary, notes)
-
-
-def read_tokens(file: Path, tokenizer: Any, vocabulary: int | None, wanted: int) -> Tensor:
-    """Stub until the branch use is merged."""
-    from ssmdiag.retrain.next_token import _tokens
-
-    content = file.read_bytes()[: wanted * (12 if tokenizer else 1)]
-    tokens = _tokens(content, tokenizer)[:wanted]
-    if vocabulary and len(tokens) and int(tokens.max()) >= vocabulary:
-        raise SsmdiagError(f"--text {file}: bytes up to {int(tokens.max())}, vocabulary {vocabulary}.")
-    return tokens

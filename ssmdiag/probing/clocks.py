@@ -90,8 +90,8 @@ def observing(
     input, and neither the state before it nor the mask. `seen` is called without gradients, before the layer itself
     runs; the clock is on the layer's device, and should be reduced there. Parameters as in `find_recurrence`.
 
-    Raises SsmdiagError after the block where a layer never ran, and within it where the input is padded, is a single
-    token, or makes a clock that is not finite. A layer whose clock cannot be computed is in `without_clock`.
+    Raises SsmdiagError after the block where a layer never ran, and within it where the input is padded or a single
+    token. A layer whose clock cannot be computed or is not finite is in `without_clock`, and is not observed further.
     """
     found, places = _find_layers(model, assume, families, config)
     layers: dict[int, ObservedLayer] = {}
@@ -167,12 +167,12 @@ def _hook(
         with torch.no_grad():
             try:
                 clock = _clock(one, device, arguments, named)
+                _require_finite(one, clock)
             except LayerError as error:
                 if isinstance(error.__cause__, torch.OutOfMemoryError):
                     raise error.__cause__ from error
                 observed.missing[one.name] = WithoutClock(one.name, one.family, error.sentence)
                 return
-            _require_finite(one, clock)
             seen(one, clock)
 
     return enter
@@ -212,14 +212,14 @@ def _require_whole(one: ObservedLayer, input: Tensor, mask: Any) -> None:
 
 
 def _require_finite(one: ObservedLayer, clock: Clock) -> None:
-    """Raise SsmdiagError where a clock is NaN or infinite."""
+    """Raise LayerError where a clock is NaN or infinite."""
     if bool((clock.step.sum() * 0 + clock.rate.sum() * 0).isfinite()):
         return
     if not bool(clock.rate.isfinite().all()):
-        raise SsmdiagError(f"{one.name}: its weights hold NaN or infinite rates.", advice="`ssmdiag check` says where.")
+        raise LayerError(f"{one.name}: its weights hold NaN or infinite rates.", advice="`ssmdiag check` says where.")
     strange = ~clock.step.isfinite().all(-1)  # (batch, time)
     first = int(strange.any(0).int().argmax())
-    raise SsmdiagError(
+    raise LayerError(
         f"{one.name}: its decay is NaN or infinite at {int(strange.sum()):,} of {strange.numel():,} tokens, the "
         f"first at position {first:,}.",
         expected="finite activations",

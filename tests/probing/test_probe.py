@@ -198,3 +198,19 @@ def test_the_digest_is_that_of_the_recurrence_whatever_else_changes() -> None:
     with torch.no_grad():
         model.backbone.layers[1].mixer.A_log[3] += 1e-9
     assert probed(model, x).digest != first
+
+
+def test_a_layer_with_nan_is_an_error_of_that_layer_alone() -> None:
+    model = tiny_model("mamba2")
+    x = [tokens(1, 16)]
+    sound = probed(model, x).layers[0]
+    with torch.no_grad():
+        model.backbone.layers[1].mixer.dt_bias[3] = math.nan
+    found = ssmdiag.probe(model, x, cuts=1)
+    assert found.layers[0] == sound
+    assert found.layers[1].observed is None
+    assert found.layers[1].error is not None
+    assert "NaN" in found.layers[1].error
+    assert found.use is None
+    assert found.use_reason is not None
+    assert "NaN" in found.use_reason
