@@ -43,6 +43,7 @@ _WHERE = {
     "noisy_capacity": "ssmdiag.capacity.noise",
     "noisy_memory_function": "ssmdiag.capacity.noise",
     "parameter_groups": "ssmdiag.reparam",
+    "probe": "ssmdiag.probing.probe",
     "prove_conversion": "ssmdiag.compare.conversion",
     "read_checkpoint": "ssmdiag.checkpoint",
     "read_module": "ssmdiag.reparam",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from ssmdiag.families.recognition import recognise as recognise
     from ssmdiag.kernel.energy import horizon as horizon
     from ssmdiag.kernel.kernel import compute_kernel as compute_kernel
+    from ssmdiag.probing.probe import probe as probe
     from ssmdiag.recurrence.maps import find_map as find_map
     from ssmdiag.recurrence.modal import Recurrence as Recurrence
     from ssmdiag.reparam import fold as fold

@@ -15,6 +15,7 @@ COMMANDS = {
     "check": "check",
     "capacity": "capacity",
     "compare": "compare",
+    "probe": "probe",
     "kernel": "kernel",
     "retrain": "retrain",
     "families": "families",

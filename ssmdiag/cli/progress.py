@@ -39,6 +39,15 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
+    def of(self, what: str, done: int, total: int) -> None:
+        """Show that so many parts of all are done of something that may be another than before."""
+        if self.bar and self.task is not None and printable(what) != self.what:
+            from rich.markup import escape
+
+            self.bar.update(self.task, description=escape(printable(what)), total=total)
+        self.what = printable(what)
+        self.update(done, total)
+
     def update(self, done: int, total: int) -> None:
         """Show that so many parts of all are done."""
         if self.quiet or done == total:

@@ -12,12 +12,13 @@ from pathlib import Path
 import typer
 
 from ssmdiag.errors import ConfigurationError
+from ssmdiag.probing.texts import directory_tokenizer
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.comparison import Experiment, built_in_experiment
 from ssmdiag.retrain.foreign import module_experiment
 from ssmdiag.retrain.model import ModelSettings
-from ssmdiag.retrain.next_token import directory_tokenizer, next_token_data
+from ssmdiag.retrain.next_token import next_token_data
 from ssmdiag.retrain.sources import ModelSource, directory_source, function_source, of_transformers
 from ssmdiag.retrain.starting_point import read_starting_point
 from ssmdiag.retrain.streamed_batches import StreamedBatches

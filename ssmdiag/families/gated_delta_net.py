@@ -15,11 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
+from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
+from ssmdiag.recurrence.maps import softplus
 
 _GATE = {"dt_bias": "head", "A_log": "head"}
 # KDA has a gate per channel under the same names; its projection, packed or not, distinguishes it.
@@ -34,6 +38,19 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     rate = layer.weight("A_log", "exp")[:, None]
     step = layer.weight("dt_bias", "softplus", role="step")[:, None]
     yield layer.recurrence(zoh(-rate, step), step=step, operating_point="the gates at their bias, as at zero input")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    if hasattr(module, "num_memories"):
+        raise LayerError("each token goes to some of its memories alone, which its input does not show.")
+    if hasattr(module, "in_proj_ba"):  # for each key head, first β and then the decay
+        gate = module.in_proj_ba(input).unflatten(-1, (module.num_k_heads, 2, -1))[..., 1, :].flatten(-2)
+    else:
+        names = ("in_proj_a", "a_proj", "gk_proj")
+        gate = next(getattr(module, name) for name in names if hasattr(module, name))(input)
+    if getattr(module, "use_mamba_gate", True) is False:
+        raise LayerError("its gate is a sigmoid (use_mamba_gate is off): A_log and dt_bias are not in its decay.")
+    return Clock(softplus(gate.double() + module.dt_bias.double()), module.A_log.double().exp()[:, None])
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -93,7 +110,7 @@ FAMILY = Family(
     title="Gated DeltaNet",
     paper="arXiv 2412.06464",
     memory="nominal",
-    traits=frozenset({"constant step", "float32 decay", "layers alike", "matrix memory"}),
+    traits=frozenset({"constant step", "float32 decay", "layers alike", "matrix memory", "overwrites"}),
     spellings=(
         # Mamba-2 has the same four names, and D and in_proj besides.
         Spelling(
@@ -105,6 +122,7 @@ FAMILY = Family(
         Spelling("NVlabs/GatedDeltaNet", {**_GATE, "gk_proj.weight": "head _"}, absent=("o_norm.weight",)),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     forward=(ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES),
     caveat="Along the key that is written the memory is overwritten too (by β), so the decay bounds it from above.",

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ssmdiag.errors import LayerError
-from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -42,6 +45,15 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     per_channel = "gk_proj.bias" not in layer and heads and len(decay) % heads == 0
     decay = decay.reshape(heads, -1) if per_channel else decay[:, None]
     yield layer.recurrence(decay, operating_point="the gates at their bias, as at zero input")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    gate = (module.f_proj if hasattr(module, "f_proj") else module.gk_proj)(input).double()
+    step = softplus(-gate) / module.gate_logit_normalizer
+    floor = getattr(module, "clamp_min", None)
+    if floor is not None:
+        step = step.clamp(max=-floor)
+    return Clock(step, step.new_ones(step.shape[-1], 1))
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -68,6 +80,7 @@ FAMILY = Family(
         Spelling("fla, gated slot attention", {"f_proj.weight": "_ _"}, settings={"model_type": ("gsa",)}),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     options=(
         Option(

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.maps import softplus
 
 _GATE = {"f_proj.weight": "channel _", "i_proj.weight": "_ _"}
 # Convolutional and classical LSTMs use these names too, with a bias.
@@ -57,6 +60,20 @@ def _distance_to_one(layer: Layer, bounds: Tensor) -> Tensor:
     return shares[0] + shares[layer.number + 1 :].sum(0)
 
 
+def clock(module: Any, input: Tensor, lower_bound: Tensor | None = None) -> Clock:
+    """The model hands γ of all channels to each of its layers, and the first ignores it."""
+    gate = module.f_proj(input)
+    if hasattr(module, "f_conv1d"):
+        gate, _ = module.f_conv1d(x=gate)
+    gate = gate.double()
+    step = softplus(-gate)
+    if lower_bound is not None and module.layer_idx > 0:
+        bound = lower_bound.double().to(gate.device)
+        # −log λ, where 1 − λ = (1 − γ)(1 − σ) keeps the digits of a λ near 1.
+        step = (-(-(1 - bound) * (-gate).sigmoid()).log1p()).where(bound > 0, step)
+    return Clock(step, step.new_ones(step.shape[-1], 1))
+
+
 def steering(layer: Layer) -> Iterator[Steering]:
     for role, name in (("decay", "f"), ("input", "i"), ("query", "q")):
         yield Steering(role, f"{name}_proj.weight", needed=role == "decay")
@@ -74,5 +91,6 @@ FAMILY = Family(
         Spelling("fla, HGRN", {**_GATE}, absent=(*_BIASED, "q_proj.weight")),
     ),
     read=read,
+    clock=clock,
     steering=steering,
 )

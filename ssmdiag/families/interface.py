@@ -139,9 +139,11 @@ class Family:
     """`nominal`: the decay depends on the input and is read at the gates' bias."""
     spellings: tuple[Spelling, ...]
     read: Callable[[Layer], Iterable[Recurrence]]
-    clock: Callable[[Any, Tensor], Clock] | None = None
+    clock: Callable[..., Clock] | None = None
     """Of a live module of this family and its input (batch, time, feature): the decay at every token, as the module's
-    own forward pass computes it. It calls the module's submodules. None: ssmdiag cannot observe this family."""
+    own forward pass computes it; channels and modes in the order of `read`. It calls the module's submodules. Further
+    parameters are keywords that the module is called with. Raises LayerError where it cannot be told from the module.
+    None: ssmdiag cannot observe this family, or its decay does not depend on the input."""
     steering: Callable[[Layer], Iterable[Steering]] | None = None
     """Tensors through which the input controls its memory; None if unknown: only equal files are then proven equal."""
     forward: tuple[ForwardSetting, ...] = ()

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
+from ssmdiag.recurrence.maps import softplus
 
 _BOUNDED = "GLM-5-next, Kimi-K3", "Ling, Ring (bailing)"
 """Spellings whose models are released with a lower bound of −5."""
@@ -85,6 +88,32 @@ def _configured_bound(layer: Layer) -> str | None:
     return "none" if plain else None
 
 
+def clock(module: Any, input: Tensor) -> Clock:
+    gate = getattr(module, "forget_gate", module)
+    bound = _live_bound(module, gate)
+    opening = gate.f_b_proj(gate.f_a_proj(input)) if hasattr(gate, "f_a_proj") else gate.f_proj(input)
+    z = opening.double() + gate.dt_bias.double()
+    heads = min(gate.A_log.numel(), getattr(getattr(module, "b_proj", None), "out_features", gate.A_log.numel()))
+    slope = gate.A_log.double().exp().flatten()[:heads].repeat_interleave(z.shape[-1] // heads)
+    if bound is None:
+        return Clock(softplus(z), slope[:, None])
+    return Clock((slope * z).sigmoid(), slope.new_full((len(slope), 1), -bound))
+
+
+def _live_bound(module: Any, gate: Any) -> float | None:
+    """Return the lower bound that a live module applies, or None for the plain gate."""
+    if gate is not module and getattr(gate, "safe_gate", True) is False:  # Ling; in fla it only picks a kernel
+        return None
+    for name in ("safe_gate_lower_bound", *_BOUNDS):
+        for part in (gate, module):
+            if hasattr(part, name):
+                return None if getattr(part, name) is None else float(getattr(part, name))
+    config = getattr(module, "config", None)
+    if any(getattr(config, name, None) is not None for name in _BOUNDS):
+        raise LayerError("its settings give a lower bound of the decay, and its code does not show where it applies.")
+    return None
+
+
 def _spellings() -> Iterator[Spelling]:
     # GPTQ and AWQ (qweight) and compressed-tensors (weight_packed) keep the name and lose the shape.
     for ending, packed in (("weight", ""), ("qweight", ", GPTQ or AWQ"), ("weight_packed", ", compressed-tensors")):
@@ -132,9 +161,10 @@ FAMILY = Family(
     title="Kimi Delta Attention",
     paper="arXiv 2510.26692",
     memory="nominal",
-    traits=frozenset({"float32 decay", "layers alike", "matrix memory"}),
+    traits=frozenset({"float32 decay", "layers alike", "matrix memory", "overwrites"}),
     spellings=tuple(_spellings()),
     read=read,
+    clock=clock,
     steering=steering,
     forward=(ACTIVATION, NEGATIVE_EIGENVALUES),
     options=(

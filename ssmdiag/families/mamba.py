@@ -16,11 +16,15 @@ moves it even where the input is zero: zero input is another operating point.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
+from ssmdiag.families.submodules import convolve, rows, silu
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
+from ssmdiag.recurrence.maps import softplus
 
 # Packed (quantised) projections have other shapes, so only the tensors of the decay are required.
 _PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}
@@ -71,6 +75,21 @@ def _remark(layer: Layer) -> None:
         layer.note("Dense_2 is read as the projection of Δ, by its shape, and Δ as its softplus")
     elif "dt_projs_bias" in layer:
         layer.note(f"{layer.axis('scan')} scans over the image stand one after the other in the channels")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    """Of a bidirectional layer, the scan from the start."""
+    inner, rank = module.A_log.shape[0], module.dt_proj.weight.shape[1]
+    x = silu(module, convolve(module.conv1d, rows(module.in_proj, input, 0, inner)))
+    low = rows(module.x_proj, x, 0, rank)
+    norm = getattr(module, "dt_layernorm", None)  # mambapy has the attribute without the norm
+    if norm is not None:
+        low = norm(low)
+    if hasattr(getattr(module, "config", None), "_is_quantized"):
+        gate = module.dt_proj(low).double()
+    else:  # models use the weight and do not call the submodule: an adapter on it is without effect
+        gate = (low @ module.dt_proj.weight.T).double() + module.dt_proj.bias.double()
+    return Clock(softplus(gate), module.A_log.double().exp())
 
 
 def _is_block_1d(layer: Layer) -> bool:
@@ -182,6 +201,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     forward=(ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS),
 )

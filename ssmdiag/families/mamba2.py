@@ -21,6 +21,8 @@ from typing import Any
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import rows
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
 from ssmdiag.recurrence.maps import softplus
 
@@ -56,6 +58,17 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         step=step[:, None],
         operating_point="the gates at their bias, as at zero input",
     )
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    """With the model's limits on Δ, which transformers applies to whole sequences and not to single steps."""
+    heads = module.A_log.shape[0]
+    gate = rows(module.in_proj, input * getattr(module, "ssm_in_multiplier", 1.0), -heads)
+    if hasattr(module, "mup_vector"):  # Falcon-H1
+        gate = gate * module.mup_vector[..., -heads:]
+    low, high = getattr(module, "time_step_limit", None) or getattr(module, "dt_limit", None) or (0.0, math.inf)
+    step = softplus(gate.double() + module.dt_bias.double()).clamp(low, high)
+    return Clock(step, module.A_log.double().exp()[:, None])
 
 
 def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
@@ -163,6 +176,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     forward=(ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT),
 )

@@ -12,11 +12,15 @@ at zero input nothing rotates.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
+from ssmdiag.families.submodules import rows
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import MAPS
+from ssmdiag.recurrence.maps import MAPS, softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -32,6 +36,22 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         step=step,
         operating_point="Δ at its bias, A and rotation at zero input",
     )
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    """Δ |A| in one: both come from the input."""
+    heads = len(module.dt_bias)
+    start = -3 * heads - module.num_rope_angles
+    gate = rows(module.in_proj, input, start, start + 2 * heads).double()
+    step = softplus(gate[..., :heads] + module.dt_bias.double())
+    rate = MAPS[_activation(module)](gate[..., heads:]).clamp(min=module.A_floor)
+    return Clock(step * rate, step.new_ones(heads, 1))
+
+
+def _activation(module: Any) -> str:
+    """Return the map of A that a live module uses: its own file tells the versions apart."""
+    runs = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    return "heavy-tail" if hasattr(sys.modules[runs.__module__], "heavy_tail_activation") else "softplus"
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -62,6 +82,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     options=(
         Option(

@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
-from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
+from ssmdiag.families.submodules import rows
+from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -25,6 +29,17 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     layer.note("the gate has no bias: at zero input every decay is 1/2, whatever the weights")
     decay = torch.full((layer.axis("channel"), 1), -math.log(2), dtype=torch.float64, device=layer.device)
     yield layer.recurrence(decay, operating_point="zero input, where the gate is 1/2")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    if hasattr(module, "to_hidden_and_gate"):
+        linear = module.to_hidden_and_gate
+        step = softplus(rows(linear, input, linear.out_features // 2).double())
+    else:
+        linear = module.to_hidden_and_f_i_gate
+        forget, take = rows(linear, input, linear.out_features // 3).double().chunk(2, -1)
+        step = softplus(softplus(-forget) - softplus(-take))
+    return Clock(step, step.new_ones(step.shape[-1], 1))
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -42,5 +57,6 @@ FAMILY = Family(
         Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "3*channel _"}),
     ),
     read=read,
+    clock=clock,
     steering=steering,
 )

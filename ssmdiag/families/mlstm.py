@@ -15,10 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import share, taps
+from ssmdiag.families.submodules import rows
+from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.maps import softplus
 
 _CELL = "mlstm_cell.fgate.bias"
 
@@ -37,6 +41,27 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     capped = bias if cap == "none" else float(cap) * (bias / float(cap)).tanh()
     rate = layer.weight(name, "-logsigmoid", part=capped)
     yield layer.recurrence(-rate[:, None], operating_point="the gates at their bias, as at zero input")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    if hasattr(module, "mlstm_cell"):
+        x = rows(module.proj_up, input, 0, module.mlstm_cell.fgate.in_features // 3)
+        folded = module.conv_act_fn(module.conv1d(x))
+        gate = module.mlstm_cell.fgate(_joined(module.q_proj(folded), module.k_proj(folded), module.v_proj(x))).double()
+        return Clock(softplus(-gate), gate.new_ones(gate.shape[-1], 1))
+    if hasattr(module, "fgate_preact"):
+        gate = module.fgate_preact(input).double()
+    else:
+        gate = module.ifgate_preact(input).double().chunk(2, -1)[1]
+    cap = module.config.gate_soft_cap
+    capped = gate if cap is None else cap * (gate / cap).tanh()
+    return Clock(softplus(-capped), gate.new_ones(gate.shape[-1], 1))
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    import torch
+
+    return torch.cat(parts, dim=-1)
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -76,6 +101,7 @@ FAMILY = Family(
         Spelling("NX-AI/xlstm", {_CELL: "head", "mlstm_cell.igate.bias": "head"}),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     options=(
         Option(

@@ -12,10 +12,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import convolve, rows, silu
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
+from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -23,6 +27,16 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     step = layer.weight("dt_bias", "softplus", role="step")[:, None]
     point = "the gates at their bias, as at zero input"
     yield layer.recurrence(zoh(-rate, step), step=step, operating_point=point)
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    heads, rank = len(module.A_log), len(module.dt_norm_weight)
+    x = module.in_proj(input).unflatten(-1, (heads, 2, -1))[..., 1, :].flatten(-2)  # for each head, z and then x
+    low = rows(module.bcdt_proj, silu(module, convolve(module.conv1d, x)), -rank).double()
+    mean_square = low.square().mean(-1, keepdim=True) + module.config.rms_norm_eps
+    normed = (module.dt_norm_weight.double() * low / mean_square.sqrt()).to(input.dtype)
+    gate = module.dt_proj(normed).double() + module.dt_bias.double()
+    return Clock(softplus(gate), module.A_log.double().exp()[:, None])
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -50,5 +64,6 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    clock=clock,
     steering=steering,
 )

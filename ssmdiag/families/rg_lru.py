@@ -14,9 +14,12 @@ The paper writes a = σ(Λ)^{c r}: its Λ is the negative of what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
+from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.maps import softplus
 
 OPEN_GATE = 8.0
 """The constant c; no setting changes it."""
@@ -29,6 +32,17 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     if is_complex := "a_imag_param" in layer:
         log_eigenvalues = log_eigenvalues + 1j * layer.weight("a_imag_param", "none", role="frequency") * gate
     yield layer.recurrence(log_eigenvalues[:, None], conjugate_pairs=is_complex)
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    """Of the RG-LRU itself: its input is behind linear_x and the convolution."""
+    if hasattr(module, "a_gate"):  # DeepMind's
+        gate, param = module.a_gate(input), module.a_param
+    else:
+        weight, param = module.recurrent_gate_weight, module.recurrent_param
+        blocks = input.unflatten(-1, (len(weight), 1, -1))
+        gate = ((blocks @ weight).squeeze(-2) + module.recurrent_gate_bias).flatten(-2)
+    return Clock(gate.double().sigmoid(), OPEN_GATE * softplus(param.double())[:, None])
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -61,6 +75,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     caveat="In its block the gate also sees the biases of the layers before it; they are left out here.",
 )

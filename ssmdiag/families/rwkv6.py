@@ -12,15 +12,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import transposed
+from ssmdiag.families.submodules import token_shift
+from ssmdiag.recurrence.clock import Clock
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
     decay, bonus = ("w_proj.linear.lora.2.bias", "bonus") if "bonus" in layer else ("time_decay", "time_faaaa")
     rate = layer.weight(decay, "exp").reshape(layer.shape(bonus))
     yield layer.recurrence(-rate, operating_point="the gates at their bias, as at zero input")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    shift = token_shift(input)
+    if hasattr(module, "w_proj"):  # fla: mixes for r, w, k, v, g
+        low = module.x_proj[1](module.x_proj[0](input, shift)).unflatten(-1, (5, -1))[..., 1, :]
+        mix = low @ module.x_proj[2].weight.unflatten(1, (5, -1))[:, 1].T + module.x_bias[1]
+        gate = module.w_proj(input, mix, shift)
+    else:  # mixes for w, k, v, r, g
+        low = ((input + shift * module.time_maa_x) @ module.time_maa_w1).tanh().unflatten(-1, (5, -1))[..., 0, :]
+        mixed = input + shift * (module.time_maa_w + low @ module.time_maa_w2[0])
+        gate = module.time_decay + (mixed @ module.time_decay_w1).tanh() @ module.time_decay_w2
+    step = gate.double().exp()
+    return Clock(step, step.new_ones(step.shape[-1], 1))
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -53,5 +70,6 @@ FAMILY = Family(
         Spelling("fla", {"w_proj.linear.lora.2.bias": "head*key", "bonus": "head key"}),
     ),
     read=read,
+    clock=clock,
     steering=steering,
 )

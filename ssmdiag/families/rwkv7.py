@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
-from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering
+from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import flat, transposed
+from ssmdiag.families.submodules import token_shift
+from ssmdiag.recurrence.clock import Clock
 
 FASTEST = math.exp(-0.5)
 """Largest rate, in nats per step."""
@@ -26,6 +29,13 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     decay = "w0" if "w0" in layer else "w_lora.lora.2.bias"
     gate = layer.weight(decay, "sigmoid").reshape(layer.shape("r_k"))
     yield layer.recurrence(-FASTEST * gate, operating_point="the gates at their bias, as at zero input")
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    mixed = input + token_shift(input) * module.x_w
+    gate = module.w_lora(mixed) if hasattr(module, "w_lora") else module.w0 + (mixed @ module.w1).tanh() @ module.w2
+    step = gate.double().sigmoid()
+    return Clock(step, step.new_full((step.shape[-1], 1), FASTEST))
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -51,12 +61,13 @@ FAMILY = Family(
     title="RWKV-7",
     paper="arXiv 2503.14456",
     memory="nominal",
-    traits=frozenset({"float32 decay", "matrix memory"}),
+    traits=frozenset({"float32 decay", "matrix memory", "overwrites"}),
     spellings=(
         Spelling("BlinkDL/RWKV-LM", {"w0": "1 1 head*key", "r_k": "head key", "k_k": "1 1 head*key"}),
         Spelling("fla", {"w_lora.lora.2.bias": "head*key", "r_k": "head key"}),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     caveat="Along the key that is removed (κ) the memory is overwritten too, so the decay bounds it from above.",
 )

@@ -12,11 +12,15 @@ Mamba-1; the bias of the convolution moves Δ even at zero input.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ssmdiag.families.forward import ACTIVATION
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import convolve, silu
+from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
+from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -25,6 +29,15 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     if "conv1d.bias" in layer:
         layer.note("at zero input Δ differs from its bias: a bias before x_proj reaches it")
     yield layer.recurrence(zoh(-rate, step), step=step)
+
+
+def clock(module: Any, input: Tensor) -> Clock:
+    heads, _, rank = module.dt_proj_weight.shape
+    x = module.in_proj(input)[..., ::2]  # x and the gate z alternate
+    by_head = silu(module, convolve(module.conv1d, x)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    low = by_head @ module.x_proj_weight[:, :rank].transpose(1, 2)  # (batch, head, time, rank)
+    gate = (low @ module.dt_proj_weight.transpose(1, 2)).double() + module.dt_proj_bias.double()[:, None]
+    return Clock(softplus(gate).transpose(1, 2).flatten(2), module.A_log.double().exp().flatten(0, 1))
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
@@ -55,6 +68,7 @@ FAMILY = Family(
         ),
     ),
     read=read,
+    clock=clock,
     steering=steering,
     forward=(ACTIVATION,),
 )

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ssmdiag.checkpoint.budget import open_regular
-from ssmdiag.errors import ConfigurationError
-from ssmdiag.retrain.sources import ONLY_LOCAL, describe_error, import_transformers
+from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.probing.texts import read_start, tokenize
 from ssmdiag.retrain.tasks import TaskData
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-"""Files of which a directory with a tokenizer has one."""
 LENGTH = 256
 HELD_OUT = 0.1
 """Share of the text, its end, that is for validation."""
-BYTES_PER_TOKEN = 12
-"""More bytes than a token of running text has: decides how much of a long file to read."""
 
 
 def next_token_data(
@@ -34,14 +25,10 @@ def next_token_data(
     length = length or LENGTH
     wanted = int(samples / (1 - HELD_OUT) + 2) * length + 1
     try:
-        with open_regular(text) as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(min(size, wanted * (BYTES_PER_TOKEN if tokenizer else 1)))
-    except OSError as error:
-        raise ConfigurationError(
-            f"--text {text}: cannot be read ({error.strerror or error}).", expected="a file; a pipe is not waited for"
-        ) from error
-    tokens = _tokens(content, tokenizer)[:wanted]
+        content = read_start(text, wanted, tokenizer)
+    except SsmdiagError as error:
+        raise ConfigurationError(f"--text {error.seen}", expected=error.expected) from error
+    tokens = tokenize(content, tokenizer)[:wanted]
     units = "tokens" if tokenizer else "bytes"
     windows = (len(tokens) - 1) // length
     if windows < 2:
@@ -62,25 +49,3 @@ def next_token_data(
         x[:train][:samples], y[:train][:samples], x[train:], y[train:],
         "cross-entropy", "every step", outputs=vocabulary, vocabulary=vocabulary,
     )  # fmt: skip
-
-
-def directory_tokenizer(path: Path) -> Any:
-    """Return the tokenizer in a directory of transformers or beside a checkpoint, None without one; runs no code."""
-    path = path.parent if path.is_file() else path
-    if not any((path / name).is_file() for name in TOKENIZERS):
-        return None
-    transformers = import_transformers()
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, **ONLY_LOCAL)
-    except Exception as error:  # whatever its many readers raise
-        raise ConfigurationError(
-            f"{path}: its tokenizer cannot be read ({describe_error(error)}).",
-            advice=f"without {', '.join(TOKENIZERS)} in the directory the text is read as bytes.",
-        ) from error
-
-
-def _tokens(content: bytes, tokenizer: Any) -> Tensor:
-    if tokenizer is None:
-        return torch.frombuffer(bytearray(content), dtype=torch.uint8).long() if content else torch.zeros(0).long()
-    # A window may cut a character in two at the end of what was read.
-    return torch.tensor(tokenizer(content.decode("utf-8", "ignore"), verbose=False)["input_ids"], dtype=torch.long)

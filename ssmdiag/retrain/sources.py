@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssmdiag.checkpoint import read_checkpoint
-from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TOKENIZER, parse_json, read_text, require_size
+from ssmdiag.checkpoint.budget import MOST_CONFIG, parse_json, read_text
 from ssmdiag.checkpoint.file_names import WEIGHTS
-from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
+from ssmdiag.errors import CheckpointError, LayerError
+from ssmdiag.probing.models import ONLY_LOCAL, import_transformers, load_pretrained, read_by, require_pretrained
 from ssmdiag.reparam import read_module
 from ssmdiag.retrain.seeding import seeded
 from ssmdiag.retrain.user_code import build_model
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt",
-)  # fmt: skip
-ONLY_LOCAL = {"local_files_only": True, "trust_remote_code": False}
-"""What transformers may do: neither ask the network nor run code that lies beside weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +69,11 @@ def directory_source(path: Path) -> ModelSource:
     """
     transformers = import_transformers()
     folder = path.parent if path.is_file() else path
-    config = folder / "config.json"
     if path == folder:
         _require_no_run(path)
-    if not config.is_file():
-        raise CheckpointError(f"{path}: no config.json in it.", expected="what save_pretrained wrote")
-    try:
-        parse_json(read_text(config, MOST_CONFIG))
-        tokenizer = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
-        for file in tokenizer:
-            require_size(file, MOST_TOKENIZER)
-    except (OSError, ValueError) as error:
-        name, reason = getattr(error, "filename", None) or config, getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{name} cannot be read: {reason}.", expected="what save_pretrained wrote") from error
+    tokenizer = require_pretrained(folder)
     load = _load if path == folder else _load_step
-    with _read_by(transformers, path):
+    with read_by(transformers, path):
         settings = transformers.AutoConfig.from_pretrained(folder, **ONLY_LOCAL)
         vocabulary = int(settings.get_text_config().vocab_size)
     dtype = str(getattr(settings, "dtype", None)).removeprefix("torch.")
@@ -98,23 +81,12 @@ def directory_source(path: Path) -> ModelSource:
     return ModelSource(
         str(path),
         lambda seed: without_nan(str(path), load(transformers, path)),
-        config=config.read_bytes(),
+        config=(folder / "config.json").read_bytes(),
         seeded=False,
         vocabulary=vocabulary,
         notes=(f"{folder.name} is stored in {dtype} and trained in float32",) * narrow,
         tokenizer=tokenizer,
     )
-
-
-def import_transformers() -> Any:
-    """Return the module. Raises ConfigurationError where it is not installed."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigurationError(
-            "a directory with config.json needs transformers to train.", advice="pip install 'ssmdiag[hf]'"
-        ) from error
-    return transformers
 
 
 def settings_file(source: ModelSource, module: nn.Module, length: int | None) -> bytes:
@@ -148,22 +120,11 @@ def refuse_nan(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _load(transformers: Any, path: Path) -> nn.Module:
-    with _read_by(transformers, path):
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", output_loading_info=True, **ONLY_LOCAL
-        )
-    absent = sorted([*loading["missing_keys"], *(str(entry) for entry in loading.get("mismatched_keys", ()))])
-    if absent:
-        raise CheckpointError(
-            f"{path}: {len(absent)} weights of {type(model).__name__} are not in it, such as {absent[0]}; transformers "
-            "would draw them at random.",
-            expected="all weights of the model that config.json describes",
-        )
-    return _to_train(model)
+    return _to_train(load_pretrained(transformers, path, dtype="auto"))
 
 
 def _load_step(transformers: Any, path: Path) -> nn.Module:
-    with _read_by(transformers, path.parent), seeded("model"):
+    with read_by(transformers, path.parent), seeded("model"):
         settings = transformers.AutoConfig.from_pretrained(path.parent, **ONLY_LOCAL)
         model = _to_train(transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False))
     _load_into(model, path, "the state dict of the model that config.json beside it describes")
@@ -209,31 +170,3 @@ def _require_no_run(path: Path) -> None:
             expected="one of its step-….safetensors, or what save_pretrained wrote",
             advice=f"to go on from the last, name it: {(steps or below)[-1]}",
         )
-
-
-@contextmanager
-def _read_by(transformers: Any, path: Path) -> Iterator[None]:
-    """Silence transformers' progress bars and remarks, and raise CheckpointError for whatever its readers raise."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    except Exception as error:
-        own_code = "trust_remote_code" in str(error)
-        raise CheckpointError(
-            f"{path}: transformers makes no causal language model of it ({describe_error(error)}).",
-            expected="what save_pretrained wrote, of an architecture that transformers itself has",
-            advice=f"{'code in the directory is not run; ' * own_code}build the model in a function: --model "
-            "package.module:function.",
-        ) from error
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-
-
-def describe_error(error: Exception) -> str:
-    """Return what kind of error this is, and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -106,7 +106,7 @@ def find_function(option: str, name: str) -> Callable[[], Any]:
 
 def build_model(name: str, seed: int) -> nn.Module:
     """Return the module that --model's function builds with this seed. Raises ConfigurationError."""
-    made = _call("--model", name, ("model", seed))
+    made = call("--model", name, ("model", seed))
     if not isinstance(made, nn.Module):
         raise ConfigurationError(f"--model {name}: returned {describe(made)}.", expected="a torch.nn.Module")
     return made
@@ -117,7 +117,7 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
 
     Raises ConfigurationError for anything but what is expected, and says what was seen.
     """
-    made = _call("--data", name, ("data",))
+    made = call("--data", name, ("data",))
     if isinstance(made, TaskData):
         return SampledBatches.of(_with_numbers(made), size)
     if not isinstance(made, (tuple, list)) or len(made) not in (2, 3) or is_batch(made):
@@ -141,7 +141,7 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
 
 def read_task_data(name: str) -> TaskData:
     """Return what --data's function gives for the built-in model, which takes TaskData alone."""
-    made = _call("--data", name, ("data",))
+    made = call("--data", name, ("data",))
     if not isinstance(made, TaskData):
         raise ConfigurationError(
             f"--data {name}: returned {describe(made)}.",
@@ -158,7 +158,8 @@ def _with_numbers(data: TaskData) -> TaskData:
     return data
 
 
-def _call(option: str, name: str, place: tuple[object, ...]) -> Any:
+def call(option: str, name: str, place: tuple[object, ...]) -> Any:
+    """Return what the function that an option names returns; `place` decides its random numbers."""
     function = find_function(option, name)
     try:
         with seeded(*place):

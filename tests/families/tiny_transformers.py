@@ -89,10 +89,12 @@ def _quiet() -> Any:
 def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> Any:
     """Return a tiny random float64 model in eval mode; every parameter is moved off its initial value."""
     transformers = _quiet()
-    settings = {**TINY[model_type], **overrides}
+    settings = {**TINY.get(model_type, {}), **overrides}
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(model_type, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    model = (transformers.AutoModelForCausalLM if causal else transformers.AutoModel).from_config(config)
+    model = model.double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.3 * torch.randn_like(weight))

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from ssmdiag import diagnose
 from ssmdiag.errors import CheckpointError, ConfigurationError, LayerError
+from ssmdiag.probing.texts import directory_tokenizer
 from ssmdiag.retrain.arms import OWN, Arm, Budget
 from ssmdiag.retrain.batches import SampledBatches
 from ssmdiag.retrain.foreign import own_maps
-from ssmdiag.retrain.next_token import directory_tokenizer, next_token_data
+from ssmdiag.retrain.next_token import next_token_data
 from ssmdiag.retrain.sources import ModelSource, directory_source
 from tests.families.tiny_transformers import tiny_model
 from tests.retrain.small import compare_modules

@@ -1,0 +1,136 @@
+"""`ssmdiag probe`: what a live model retains of real texts, and how far back its answers use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ssmdiag.cli import terminal
+from ssmdiag.cli.options import (
+    Assume,
+    Color,
+    ComputeDevice,
+    Output,
+    Plots,
+    Quiet,
+    ReportFormat,
+    choose_device,
+    parse_assumptions,
+)
+from ssmdiag.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from ssmdiag.cli.probing import Sample, Source
+    from ssmdiag.probing.probe import ProbedMemory
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+"""Values of --dtype."""
+
+
+def probe(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A directory that transformers' save_pretrained wrote.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="What the model reads; several are one sample.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option("--compare", metavar="FILE", help="Another text, measured by itself and shown below."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="FUNCTION", help="package.module:function, which returns a Module, for DIR."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FUNCTION", help="package.module:function, which returns batches, for --text."),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--length",
+            metavar="STEPS",
+            min=2,
+            help="Tokens of every text that is read.  [default: 1,024 on a CPU, 4,096 on a GPU]",
+            show_default=False,
+        ),
+    ] = None,
+    texts: Annotated[
+        int | None,
+        typer.Option(
+            "--texts", metavar="N", min=1, help="Texts of that length, most.  [default: 4 on a CPU, 16 on a GPU]"
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", min=1, help="Texts at once; by default what is cheap to hold.")
+    ] = None,
+    cuts: Annotated[
+        int,
+        typer.Option(
+            "--cuts", metavar="N", min=0, help="Passes of half a text for the use of the past; 0: leave it out."
+        ),
+    ] = 6,
+    channels: Annotated[int, typer.Option("--channels", metavar="N", min=1, help="Channels of a layer, most.")] = 64,
+    positions: Annotated[int, typer.Option("--positions", metavar="N", min=1, help="Positions of a text, most.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of where texts are cut and resampled.")] = 0,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="What weights are cast to; auto: as they are stored.")
+    ] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            "--device-map", metavar="MAP", help="`auto`: transformers spreads a large model over the devices there are."
+        ),
+    ] = None,
+    assume: Assume = None,
+    format: ReportFormat = "text",
+    output: Output = None,
+    plots: Plots = True,
+    color: Color = "auto",
+    device: ComputeDevice = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Run a model on real texts, and report what its layers retain and how far back its answers use them.
+
+    Checkpoints of selective models tell their memory with the gates at rest; this measures it. Any module that answers
+    at every step has its use measured, an LSTM or attention too.
+    """
+    from ssmdiag.cli.probing import Asked
+    from ssmdiag.reports.json import render
+    from ssmdiag.reports.probe.json import document
+    from ssmdiag.reports.probe.text import report
+
+    target, _ = terminal.claim_outputs(output, reads=[path, *(text or ()), *(compare or ())])
+    asked = Asked(
+        path, model, data, tuple(text or ()), tuple(compare or ()), length, texts, batch,
+        choose_device(device), device_map, dtype, seed,
+    )  # fmt: skip
+    asked.require_possible()
+    source = asked.source()
+    options: dict[str, Any] = {"channels": channels, "positions": positions, "cuts": cuts, "seed": seed}
+    options["assume"] = parse_assumptions(assume)
+    found = [(sample.shown, _measured(source, sample, options, quiet)) for sample in asked.samples(source)]
+    (shown, memory), *others = found
+    settings = terminal.settings(color, output, text=format == "text", plots=plots, quiet=quiet)
+    if format == "json":
+        terminal.emit(render(document(memory, shown, others)), target)
+    else:
+        terminal.emit(report(memory, shown, settings, others), target, colours=settings.colour)
+    terminal.remark_problems("note", source.notes)
+    unseen = [layer for _, one in found for layer in one.layers if layer.observed is None]
+    raise typer.Exit(2 if unseen else 0)
+
+
+def _measured(source: Source, sample: Sample, options: Mapping[str, Any], quiet: bool) -> ProbedMemory:
+    from ssmdiag.probing.probe import probe as measure
+
+    with Progress(sample.shown.name, quiet=quiet) as progress:
+
+        def say(what: str, done: int, total: int | None) -> None:
+            progress.of(f"{sample.shown.name}, {what}", done, total or done + 1)
+
+        return measure(source.model, sample.batches, length=sample.length, on_progress=say, **options)

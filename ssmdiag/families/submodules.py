@@ -1,0 +1,49 @@
+"""What clocks compute with a live module's submodules, as the forward pass of its model does.
+
+A linear layer is called, so that adapters (LoRA) and quantised weights count. Where it is a plain one, only the rows
+that are wanted are multiplied: in Mamba-2, 1 in 200 of in_proj's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssmdiag.families.interface import Tensor
+
+
+def rows(linear: Any, input: Tensor, start: int, stop: int | None = None) -> Tensor:
+    """Return the outputs `start` … `stop` of a linear layer, (…, row)."""
+    import torch
+
+    changed = "forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks  # by accelerate, say
+    if type(linear) is not torch.nn.Linear or changed:
+        return linear(input)[..., start:stop]
+    bias = None if linear.bias is None else linear.bias[start:stop]
+    return torch.nn.functional.linear(input, linear.weight[start:stop], bias)
+
+
+def convolve(convolution: Any, input: Tensor) -> Tensor:
+    """Return a causal depthwise convolution of (batch, time, channel), from its weights alone.
+
+    Models use the weights and do not call the submodule, so an adapter on it is without effect.
+    """
+    import torch
+
+    weight = convolution.weight.reshape(len(convolution.weight), 1, -1)
+    taps = weight.shape[-1]
+    ahead = input.transpose(1, 2).to(weight.dtype)
+    past = torch.nn.functional.conv1d(ahead, weight, convolution.bias, padding=taps - 1, groups=len(weight))
+    return past[..., : input.shape[1]].transpose(1, 2).to(input.dtype)
+
+
+def silu(module: Any, values: Tensor) -> Tensor:
+    """Return the module's own activation of these values; SiLU where it has none of its own."""
+    activation = getattr(module, "act", None)
+    return activation(values) if callable(activation) else values * values.sigmoid()
+
+
+def token_shift(input: Tensor) -> Tensor:
+    """Return the token before minus this one, (batch, time, feature); there is a zero before the first."""
+    before = input.roll(1, dims=1)
+    before[:, 0] = 0
+    return before - input

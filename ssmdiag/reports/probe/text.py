@@ -1,0 +1,220 @@
+"""Observed memory on the screen: what the model uses, what its layers retain, and what their weights say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ssmdiag.printable import printable_record
+from ssmdiag.reports import words
+from ssmdiag.reports.console import Column, Page
+from ssmdiag.reports.folding import join_labels, label_layers
+from ssmdiag.reports.pictures import heat_map
+from ssmdiag.reports.probe.pictures import retention_picture, use_picture
+
+if TYPE_CHECKING:
+    from ssmdiag.probing.probe import ProbedLayer, ProbedMemory
+    from ssmdiag.probing.retention import HalfLives
+    from ssmdiag.reports.interface import Settings
+    from ssmdiag.reports.probe.json import Shown
+
+WIDE = 100
+"""Columns from which on the table has every column."""
+USE_CAPTION = "share of the past's effect on the answers that is kept with so many steps of it"
+Compared = tuple["Shown", "ProbedMemory"]
+
+
+def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Sequence[Compared] = ()) -> str:
+    """Return the report of one model; `compared` is the same model on other texts."""
+    memory, shown, compared = printable_record((memory, shown, tuple(compared)))
+    labels = label_layers([layer.name for layer in memory.layers])
+    page = Page(settings)
+    page.paragraph(_answer(memory, labels), "bold")
+    page.paragraph(_heading(memory, shown))
+    if not settings.quiet and memory.layers:
+        page.table(_columns(memory.layers, labels, settings))
+        if settings.plots:
+            _pictures(page, memory.layers, labels)
+    if not settings.quiet and settings.plots and memory.use:
+        page.picture(use_picture(memory.use.by_cutting.lost, settings), USE_CAPTION)
+    page.remarks([*_use_rows(memory), *_remarks(memory, labels)])
+    for texts, other in compared:
+        page.gap()
+        page.paragraph(f"On {', '.join(texts.texts)}: {_uncapitalised(_answer(other, labels))}", "bold")
+        if not settings.quiet and other.layers:
+            page.table(_columns(other.layers, labels, settings))
+    return page.text()
+
+
+def _heading(memory: ProbedMemory, shown: Shown) -> str:
+    families = words.families(layer.title for layer in memory.layers) or "no layer whose memory depends on its input"
+    texts = f"{words.plural(memory.texts, 'text')} of {memory.length:,} steps"
+    source = f" ({', '.join(map(words.checkpoint_name, shown.texts))})" if shown.texts else ""
+    return f"{words.checkpoint_name(shown.model)}  {families}  {texts}{source}  {memory.device} {memory.dtype}"
+
+
+def _answer(memory: ProbedMemory, labels: Sequence[str]) -> str:
+    """Return what the model uses of its past and what its layers retain of it, in a sentence each."""
+    return " ".join(part for part in (memory.use.sentence if memory.use else "", _retained(memory, labels)) if part)
+
+
+def _retained(memory: ProbedMemory, labels: Sequence[str]) -> str:
+    seen = [(layer, label) for layer, label in zip(memory.layers, labels, strict=True) if layer.observed]
+    if not seen:
+        if memory.layers:
+            return "No layer could be observed."
+        return "" if memory.use else f"{memory.model} has no layer whose memory ssmdiag can observe."
+    layer, label = max(seen, key=lambda one: _p95(one[0]))
+    assert layer.observed is not None
+    lives = layer.observed.half_life
+    where = f"Layer {label} retains longest: half" if len(memory.layers) > 1 else "Half"
+    text = f"{where} of a state is gone after {_said(lives, 'median')} steps in the median, "
+    text += f"one in twenty lasts for {_said(lives, 'p95')}"
+    if layer.nominal:
+        text += f"; with the gates at rest, {words.steps(layer.nominal.median)} and {words.steps(layer.nominal.p95)}"
+    return f"{text}."
+
+
+def _said(lives: HalfLives, name: str) -> str:
+    return f"{'at least ' * (name in lives.at_least)}{words.steps(getattr(lives, name))}"
+
+
+def _p95(layer: ProbedLayer) -> float:
+    return layer.observed.half_life.p95 if layer.observed else -1.0
+
+
+def _steps(lives: HalfLives, name: str) -> str:
+    return f"{'≥ ' * (name in lives.at_least)}{words.steps(getattr(lives, name))}"
+
+
+def _use_rows(memory: ProbedMemory) -> Iterator[str]:
+    """Yield what is known of the use of the past beyond the headline."""
+    use = memory.use
+    if use is None:
+        if memory.use_reason:
+            yield f"how far back the answers use their past is not known: {memory.use_reason}"
+        return
+    cutting = use.by_cutting
+    reached = {"half": "half", "nine_tenths": "90 %", "all_but_a_hundredth": "99 %"}
+    parts = [
+        f"{share} with {'more than ' if steps is None else ''}{steps if steps is not None else cutting.tested:,}"
+        for name, share in reached.items()
+        if name not in cutting.untold
+        for steps in [getattr(cutting, name)]
+    ]
+    if parts and not cutting.none:
+        yield f"of the past's effect on the answers there is kept {', '.join(parts)} steps of it (by cutting)"
+    if use.loss is not None:
+        useful = f"the loss, {use.loss:.3g} nats, gains from more context "
+        if use.useful is None:
+            yield f"{useful}nowhere that shows"
+        else:
+            yield f"{useful}up to {use.useful:,} steps at least"
+    if use.sees_ahead:
+        yield "the answers depend on later steps too: only their past was cut"
+
+
+def _columns(layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Settings) -> list[Column]:
+    observed = [layer.observed for layer in layers]
+    several, wide = len({layer.family for layer in layers}) > 1, settings.width >= WIDE
+    nominal = [layer.nominal for layer in layers]
+
+    def lives(name: str) -> list[str]:
+        return [_steps(one.half_life, name) if one else "–" for one in observed]
+
+    def share(name: str) -> list[str]:
+        return [_percent(getattr(one, name)) if one else "–" for one in observed]
+
+    columns = [
+        (True, Column("\nlayer", labels, "left", overflow="fold")),
+        (several or wide, Column("\nfamily", [layer.title for layer in layers], "left")),
+        (wide, Column("at rest\nmedian", [words.steps(one.median if one else None) for one in nominal])),
+        (
+            True,
+            Column(
+                "at rest\n95 %" if not wide else "\n95 %", [words.steps(one.p95 if one else None) for one in nominal]
+            ),
+        ),
+        (True, Column("observed\nmedian", lives("median"))),
+        (True, Column("\n95 %", lives("p95"))),
+        (True, Column("\n99 %", lives("p99"))),
+        (True, Column("beyond\nthe text", share("censored"))),
+        (True, Column("tokens\nhold", share("hold"))),
+        (True, Column("\nreset", share("reset"))),
+        (True, Column("law,\nover lags", [_law(layer) for layer in layers], "left", wraps=True, overflow="fold")),
+    ]
+    return [column for is_shown, column in columns if is_shown]
+
+
+def _law(layer: ProbedLayer) -> str:
+    if layer.observed is None:
+        return "not observed"
+    law = layer.observed.law
+    if law.window is None or law.law == "undetermined":
+        return "none said"
+    return f"{law.law} {law.window[0]:,}–{law.window[1]:,}"
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent; one that is not 0 is never `0 %`."""
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 0.95 or percent == 0 else "< 1 %"
+
+
+def _pictures(page: Page, layers: Sequence[ProbedLayer], labels: Sequence[str]) -> None:
+    rows = {
+        label: [(float(lag), left) for lag, left in layer.observed.retention]
+        for layer, label in zip(layers, labels, strict=True)
+        if layer.observed
+    }
+    if not rows:
+        return
+    longest = max((layer for layer in layers if layer.observed), key=_p95)
+    label = labels[list(layers).index(longest)]
+    assert longest.observed is not None
+    dot, rest = ("•", "·") if page.settings.unicode else ("*", ".")
+    caption = f"layer {label}: share of its state left after so many steps, observed ({dot}) and at rest ({rest})"
+    curves = {"observed": longest.observed.retention, "nominal": longest.nominal_retention}
+    page.picture(retention_picture(curves["nominal"], curves["observed"], page.settings), caption)
+    if len(rows) > 1:
+        page.picture(heat_map(rows, page.settings), "the same of every layer, observed")
+
+
+def _remarks(memory: ProbedMemory, labels: Sequence[str]) -> Iterator[str]:
+    for layer, label in zip(memory.layers, labels, strict=True):
+        if layer.error:
+            yield f"not observed: layer {label}: {layer.error}"
+    if any(layer.observed for layer in memory.layers):
+        yield "a state that is retained need not be used" * bool(memory.use) or (
+            "a state that is retained need not be used: nothing here says how far back the answers depend on it"
+        )
+        yield (
+            "half-lives in steps, over channels, positions and modes alike; at rest: with the gates at their bias, as "
+            "`ssmdiag inspect` reads them; ≥: some are longer than the text before their position"
+        )
+        yield (
+            "hold, reset: tokens at which a channel's slowest mode loses at most a hundredth of its state, half of it "
+            "or more"
+        )
+    sampled = [layer for layer in memory.layers if layer.observed and layer.observed.channels_sampled != layer.channels]
+    if sampled and sampled[0].observed:
+        count = sampled[0].observed.channels_sampled
+        yield f"half-lives and retention are of {count} channels a layer, the slowest and the fastest among them"
+    by_reason: dict[str, list[str]] = {}
+    for layer, label in zip(memory.layers, labels, strict=True):
+        law = layer.observed.law if layer.observed else None
+        if law is not None and law.law == "undetermined":
+            by_reason.setdefault(law.reason, []).append(label)
+    for reason, where in by_reason.items():
+        yield f"no law is said of layer{'s' * (len(where) > 1)} {join_labels(where)}: {reason}"
+    overwriting = [label for layer, label in zip(memory.layers, labels, strict=True) if layer.overwrites]
+    if overwriting:
+        yield f"layer {join_labels(overwriting)}: writing replaces what is stored, so these bound memory from above"
+    for (family, why), count in Counter((one.family, one.why) for one in memory.without_clock).items():
+        yield f"not observed: {words.plural(count, 'layer')} of {family}: {why}"
+    yield from (f"left out: {sentence}" for sentence in memory.left_out)
+
+
+def _uncapitalised(text: str) -> str:
+    return text[:1].lower() + text[1:]

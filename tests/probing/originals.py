@@ -1,0 +1,326 @@
+"""Layers with the tensors of the original repositories, whose decay at a token is computed from the tokens up to it.
+
+Each follows its repository's formula token by token, so that nothing is shared with the clocks but the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+WIDTH = 6
+
+
+class Original(nn.Module):
+    """A layer that multiplies its state by `decay` at each token, and remembers what it multiplied it with."""
+
+    def __init__(self, **parts: nn.Module | tuple[int, ...]) -> None:
+        super().__init__()
+        self.decays: list[Tensor] = []
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(torch.empty(part)) if isinstance(part, tuple) else part)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        """Return λ̄ (batch, channel or head and key, mode) at the last token of `past` (batch, time, feature)."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, **given: Any) -> Tensor:
+        state: Any = 0.0
+        self.decays = []
+        for time in range(input.shape[1]):
+            factor = self.decay(input[:, : time + 1], **given)
+            self.decays.append(factor.flatten(1))
+            state = factor * state + 1
+        return input + state.flatten(1).mean(1)[:, None, None]
+
+
+def dense(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=bias)
+
+
+def shifted(past: Tensor, mix: Tensor) -> Tensor:
+    """Return the last token moved by `mix` towards the one before it."""
+    before = past[:, -2] if past.shape[1] > 1 else torch.zeros_like(past[:, -1])
+    return past[:, -1] * (1 - mix) + before * mix
+
+
+def convolved(past: Tensor, convolution: nn.Conv1d) -> Tensor:
+    """Return SiLU of a causal depthwise convolution at the last token."""
+    taps = convolution.weight[:, 0].T.flip(0)  # the present first
+    total = sum(past[:, -1 - lag] * tap for lag, tap in enumerate(taps) if lag < past.shape[1])
+    return nn.functional.silu(total if convolution.bias is None else total + convolution.bias)
+
+
+class GLA(Original):
+    gate_logit_normalizer, clamp_min = 16, -0.03
+
+    def __init__(self) -> None:
+        super().__init__(gk_proj=nn.Sequential(dense(WIDTH, 2), dense(2, 4, bias=True)))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return (self.gk_proj(past[:, -1]).sigmoid() ** (1 / 16)).clamp(min=math.exp(-0.03))
+
+
+class SimpleGLA(Original):
+    gate_logit_normalizer = 4
+
+    def __init__(self) -> None:
+        super().__init__(gk_proj=dense(WIDTH, 3, bias=True))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return self.gk_proj(past[:, -1]).sigmoid() ** 0.25
+
+
+class GatedSlots(Original):
+    gate_logit_normalizer = 8
+
+    def __init__(self) -> None:
+        super().__init__(f_proj=dense(WIDTH, 4))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return self.f_proj(past[:, -1]).sigmoid() ** (1 / 8)
+
+
+class HGRN(Original):
+    def __init__(self, layer_idx: int = 0) -> None:
+        super().__init__(f_proj=dense(WIDTH, WIDTH), i_proj=dense(WIDTH, WIDTH))
+        self.layer_idx = layer_idx
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        bound = given["lower_bound"] if self.layer_idx else 0.0
+        return bound + (1 - bound) * self.f_proj(past[:, -1]).sigmoid()
+
+
+class HGRNModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower_bounds = nn.Parameter(torch.empty(3, WIDTH))
+        self.layers = nn.ModuleList(nn.ModuleDict({"attn": HGRN(number)}) for number in range(3))
+
+    def forward(self, input: Tensor) -> Tensor:
+        shares = self.lower_bounds.softmax(0)
+        for number, layer in enumerate(self.layers):
+            input = layer["attn"](input, lower_bound=shares[1 : number + 1].sum(0))
+        return input
+
+
+class RWKV6(Original):
+    """BlinkDL's; the mix of the decay is the first of five."""
+
+    def __init__(self) -> None:
+        mixes = {"time_maa_x": (1, 1, WIDTH), "time_maa_w": (1, 1, WIDTH), "time_maa_w1": (WIDTH, 10)}
+        decay = {"time_decay": (1, 1, 8), "time_decay_w1": (WIDTH, 3), "time_decay_w2": (3, 8)}
+        super().__init__(**mixes, **decay, time_maa_w2=(5, 2, WIDTH), time_faaaa=(2, 4))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        first = (shifted(past, self.time_maa_x[0]) @ self.time_maa_w1[:, :2]).tanh() @ self.time_maa_w2[0]
+        mixed = shifted(past, self.time_maa_w[0] + first)
+        rate = (self.time_decay[0] + (mixed @ self.time_decay_w1).tanh() @ self.time_decay_w2).exp()
+        return (-rate).exp()
+
+
+class FlaMix(nn.Module):
+    """fla's interpolation between a token and the one before it, and a projection of it in two factors."""
+
+    def __init__(self, outputs: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        self.linear = nn.Module()
+        self.linear.lora = nn.Sequential(dense(WIDTH, rank), nn.Tanh(), dense(rank, outputs, bias=bias))
+
+    def forward(self, x: Tensor, mu: Tensor, delta: Tensor) -> Tensor:
+        return self.linear.lora(x + delta * mu)
+
+
+class FlaFirstMix(FlaMix):
+    def __init__(self, outputs: int, rank: int) -> None:
+        super().__init__(outputs, rank, bias=True)
+        self.mu = nn.Parameter(torch.empty(WIDTH))
+
+    def forward(self, x: Tensor, delta: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, self.mu, delta)
+
+
+class FlaRWKV6(Original):
+    """The mix of the decay is the second of five."""
+
+    def __init__(self) -> None:
+        first = nn.Sequential(FlaFirstMix(10, 3), nn.Tanh(), dense(10, WIDTH))
+        super().__init__(x_proj=first, x_bias=(5, WIDTH), w_proj=FlaMix(8, 3, bias=True), bonus=(2, 4))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        low = self.x_proj[0].linear.lora(shifted(past, self.x_proj[0].mu)).tanh()[:, 2:4]
+        mix = linear(low, self.x_proj[2].weight[:, 2:4]) + self.x_bias[1]
+        return (-self.w_proj.linear.lora(shifted(past, mix)).exp()).exp()
+
+
+class RWKV7(Original):
+    def __init__(self) -> None:
+        super().__init__(x_w=(1, 1, WIDTH), w0=(1, 1, 8), w1=(WIDTH, 3), w2=(3, 8), r_k=(2, 4), k_k=(1, 1, 8))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        gate = self.w0[0] + (shifted(past, self.x_w[0]) @ self.w1).tanh() @ self.w2
+        w = -nn.functional.softplus(-gate) - 0.5  # as its training code writes it
+        return (-w.exp()).exp()
+
+
+class FlaRWKV7(Original):
+    def __init__(self) -> None:
+        super().__init__(x_w=(1, 1, WIDTH), r_k=(2, 4), w_lora=nn.Module())
+        self.w_lora.lora = nn.Sequential(dense(WIDTH, 3), nn.Tanh(), dense(3, 8, bias=True))
+        self.w_lora.forward = self.w_lora.lora.forward
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return (-0.6065306597126334 * self.w_lora.lora(shifted(past, self.x_w[0])).sigmoid()).exp()
+
+
+class MinGRU(Original):
+    def __init__(self) -> None:
+        super().__init__(to_hidden_and_gate=dense(WIDTH, 10))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return 1 - self.to_hidden_and_gate(past[:, -1])[:, 5:].sigmoid()
+
+
+class MinLSTM(Original):
+    def __init__(self) -> None:
+        super().__init__(to_hidden_and_f_i_gate=dense(WIDTH, 15))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        _, forget, take = self.to_hidden_and_f_i_gate(past[:, -1]).sigmoid().chunk(3, -1)
+        return forget / (forget + take)
+
+
+class PLaMo2(Original):
+    """Two heads of 3; for each, in_proj gives the gate z and then x."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            in_proj=dense(WIDTH, 12), conv1d=nn.Conv1d(6, 6, 4, groups=6, bias=False), bcdt_proj=dense(6, 8),
+            dt_proj=dense(4, 2), dt_norm_weight=(4,), A_log=(2,), dt_bias=(2,), D=(2,),
+        )  # fmt: skip
+        self.config = torch.nn.Module()
+        self.config.rms_norm_eps = 1e-3
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        projected = self.in_proj(past)
+        x = convolved(torch.cat([projected[..., 3:6], projected[..., 9:12]], dim=-1), self.conv1d)
+        low = self.bcdt_proj(x)[:, -4:]
+        normed = nn.functional.rms_norm(low, (4,), self.dt_norm_weight, 1e-3)
+        return (1 + (self.dt_proj(normed) + self.dt_bias).exp()) ** -self.A_log.exp()
+
+
+def heavy_tail_activation(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, 1 + x, 1 / (1 - x))
+
+
+class Mamba3(Original):
+    """Rows of in_proj: z and x (8 each), B and C (4 each), Δ, A and trapezoid (2 each), 2 angles."""
+
+    A_floor, num_rope_angles = 0.9, 2
+
+    def __init__(self) -> None:
+        super().__init__(in_proj=dense(WIDTH, 32), dt_bias=(2,), B_bias=(2, 1, 4), C_bias=(2, 1, 4))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        step, rate = self.in_proj(past[:, -1])[:, 24:28].chunk(2, -1)
+        return (1 + (step + self.dt_bias).exp()) ** -heavy_tail_activation(rate).clamp(min=0.9)
+
+
+class CausalConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 4, groups=channels, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+
+
+class MLSTM(Original):
+    """NX-AI's first: its gates read q, k and v, behind an up-projection and a convolution."""
+
+    def __init__(self) -> None:
+        projections = {name: dense(4, 4) for name in ("q_proj", "k_proj", "v_proj")}
+        super().__init__(proj_up=dense(WIDTH, 8), conv1d=CausalConv(4), mlstm_cell=nn.Module(), **projections)
+        self.conv_act_fn = nn.SiLU()
+        self.mlstm_cell.igate, self.mlstm_cell.fgate = dense(12, 2, bias=True), dense(12, 2, bias=True)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        x = self.proj_up(past)[..., :4]
+        folded = convolved(x, self.conv1d.conv)
+        parts = [self.q_proj(folded), self.k_proj(folded), self.v_proj(x[:, -1])]
+        return self.mlstm_cell.fgate(torch.cat(parts, -1)).sigmoid()
+
+
+class BlockDiagonal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.empty(2, 3, 3)), nn.Parameter(torch.empty(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [part @ w + b for part, w, b in zip(x.chunk(2, -1), self.w, self.b, strict=True)]
+        return torch.cat(parts, -1)
+
+
+class RGLRU(Original):
+    """DeepMind's own."""
+
+    def __init__(self) -> None:
+        super().__init__(a_param=(6,), a_gate=BlockDiagonal())
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return (1 + self.a_param.exp()) ** (-8 * self.a_gate(past[:, -1]).sigmoid())
+
+
+class GatedDeltaNet(Original):
+    """fla's and Comba's."""
+
+    def __init__(self) -> None:
+        super().__init__(a_proj=dense(WIDTH, 3), o_norm=nn.LayerNorm(4, bias=False), A_log=(3,), dt_bias=(3,))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return (1 + (self.a_proj(past[:, -1]) + self.dt_bias).exp()) ** -self.A_log.exp()
+
+
+class FirstGatedDeltaNet(Original):
+    """NVlabs'."""
+
+    def __init__(self, use_mamba_gate: bool = True) -> None:
+        super().__init__(gk_proj=dense(WIDTH, 3, bias=True), A_log=(3,), dt_bias=(3,))
+        self.use_mamba_gate = use_mamba_gate
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return (1 + (self.gk_proj(past[:, -1]) + self.dt_bias).exp()) ** -self.A_log.exp()
+
+
+class KDA(Original):
+    """fla's, with a lower bound; safe_gate only picks a kernel. A_log is padded, as in some checkpoints."""
+
+    def __init__(self, lower_bound: float | None = None, safe_gate: bool = False) -> None:
+        factors = nn.Sequential(dense(WIDTH, 2), dense(2, 8))
+        super().__init__(f_proj=factors, b_proj=dense(WIDTH, 2), A_log=(4,), dt_bias=(8,))
+        self.lower_bound, self.safe_gate = lower_bound, safe_gate
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        z = (self.f_proj(past[:, -1]) + self.dt_bias).unflatten(-1, (2, 4))
+        slope = self.A_log[:2].exp()[:, None]
+        if self.lower_bound is None:
+            return (1 + z.exp()) ** -slope
+        return (self.lower_bound * (slope * z).sigmoid()).exp()
+
+
+class Stack(nn.Module):
+    """Two layers of one kind, one after the other."""
+
+    def __init__(self, kind: type[Original], config: dict[str, Any] | None = None, **settings: Any) -> None:
+        super().__init__()
+        self.config = config or {}
+        self.layers = nn.ModuleList(nn.ModuleDict({"mixer": kind(**settings)}) for _ in range(2))
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.layers:
+            input = layer["mixer"](input)
+        return input

@@ -1,0 +1,162 @@
+"""Clocks of live layers against the decays that each model hands to its own scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssmdiag.probing.clocks import ObservedLayer, observing
+from ssmdiag.recurrence.clock import Clock
+from tests.families.tiny_transformers import TINY, tiny_model
+from tests.probing import originals
+from tests.probing.originals import Stack
+from tests.probing.own_scans import gates_in_float64, per_layer, recording
+
+_LINEAR = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+_GDN = {**TINY["qwen3_5_moe_text"], **_LINEAR}
+TYPES: dict[str, dict[str, Any]] = {
+    "mamba2": {"time_step_limit": (0.05, 0.9)},
+    "mamba": {},
+    "falcon_mamba": {},
+    "jamba": {},
+    "zamba": {},
+    "zamba2": {"time_step_min": 0.3},
+    "bamba": {"time_step_limit": (0.05, 0.9)},
+    "nemotron_h": {"time_step_min": 0.3},
+    "granitemoehybrid": {"time_step_limit": (0.05, 0.9)},
+    "falcon_h1": {"ssm_multipliers": [0.7, 0.5, 0.9, 1.3, 2.6], "ssm_in_multiplier": 1.7},
+    "qwen3_next": {},
+    "qwen3_5_text": {},
+    "qwen3_5_moe_text": {},
+    "qwen4_exp_text": {
+        **_GDN, "ngram_vocab_size_base": 50, "ple_embed_dim": 16, "indexer_n_heads": 2, "indexer_kv_heads": 1,
+        "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2,
+    },
+    "lara_mini": _GDN,
+    "olmo_hybrid": {},
+    "kimi_linear": {},
+    "glm5_next_text": {
+        **TINY["kimi_linear"], **_LINEAR, "qk_rope_head_dim": 0, "n_routed_experts": 2, "n_group": 1, "topk_group": 1,
+        "q_lora_rank": 16, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 16, "head_dim": 8,
+        "linear_lower_bound": -5.0,
+    },
+    "bailing_hybrid": {},
+    "recurrent_gemma": {},
+    "xlstm": {"gate_soft_cap": 2.0},
+}  # fmt: skip
+"""Type of model → settings under which every part of its clock counts."""
+FAST = ("mamba2",)
+LIMIT = 1e-9
+"""Largest relative error; the models' softplus returns its argument above 20."""
+
+
+def live(model_type: str) -> Any:
+    """Return a tiny model in float64, so that no rounding of its gates hides an error."""
+    model = tiny_model(model_type, **TYPES[model_type])
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the others refuse float64
+    return model
+
+
+def log_decay(clock: Clock) -> Tensor:
+    return -clock.step[..., None] * clock.rate
+
+
+def tokens(batch: int = 2, length: int = 21) -> Tensor:
+    return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def observe(model: Any) -> list[tuple[ObservedLayer, Clock]]:
+    found: list[tuple[ObservedLayer, Clock]] = []
+    with torch.no_grad(), observing(model, lambda layer, clock: found.append((layer, clock))):
+        model(tokens(), use_cache=False)
+    return found
+
+
+def worst(ours: list[Tensor], own: list[Tensor]) -> float:
+    """Return the largest relative error over all layers."""
+    assert [one.shape for one in ours] == [one.shape for one in own]
+    return max(float(((a - b) / b).abs().max()) for a, b in zip(ours, own, strict=True))
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.slow]) for kind in TYPES]
+)
+def test_clock_is_the_decay_that_the_model_hands_to_its_own_scan(model_type: str) -> None:
+    model = live(model_type)
+    # Where the model itself goes down to float32, its decay and not the clock would be off.
+    with recording(model) as scans, gates_in_float64(model):
+        found = observe(model)
+    own = per_layer(scans, len(found))
+
+    assert worst([log_decay(clock) for _, clock in found], own) <= LIMIT
+    for layer, _ in found:
+        if layer.family.name in ("gated_delta_net", "kda", "rg_lru", "mlstm"):
+            assert_nominal_at_zero_input(layer, model.config.hidden_size)
+    # The input moves every layer's decay, or the comparison would show little.
+    assert all(float((clock.step.amax(1) / clock.step.amin(1)).max()) > 2 for _, clock in found)
+
+
+ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "fla GLA": ("gla", lambda: Stack(originals.GLA, {"clamp_min": -0.03})),
+    "fla simple GLA": ("gla", lambda: Stack(originals.SimpleGLA, {"gate_logit_normalizer": 4})),
+    "fla gated slot attention": ("gla", lambda: Stack(originals.GatedSlots, {"model_type": "gsa"})),
+    "fla HGRN": ("hgrn", originals.HGRNModel),
+    "BlinkDL RWKV-6": ("rwkv6", lambda: Stack(originals.RWKV6)),
+    "fla RWKV-6": ("rwkv6", lambda: Stack(originals.FlaRWKV6)),
+    "BlinkDL RWKV-7": ("rwkv7", lambda: Stack(originals.RWKV7)),
+    "fla RWKV-7": ("rwkv7", lambda: Stack(originals.FlaRWKV7)),
+    "lucidrains minGRU": ("min_gru", lambda: Stack(originals.MinGRU)),
+    "lucidrains minLSTM": ("min_gru", lambda: Stack(originals.MinLSTM)),
+    "pfnet PLaMo-2": ("plamo2", lambda: Stack(originals.PLaMo2)),
+    "state-spaces Mamba-3": ("mamba3", lambda: Stack(originals.Mamba3)),
+    "NX-AI mLSTM": ("mlstm", lambda: Stack(originals.MLSTM)),
+    "DeepMind RG-LRU": ("rg_lru", lambda: Stack(originals.RGLRU)),
+    "fla Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.GatedDeltaNet)),
+    "NVlabs Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.FirstGatedDeltaNet)),
+    "fla KDA": ("kda", lambda: Stack(originals.KDA)),
+    "fla KDA with a lower bound": ("kda", lambda: Stack(originals.KDA, {"lower_bound": -5.0}, lower_bound=-5.0)),
+}
+
+
+BIASED = ("NX-AI mLSTM", "NVlabs Gated DeltaNet")
+"""Their gates are not at their nominal point where the input is zero, because of biases beside the gate's own."""
+
+
+def assert_nominal_at_zero_input(layer: ObservedLayer, width: int, **given: Tensor) -> None:
+    """The clock of an input of zeros is the nominal decay, channel by channel and mode by mode."""
+    with torch.no_grad():
+        clock = layer.compute(layer.module, torch.zeros(1, 3, width, dtype=torch.float64), **given)
+    nominal = layer.layer.read()[0].log_eigenvalues.real.flatten()
+    torch.testing.assert_close(log_decay(clock)[0, 1].flatten(), nominal, rtol=1e-9, atol=1e-15)
+
+
+def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a model in float64 with every parameter drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_clock_is_the_decay_of_the_original_stepped_token_by_token(name: str) -> None:
+    family, build = ORIGINALS[name]
+    model = drawn(build())
+    found: list[tuple[ObservedLayer, Clock]] = []
+    with torch.no_grad(), observing(model, lambda layer, clock: found.append((layer, clock))) as observed:
+        model(torch.randn(2, 7, originals.WIDTH, dtype=torch.float64))
+    assert not observed.without_clock
+    assert [layer.family.name for layer, _ in found] == [family] * len(found)
+    for number, (layer, clock) in enumerate(found):
+        own = torch.stack(layer.module.decays, dim=1).log()
+        torch.testing.assert_close(log_decay(clock).flatten(2), own, rtol=1e-10, atol=1e-15)
+        if name not in BIASED:
+            bounds = getattr(model, "lower_bounds", torch.zeros(3, 1)).softmax(0)
+            given = {"lower_bound": bounds[1 : number + 1].sum(0)} if family == "hgrn" else {}
+            assert_nominal_at_zero_input(layer, originals.WIDTH, **given)
