@@ -2,10 +2,10 @@
 
 Layers are matched by name, else by order. Within a channel the log-eigenvalues are compared as sets: a converter
 may reorder modes, store the other half of conjugate pairs, repeat a channel over heads or reorder channels as a
-whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: that
-shows what the eigenvalues alone cannot, a B or C that went to another mode. For selective layers this covers only the
-nominal point, so what steers them by the input is compared as well; where that is impossible, nothing is proven.
-Settings that change a memory without changing a weight are compared too (`forward_settings`).
+whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: this shows
+a B or C that went to another mode, which eigenvalues cannot show. For selective layers this covers only the nominal
+point, so the tensors that steer the decay by the input are compared as well; where that is impossible, nothing is
+proven. Settings that change a memory without changing a weight are compared too (`forward_settings`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NOT_FOLLOWED = "its decays stand in another order, and what steers them was not 
 
 
 class Outcome(Enum):
-    """How one layer came through. Values stand in reports and in JSON."""
+    """Whether a layer has the same memory. Values are printed in reports and in JSON."""
 
     SAME = "same"
     REORDERED = "same, in another order"
@@ -76,7 +76,7 @@ class LayerProof:
     kernel: Difference | None
     """The lag at which kernels differ most, relative to the channel's peak; None where a side has no B or C."""
     notes: tuple[str, ...]
-    """What was undone to compare them, or why they cannot be compared."""
+    """How their modes or channels were aligned, or why they cannot be compared."""
     steering: SteeringComparison | None = None
     """What steers it by the input; None where nothing does."""
     settings: tuple[SettingDifference, ...] = ()
@@ -250,10 +250,9 @@ def _prove_layer(
         if alone and a and b and proof.outcome is Outcome.REORDERED and steering and steering.differing:
             order = match_spectra(one, other, proof.tolerance).channel_order
             followed = None if order is None else compare_steering(a, b, tolerance, order)
-        if followed and followed.compared and not followed.differing and not followed.unseen:
-            yield _with_settings(replace(proof, steering=followed), settings)
-        else:
-            yield _with_settings(_with_steering(proof, steering), settings)
+        agrees = followed and followed.compared and not followed.differing and not followed.unseen
+        proof = replace(proof, steering=followed) if agrees else _with_steering(proof, steering)
+        yield _with_settings(proof, settings)
     for lone in first[len(second) :]:
         yield _missing(lone, "only the first has it", a=lone.layer)
     for lone in second[len(first) :]:
