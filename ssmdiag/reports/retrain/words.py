@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssmdiag.reports import words
 from ssmdiag.reports.folding import Row
@@ -22,6 +22,15 @@ Column = tuple[str, list[str]]
 """A heading, and a cell for each row."""
 MOST_SAID = 5
 """Settings named in one sentence."""
+_PARTS: dict[str, Callable[[Any], str]] = {
+    "param": str,
+    "freeze": lambda what: {"none": "learned", "both": "frozen"}.get(what, f"{what} frozen"),
+    "init": "{} start".format,
+    "recurrence_lr": lambda rate: "" if rate is None else f"recurrence at {rate:g}",
+    "weight_decay": "weight decay {:g}".format,
+}
+"""The fields of an arm that make a setting, all but learning rate and seed: each value in words."""
+Item = TypeVar("Item")
 
 
 def learning_rate(value: float) -> str:
@@ -57,9 +66,19 @@ def loss(value: float | None) -> str:
     return f"{value:.2g}" if value >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
 
 
+def accuracy(value: float | None) -> str:
+    """Return an accuracy between 0 and 1 as a percentage."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def columns_of(rows: Sequence[Item], table: Iterable[tuple[object, str, Callable[[Item], str]]]) -> list[Column]:
+    """Return the columns that are used, of (whether it is used, heading, row → cell)."""
+    return [(heading, [cell(row) for row in rows]) for used, heading, cell in table if used]
+
+
 def setting_of(arm: Arm) -> tuple[object, ...]:
     """Return what an arm is, but for its learning rate and seed."""
-    return tuple(getattr(arm, field.name) for field in fields(Arm) if field.name not in ("lr", "seed"))
+    return tuple(getattr(arm, name) for name in _PARTS)
 
 
 def settings_of(arms: Sequence[Arm]) -> dict[Arm, str]:
@@ -68,21 +87,8 @@ def settings_of(arms: Sequence[Arm]) -> dict[Arm, str]:
     >>> settings_of([Arm("exp"), Arm("best"), Arm("best", freeze="step")])[Arm("best", freeze="step")]
     'best, step frozen'
     """
-    names = [field.name for field in fields(Arm) if field.name not in ("lr", "seed")]
-    differ = [name for name in names if len({getattr(arm, name) for arm in arms}) > 1 or name == "param"]
-    return {arm: ", ".join(part for name in differ if (part := _part(name, getattr(arm, name)))) for arm in arms}
-
-
-def _part(name: str, value: object) -> str:
-    if name == "param":
-        return str(value)
-    if name == "freeze":
-        return {"none": "learned", "both": "frozen"}.get(str(value), f"{value} frozen")
-    if name == "init":
-        return f"{value} start"
-    if name == "recurrence_lr":
-        return "" if value is None else f"recurrence at {value:g}"
-    return f"weight decay {value:g}"
+    differ = [name for name in _PARTS if len({getattr(arm, name) for arm in arms}) > 1 or name == "param"]
+    return {arm: ", ".join(part for name in differ if (part := _PARTS[name](getattr(arm, name)))) for arm in arms}
 
 
 def answer(result: RetrainResult) -> str:
@@ -219,40 +225,44 @@ def memory_columns(runs: Sequence[ArmResult]) -> list[Column]:
         ("capacity", lambda m: "–" if m.capacity is None else f"{m.capacity:.3g}"),
         ("law", lambda m: m.law),
     ]
-    columns = []
-    for heading, say in said:
-        cells = [f"{say(a)} → {say(b)}" for a, b in pairs]
-        if heading == "law":
-            cells = [a.law if a.law == b.law else f"{a.law} → {b.law}" for a, b in pairs]
-        if any(set(cell.split()) - {"–", "→"} for cell in cells):
-            columns.append((heading, cells))
-    return columns
+    columns = [
+        (heading, [say(a) if heading == "law" and a.law == b.law else f"{say(a)} → {say(b)}" for a, b in pairs])
+        for heading, say in said
+    ]
+    return [(heading, cells) for heading, cells in columns if any(set(cell.split()) - {"–", "→"} for cell in cells)]
 
 
 def losses_so_far(result: RetrainResult) -> list[Column]:
     """Return a row for each arm of a comparison that was interrupted: its last validation, and how far it came."""
     arms = [run.arm for run in result.arms]
     names = settings_of(arms)
-    last = [run.history[-1] if run.history else None for run in result.arms]
-    ends = [
-        f"diverged at {run.diverged_at:,}" if run.diverged_at is not None
-        else "done" if run.interrupted_at is None
-        else f"stopped at {run.interrupted_at:,}"
-        for run in result.arms
-    ]  # fmt: skip
-    columns = [("setting", [names[arm] for arm in arms])]
-    if len({arm.lr for arm in arms}) > 1:
-        columns.append(("lr", [learning_rate(arm.lr) for arm in arms]))
-    if len({arm.seed for arm in arms}) > 1:
-        columns.append(("seed", [str(arm.seed) for arm in arms]))
-    columns += [
-        ("loss", [loss(point.loss if point else None) for point in last]),
-        ("at step", [f"{point.step:,}" if point else "–" for point in last]),
+    classes = any(point.accuracy is not None for run in result.arms for point in run.history[-1:])
+    table: list[tuple[object, str, Callable[[ArmResult], str]]] = [
+        (True, "setting", lambda run: names[run.arm]),
+        (len({arm.lr for arm in arms}) > 1, "lr", lambda run: learning_rate(run.arm.lr)),
+        (len({arm.seed for arm in arms}) > 1, "seed", lambda run: str(run.arm.seed)),
+        (True, "loss", lambda run: loss(run.history[-1].loss if run.history else None)),
+        (True, "at step", lambda run: f"{run.history[-1].step:,}" if run.history else "–"),
+        (classes, "accuracy", lambda run: accuracy(run.history[-1].accuracy if run.history else None)),
+        (True, "arm", _end),
     ]
-    if any(point and point.accuracy is not None for point in last):
-        said = [f"{100 * point.accuracy:.1f} %" if point and point.accuracy is not None else "–" for point in last]
-        columns.append(("accuracy", said))
-    return [*columns, ("arm", ends)]
+    return columns_of(result.arms, table)
+
+
+def _end(run: ArmResult) -> str:
+    if run.diverged_at is not None:
+        return f"diverged at {run.diverged_at:,}"
+    return "done" if run.interrupted_at is None else f"stopped at {run.interrupted_at:,}"
+
+
+def spread(summary: Summary, dash: str) -> str:
+    """Return the smallest and the largest final loss over seeds."""
+    return f"{loss(summary.spread[0])} {dash} {loss(summary.spread[1])}" if summary.spread else "–"
+
+
+def diverged_at(summary: Summary) -> str:
+    """Return the steps at which runs diverged."""
+    return ", ".join(f"step {at:,}" for at in summary.diverged) or "no"
 
 
 def noise_borne(runs: Sequence[ArmResult]) -> str:
