@@ -42,8 +42,8 @@ the step by 3 %; float16 is eight times finer. Where both sides store the same t
 """
 COARSEST = 0.5
 """The same for types of 8 bits and fewer."""
-LEFT_BEHIND = "its decays stand in another order, what steers them by the input does not"
-NOT_FOLLOWED = "its decays stand in another order, and what steers them was not followed into it"
+LEFT_BEHIND = "its decays are in another order, but what steers them by the input is not"
+NOT_FOLLOWED = "its decays are in another order, and what steers them could not be matched to that order"
 
 
 class Outcome(Enum):
@@ -111,9 +111,7 @@ class ConversionProof:
 
     def exit_code(self) -> int:
         """Return 1 if a layer differs or is known at the nominal point alone, 2 if part could not be read, else 0."""
-        if any(not layer.proven for layer in self.layers):
-            return 1
-        return 0 if self.proven else 2
+        return 1 if any(not layer.proven for layer in self.layers) else 0 if self.proven else 2
 
 
 @one_thread()
@@ -205,9 +203,7 @@ def default_tolerance(a: str, b: str) -> float:
     >>> default_tolerance("float32", "float32"), default_tolerance("bfloat16", "float32")
     (0.001, 0.05)
     """
-    if a == b:
-        return TOLERANCES["float32"]
-    return max(TOLERANCES.get(dtype, COARSEST) for dtype in (a, b))
+    return TOLERANCES["float32"] if a == b else max(TOLERANCES.get(dtype, COARSEST) for dtype in (a, b))
 
 
 def coarsest(recurrence: Recurrence) -> str:

@@ -151,13 +151,13 @@ def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:
     if len(usable) < 2:
         return None
     trend = fit_trend([point.step for point, _ in usable], [math.log(rate) for _, rate in usable])
-    if along := _as_it_is_pushed(usable):
+    if along := _linear_coordinates(usable):
         straight = fit_trend(*along)
         trend = replace(trend, p_walk=straight.p_walk, p_correlated=straight.p_correlated)
     return replace(trend, p_modes=_p_modes([point for point, _ in usable], trend.slope.value, quantile))
 
 
-def _as_it_is_pushed(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[float], list[float]] | None:
+def _linear_coordinates(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[float], list[float]] | None:
     """Return x and y in which constant updates make a straight line; None where those are step and log rate.
 
     x is the integral of the learning rate where every point has one, y the rate itself where it is stored directly.
@@ -230,7 +230,7 @@ class _Path:
         linear = history.last.can_cross
         points = [(point, rate) for point, rate in points if linear or 0 < rate < math.inf]
         steps = [float(point.step) for point, _ in points]
-        x, y = _as_it_is_pushed(points) or (steps, [math.log(rate) for _, rate in points])
+        x, y = _linear_coordinates(points) or (steps, [math.log(rate) for _, rate in points])
         unnamed = _UNNAMED.get(history.schedule)
         pace = measure_pace(x, y)
         slope = pace.slowest if pace.slows else None

@@ -34,9 +34,7 @@ class ModeDrift:
 
     def p(self, direction: float) -> float:
         """Return the two-sided p-value of a mean change in this direction; 1 if the mean went the other way."""
-        if self.mean * direction <= 0:
-            return 1.0
-        return student_p(self.mean / max(self.error, 1e-12), self.count - 1)
+        return 1.0 if self.mean * direction <= 0 else student_p(self.mean / max(self.error, 1e-12), self.count - 1)
 
 
 def p_of_modes(drifts: Sequence[ModeDrift], direction: float) -> float:

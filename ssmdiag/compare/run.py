@@ -90,9 +90,8 @@ class RunComparison:
         `converging`: a layer converges, or it crossed the boundary or broke during the run. `crossing`: a layer crossed
         or broke, or it converges and has passed a limit during the run or is projected to pass one.
         """
-        if self.problems:
-            return 2
-        return int(fail_on != "never" and any(layer.fails(fail_on) for layer in self.layers))
+        fails = fail_on != "never" and any(layer.fails(fail_on) for layer in self.layers)
+        return 2 if self.problems else int(fails)
 
 
 @one_thread()
@@ -107,12 +106,12 @@ def compare_run(
     least_change: float = LEAST_CHANGE,
     on_checkpoint: Callable[[int, int], None] | None = None,
 ) -> RunComparison:
-    """Return how every layer's memory went over the checkpoints of one run.
+    """Return how every layer's memory changed over the checkpoints of one run.
 
     Parameters
     ----------
     memory
-        At which checkpoints horizon and decay law are found too: the first and last, all, or none.
+        At which checkpoints horizon and decay law are computed too: the first and last, all, or none.
     least_change
         Nats of log rate over the run up to which a layer counts as steady.
     on_checkpoint

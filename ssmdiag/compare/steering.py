@@ -296,6 +296,4 @@ def rounding(a: str, b: str, *, rounded: bool = False) -> float:
     >>> rounding("float32", "float32"), rounding("bfloat16", "float32"), rounding("bfloat16", "bfloat16")
     (1e-05, 0.0078125, 1e-05)
     """
-    if a == b and not rounded:
-        return EQUAL
-    return max(ROUNDING.get(dtype, COARSEST) for dtype in (a, b))
+    return EQUAL if a == b and not rounded else max(ROUNDING.get(dtype, COARSEST) for dtype in (a, b))

@@ -1,4 +1,4 @@
-"""Models on the screen: of two, what one remembers and the other does not, then both by depth; of more, a table."""
+"""Models on the screen: of two, what memory one has that the other lacks, then both by depth; of more, a table."""
 
 from __future__ import annotations
 

@@ -187,14 +187,16 @@ def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
 
 
 def _remarks(run: RunComparison) -> list[str]:
-    remarks = [f"order: {run.order.value}"]
-    if any(layer.last.moved for layer in run.layers):
-        remarks.append(f"modes moved: those whose rate changed by over {100 * math.expm1(LEAST_CHANGE):.0f} %")
-    if any(layer.by_tail for layer in run.layers):
-        remarks.append("slow modes, or slow 5 %: the rate that one mode in twenty stays below")
-    if any(limit.projection for layer in run.layers for limit in layer.limits):
-        remarks.append(reach_note(run))
     nominal = dict.fromkeys(layer.last.title for layer in run.layers if not layer.last.time_invariant)
-    if nominal:
-        remarks.append(f"nominal: the decay of {', '.join(nominal)} depends on the input; read with its gates at rest")
-    return [*remarks, *run.notes]
+    remarks = {
+        f"order: {run.order.value}": True,
+        f"modes moved: those whose rate changed by over {100 * math.expm1(LEAST_CHANGE):.0f} %": any(
+            layer.last.moved for layer in run.layers
+        ),
+        "slow modes, or slow 5 %: the rate that one mode in twenty stays below": any(
+            layer.by_tail for layer in run.layers
+        ),
+        reach_note(run): any(limit.projection for layer in run.layers for limit in layer.limits),
+        f"nominal: the decay of {', '.join(nominal)} depends on the input; read with its gates at rest": nominal,
+    }
+    return [*(remark for remark, applies in remarks.items() if applies), *run.notes]

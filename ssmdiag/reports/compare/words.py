@@ -191,8 +191,8 @@ def _unnamed(limits: Sequence[Limit], first: Crossing, unit: str) -> str:
         if before is None:
             break
     slows = first.unnamed is Unnamed.SLOWS
-    why, unless = ("it slows", "it gains pace") if slows else ("its learning rate falls", "that rises")
-    return f"no step is named, for {why}: {', '.join(bounds)}, unless {unless} again"
+    why, unless = ("it slows", "it speeds up") if slows else ("its learning rate falls", "that rises")
+    return f"no step is named because {why}: {', '.join(bounds)}, unless {unless} again"
 
 
 def _reaches(limit: Limit) -> str:
@@ -240,15 +240,14 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
     if trend.points < FEWEST:
         return f"{trend.points} checkpoints are too few to tell a trend"
     if trend.p <= 0.05:
-        return f"one such layer among {len(run.layers)} is no more than chance gives (p = {trend.p:.2g} by itself)"
+        return f"among {len(run.layers)} layers chance alone gives one like this (p = {trend.p:.2g} by itself)"
     chance = _percent(trend.p)
     reasons = {
-        trend.p_rank: f"by chance, noise is as well in order in {chance} of runs",
-        trend.p_walk: f"by chance, a random walk goes as far in {chance} of runs",
-        trend.p_correlated: f"by chance, steps that keep their direction for a while go as far in up to {chance} of "
-        "runs",
-        trend.p_modes: "of many modes, one is the slowest by chance; those slowest at first did not change alike "
-        f"(p = {chance})",
+        trend.p_rank: f"noise without a trend is as well ordered in {chance} of runs",
+        trend.p_walk: f"a random walk without a drift goes as far in {chance} of runs",
+        trend.p_correlated: f"correlated steps without a drift go as far in up to {chance} of runs",
+        trend.p_modes: "of many modes one is the slowest by chance, and the modes that were slowest at first did not "
+        f"change alike (p = {chance})",
     }
     return reasons[trend.p]
 
