@@ -81,7 +81,7 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
             f"weights of {_tensors(broken)} are NaN.",
             details=first_of(broken),
             expected="numbers",
-            advice="go back to a checkpoint from before they were.",
+            advice="go back to a checkpoint without NaN.",
         )
     if outside:
         edge = "]" if new.reaches_high else ")"
@@ -124,7 +124,7 @@ def advise(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
     if grows:
         return "a rate of 0 or below does not decay, and no stable map holds it: bring it below the boundary first."
     if math.isinf(fastest):
-        return "no map holds an infinite rate: go back to a checkpoint from before it was."
+        return "no map holds an infinite rate: go back to a checkpoint without one."
     if new.name.startswith("best") and 1 / fastest > sys.float_info.min:
         # A quarter beyond the fastest rate, so that it can still grow, within the range of the model's own map.
         top = min(1.25 * fastest, (fastest + allowed) / 2)

@@ -74,8 +74,8 @@ def freeze(
         place = found.places[name]
         if nans := int(flatten_numbers(getattr(*place).detach()).isnan().sum()):
             raise LayerError(
-                f"{name}: {nans} of its numbers are NaN, and would stay so.",
-                advice="go back to a checkpoint from before they were.",
+                f"{name}: {nans} of its numbers are NaN.",
+                advice="go back to a checkpoint without NaN.",
             )
         if chosen[name].entries is not None and not all(isinstance(link, OnEntries) for link in links_of(place)):
             raise LayerError(
