@@ -55,7 +55,7 @@ class SteeringDifference:
     weights: tuple[float, float] | None
     """The two weights there."""
     note: str = ""
-    """Replaces the weights: why there are none."""
+    """Why there are no weights."""
 
     @property
     def within(self) -> bool:

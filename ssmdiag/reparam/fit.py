@@ -1,4 +1,4 @@
-"""Whether a map can replace a model's own: the values it must have, and the range it may have."""
+"""Whether a map can replace a model's own: it must hold the model's rates, and reach none that its own map does not."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _require_reach(weight: LiveWeight, old: StableMap, new: StableMap) -> None:
         raise MapError(
             f"{weight.name} goes through {old.name} in the model, whose values end at {old.low:g} and {old.high:g}; "
             f"those of {new.name} end at {new.low:g} and {new.high:g}.",
-            expected="a map that reaches no further",
+            expected="a map whose values stay within the model's",
             advice=f"best(b=…) reaches 1/b, so take b > {1 / old.high:g}." if new.low == old.low else "leave it out.",
         )
 

@@ -130,5 +130,5 @@ def _fix(name: str, choice: _Choice, found: LiveRecurrence) -> FrozenTensor:
             for part, attribute in owners_of(stored, found.places):
                 link = Hold(entries, held, order_of(part))
                 parametrize.register_parametrization(part, attribute, link, unsafe=True)
-    note = choice.note if isinstance(stored, nn.Parameter) else "a buffer, which did not train before either"
+    note = choice.note if isinstance(stored, nn.Parameter) else "a buffer, which no optimizer trains"
     return FrozenTensor(name, choice.family, numbers if whole else len(entries), numbers, note)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def find_recurrence(
                 name = checkpoint[weight.name].stored_name
                 entries = codes.entries(name, weight.values)
                 if entries is None:
-                    reason = f"{layer.family.title} changes it on its way to the map {weight.map}"
+                    reason = f"{layer.family.title} changes it before the map {weight.map}"
                     opaque[name, weight.role] = LeftAlone(name, recurrence.family, weight.role, reason)
                     continue
                 key = (name, weight.role, weight.map)

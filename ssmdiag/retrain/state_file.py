@@ -32,7 +32,7 @@ _MALFORMED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
 )  # fmt: skip
 """What reading raises for a file with a valid digest that ssmdiag did not write; RecursionError is a RuntimeError."""
-ANEW = "put back a copy of it, or delete it to start these arms anew."
+ANEW = "restore a copy of it, or delete it to start these arms from the beginning."
 
 
 def write_state(path: Path, values: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _read_head(path: Path, file: BinaryIO) -> dict[str, Any]:
         raise SsmdiagError(
             f"{path}: a state of version {version!r}, saved by another version of ssmdiag.",
             expected=f"version {STATE_VERSION}",
-            advice="resume it with that version, or delete it to start these arms anew.",
+            advice="resume it with that version, or delete it to start these arms from the beginning.",
         )
     written, size = file.readline(_LINE).decode("ascii").split()
     text = file.read(int(size)) if 0 <= int(size) <= _left(file) else b""
@@ -116,7 +116,7 @@ def _left(file: BinaryIO) -> int:
 
 
 def _damaged(path: Path) -> SsmdiagError:
-    return SsmdiagError(f"{path}: damaged: it is not what was written, by its SHA-256.", advice=ANEW)
+    return SsmdiagError(f"{path}: damaged: its SHA-256 does not match.", advice=ANEW)
 
 
 def _encode(value: Any, place: str, tensors: list[Tensor], known: dict[tuple[object, ...], int]) -> Any:

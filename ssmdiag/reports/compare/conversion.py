@@ -53,8 +53,8 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
         layer = proof.layers[nominal[0]]
         why = [*(layer.steering.unseen if layer.steering else ()), *(one.sentence for one in layer.settings)][0]
         return (
-            f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but what steers it by "
-            f"the input was not seen whole. Layer {labels[nominal[0]]}: {why}."
+            f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but not all that "
+            f"steers it by the input could be compared. Layer {labels[nominal[0]]}: {why}."
         )
     if not proof.proven:
         return "Not proven: part of a checkpoint could not be read."

@@ -74,8 +74,8 @@ def _longest(table: ModelTable, names: Sequence[str]) -> str:
         return f"{count}, which are not checkpoints of one run."
     (low, first), (high, last) = known[0], known[-1]
     return (
-        f"{count}, not one run. 99 % of the energy has passed latest in {last}, after {words.steps(high)} steps, "
-        f"earliest in {first}, after {words.steps(low)}."
+        f"{count}, not one run. 99 % of the energy has passed after {words.steps(high)} steps in {last}, the latest, "
+        f"and after {words.steps(low)} in {first}, the earliest."
     )
 
 

@@ -182,7 +182,7 @@ def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
     limits = {"bf16": 511.5, "fp16": 4095.5} | ({"context": float(run.context_length)} if run.context_length else {})
     left = len(run.layers) - len(curves)
     caption = f"slowest time constant in time steps over train {run.unit}s: " + ", ".join(captions)
-    caption += f" ({left} calmer layers not drawn)" if left else ""
+    caption += f" ({words.plural(left, 'other layer')} not drawn)" if left else ""
     page.picture(run_picture(curves, limits, page.settings), caption)
 
 

@@ -78,7 +78,7 @@ def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
         return f"no layer's decay changed at all {over}, nor what steers it by the input"
     still = f"no layer's decay changed at the nominal point {over}"
     if not run.steering_changed:
-        return f"{still}; what steers it by the input could not be compared whole"
+        return f"{still}; not all that steers it by the input could be compared"
     tensors = list(dict.fromkeys(name for names in run.steering_changed.values() for name in names))
     layers = [named.get(path, path) for path in run.steering_changed]
     where = f"layer{'s' * (len(layers) > 1)} {join_labels(layers, 4)}"

@@ -47,7 +47,7 @@ def _columns(result: RetrainResult) -> list[Column]:
         (any(s.accuracy is not None for s in summaries), "accuracy", lambda s: accuracy(s.accuracy)),
         (True, "diverged", diverged_at),
         (any(run.kernel for run in runs), "kernel error", lambda s: kernel_error(s.runs)),
-        (any(run.perturbation for run in runs), "noise borne, β", lambda s: noise_borne(s.runs)),
+        (any(run.perturbation for run in runs), "noise β at loss × 2", lambda s: noise_borne(s.runs)),
     ]
     laws = [(heading.replace("\n", " "), cells) for heading, cells in law_columns(runs)]
     return [*columns_of(summaries, table), *laws, *memory_columns(runs)]

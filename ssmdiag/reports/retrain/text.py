@@ -204,7 +204,7 @@ def _curves(page: Page, result: RetrainResult, summaries: Sequence[Summary], nam
     if losses:
         page.picture(run_picture(losses, {}, settings, loss), f"validation loss over steps: {key}")
     if kernels:
-        page.picture(kernel_picture(result.target, kernels, settings), f"learned kernel: • asked for, {key}")
+        page.picture(kernel_picture(result.target, kernels, settings), f"learned kernels: • target, {key}")
     if noises:
         said = f"worst validation loss with noise up to β on the weights of the rates: {key}"
         page.picture(noise_picture(noises, settings, loss), said)

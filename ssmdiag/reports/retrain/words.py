@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssmdiag.reports import words
@@ -14,7 +13,7 @@ from ssmdiag.retrain.results import ArmResult, PerturbationCurve
 from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, overlap, summarise_arms
 
 if TYPE_CHECKING:
-    from ssmdiag.assessment.spectrum import LayerDiagnosis
+    from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.retrain.results import RetrainResult
 
 
@@ -153,7 +152,7 @@ def _past_the_boundary(result: RetrainResult, names: dict[Arm, str]) -> str:
     grown = {
         _name(run.arm, names)
         for run in result.arms
-        if run.final_loss is not None and (margin := memory_of(run.after).margin) is not None and margin < 0
+        if run.final_loss is not None and (margin := Row("", run.after).margin) is not None and margin < 0
     }
     if not grown:
         return ""
@@ -181,55 +180,43 @@ def _listed(names: Sequence[str]) -> str:
     return "; ".join(names[:MOST_SAID]) + ("; …" if len(names) > MOST_SAID else "")
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What the layers of an arm remember, together."""
-
-    horizon: float | None
-    """Longest, in steps."""
-    half_life: float | None
-    """Longest, in steps."""
-    margin: float | None
-    """Smallest 1 − |λ̄|."""
-    length: float | None
-    """Farthest input that some channel rebuilds to one half, in steps."""
-    capacity: float | None
-    """Σ MF within the context of a channel: the median over channels, then over layers."""
-    law: str
-    """That of every layer, or "mixed"."""
-
-
-def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
-    """Return the memory of an arm's layers; None for what is not known."""
-    laws = {layer.decay.law[0] for layer in layers if layer.decay}
-    capacities = [layer.capacity for layer in layers if layer.capacity]
-    together = Row("", tuple(layers))
-    return Memory(
-        horizon=together.longest("horizon"),
-        half_life=together.longest("half_life"),
-        margin=together.margin,
-        length=max((own.length_half.max for own in capacities if own.length_half), default=None),
-        capacity=median(sorted(own.capacity.median for own in capacities if own.capacity)),
-        law=laws.pop() if len(laws) == 1 else "mixed" if laws else "–",
-    )
-
-
 def memory_columns(runs: Sequence[ArmResult]) -> list[Column]:
-    """Return (heading, cells) for the memory of each run before and after; what is known of none is left out."""
-    pairs = [(memory_of(run.before), memory_of(run.after)) for run in runs]
-    said: list[tuple[str, Callable[[Memory], str]]] = [
-        ("horizon", lambda m: words.steps(m.horizon)),
-        ("half-life", lambda m: words.steps(m.half_life)),
-        ("margin", lambda m: words.margin(m.margin)),
-        ("length", lambda m: whole(m.length)),
-        ("capacity", lambda m: "–" if m.capacity is None else f"{m.capacity:.3g}"),
-        ("law", lambda m: m.law),
+    """Return the memory of each run before → after training; columns in which nothing is known are left out.
+
+    Of all layers together: the longest horizon and half-life in steps; the smallest margin 1 − |λ̄|; the length, the
+    farthest input in steps that some channel rebuilds to one half; the capacity, Σ MF of a channel within the context,
+    its median over channels and then over layers; the decay law.
+    """
+    pairs = [(Row("", run.before), Row("", run.after)) for run in runs]
+    table: list[tuple[str, Callable[[Row], str]]] = [
+        ("horizon", lambda row: words.steps(row.longest("horizon"))),
+        ("half-life", lambda row: words.steps(row.longest("half_life"))),
+        ("margin", lambda row: words.margin(row.margin)),
+        (
+            "length",
+            lambda r: whole(max((c.length_half.max for c in _capacities(r) if c.length_half), default=None)),
+        ),
+        ("capacity", lambda r: _three_digits(median([c.capacity.median for c in _capacities(r) if c.capacity]))),
+        ("law", _law),
     ]
     columns = [
-        (heading, [say(a) if heading == "law" and a.law == b.law else f"{say(a)} → {say(b)}" for a, b in pairs])
-        for heading, say in said
+        (heading, [say(a) if heading == "law" and say(a) == say(b) else f"{say(a)} → {say(b)}" for a, b in pairs])
+        for heading, say in table
     ]
     return [(heading, cells) for heading, cells in columns if any(set(cell.split()) - {"–", "→"} for cell in cells)]
+
+
+def _capacities(row: Row) -> list[CapacitySummary]:
+    return [layer.capacity for layer in row.layers if layer.capacity]
+
+
+def _three_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _law(row: Row) -> str:
+    laws = {layer.decay.law[0] for layer in row.layers if layer.decay}
+    return laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
 
 
 def losses_so_far(result: RetrainResult) -> list[Column]:
