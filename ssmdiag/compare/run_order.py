@@ -81,8 +81,8 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
         return list(paths), ()
     ends, notes = [], []
     for path in paths:
-        is_model = any((path / f"{name}{end}").exists() for name in WEIGHTS for end in ("", INDEX))
-        inside = _numbered_in(path) if path.is_dir() and not is_model else []
+        holds = ((path / f"{name}{end}").exists() for name in WEIGHTS for end in ("", INDEX))
+        inside = _numbered_in(path) if path.is_dir() and not any(holds) else []
         if len(inside) < 2:
             ends.append(path)
             continue

@@ -32,7 +32,7 @@ _MALFORMED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
 )  # fmt: skip
 """What reading raises for a file with a valid digest that ssmdiag did not write; RecursionError is a RuntimeError."""
-ANEW = "restore a copy of it, or delete it to start these arms from the beginning."
+ANEW = "restore a copy of it, or delete it to start these arms anew."
 
 
 def write_state(path: Path, values: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _read_head(path: Path, file: BinaryIO) -> dict[str, Any]:
         raise SsmdiagError(
             f"{path}: a state of version {version!r}, saved by another version of ssmdiag.",
             expected=f"version {STATE_VERSION}",
-            advice="resume it with that version, or delete it to start these arms from the beginning.",
+            advice="resume it with that version, or delete it to start these arms anew.",
         )
     written, size = file.readline(_LINE).decode("ascii").split()
     text = file.read(int(size)) if 0 <= int(size) <= _left(file) else b""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from ssmdiag.reports import Settings
 from ssmdiag.reports.retrain import markdown, text
 from ssmdiag.reports.retrain.json import render
 from ssmdiag.reports.retrain.laws import law_columns, law_remark
+from ssmdiag.reports.retrain.words import settings_of
 from ssmdiag.retrain.arms import Arm, Budget, product_of
 from ssmdiag.retrain.results import ArmResult, LearnedKernel, LearnedLaw, PerturbationCurve, Point, RetrainResult
 from ssmdiag.retrain.tasks import TargetLaw
@@ -261,3 +262,13 @@ def test_a_kernel_too_short_to_fit_is_said_to_be_that() -> None:
     )
     heading = ["β, target\n1", "exponential\noff, dB", "polynomial\noff, dB", "truncated\noff, dB"]
     assert law_columns([result, run(Arm("best"), 0.1)]) == [(name, ["–", "–"]) for name in heading]
+
+
+def test_every_field_of_an_arm_but_learning_rate_and_seed_is_named_where_arms_differ_in_it() -> None:
+    others = {
+        "param": "best", "freeze": "step", "init": "long", "recurrence_lr": 0.1, "weight_decay": 0.5,
+    }  # fmt: skip
+    assert {*others, "lr", "seed"} == {field.name for field in fields(Arm)}
+    for name, value in others.items():
+        first, second = settings_of([Arm("exp"), replace(Arm("exp"), **{name: value})]).values()  # type: ignore[arg-type]
+        assert first != second

@@ -33,6 +33,7 @@ from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_ar
 
 if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
+    from ssmdiag.retrain.arms import Arm
     from ssmdiag.retrain.results import RetrainResult
 
 MOST_CURVES = 6
@@ -154,7 +155,7 @@ def _grid(
 ) -> tuple[list[Summary], list[Column]]:
     """Return a summary of each setting, and final losses by learning rate; `×` where a seed diverged."""
     windows = {setting_of(window.arm): window for window in learning_rate_windows(result)}
-    rows: dict[tuple[object, ...], dict[float, Summary]] = {}
+    rows: dict[Arm, dict[float, Summary]] = {}
     for summary in summaries:
         rows.setdefault(setting_of(summary.arm), {})[summary.arm.lr] = summary
     columns = [(learning_rate(rate), [_cell(cells.get(rate)) for cells in rows.values()]) for rate in rates]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssmdiag.reports import words
@@ -75,9 +76,9 @@ def columns_of(rows: Sequence[Item], table: Iterable[tuple[object, str, Callable
     return [(heading, [cell(row) for row in rows]) for used, heading, cell in table if used]
 
 
-def setting_of(arm: Arm) -> tuple[object, ...]:
-    """Return what an arm is, but for its learning rate and seed."""
-    return tuple(getattr(arm, name) for name in _PARTS)
+def setting_of(arm: Arm) -> Arm:
+    """Return the arm without its learning rate and seed."""
+    return replace(arm, lr=0.0, seed=0)
 
 
 def settings_of(arms: Sequence[Arm]) -> dict[Arm, str]:
