@@ -116,7 +116,7 @@ def _left(file: BinaryIO) -> int:
 
 
 def _damaged(path: Path) -> SsmdiagError:
-    return SsmdiagError(f"{path}: damaged: its SHA-256 does not match.", advice=ANEW)
+    return SsmdiagError(f"{path}: damaged: its size or its SHA-256 does not match.", advice=ANEW)
 
 
 def _encode(value: Any, place: str, tensors: list[Tensor], known: dict[tuple[object, ...], int]) -> Any:

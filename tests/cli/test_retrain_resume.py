@@ -252,7 +252,7 @@ def without_parts(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a flipped bit": (flip, "damaged: its SHA-256 does not match"),
+    "a flipped bit": (flip, "damaged: its size or its SHA-256 does not match"),
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b"0"), "damaged"),
     "empty": (lambda path: path.write_bytes(b""), "not a state to resume from"),
