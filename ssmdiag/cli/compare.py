@@ -98,8 +98,12 @@ def compare(
     --strict is to prove could not be seen. Exit 2: a checkpoint, or part of one, could not be read; what could
     be is still compared.
     """
+    from ssmdiag.compare.conversion import prove_conversion
+    from ssmdiag.compare.models import compare_models, same_structure, tabulate_models
+    from ssmdiag.compare.run import compare_run
     from ssmdiag.compare.run_order import expand_run, last_checkpoints
     from ssmdiag.families.recognition import guess_of
+    from ssmdiag.reports.compare import conversion, json, models, run
     from ssmdiag.reports.json import render
     from ssmdiag.reports.words import heading
 
@@ -114,20 +118,61 @@ def compare(
     strict = strict or tolerance is not None
     if strict and len(paths) != 2:
         raise SsmdiagError(f"--strict compares two checkpoints, {len(paths)} were given.")
-    families = load_families(map_file)
-    how = {"assume": parse_assumptions(assume), "families": families, "device": choose_device(device)}
+    families, assumed, place = load_families(map_file), parse_assumptions(assume), choose_device(device)
+
+    def side_by_side(why: str, notes: Sequence[str]) -> _Compared:
+        if fail_on != "never":
+            raise SsmdiagError(
+                f"--fail-on {fail_on} looks for a trend, and different models are no run"
+                f"{f': {why}' if why else ''}{'' if why.endswith('.') else '.'}",
+                expected="checkpoints of one run",
+                advice="leave --fail-on away to see the models beside each other.",
+            )
+        if len(paths) > 2:
+            table = tabulate_models(
+                paths, assume=assumed, families=families, device=place, context_length=length, notes=notes
+            )
+            return _Compared(table, models.table_report, json.table_document, table.exit_code())
+        pair = compare_models(
+            *paths, assume=assumed, families=families, device=place, context_length=length, notes=notes
+        )
+        return _Compared(pair, models.models_report, json.models_document, pair.exit_code())
+
+    def is_one_model() -> bool:
+        try:
+            return same_structure(*paths, assume=assumed, families=families)
+        except CheckpointError:
+            return True  # the comparison of a run reports which checkpoints cannot be read
+
     found: _Compared
     if strict:
-        found = _prove(paths, tolerance, context_length=length, notes=notes, **how)
-    elif notes or (len(paths) == 2 and not _same_model(*paths, assume=how["assume"], families=families)):
-        why = "they are the last checkpoints of different runs" if notes else ""
-        found = _models(paths, fail_on, why, context_length=length, notes=notes, **how)
+        proof = prove_conversion(
+            *paths,
+            tolerance=tolerance,
+            assume=assumed,
+            families=families,
+            device=place,
+            context_length=length,
+            notes=notes,
+        )
+        found = _Compared(proof, conversion.conversion_report, json.conversion_document, proof.exit_code())
+    elif notes or (len(paths) == 2 and not is_one_model()):
+        found = side_by_side("they are the last checkpoints of different runs" if notes else "", notes)
     else:
         try:
             with Progress("checkpoints", quiet=quiet) as progress:
-                found = _run(paths, fail_on, context_length=length, memory=memory, on_checkpoint=progress.update, **how)
+                history = compare_run(
+                    paths,
+                    assume=assumed,
+                    families=families,
+                    device=place,
+                    context_length=length,
+                    memory=memory,
+                    on_checkpoint=progress.update,
+                )
+            found = _Compared(history, run.report, json.run_document, history.exit_code(fail_on))
         except DifferentModelsError as error:
-            found = _models(paths, fail_on, error.seen, context_length=length, notes=(*notes, error.seen), **how)
+            found = side_by_side(error.seen, (*notes, error.seen))
     settings = terminal.settings(color, output, text=format == "text", plots=plots, all_layers=all_layers, quiet=quiet)
     if format == "json":
         text = render(found.document(found.result) | {"guess": guess_of(families)})
@@ -135,50 +180,3 @@ def compare(
         text = heading(guess_of(families), settings.width) + found.report(found.result, settings)
     terminal.emit(text, target, colours=settings.colour)
     raise typer.Exit(found.code)
-
-
-def _same_model(a: Path, b: Path, **how: Any) -> bool:
-    from ssmdiag.compare.models import same_structure
-
-    try:
-        return same_structure(a, b, **how)
-    except CheckpointError:
-        return True  # the comparison of a run reports which checkpoints cannot be read
-
-
-def _prove(paths: Sequence[Path], tolerance: float | None, **how: Any) -> _Compared:
-    from ssmdiag.compare.conversion import prove_conversion
-    from ssmdiag.reports.compare.conversion import conversion_report
-    from ssmdiag.reports.compare.json import conversion_document
-
-    proof = prove_conversion(*paths, tolerance=tolerance, **how)
-    return _Compared(proof, conversion_report, conversion_document, proof.exit_code())
-
-
-def _models(paths: Sequence[Path], fail_on: FailOn, why: str, **how: Any) -> _Compared:
-    """Return two models side by side, or a table of more."""
-    from ssmdiag.compare.models import compare_models, tabulate_models
-    from ssmdiag.reports.compare.json import models_document, table_document
-    from ssmdiag.reports.compare.models import models_report, table_report
-
-    if fail_on != "never":
-        raise SsmdiagError(
-            f"--fail-on {fail_on} looks for a trend, and different models are no run"
-            f"{f': {why}' if why else ''}{'' if why.endswith('.') else '.'}",
-            expected="checkpoints of one run",
-            advice="leave --fail-on away to see the models beside each other.",
-        )
-    if len(paths) > 2:
-        table = tabulate_models(paths, **how)
-        return _Compared(table, table_report, table_document, table.exit_code())
-    pair = compare_models(*paths, **how)
-    return _Compared(pair, models_report, models_document, pair.exit_code())
-
-
-def _run(paths: Sequence[Path], fail_on: FailOn, **how: Any) -> _Compared:
-    from ssmdiag.compare.run import compare_run
-    from ssmdiag.reports.compare.json import run_document
-    from ssmdiag.reports.compare.run import report
-
-    run = compare_run(paths, **how)
-    return _Compared(run, report, run_document, run.exit_code(fail_on))

@@ -43,7 +43,7 @@ def retrain(
             "--param",
             metavar="MAP",
             help="Map of the rates: direct, relu, exp, softplus, sigmoid, heavy-tail, best, …  [default: best; "
-            "heavy-tail for a model that is given]",
+            "heavy-tail for your own model]",
         ),
     ] = None,
     task: Annotated[
@@ -76,7 +76,7 @@ def retrain(
         typer.Option(
             "--weight-decay",
             metavar="X",
-            help="On every weight; of a model that is given, on all but the recurrence's.  [default: 0]",
+            help="On every weight; of your own model, on all but the recurrence's.  [default: 0]",
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps of every arm.")] = 1000,
@@ -103,7 +103,8 @@ def retrain(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")] = False,
     checkpoint_every: Annotated[
-        int | None, typer.Option("--checkpoint-every", metavar="STEPS", min=1, help="Keep a checkpoint so often.")
+        int | None,
+        typer.Option("--checkpoint-every", metavar="STEPS", min=1, help="Keep a checkpoint every so many steps."),
     ] = None,
     perturb: Annotated[
         bool, typer.Option("--perturb", help="Add each arm's loss with noise on its trained rates.")
@@ -205,10 +206,6 @@ def _how_to_go_on(output: Path | None) -> str:
 def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
     from ssmdiag.reports.retrain import json, markdown, text
 
-    if format == "json":
-        report = json.render(result)
-    elif format == "markdown":
-        report = markdown.render(result)
-    else:
-        report = text.report(result, settings)
+    reports = {"json": json.render, "markdown": markdown.render}
+    report = text.report(result, settings) if format == "text" else reports[format](result)
     terminal.emit(report, None, colours=settings.colour)

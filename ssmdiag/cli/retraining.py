@@ -64,11 +64,8 @@ class Asked:
     @property
     def task(self) -> str:
         """The task; where none is named that of the given file, else lf-poly, which needs long memory."""
-        if self.data is not None and self.function is None:
-            usual = "arrays"
-        else:
-            usual = "lf-poly" if self.text is None else "text"
-        return self.named_task or usual
+        of_file = "arrays" if self.data is not None and self.function is None else "text" if self.text else None
+        return self.named_task or of_file or "lf-poly"
 
     def usual_map(self) -> str:
         """Return the default map to compare with: for a user's model, one that holds any rate."""
@@ -87,7 +84,7 @@ class Asked:
             )
         for name, count in {"together": self.together, **counts}.items():
             if count > MOST:
-                raise ConfigurationError(f"--{name} {count:,}: more than any run has.", expected=f"{MOST:,} at most")
+                raise ConfigurationError(f"--{name} {count:,}: too many.", expected=f"{MOST:,} at most")
 
     def reject_ignored_options(self) -> None:
         """Raise ConfigurationError for options that this run would ignore."""
@@ -102,19 +99,19 @@ class Asked:
         model = self.path.name if self.path else self.model
         if self.path is not None or self.foreign:
             sizes = ("width", "modes", "depth", *["model"] * of_path)
-            yield from ((name, f"{model} has a model and sizes of its own.", out) for name in sizes)
+            yield from ((name, f"{model} sets the model and its sizes.", out) for name in sizes)
         if self.foreign and self.together != 1:
-            yield "together", "models that are given are trained one after another.", out
+            yield "together", "models of your own are trained one after another.", out
         if not self.foreign:
             yield "assume", "the built-in model is known; there is nothing to assume.", out
         if self.function is not None:
-            why = f"{self.function} returns the sequences as they are."
+            why = f"{self.function} returns its own sequences."
             yield from ((name, why, out) for name in ("task", "length", "samples", "text"))
         elif self.foreign and of_path:
             why = f"{model} learns the next token of a text."
             yield from ((name, why, "give --text, or --data package.module:function.") for name in ("task", "data"))
         elif self.text is not None:
-            yield "data", f"{self.text.name} is what would be learned.", "leave one of them out."
+            yield "data", f"the model learns {self.text.name} already.", "leave one of them out."
         if self.output is None:
             yield "checkpoint_every", "nothing is kept without --output.", "give --output DIR, or leave it out."
 
@@ -138,11 +135,11 @@ def experiment(asked: Asked, arms: Sequence[Arm], budget: Budget) -> Experiment:
 
 
 def _of_module(asked: Asked, arms: Sequence[Arm], budget: Budget) -> Experiment:
-    if names_function(asked.model):
-        source = function_source(asked.model, asked.path)
-    else:
-        assert asked.path is not None
-        source = directory_source(asked.path)
+    source = (
+        function_source(asked.model, asked.path)
+        if asked.path is None or names_function(asked.model)
+        else directory_source(asked.path)
+    )
     title, batches = _batches(asked, budget, source)
     if isinstance(batches, StreamedBatches):
         if "batch" in asked.given:

@@ -2,10 +2,10 @@
 
 Layers are matched by name, else by order. Within a channel the log-eigenvalues are compared as sets: a converter
 may reorder modes, store the other half of conjugate pairs, repeat a channel over heads or reorder channels as a
-whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: that
-shows what the eigenvalues alone cannot, a B or C that went to another mode. For selective layers this covers only the
-nominal point, so what steers them by the input is compared as well; where that is impossible, nothing is proven.
-Settings that change a memory without changing a weight are compared too (`forward_settings`).
+whole. Where both sides have B and C, their kernels are compared too, at log-spaced lags over the context: this shows
+a B or C that went to another mode, which eigenvalues cannot show. For selective layers this covers only the nominal
+point, so the tensors that steer the decay by the input are compared as well; where that is impossible, nothing is
+proven. Settings that change a memory without changing a weight are compared too (`forward_settings`).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ the step by 3 %; float16 is eight times finer. Where both sides store the same t
 """
 COARSEST = 0.5
 """The same for types of 8 bits and fewer."""
-LEFT_BEHIND = "its decays stand in another order, what steers them by the input does not"
-NOT_FOLLOWED = "its decays stand in another order, and what steers them was not followed into it"
+LEFT_BEHIND = "its decays are in another order, but what steers them by the input is not"
+NOT_FOLLOWED = "its decays are in another order, and what steers them could not be matched to that order"
 
 
 class Outcome(Enum):
-    """How one layer came through. Values stand in reports and in JSON."""
+    """Whether a layer has the same memory. Values are printed in reports and in JSON."""
 
     SAME = "same"
     REORDERED = "same, in another order"
@@ -76,7 +76,7 @@ class LayerProof:
     kernel: Difference | None
     """The lag at which kernels differ most, relative to the channel's peak; None where a side has no B or C."""
     notes: tuple[str, ...]
-    """What was undone to compare them, or why they cannot be compared."""
+    """How their modes or channels were aligned, or why they cannot be compared."""
     steering: SteeringComparison | None = None
     """What steers it by the input; None where nothing does."""
     settings: tuple[SettingDifference, ...] = ()
@@ -111,9 +111,7 @@ class ConversionProof:
 
     def exit_code(self) -> int:
         """Return 1 if a layer differs or is known at the nominal point alone, 2 if part could not be read, else 0."""
-        if any(not layer.proven for layer in self.layers):
-            return 1
-        return 0 if self.proven else 2
+        return 1 if any(not layer.proven for layer in self.layers) else 0 if self.proven else 2
 
 
 @one_thread()
@@ -205,9 +203,7 @@ def default_tolerance(a: str, b: str) -> float:
     >>> default_tolerance("float32", "float32"), default_tolerance("bfloat16", "float32")
     (0.001, 0.05)
     """
-    if a == b:
-        return TOLERANCES["float32"]
-    return max(TOLERANCES.get(dtype, COARSEST) for dtype in (a, b))
+    return TOLERANCES["float32"] if a == b else max(TOLERANCES.get(dtype, COARSEST) for dtype in (a, b))
 
 
 def coarsest(recurrence: Recurrence) -> str:
@@ -250,10 +246,9 @@ def _prove_layer(
         if alone and a and b and proof.outcome is Outcome.REORDERED and steering and steering.differing:
             order = match_spectra(one, other, proof.tolerance).channel_order
             followed = None if order is None else compare_steering(a, b, tolerance, order)
-        if followed and followed.compared and not followed.differing and not followed.unseen:
-            yield _with_settings(replace(proof, steering=followed), settings)
-        else:
-            yield _with_settings(_with_steering(proof, steering), settings)
+        agrees = followed and followed.compared and not followed.differing and not followed.unseen
+        proof = replace(proof, steering=followed) if agrees else _with_steering(proof, steering)
+        yield _with_settings(proof, settings)
     for lone in first[len(second) :]:
         yield _missing(lone, "only the first has it", a=lone.layer)
     for lone in second[len(first) :]:

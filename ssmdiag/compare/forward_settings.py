@@ -33,7 +33,7 @@ class SettingDifference:
         if self.a is not None and self.b is not None:
             return f"{self.name} is {_written(self.a)} in a, {_written(self.b)} in b: {self.meaning}"
         known, value, other = ("a", self.a, "b") if self.b is None else ("b", self.b, "a")
-        return f"{self.name} is {_written(value)} in {known}, and no setting of {other} tells: {self.meaning}"
+        return f"{self.name} is {_written(value)} in {known}, and no setting of {other} says: {self.meaning}"
 
 
 def differing_settings(a: Layer, b: Layer) -> tuple[SettingDifference, ...]:

@@ -11,13 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, takewhile
+from itertools import groupby, pairwise, takewhile
+from operator import attrgetter
 
 from ssmdiag.compare.layer_point import ROUNDS_TO_ONE, LayerPoint
 from ssmdiag.compare.learning_rate import Schedule, schedule_of, steps_at_last_rate
 from ssmdiag.compare.mode_drift import p_of_modes
 from ssmdiag.compare.projection import Crossing, Unnamed, bound, measure_pace, project
 from ssmdiag.compare.trend import FEWEST, Trend, Verdict, fit_trend, judge
+
+_UNNAMED: dict[Schedule | None, Unnamed] = {Schedule.FALLS: Unnamed.RATE_FALLS, Schedule.ENDED: Unnamed.RATE_ENDED}
+"""Why no step is named, by what the learning rate does at the end."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Limit:
     """True: the rate was there at its first checkpoint."""
     projection: Crossing | None
     """None where the limit is passed, or the layer does not converge."""
+
+    @property
+    def at(self) -> float | None:
+        """The step at which the layer is projected to reach it."""
+        return self.projection.at if self.projection else None
 
 
 @dataclass(frozen=True)
@@ -76,26 +85,18 @@ class LayerHistory:
     @property
     def next_limit(self) -> Limit | None:
         """Return the limit that it is projected to reach first."""
-        ahead = [
-            (limit.projection.at, position)
-            for position, limit in enumerate(self.limits)
-            if limit.projection and limit.projection.at is not None
-        ]
-        return self.limits[min(ahead)[1]] if ahead else None
+        return min((limit for limit in self.limits if limit.at is not None), key=attrgetter("at"), default=None)
 
     def fails(self, fail_on: str) -> bool:
-        """Whether the layer does what `--fail-on` names."""
-        before = self.first
+        """Whether the layer does what `--fail-on` names: `converging` or `crossing`."""
         if self.verdict is Verdict.CROSSED:
-            return not (before.unstable or before.marginal)
+            return not (self.first.unstable or self.first.marginal)
         if self.verdict is Verdict.BROKEN:
-            return not before.nonfinite
+            return not self.first.nonfinite
         if self.verdict is not Verdict.CONVERGING:
             return False
         return fail_on == "converging" or any(
-            (limit.passed is not None and not limit.from_start)
-            or (limit.projection and limit.projection.at is not None)
-            for limit in self.limits
+            (limit.passed is not None and not limit.from_start) or limit.at is not None for limit in self.limits
         )
 
 
@@ -150,14 +151,13 @@ def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:
     if len(usable) < 2:
         return None
     trend = fit_trend([point.step for point, _ in usable], [math.log(rate) for _, rate in usable])
-    along = _as_it_is_pushed(usable)
-    if along:
+    if along := _linear_coordinates(usable):
         straight = fit_trend(*along)
         trend = replace(trend, p_walk=straight.p_walk, p_correlated=straight.p_correlated)
     return replace(trend, p_modes=_p_modes([point for point, _ in usable], trend.slope.value, quantile))
 
 
-def _as_it_is_pushed(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[float], list[float]] | None:
+def _linear_coordinates(points: Sequence[tuple[LayerPoint, float]]) -> tuple[list[float], list[float]] | None:
     """Return x and y in which constant updates make a straight line; None where those are step and log rate.
 
     x is the integral of the learning rate where every point has one, y the rate itself where it is stored directly.
@@ -199,14 +199,11 @@ def _limits(history: LayerHistory, context: int | None) -> tuple[Limit, ...]:
         goals["context"] = 1 / context
     if history.last.can_cross:
         goals["boundary"] = 0.0
-    path = None
-    if history.slowest_verdict is Verdict.CONVERGING and history.verdict is Verdict.CONVERGING:
-        path = _Path.of(history, points)
+    converges = history.slowest_verdict is history.verdict is Verdict.CONVERGING
+    path = _Path.of(history, points) if converges else None
     limits = []
     for name, goal in sorted(goals.items(), key=lambda item: -item[1]):
-        below = 0
-        while below < len(points) and points[-1 - below][1] <= goal:
-            below += 1
+        below = next((k for k, (_, rate) in enumerate(reversed(points)) if rate > goal), len(points))
         passed = points[-below][0].step if below else None
         projection = path.reaches(goal) if path and not below else None
         limits.append(Limit(name, goal, passed, below == len(points) > 0, projection))
@@ -233,17 +230,15 @@ class _Path:
         linear = history.last.can_cross
         points = [(point, rate) for point, rate in points if linear or 0 < rate < math.inf]
         steps = [float(point.step) for point, _ in points]
-        x, y = _as_it_is_pushed(points) or (steps, [math.log(rate) for _, rate in points])
-        span, unnamed = steps[-1] - steps[0], None
-        if history.schedule:
-            unnamed = {Schedule.FALLS: Unnamed.RATE_FALLS, Schedule.ENDED: Unnamed.RATE_ENDED}.get(history.schedule)
+        x, y = _linear_coordinates(points) or (steps, [math.log(rate) for _, rate in points])
+        unnamed = _UNNAMED.get(history.schedule)
         pace = measure_pace(x, y)
         slope = pace.slowest if pace.slows else None
         if unnamed is Unnamed.RATE_ENDED:
             slope = 0.0
         elif pace.slows:
             unnamed = unnamed or Unnamed.SLOWS
-        return cls(fit_trend(x, y), x[0], x[-1], linear, slope, unnamed, span)
+        return cls(fit_trend(x, y), x[0], x[-1], linear, slope, unnamed, steps[-1] - steps[0])
 
     def reaches(self, goal: float) -> Crossing:
         """Return when the rate falls to `goal`, or a bound before which it does not."""
@@ -258,13 +253,8 @@ class _Path:
 
 
 def _longest_stretch(points: Sequence[LayerPoint]) -> list[LayerPoint]:
-    """Return the longest run of points of one shape, the last of equally long ones."""
-    stretches: list[list[LayerPoint]] = []
-    for point in points:
-        if stretches and stretches[-1][-1].shape == point.shape:
-            stretches[-1].append(point)
-        else:
-            stretches.append([point])
+    """Return the longest series of points of one shape, the last of equally long ones."""
+    stretches = [list(group) for _, group in groupby(points, key=lambda point: point.shape)]
     return max(reversed(stretches), key=len)
 
 

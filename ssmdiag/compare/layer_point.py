@@ -53,7 +53,7 @@ class LayerPoint:
     moved: int | None
     """Modes whose rate changed since the layer's first checkpoint by more than the least change; None at the first."""
     horizon: Quantiles | None
-    """Steps to 99 % of the energy, over channels; None where it was not sought."""
+    """Steps to 99 % of the energy, over channels; None where it was not computed."""
     decay: LayerDecay | None
     slowest_mode: int | None = None
     """Which mode is the slowest, channels first; None where not all are finite."""
@@ -86,11 +86,14 @@ def read_point(
 ) -> LayerPoint:
     """Return the numbers of one layer at one checkpoint.
 
-    `before` are its rates at its first checkpoint. Horizon and law are found over `context`, if that is given.
+    `before`: its rates at its first checkpoint, (channel, mode) in nats per step. Horizon and decay law are computed
+    over `context` steps, None for neither.
     """
-    horizon, decay = None, None
-    if context is not None:
-        horizon, decay = summarise_memory(assess_memory(sample_channels(recurrence, MOST_CHANNELS), context))
+    horizon, decay = (
+        (None, None)
+        if context is None
+        else summarise_memory(assess_memory(sample_channels(recurrence, MOST_CHANNELS), context))
+    )
     rate = recurrence.rate
     moved = None
     first_slowest: tuple[ModeDrift, ...] = ()

@@ -34,9 +34,7 @@ class ModeDrift:
 
     def p(self, direction: float) -> float:
         """Return the two-sided p-value of a mean change in this direction; 1 if the mean went the other way."""
-        if self.mean * direction <= 0:
-            return 1.0
-        return student_p(self.mean / max(self.error, 1e-12), self.count - 1)
+        return 1.0 if self.mean * direction <= 0 else student_p(self.mean / max(self.error, 1e-12), self.count - 1)
 
 
 def p_of_modes(drifts: Sequence[ModeDrift], direction: float) -> float:
@@ -61,9 +59,5 @@ def drifts_of_first_slowest(before: Tensor, now: Tensor) -> tuple[ModeDrift, ...
     other[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
     changes = (last[other] / first[other]).log()
     counts = dict.fromkeys(min(max(len(changes) // share, FEWEST), len(changes)) for share in SHARES)
-    return tuple(_drift(changes[:count]) for count in counts if count > 1)
-
-
-def _drift(changes: Tensor) -> ModeDrift:
-    error = float(changes.std(correction=1)) / math.sqrt(len(changes))
-    return ModeDrift(float(changes.mean()), error, len(changes))
+    chosen = (changes[:count] for count in counts if count > 1)
+    return tuple(ModeDrift(float(x.mean()), float(x.std(correction=1)) / math.sqrt(len(x)), len(x)) for x in chosen)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -202,21 +202,16 @@ def same_layers(a: Recognition, b: Recognition) -> bool:
 def require_one_model(first: tuple[Path, Recognition], other: tuple[Path, Recognition]) -> None:
     """Raise DifferentModelsError where two checkpoints, given with their paths, have other layers."""
     if not same_layers(first[1], other[1]):
-        names, layers = ([tell(side) for side in (first, other)] for tell in (_folder_and_name, _layers))
+        names = " and ".join(f"{path.absolute().parent.name}/{path.name}" for path, _ in (first, other))
         raise DifferentModelsError(
-            f"{' and '.join(names)} are different models: {', and '.join(layers)}.",
+            f"{names} are different models: {', and '.join(_layers(found) for _, found in (first, other))}.",
             expected="checkpoints of one run",
             advice="`ssmdiag compare` puts different models into a table.",
         )
 
 
-def _folder_and_name(side: tuple[Path, Recognition]) -> str:
-    return f"{side[0].absolute().parent.name}/{side[0].name}"
-
-
-def _layers(side: tuple[Path, Recognition]) -> str:
+def _layers(found: Recognition) -> str:
     """Return how many layers of which family a checkpoint has, with the sizes of the first."""
-    found = side[1]
     counts = Counter(layer.family.title for layer in found.layers)
     sizes = ", ".join(f"{size:,} {axis}s" for axis, size in found.layers[0].axes.items())
     return " + ".join(f"{count} × {title}" for title, count in counts.items()) + (f" ({sizes})" if sizes else "")
@@ -244,12 +239,10 @@ def _gaps(a: Diagnosis, b: Diagnosis) -> list[Gap]:
     for lacking, poor, rich in (("a", a, b), ("b", b, a)):
         few, many = _shares(poor), _shares(rich)
         wanting = [m >= LEAST_SHARE and f < LACKING * m for f, m in zip(few, many, strict=True)]
-        start = 0
-        while start < len(wanting):
-            stop = start
-            while stop < len(wanting) and wanting[stop]:
-                stop += 1
-            if stop > start:
+        for is_wanting, decades in groupby(range(len(wanting)), wanting.__getitem__):
+            if is_wanting:
+                start, *more = decades
+                stop = start + len(more) + 1
                 holders = {layer.name: sum(_decades(layer)[start:stop]) for layer in rich.layers}
                 gaps.append(
                     Gap(
@@ -261,5 +254,4 @@ def _gaps(a: Diagnosis, b: Diagnosis) -> list[Gap]:
                         layers=tuple(sorted((n for n, c in holders.items() if c), key=lambda n: -holders[n])),
                     )
                 )
-            start = stop + 1
     return sorted(gaps, key=lambda gap: -gap.high)

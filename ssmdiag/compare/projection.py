@@ -33,7 +33,7 @@ LEVEL = 0.01
 
 
 class Unnamed(Enum):
-    """Why no step is named. Values stand in JSON."""
+    """Why no step is named. Values are printed in JSON."""
 
     SLOWS = "slows"
     RATE_FALLS = "learning rate falls"

@@ -38,4 +38,4 @@ def why_unrelated(a: Checkpoint, b: Checkpoint, leave_out: Container[str] = ()) 
         if abs(correlation) > BY_CHANCE / math.sqrt(len(one)):
             return None
         said.append(f"{correlation:+.3f} over the {len(one):,} values of {name}")
-    return f"their weights do not correlate, as in a run they would: by {said[0]}" if said else None
+    return f"their weights do not correlate as those of one run do: {said[0]}" if said else None

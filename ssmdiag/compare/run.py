@@ -81,24 +81,17 @@ class RunComparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the verdict on the run: that of the worst layer; steady only if no layer is undetermined."""
-        verdicts = {layer.verdict for layer in self.layers}
-        for verdict in (Verdict.BROKEN, Verdict.CROSSED, Verdict.CONVERGING, Verdict.UNDETERMINED):
-            if verdict in verdicts:
-                return verdict
-        return next((v for v in (Verdict.RECEDING, Verdict.SETTLED) if v in verdicts), Verdict.STEADY)
+        """Return the most urgent verdict of any layer, in the order of `Verdict`."""
+        return min((layer.verdict for layer in self.layers), key=list(Verdict).index, default=Verdict.STEADY)
 
     def exit_code(self, fail_on: FailOn = "never") -> int:
         """Return 2 if part could not be read, 1 if a layer does what `fail_on` names, else 0.
 
-        `converging`: a layer converges, or crossed the boundary or broke during the run. `crossing`: one did, or
-        converges and has passed a limit in the run or is projected to.
+        `converging`: a layer converges, or it crossed the boundary or broke during the run. `crossing`: a layer crossed
+        or broke, or it converges and has passed a limit during the run or is projected to pass one.
         """
-        if self.problems:
-            return 2
-        if fail_on == "never":
-            return 0
-        return int(any(layer.fails(fail_on) for layer in self.layers))
+        fails = fail_on != "never" and any(layer.fails(fail_on) for layer in self.layers)
+        return 2 if self.problems else int(fails)
 
 
 @one_thread()
@@ -113,12 +106,12 @@ def compare_run(
     least_change: float = LEAST_CHANGE,
     on_checkpoint: Callable[[int, int], None] | None = None,
 ) -> RunComparison:
-    """Return how every layer's memory went over the checkpoints of one run.
+    """Return how every layer's memory changed over the checkpoints of one run.
 
     Parameters
     ----------
     memory
-        At which checkpoints horizon and decay law are found too: the first and last, all, or none.
+        At which checkpoints horizon and decay law are computed too: the first and last, all, or none.
     least_change
         Nats of log rate over the run up to which a layer counts as steady.
     on_checkpoint
@@ -142,6 +135,7 @@ def compare_run(
     for position, (path, step) in enumerate(kept):
         wanted = memory == "all" or (memory == "ends" and position in (0, len(kept) - 1))
         missing: list[str] = []
+        points: list[LayerPoint] = []
         try:
             checkpoint = read_checkpoint(path)
             learning_rates = read_learning_rates(checkpoint)
@@ -162,14 +156,14 @@ def compare_run(
                 except LayerError as error:
                     missing.append(error.sentence)
                 else:
-                    collected.add(recurrence, point)
+                    points.append(point)
+                    collected.note_assumptions(recurrence)
         except (AssumptionError, DifferentModelsError):
             raise
         except SsmdiagError as error:
             problems.append(sentence_on(path, error))
-            collected.drop()
         else:
-            collected.close(step, run.unit)
+            collected.add(points, step, run.unit)
             checkpoints.append(RunCheckpoint(str(path), step, stored[path], tuple(missing)))
             problems += [f"{path.name}: {sentence}" for sentence in missing]
         if on_checkpoint:
@@ -210,10 +204,9 @@ class _Collected:
     """The last of those."""
     unread: dict[str, None] = field(default_factory=dict)
     """Unreadable files beside checkpoints, each reported once."""
-    _now: list[LayerPoint] = field(default_factory=list)
 
     def require_related(self, path: Path, checkpoint: Checkpoint, found: Recognition) -> None:
-        """Raise DifferentModelsError where nothing says that this is a run, and the weights say that it is none."""
+        """Raise DifferentModelsError where neither files nor names show a run, and the weights are unrelated."""
         claimed = {name for layer in found.layers for name in layer.names.values()}
         if self.last and not self.certain and (why := why_unrelated(self.last[1], checkpoint, claimed)):
             raise DifferentModelsError(
@@ -230,28 +223,22 @@ class _Collected:
             first = self.rates[recurrence.layer] = (step, recurrence.rate)
         return first[1] if first[0] != step else None
 
-    def add(self, recurrence: Recurrence, point: LayerPoint) -> None:
-        self._now.append(point)
+    def note_assumptions(self, recurrence: Recurrence) -> None:
         for a in recurrence.assumptions:
             note = f"assumed: {a.option} = {a.value} ({a.meaning}); nothing in the files says"
             if a.source == "usual" and note not in self.notes:
                 self.notes.append(note)
 
-    def close(self, step: int, unit: str) -> None:
-        """Add the points of the checkpoint just read to their layers."""
-        names = [point.name for point in self._now]
+    def add(self, now: Sequence[LayerPoint], step: int, unit: str) -> None:
+        """Add the points of one checkpoint to their layers."""
+        names = [point.name for point in now]
         if self.layers and names and not set(names) & set(self.layers):
             shapes = [points[-1].shape for points in self.layers.values()]
-            if shapes == [point.shape for point in self._now]:
+            if shapes == [point.shape for point in now]:
                 names = list(self.layers)
                 self.notes.append(f"layers are named differently at {unit} {step:,}; they were matched by their order")
-        for name, point in zip(names, self._now, strict=True):
+        for name, point in zip(names, now, strict=True):
             self.layers.setdefault(name, []).append(point)
-        self.drop()
-
-    def drop(self) -> None:
-        """Forget the points of a checkpoint that could not be read to its end."""
-        self._now = []
 
 
 def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], list[str]]:
@@ -266,12 +253,13 @@ def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], l
 
 
 def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Sequence[str]) -> None:
-    if len(usable) >= 2:
-        return
-    if not problems:
-        raise CheckpointError("one checkpoint alone has nothing to be compared with.", expected="two or more")
-    seen = f"{len(usable)} of {len(paths)} checkpoints could be read:"
-    raise CheckpointError(seen, expected="two or more", details=problems)
+    if len(usable) < 2:
+        seen = f"{len(usable)} of {len(paths)} checkpoints could be read:"
+        raise CheckpointError(
+            seen if problems else "one checkpoint alone has nothing to be compared with.",
+            expected="two or more",
+            details=problems,
+        )
 
 
 def _require_common_layers(layers: Mapping[str, Sequence[LayerPoint]], checkpoints: Sequence[RunCheckpoint]) -> None:

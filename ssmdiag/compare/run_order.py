@@ -19,6 +19,7 @@ COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|upd
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
 THOUSANDS = re.compile(r"(?<![0-9])([0-9]{1,9})([kKM])(?![A-Za-z])")
 _NUMBERS = re.compile(r"([0-9]+)")
+_ZEROS = {"k": "000", "K": "000", "M": "000000"}
 LONGEST_STEP = 15
 """Digits of a step; a longer number is a name."""
 
@@ -80,7 +81,8 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
         return list(paths), ()
     ends, notes = [], []
     for path in paths:
-        inside = _numbered_in(path) if path.is_dir() and not any(_holds(path, name) for name in WEIGHTS) else []
+        holds = ((path / f"{name}{end}").exists() for name in WEIGHTS for end in ("", INDEX))
+        inside = _numbered_in(path) if path.is_dir() and not any(holds) else []
         if len(inside) < 2:
             ends.append(path)
             continue
@@ -95,10 +97,6 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
         when = f"{run.unit} {max(run.steps):,}, by {run.source.value}"
         notes.append(f"{last.name} is the last of {len(inside)} checkpoints in {path} ({when})")
     return ends, tuple(notes)
-
-
-def _holds(directory: Path, name: str) -> bool:
-    return (directory / name).exists() or (directory / f"{name}{INDEX}").exists()
 
 
 def _train_step(path: Path) -> int | None:
@@ -164,7 +162,7 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...],
     depth, names = next(((depth, level) for depth, level in enumerate(levels) if len(set(level)) > 1), (0, ()))
     if not names:
         return None
-    split = [_NUMBERS.split(THOUSANDS.sub(_written_out, name)) for name in names]
+    split = [_NUMBERS.split(THOUSANDS.sub(lambda m: m[1] + _ZEROS[m[2]], name)) for name in names]
     if len({tuple(parts[::2]) for parts in split}) > 1:
         return None
     words = split[0][::2]
@@ -183,7 +181,3 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...],
         return None
     unit = "epoch" if COUNTS_EPOCHS.search(words[at]) else "step"
     return unit, tuple(int(parts[2 * at + 1]) for parts in split), bool(named)
-
-
-def _written_out(match: re.Match[str]) -> str:
-    return str(int(match[1]) * (10**6 if match[2] == "M" else 10**3))

@@ -6,6 +6,7 @@ Plain numbers only: tens of points, no arrays.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,11 +151,9 @@ def _critical_score(n: int) -> int | None:
     pairs = n * (n - 1) // 2
     if _tail(n, (), pairs) > LEVEL:
         return None
-    low, high = 0, pairs // 2  # S = pairs − 2k: the k most extreme scores on one side
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _tail(n, (), pairs - 2 * middle) <= LEVEL else (low, middle - 1)
-    return pairs - 2 * low
+    # S = pairs − 2k: the k most extreme scores on one side
+    beyond = bisect_right(range(pairs // 2 + 1), LEVEL, key=lambda k: _tail(n, (), pairs - 2 * k))
+    return pairs - 2 * (beyond - 1)
 
 
 @lru_cache(maxsize=256)

@@ -153,16 +153,12 @@ def _same_pairs(a: Recurrence, b: Recurrence) -> tuple[Tensor, Tensor, list[str]
     """Return both spectra with one convention for conjugates: the half with ω ≥ 0, or both halves on both sides."""
     first, second = a.log_eigenvalues, b.log_eigenvalues
     if a.conjugate_pairs and b.conjugate_pairs:
-        return _upper(first), _upper(second), []
-    if a.conjugate_pairs != b.conjugate_pairs:
-        first = torch.cat([first, first.conj()], 1) if a.conjugate_pairs else first
-        second = torch.cat([second, second.conj()], 1) if b.conjugate_pairs else second
-        return first, second, ["one side stores half of each conjugate pair"]
-    return first, second, []
-
-
-def _upper(spectrum: Tensor) -> Tensor:
-    return torch.complex(spectrum.real, spectrum.imag.abs())
+        first, second = (torch.complex(spectrum.real, spectrum.imag.abs()) for spectrum in (first, second))
+    if a.conjugate_pairs == b.conjugate_pairs:
+        return first, second, []
+    first = torch.cat([first, first.conj()], 1) if a.conjugate_pairs else first
+    second = torch.cat([second, second.conj()], 1) if b.conjugate_pairs else second
+    return first, second, ["one side stores half of each conjugate pair"]
 
 
 def _without_repeats(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, str]:

@@ -55,7 +55,7 @@ class SteeringDifference:
     weights: tuple[float, float] | None
     """The two weights there."""
     note: str = ""
-    """Replaces the weights: why there are none."""
+    """Why there are no weights."""
 
     @property
     def within(self) -> bool:
@@ -175,9 +175,11 @@ def _compare(
     except SsmdiagError as error:
         return error.sentence
     if (first is None) != (second is None) or (first is None and a.steering.tensor != b.steering.tensor):
-        stored = a.stored if first is None else b.stored
-        name = a.local(stored) if first is None else b.local(stored)
-        return f"{name} packs several roles, and no setting says in which order: its parts were not compared"
+        side = a if first is None else b
+        return (
+            f"{side.local(side.stored)} packs several roles, and no setting says in which order: its parts were not "
+            "compared"
+        )
     if first is None or second is None:
         first, second = (side.cache[side.stored.name] for side in (a, b))
     # A layout that multiplies returns float64: the other side stores the product rounded.
@@ -241,13 +243,11 @@ def _compare_modules(a: Layer, b: Layer, tolerance: float | None) -> SteeringCom
         elif _is_real(first.dtype) and _is_real(second.dtype):
             allowed = rounding(first.dtype, second.dtype) if tolerance is None else tolerance
             pair = [stored.load().to(layer.device) for stored, layer in ((first, a), (second, b))]
-            found = compare_weights(pair[0], pair[1], local.lstrip("."), (first, second), allowed)
-            compared.append(found)
+            compared.append(compare_weights(pair[0], pair[1], local.lstrip("."), (first, second), allowed))
         else:
             unseen.append(f"{local.lstrip('.')} is {first.dtype} and {second.dtype}: it was not compared")
-    unknown = "no family says which tensors steer its decay by the input"
     if sides[0].keys() != sides[1].keys() or any(not d.within for d in compared):
-        unseen.append(f"{unknown}, and those beside it are not the same")
+        unseen.append("no family says which tensors steer its decay by the input, and those beside it are not the same")
         compared = []
     return SteeringComparison(tuple(compared), tuple(unseen))
 
@@ -296,6 +296,4 @@ def rounding(a: str, b: str, *, rounded: bool = False) -> float:
     >>> rounding("float32", "float32"), rounding("bfloat16", "float32"), rounding("bfloat16", "bfloat16")
     (1e-05, 0.0078125, 1e-05)
     """
-    if a == b and not rounded:
-        return EQUAL
-    return max(ROUNDING.get(dtype, COARSEST) for dtype in (a, b))
+    return EQUAL if a == b and not rounded else max(ROUNDING.get(dtype, COARSEST) for dtype in (a, b))

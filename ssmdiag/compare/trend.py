@@ -39,27 +39,19 @@ class Verdict(Enum):
     """The verdict on a trend, most urgent first. Values are printed in reports and in JSON."""
 
     BROKEN = "not finite"
+    """Modes are NaN or infinite."""
     CROSSED = "crossed"
+    """A mode is on or past the stability boundary."""
     CONVERGING = "converging"
+    """The memory lengthens towards the boundary, by more than chance explains."""
     UNDETERMINED = "undetermined"
+    """These checkpoints cannot tell a trend from chance."""
     RECEDING = "receding"
+    """The memory shortens, away from the boundary, by more than chance explains."""
     SETTLED = "settled"
+    """The memory changed by more than chance explains, and has levelled off."""
     STEADY = "steady"
-
-    @property
-    def sentence(self) -> str:
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Verdict.BROKEN: "modes are NaN or infinite",
-    Verdict.CROSSED: "a mode is on or past the stability boundary",
-    Verdict.CONVERGING: "its memory lengthens towards the boundary, by more than chance explains",
-    Verdict.RECEDING: "its memory shortens, away from the boundary, by more than chance explains",
-    Verdict.SETTLED: "it moved by more than chance explains, and has levelled off",
-    Verdict.STEADY: "it did not move",
-    Verdict.UNDETERMINED: "these checkpoints cannot tell a trend from chance",
-}
+    """The memory did not change."""
 
 
 @dataclass(frozen=True)

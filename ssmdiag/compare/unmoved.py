@@ -20,9 +20,8 @@ def find_steering_changed(
 
     `find` recognises the layers of a checkpoint, as for the rest of the run.
     """
-    if any(layer.slowest is None or layer.slowest.change or layer.last.moved for layer in layers):
-        return None
-    if all(layer.last.time_invariant for layer in layers):
+    moved = any(layer.slowest is None or layer.slowest.change or layer.last.moved for layer in layers)
+    if moved or all(layer.last.time_invariant for layer in layers):
         return None
     changed: dict[str, tuple[str, ...]] = {}
     whole = True

@@ -68,7 +68,7 @@ def read_start(path: Path, tokens: int, tokenizer: Any) -> bytes:
             return file.read(min(size, tokens * (BYTES_PER_TOKEN if tokenizer else 1)))
     except OSError as error:
         raise SsmdiagError(
-            f"{path} cannot be read ({error.strerror or error}).", expected="a file; a pipe is not waited for"
+            f"{path}: cannot be read ({error.strerror or error}).", expected="a file; a pipe is not waited for"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Whether a map can replace a model's own: the values it must have, and the range it may have."""
+"""Whether a map can replace a model's own: it must hold the model's rates, and reach none that its own map does not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
             f"weights of {_tensors(broken)} are NaN.",
             details=first_of(broken),
             expected="numbers",
-            advice="go back to a checkpoint from before they were.",
+            advice="go back to a checkpoint without NaN.",
         )
     if outside:
         edge = "]" if new.reaches_high else ")"
@@ -114,7 +114,7 @@ def _require_reach(weight: LiveWeight, old: StableMap, new: StableMap) -> None:
         raise MapError(
             f"{weight.name} goes through {old.name} in the model, whose values end at {old.low:g} and {old.high:g}; "
             f"those of {new.name} end at {new.low:g} and {new.high:g}.",
-            expected="a map that reaches no further",
+            expected="a map whose values stay within the model's",
             advice=f"best(b=…) reaches 1/b, so take b > {1 / old.high:g}." if new.low == old.low else "leave it out.",
         )
 
@@ -124,7 +124,7 @@ def advise(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
     if grows:
         return "a rate of 0 or below does not decay, and no stable map holds it: bring it below the boundary first."
     if math.isinf(fastest):
-        return "no map holds an infinite rate: go back to a checkpoint from before it was."
+        return "no map holds an infinite rate: go back to a checkpoint without one."
     if new.name.startswith("best") and 1 / fastest > sys.float_info.min:
         # A quarter beyond the fastest rate, so that it can still grow, within the range of the model's own map.
         top = min(1.25 * fastest, (fastest + allowed) / 2)

@@ -74,8 +74,8 @@ def freeze(
         place = found.places[name]
         if nans := int(flatten_numbers(getattr(*place).detach()).isnan().sum()):
             raise LayerError(
-                f"{name}: {nans} of its numbers are NaN, and would stay so.",
-                advice="go back to a checkpoint from before they were.",
+                f"{name}: {nans} of its numbers are NaN.",
+                advice="go back to a checkpoint without NaN.",
             )
         if chosen[name].entries is not None and not all(isinstance(link, OnEntries) for link in links_of(place)):
             raise LayerError(
@@ -130,5 +130,5 @@ def _fix(name: str, choice: _Choice, found: LiveRecurrence) -> FrozenTensor:
             for part, attribute in owners_of(stored, found.places):
                 link = Hold(entries, held, order_of(part))
                 parametrize.register_parametrization(part, attribute, link, unsafe=True)
-    note = choice.note if isinstance(stored, nn.Parameter) else "a buffer, which did not train before either"
+    note = choice.note if isinstance(stored, nn.Parameter) else "a buffer, which no optimizer trains"
     return FrozenTensor(name, choice.family, numbers if whole else len(entries), numbers, note)  # type: ignore[arg-type]

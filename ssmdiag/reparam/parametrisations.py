@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from ssmdiag.recurrence.maps import StableMap
 from ssmdiag.reparam.live import Place, links_of
-from ssmdiag.reparam.weights import flatten_numbers
+from ssmdiag.reparam.weights import flatten_numbers, unflatten_numbers
 
 
 class OnEntries(nn.Module):
@@ -31,12 +31,9 @@ class OnEntries(nn.Module):
 
     def put(self, tensor: Tensor, numbers: Tensor) -> Tensor:
         """Return the tensor with its entries replaced."""
-        if self.entries is None:
-            return numbers.reshape(tensor.shape)
-        flat = flatten_numbers(tensor).index_copy(0, self.entries, numbers)
-        if tensor.is_complex():
-            return torch.view_as_complex(flat.reshape(*tensor.shape, 2))
-        return flat.reshape(tensor.shape)
+        if self.entries is not None:
+            numbers = flatten_numbers(tensor).index_copy(0, self.entries, numbers)
+        return unflatten_numbers(numbers, tensor)
 
     def take(self, tensor: Tensor) -> Tensor:
         """Return the numbers at the entries, on one axis."""
@@ -62,8 +59,7 @@ class MapSwap(OnEntries):
 
     def right_inverse(self, weights: Tensor) -> Tensor:
         numbers = self.take(weights)
-        new = self.new.inverse(self.old(numbers.double()))
-        return self.put(weights, new.to(numbers.dtype))
+        return self.put(weights, self.new.inverse(self.old(numbers.double())).to(numbers.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.old.name} → {self.new.name}"
@@ -116,7 +112,5 @@ def ours(module: nn.Module) -> Iterator[tuple[Place, list[OnEntries]]]:
 
 def order_of(part: nn.Module) -> tuple[str, ...]:
     """Return the parameters of a submodule in their order before any swap."""
-    for (owner, _), links in ours(part):
-        if owner is part:
-            return links[0].order
-    return tuple(part._parameters)
+    own = (links[0].order for (owner, _), links in ours(part) if owner is part)
+    return next(own, tuple(part._parameters))

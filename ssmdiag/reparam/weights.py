@@ -126,7 +126,7 @@ def find_recurrence(
                 name = checkpoint[weight.name].stored_name
                 entries = codes.entries(name, weight.values)
                 if entries is None:
-                    reason = f"{layer.family.title} changes it on its way to the map {weight.map}"
+                    reason = f"{layer.family.title} changes it before the map {weight.map}"
                     opaque[name, weight.role] = LeftAlone(name, recurrence.family, weight.role, reason)
                     continue
                 key = (name, weight.role, weight.map)
@@ -155,6 +155,11 @@ def flatten_numbers(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
+def unflatten_numbers(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return real numbers, as `flatten_numbers` gives them, in the shape of a tensor, and complex where it is."""
+    return torch.view_as_complex(numbers.reshape(*like.shape, 2)) if like.is_complex() else numbers.reshape(like.shape)
+
+
 class Codes:
     """Gives every number of every tensor a unique value, and finds numbers by these values."""
 
@@ -181,9 +186,7 @@ class Codes:
             # Between 0.1 and 0.9, where no family's map saturates; the irrational offset avoids coincidences.
             self.given[name] = (0.1 + 0.8 * (shuffled + 0.381966) / max(count, 1)).double()
         coded = self.sign * (0.97 * self.given[name].flip(0) if name == self.changed else self.given[name])
-        if values.is_complex():
-            return torch.view_as_complex(coded.reshape(*values.shape, 2))
-        return coded.reshape(values.shape)
+        return unflatten_numbers(coded, values)
 
     def entries(self, name: str, values: Tensor) -> Tensor | None:
         """Return the flat positions of these numbers in the tensor, or None if they are not all in it."""
@@ -197,6 +200,4 @@ class Codes:
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return torch.equal(a.nan_to_num(), b.nan_to_num())
+    return a is b if a is None or b is None else torch.equal(a.nan_to_num(), b.nan_to_num())

@@ -96,7 +96,7 @@ def product_of(param: Sequence[str], **others: Sequence[Any] | None) -> tuple[Ar
         for number in asked[name]:
             if number is not None and not least <= number <= LARGEST:
                 more = "more than 0, and a number that float32 holds" if least else "0 or more, as float32 holds it"
-                raise ConfigurationError(f"{_option(name)} {number}: no optimiser can take it.", expected=more)
+                raise ConfigurationError(f"{_option(name)} {number}: no optimiser can use it.", expected=more)
     for number in asked["seed"]:
         if not 0 <= number <= LARGEST_SEED:
             raise ConfigurationError(f"--seed {number}: no such seed.", expected=f"0 to {LARGEST_SEED:,}")

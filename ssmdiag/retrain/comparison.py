@@ -7,7 +7,7 @@ given; `compare` trains either.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,7 +151,7 @@ def compare(
     try:
         for group in experiment.groups(ranks.share(arms) if spread else arms):
             with saying_what_to_lower(f"on {ranks.device}, with {experiment.model}", experiment.smaller):
-                trainee = experiment.build(group, ranks.on_its_own() if spread else ranks)
+                trainee = experiment.build(group, replace(ranks, rank=0, count=1) if spread else ranks)
                 before = [_memory(trainee.checkpoint(k), experiment) if remembers else () for k in range(len(group))]
                 trained = train(
                     trainee, budget, task=experiment.task, folder=folder, resume=resume, on_progress=on_progress
@@ -201,17 +201,15 @@ def _memory(checkpoint: Checkpoint | Path, experiment: Experiment) -> tuple[Laye
     ).layers
 
 
-def _notes_on(results: Iterable[ArmResult], *, perturb: bool) -> list[str]:
+def _notes_on(results: Collection[ArmResult], *, perturb: bool) -> list[str]:
     """Return the remarks on trained arms."""
-    results, notes = list(results), []
-    if perturb and any(result.perturbation is None and result.diverged_at is None for result in results):
-        notes.append(
-            "no perturbation error where a frozen weight is part of a larger tensor: it is held, whatever is stored"
-        )
+    held = perturb and any(result.perturbation is None and result.diverged_at is None for result in results)
     moved = dict.fromkeys(result.places for result in results if len(result.places) > 1)
-    notes += [
-        f"trained on {', then on '.join(places)}: they round differently, so the losses are not, to the bit, those "
-        "of a run on one of them"
-        for places in moved
+    return [
+        *["no perturbation error where a frozen weight is part of a larger tensor: noise would not reach it"] * held,
+        *(
+            f"trained on {', then on '.join(places)}: they round differently, so the losses are not, to the bit, those "
+            "of a run on one of them"
+            for places in moved
+        ),
     ]
-    return notes

@@ -12,6 +12,7 @@ arithmetic on it: gradients recompute spectra and matrices instead of keeping th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -166,17 +167,8 @@ def fft_size(steps: int) -> int:
     >>> fft_size(100), fft_size(257)
     (200, 540)
     """
-    size = 2 * steps - 1
-    while not _is_smooth(size):
-        size += 1
-    return size
-
-
-def _is_smooth(size: int) -> bool:
-    for factor in (2, 3, 5):
-        while size % factor == 0:
-            size //= factor
-    return size == 1
+    # A size without prime factors above 5 divides a power of 2 · 3 · 5.
+    return next(size for size in itertools.count(2 * steps - 1) if 30 ** size.bit_length() % size == 0)
 
 
 def _by_matrices(u: Tensor) -> bool:

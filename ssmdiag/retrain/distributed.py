@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -50,10 +50,6 @@ class Ranks:
     def spreads(self, arms: Sequence[object]) -> bool:
         """Whether each rank is to train arms of its own: there are more of them than ranks."""
         return 1 < self.count < len(arms)
-
-    def on_its_own(self) -> Ranks:
-        """Return this rank as if it were alone, to train arms of its own."""
-        return replace(self, rank=0, count=1)
 
     def part(self, size: int) -> slice:
         """Return this rank's part of a batch of this size; all parts together are the batch, in order."""

@@ -42,7 +42,7 @@ def module_experiment(
     for arm in arms:
         if arm.init != "family":
             raise ConfigurationError(
-                f"--init {arm.init}: a model that is given starts with the memory it has.",
+                f"--init {arm.init}: a model of your own starts with the memory it has.",
                 advice="leave it out, or build the model with another memory.",
             )
     smaller = "a smaller model."
@@ -120,9 +120,9 @@ def _prepared(prototype: nn.Module, arm: Arm, assume: Mapping[str, str] | None) 
 
 
 def _notes(arms: Sequence[Arm], source: ModelSource) -> list[str]:
-    notes = []
-    if any(arm.weight_decay for arm in arms):
-        notes.append("weight decay is on every weight but those of the recurrence")
-    if not source.seeded and len({arm.seed for arm in arms}) > 1:
-        notes.append(f"seeds differ in their batches; the weights all start as {source.name} has them")
-    return notes
+    several = len({arm.seed for arm in arms}) > 1
+    notes = {
+        "weight decay is on every weight but those of the recurrence": any(arm.weight_decay for arm in arms),
+        f"seeds differ in their batches; all start with the weights of {source.name}": several and not source.seeded,
+    }
+    return [note for note, applies in notes.items() if applies]

@@ -40,8 +40,7 @@ def signal_of(error: KeyboardInterrupt) -> int:
 @contextmanager
 def on_ending_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Give Ctrl-C, kill and hang-up to a handler for a while, except those that this process ignores."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {
         number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN
     }

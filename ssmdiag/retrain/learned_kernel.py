@@ -6,10 +6,9 @@ with y_T the answer at the last step. Of a linear model it is the kernel; of a n
 linear approximation on white Gaussian inputs, where E[∂y_T/∂x_{T−s}] = E[y_T x_{T−s}] (Stein). P1's memory
 function is the response to a step of input instead, which no sequence of these tasks contains.
 
-Where the target kernel has a law, the learned one is asked whether it decays by it too, and with which parameters.
-`inspect` asks which of all laws a kernel follows, and over a decade of lags that has no answer. Here the law is known:
-its parameters are fitted, t₀ up to the last lag, and reported where it describes the kernel. The residual of each rival
-is reported beside them: over few lags a rival may fit as well.
+Where the target kernel follows a law, that law is fitted to the learned kernel, with t₀ up to the last lag, and its
+parameters are reported if it describes the kernel. (`inspect` chooses among all laws, which a decade of lags does not
+determine.) The residual of each rival law is reported too: over few lags a rival may fit as well.
 """
 
 from __future__ import annotations
@@ -112,8 +111,8 @@ def _objection(law: str, residual: Mapping[str, float], bound: float | None) -> 
     if own <= DESCRIBES_DB and not nearer:
         return None
     if bound is not None:
-        return f"t₀ is at its bound of {bound:,.3g} steps, and the law is too far off there"
-    return f"{rival} comes much nearer" if nearer else "no law comes near it"
+        return f"t₀ is at its bound of {bound:,.3g} steps, and the law does not fit there"
+    return f"{rival} fits much better" if nearer else "no law fits it"
 
 
 def _means(values: Tensor, edges: Tensor) -> Tensor:

@@ -88,10 +88,12 @@ def free_memory() -> int:
 
 def _advice(attempt: Callable[[int, int], object], arms: int, batch: int, smaller: str) -> str:
     """Return what was tried and fitted: fewer arms together change no result, fewer sequences do."""
-    fewer = [(some, batch, f"--together {some} fits: a step of {some} was tried.") for some in _halves(arms)]
-    fewer += [(arms, some, f"--batch {some} fits: a step of it was tried.") for some in _halves(batch)]
-    fewer += [(1, some, f"--batch {some} --together 1 fits: a step of it was tried.") for some in _halves(batch)]
-    for together, sequences, advice in fewer:
+    fewer = (
+        *((some, batch, f"--together {some}") for some in _halves(arms)),
+        *((arms, some, f"--batch {some}") for some in _halves(batch)),
+        *((1, some, f"--batch {some} --together 1") for some in _halves(batch)),
+    )
+    for together, sequences, options in fewer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
@@ -100,7 +102,7 @@ def _advice(attempt: Callable[[int, int], object], arms: int, batch: int, smalle
             if not is_out_of_memory(error):
                 raise
         else:
-            return advice
+            return f"{options} fits: a step of it was tried."
     return f"not even one sequence of one arm fits: {smaller}"
 
 

@@ -88,8 +88,7 @@ class Ensemble:
 
     def pieces(self, batch: int, steps: int) -> Iterator[slice]:
         """Yield the arms that are computed at a time, so that what a layer computes fits the caches."""
-        each = 4 * batch * steps * self.settings.width
-        most = max(1, ACTIVATION[self.device.type] // each)
+        most = max(1, ACTIVATION[self.device.type] // (4 * batch * steps * self.settings.width))
         for start in range(0, len(self.arms), most):
             yield slice(start, min(start + most, len(self.arms)))
 

@@ -3,8 +3,8 @@
     E(β) = max over draws of loss(w + β u),   u uniform in [−1, 1] for every mode
 
 for β = 0 and 10⁻³·2ⁱ. w is the weight of Re λ = −f(w), as stored: the map f decides what a change of it does.
-Frequencies and steps are left as they are; noise on them does the same under every map, and hides it. All arms
-and all β get the same draws u. P1's sup over the ball is approached from below.
+Frequencies and steps get no noise: it has the same effect under every map and would hide the effect of f. All arms
+and all β get the same draws u. The maximum over draws is a lower bound of P1's sup over the ball.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median_high
 
 import torch
 from torch import Tensor, nn
 
 from ssmdiag.reparam.live import links_of, stored_tensor
 from ssmdiag.reparam.parametrisations import Hold
-from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_numbers
+from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_numbers, unflatten_numbers
 from ssmdiag.retrain.gradients import validate
 from ssmdiag.retrain.model import Ensemble
 from ssmdiag.retrain.results import PerturbationCurve
@@ -58,7 +59,7 @@ def perturbation_curve(
         for name in rates:
             moved.parameters[name].detach().copy_(trained[name] + beta * noise[name])
         losses.append([point.loss for point in validate(moved, part, 0)])
-    return _curve(betas, losses, len(part.validation_inputs))
+    return _curve(betas, losses, len(part.validation_inputs), draws)
 
 
 def module_perturbation_curve(
@@ -90,12 +91,12 @@ def module_perturbation_curve(
                         noise = beta * _noise(draw, trained[name], name).to(stored.device, trained[name].dtype)
                         if entries is not None:
                             noise = torch.zeros_like(noise).index_copy(0, entries, noise[entries])
-                        _write(stored, trained[name] + noise)
+                        stored.copy_(unflatten_numbers(trained[name] + noise, stored))
                     value, count = loss(sequences)
                     losses[-1].append(value)
         finally:
             for name, (stored, _) in weights.items():
-                _write(stored, trained[name])
+                stored.copy_(unflatten_numbers(trained[name], stored))
     return _curve(betas, losses, count, draws)
 
 
@@ -113,24 +114,9 @@ def _rates_of(found: LiveRecurrence) -> dict[str, tuple[Tensor, Tensor | None]]:
     return weights
 
 
-def _write(stored: Tensor, numbers: Tensor) -> None:
-    """Put numbers as `flatten_numbers` gives them into a tensor; its memory may have any order."""
-    if stored.is_complex():
-        numbers = torch.view_as_complex(numbers.reshape(*stored.shape, 2))
-    stored.copy_(numbers.reshape(stored.shape))
-
-
-def _curve(
-    betas: Sequence[float], losses: Sequence[Sequence[float]], sequences: int, draws: int | None = None
-) -> PerturbationCurve:
-    ordered = [sorted(loss if math.isfinite(loss) else math.inf for loss in each) for each in losses]
-    return PerturbationCurve(
-        tuple(betas),
-        tuple(each[-1] for each in ordered),
-        tuple(each[len(each) // 2] for each in ordered),
-        draws or len(ordered[0]),
-        sequences,
-    )
+def _curve(betas: Sequence[float], losses: Sequence[Sequence[float]], sequences: int, draws: int) -> PerturbationCurve:
+    finite = [[loss if math.isfinite(loss) else math.inf for loss in each] for each in losses]
+    return PerturbationCurve(tuple(betas), tuple(map(max, finite)), tuple(map(median_high, finite)), draws, sequences)
 
 
 def _noise(draw: int, like: Tensor, name: str) -> Tensor:

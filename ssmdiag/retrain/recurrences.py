@@ -65,7 +65,11 @@ class S4D:
     @staticmethod
     def start(arm: Arm, channels: int, modes: int, length: int, generator: torch.Generator) -> Parameters:
         """Return one arm's parameters, without the arm axis."""
-        low, high = _steps_for(arm.init, length)
+        ranges = {
+            "short": (1 / (10 * RATE), 1 / RATE),  # time constants 1/(RATE Δ) of 1 to 10 steps
+            "long": (1 / (5 * RATE * length), 2 / (RATE * length)),  # from half the sequence to five of them
+        }
+        low, high = ranges.get(arm.init, STEPS)
         uniform = torch.rand(channels, generator=generator, dtype=torch.float64)
         rate = torch.full((channels, modes), RATE, dtype=torch.float64)
         return {
@@ -122,7 +126,11 @@ class LRU:
     @staticmethod
     def start(arm: Arm, channels: int, modes: int, length: int, generator: torch.Generator) -> Parameters:
         """Return one arm's parameters, without the arm axis."""
-        low, high = _ring_for(arm.init, length)
+        ranges = {  # the time constants of S4D's
+            "short": (math.exp(-1), math.exp(-1 / 10)),
+            "long": (math.exp(-2 / length), math.exp(-1 / (5 * length))),
+        }
+        low, high = ranges.get(arm.init, RING)
         radius = (low**2 + torch.rand(modes, generator=generator, dtype=torch.float64) * (high**2 - low**2)).sqrt()
         angle = math.pi / 2 * torch.rand(modes, generator=generator, dtype=torch.float64)
         scale = {"B": 1 / math.sqrt(2 * channels), "C": 1 / math.sqrt(modes)}
@@ -172,21 +180,3 @@ def _weights_of(rates: Tensor, arm: Arm, title: str) -> Tensor:
             advice=advise(map, float(rates.max()), math.inf, False),
         )
     return map.inverse(rates).float()
-
-
-def _steps_for(init: str, length: int) -> tuple[float, float]:
-    """Return the range of Δ; the slowest mode's time constant is 1/(RATE Δ)."""
-    ranges = {
-        "short": (1 / (10 * RATE), 1 / RATE),  # time constants of 1 to 10 steps
-        "long": (1 / (5 * RATE * length), 2 / (RATE * length)),  # from half the sequence to five of them
-    }
-    return ranges.get(init, STEPS)
-
-
-def _ring_for(init: str, length: int) -> tuple[float, float]:
-    """Return the smallest and the largest |λ̄|, for the same time constants."""
-    ranges = {
-        "short": (math.exp(-1), math.exp(-1 / 10)),
-        "long": (math.exp(-2 / length), math.exp(-1 / (5 * length))),
-    }
-    return ranges.get(init, RING)

@@ -1,4 +1,4 @@
-"""What training leaves: every arm's losses, its memory before and after, what it learned, where its checkpoints are."""
+"""The results of training: every arm's losses, its memory before and after, its learned kernel, its checkpoints."""
 
 from __future__ import annotations
 
@@ -112,8 +112,7 @@ class ArmResult:
     @property
     def best_loss(self) -> float | None:
         """Smallest validation loss, before divergence if it diverged."""
-        losses = [point.loss for point in self.history if math.isfinite(point.loss)]
-        return min(losses, default=None)
+        return min((point.loss for point in self.history if math.isfinite(point.loss)), default=None)
 
     def steps_to(self, level: float) -> int | None:
         """Return the first validated step at or under a loss, or None."""

@@ -28,7 +28,7 @@ STATE = ".state"
 """Suffix of a resumable state: one that no reader of checkpoints accepts."""
 SAME_START = 1e-3
 """Largest relative difference between two losses of the same untrained model: machines round differently."""
-OTHERWISE = "ask for the same again, or start in another --output."
+OTHERWISE = "repeat the settings it was begun with, or start in another --output."
 _SAID = {
     "validate_every": "validation every", "warm_up": "warm-up", "recurrence": "--model", "source": "--model",
     "loss": "loss", "read_out": "read-out", "optimiser": "optimiser",
@@ -104,7 +104,7 @@ class RunState:
         if different:
             longer = " More steps need another schedule: name the last step-… of the arm as PATH."
             raise ConfigurationError(
-                f"--resume: {self.path.name} was trained otherwise: {'; '.join(different.values())}.",
+                f"--resume: {self.path.name} was trained with other settings: {'; '.join(different.values())}.",
                 expected="the model, data and settings it was begun with",
                 advice=OTHERWISE + longer * ("steps" in different),
             )
@@ -113,8 +113,8 @@ class RunState:
         for k, loss in begun.items():
             if not math.isclose(loss, now[k].loss, rel_tol=SAME_START):
                 raise ConfigurationError(
-                    f"--resume: {self.path.name} is of a model or a loss function that answered otherwise: its loss "
-                    f"before training was {loss:.6g}, and is {now[k].loss:.6g} now.",
+                    f"--resume: {self.path.name} is of another model or loss function: the loss before training "
+                    f"was {loss:.6g}, and is {now[k].loss:.6g} now.",
                     expected="the code it was begun with",
                     advice=OTHERWISE,
                 )
@@ -127,10 +127,9 @@ def require_asked_for(folder: Path, arms: Sequence[Arm]) -> None:
     asked = [asdict(arm) for arm in arms]
     if not there or any(arm in there for arm in asked):
         return
-    pairs = [(was, now) for was in there for now in asked]
-    was, now = min(pairs, key=lambda pair: len(_differences(*pair)))
+    nearest = min((_differences(was, now) for was in there for now in asked), key=len)
     raise ConfigurationError(
-        f"--resume: {folder} has no such arm; the nearest differs: {'; '.join(_differences(was, now).values())}.",
+        f"--resume: {folder} has none of these arms; the nearest differs: {'; '.join(nearest.values())}.",
         expected="one arm of the run at least",
         advice=OTHERWISE,
     )
@@ -174,7 +173,7 @@ def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
         if was == now:
             continue
         called = _SAID.get(name, f"--{name.replace('_', '-')}")
-        found[name] = f"{called} {_said(was)} saved, {_said(now)} asked" if name != "start" else "other initial weights"
+        found[name] = f"{called} was {_said(was)}, now {_said(now)}" if name != "start" else "other initial weights"
     return found
 
 
@@ -206,7 +205,7 @@ def prepare(
         )
     if held and not resumable:
         raise ConfigurationError(
-            f"--resume: {folder} has no state to go on from, but {held}, which training anew would replace.",
+            f"--resume: {folder} has no state to go on from, but {held}, which a new run would replace.",
             advice="give another --output, or remove what is there.",
         )
     if resume and not resumable and writes:
@@ -244,6 +243,5 @@ def _held(folder: Path, arms: Sequence[Arm], states: Sequence[Path]) -> str:
     for arm in arms:
         steps = sorted(path.name for path in (folder / arm.label).glob("step-*"))
         if steps:
-            some = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-            return f"{arm.label} has {some}"
+            return f"{arm.label} has {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''}"
     return next((path.name for path in states if path.exists()), "")

@@ -15,7 +15,7 @@ from ssmdiag.retrain.batches import Loss, ReadOut, describe
 IGNORED = -100
 """Target that needs no answer, as in torch.nn.functional.cross_entropy."""
 
-_OWN_LOSS = "return a loss function of your own as the third of what --data's function returns."
+_OWN_LOSS = "let --data's function return a loss function of your own as its third value."
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def refuse_nan(name: str, tensors: Mapping[str, Tensor]) -> None:
         raise LayerError(
             f"{name}: {len(broken)} of {len(tensors)} weights hold NaN: {some}.",
             expected="numbers",
-            advice="go back to a checkpoint from before they were.",
+            advice="go back to a checkpoint without NaN.",
         )
 
 

@@ -25,7 +25,7 @@ _UNCHANGED = "give a step-….safetensors as `ssmdiag retrain` saved it."
 
 @dataclass(frozen=True, eq=False)
 class StartingPoint:
-    """Weights that a run of the built-in model left."""
+    """Weights that a run of the built-in model saved."""
 
     path: Path
     settings: ModelSettings
@@ -66,11 +66,14 @@ class StartingPoint:
     def require_fit(self, arms: Sequence[Arm], data: TaskData) -> None:
         """Raise ConfigurationError where the task has other inputs or outputs, MapError where a map does not reach."""
         encoder, decoder = self.tensors["encoder.weight"], self.tensors["decoder.weight"]
-        tokens = "encoder.bias" not in self.tensors
-        has = f"{len(encoder)} tokens" if tokens else f"{encoder.shape[1]} features"
-        has = f"{has} and {len(decoder)} outputs"
-        asked = f"{data.vocabulary} tokens" if data.vocabulary else f"{data.features} features"
-        asked = f"{asked} and {data.outputs} outputs"
+        own = None if "encoder.bias" in self.tensors else len(encoder)
+        has, asked = (
+            f"{f'{tokens} tokens' if tokens else f'{features} features'} and {outputs} outputs"
+            for tokens, features, outputs in (
+                (own, encoder.shape[1], len(decoder)),
+                (data.vocabulary, data.features, data.outputs),
+            )
+        )
         if has != asked:
             raise ConfigurationError(
                 f"{self.path} was trained with {has}; the task has {asked}.",
@@ -100,7 +103,7 @@ def read_starting_point(path: Path) -> StartingPoint:
     if name is None or not isinstance(map, str) or not {"encoder.weight", "decoder.weight"} <= tensors.keys():
         if map is None and (path.name.startswith("step-") or "arm" in checkpoint.settings):
             raise CheckpointError(
-                f"{path}: a checkpoint of a model that was given to `ssmdiag retrain`, not of the built-in one.",
+                f"{path}: a checkpoint of a model of your own, not of the built-in one.",
                 advice=f"name what builds the model as well: {path} --model package.module:function",
             )
         raise CheckpointError(

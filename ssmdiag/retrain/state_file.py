@@ -32,7 +32,7 @@ _MALFORMED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
 )  # fmt: skip
 """What reading raises for a file with a valid digest that ssmdiag did not write; RecursionError is a RuntimeError."""
-ANEW = "put back a copy of it, or delete it to start these arms anew."
+ANEW = "restore a copy of it, or delete it to start these arms anew."
 
 
 def write_state(path: Path, values: Mapping[str, Any]) -> None:
@@ -116,7 +116,7 @@ def _left(file: BinaryIO) -> int:
 
 
 def _damaged(path: Path) -> SsmdiagError:
-    return SsmdiagError(f"{path}: damaged: it is not what was written, by its SHA-256.", advice=ANEW)
+    return SsmdiagError(f"{path}: damaged: its size or its SHA-256 does not match.", advice=ANEW)
 
 
 def _encode(value: Any, place: str, tensors: list[Tensor], known: dict[tuple[object, ...], int]) -> Any:

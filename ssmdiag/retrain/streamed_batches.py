@@ -18,8 +18,7 @@ from ssmdiag.retrain.state_file import digest_of, update
 class StreamedBatches:
     """Batches that the user's own code makes, one after another; restarted when they end.
 
-    Its random draws depend only on the seed, the epoch and the step. Resuming goes through the batches of the epoch
-    again.
+    Its random draws depend only on the seed, the epoch and the step. A resumed run reads all earlier batches again.
     """
 
     train: Iterable[Batch]
@@ -48,11 +47,7 @@ class StreamedBatches:
 
     @cached_property
     def _first(self) -> Batch:
-        with seeded("length"):
-            batch = next(iter(self.train), None)
-        if batch is None:
-            raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
-        return as_batch(batch, "training")
+        return first_batch(self.train, "training")
 
     def at(self, seed: int, step: int) -> Batch:
         """Return the batch of a step. Raises ConfigurationError where there are none, or one is no batch."""
@@ -111,7 +106,20 @@ class StreamedBatches:
                 yield require_numbers(as_batch(batch, "training"), f"training batch {step:,}", self.loss)
                 step += 1
             if step == begun:
-                raise ConfigurationError("--data: the training batches are empty.", expected="one batch at least")
+                raise _empty("training")
+
+
+def first_batch(batches: Iterable[Batch], kind: str) -> Batch:
+    """Return the first batch. Raises ConfigurationError where there is none, or it is no batch."""
+    with seeded("first"):
+        batch = next(iter(batches), None)
+    if batch is None:
+        raise _empty(kind)
+    return as_batch(batch, kind)
+
+
+def _empty(kind: str) -> ConfigurationError:
+    return ConfigurationError(f"--data: the {kind} batches are empty.", expected="one batch at least")
 
 
 def _drawn(iterator: Iterator[Batch], *place: object, first: int = 0) -> Iterator[Batch]:

@@ -168,14 +168,13 @@ class _Training:
     def results(self, *, interrupted: bool = False) -> tuple[ArmResult, ...]:
         run, arms = self.run, self.trainee.arms
         kept = self.folder if self.trainee.ranks.first else None  # the others may look before a file is there
-        last = {k: run.diverged.get(k, run.step) for k in range(len(arms))}
         return tuple(
             ArmResult(
                 arm=arm,
                 diverged_at=run.diverged.get(k),
                 history=tuple(run.history[k]),
                 seconds_per_step=run.seconds / max(run.step, 1) / len(arms),
-                checkpoints=checkpoints_of(kept, arm, self.budget, last[k]) if kept else (),
+                checkpoints=checkpoints_of(kept, arm, self.budget, run.diverged.get(k, run.step)) if kept else (),
                 interrupted_at=run.step if interrupted and k not in run.diverged else None,
                 places=tuple(run.places),
             )
@@ -209,8 +208,7 @@ class _Training:
         if self.state is not None and budget.keeps(run.step):
             for k, runs in enumerate(self._running()):
                 if runs:
-                    arm = self.trainee.arms[k]
-                    save_checkpoint(self.state.folder, arm, run.step, budget, self.trainee.contents(k))
+                    save_checkpoint(self.state.folder, self.trainee.arms[k], run.step, budget, self.trainee.contents(k))
         if due or budget.keeps(run.step):
             self._save_state()
         if due and self.on_progress:

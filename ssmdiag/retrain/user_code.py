@@ -6,7 +6,7 @@
 | data | nothing | `TaskData`, or (train, validation), or (train, validation, loss) |
 
 train and validation are each (inputs, targets), of which batches of --batch are drawn, or an iterable of such batches
-(a DataLoader, a list) that can be gone through more than once. inputs: a tensor, or a tuple or mapping of
+(a DataLoader, a list) that can be read more than once. inputs: a tensor, or a tuple or mapping of
 tensors, samples along the first axis; targets: a tensor. loss: loss(what the model returned, targets) → mean over
 samples, or one of the words "squared error" (what floating-point targets get) and "cross-entropy" (integer ones).
 Both are called with random numbers that --seed decides, and put back where they were.
@@ -41,7 +41,7 @@ from ssmdiag.retrain.batches import (
     require_numbers,
 )
 from ssmdiag.retrain.seeding import seeded
-from ssmdiag.retrain.streamed_batches import StreamedBatches
+from ssmdiag.retrain.streamed_batches import StreamedBatches, first_batch
 from ssmdiag.retrain.tasks import TaskData
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -130,7 +130,7 @@ def read_data(name: str, size: int) -> SampledBatches | StreamedBatches:
         )
     own_loss = made[2] if len(made) == 3 else None
     if not is_batch(train):
-        return StreamedBatches(train, held_out, _loss(name, own_loss, _first_of(name, held_out)))
+        return StreamedBatches(train, held_out, _loss(name, own_loss, first_batch(held_out, "validation")))
     first, last = as_batch(train, "training"), as_batch(held_out, "validation")
     loss = _loss(name, own_loss, first)
     require_numbers(first, "training data", loss)
@@ -188,17 +188,10 @@ def _part(name: str, kind: str, part: Any) -> Any:
         once = iter(part) is part
     if once:
         raise ConfigurationError(
-            f"--data {name}: {kind} data are {describe(part)}, which ends when it has been gone through.",
-            expected="something every arm can go through from its beginning, such as a DataLoader or a list",
+            f"--data {name}: {kind} data are {describe(part)}, which can be read only once.",
+            expected="an iterable that every arm can read from its beginning, such as a DataLoader or a list",
         )
     return part
-
-
-def _first_of(name: str, batches: Any) -> Batch:
-    with seeded("first"):
-        for batch in batches:
-            return as_batch(batch, "validation")
-    raise ConfigurationError(f"--data {name}: the validation batches are empty.", expected="one batch at least")
 
 
 def _loss(name: str, loss: Any, batch: Batch) -> Loss:
@@ -206,7 +199,7 @@ def _loss(name: str, loss: Any, batch: Batch) -> Loss:
         return "squared error" if batch[1].is_floating_point() else "cross-entropy"
     if not callable(loss) and loss not in LOSSES:
         raise ConfigurationError(
-            f"--data {name}: the third is {describe(loss) if not isinstance(loss, str) else repr(loss)}.",
+            f"--data {name}: the third value is {describe(loss) if not isinstance(loss, str) else repr(loss)}.",
             expected=f"loss(answers, targets), {' or '.join(map(repr, LOSSES))}",
         )
     return loss
@@ -224,4 +217,4 @@ def _broken(option: str, what: str, error: BaseException) -> ConfigurationError:
 def _nearby_modules(name: str) -> str:
     here = [entry.removesuffix(".py") for entry in os.listdir() if entry.endswith(".py") or os.path.isdir(entry)]
     close = difflib.get_close_matches(name.rpartition(".")[2], here, n=3)
-    return f"did you mean {', '.join(close)}?" if close else "give it as import has it: package.module:function."
+    return f"did you mean {', '.join(close)}?" if close else "write it as in an import: package.module:function."

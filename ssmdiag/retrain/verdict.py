@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.results import ArmResult, RetrainResult
@@ -72,15 +73,9 @@ class Window:
         """Width in decades of the longest run of usable neighbours; None where one rate was tried."""
         if len(self.rates) < 2:
             return None
-        longest, start = 0.0, None
-        for rate in self.rates:
-            if rate not in self.usable or rate == 0:
-                start = None
-            elif start is None:
-                start = rate
-            else:
-                longest = max(longest, math.log10(rate / start))
-        return longest
+        neighbours = groupby(self.rates, key=lambda rate: rate in self.usable and rate > 0)
+        stretches = [list(rates) for usable, rates in neighbours if usable]
+        return max((math.log10(rates[-1] / rates[0]) for rates in stretches), default=0.0)
 
 
 def summarise_arms(result: RetrainResult) -> list[Summary]:
@@ -139,19 +134,16 @@ def loss_levels(result: RetrainResult) -> tuple[float, ...]:
 
 
 def _summary(runs: Sequence[ArmResult], levels: Sequence[float]) -> Summary:
-    finals = sorted(run.final_loss for run in runs if run.final_loss is not None)
-    bests = [run.best_loss for run in runs if run.best_loss is not None]
-    finished = [run for run in runs if run.final_loss is not None]
-    last = [run.history[-1].accuracy for run in finished]
-    accuracies = sorted(accuracy for accuracy in last if accuracy is not None)
+    ends = [run.history[-1] for run in runs if run.final_loss is not None]
+    finals = sorted(point.loss for point in ends)
     return Summary(
         arm=runs[0].arm,
         seeds=len(runs),
         diverged=tuple(run.diverged_at for run in runs if run.diverged_at is not None),
         final=median(finals),
         spread=(finals[0], finals[-1]) if len(finals) > 1 else None,
-        best=min(bests, default=None),
-        accuracy=median(accuracies),
+        best=min((run.best_loss for run in runs if run.best_loss is not None), default=None),
+        accuracy=median([point.accuracy for point in ends if point.accuracy is not None]),
         steps_to={level: _median_step(run.steps_to(level) for run in runs) for level in levels},
         seconds_per_step=sum(run.seconds_per_step for run in runs) / len(runs),
         runs=tuple(runs),

@@ -158,7 +158,7 @@ def test_sizes_of_a_checkpoint_cannot_be_asked_for_and_it_is_compared_with_anoth
     for option in (("--width", 4), ("--model", "lru")):
         code, _, errors = run("retrain", saved, *task, *option, *SMALL)
         assert code == 2
-        assert "has a model and sizes of its own" in errors
+        assert "sets the model and its sizes" in errors
 
 
 def test_a_terminal_of_ascii_gets_what_it_can_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,17 +16,17 @@ SMALL = ("--steps", 1, "--no-plots", "--quiet")
 
 
 IGNORED = {
-    "together": ((*MODEL, *PAIRS, "--together", 3), "models that are given are trained one after another"),
-    "width": ((*MODEL, *PAIRS, "--width", 3), "has a model and sizes of its own"),
-    "task": ((*MODEL, *PAIRS, "--task", "lf-exp"), "pairs returns the sequences as they are"),
-    "length": ((*MODEL, *PAIRS, "--length", 5), "returns the sequences as they are"),
-    "samples": ((*MODEL, *PAIRS, "--samples", 5), "returns the sequences as they are"),
+    "together": ((*MODEL, *PAIRS, "--together", 3), "models of your own are trained one after another"),
+    "width": ((*MODEL, *PAIRS, "--width", 3), "sets the model and its sizes"),
+    "task": ((*MODEL, *PAIRS, "--task", "lf-exp"), "pairs returns its own sequences"),
+    "length": ((*MODEL, *PAIRS, "--length", 5), "returns its own sequences"),
+    "samples": ((*MODEL, *PAIRS, "--samples", 5), "returns its own sequences"),
     "batch": ((*MODEL, "--data", f"{GIVEN}:loaders", "--batch", 5), "loaders makes batches of its own"),
-    "text": ((*MODEL, *PAIRS, "--text", "corpus.txt"), "returns the sequences as they are"),
+    "text": ((*MODEL, *PAIRS, "--text", "corpus.txt"), "returns its own sequences"),
     "assume": (("--assume", "real_transform=exp"), "the built-in model is known"),
-    "data": (("--text", "corpus.txt", "--data", "own.npz"), "corpus.txt is what would be learned"),
+    "data": (("--text", "corpus.txt", "--data", "own.npz"), "the model learns corpus.txt already"),
     "checkpoint-every": (("--checkpoint-every", 2), "nothing is kept without --output"),
-    "model": (("tiny", "--text", "corpus.txt", "--model", "s4d"), "tiny has a model and sizes of its own"),
+    "model": (("tiny", "--text", "corpus.txt", "--model", "s4d"), "tiny sets the model and its sizes"),
     "task ": (("tiny", "--text", "corpus.txt", "--task", "delay"), "tiny learns the next token of a text"),
     "data ": (("tiny", "--text", "corpus.txt", "--data", "own.npz"), "tiny learns the next token of a text"),
 }
@@ -51,7 +51,7 @@ def test_an_option_that_is_ignored_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--lr", "0"), "--lr 0.0: no optimiser can take it"),
+        (("--lr", "0"), "--lr 0.0: no optimiser can use it"),
         (("--lr", "nan"), "--lr nan"),
         (("--lr", "inf"), "--lr inf"),
         (("--lr", "1e400"), "--lr inf"),
@@ -69,9 +69,9 @@ def test_an_option_that_is_ignored_is_refused(
         (("--param", "best(b=nan)"), "b=nan"),
         (("--param", "best(b=-1)"), "b=-1"),
         (("--param", "own"), "own"),
-        (("--steps", 10**12), "--steps 1,000,000,000,000: more than any run has.\n  expected: 1,000,000,000 at most"),
-        (("--batch", 10**12), "--batch 1,000,000,000,000: more than any run has"),
-        (("--together", 10**12), "--together 1,000,000,000,000: more than any run has"),
+        (("--steps", 10**12), "--steps 1,000,000,000,000: too many.\n  expected: 1,000,000,000 at most"),
+        (("--batch", 10**12), "--batch 1,000,000,000,000: too many"),
+        (("--together", 10**12), "--together 1,000,000,000,000: too many"),
         (("--width", 10**6), "--width 1,000,000 --modes 32 --depth 1: 1,000,032,000,000 weights."),
         (("--modes", 10**9), "--width 64 --modes 1,000,000,000 --depth 1: 64,000,004,096 weights."),
         (("--depth", 10**7), "--width 64 --modes 32 --depth 10,000,000: 61,440,000,000 weights."),

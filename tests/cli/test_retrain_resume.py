@@ -37,17 +37,17 @@ def losses(output: str) -> list[Any]:
 
 
 OTHERWISE = {
-    "task": (("--task", "lf-poly"), "--task lf-exp saved, lf-poly asked"),
-    "length": (("--length", 13), "--length 12 saved, 13 asked"),
+    "task": (("--task", "lf-poly"), "--task was lf-exp, now lf-poly"),
+    "length": (("--length", 13), "--length was 12, now 13"),
     "samples": (("--samples", 255), "other data"),
-    "steps": (("--steps", 5), "--steps 3 saved, 5 asked"),
-    "batch": (("--batch", 99), "--batch 128 saved, 99 asked"),
-    "checkpoints": (("--checkpoint-every", 2), "--checkpoint-every none saved, 2 asked"),
-    "lr": (("--lr", 0.5), "--lr 0.01 saved, 0.5 asked"),
-    "seed": (("--seed", 7), "--seed 0 saved, 7 asked"),
-    "freeze": (("--freeze", "eigenvalues"), "--freeze none saved, eigenvalues asked"),
-    "recurrence lr": (("--recurrence-lr", 0.1), "--recurrence-lr none saved, 0.1 asked"),
-    "weight decay": (("--weight-decay", 0.1), "--weight-decay 0 saved, 0.1 asked"),
+    "steps": (("--steps", 5), "--steps was 3, now 5"),
+    "batch": (("--batch", 99), "--batch was 128, now 99"),
+    "checkpoints": (("--checkpoint-every", 2), "--checkpoint-every was none, now 2"),
+    "lr": (("--lr", 0.5), "--lr was 0.01, now 0.5"),
+    "seed": (("--seed", 7), "--seed was 0, now 7"),
+    "freeze": (("--freeze", "eigenvalues"), "--freeze was none, now eigenvalues"),
+    "recurrence lr": (("--recurrence-lr", 0.1), "--recurrence-lr was none, now 0.1"),
+    "weight decay": (("--weight-decay", 0.1), "--weight-decay was 0, now 0.1"),
 }
 
 
@@ -105,7 +105,7 @@ def test_a_run_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
         assert "--model " in errors
     options = (*options[:-1], tmp_path / "other")
     assert run("retrain", *models["s4d"], *options)[0] == 0
-    for name, says in (("module", "--model "), ("lru", "--model s4d saved, lru asked"), ("deeper", "--depth 1 saved")):
+    for name, says in (("module", "--model "), ("lru", "--model was s4d, now lru"), ("deeper", "--depth was 1")):
         code, output, errors = run("retrain", *models[name], *options, "--resume")
         assert (code, output) == (2, "")
         assert says in errors
@@ -167,7 +167,7 @@ def test_a_run_whose_code_has_changed_is_refused(
     write_module(CODE.replace("SCALE", scale).replace("POWER", power))
     code, output, errors = run("retrain", *MINE, "--output", "run", "--resume")
     assert (code, output) == (2, "")
-    assert "of a model or a loss function that answered otherwise: its loss before training was " in errors
+    assert "of another model or loss function: the loss before training was " in errors
 
 
 STREAM = f"""
@@ -213,7 +213,7 @@ def test_a_run_on_other_batches_of_a_loader_is_refused(
     write_module(STREAM.replace("CHANGE", CHANGES[change]))
     code, output, errors = run("retrain", *options, "--resume")
     assert (code, output) == (2, "")
-    assert "was trained otherwise: other data" in errors
+    assert "was trained with other settings: other data" in errors
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def without_parts(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a flipped bit": (flip, "damaged: it is not what was written"),
+    "a flipped bit": (flip, "damaged: its size or its SHA-256 does not match"),
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b"0"), "damaged"),
     "empty": (lambda path: path.write_bytes(b""), "not a state to resume from"),

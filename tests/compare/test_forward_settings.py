@@ -87,7 +87,7 @@ def test_what_a_configuration_leaves_out_is_as_usual_and_without_one_nothing_is_
     found = mamba2(tmp_path, a=LIMITED, b={"lr": 0.1})
     assert found.outcome is Outcome.NOMINAL
     assert [(one.name, one.b) for one in found.settings] == [("time_step_limit", None)]
-    assert found.notes[-1].startswith("time_step_limit is [0.01, 0.1] in a, and no setting of b tells")
+    assert found.notes[-1].startswith("time_step_limit is [0.01, 0.1] in a, and no setting of b says")
     assert mamba2(tmp_path, a={"lr": 0.1}, b=LIMITED).settings[0].a is None
 
 
@@ -140,7 +140,7 @@ def test_a_setting_that_differs_is_said_in_the_report_and_in_json(tmp_path: Path
     open_proof = prove_conversion(a, write(tmp_path / "b", state, {}))
     text = " ".join(conversion_report(open_proof, Settings(width=80)).split())
     assert "Not proven" in text
-    assert "no setting of b tells" in text
+    assert "no setting of b says" in text
 
 
 def test_what_reads_both_ways_is_not_what_reads_one_way(tmp_path: Path) -> None:

@@ -543,7 +543,7 @@ def test_opaque_weights_are_named_with_the_reason() -> None:
     )
     found = find_recurrence(model)
     assert found.weights == ()
-    with pytest.raises(MapError, match="mLSTM changes it on its way to the map -logsigmoid"):
+    with pytest.raises(MapError, match="mLSTM changes it before the map -logsigmoid"):
         ssmdiag.reparameterize(model, "best")
     (frozen,) = ssmdiag.freeze(model, "eigenvalues")
     assert frozen.note.startswith("all of the tensor: mLSTM")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from ssmdiag.reports import Settings
 from ssmdiag.reports.retrain import markdown, text
 from ssmdiag.reports.retrain.json import render
 from ssmdiag.reports.retrain.laws import law_columns, law_remark
+from ssmdiag.reports.retrain.words import settings_of
 from ssmdiag.retrain.arms import Arm, Budget, product_of
 from ssmdiag.retrain.results import ArmResult, LearnedKernel, LearnedLaw, PerturbationCurve, Point, RetrainResult
 from ssmdiag.retrain.tasks import TargetLaw
@@ -52,7 +53,7 @@ def learned(tilt: float) -> LearnedLaw:
     """Return a law near the target's; none for a kernel of a large tilt, t₀ at its bound for one of a negative."""
     left = {"flat": 6.7, "exponential": 2.0, "polynomial": 0.06 * (1 + 40 * tilt**2), "truncated": 0.03}
     if tilt > 0.2:
-        return LearnedLaw(LAW, False, "truncated comes much nearer", (0, 99), left)
+        return LearnedLaw(LAW, False, "truncated fits much better", (0, 99), left)
     bound = tilt < 0
     errors = (None, None) if bound else (0.0063, 0.15)
     return LearnedLaw(
@@ -243,13 +244,13 @@ def test_laws_stand_beside_the_one_asked_for_and_a_kernel_of_another_has_none() 
         "c direct – – 0.28 2 0.03",
     ]
     sentence = (
-        "the law asked for, polynomial, does not describe the learned kernel over lags 0 to 99 (0.28 dB rms off): "
-        "truncated comes much nearer"
+        "the target's law, polynomial, does not describe the learned kernel over lags 0 to 99 (0.28 dB rms off): "
+        "truncated fits much better"
     )
     assert f"c: {sentence}" in " ".join(rows)
     page = markdown.render(CASES["three-maps"])
     assert f"- direct, lr 0.01: {sentence}\n" in page
-    assert "| p, asked 1.1 | t₀, asked 10 | polynomial off, dB |" in page
+    assert "| p, target 1.1 | t₀, target 10 | polynomial off, dB |" in page
     assert "law learned" not in text.report(CASES["sweep"], Settings(width=100))
 
 
@@ -259,5 +260,15 @@ def test_a_kernel_too_short_to_fit_is_said_to_be_that() -> None:
     assert law_remark(result, "a") == (
         "a: no law can be fitted to the learned kernel: the memory ends within a few steps"
     )
-    heading = ["β, asked\n1", "exponential\noff, dB", "polynomial\noff, dB", "truncated\noff, dB"]
+    heading = ["β, target\n1", "exponential\noff, dB", "polynomial\noff, dB", "truncated\noff, dB"]
     assert law_columns([result, run(Arm("best"), 0.1)]) == [(name, ["–", "–"]) for name in heading]
+
+
+def test_every_field_of_an_arm_but_learning_rate_and_seed_is_named_where_arms_differ_in_it() -> None:
+    others = {
+        "param": "best", "freeze": "step", "init": "long", "recurrence_lr": 0.1, "weight_decay": 0.5,
+    }  # fmt: skip
+    assert {*others, "lr", "seed"} == {field.name for field in fields(Arm)}
+    for name, value in others.items():
+        first, second = settings_of([Arm("exp"), replace(Arm("exp"), **{name: value})]).values()  # type: ignore[arg-type]
+        assert first != second

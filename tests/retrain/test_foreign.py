@@ -258,9 +258,9 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path) -> None:
 def test_a_state_of_another_budget_or_model_is_not_resumed(tmp_path: Path) -> None:
     arms = [Arm(OWN)]
     compare(arms, Budget(2, 8, 2), folder=tmp_path)
-    with pytest.raises(ConfigurationError, match="--steps 2 saved, 3 asked"):
+    with pytest.raises(ConfigurationError, match="--steps was 2, now 3"):
         compare(arms, Budget(3, 8, 2), folder=tmp_path, resume=True)
-    with pytest.raises(ConfigurationError, match=r"--model .*regressor.* saved, .*noisy.* asked"):
+    with pytest.raises(ConfigurationError, match=r"--model was .*regressor.*, now .*noisy"):
         compare(arms, Budget(2, 8, 2), "noisy", folder=tmp_path, resume=True)
     (state,) = tmp_path.glob("state-*.state")
     state.write_bytes(state.read_bytes()[:300])
@@ -330,13 +330,13 @@ BAD_DATA = {
         r"training data are tuple of 2 \(float32 \(4, 3, 1\), float32 \(5, 3, 1\)\)",
         "as many samples",
     ),
-    "a generator": (f"return (b for b in [{PAIR}]), [{PAIR}]", "ends when it has been gone through", "DataLoader"),
+    "a generator": (f"return (b for b in [{PAIR}]), [{PAIR}]", "can be read only once", "DataLoader"),
     "no batches": (f"return [{PAIR}], []", "validation batches are empty", "one batch"),
     "no pairs in batches": ("return [torch.zeros(2)], [3]", r"training data are list of 1 \(float32 \(2,\)\)", ""),
     "no targets in batches": ("return [3], [3]", "validation batch is int", "inputs, targets"),
     "of two kinds": (f"return {PAIR}, [{PAIR}]", "validation data list of 1", "both"),
     "no samples": (f"return (torch.zeros(0, 3, 1), torch.zeros(0, 3, 1)), {PAIR}", "no training samples", ""),
-    "an unknown loss": (f"return {PAIR}, {PAIR}, 'hinge'", "the third is 'hinge'", "squared error"),
+    "an unknown loss": (f"return {PAIR}, {PAIR}, 'hinge'", "the third value is 'hinge'", "squared error"),
     "NaN in inputs": (
         f"a, b = {PAIR}, {PAIR}; a[0][1, 2] = torch.nan; return a, b",
         "1 of 12 numbers in the inputs of the training data are NaN",

@@ -72,7 +72,7 @@ def test_errors_cover_the_planted_parameters_as_often_as_standard_errors_do() ->
 def test_a_kernel_of_another_law_has_no_parameters_but_residuals(near: Tensor, asked: TargetLaw, rival: str) -> None:
     found = fit(near, asked)
     assert not found.describes
-    assert found.reason == f"{rival} comes much nearer" or rival == "polynomial"
+    assert found.reason == f"{rival} fits much better" or rival == "polynomial"
     assert found.exponent is found.offset is found.rate is found.rate_error is None
     assert found.window == (0, 99)
     assert found.residual_db is not None
@@ -83,7 +83,7 @@ def test_a_kernel_of_no_law_is_said_to_be_of_none() -> None:
     t = torch.arange(100, dtype=torch.float64)
     found = fit(torch.exp(-0.03 * t) * (0.5 * t).cos(), EXPONENTIAL)  # swings, which the exponential does not
     assert not found.describes
-    assert found.reason == "no law comes near it"
+    assert found.reason == "no law fits it"
     assert found.residual_db is not None
     assert min(found.residual_db.values()) > DESCRIBES_DB
 
@@ -92,7 +92,7 @@ def test_an_offset_at_its_bound_has_no_error_and_says_so() -> None:
     below = fit(kernel(TargetLaw("polynomial", exponent=1.1, offset=0.1)))
     assert not below.describes
     assert below.offset_at_bound
-    assert below.reason == "t₀ is at its bound of 0.25 steps, and the law is too far off there"
+    assert below.reason == "t₀ is at its bound of 0.25 steps, and the law does not fit there"
     at = fit(kernel(TargetLaw("polynomial", exponent=1.1, offset=0.249)))
     assert at.describes
     assert at.offset_at_bound

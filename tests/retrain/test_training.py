@@ -197,8 +197,8 @@ def test_a_kill_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"settings": model(depth=2)}, "--depth 1 saved, 2 asked"),
-        ({"budget": replace(BUDGET, steps=9)}, "--steps 8 saved, 9 asked"),
+        ({"settings": model(depth=2)}, "--depth was 1, now 2"),
+        ({"budget": replace(BUDGET, steps=9)}, "--steps was 8, now 9"),
         ({"data": task("lf-exp")}, "other data"),
         ({"data": task(length=17)}, "other data"),
         ({"arms": ARMS[:2]}, "in a group of 4 arms; now it is one of 2"),

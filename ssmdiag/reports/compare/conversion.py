@@ -53,8 +53,8 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
         layer = proof.layers[nominal[0]]
         why = [*(layer.steering.unseen if layer.steering else ()), *(one.sentence for one in layer.settings)][0]
         return (
-            f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but what steers it by "
-            f"the input was not seen whole. Layer {labels[nominal[0]]}: {why}."
+            f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but not all that "
+            f"steers it by the input could be compared. Layer {labels[nominal[0]]}: {why}."
         )
     if not proof.proven:
         return "Not proven: part of a checkpoint could not be read."
@@ -64,7 +64,7 @@ def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
     parts = [f"rates and frequencies of every mode agree {_within(spectra)}"] if spectra is not None else []
     parts += [f"kernels {_within(kernels)}{' of their peak' if kernels else ''}"] if kernels is not None else []
     moved = sum(layer.outcome is Outcome.REORDERED for layer in proof.layers)
-    order = f" In {words.plural(moved, 'layer')} modes or channels stand in another order." if moved else ""
+    order = f" In {words.plural(moved, 'layer')} modes or channels are in another order." if moved else ""
     every = f"all {len(proof.layers)} layers" if len(proof.layers) > 1 else "its layer"
     agreed = f"{', '.join(parts)} ({_small(allowed)} allowed){_steered(proof)}"
     return f"Proven: the same memory in {every}; {agreed}.{order}"
@@ -121,8 +121,7 @@ def _steered_otherwise(differing: Sequence[SteeringDifference], path: str) -> st
     if weights := differing[0].weights:
         at = ", ".join(str(index) for index in differing[0].at)
         what = f"{_number(weights[0])} in a, {_number(weights[1])} in b at [{at}]"
-    also = f"; so do {', '.join(others[:3])}{' …' * (len(others) > 3)}" if len(others) > 1 else ""
-    also = f"; so does {others[0]}" if len(others) == 1 else also
+    also = f"; so do{'es' * (len(others) == 1)} {', '.join(others[:3])}{' …' * (len(others) > 3)}" if others else ""
     return (
         f": its decays agree at the nominal point, what steers them by the input does not; {worst} "
         f"({differing[0].role}) differs: {what}; {_small(differing[0].tolerance)} allowed{also}"
@@ -167,11 +166,11 @@ def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
         for note in (*layer.notes, *(layer.steering.unseen if layer.steering else ())):
             noted.setdefault(note, []).append(label)
     remarks = [f"layer{'s' * (len(where) > 1)} {join_labels(where)}: {note}" for note, where in noted.items()]
-    mixed = {layer.dtypes for layer in proof.layers if layer.dtypes[0] != layer.dtypes[1]}
-    for dtypes in sorted(mixed):
-        remarks.append(
-            f"{dtypes[0]} beside {dtypes[1]}: rounding alone moves a rate, so that much is allowed (--tolerance)"
-        )
+    remarks += [
+        f"{a} beside {b}: rounding alone moves a rate, so that much is allowed (--tolerance)"
+        for a, b in sorted({layer.dtypes for layer in proof.layers})
+        if a != b
+    ]
     with_kernel = [layer for layer in proof.layers if layer.kernel]
     looked = "compared: the decay rate and frequency of every mode"
     if with_kernel:
@@ -184,12 +183,17 @@ def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
     )  # fmt: skip
     if steered:
         looked += f"; what steers it by the input: {join_labels(list(steered), 12)}"
-    left = ["all tensors outside the recurrence"]
-    if any(not layer.kernel and not (layer.steering and layer.steering.compared) for layer in proof.layers):
-        left.insert(0, "B and C where the weights do not hold them")
-    if any(layer.steering and layer.steering.unseen for layer in proof.layers):
-        left.insert(0, "part of what steers a decay by the input")
-    return [*proof.notes, *remarks, looked, f"not compared: {', '.join(left)}"]
+    left = {
+        "part of what steers a decay by the input": any(
+            layer.steering and layer.steering.unseen for layer in proof.layers
+        ),
+        "B and C where the weights do not hold them": any(
+            not layer.kernel and not (layer.steering and layer.steering.compared) for layer in proof.layers
+        ),
+        "all tensors outside the recurrence": True,
+    }
+    not_compared = ", ".join(what for what, applies in left.items() if applies)
+    return [*proof.notes, *remarks, looked, f"not compared: {not_compared}"]
 
 
 def _size(layer: LayerProof) -> float:

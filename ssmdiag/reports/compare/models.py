@@ -1,4 +1,4 @@
-"""Models on the screen: of two, what one remembers and the other does not, then both by depth; of more, a table."""
+"""Models on the screen: of two, what memory one has that the other lacks, then both by depth; of more, a table."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def _longest(table: ModelTable, names: Sequence[str]) -> str:
         return f"{count}, which are not checkpoints of one run."
     (low, first), (high, last) = known[0], known[-1]
     return (
-        f"{count}, not one run. 99 % of the energy has passed latest in {last}, after {words.steps(high)} steps, "
-        f"earliest in {first}, after {words.steps(low)}."
+        f"{count}, not one run. 99 % of the energy has passed after {words.steps(high)} steps in {last}, the latest, "
+        f"and after {words.steps(low)} in {first}, the earliest."
     )
 
 
@@ -87,37 +87,22 @@ def _header(side: Diagnosis) -> str:
 
 
 def _answer(pair: ModelComparison) -> str:
-    sentences = [_said(gap, pair) for gap in pair.gaps[:3]]
-    if not sentences:
-        return f"Neither lacks time constants that the other has. {_reach(pair)}"
-    return f"{' '.join(sentences)} {_reach(pair)}"
+    sentences = [_said(gap, pair) for gap in pair.gaps[:3]] or ["Neither lacks time constants that the other has."]
+    a, b = (words.steps(Row("", side.layers).longest("horizon")) for side in (pair.a, pair.b))
+    return " ".join([*sentences, f"99 % of the energy has passed after {a} steps in a, {b} in b."])
 
 
 def _said(gap: Gap, pair: ModelComparison) -> str:
-    rich = pair.b if gap.lacking == "a" else pair.a
-    other = "b" if gap.lacking == "a" else "a"
+    other, rich = ("b", pair.b) if gap.lacking == "a" else ("a", pair.a)
     labels = dict(zip((x.name for x in rich.layers), label_layers([x.name for x in rich.layers]), strict=True))
     where = join_labels([labels[x.name] for x in rich.layers if x.name in gap.layers], 3)
-    if gap.low == 0:
-        span = f"under {_tick(gap.high)} steps"
-    elif math.isinf(gap.high):
-        span = f"over {_tick(gap.low)} steps"
-    else:
-        span = f"of {_tick(gap.low)} to {_tick(gap.high)} steps"
+    low, high = (words.decade(round(math.log10(end))) if 0 < end < math.inf else "" for end in (gap.low, gap.high))
+    span = f"of {low} to {high}" if low and high else f"over {low}" if low else f"under {high}"
     own = "none" if gap.share_lacking == 0 else f"{100 * gap.share_lacking:.1g} %"
     return (
-        f"{gap.lacking} lacks time constants {span}: {100 * gap.share:.0f} % of {other}'s modes "
+        f"{gap.lacking} lacks time constants {span} steps: {100 * gap.share:.0f} % of {other}'s modes "
         f"(layer{'s' * (len(gap.layers) > 1)} {where}), {own} of its own."
     )
-
-
-def _tick(power: float) -> str:
-    return words.decade(round(math.log10(power)))
-
-
-def _reach(pair: ModelComparison) -> str:
-    a, b = (words.steps(Row("", side.layers).longest("horizon")) for side in (pair.a, pair.b))
-    return f"99 % of the energy has passed after {a} steps in a, {b} in b."
 
 
 def _columns(pair: ModelComparison, settings: Settings) -> list[Column]:

@@ -89,25 +89,23 @@ def _rows(run: RunComparison, labels: Sequence[str], settings: Settings) -> list
 def _tables(run: RunComparison, rows: Sequence[_RunRow], settings: Settings) -> list[list[Column]]:
     """Return the trend and the memory of every row, side by side where there is room."""
     label = Column("layer", [row.label for row in rows], "left", wraps=True, overflow="fold", most=LABEL_WIDTH)
+    interval = Column("95 % of\nthe trend", [_interval(row) for row in rows])
     trend = [
         Column(f"margin {words.margin_symbol(settings)}\nfirst", [_margin(row, "first") for row in rows]),
         Column("\nlast", [_margin(row, "last") for row in rows]),
         Column("slowest τ\ngrows by", [_factor(row) for row in rows]),
+        *[interval] * (len(run.checkpoints) >= FEWEST),
         Column("modes\nmoved", [_moved(row) for row in rows]),
-        Column("\nverdict", [_verdict(row) for row in rows], "left"),
+        Column("\nverdict", [row.verdict.value + " (slow 5 %)" * row.shown.by_tail for row in rows], "left"),
     ]
-    if len(run.checkpoints) >= FEWEST:
-        trend.insert(3, Column("95 % of\nthe trend", [_interval(row) for row in rows]))
+    horizon = Column("horizon\nlongest", [_ends(row, _horizon, same=False) for row in rows])
+    law = Column("decay law\nof the layer", [_ends(row, _law) for row in rows], "left")
     memory = [
         Column("slowest τ\nin steps", [_ends(row, _slowest, same=False) for row in rows]),
+        *[horizon, law] * any(layer.last.horizon for row in rows for layer in row.layers),
         Column("modes that round\nto 1 in bf16", [_ends(row, _rounded) for row in rows]),
     ]
-    if any(layer.last.horizon for row in rows for layer in row.layers):
-        memory.insert(1, Column("horizon\nlongest", [_ends(row, _horizon, same=False) for row in rows]))
-        memory.insert(2, Column("decay law\nof the layer", [_ends(row, _law) for row in rows], "left"))
-    if settings.width >= WIDE:
-        return [[label, *trend, *memory]]
-    return [[label, *trend], [label, *memory]]
+    return [[label, *trend, *memory]] if settings.width >= WIDE else [[label, *trend], [label, *memory]]
 
 
 def _ends(row: _RunRow, say: Callable[[Sequence[LayerPoint]], str], *, same: bool = True) -> str:
@@ -142,10 +140,6 @@ def _interval(row: _RunRow) -> str:
 
 def _times(factor: float) -> str:
     return words.steps(factor) if factor >= 9.95 else f"{factor:.2f}" if factor >= 0.0995 else f"{factor:.1g}"
-
-
-def _verdict(row: _RunRow) -> str:
-    return row.verdict.value + (" (slow 5 %)" if row.shown.by_tail else "")
 
 
 def _horizon(points: Sequence[LayerPoint]) -> str:
@@ -185,24 +179,24 @@ def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
             captions.append(f"{letter} layer {named[layer.name]} {layer.verdict.value}")
     if not curves:
         return
-    limits = {"bf16": 511.5, "fp16": 4095.5}
-    if run.context_length:
-        limits["context"] = float(run.context_length)
+    limits = {"bf16": 511.5, "fp16": 4095.5} | ({"context": float(run.context_length)} if run.context_length else {})
     left = len(run.layers) - len(curves)
     caption = f"slowest time constant in time steps over train {run.unit}s: " + ", ".join(captions)
-    caption += f" ({left} calmer layers not drawn)" if left else ""
+    caption += f" ({words.plural(left, 'other layer')} not drawn)" if left else ""
     page.picture(run_picture(curves, limits, page.settings), caption)
 
 
 def _remarks(run: RunComparison) -> list[str]:
-    remarks = [f"order: {run.order.value}"]
-    if any(layer.last.moved for layer in run.layers):
-        remarks.append(f"modes moved: those whose rate changed by over {100 * math.expm1(LEAST_CHANGE):.0f} %")
-    if any(layer.by_tail for layer in run.layers):
-        remarks.append("slow modes, or slow 5 %: the rate that one mode in twenty stays below")
-    if any(limit.projection for layer in run.layers for limit in layer.limits):
-        remarks.append(reach_note(run))
     nominal = dict.fromkeys(layer.last.title for layer in run.layers if not layer.last.time_invariant)
-    if nominal:
-        remarks.append(f"nominal: the decay of {', '.join(nominal)} depends on the input; read with its gates at rest")
-    return [*remarks, *run.notes]
+    remarks = {
+        f"order: {run.order.value}": True,
+        f"modes moved: those whose rate changed by over {100 * math.expm1(LEAST_CHANGE):.0f} %": any(
+            layer.last.moved for layer in run.layers
+        ),
+        "slow modes, or slow 5 %: the rate that one mode in twenty stays below": any(
+            layer.by_tail for layer in run.layers
+        ),
+        reach_note(run): any(limit.projection for layer in run.layers for limit in layer.limits),
+        f"nominal: the decay of {', '.join(nominal)} depends on the input; read with its gates at rest": nominal,
+    }
+    return [*(remark for remark, applies in remarks.items() if applies), *run.notes]

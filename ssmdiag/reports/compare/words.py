@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ssmdiag.compare.projection import REACH, Unnamed
 from ssmdiag.compare.trend import FEWEST, Verdict
 from ssmdiag.reports.folding import join_labels
-from ssmdiag.reports.words import capitalised, margin, steps
+from ssmdiag.reports.words import capitalised, margin, plural, steps
 
 if TYPE_CHECKING:
     from ssmdiag.compare.layer_history import LayerHistory, Limit
@@ -78,7 +78,7 @@ def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
         return f"no layer's decay changed at all {over}, nor what steers it by the input"
     still = f"no layer's decay changed at the nominal point {over}"
     if not run.steering_changed:
-        return f"{still}; what steers it by the input could not be compared whole"
+        return f"{still}; not all that steers it by the input could be compared"
     tensors = list(dict.fromkeys(name for names in run.steering_changed.values() for name in names))
     layers = [named.get(path, path) for path in run.steering_changed]
     where = f"layer{'s' * (len(layers) > 1)} {join_labels(layers, 4)}"
@@ -88,7 +88,7 @@ def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
 def urgency(layer: LayerHistory) -> tuple[int, bool, float, float]:
     """Return what sorts layers, the most urgent first: verdict, slowest mode before slow modes, next limit, change."""
     limit = layer.next_limit
-    at = limit.projection.at if limit and limit.projection and limit.projection.at is not None else math.inf
+    at = limit.at if limit and limit.at is not None else math.inf
     change = abs(layer.trend.change) if layer.trend else 0.0
     return list(Verdict).index(layer.verdict), layer.by_tail, at, -change
 
@@ -119,7 +119,7 @@ def said_of(layer: LayerHistory, run: RunComparison, *, brief: bool = False) -> 
 def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str]) -> str:
     if layer.verdict is Verdict.STEADY:
         largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
-        over = f"over {_count(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
+        over = f"over {plural(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
         if largest == 0:
             return _unmoved(run, named, over)
         return f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
@@ -131,14 +131,10 @@ def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str]) -> str
 
 def _change(layer: LayerHistory) -> str:
     """Return `margin fell 27 % (0.018 → 0.013)`; of the rate of the slow twentieth where that decides the verdict."""
+    what, first, last = "margin", layer.first.margin, layer.last.margin
     if layer.by_tail:
-        assert layer.first.rate is not None
-        assert layer.last.rate is not None
         what = "slow modes' rate"
-        first: float | None = layer.first.rate.p05
-        last: float | None = layer.last.rate.p05
-    else:
-        what, first, last = "margin", layer.first.margin, layer.last.margin
+        first, last = (point.rate.p05 if point.rate else None for point in (layer.first, layer.last))
     if first is None or last is None or first <= 0:
         return f"{what} went from {margin(first)} to {margin(last)}"
     if first == last:
@@ -170,7 +166,7 @@ def _limits(layer: LayerHistory, unit: str, most: int) -> Iterator[str]:
     for limit in passed[-most:]:
         yield f"{_reached(limit)} since {unit} {limit.passed:,}"
     ahead = [limit for limit in layer.limits if limit.projection is not None]
-    near = [limit for limit in ahead if limit.projection and limit.projection.at is not None]
+    near = [limit for limit in ahead if limit.at is not None]
     for limit in near[:most]:
         assert limit.projection is not None
         yield f"{_reaches(limit)} at about {unit} {_when(limit.projection)}"
@@ -195,8 +191,8 @@ def _unnamed(limits: Sequence[Limit], first: Crossing, unit: str) -> str:
         if before is None:
             break
     slows = first.unnamed is Unnamed.SLOWS
-    why, unless = ("it slows", "it gains pace") if slows else ("its learning rate falls", "that rises")
-    return f"no step is named, for {why}: {', '.join(bounds)}, unless {unless} again"
+    why, unless = ("it slows", "it speeds up") if slows else ("its learning rate falls", "that rises")
+    return f"no step is named because {why}: {', '.join(bounds)}, unless {unless} again"
 
 
 def _reaches(limit: Limit) -> str:
@@ -244,21 +240,16 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
     if trend.points < FEWEST:
         return f"{trend.points} checkpoints are too few to tell a trend"
     if trend.p <= 0.05:
-        return f"one such layer among {len(run.layers)} is no more than chance gives (p = {trend.p:.2g} by itself)"
+        return f"among {len(run.layers)} layers chance alone gives one like this (p = {trend.p:.2g} by itself)"
     chance = _percent(trend.p)
-    if trend.p == trend.p_modes:
-        return (
-            f"of many modes, one is the slowest by chance; those slowest at first did not change alike (p = {chance})"
-        )
-    if trend.p == trend.p_correlated:
-        return f"by chance, steps that keep their direction for a while go as far in up to {chance} of runs"
-    if trend.p == trend.p_walk:
-        return f"by chance, a random walk goes as far in {chance} of runs"
-    return f"by chance, noise is as well in order in {chance} of runs"
-
-
-def _count(number: float, unit: str) -> str:
-    return f"{number:,.0f} {unit}{'' if number == 1 else 's'}"
+    reasons = {
+        trend.p_rank: f"noise without a trend is as well ordered in {chance} of runs",
+        trend.p_walk: f"a random walk without a drift goes as far in {chance} of runs",
+        trend.p_correlated: f"correlated steps without a drift go as far in up to {chance} of runs",
+        trend.p_modes: "of many modes one is the slowest by chance, and the modes that were slowest at first did not "
+        f"change alike (p = {chance})",
+    }
+    return reasons[trend.p]
 
 
 def reach_note(run: RunComparison) -> str:

@@ -24,7 +24,7 @@ def law_columns(runs: Sequence[ArmResult]) -> list[Column]:
     if first is None:
         return []
     columns = [
-        (f"{symbol}, asked\n{asked:g}", [_parameter(law, name) for law in laws])
+        (f"{symbol}, target\n{asked:g}", [_parameter(law, name) for law in laws])
         for name, symbol in SYMBOLS.items()
         if (asked := getattr(first.asked, name)) is not None
     ]
@@ -42,7 +42,7 @@ def law_remark(run: ArmResult, name: str) -> str | None:
     first, last = law.window
     off = law.residual_db[law.asked.law]
     return (
-        f"{name}: the law asked for, {law.asked.law}, does not describe the learned kernel over lags {first:,} to "
+        f"{name}: the target's law, {law.asked.law}, does not describe the learned kernel over lags {first:,} to "
         f"{last:,} ({off:.2g} dB rms off): {law.reason}"
     )
 

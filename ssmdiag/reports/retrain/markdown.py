@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.printable import printable_record
@@ -10,13 +10,17 @@ from ssmdiag.reports.markdown import escape
 from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.reports.retrain.words import (
     Column,
+    accuracy,
     answer,
+    columns_of,
+    diverged_at,
     kernel_error,
     loss,
     losses_so_far,
     memory_columns,
     noise_borne,
     settings_of,
+    spread,
 )
 from ssmdiag.retrain.verdict import Summary, summarise_arms
 
@@ -33,24 +37,20 @@ def render(result: RetrainResult) -> str:
 def _columns(result: RetrainResult) -> list[Column]:
     summaries = summarise_arms(result)
     names = settings_of([summary.arm for summary in summaries])
-    columns = [
-        ("setting", [names[summary.arm] for summary in summaries]),
-        ("lr", [f"{summary.arm.lr:g}" for summary in summaries]),
-        ("seeds", [f"{summary.seeds}" for summary in summaries]),
-        ("final loss", [loss(summary.final) for summary in summaries]),
-        ("over seeds", [_spread(summary) for summary in summaries]),
-        ("diverged", [", ".join(f"step {at:,}" for at in summary.diverged) or "no" for summary in summaries]),
-    ]
-    if any(summary.accuracy is not None for summary in summaries):
-        said = ["–" if s.accuracy is None else f"{100 * s.accuracy:.1f} %" for s in summaries]
-        columns.insert(5, ("accuracy", said))
     runs = [summary.runs[0] for summary in summaries]
-    if any(run.kernel for run in runs):
-        columns.append(("kernel error", [kernel_error(summary.runs) for summary in summaries]))
-    if any(run.perturbation for run in runs):
-        columns.append(("noise borne, β", [noise_borne(summary.runs) for summary in summaries]))
-    columns += [(heading.replace("\n", " "), cells) for heading, cells in law_columns(runs)]
-    return columns + memory_columns(runs)
+    table: list[tuple[object, str, Callable[[Summary], str]]] = [
+        (True, "setting", lambda s: names[s.arm]),
+        (True, "lr", lambda s: f"{s.arm.lr:g}"),
+        (True, "seeds", lambda s: str(s.seeds)),
+        (True, "final loss", lambda s: loss(s.final)),
+        (True, "over seeds", lambda s: spread(s, "…")),
+        (any(s.accuracy is not None for s in summaries), "accuracy", lambda s: accuracy(s.accuracy)),
+        (True, "diverged", diverged_at),
+        (any(run.kernel for run in runs), "kernel error", lambda s: kernel_error(s.runs)),
+        (any(run.perturbation for run in runs), "noise β at loss × 2", lambda s: noise_borne(s.runs)),
+    ]
+    laws = [(heading.replace("\n", " "), cells) for heading, cells in law_columns(runs)]
+    return [*columns_of(summaries, table), *laws, *memory_columns(runs)]
 
 
 def _remarks(result: RetrainResult) -> list[str]:
@@ -77,10 +77,6 @@ def _page(result: RetrainResult, columns: Sequence[Column]) -> str:
         *(f"- {escape(note)}" for note in (*_remarks(result), *result.notes)),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _spread(summary: Summary) -> str:
-    return f"{loss(summary.spread[0])} … {loss(summary.spread[1])}" if summary.spread else "–"
 
 
 def _row(cells: Sequence[str]) -> str:

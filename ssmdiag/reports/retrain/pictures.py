@@ -25,7 +25,7 @@ def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]
     peak = max(map(abs, target)) or 1.0
     last = max(len(target) - 1, 1)
     dot = "dot" if settings.unicode else "*"
-    loud = _log_lags(last)
+    loud = sorted({round(math.expm1(math.log1p(last) * k / MOST_POINTS)) for k in range(MOST_POINTS + 1)})
     panel = figure.subplot(1, 1)
     for marker, values in (*curves.items(), (dot, target)):
         levels = [(math.log10(1 + lag), _decibels(values[lag] / peak)) for lag in loud]
@@ -73,10 +73,6 @@ def noise_picture(
     shown = [k for k in range(len(betas)) if (len(betas) - 1 - k) % every == 0 or k == 0]
     figure.ruler("x").ticks(shown, [f"{betas[k]:.2g}" for k in shown])
     return drawn(figure, settings)
-
-
-def _log_lags(last: int) -> list[int]:
-    return sorted({round(math.expm1(math.log1p(last) * k / MOST_POINTS)) for k in range(MOST_POINTS + 1)})
 
 
 def _decibels(value: float) -> float:

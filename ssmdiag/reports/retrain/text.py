@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmdiag.printable import printable_record
@@ -15,7 +14,10 @@ from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.reports.retrain.pictures import kernel_picture, noise_picture
 from ssmdiag.reports.retrain.words import (
     Column,
+    accuracy,
     answer,
+    columns_of,
+    diverged_at,
     kernel_error,
     learning_rate,
     loss,
@@ -24,12 +26,14 @@ from ssmdiag.reports.retrain.words import (
     noise_borne,
     setting_of,
     settings_of,
+    spread,
     whole,
 )
 from ssmdiag.retrain.verdict import Summary, learning_rate_windows, summarise_arms
 
 if TYPE_CHECKING:
     from ssmdiag.reports.interface import Settings
+    from ssmdiag.retrain.arms import Arm
     from ssmdiag.retrain.results import RetrainResult
 
 MOST_CURVES = 6
@@ -151,7 +155,7 @@ def _grid(
 ) -> tuple[list[Summary], list[Column]]:
     """Return a summary of each setting, and final losses by learning rate; `×` where a seed diverged."""
     windows = {setting_of(window.arm): window for window in learning_rate_windows(result)}
-    rows: dict[tuple[object, ...], dict[float, Summary]] = {}
+    rows: dict[Arm, dict[float, Summary]] = {}
     for summary in summaries:
         rows.setdefault(setting_of(summary.arm), {})[summary.arm.lr] = summary
     columns = [(learning_rate(rate), [_cell(cells.get(rate)) for cells in rows.values()]) for rate in rates]
@@ -169,31 +173,21 @@ def _cell(summary: Summary | None) -> str:
 
 def _loss_columns(summaries: Sequence[Summary], sweep: bool) -> list[Column]:
     """Return the losses of each setting; columns that say nothing new are left out."""
-    columns: list[tuple[str, Callable[[Summary], str]]] = []
-    if sweep:
-        columns.append(("best lr", lambda s: learning_rate(s.arm.lr)))
-    columns.append(("final loss", lambda s: loss(s.final)))
-    if any(summary.spread for summary in summaries):
-        columns.append(("over seeds", lambda s: f"{loss(s.spread[0])} – {loss(s.spread[1])}" if s.spread else "–"))
-    if any(loss(summary.best) != loss(summary.final) for summary in summaries):
-        columns.append(("best", lambda s: loss(s.best)))
-    if any(summary.accuracy is not None for summary in summaries):
-        columns.append(("accuracy", lambda s: "–" if s.accuracy is None else f"{100 * s.accuracy:.1f} %"))
-    if any(summary.diverged for summary in summaries):
-        columns.append(("diverged", lambda s: ", ".join(f"step {at:,}" for at in s.diverged) or "no"))
-    for level in list(summaries[0].steps_to)[-2:] if summaries else []:
-        columns.append((f"steps to\n{loss(level)}", partial(_steps_to, level)))
-    if any(summary.runs[0].kernel for summary in summaries):
-        columns.append(("kernel\nerror", lambda s: kernel_error(s.runs)))
-    if any(summary.runs[0].perturbation for summary in summaries):
-        columns.append(("noise β at\nloss × 2", lambda s: noise_borne(s.runs)))
-    columns.append(("ms/step", lambda s: f"{1e3 * s.seconds_per_step:.1f}"))
-    return [(heading, [cell(summary) for summary in summaries]) for heading, cell in columns]
-
-
-def _steps_to(level: float, summary: Summary) -> str:
-    at = summary.steps_to[level]
-    return whole(None if at is None else float(at))
+    runs = [summary.runs[0] for summary in summaries]
+    levels = list(summaries[0].steps_to)[-2:] if summaries else []
+    table: list[tuple[object, str, Callable[[Summary], str]]] = [
+        (sweep, "best lr", lambda s: learning_rate(s.arm.lr)),
+        (True, "final loss", lambda s: loss(s.final)),
+        (any(s.spread for s in summaries), "over seeds", lambda s: spread(s, "–")),
+        (any(loss(s.best) != loss(s.final) for s in summaries), "best", lambda s: loss(s.best)),
+        (any(s.accuracy is not None for s in summaries), "accuracy", lambda s: accuracy(s.accuracy)),
+        (any(s.diverged for s in summaries), "diverged", diverged_at),
+        *((True, f"steps to\n{loss(level)}", lambda s, level=level: whole(s.steps_to[level])) for level in levels),
+        (any(run.kernel for run in runs), "kernel\nerror", lambda s: kernel_error(s.runs)),
+        (any(run.perturbation for run in runs), "noise β at\nloss × 2", lambda s: noise_borne(s.runs)),
+        (True, "ms/step", lambda s: f"{1e3 * s.seconds_per_step:.1f}"),
+    ]
+    return columns_of(summaries, table)
 
 
 def _curves(page: Page, result: RetrainResult, summaries: Sequence[Summary], names: _Names) -> None:
@@ -202,19 +196,16 @@ def _curves(page: Page, result: RetrainResult, summaries: Sequence[Summary], nam
     key = "; ".join(names.with_letter(summary) for summary in some)
     if len(key) > 2 * settings.width:
         key = "letters as above"
-    losses, kernels, noises = {}, {}, {}
-    for summary in some:
-        run, letter = summary.runs[0], names.letter(summary)
-        losses[letter] = [(float(point.step), point.loss) for point in run.history if point.loss > 0]
-        kernels[letter] = run.kernel.values if run.kernel else ()
-        if run.perturbation:
-            noises[letter] = list(zip(run.perturbation.betas, run.perturbation.worst, strict=True))
-    losses = {letter: points for letter, points in losses.items() if len(points) > 1}
-    kernels = {letter: values for letter, values in kernels.items() if values}
+    runs = {names.letter(summary): summary.runs[0] for summary in some}
+    points = {letter: [(float(p.step), p.loss) for p in run.history if p.loss > 0] for letter, run in runs.items()}
+    losses = {letter: curve for letter, curve in points.items() if len(curve) > 1}
+    kernels = {letter: run.kernel.values for letter, run in runs.items() if run.kernel}
+    curves = {letter: run.perturbation for letter, run in runs.items() if run.perturbation}
+    noises = {letter: list(zip(curve.betas, curve.worst, strict=True)) for letter, curve in curves.items()}
     if losses:
         page.picture(run_picture(losses, {}, settings, loss), f"validation loss over steps: {key}")
     if kernels:
-        page.picture(kernel_picture(result.target, kernels, settings), f"learned kernel: • asked for, {key}")
+        page.picture(kernel_picture(result.target, kernels, settings), f"learned kernels: • target, {key}")
     if noises:
         said = f"worst validation loss with noise up to β on the weights of the rates: {key}"
         page.picture(noise_picture(noises, settings, loss), said)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssmdiag.reports import words
 from ssmdiag.reports.folding import Row
@@ -14,7 +14,7 @@ from ssmdiag.retrain.results import ArmResult, PerturbationCurve
 from ssmdiag.retrain.verdict import USABLE, Summary, Window, learning_rate_windows, median, overlap, summarise_arms
 
 if TYPE_CHECKING:
-    from ssmdiag.assessment.spectrum import LayerDiagnosis
+    from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.retrain.results import RetrainResult
 
 
@@ -22,6 +22,15 @@ Column = tuple[str, list[str]]
 """A heading, and a cell for each row."""
 MOST_SAID = 5
 """Settings named in one sentence."""
+_PARTS: dict[str, Callable[[Any], str]] = {
+    "param": str,
+    "freeze": lambda what: {"none": "learned", "both": "frozen"}.get(what, f"{what} frozen"),
+    "init": "{} start".format,
+    "recurrence_lr": lambda rate: "" if rate is None else f"recurrence at {rate:g}",
+    "weight_decay": "weight decay {:g}".format,
+}
+"""The fields of an arm that make a setting, all but learning rate and seed: each value in words."""
+Item = TypeVar("Item")
 
 
 def learning_rate(value: float) -> str:
@@ -57,9 +66,19 @@ def loss(value: float | None) -> str:
     return f"{value:.2g}" if value >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
 
 
-def setting_of(arm: Arm) -> tuple[object, ...]:
-    """Return what an arm is, but for its learning rate and seed."""
-    return tuple(getattr(arm, field.name) for field in fields(Arm) if field.name not in ("lr", "seed"))
+def accuracy(value: float | None) -> str:
+    """Return an accuracy between 0 and 1 as a percentage."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def columns_of(rows: Sequence[Item], table: Iterable[tuple[object, str, Callable[[Item], str]]]) -> list[Column]:
+    """Return the columns that are used, of (whether it is used, heading, row → cell)."""
+    return [(heading, [cell(row) for row in rows]) for used, heading, cell in table if used]
+
+
+def setting_of(arm: Arm) -> Arm:
+    """Return the arm without its learning rate and seed."""
+    return replace(arm, lr=0.0, seed=0)
 
 
 def settings_of(arms: Sequence[Arm]) -> dict[Arm, str]:
@@ -68,21 +87,8 @@ def settings_of(arms: Sequence[Arm]) -> dict[Arm, str]:
     >>> settings_of([Arm("exp"), Arm("best"), Arm("best", freeze="step")])[Arm("best", freeze="step")]
     'best, step frozen'
     """
-    names = [field.name for field in fields(Arm) if field.name not in ("lr", "seed")]
-    differ = [name for name in names if len({getattr(arm, name) for arm in arms}) > 1 or name == "param"]
-    return {arm: ", ".join(part for name in differ if (part := _part(name, getattr(arm, name)))) for arm in arms}
-
-
-def _part(name: str, value: object) -> str:
-    if name == "param":
-        return str(value)
-    if name == "freeze":
-        return {"none": "learned", "both": "frozen"}.get(str(value), f"{value} frozen")
-    if name == "init":
-        return f"{value} start"
-    if name == "recurrence_lr":
-        return "" if value is None else f"recurrence at {value:g}"
-    return f"weight decay {value:g}"
+    differ = [name for name in _PARTS if len({getattr(arm, name) for arm in arms}) > 1 or name == "param"]
+    return {arm: ", ".join(part for name in differ if (part := _PARTS[name](getattr(arm, name)))) for arm in arms}
 
 
 def answer(result: RetrainResult) -> str:
@@ -147,7 +153,7 @@ def _past_the_boundary(result: RetrainResult, names: dict[Arm, str]) -> str:
     grown = {
         _name(run.arm, names)
         for run in result.arms
-        if run.final_loss is not None and (margin := memory_of(run.after).margin) is not None and margin < 0
+        if run.final_loss is not None and (margin := Row("", run.after).margin) is not None and margin < 0
     }
     if not grown:
         return ""
@@ -175,84 +181,76 @@ def _listed(names: Sequence[str]) -> str:
     return "; ".join(names[:MOST_SAID]) + ("; …" if len(names) > MOST_SAID else "")
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What the layers of an arm remember, together."""
-
-    horizon: float | None
-    """Longest, in steps."""
-    half_life: float | None
-    """Longest, in steps."""
-    margin: float | None
-    """Smallest 1 − |λ̄|."""
-    length: float | None
-    """Farthest input that some channel rebuilds to one half, in steps."""
-    capacity: float | None
-    """Σ MF within the context of a channel: the median over channels, then over layers."""
-    law: str
-    """That of every layer, or "mixed"."""
-
-
-def memory_of(layers: Sequence[LayerDiagnosis]) -> Memory:
-    """Return the memory of an arm's layers; None for what is not known."""
-    laws = {layer.decay.law[0] for layer in layers if layer.decay}
-    capacities = [layer.capacity for layer in layers if layer.capacity]
-    together = Row("", tuple(layers))
-    return Memory(
-        horizon=together.longest("horizon"),
-        half_life=together.longest("half_life"),
-        margin=together.margin,
-        length=max((own.length_half.max for own in capacities if own.length_half), default=None),
-        capacity=median(sorted(own.capacity.median for own in capacities if own.capacity)),
-        law=laws.pop() if len(laws) == 1 else "mixed" if laws else "–",
-    )
-
-
 def memory_columns(runs: Sequence[ArmResult]) -> list[Column]:
-    """Return (heading, cells) for the memory of each run before and after; what is known of none is left out."""
-    pairs = [(memory_of(run.before), memory_of(run.after)) for run in runs]
-    said: list[tuple[str, Callable[[Memory], str]]] = [
-        ("horizon", lambda m: words.steps(m.horizon)),
-        ("half-life", lambda m: words.steps(m.half_life)),
-        ("margin", lambda m: words.margin(m.margin)),
-        ("length", lambda m: whole(m.length)),
-        ("capacity", lambda m: "–" if m.capacity is None else f"{m.capacity:.3g}"),
-        ("law", lambda m: m.law),
+    """Return the memory of each run before → after training; columns in which nothing is known are left out.
+
+    Of all layers together: the longest horizon and half-life in steps; the smallest margin 1 − |λ̄|; the length, the
+    farthest input in steps that some channel rebuilds to one half; the capacity, Σ MF of a channel within the context,
+    its median over channels and then over layers; the decay law.
+    """
+    pairs = [(Row("", run.before), Row("", run.after)) for run in runs]
+    table: list[tuple[str, Callable[[Row], str]]] = [
+        ("horizon", lambda row: words.steps(row.longest("horizon"))),
+        ("half-life", lambda row: words.steps(row.longest("half_life"))),
+        ("margin", lambda row: words.margin(row.margin)),
+        (
+            "length",
+            lambda r: whole(max((c.length_half.max for c in _capacities(r) if c.length_half), default=None)),
+        ),
+        ("capacity", lambda r: _three_digits(median([c.capacity.median for c in _capacities(r) if c.capacity]))),
+        ("law", _law),
     ]
-    columns = []
-    for heading, say in said:
-        cells = [f"{say(a)} → {say(b)}" for a, b in pairs]
-        if heading == "law":
-            cells = [a.law if a.law == b.law else f"{a.law} → {b.law}" for a, b in pairs]
-        if any(set(cell.split()) - {"–", "→"} for cell in cells):
-            columns.append((heading, cells))
-    return columns
+    columns = [
+        (heading, [say(a) if heading == "law" and say(a) == say(b) else f"{say(a)} → {say(b)}" for a, b in pairs])
+        for heading, say in table
+    ]
+    return [(heading, cells) for heading, cells in columns if any(set(cell.split()) - {"–", "→"} for cell in cells)]
+
+
+def _capacities(row: Row) -> list[CapacitySummary]:
+    return [layer.capacity for layer in row.layers if layer.capacity]
+
+
+def _three_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _law(row: Row) -> str:
+    laws = {layer.decay.law[0] for layer in row.layers if layer.decay}
+    return laws.pop() if len(laws) == 1 else "mixed" if laws else "–"
 
 
 def losses_so_far(result: RetrainResult) -> list[Column]:
     """Return a row for each arm of a comparison that was interrupted: its last validation, and how far it came."""
     arms = [run.arm for run in result.arms]
     names = settings_of(arms)
-    last = [run.history[-1] if run.history else None for run in result.arms]
-    ends = [
-        f"diverged at {run.diverged_at:,}" if run.diverged_at is not None
-        else "done" if run.interrupted_at is None
-        else f"stopped at {run.interrupted_at:,}"
-        for run in result.arms
-    ]  # fmt: skip
-    columns = [("setting", [names[arm] for arm in arms])]
-    if len({arm.lr for arm in arms}) > 1:
-        columns.append(("lr", [learning_rate(arm.lr) for arm in arms]))
-    if len({arm.seed for arm in arms}) > 1:
-        columns.append(("seed", [str(arm.seed) for arm in arms]))
-    columns += [
-        ("loss", [loss(point.loss if point else None) for point in last]),
-        ("at step", [f"{point.step:,}" if point else "–" for point in last]),
+    classes = any(point.accuracy is not None for run in result.arms for point in run.history[-1:])
+    table: list[tuple[object, str, Callable[[ArmResult], str]]] = [
+        (True, "setting", lambda run: names[run.arm]),
+        (len({arm.lr for arm in arms}) > 1, "lr", lambda run: learning_rate(run.arm.lr)),
+        (len({arm.seed for arm in arms}) > 1, "seed", lambda run: str(run.arm.seed)),
+        (True, "loss", lambda run: loss(run.history[-1].loss if run.history else None)),
+        (True, "at step", lambda run: f"{run.history[-1].step:,}" if run.history else "–"),
+        (classes, "accuracy", lambda run: accuracy(run.history[-1].accuracy if run.history else None)),
+        (True, "arm", _end),
     ]
-    if any(point and point.accuracy is not None for point in last):
-        said = [f"{100 * point.accuracy:.1f} %" if point and point.accuracy is not None else "–" for point in last]
-        columns.append(("accuracy", said))
-    return [*columns, ("arm", ends)]
+    return columns_of(result.arms, table)
+
+
+def _end(run: ArmResult) -> str:
+    if run.diverged_at is not None:
+        return f"diverged at {run.diverged_at:,}"
+    return "done" if run.interrupted_at is None else f"stopped at {run.interrupted_at:,}"
+
+
+def spread(summary: Summary, dash: str) -> str:
+    """Return the smallest and the largest final loss over seeds."""
+    return f"{loss(summary.spread[0])} {dash} {loss(summary.spread[1])}" if summary.spread else "–"
+
+
+def diverged_at(summary: Summary) -> str:
+    """Return the steps at which runs diverged."""
+    return ", ".join(f"step {at:,}" for at in summary.diverged) or "no"
 
 
 def noise_borne(runs: Sequence[ArmResult]) -> str:

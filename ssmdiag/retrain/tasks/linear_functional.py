@@ -68,14 +68,25 @@ def filter_with(kernel: Tensor, x: Tensor) -> Tensor:
 
 
 _SOURCE = "P1, arXiv 2311.14495 §4.1"
-_EXP = _maker(lambda t: (-t).exp(), TargetLaw("exponential", rate=1.0))
-_POLY = _maker(lambda t: (1 + 0.1 * t) ** -1.1, TargetLaw("polynomial", exponent=1.1, offset=10.0))
-_SHIFT = _maker(lambda t: ((t > 9) & (t < 11)).double())
-_TWO_PARTS = _maker(lambda t: (-t).exp() + (-(t - 9).square()).exp())
 TASKS = (
-    Task("lf-exp", "a kernel that decays exponentially", _SOURCE, _EXP),
-    Task("lf-poly", "a kernel that decays like a power of the lag", _SOURCE, _POLY),
-    Task("lf-shift", "a kernel of one late lag", _SOURCE, _SHIFT),
-    Task("lf-twoparts", "an early and a late part", _SOURCE, _TWO_PARTS),
+    Task(
+        "lf-exp",
+        "a kernel that decays exponentially",
+        _SOURCE,
+        _maker(lambda t: (-t).exp(), TargetLaw("exponential", rate=1.0)),
+    ),
+    Task(
+        "lf-poly",
+        "a kernel that decays like a power of the lag",
+        _SOURCE,
+        _maker(lambda t: (1 + 0.1 * t) ** -1.1, TargetLaw("polynomial", exponent=1.1, offset=10.0)),
+    ),
+    Task("lf-shift", "a kernel of one late lag", _SOURCE, _maker(lambda t: ((t > 9) & (t < 11)).double())),
+    Task(
+        "lf-twoparts",
+        "an early and a late part",
+        _SOURCE,
+        _maker(lambda t: (-t).exp() + (-(t - 9).square()).exp()),
+    ),
     Task("lf-airy", "an oscillating kernel, Airy's function", _SOURCE, _maker(_airy)),
 )
