@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text, shortened
+from ssmdiag.checkpoint.budget import MOST_INDEX, first_of, parse_json, read_text, shortened
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_of
 from ssmdiag.checkpoint.copies import first_difference
@@ -70,7 +70,7 @@ def read_set(directory: Path, names: Sequence[str]) -> Checkpoint:
     sets = sorted({(name[: found.start()], name[found.end() :]) for name in shards if (found := SHARD.search(name))})
     if len(sets) > 1 and whole:
         raise CheckpointError(
-            f"{directory} holds {len(sets)} models in shards: {_some([f'{a}-….{b}' for a, b in sets])}.",
+            f"{directory} holds {len(sets)} models in shards: {first_of([f'{a}-….{b}' for a, b in sets])}.",
             expected="the shards of one model, or an index that names them",
             advice="name an index.json, or move each model into a directory of its own.",
         )
@@ -96,10 +96,9 @@ def require_no_shard(container: Container) -> None:
 def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
     """Open every shard. Raises PartialModelError where one that `origin` names is missing, or where two differ."""
     absent = _absent(promised)
-    if len(promised) + len(absent) > MOST_SHARDS:
-        many = len(promised) + len(absent)
+    if (count := len(promised) + len(absent)) > MOST_SHARDS:
         raise CheckpointError(
-            f"{directory}: {origin} names {many:,} files.", expected=f"at most {MOST_SHARDS:,} shards"
+            f"{directory}: {origin} names {count:,} files.", expected=f"at most {MOST_SHARDS:,} shards"
         )
     home = {name: file for file, names in promised.items() for name in names or ()}
     opened: dict[str, Container] = {}
@@ -124,14 +123,14 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
             require_no_rank(opened[file])
             if lacking := sorted((names or set()) - set(opened[file].names())):
                 tensors = f"{len(lacking):,} tensor{'s' * (len(lacking) > 1)}"
-                faults.append(f"shard {file} lacks {tensors} the index promises: {_some(lacking)}")
+                faults.append(f"shard {file} lacks {tensors} the index promises: {first_of(lacking)}")
     faults += missing
     if faults:
         more = len(faults) - MOST_NAMED
         raise PartialModelError(
             f"{directory} holds a part of a model: {origin} names more than is there.",
             details=[*faults[:MOST_NAMED], *([f"{more:,} more such faults"] if more > 0 else [])],
-            expected=f"{len(promised) + len(absent):,} shards, each whole",
+            expected=f"{count:,} shards, each whole",
             advice="get what is missing from where the rest came, then inspect the directory again.",
         )
     kept = _owned(directory, opened, home)
@@ -183,7 +182,3 @@ def _absent(shards: Iterable[str]) -> list[str]:
         numbers = range(1, min(int(count), MOST_SHARDS - len(names) - len(absent)) + 1)
         absent |= dict.fromkeys(f"{head}-{number:05d}-of-{count}.{tail}" for number in numbers)
     return [name for name in absent if name not in names]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

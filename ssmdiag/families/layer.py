@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.checkpoint import Checkpoint, StoredTensor
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.names import layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
 from ssmdiag.guard import guard
@@ -170,9 +171,15 @@ class Layer:
         return self._load(self.checkpoint[names[0]]) if names else None
 
     def setting(self, *leaves: str, default: Any = None) -> Any:
-        """Return the first setting of config.json or of the file whose last path element is one of these."""
-        found = _find(self.checkpoint, leaves)
-        return default if found is None else found
+        """Return the first setting of config.json or of the file whose last path element is one of these.
+
+        A name that occurs with different values counts as not given.
+        """
+        for leaf in leaves:
+            values = self.checkpoint.settings_named(leaf)
+            if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
+                return values[0]
+        return default
 
     def rate_map(self) -> str | None:
         """Return the map through which `ssmdiag retrain` trained a rate, if it wrote the file and recorded the map.
@@ -204,20 +211,19 @@ class Layer:
         """
         option = next(option for option in self.family.options if option.name == name)
         choices = among or option.choices
+        allowed = replace(option, choices=choices, number=option.number and not among)
+        found, assumed = self.setting(name, *option.settings), self.assume.get(name, "")
+        if known is None and found is not None and allowed.allows(str(found).lower()):
+            known = str(found).lower()
         value = usual or (option.usual if option.usual in choices else choices[0])
         source: Literal["--assume", "file", "inferred", "usual"] = "usual"
-        if inferred is not None:
-            value, source = inferred, "inferred"
-        found = _find(self.checkpoint, (name, *option.settings))
-        text = str(found).lower()
-        if known is not None:
-            value, source = known, "file"
-        elif found is not None and (text in choices if among else option.allows(text)):
-            value, source = text, "file"
-        assumed = self.assume.get(name, "")
-        if assumed in choices or (not among and option.allows(assumed)):
+        if allowed.allows(assumed):
             value, source = assumed, "--assume"
-        elif option.allows(assumed):
+        elif known is not None:
+            value, source = known, "file"
+        elif inferred is not None:
+            value, source = inferred, "inferred"
+        if source != "--assume" and option.allows(assumed):
             self.note(f"--assume {name}={assumed} does not fit its tensors; read as {value}")
         self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
@@ -264,11 +270,9 @@ class Layer:
         import torch
 
         dtype = stored.dtype
-        if dtype.startswith("float8") or dtype.startswith("float4"):
-            scale = next(
-                (n for n in (f"{stored.name}_scale_inv", f"{stored.name}_scale") if n in self.checkpoint), None
-            )
-            if scale or dtype.startswith("float4"):
+        if dtype.startswith(("float8", "float4")):
+            scaled = any(f"{stored.name}_{ending}" in self.checkpoint for ending in ("scale_inv", "scale"))
+            if scaled or dtype.startswith("float4"):
                 raise LayerError(
                     f"{stored.name} is {dtype} with scales beside it: quantised.",
                     advice="inspect the unquantised checkpoint; ssmdiag does not undo quantisation.",
@@ -294,15 +298,6 @@ def _values_of(stored: StoredTensor) -> Tensor:
         return stored.load()
     except CheckpointError as error:  # this layer is lost; the others can be read
         raise LayerError(error.seen, advice=error.advice) from error
-
-
-def _find(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> Any:
-    """Return the value of the first leaf whose occurrences all agree."""
-    for leaf in leaves:
-        values = checkpoint.settings_named(leaf)
-        if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
-            return values[0]
-    return None
 
 
 def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, int] | None, str | None]:
@@ -350,11 +345,6 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
         if "*" not in token:
             axes.setdefault(token, size)
     return axes, defect
-
-
-def is_number(dtype: str) -> bool:
-    """Whether values of this dtype are weights themselves, and not codes or indexes."""
-    return dtype.startswith(("float", "bfloat", "complex"))
 
 
 def _disagree(tensor: StoredTensor, but: str) -> str:

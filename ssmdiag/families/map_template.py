@@ -14,9 +14,9 @@ from functools import cached_property
 from math import prod
 
 from ssmdiag.checkpoint import Checkpoint, StoredTensor
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.errors import CheckpointError
 from ssmdiag.families.interface import Tensor
-from ssmdiag.families.layer import is_number
 from ssmdiag.families.unknown_decay import (
     FREQUENCY,
     LOG,
@@ -254,10 +254,8 @@ def _is_near(other: _Weight, weight: _Weight) -> bool:
 
 def _holds_pairs(weight: _Weight) -> bool:
     """Whether the last axis is (re, im): two columns, one of one sign and one of both."""
-    if weight.shape[-1] != 2 or len(weight.shape) < 2:
-        return False
-    values = _paired(weight)
-    return _one_way(values.imag) and not _one_way(values.real)
+    several = len(weight.shape) > 1 and weight.shape[-1] == 2
+    return several and _one_way(_paired(weight).imag) and not _one_way(_paired(weight).real)
 
 
 def _paired(weight: _Weight) -> Tensor:
@@ -266,14 +264,8 @@ def _paired(weight: _Weight) -> Tensor:
     return torch.view_as_complex(weight.values[: weight.values.numel() // 2 * 2].reshape(-1, 2).contiguous())
 
 
-def _turns_one_way(weight: _Weight, *, pairs: bool) -> bool:
-    """Whether complex eigenvalues all rotate the same way, as when one of each conjugate pair is stored."""
-    if not (pairs or weight.values.is_complex()):
-        return False
-    return _one_way((_paired(weight) if pairs else weight.values).imag)
-
-
 def _one_way(turns: Tensor) -> bool:
+    """Whether no two values differ in sign, as imaginary parts where one of each conjugate pair is stored."""
     return bool((turns >= 0).all() | (turns <= 0).all())
 
 
@@ -302,9 +294,9 @@ def _table(name: str, found: _Recurrence) -> str:
     weight, step, frequency = found.weight, found.step, found.frequency
     where = f"{weight.stored_as}; * is any path"
     names = _names(weight, found.pairs)
-    turning = frequency is not None or _turns_one_way(weight, pairs=found.pairs)
-    lines = ["[[layer]]"]
-    lines += [
+    one_way = found.pairs or (weight.values.is_complex() and _one_way(weight.values.imag))
+    lines = [
+        "[[layer]]",
         _line("reviewed", False, "a guess by names and values: check every line, then true"),
         _line("name", name, "for the report"),
         _line("weight", f"*.{weight.local}", where),
@@ -324,8 +316,10 @@ def _table(name: str, found: _Recurrence) -> str:
             _line("frequency", f"*.{frequency.local}", "imaginary part, or angle per step"),
             _line("frequency_map", "exp" if LOG.search(frequency.name) else "none", "as above"),
         ]
-    lines.append(_line("conjugate_pairs", turning, "true: one of each conjugate pair is stored"))
-    lines.append(_line("selective", found.selective, "true: the decay depends on the input; this is its bias"))
+    lines += [
+        _line("conjugate_pairs", frequency is not None or one_way, "true: one of each conjugate pair is stored"),
+        _line("selective", found.selective, "true: the decay depends on the input; this is its bias"),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.checkpoint.names import layer_numbers
 from ssmdiag.errors import AssumptionError, UnknownFamilyError
 from ssmdiag.families import known_families
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
 
 LOOKS_RECURRENT = re.compile(
@@ -61,16 +61,15 @@ class Recognition:
     @property
     def incomplete(self) -> tuple[NearMiss, ...]:
         """Modules that look like the complete layers of this file, one near miss each, best first."""
-        complete: dict[str, list[set[str]]] = defaultdict(list)
+        complete: dict[str, set[frozenset[str]]] = defaultdict(set)
         for layer in self.layers:
-            if set(layer.names) not in complete[layer.spelling.name]:
-                complete[layer.spelling.name].append(set(layer.names))
+            complete[layer.spelling.name].add(frozenset(layer.names))
         found: dict[str, NearMiss] = {}
         for miss in self.near_misses:
-            alike = complete.get(miss.spelling.name, [])
+            alike = complete.get(miss.spelling.name, ())
             # Without its telltale a module is a layer only if it has all other tensors of the complete layers.
-            found_out = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
-            if miss.reason and alike and found_out:
+            is_layer = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
+            if miss.reason and alike and is_layer:
                 found.setdefault(miss.path, miss)
         return tuple(found.values())
 
@@ -87,13 +86,12 @@ class Recognition:
 
 def guess_of(families: Iterable[Family]) -> str | None:
     """Return a warning that families come from an unreviewed map file; None where none do."""
-    maps = dict.fromkeys(family.paper for family in families if not family.reviewed)
-    if not maps:
-        return None
-    return (
-        f"a guess: layers are read through {', '.join(maps)}, which ssmdiag printed and nobody has reviewed; "
+    maps = ", ".join(dict.fromkeys(family.paper for family in families if not family.reviewed))
+    warning = (
+        f"a guess: layers are read through {maps}, which ssmdiag printed and nobody has reviewed; "
         "check every line of it, then set reviewed = true there"
     )
+    return warning if maps else None
 
 
 def recognise(
@@ -213,15 +211,15 @@ class _Index:
 
     def _ruled_out(self, family: Family, spelling: Spelling, path: str) -> bool:
         # Where the user names the family, the module may have any name.
-        if spelling.path and family.name != self.chosen and not re.search(spelling.path, path):
-            return True
-        if any(_join(path, local) in self.checkpoint for local in spelling.absent):
-            return True
-        for leaf, values in spelling.settings.items():
-            found = [str(value).lower() for value in self.checkpoint.settings_named(leaf)]
-            if not any(value in values for value in found):
-                return True
-        return False
+        elsewhere = spelling.path and family.name != self.chosen and not re.search(spelling.path, path)
+        return (
+            bool(elsewhere)
+            or any(_join(path, local) in self.checkpoint for local in spelling.absent)
+            or any(
+                not any(str(value).lower() in values for value in self.checkpoint.settings_named(leaf))
+                for leaf, values in spelling.settings.items()
+            )
+        )
 
 
 def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
@@ -265,20 +263,18 @@ def _join(path: str, local: str) -> str:
 
 def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) -> None:
     options = [option for family in families for option in family.options]
+    options.append(Option("family", tuple(family.name for family in families), "", "which family to read"))
     for name, value in assume.items():
-        if name == "family":
-            if value not in {family.name for family in families}:
-                known = ", ".join(family.name for family in families)
-                raise AssumptionError(f"--assume family={value}: no such family.", expected=f"one of {known}")
-            continue
-        choices = {choice: None for option in options if option.name == name for choice in option.choices}
-        if not choices:
-            known = ", ".join(sorted({option.name for option in options} | {"family"}))
+        named = [option for option in options if option.name == name]
+        if not named:
+            known = ", ".join(sorted({option.name for option in options}))
             raise AssumptionError(
                 f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"
             )
-        if not any(option.allows(value) for option in options if option.name == name):
-            raise AssumptionError(f"--assume {name}={value}: no such value.", expected=f"one of {', '.join(choices)}")
+        if not any(option.allows(value) for option in named):
+            choices = dict.fromkeys(choice for option in named for choice in option.choices)
+            what = "family" if name == "family" else "value"
+            raise AssumptionError(f"--assume {name}={value}: no such {what}.", expected=f"one of {', '.join(choices)}")
 
 
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:

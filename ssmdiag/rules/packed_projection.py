@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
-from ssmdiag.families.layer import is_number
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.families.packed import packed_with
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 from ssmdiag.rules.quantised_recurrence import EIGHT_BITS

@@ -19,8 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.errors import LayerError
-from ssmdiag.families.layer import Layer, is_number
+from ssmdiag.families.layer import Layer
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 EIGHT_BITS = ("float8", "float4")

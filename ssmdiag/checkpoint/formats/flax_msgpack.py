@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
+from ssmdiag.checkpoint.budget import Allowance, first_of, shortened, train_step
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source
 from ssmdiag.checkpoint.formats.msgpack import read_tree
@@ -62,7 +62,7 @@ class FlaxFile(TensorTable):
             self.notes.append(f"{count:,} array{'s' * (count > 1)} of {', '.join(map(shortened, unread[:3]))} not read")
         others = [name for name, value in rest.items() if name not in OPTIMIZER_KEYS and any(_leaves(value))]
         if others:
-            some = ", ".join(map(shortened, others[:3])) + (" …" if len(others) > 3 else "")
+            some = first_of(list(map(shortened, others)))
             self.notes.append(f"the weights under {key!r} were read; arrays under {some} were not")
         self.settings = flatten(rest)
         self.train_step = self._step(rest.get("step", tree.get("step")))

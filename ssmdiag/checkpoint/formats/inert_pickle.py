@@ -305,10 +305,7 @@ class InertUnpickler(pickle._Unpickler):
 
     def _dict(self) -> None:
         values = self.pop_mark()
-        made = _Dict()
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            made[key] = value
-        self.append(made)
+        self.append(_Dict(list(zip(values[::2], values[1::2], strict=True))))
 
 
 _INSTRUCTIONS: dict[int, Callable[[Any], None]] = {

@@ -12,7 +12,7 @@ import zlib
 from math import prod
 from typing import TYPE_CHECKING
 
-from ssmdiag.checkpoint.budget import Allowance, shortened
+from ssmdiag.checkpoint.budget import Allowance, first_of, shortened
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal, Source, Tensor
 from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, beginning_of, member_names, open_zip
@@ -58,8 +58,7 @@ class NpzFile(TensorTable):
         if any(entry.dtype == "bfloat16" for entry in self.entries.values()):
             self.notes.append("two-byte arrays without a NumPy type are read as bfloat16, as JAX writes them")
         for kind, names in skipped.items():
-            some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-            self.notes.append(f"{len(names):,} array{'s' * (len(names) > 1)} of {kind} not read: {some}")
+            self.notes.append(f"{len(names):,} array{'s' * (len(names) > 1)} of {kind} not read: {first_of(names)}")
 
     def values(self, name: str) -> Tensor:
         import numpy as np

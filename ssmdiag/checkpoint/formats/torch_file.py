@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
+from ssmdiag.checkpoint.budget import Allowance, first_of, shortened, train_step
 from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
@@ -76,8 +76,7 @@ class TorchFile(TensorTable):
         self._remark(key, rest, [name for name, leaf in found if not isinstance(leaf, TensorRecord)])
         if left.spent:
             self.notes.append(f"it expands without end; its first {MOST_NESTED:,} entries were searched for tensors")
-        step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
-        self.train_step = train_step(step)
+        self.train_step = train_step(next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None))
         settings = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
         ranks = rest.get(RANKS_KEY)
         self.settings = settings | ({RANKS_KEY: ranks} if type(ranks) is int else {})
@@ -101,8 +100,8 @@ class TorchFile(TensorTable):
         if unreadable:
             self.notes.append(
                 f"{len(unreadable):,} quantised, sparse or otherwise packed tensors were left out: "
-                + ", ".join(unreadable[:3]) + (" …" if len(unreadable) > 3 else "")
-            )  # fmt: skip
+                + first_of(unreadable)
+            )
 
 
 def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | None, Any]:
@@ -144,15 +143,15 @@ def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
                 return
             items = node.items() if isinstance(node, Mapping) else enumerate(node)
         inside = (*above, id(node))
-        below = [(value, path if key is None else (path, key), inside) for key, value in items if _may_hold(value)]
+        below = [
+            (value, path if key is None else (path, key), inside)
+            for key, value in items
+            if isinstance(value, (TensorRecord, StandIn, Mapping, list, tuple))
+        ]
         waiting += reversed(below)
 
 
 _REBUILT = "torch._utils._rebuild"
-
-
-def _may_hold(value: Any) -> bool:
-    return isinstance(value, (TensorRecord, StandIn, Mapping, list, tuple))
 
 
 def _holds_tensors(tree: Any) -> bool:
