@@ -351,8 +351,7 @@ def _quantiles(values: Tensor) -> Quantiles | None:
 
 def _describe(capacity: LayerCapacity) -> str:
     """Return what the layer remembers as a sentence."""
-    survive = _quantiles(capacity.effective_modes)
-    if survive is None:
+    if (survive := _quantiles(capacity.effective_modes)) is None:
         return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))

@@ -76,8 +76,7 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     rate, frequency = -ell.real, ell.imag
     broken = rate.isnan() | ~frequency.isfinite() | (rate == -math.inf)
     unreached = torch.zeros_like(broken)
-    written = _written(recurrence, chunk)
-    if written is not None:
+    if (written := _written(recurrence, chunk)) is not None:
         broken, unreached = broken | ~written.isfinite(), written == 0
     states = [broken, rate < 0, rate == 0, unreached]
     counted = ~(broken | (rate <= 0) | unreached)
@@ -88,8 +87,7 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     alike = torch.zeros_like(rate)
     if not real:
         frequency, alike = _folded(frequency)
-    order = _slowest_first(rate, frequency, real)
-    if order is not None:
+    if (order := _slowest_first(rate, frequency, real)) is not None:
         rate, frequency, alike, counted = (values.gather(1, order) for values in (rate, frequency, alike, counted))
     repeated = torch.zeros_like(counted)
     near = frequency.diff().abs() <= torch.maximum(alike[:, 1:], alike[:, :-1])

@@ -112,11 +112,9 @@ def read_configuration(start: Path, explicit: Path | None = None, isolated: bool
 
     Raises ConfigurationError where a file cannot be read or has invalid settings.
     """
-    if isolated:
-        if explicit:
-            raise ConfigurationError(f"--isolated and --config {explicit} exclude each other.", advice="give one.")
-        return Configuration()
-    path = explicit or find_configuration(start)
+    if isolated and explicit:
+        raise ConfigurationError(f"--isolated and --config {explicit} exclude each other.", advice="give one.")
+    path = None if isolated else explicit or find_configuration(start)
     if path is None:
         return Configuration()
     data = _load(path)

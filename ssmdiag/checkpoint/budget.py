@@ -18,7 +18,7 @@ import shlex
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -204,12 +204,3 @@ def naming(path: Path, error: type[SsmdiagError] = CheckpointError) -> Iterator[
 def shortened(text: str, most: int = 80) -> str:
     """Return a text for a message, cut where it is too long."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def first_of(names: Sequence[str], most: int = 3) -> str:
-    """Return the first names for a message, with an ellipsis where there are more.
-
-    >>> first_of(["a", "b"]), first_of(["a", "b", "c", "d"])
-    ('a, b', 'a, b, c …')
-    """
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

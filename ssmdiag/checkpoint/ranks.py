@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssmdiag.checkpoint.budget import first_of
 from ssmdiag.checkpoint.checkpoint import Container
 from ssmdiag.checkpoint.copies import first_difference
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.errors import CheckpointError, PartialModelError
+from ssmdiag.printable import first_of
 
 HF_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 """A file of torch.distributed.checkpoint.HuggingFaceStorageWriter: every rank writes its rows under the same names."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssmdiag.checkpoint.budget import MOST_INDEX, first_of, parse_json, read_text, shortened
+from ssmdiag.checkpoint.budget import MOST_INDEX, parse_json, read_text, shortened
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_of
 from ssmdiag.checkpoint.copies import first_difference
@@ -14,6 +14,7 @@ from ssmdiag.checkpoint.file_names import SHARD
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, continues, require_no_rank
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
+from ssmdiag.printable import first_of
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
 """Most shards of one model, most faults listed, and most characters of a shard's name."""

@@ -6,11 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Collection
 
-from ssmdiag.checkpoint.budget import first_of
 from ssmdiag.checkpoint.checkpoint import Checkpoint
 from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import PartialModelError
+from ssmdiag.printable import first_of
 
 STACKS = frozenset({"layers", "layer", "blocks", "block", "blk", "h"})
 """Names of lists of layers in which every number has tensors."""

@@ -112,16 +112,17 @@ def capacity(
         for one in recurrences:
             try:
                 with guard(one.layer, "its capacity"):
-                    own = report_capacity(
-                        one,
-                        context,
-                        state_dtype=state_dtype,
-                        rounding=rounding,
-                        every_channel=every_channel,
-                        other_steps=layer is not None,
-                        wanted=wanted,
+                    layers.append(
+                        report_capacity(
+                            one,
+                            context,
+                            state_dtype=state_dtype,
+                            rounding=rounding,
+                            every_channel=every_channel,
+                            other_steps=layer is not None,
+                            wanted=wanted,
+                        )
                     )
-                    layers.append(own)
             except LayerError as error:
                 problems.append(error)
     if not layers:

@@ -32,11 +32,8 @@ def rules(
     from ssmdiag.rules import known_rules
 
     known = known_rules()
-    if format == "json":
-        text = render([_document(rule) for rule in known], ascii=False)
-    else:
-        text = _list(known, terminal.width())
-    terminal.emit(text, None)
+    as_json = format == "json"
+    terminal.emit(render(list(map(_document, known)), ascii=False) if as_json else _list(known, terminal.width()), None)
 
 
 def explain(
@@ -59,8 +56,7 @@ def _list(known: tuple[Rule, ...], width: int) -> str:
     names = max(len(rule.name) for rule in known)
     lines = [f"{len(known)} rules; `ssmdiag explain CODE` has formula, reason and fix."]
     for digit, heading in HEADINGS.items():
-        some = [rule for rule in known if rule.code[3] == digit]
-        if some:
+        if some := [rule for rule in known if rule.code[3] == digit]:
             lines += ["", f"{heading}"]
             for rule in some:
                 head = f"  {rule.code}  {rule.severity:<7}  {rule.name:<{names}}  "
@@ -77,8 +73,8 @@ def _page(rule: Rule, width: int) -> str:
         body = f"{heading}. {text}" if heading else text
         lines += ["", *textwrap.wrap(body, width - 1, break_on_hyphens=False, break_long_words=False)]
     if rule.thresholds:
-        lines += ["", "Thresholds, to set in ssmdiag.toml or [tool.ssmdiag] of pyproject.toml:", ""]
-        lines += [f"    [thresholds.{rule.code}]"]
+        where = "Thresholds, to set in ssmdiag.toml or [tool.ssmdiag] of pyproject.toml:"
+        lines += ["", where, "", f"    [thresholds.{rule.code}]"]
         for name, threshold in rule.thresholds.items():
             setting = f"    {name} = {threshold.value:g}"
             lines += textwrap.wrap(

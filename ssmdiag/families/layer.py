@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.dtypes import is_number
-from ssmdiag.checkpoint.names import layer_numbers, parametrized
+from ssmdiag.checkpoint.names import join, layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
 from ssmdiag.guard import guard
 from ssmdiag.recurrence.discretisation import as_complex
@@ -92,8 +93,7 @@ class Layer:
     def full_name(self, local: str) -> str:
         """Return the full name of a tensor of this module; with the prefix `^.`, of the module above."""
         own = local.removeprefix("^.")
-        path = self.path if own == local else self.path.rpartition(".")[0]
-        return f"{path}.{own}" if path else own
+        return join(self.path if own == local else self.path.rpartition(".")[0], own)
 
     def __getitem__(self, local: str) -> Tensor:
         """Return the values in float64, or complex128 where the spelling says that they are complex.
@@ -132,6 +132,16 @@ class Layer:
                 advice="inspect the unquantised checkpoint.",
             )
         return self.axes[name]
+
+    def readable(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the local name and the values of each of some tensors, also where they are those of a forget gate.
+
+        Tensors that are packed or quantised are left out.
+        """
+        for local in self.names:
+            if local.removeprefix("forget_gate.") in wanted:
+                with contextlib.suppress(LayerError):
+                    yield local, self[local]
 
     def count(self, local: str) -> int:
         """Return a stored count, a scalar. Raises LayerError for any other tensor."""
@@ -186,8 +196,7 @@ class Layer:
 
         Raises LayerError where the file names an unknown map.
         """
-        stated = self.setting("rate_map")
-        if stated is None:
+        if (stated := self.setting("rate_map")) is None:
             return None
         try:
             return find_map(str(stated)).name

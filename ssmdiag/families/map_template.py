@@ -192,8 +192,7 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
 def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, StepReading | None]:
     """Return the step beside a weight and how it is read; None where there is no step."""
     named = [other for other in near if _is_step(other)]
-    biases = [other for other in named if other.kind == "bias" or not other.is_projection]
-    if not biases:
+    if not (biases := [other for other in named if other.kind == "bias" or not other.is_projection]):
         if named:
             raise UnclearError(f"its step depends on the input through {named[0].local}, without a bias")
         return None, None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssmdiag.checkpoint import Checkpoint
-from ssmdiag.checkpoint.names import layer_numbers
+from ssmdiag.checkpoint.names import join, layer_numbers
 from ssmdiag.errors import AssumptionError, UnknownFamilyError
 from ssmdiag.families import known_families
 from ssmdiag.families.interface import Family, Option, Spelling
@@ -168,10 +168,10 @@ class _Index:
         """Yield every module that has all tensors of a spelling, with the right numbers of axes."""
         rarest = min(spelling.tensors, key=lambda local: len(self.paths.get(local, ())))
         for path in self.paths.get(rarest, ()):
-            names = {local: _join(path, local) for local in spelling.tensors}
+            names = {local: join(path, local) for local in spelling.tensors}
             if not all(name in self.checkpoint for name in names.values()) or self._ruled_out(family, spelling, path):
                 continue
-            names |= {local: _join(path, local) for local in spelling.optional if _join(path, local) in self.checkpoint}
+            names |= {local: join(path, local) for local in spelling.optional if join(path, local) in self.checkpoint}
             axes, defect = bind_axes(spelling, {local: self.checkpoint[name] for local, name in names.items()})
             if axes is not None:
                 yield Layer(path, family, spelling, self.checkpoint, names, axes, defect)
@@ -179,16 +179,16 @@ class _Index:
     def near_misses(self, used: Collection[str]) -> Iterator[NearMiss]:
         """Yield modules with the telltale, or most tensors, of a spelling that do not match it and are not in use."""
         free = {
-            local: [path for path in paths if _join(path, local) not in used][:MOST_UNCLAIMED]
+            local: [path for path in paths if join(path, local) not in used][:MOST_UNCLAIMED]
             for local, paths in self.paths.items()
         }
         for family in self.families:
             for spelling in family.spellings:
                 locals_ = (*spelling.tensors, *spelling.optional)
                 for path in dict.fromkeys(path for local in locals_ for path in free.get(local, ())):
-                    present = [local for local in locals_ if _join(path, local) in self.checkpoint]
+                    present = [local for local in locals_ if join(path, local) in self.checkpoint]
                     required = [local for local in spelling.tensors if local in present]
-                    claimed = any(_join(path, local) in used for local in present)
+                    claimed = any(join(path, local) in used for local in present)
                     if claimed or not required or self._ruled_out(family, spelling, path):
                         continue
                     miss = self._near_miss(family, spelling, path, present)
@@ -198,11 +198,11 @@ class _Index:
 
     def _near_miss(self, family: Family, spelling: Spelling, path: str, present: list[str]) -> NearMiss:
         missing = tuple(local for local in spelling.tensors if local not in present)
-        reason = f"{', '.join(_join(path, local) for local in missing)} missing" if missing else ""
+        reason = f"{', '.join(join(path, local) for local in missing)} missing" if missing else ""
         there, lacking = (sum(1 / len(self.users[local]) for local in locals_) for locals_ in (present, missing))
         for local, pattern in spelling.tensors.items():
             if local in present:
-                stored = self.checkpoint[_join(path, local)]
+                stored = self.checkpoint[join(path, local)]
                 axes, _ = bind_axes(spelling, {local: stored})
                 if axes is None:
                     lacking += 1
@@ -214,7 +214,7 @@ class _Index:
         elsewhere = spelling.path and family.name != self.chosen and not re.search(spelling.path, path)
         return (
             bool(elsewhere)
-            or any(_join(path, local) in self.checkpoint for local in spelling.absent)
+            or any(join(path, local) in self.checkpoint for local in spelling.absent)
             or any(
                 not any(str(value).lower() in values for value in self.checkpoint.settings_named(leaf))
                 for leaf, values in spelling.settings.items()
@@ -229,8 +229,7 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
     problems = []
     for claim in sorted(claims, key=_precedence):
         tensors = set(claim.names.values())
-        rivals = {id(owner[name]): owner[name] for name in tensors if name in owner}
-        if not rivals:
+        if not (rivals := {id(owner[name]): owner[name] for name in tensors if name in owner}):
             owner.update(dict.fromkeys(tensors, claim))
             continue
         for rival in rivals.values():
@@ -257,16 +256,11 @@ def _precedence(claim: Layer) -> tuple[bool, bool, int, int, str, str]:
     return not claim.family.declared, not settings, -settings, -len(claim.names), claim.path, claim.family.name
 
 
-def _join(path: str, local: str) -> str:
-    return f"{path}.{local}" if path else local
-
-
 def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) -> None:
     options = [option for family in families for option in family.options]
     options.append(Option("family", tuple(family.name for family in families), "", "which family to read"))
     for name, value in assume.items():
-        named = [option for option in options if option.name == name]
-        if not named:
+        if not (named := [option for option in options if option.name == name]):
             known = ", ".join(sorted({option.name for option in options}))
             raise AssumptionError(
                 f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"

@@ -238,10 +238,8 @@ class _ModalPart(_Part):
         self.size, self.width, self.states = self.weights.shape[0], self.weights.shape[1], 2 * recurrence.modes
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
-        return self._fill(self.recurrence.log_eigenvalues[start:stop], self.weights[start:stop], out)
-
-    def _fill(self, ell: Tensor, weights: Tensor, out: Tensor) -> Tensor:
         """Write Re Σ w λ̄^t, for weights (channel, copy, mode), into (channel, copy, lag)."""
+        ell, weights = self.recurrence.log_eigenvalues[start:stop], self.weights[start:stop]
         columns = _power_table(ell.conj().resolve_conj(), self.columns, 1)
         rows = _power_table(ell, self.rows, self.columns, weights)
         _product(rows, columns, self.product, out)

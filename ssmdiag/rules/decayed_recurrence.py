@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer, page
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, are, lacks_optimizer, page
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import OptimizerGroup
@@ -86,21 +86,15 @@ def _observation(group: OptimizerGroup, names: list[str], layer: Layer, most: fl
     pace = f", which halves them every {steps:,.0f} steps at {at}" if steps < math.inf else ""
     adam = (group.optimizer or "").lower() == "adam"
     return Observation(
-        f"{_listed(names)} under the weight decay {decay:g}{by}{'' if adam else pace}",
+        f"{are(names)} under the weight decay {decay:g}{by}{'' if adam else pace}",
         count=len(names),
         value=decay,
         threshold=0.0,
-        tensor=f"{layer.path}.{names[0]}" if layer.path else names[0],
+        tensor=layer.full_name(names[0]),
         layer=layer.path,
         # So slow that the gradient alone decides: a note.
         severity="note" if most < steps < math.inf and not adam else None,
     )
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"{names[0]} is"
-    return f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
 def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:

@@ -31,14 +31,13 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     unread = {id(layer): error for layer, error in evidence.unread}
     read = {name for numbers in evidence.layers for name in numbers.tensors}
     for layer in evidence.recognition.layers:
-        names = _unread(layer, unread[id(layer)]) if id(layer) in unread else _coarse(layer, read)
-        if names:
+        if names := _unread(layer, unread[id(layer)]) if id(layer) in unread else _coarse(layer, read):
             yield _observation(layer, names, unread.get(id(layer)))
 
 
 def _unread(layer: Layer, error: LayerError) -> list[str]:
     """Return a layer's quantised tensors, if one of them kept the layer from being read."""
-    names = [name for name in layer.names.values() if _is_quantised(layer.checkpoint[name].dtype)]
+    names = [name for name in layer.names.values() if is_quantised(layer.checkpoint[name].dtype)]
     return names if any(name in error.seen for name in names) else []
 
 
@@ -49,7 +48,8 @@ def _coarse(layer: Layer, read: set[str]) -> list[str]:
     ]
 
 
-def _is_quantised(dtype: str) -> bool:
+def is_quantised(dtype: str) -> bool:
+    """Whether a stored dtype has eight bits or fewer, or holds codes instead of numbers."""
     return dtype.startswith(EIGHT_BITS) or not is_number(dtype)
 
 

@@ -78,8 +78,7 @@ def select_rules(
     limits = {rule.code: rule.limits for rule in rules}
     for key, values in (thresholds or {}).items():
         for code in codes_of([key]):
-            unknown = set(values) - set(limits[code])
-            if unknown:
+            if unknown := set(values) - set(limits[code]):
                 raise ConfigurationError(
                     f"threshold {min(unknown)} of {code}: no such threshold.",
                     expected=f"one of {', '.join(limits[code]) or 'none: it has no threshold'}",

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ssmdiag.checkpoint.budget import Allowance, first_of, shortened, train_step
+from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source
 from ssmdiag.checkpoint.formats.msgpack import read_tree
@@ -18,6 +18,7 @@ from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.names import LONGEST_NAME, Path, path_name
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import first_of
 
 WEIGHTS_KEYS = ("params", "target")
 """Keys of the weights in a TrainState, the variables of a module and flax.optim's Optimizer."""

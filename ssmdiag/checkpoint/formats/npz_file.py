@@ -12,11 +12,12 @@ import zlib
 from math import prod
 from typing import TYPE_CHECKING
 
-from ssmdiag.checkpoint.budget import Allowance, first_of, shortened
+from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal, Source, Tensor
 from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, beginning_of, member_names, open_zip
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import first_of
 
 if TYPE_CHECKING:
     import numpy as np

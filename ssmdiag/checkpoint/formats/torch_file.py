@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ssmdiag.checkpoint.budget import Allowance, first_of, shortened, train_step
+from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
 from ssmdiag.checkpoint.formats.inert_pickle import PLAIN_MODULES, StandIn
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
@@ -20,6 +20,7 @@ from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, open_
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, member_names
 from ssmdiag.checkpoint.names import Path, path_name
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import first_of
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Keys under which trainers put the weights, in the order they are tried."""

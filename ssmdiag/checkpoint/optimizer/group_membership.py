@@ -195,8 +195,7 @@ class _Search:
         return self._owners
 
     def _reach(self, block: _Block, start: int) -> frozenset[int]:
-        known = self._reached.get((block.kind, start))
-        if known is not None:
+        if (known := self._reached.get((block.kind, start))) is not None:
             return known
         if block.order == "tensor":
             ends = {after for _, after in self._move(block.shape, start)}
@@ -209,8 +208,7 @@ class _Search:
 
     def _move(self, shape: Shape, state: int) -> list[tuple[int, int]]:
         """Return (group, state after) for each group whose next parameter may be of that shape."""
-        known = self._moves.get((shape, state))
-        if known is None:
+        if (known := self._moves.get((shape, state))) is None:
             self._count(len(self._groups))
             known = []
             for number, (group, length) in enumerate(self._groups):
