@@ -102,9 +102,12 @@ def check(
         raise SsmdiagError(
             "--write-baseline: there is no baseline to write.", expected="--baseline FILE, or baseline in ssmdiag.toml"
         )
-    reads = [*paths, map_file, settings_.path]
     target, copies = terminal.claim_outputs(
-        output, besides, reads=reads, format=settings_.format, baseline=settings_.baseline
+        output,
+        besides,
+        reads=[*paths, map_file, settings_.path],
+        format=settings_.format,
+        baseline=settings_.baseline,
     )
     asked = Asked(
         parse_assumptions(assume),
@@ -115,8 +118,7 @@ def check(
         settings_.selection(),
         tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
     )
-    text = settings_.format == "text"
-    settings = terminal.settings(color, output, text=text, quiet=quiet, fail_on=settings_.fail_on)
+    settings = terminal.settings(color, output, text=settings_.format == "text", quiet=quiet, fail_on=settings_.fail_on)
     diagnosed = _against_baseline(diagnose_paths(paths, asked, quiet=quiet), settings_, write_baseline)
     also_to = list(zip((form for form, _ in besides), copies, strict=True))
     results = report(diagnosed, settings_.format, settings, target, also=also_to, text=render_each)

@@ -67,8 +67,7 @@ def _read_krylov(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the same of v1, which stacks B with P, and C̄ with Q̄, in rows."""
     diagonal = _read_packed(layer, "krylov.w")
     B, C = layer.complex("krylov.B").movedim(-2, 0), layer.complex("krylov.C").movedim(-2, 0).conj()
-    diagonal = diagonal.expand(B.shape[1:])
-    return diagonal, B[1:], C[1:], B[0], C[:1]
+    return diagonal.expand(B.shape[1:]), B[1:], C[1:], B[0], C[:1]
 
 
 def _read_packed(layer: Layer, local: str) -> Tensor:

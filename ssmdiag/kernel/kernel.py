@@ -202,14 +202,12 @@ class _Part:
         """Write K of the channels from `first` on, using all cores; return the noise (channel, copy)."""
         cores = cores_for(self.device) if out.numel() >= SHARED else 1
         spans = self.spans(len(out), memory // cores, cores=cores)
-        noise: dict[int, Tensor] = {}
 
-        def fill(piece: int) -> None:
+        def fill(piece: int) -> Tensor:
             start, stop = spans[piece]
-            noise[piece] = self.fill(first + start, first + stop, out[start:stop])
+            return self.fill(first + start, first + stop, out[start:stop])
 
-        share_out(fill, range(len(spans)), self.device)
-        return torch.cat([noise[piece] for piece in range(len(spans))])
+        return torch.cat(share_out(fill, range(len(spans)), self.device))
 
     def spans(self, size: int, memory: int, *, output: bool = False, cores: int = 1) -> list[tuple[int, int]]:
         """Return ranges of channels, limited by memory, by each core's share and by its cache."""

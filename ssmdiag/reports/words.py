@@ -43,8 +43,8 @@ def checkpoint_name(path: str) -> str:
     """
     whole = Path(path).absolute()
     hub = next((part for part in whole.parts if part.startswith("models--")), None)
-    name = hub.removeprefix("models--").replace("--", "/") if hub else Path(path).name or whole.resolve().name
-    return printable(name)
+    file = Path(path).name or whole.resolve().name
+    return printable(hub.removeprefix("models--").replace("--", "/") if hub else file)
 
 
 def steps(value: float | None) -> str:

@@ -60,12 +60,14 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         return
     home = {name: group for group in groups for name in group.parameters or ()}
     unnamed = [group for group in groups if group.unnamed]
+    # A parameter whose group is unknown: judged if all candidates have the same weight decay.
+    common = unnamed[0] if len({group.weight_decay for group in unnamed}) == 1 else None
     for layer in evidence.recognition.layers:
         if "fixed decay" in layer.family.traits:
             continue
         decayed: dict[int, list[str]] = {}
         for local, name in _recurrent(evidence, layer).items():
-            group = home.get(name) or _common(unnamed)
+            group = home.get(name) or common
             if group is not None and (group.weight_decay or 0.0) > 0:
                 decayed.setdefault(groups.index(group), []).append(local)
         for index, locals_ in decayed.items():
@@ -103,12 +105,6 @@ def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:
     wanted = DECAYED | SKIPS if "undecayed skip" in layer.family.traits else DECAYED
     names = evidence.names_by_layer[layer.path]
     return {local: name for name in names if (local := name.removeprefix(prefix)) in wanted}
-
-
-def _common(unnamed: list[OptimizerGroup]) -> OptimizerGroup | None:
-    """Return a group for a parameter whose group is unknown, if all candidates have the same weight decay."""
-    decays = {group.weight_decay for group in unnamed}
-    return unnamed[0] if len(decays) == 1 else None
 
 
 RULE = Rule(

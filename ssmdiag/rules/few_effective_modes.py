@@ -62,7 +62,7 @@ def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | No
         layer = start.recurrence
         # Channels hardly differ, and each costs the cube of its modes.
         values = noisy_capacity(select_channel(layer, layer.channels // 2) if modes > MANY else layer, state_dtype)
-        own = Quantiles.of_sorted(values[~values.isnan()].sort().values)
+        own = Quantiles.of(values)
         medians += [own.median] if own else []
     return min(medians, default=None)
 
