@@ -204,7 +204,7 @@ def _context_length(path: Path, key: str, value: Any) -> int:
 
 def _beside(path: Path, key: str, value: Any) -> Path:
     if not isinstance(value, str) or not value:
-        raise _mistyped(path, key, value, "the path of a file, from where this one is")
+        raise _mistyped(path, key, value, "the path of a file, relative to this one")
     return path.absolute().parent / value
 
 
@@ -245,7 +245,7 @@ _SETTINGS: dict[str, Callable[[Path, str, Any], Any]] = {
     "per-layer-ignores": _layer_ignores,
 }
 
-_CORRECT = "correct it, or give --isolated to do without."
+_CORRECT = "correct it, or ignore it with --isolated."
 _TYPES = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "an array", dict: "a table"}
 
 

@@ -91,7 +91,7 @@ def _left_alone(present: Collection[str], read: str) -> list[str]:
     others = [name for name in WEIGHTS if name != read and (name in present or f"{name}{INDEX}" in present)]
     if read in present and f"{read}{INDEX}" in present:
         others.insert(0, f"{read}{INDEX}")
-    return [f"{read} was read, and not {', '.join(others)} beside it"] if others else []
+    return [f"{read} was read, but not {', '.join(others)} beside it"] if others else []
 
 
 def _decline(path: Path, present: set[str], candidates: list[str]) -> CheckpointError:

@@ -47,8 +47,8 @@ def require_no_rank(container: Container) -> None:
     path = container.path
     if HF_DISTRIBUTED.fullmatch(container.name) or _begins_later(container):
         raise PartialModelError(
-            f"{container.name} is what one rank wrote: some rows of each tensor, under the names of the whole.",
-            expected="tensors that are whole",
+            f"{container.name} holds one rank's rows of each tensor, under the names of the whole tensors.",
+            expected="whole tensors",
             advice=f"consolidate_safetensors_files({_folder(path)!r}, OUT, {{name: 1 for every tensor}}) of "
             "torch.distributed.checkpoint._consolidate_hf_safetensors writes the whole; or save again with "
             "HuggingFaceStorageWriter(…, enable_consolidation=True).",

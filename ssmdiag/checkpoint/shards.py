@@ -129,10 +129,10 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
     if faults:
         more = len(faults) - MOST_NAMED
         raise PartialModelError(
-            f"{directory} holds a part of a model: {origin} names more than is there.",
-            details=[*faults[:MOST_NAMED], *([f"{more:,} more such faults"] if more > 0 else [])],
+            f"{directory} holds a part of a model: {origin} names files that are missing or incomplete.",
+            details=[*faults[:MOST_NAMED], *([f"{more:,} more faults"] if more > 0 else [])],
             expected=f"{count:,} shards, each whole",
-            advice="get what is missing from where the rest came, then inspect the directory again.",
+            advice="download the missing files, then inspect the directory again.",
         )
     kept = _owned(directory, opened, home)
     notes += [note for container in opened.values() for note in container.notes]
@@ -164,9 +164,10 @@ def _owned(directory: Path, opened: Mapping[str, Container], home: Mapping[str, 
             more = f" and {len(names) - 1:,} other tensors" if len(names) > 1 else ""
             raise PartialModelError(
                 f"{directory}: {first} and {second} both hold {differing} {' and '.join(shapes)}{more}, "
-                "and not the same values.",
+                "with different values.",
                 expected="each tensor in one shard, whole",
-                advice="if each is a rank's part, merge them with what wrote them; if one is stale, delete it.",
+                advice="if each is one rank's part, merge them with the code that wrote them; "
+                "if one is out of date, delete it.",
             )
     kept: dict[str, list[str]] = {file: [] for file in opened}
     for name, first in owner.items():

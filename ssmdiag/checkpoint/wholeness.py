@@ -33,7 +33,7 @@ def _require_values(checkpoint: Checkpoint) -> None:
         return
     many = "all" if len(empty) == len(floats) else f"{len(empty):,} of"
     raise PartialModelError(
-        f"{checkpoint.path.name} holds names and no values: {many} {len(floats):,} tensors are empty, as "
+        f"{checkpoint.path.name} has names but no values: {many} {len(floats):,} tensors are empty, as "
         f"{(weights or empty)[0]}.",
         expected="weights; ZeRO-3 leaves such tensors where a model is saved before its partitions are gathered",
         advice="run zero_to_fp32.py of the DeepSpeed checkpoint (python zero_to_fp32.py DIR OUT), or save with "

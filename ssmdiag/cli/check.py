@@ -53,21 +53,21 @@ def check(
     ] = None,
     select: Annotated[
         list[str] | None,
-        typer.Option("--select", metavar="RULE", help="Run these alone: SSM101, SSM1 for all of 1xx, or a name."),
+        typer.Option("--select", metavar="RULE", help="Run only these: SSM101, SSM1 for all of 1xx, or a name."),
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option("--ignore", metavar="RULE", help="Do not run these.")] = None,
     format: Annotated[
         Format | None,
-        typer.Option("--format", "-f", help="Form of the findings; text unless configured.", show_default=False),
+        typer.Option("--format", "-f", help="Format of the findings; text unless configured.", show_default=False),
     ] = None,
     output: Lines = None,
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", metavar="FORMAT=FILE", help="Write them to a file in this form besides; repeatable."),
+        typer.Option("--also", metavar="FORMAT=FILE", help="Also write them to a file in this format; repeatable."),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option("--baseline", metavar="FILE", help="Findings to live with: only new or worse ones fail."),
+        typer.Option("--baseline", metavar="FILE", help="Known findings: only new or worse ones fail."),
     ] = None,
     write_baseline: Annotated[
         bool, typer.Option("--write-baseline", help="Record the findings in the baseline.")

@@ -78,7 +78,7 @@ def _keep_to_one_thread() -> None:
 
 def _lost(path: Path, code: int) -> Failure:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    advice = "look whether memory ran out; give this path alone, and its error is shown."
+    advice = "check whether memory ran out; run this path alone to see its error."
     return Failure.of(str(path), CheckpointError(f"{path.name}: the process that read it {how}.", advice=advice))
 
 

@@ -19,11 +19,11 @@ def families(
     name: Annotated[
         str | None, typer.Argument(help="One family: its tensors and settings.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the list.")] = "text",
 ) -> None:
     """List the model families ssmdiag reads.
 
-    With NAME: the tensors it is known by, and the settings they cannot tell.
+    With NAME: the tensors it is known by, and the settings that they do not determine.
     """
     from ssmdiag.families import known_families
 
@@ -64,7 +64,7 @@ def _detail(family: Family) -> str:
         wide = max(len(local) for local, _, _ in rows)
         lines += [f"    {local:<{wide}}  ({', '.join(axes.split())}){optional}" for local, axes, optional in rows]
     if family.options:
-        lines += ["", "  settings that tensors cannot tell (--assume NAME=VALUE):"]
+        lines += ["", "  settings that tensors do not determine (--assume NAME=VALUE):"]
         for option in family.options:
             usual = f"    {option.name} = {' | '.join(option.choices)}   usually {option.usual}"
             lines += [usual, f"        {option.meaning}"]

@@ -30,7 +30,7 @@ Format = Literal["text", "json", "jsonl"]
 
 def inspect(
     paths: Paths,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the report.")] = "text",
     output: Lines = None,
     length: Length = None,
     assume: Assume = None,

@@ -151,8 +151,8 @@ class _Chosen:
             return (self.narrow(recurrence) for recurrence in read_layers(self.layers, self.layer))
         if self.channel is not None and len(self.layers) > 1:
             raise SsmdiagError(
-                f"--channel {self.channel}: of which of the {len(self.layers):,} layers?",
-                expected="--layer as well, where --output is given",
+                f"--channel {self.channel}: the checkpoint has {len(self.layers):,} layers.",
+                expected="--layer as well, with --output",
             )
         return self._each(progress)
 

@@ -61,8 +61,8 @@ def working_folder() -> Path:
         return Path.cwd()
     except OSError as error:
         raise SsmdiagError(
-            f"the folder this was started in cannot be found any more ({error.strerror or error}).",
-            advice="cd to one that is there.",
+            f"the current folder no longer exists ({error.strerror or error}).",
+            advice="cd to an existing folder.",
         ) from error
 
 

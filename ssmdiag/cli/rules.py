@@ -26,7 +26,7 @@ HEADINGS = {
 
 
 def rules(
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the list.")] = "text",
 ) -> None:
     """List the rules of `ssmdiag check`."""
     from ssmdiag.rules import known_rules
@@ -38,7 +38,7 @@ def rules(
 
 def explain(
     code: Annotated[str, typer.Argument(help="Code or name of a rule.", show_default=False)],
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the page.")] = "text",
 ) -> None:
     """Explain one rule: formula, why it hurts, how to fix it, a public example."""
     from ssmdiag.rules import known_rules

@@ -175,9 +175,9 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
         )
     frequency = next((other for other in near if FREQUENCY.search(other.name) and other.shape == weight.shape), None)
     if frequency is not None and (RAW.search(frequency.name) or frequency.kind):
-        raise UnclearError(f"its frequency {frequency.local} goes through a function that no name says")
+        raise UnclearError(f"its frequency {frequency.local} goes through a function that its name does not say")
     if any(other.name in ("P", "Q", "p", "q") and not other.kind for other in near) and MATRIX.search(weight.name):
-        raise UnclearError("a low-rank term may stand beside it, which changes the eigenvalues")
+        raise UnclearError("there may be a low-rank term beside it, which changes the eigenvalues")
     if any(_NONLINEAR.search(other.name) for other in near):
         raise UnclearError("its module feeds the state back through a matrix: no linear recurrence")
     pairs = not values.is_complex() and _holds_pairs(weight)
@@ -197,7 +197,7 @@ def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, Ste
             raise UnclearError(f"its step depends on the input through {named[0].local}, without a bias")
         return None, None
     if len(biases) > 1:
-        raise UnclearError(f"several steps stand beside it: {', '.join(other.local for other in biases[:3])}")
+        raise UnclearError(f"there are several steps beside it: {', '.join(other.local for other in biases[:3])}")
     (step,) = biases
     if not all(size in (1, *weight.shape) for size in step.shape):
         raise UnclearError(f"its step {step.local} {step.shape} has other axes")

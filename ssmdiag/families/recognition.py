@@ -243,7 +243,7 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
     for names, paths in disputes.items():
         more = f" and {len(paths) - 1} more modules" if len(paths) > 1 else ""
         problems.append(
-            f"{paths[0]}{more}: claimed by {' and '.join(names)} alike; choose with "
+            f"{paths[0]}{more}: claimed by {' and '.join(names)}; choose one with "
             + " or ".join(f"--assume family={name}" for name in names)
         )
     settled = {id(layer): layer for layer in owner.values() if id(layer) not in contested}

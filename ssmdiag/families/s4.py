@@ -90,7 +90,7 @@ def _length(layer: Layer) -> int | None:
     for name in ("omega", "krylov.nodes"):
         if name in layer:
             return 2 * (layer.shape(name)[0] - 1)
-    layer.note("the length C was adapted to is not in the file: decays are unaffected, the kernel is unknown")
+    layer.note("the length that C was computed for is not in the file: decays are unaffected, the kernel is unknown")
     return None
 
 

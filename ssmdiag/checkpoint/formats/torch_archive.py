@@ -101,7 +101,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metad
     lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list))
     fits = lists and len(size) == len(stride) <= MOST_AXES
     if not fits or any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
-        raise TornError("a tensor of impossible shape")
+        raise TornError("a tensor with an impossible shape")
     span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     available = storage.numel * DTYPE_BITS[storage.dtype] // DTYPE_BITS[dtype]
     if (0 not in size and offset + span > available) or prod(n for n in size if n) > 2**48:
@@ -206,7 +206,7 @@ class TorchPickles:
         with source.open() as opened:
             file = _Bounded(opened, source.size)
             if self._unpickle(file, load_storage) != _MAGIC:
-                raise TornError("a pickle, but not one of torch.save")
+                raise TornError("a pickle that torch.save did not write")
             self._unpickle(file, load_storage)
             if not self._unpickle(file, load_storage).get("little_endian", True):
                 raise TornError(_BIG_ENDIAN)
@@ -252,7 +252,7 @@ class _Bounded:
 
 def _storage_key(key: Any) -> str:
     if not isinstance(key, (str, int)) or len(str(key)) > LONGEST_KEY:
-        raise TornError("a storage of impossible name")
+        raise TornError("a storage with an impossible name")
     return str(key)
 
 
@@ -261,7 +261,7 @@ def _storage(kind: Any, numel: Any, key: Any) -> Any:
     if name not in _STORAGE_DTYPES:  # quantised
         return UNREADABLE()
     if type(numel) is not int or not 0 <= numel < 2**60:
-        raise TornError("a storage of impossible size")
+        raise TornError("a storage with an impossible size")
     return Storage(_STORAGE_DTYPES[name], numel, _storage_key(key))
 
 

@@ -93,7 +93,7 @@ class TorchFile(TensorTable):
         packages = sorted({name.partition(".")[0] for name in self.archive.names} - PLAIN_MODULES - {"torch"})
         if packages:
             some = ", ".join([*packages[:MOST_REMARKED], *["…"][: len(packages) - MOST_REMARKED]])
-            self.notes.append(f"objects of {some} were not built; what they hold was read as plain data")
+            self.notes.append(f"objects of {some} were read as plain data")
         candidates = [(name, value) for name, value in rest.items() if name not in TRAINER_KEYS][:MOST_REMARKED]
         others = [shortened(repr(name)) for name, value in candidates if _holds_tensors(value)]
         if key is not None and others:

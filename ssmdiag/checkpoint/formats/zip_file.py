@@ -65,11 +65,11 @@ def _require_safe(archive: zipfile.ZipFile, size: int) -> None:
         if member.flag_bits & 1:
             raise ZipError(f"its member {member.filename[:80]} is encrypted")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ZipError("it is packed by another method than zip's usual one")
+            raise ZipError("it is compressed by a method other than zip's usual one")
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             raise ZipError(f"its member {member.filename[:80]} announces {member.file_size:,} bytes it does not have")
     if sum(member.compress_size for member in members) > size:
-        raise ZipError("its members lie over one another, or beyond its end")
+        raise ZipError("its members overlap, or end beyond the file")
     if (total := sum(member.file_size for member in members)) > max(MOST_UNPACKED, MOST_TIMES * size):
         raise ZipError(f"{size:,} bytes that unpack to {total:,}")
 

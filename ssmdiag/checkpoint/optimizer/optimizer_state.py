@@ -58,7 +58,7 @@ WITHOUT_DECAY = (
 """Names that the Trainer's usual optimiser puts into its second group, without weight decay: what is called
 bias or norm; also every torch.nn.LayerNorm, whatever its name; in older versions norms of other classes stay."""
 
-BY_RULE = "split by the rule of transformers' Trainer, bias and norm apart, which the shapes of both groups fit"
+BY_RULE = "assumed to be split as transformers' Trainer does, biases and norms apart; the shapes in both groups agree"
 
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|inv_freq)$")
 
@@ -170,11 +170,13 @@ def _why(groups: Sequence[SavedGroup], tensors: Sequence[StoredTensor]) -> str:
     if len(shapes) > len(tensors):
         return f"the optimiser numbers {len(shapes):,} parameters and the checkpoint holds {len(tensors):,} tensors"
     if None in shapes:
-        return "the optimiser numbers its parameters and keeps nothing with their shape"
+        return "the optimiser numbers its parameters and stores no shapes"
     held = {stored.shape for stored in tensors}
     if strange := sum(shape not in held for shape in shapes):
-        return f"the optimiser numbers its parameters, and {strange:,} of them have a shape that no tensor here has"
-    return "the optimiser numbers its parameters, and their shapes fit several tensors"
+        return (
+            f"the optimiser numbers its parameters, and {strange:,} of their shapes match no tensor of the checkpoint"
+        )
+    return "the optimiser numbers its parameters, and their shapes match several tensors"
 
 
 def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
@@ -244,7 +246,7 @@ def _partitioned(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
     kind = settings_of(state.content.get("ds_config")) if isinstance(state.content, Mapping) else {}
     known = [replace(optimizer, name=_class_name(kind.get("optimizer.type"))) for optimizer in named if optimizer]
     if len(known) < len(named) or not named:
-        notes.append(f"{states[0].name}: the groups of DeepSpeed's optimiser cannot be read, or not be named")
+        notes.append(f"{states[0].name}: the parameter groups of DeepSpeed's optimiser cannot be read or named")
         return []
     return known
 
