@@ -149,7 +149,7 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
     sentence = describe(memory.whole, remaining)
     if memory.left_out and bool(memory.whole.fitted[0]):
         channels = "1 channel is" if memory.left_out == 1 else f"{memory.left_out:,} channels are"
-        sentence += f" {channels} left out, without a kernel that is known."
+        sentence += f" {channels} left out: no kernel is known."
     decay = LayerDecay(
         counts,
         memory.whole.channel(0),

@@ -59,7 +59,7 @@ def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> Tra
         return TrainingSigns(False, f"{still[0]} is still constant", len(moved), len(still))
     if checkpoint.train_step:
         return TrainingSigns(True, f"the file says step {checkpoint.train_step:,}")
-    return TrainingSigns(None, "no norm or skip to tell by")
+    return TrainingSigns(None, "the file has no norm or skip weights")
 
 
 def _is_small_vector(stored: StoredTensor) -> bool:

@@ -343,7 +343,7 @@ def _mean(values: Tensor) -> float | None:
 def _describe(capacity: LayerCapacity) -> str:
     """Return what the layer remembers as a sentence."""
     if (survive := Quantiles.of(capacity.effective_modes)) is None:
-        return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
+        return "No channel's capacity is known: its modes are NaN, growing, or beyond float64."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = map(Quantiles.of, (capacity.length_half, capacity.accuracy, capacity.rounded_half))
     swallowed = _mean(capacity.swallowed)

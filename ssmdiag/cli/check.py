@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
+from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
 from ssmdiag.cli.options import (
     Assume,
     Color,
@@ -109,7 +109,7 @@ def check(
         format=settings_.format,
         baseline=settings_.baseline,
     )
-    asked = Asked(
+    options = Options(
         parse_assumptions(assume),
         map_file,
         choose_device(device),
@@ -119,7 +119,7 @@ def check(
         tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
     )
     settings = terminal.settings(color, output, text=settings_.format == "text", quiet=quiet, fail_on=settings_.fail_on)
-    diagnosed = _against_baseline(diagnose_paths(paths, asked, quiet=quiet), settings_, write_baseline)
+    diagnosed = _against_baseline(diagnose_paths(paths, options, quiet=quiet), settings_, write_baseline)
     also_to = list(zip((form for form, _ in besides), copies, strict=True))
     results = report(diagnosed, settings_.format, settings, target, also=also_to, text=render_each)
     raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))

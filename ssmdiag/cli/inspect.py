@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
+from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
 from ssmdiag.cli.options import (
     AllLayers,
     Assume,
@@ -51,6 +51,6 @@ def inspect(
     target, _ = terminal.claim_outputs(output, reads=[*paths, map_file], format=format)
     looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose}
     settings = terminal.settings(color, output, text=format == "text", **looks)
-    asked = Asked(assumptions, map_file, choose_device(device), length, every_channel)
-    results = report(diagnose_paths(paths, asked, quiet=quiet), format, settings, target)
+    options = Options(assumptions, map_file, choose_device(device), length, every_channel)
+    results = report(diagnose_paths(paths, options, quiet=quiet), format, settings, target)
     raise typer.Exit(max(exit_code(result) for result in results))

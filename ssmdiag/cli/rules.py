@@ -46,7 +46,7 @@ def explain(
     rule = next((rule for rule in known_rules() if code.upper() == rule.code or code == rule.name), None)
     if rule is None:
         raise ConfigurationError(
-            f"{code} is no rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
+            f"{code} is not a rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
         )
     text = render(_document(rule), ascii=False) if format == "json" else _page(rule, min(terminal.width(), 100))
     terminal.emit(text, None)

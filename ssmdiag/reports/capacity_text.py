@@ -67,7 +67,7 @@ def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in layers) else ""
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
     if not effective:
-        return "No layer has a memory to speak of: its modes are NaN, growing, or beyond float64."
+        return "No layer's capacity is known: its modes are NaN, growing, or beyond float64."
     modes = [layer.own.modes.median for layer in layers if layer.own.modes]
     least = "at least " if any(layer.own.is_bound for layer in layers) else ""
     rounded = f"modes survive rounding the state to {layers[0].own.state_dtype}"

@@ -98,7 +98,7 @@ def codes_of(keys: Iterable[str]) -> set[str]:
         codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(key.upper())}
         if not codes or not key:
             raise ConfigurationError(
-                f"{key!r} is no rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",
+                f"{key!r} is not a rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",
                 advice="`ssmdiag rules` lists them.",
             )  # fmt: skip
         found |= codes
