@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 PIECES = 4
 """Pieces of work per core: a core that is busy with something else does fewer of them."""
 _held = threading.local()
@@ -43,18 +45,15 @@ def cores_for(device: torch.device) -> int:
     return getattr(_held, "cores", torch.get_num_threads()) if device.type == "cpu" else 1
 
 
-def share_out(work: Callable[[int], None], pieces: Sequence[int], device: torch.device) -> None:
-    """Do the pieces on as many cores as torch uses, each piece on one thread."""
+def share_out(work: Callable[[int], Result], pieces: Sequence[int], device: torch.device) -> list[Result]:
+    """Do the pieces on as many cores as torch uses, each piece on one thread; return their results in order."""
     keep_freed_memory()
     cores = min(cores_for(device), len(pieces))
     with one_thread():
         if cores < 2:
-            for piece in pieces:
-                work(piece)
-            return
+            return [work(piece) for piece in pieces]
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, pieces):
-                pass
+            return list(pool.map(work, pieces))
 
 
 def orthogonal(rows: Tensor) -> tuple[Tensor, Tensor]:

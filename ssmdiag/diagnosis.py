@@ -256,11 +256,13 @@ def _longest_half_life(recurrences: list[Recurrence]) -> float | None:
 def context_length_of(settings: Mapping[str, Any]) -> int | None:
     """Return the context length that settings give, in steps, or None; of a model with a vision part, the text's."""
     text_first = sorted(settings.items(), key=lambda item: "vision" in item[0] or "audio" in item[0])
-    for leaf in CONTEXT_SETTINGS:
-        for key, value in text_first:
-            if (key == leaf or key.endswith(f".{leaf}")) and (steps := _whole_number(value)) is not None:
-                return steps
-    return None
+    stated = (
+        _whole_number(value)
+        for leaf in CONTEXT_SETTINGS
+        for key, value in text_first
+        if key == leaf or key.endswith(f".{leaf}")
+    )
+    return next((steps for steps in stated if steps is not None), None)
 
 
 def longest_context(checkpoints: Iterable[Checkpoint]) -> int | None:

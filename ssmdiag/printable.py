@@ -14,7 +14,7 @@ Greek, Chinese, emoji and box-drawing characters are safe and stay.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -102,8 +102,7 @@ def _dataclass(value: Any, seen: dict[int, Any]) -> Any:
     changed = {}
     for field in fields(value):
         before = getattr(value, field.name)
-        after = _of(before, seen)
-        if after is not before:
+        if (after := _of(before, seen)) is not before:
             changed[field.name] = after
     if not changed:
         return value
@@ -124,3 +123,12 @@ def _code(character: str) -> str:
     """Return a character as `\\uXXXX`; one beyond 16 bits as the two halves that JSON writes."""
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2))
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names for a message, with an ellipsis where there are more.
+
+    >>> first_of(["a", "b"]), first_of(["a", "b", "c", "d"])
+    ('a, b', 'a, b, c …')
+    """
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

@@ -262,7 +262,7 @@ def test_a_layer_that_two_families_claim_is_left_to_the_user(write_model: Write)
     result = diagnose(model, families=families)
     assert [layer.name for layer in result.layers] == ["other"]
     (problem,) = result.problems
-    assert problem.startswith("l.0 and 2 more modules: claimed by first and second alike")
+    assert problem.startswith("l.0 and 2 more modules: claimed by first and second")
     assert "--assume family=first or --assume family=second" in problem
     for name in ("first", "second"):
         chosen = diagnose(model, families=families, assume={"family": name})
@@ -272,7 +272,7 @@ def test_a_layer_that_two_families_claim_is_left_to_the_user(write_model: Write)
 
 def test_only_contested_layers_is_an_error_that_says_so(write_model: Write) -> None:
     families = [declared("first", {"decay": "channel"}), declared("second", {"decay": "channel"})]
-    with pytest.raises(UnknownFamilyError, match="claimed by first and second alike"):
+    with pytest.raises(UnknownFamilyError, match="claimed by first and second"):
         diagnose(write_model({"l.0.decay": random(4)}), families=families)
 
 

@@ -149,7 +149,7 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
     sentence = describe(memory.whole, remaining)
     if memory.left_out and bool(memory.whole.fitted[0]):
         channels = "1 channel is" if memory.left_out == 1 else f"{memory.left_out:,} channels are"
-        sentence += f" {channels} left out, without a kernel that is known."
+        sentence += f" {channels} left out: no kernel is known."
     decay = LayerDecay(
         counts,
         memory.whole.channel(0),
@@ -165,7 +165,7 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
         energy_curve=remaining.curve,
         exponents=local_exponents(envelope),
     )
-    return Quantiles.of_sorted(lags[~lags.isnan()].sort().values), decay
+    return Quantiles.of(lags), decay
 
 
 Curve = tuple[tuple[float, float], ...]
@@ -305,9 +305,8 @@ def _measure(
     layers: Sequence[Recurrence], reaching: Sequence[Recurrence], edges: Tensor, every_passing: bool, tails: bool
 ) -> list[tuple[Energy, Horizon, Remaining]]:
     """Return each layer's energy in bins, of its channels and then of the layer, its horizons, and what remains."""
-    found: dict[int, tuple[Energy, Horizon, Remaining]] = {}
 
-    def work(k: int) -> None:
+    def work(k: int) -> tuple[Energy, Horizon, Remaining]:
         source = profile(layers[k])
         if layers[k] is reaching[k]:
             energy, reach = band_energy_and_horizon(source, edges, max_lag=MAX_LAG)
@@ -319,10 +318,9 @@ def _measure(
             remaining = assess_remaining(source, edges, rows, counted, every_channel=every_passing)
         else:
             remaining = leave_out(len(counted), edges)
-        found[k] = rows, reach, remaining
+        return rows, reach, remaining
 
-    each_layer(layers, work)
-    return [found[k] for k in range(len(layers))]
+    return each_layer(layers, work)
 
 
 def _above_float32(energy: Energy) -> Energy:

@@ -28,7 +28,7 @@ from ssmdiag.decay.tail import (
 from ssmdiag.kernel.energy import Energy, horizon, tail_energy
 from ssmdiag.kernel.mode_energy import ModeEnergies
 from ssmdiag.kernel.passing import SHARES, Left, Passing, find_passing, heaviness
-from ssmdiag.kernel.powers import MAX_LAG
+from ssmdiag.kernel.powers import MAX_LAG, is_real
 from ssmdiag.kernel.status import Status
 from ssmdiag.recurrence.modal import Recurrence
 
@@ -80,17 +80,15 @@ def assess_remaining(
     status = rows.status[:-1]
     if source.layout == "dense":
         tails = no_tails(len(rows.status), TailStatus.DENSE, edges)
-        channels = _dense_channels(source) if every_channel else None
+        channels = _by_factor(source) if every_channel else None
         lags, left = edges.double(), _dense_left(source, counted)
         start = left(lags[None])
     else:
         places = _coarse(len(edges), edges.device)
         modes = ModeEnergies(source, status.where(counted, int(Status.CANCELLED)), edges[places].double())
         tails, start = _tails(modes, edges, places, rows)
-        channels = _of_channels(modes, status) if every_channel else None
+        channels = _modal_channels(source, modes, status) if every_channel else None
         lags, left = modes.lags, modes.left_of_layer
-        if channels is not None:
-            channels = _sure(source, channels, status)
     passing = find_passing(left, lags, start)
     whole = rows.status[-1:].clone()
     whole[bool((status[counted] == Status.BOUNDARY).any()) & (whole != Status.GROWS)] = Status.BOUNDARY
@@ -116,9 +114,7 @@ def _tails(modes: ModeEnergies, edges: Tensor, places: Tensor, rows: Energy) -> 
     own, one = ends[:-1], len(ends) == 2  # then the layer is its channel
     single = modes.groups(own)
     channels = judge_tails(modes.lags, own, share[:-1], single, partial(modes.shares, single.members))
-    whole = judge_tails(
-        modes.lags, ends[-1:], share[-1:], layer, lambda _, at: modes.shares_of_layer(layer.members, at)
-    )
+    whole = judge_tails(modes.lags, ends[-1:], share[-1:], layer, _of_layer(modes, layer.members))
     tails = channels.join(whole)
     middle = (share[:-1] > MIDDLE).sum(1)
     middle = middle.where(middle < own, 0)  # what does not fall so far: by the energy of the whole window
@@ -165,41 +161,35 @@ def _coarse(count: int, device: torch.device) -> Tensor:
     return place[(place < EVERY_LAG) | ((count - 1 - place) % 2 == 0)]
 
 
-def _of_channels(modes: ModeEnergies, status: Tensor) -> Passing:
-    return find_passing(modes.left, modes.lags, modes.left(modes.lags.expand(len(status), -1)))
-
-
 def _endless(passing: Passing, status: Tensor) -> Passing:
     """Mark energies that never end, and unknown ones, as not passing."""
-    endless = torch.zeros_like(status, dtype=torch.bool)
-    for code in ENDLESS:
-        endless |= status == code
+    endless = torch.isin(status, status.new_tensor(ENDLESS))
     lags = passing.lags.where(~endless[:, None], math.inf)
     lags = lags.where((endless | (status == Status.KNOWN))[:, None], math.nan)
     return Passing(lags, passing.heaviness.where(status == Status.KNOWN, math.nan))
 
 
-def _sure(source: Recurrence, passing: Passing, status: Tensor) -> Passing:
-    """Use the kernel's factor, which keeps more digits, where its modes cancel beyond those of the quadratic form."""
+def _modal_channels(source: Recurrence, modes: ModeEnergies, status: Tensor) -> Passing:
+    """Return the lags of each channel, by the kernel's factor where its modes cancel beyond the form's digits."""
+    passing = find_passing(modes.left, modes.lags, modes.left(modes.lags.expand(len(status), -1)))
     unsure = passing.lags.isnan().any(1) & (status == Status.KNOWN)
     if not bool(unsure.any()):
         return passing
-    exact = torch.stack([horizon(source, share, MAX_LAG).lags for share in SHARES], 1)
-    lags = exact.where(unsure[:, None], passing.lags)
-    return Passing(lags, heaviness(lags[:, 0] - 0.5, lags[:, -1] - 0.5).where(unsure, passing.heaviness))
+    exact = _by_factor(source)
+    lags = exact.lags.where(unsure[:, None], passing.lags)
+    return Passing(lags, exact.heaviness.where(unsure, passing.heaviness))
 
 
-def _dense_channels(source: Recurrence) -> Passing:
+def _by_factor(source: Recurrence) -> Passing:
+    """Return the lags of each channel from the kernel's factor, exact to the step."""
     lags = torch.stack([horizon(source, share, MAX_LAG).lags for share in SHARES], 1)
     return Passing(lags, heaviness(lags[:, 0] - 0.5, lags[:, -1] - 0.5))
 
 
 def _smooth(source: Recurrence, counted: Tensor) -> bool:
     """Return whether a layer's energy does not oscillate: its modes are real, or many channels are summed."""
-    if source.layout == "many inputs" or not source.log_eigenvalues.is_complex():
-        return True
-    real = bool((source.log_eigenvalues.imag == 0).all())
-    return real or int(counted.sum()) >= FEWEST_CHANNELS
+    many = source.layout == "many inputs" or int(counted.sum()) >= FEWEST_CHANNELS
+    return many or is_real(source.log_eigenvalues)
 
 
 def _dense_left(source: Recurrence, counted: Tensor) -> Left:

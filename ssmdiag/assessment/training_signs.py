@@ -54,13 +54,12 @@ def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> Tra
     moved, still, distances = _moved(checkpoint, names[:: max(1, len(names) // MOST_TENSORS)])
     if moved and len(moved) >= len(still):
         # A single non-constant tensor among many constant ones is a statistic of the data, not a trained norm.
-        evidence = f"{moved[0]} is no longer constant"
-        return TrainingSigns(True, evidence, len(moved), len(still), median(distances))
+        return TrainingSigns(True, f"{moved[0]} is no longer constant", len(moved), len(still), median(distances))
     if still:
         return TrainingSigns(False, f"{still[0]} is still constant", len(moved), len(still))
     if checkpoint.train_step:
         return TrainingSigns(True, f"the file says step {checkpoint.train_step:,}")
-    return TrainingSigns(None, "no norm or skip to tell by")
+    return TrainingSigns(None, "the file has no norm or skip weights")
 
 
 def _is_small_vector(stored: StoredTensor) -> bool:
@@ -70,8 +69,7 @@ def _is_small_vector(stored: StoredTensor) -> bool:
 
 def _skips(checkpoint: Checkpoint, recognition: Recognition) -> list[str]:
     """Return the D of every layer that has an A_log: elsewhere D starts at random."""
-    paths = [layer.path for layer in recognition.layers if "A_log" in layer.names]
-    names = [f"{path}.D" if path else "D" for path in paths]
+    names = [layer.full_name("D") for layer in recognition.layers if "A_log" in layer.names]
     return [name for name in names if name in checkpoint and _is_small_vector(checkpoint[name])]
 
 

@@ -171,14 +171,12 @@ def assess_capacities(
         raise ValueError(f"the context must be at least one step, got {context}")
     if state_dtype is not None and state_dtype not in STATE_PRECISION:
         raise ValueError(f"state_dtype is one of {', '.join(STATE_PRECISION)}, not {state_dtype!r}")
-    found: dict[int, LayerCapacity] = {}
 
-    def work(position: int) -> None:
+    def work(position: int) -> LayerCapacity:
         layer = recurrences[position]
-        found[position] = _assess(realise(layer), context, state_dtype or state_format(layer), rounding or Rounding())
+        return _assess(realise(layer), context, state_dtype or state_format(layer), rounding or Rounding())
 
-    each_layer(recurrences, work)
-    return [found[position] for position in range(len(recurrences))]
+    return each_layer(recurrences, work)
 
 
 def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Rounding) -> LayerCapacity:
@@ -192,9 +190,9 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Ro
     surviving = {name: torch.full_like(values[0], torch.nan) for name in STATE_PRECISION}
     counts = torch.zeros(1 + len(REASONS), channels, dtype=torch.long, device=device)
     sound = torch.zeros(channels, dtype=torch.bool, device=device)
-    curves: dict[int, Tensor] = {}
 
-    def assess(chunk: slice) -> None:
+    def assess(chunk: slice) -> Tensor:
+        """Fill in some channels; return the sum of their MF, (lag,)."""
         cascade, excluded, known = cascade_at(recurrence, chunk)
         leading = leading_memory(cascade, leading_lags)
         sound[chunk] = good = known & leading.passes(cascade)
@@ -202,18 +200,15 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Ro
         counts[1:, chunk] = torch.stack([getattr(excluded, reason) for reason in REASONS])
         values[:4, chunk] = _measure(cascade, leading, context).where(good, torch.nan)
         values[4:6, chunk] = _held(cascade, leading).where(good & (cascade.modes > 0), torch.nan)
-        curve = _curve(cascade, leading, lags).where(good[:, None], 0.0)
-        curves[chunk.start] = curve.sum(0)
         states = noisy_states(recurrence, chunk, rounding)
-        rounded, survivors = states.in_formats(state_dtype)
-        for name, shares in survivors.items():
+        for name, shares in zip(STATE_PRECISION, states.survivors_of(list(STATE_PRECISION)), strict=True):
             surviving[name][chunk] = shares.where(good, torch.nan)
-        lengths = states.lengths(rounded, (HALF, TENTH))
+        lengths = states.lengths(states.rounded(state_dtype), (HALF, TENTH))
         values[6:8, chunk] = lengths.where(good & (lengths >= 0), torch.nan)
         values[8, chunk] = states.swallowed(state_dtype).where(good, torch.nan)
+        return _curve(cascade, leading, lags).where(good[:, None], 0.0).sum(0)
 
-    each_chunk(recurrence, leading_lags, assess)
-    total = torch.stack([curves[start] for start in sorted(curves)]).sum(0)
+    total = torch.stack(each_chunk(recurrence, leading_lags, assess)).sum(0)
     return LayerCapacity(
         layer=recurrence.layer,
         family=recurrence.family,
@@ -276,13 +271,13 @@ def summarise_capacity(capacity: LayerCapacity) -> CapacitySummary:
     """Return quantiles over channels, the counts of what is missing, and a sentence."""
     sound = int(capacity.sound.sum())
     modes = capacity.modes.double().where(capacity.sound, torch.nan)
-    summary = {name: _quantiles(getattr(capacity, name)) for name in _MEASURES}
+    summary = {name: Quantiles.of(getattr(capacity, name)) for name in _MEASURES}
     return CapacitySummary(
         channels=len(capacity.sound),
         context=capacity.context,
         state_dtype=capacity.state_dtype,
-        modes=_quantiles(modes),
-        surviving={name: _quantiles(values) for name, values in capacity.surviving.items()},
+        modes=Quantiles.of(modes),
+        surviving={name: Quantiles.of(values) for name, values in capacity.surviving.items()},
         without_half=sound - int((~capacity.length_half.isnan()).sum()),
         without_tenth=sound - int((~capacity.length_tenth.isnan()).sum()),
         swallowed=_mean(capacity.swallowed),
@@ -345,24 +340,19 @@ def _mean(values: Tensor) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _quantiles(values: Tensor) -> Quantiles | None:
-    return Quantiles.of_sorted(values[~values.isnan()].sort().values)
-
-
 def _describe(capacity: LayerCapacity) -> str:
     """Return what the layer remembers as a sentence."""
-    survive = _quantiles(capacity.effective_modes)
-    if survive is None:
-        return "No channel has a memory to speak of: its modes are NaN, growing, or beyond float64."
+    if (survive := Quantiles.of(capacity.effective_modes)) is None:
+        return "No channel's capacity is known: its modes are NaN, growing, or beyond float64."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
-    half, accuracy, rounded = (_quantiles(x) for x in (capacity.length_half, capacity.accuracy, capacity.rounded_half))
+    half, accuracy, rounded = map(Quantiles.of, (capacity.length_half, capacity.accuracy, capacity.rounded_half))
     swallowed = _mean(capacity.swallowed)
     least = "at least " if swallowed is not None and swallowed >= BOUND_FROM else ""
     spent = (
         f"{least}{survive.median:.3g} of {modes:.0f} modes survive rounding the state to {capacity.state_dtype} under "
         "white input"
     )
-    held = (_quantiles(lags) for lags in (capacity.held_half, capacity.held_nine_tenths))
+    held = map(Quantiles.of, (capacity.held_half, capacity.held_nine_tenths))
     near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
     spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"
     if half is None or accuracy is None:

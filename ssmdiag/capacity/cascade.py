@@ -267,8 +267,7 @@ def dense_cascade(dense: DenseRealisation) -> tuple[Cascade, Tensor]:
     size, pick = rest.diagonal(dim1=1, dim2=2).real.max(1)
     last = rest.gather(1, pick[:, None, None].expand(-1, 1, rest.shape[-1])) / size.sqrt()[:, None, None]
     last[:, :, :-1] *= counted[:, None]
-    cascade = Cascade(state_matrix, entry, last[:, :, :-1], last[:, 0, -1], counted)
-    return cascade, converged
+    return Cascade(state_matrix, entry, last[:, :, :-1], last[:, 0, -1], counted), converged
 
 
 def _lower_product(left: Tensor, right: Tensor) -> Tensor:

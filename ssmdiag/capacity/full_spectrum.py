@@ -76,8 +76,7 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     rate, frequency = -ell.real, ell.imag
     broken = rate.isnan() | ~frequency.isfinite() | (rate == -math.inf)
     unreached = torch.zeros_like(broken)
-    written = _written(recurrence, chunk)
-    if written is not None:
+    if (written := _written(recurrence, chunk)) is not None:
         broken, unreached = broken | ~written.isfinite(), written == 0
     states = [broken, rate < 0, rate == 0, unreached]
     counted = ~(broken | (rate <= 0) | unreached)
@@ -88,15 +87,13 @@ def full_spectrum(recurrence: Recurrence, chunk: slice = slice(None), *, distinc
     alike = torch.zeros_like(rate)
     if not real:
         frequency, alike = _folded(frequency)
-    order = _slowest_first(rate, frequency, real)
-    if order is not None:
+    if (order := _slowest_first(rate, frequency, real)) is not None:
         rate, frequency, alike, counted = (values.gather(1, order) for values in (rate, frequency, alike, counted))
     repeated = torch.zeros_like(counted)
     near = frequency.diff().abs() <= torch.maximum(alike[:, 1:], alike[:, :-1])
     repeated[:, 1:] = counted[:, 1:] & (rate.diff() == 0) & near
-    counts = [(states[k] & ~_any(states[:k], broken)).sum(1) for k in range(len(states))]
-    counts.append(repeated.sum(1))
-    excluded = Excluded(*counts)
+    first_reasons = [(states[k] & ~_any(states[:k], broken)).sum(1) for k in range(len(states))]
+    excluded = Excluded(*[*first_reasons, repeated.sum(1)])
     if distinct:
         counted = counted & ~repeated
     paired = counted & (frequency > 0) & (frequency < math.pi)
@@ -144,5 +141,4 @@ def _trimmed(ell: Tensor, counted: Tensor, paired: Tensor, excluded: Excluded, s
     if width < ell.shape[1]:
         order = (~counted).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         ell, counted, paired, stored = (values.gather(1, order) for values in (ell, counted, paired, stored))
-    fill = torch.full_like(ell, -UNDERFLOW)
-    return FullSpectrum(ell.where(counted, fill), counted, paired, excluded, stored)
+    return FullSpectrum(ell.where(counted, torch.full_like(ell, -UNDERFLOW)), counted, paired, excluded, stored)

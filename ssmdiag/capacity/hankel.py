@@ -80,13 +80,8 @@ def hankel_singular_values(recurrence: Recurrence) -> HankelSpectrum:
     if recurrence.layout == "many inputs":
         parts = [_matrix(recurrence)] if bool(usable.all()) else [status.new_zeros(1, recurrence.modes).double()]
     else:
-        found: dict[int, Tensor] = {}
-
-        def fill(chunk: slice) -> None:
-            found[chunk.start] = (_modal if recurrence.dense is None else _dense)(recurrence, chunk, usable[chunk])
-
-        each_chunk(recurrence, 0, fill)
-        parts = [found[start] for start in sorted(found)]
+        values_of = _modal if recurrence.dense is None else _dense
+        parts = each_chunk(recurrence, 0, lambda chunk: values_of(recurrence, chunk, usable[chunk]))
     width = max(part.shape[1] for part in parts)
     values = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
     values = values.where(usable[:, None], torch.nan).where((status != Status.BOUNDARY)[:, None], torch.inf)

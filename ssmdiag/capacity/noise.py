@@ -59,13 +59,8 @@ def noisy_capacity(recurrence: Recurrence, state_dtype: str | float, rounding: R
     precision_of(state_dtype)
     recurrence = realise(recurrence)
     rounding = complete(rounding or Rounding(), recurrence)
-    result = torch.zeros(recurrence.channels, dtype=torch.float64, device=recurrence.log_eigenvalues.device)
-
-    def fill(chunk: slice) -> None:
-        result[chunk] = noisy_states(recurrence, chunk, rounding).survivors(state_dtype)
-
-    each_chunk(recurrence, 0, fill)
-    return result
+    work = lambda chunk: noisy_states(recurrence, chunk, rounding).survivors(state_dtype)  # noqa: E731
+    return torch.cat(each_chunk(recurrence, 0, work))
 
 
 @one_thread()
@@ -80,14 +75,12 @@ def noisy_memory_function(
     recurrence = realise(recurrence)
     rounding = complete(rounding or Rounding(), recurrence)
     at = lags_of(lags, recurrence.log_eigenvalues.device)
-    result = torch.zeros(recurrence.channels, len(at), dtype=torch.float64, device=at.device)
 
-    def fill(chunk: slice) -> None:
+    def work(chunk: slice) -> Tensor:
         states = noisy_states(recurrence, chunk, rounding)
-        result[chunk] = states.memory(states.rounded(state_dtype), at)
+        return states.memory(states.rounded(state_dtype), at)
 
-    each_chunk(recurrence, states_of(recurrence) * len(at), fill)
-    return result
+    return torch.cat(each_chunk(recurrence, states_of(recurrence) * len(at), work))
 
 
 def precision_of(state_dtype: str | float) -> float:
@@ -102,15 +95,9 @@ def complete(rounding: Rounding, recurrence: Recurrence) -> Rounding:
     """Return the assumptions with the largest number of a layer, where its int8 scale is the whole layer's."""
     if rounding.int8_scale != "layer" or rounding.largest is not None:
         return rounding
-    recurrence = realise(recurrence)
-    found: list[float] = [0.0]
-
-    def look(chunk: slice) -> None:
-        states = noisy_states(recurrence, chunk, rounding)
-        found.append(largest_number(states.numbers))
-
-    each_chunk(recurrence, 0, look)
-    return replace(rounding, largest=max(found))
+    built = realise(recurrence)
+    found = each_chunk(built, 0, lambda chunk: largest_number(noisy_states(built, chunk, rounding).numbers))
+    return replace(rounding, largest=max(0.0, *found))
 
 
 def noisy_states(recurrence: Recurrence, chunk: slice, rounding: Rounding | None = None) -> NoisyStates:
@@ -193,7 +180,7 @@ class NoisyStates:
 
     def survivors(self, state_dtype: str | float) -> Tensor:
         """Return what survives, (channel,); NaN where numbers are beyond float64."""
-        return self._survivors([state_dtype])[0]
+        return self.survivors_of([state_dtype])[0]
 
     def swallowed(self, state_dtype: str) -> Tensor:
         """Return the share of a channel's numbers whose steps rounding swallows, (channel,); NaN without numbers."""
@@ -203,12 +190,7 @@ class NoisyStates:
         lost = swallows(self.numbers, state_dtype, self.rounding) & counted
         return lost.flatten(1).sum(1) / counted.flatten(1).sum(1)
 
-    def in_formats(self, own: str) -> tuple[Rounded, dict[str, Tensor]]:
-        """Return the state rounded to its own format, and what survives in each of `STATE_PRECISION`, (channel,)."""
-        survivors = self._survivors(list(STATE_PRECISION))
-        return self.rounded(own), dict(zip(STATE_PRECISION, survivors, strict=True))
-
-    def _survivors(self, formats: Sequence[str | float]) -> list[Tensor]:
+    def survivors_of(self, formats: Sequence[str | float]) -> list[Tensor]:
         """Return what survives each format, (channel,).
 
         Where all errors are but so many times as large as those of float32, one decomposition serves both.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssmdiag.capacity.cascade import Cascade, cascade_of, dense_cascade
 from ssmdiag.capacity.full_spectrum import Excluded, full_spectrum
-from ssmdiag.cores import one_thread, share_out
+from ssmdiag.cores import Result, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.powers import is_real, lags_of
@@ -178,12 +178,12 @@ def states_of(recurrence: Recurrence) -> int:
     return recurrence.modes * (1 if is_real(recurrence.log_eigenvalues) else 2)
 
 
-def each_chunk(recurrence: Recurrence, lags: int, work: Callable[[slice], None]) -> None:
-    """Do the work on as many channels at a time as stay in cache while so many lags are computed."""
+def each_chunk(recurrence: Recurrence, lags: int, work: Callable[[slice], Result]) -> list[Result]:
+    """Return the results of the work on all channels, as many at a time as stay in cache for so many lags."""
     device, channels = recurrence.log_eigenvalues.device, recurrence.channels
     room = 1 if device.type == "cpu" else 10
     span = max(1, room * WORKING_SET // (8 * (6 * states_of(recurrence) ** 2 + 3 * lags)))
-    share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), device)
+    return share_out(lambda start: work(slice(start, start + span)), range(0, channels, span), device)
 
 
 def _blank(recurrence: Recurrence, lags: Tensor) -> MemoryFunction:

@@ -113,9 +113,6 @@ class Numbers:
     """Variance of what a step adds in all."""
     ell: Tensor | None = None
     """ℓ (channel, mode, 1) of complex modes."""
-    other_drive: Tensor | None = None
-    """Of a mode's other part."""
-    other_variance: Tensor | None = None
 
 
 def modal_numbers(ell: Tensor, power: Tensor, pseudo: Tensor, paired: Tensor, rounding: Rounding) -> Numbers:
@@ -135,7 +132,7 @@ def modal_numbers(ell: Tensor, power: Tensor, pseudo: Tensor, paired: Tensor, ro
     mean = abs(m) * _parts(power / below.abs().square(), (pseudo / below.square()).real, single).clamp(min=0).sqrt()
     turn = below.abs().square()[..., None]
     added = drive + turn * (variance.sum(-1, keepdim=True) / 2).where(paired[..., None], variance)
-    return Numbers(mean, variance, drive, added, ell[..., None], drive.flip(-1), variance.flip(-1))
+    return Numbers(mean, variance, drive, added, ell[..., None])
 
 
 def _parts(whole: Tensor, difference: Tensor, single: Tensor) -> Tensor:
@@ -152,8 +149,7 @@ def step_noise(numbers: Numbers, state_dtype: str, rounding: Rounding) -> Tensor
     if bool(coarse.any()):
         noise = torch.where(coarse, square * _swallowed((square / numbers.added).sqrt()), noise)
     if numbers.ell is not None:
-        assert numbers.other_drive is not None
-        turning = numbers.ell.imag.sin().square() * numbers.other_drive
+        turning = numbers.ell.imag.sin().square() * numbers.drive.flip(-1)  # the mode's other part drives it
         repeated = (2 * numbers.drive + turning < 0.4 * square) & (numbers.variance > 0)
         if bool(repeated.any()):
             noise = noise * _repeated(numbers, square, repeated)
@@ -222,10 +218,8 @@ def _swallowed(ratio: Tensor) -> Tensor:
 def _repeated(numbers: Numbers, square: Tensor, where: Tensor) -> Tensor:
     """Return how many times larger errors that repeat make the noise, 1 elsewhere."""
     assert numbers.ell is not None
-    assert numbers.other_drive is not None
-    assert numbers.other_variance is not None
     ell = numbers.ell.expand_as(square)[where]
-    values = (numbers.drive, numbers.other_drive, numbers.variance, numbers.other_variance)
+    values = (numbers.drive, numbers.drive.flip(-1), numbers.variance, numbers.variance.flip(-1))
     drive, other, variance, beside = (part[where] / square[where] for part in values)
     across, back = (ell.imag.sin() * ell.real.exp()).square(), (ell.real.exp() * ell.imag.cos() - 1).square()
     moved = (1 - ell.exp()).abs().square()

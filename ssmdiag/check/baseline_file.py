@@ -194,8 +194,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _only(path: Path, data: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(data) - known)
-    if unknown:
+    if unknown := sorted(set(data) - known):
         raise BaselineError(
             f"baseline {path}: {where} has an unknown key {shortened(unknown[0])}.",
             expected=", ".join(sorted(known)),

@@ -112,11 +112,9 @@ def read_configuration(start: Path, explicit: Path | None = None, isolated: bool
 
     Raises ConfigurationError where a file cannot be read or has invalid settings.
     """
-    if isolated:
-        if explicit:
-            raise ConfigurationError(f"--isolated and --config {explicit} exclude each other.", advice="give one.")
-        return Configuration()
-    path = explicit or find_configuration(start)
+    if isolated and explicit:
+        raise ConfigurationError(f"--isolated and --config {explicit} exclude each other.", advice="give one.")
+    path = None if isolated else explicit or find_configuration(start)
     if path is None:
         return Configuration()
     data = _load(path)
@@ -206,7 +204,7 @@ def _context_length(path: Path, key: str, value: Any) -> int:
 
 def _beside(path: Path, key: str, value: Any) -> Path:
     if not isinstance(value, str) or not value:
-        raise _mistyped(path, key, value, "the path of a file, from where this one is")
+        raise _mistyped(path, key, value, "the path of a file, relative to this one")
     return path.absolute().parent / value
 
 
@@ -247,7 +245,7 @@ _SETTINGS: dict[str, Callable[[Path, str, Any], Any]] = {
     "per-layer-ignores": _layer_ignores,
 }
 
-_CORRECT = "correct it, or give --isolated to do without."
+_CORRECT = "correct it, or ignore it with --isolated."
 _TYPES = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "an array", dict: "a table"}
 
 

@@ -23,18 +23,17 @@ def as_toml(configuration: Configuration) -> str:
     for key in ("select", "ignore", "fail-on", "format", "context-length", "baseline"):
         value = getattr(configuration, key.replace("-", "_"))
         source = configuration.sources.get(key, "default: all rules" if key == "select" else "default")
-        if value is None:
-            rows.append((f"# {key}", f"not set: {unset[key]}"))
-        else:
-            rows.append((f"{key} = {_literal(value)}", source))
+        rows.append((f"# {key}", f"not set: {unset[key]}") if value is None else (f"{key} = {_literal(value)}", source))
     rows += [("", ""), ("[per-layer-ignores]", configuration.sources.get("per-layer-ignores", "default: none"))]
     rows += [(f"{_literal(glob)} = {_literal(keys)}", "") for glob, keys in configuration.per_layer_ignores.items()]
     for rule in known_rules():
         if rule.thresholds:
             remark = rule.name if rule.code in running else f"{rule.name}, which is not run"
             rows += [("", ""), (f"[thresholds.{rule.code}]", remark)]
-            for name, value in selection.limits[rule.code].items():
-                rows.append((f"{name} = {_literal(value)}", _threshold_source(configuration, rule.code, name)))
+            rows += [
+                (f"{name} = {_literal(value)}", _threshold_source(configuration, rule.code, name))
+                for name, value in selection.limits[rule.code].items()
+            ]
     wide = min(max(len(setting) for setting, _ in rows), 40)
     said = [f"{setting:<{wide}}  # {source}" if source else setting for setting, source in rows]
     return "\n".join([printable(f"# {configuration.path or 'no file'}"), *said]) + "\n"

@@ -53,7 +53,7 @@ def require_file(path: Path) -> None:
         return
     if _leads_round(path):
         raise CheckpointError(
-            f"{path} is a link that leads round in a circle, back to itself.",
+            f"{path} is a link that leads back to itself.",
             advice=f"remove it: rm {shlex.quote(str(path))}",
         )
     if path.is_symlink() and not path.exists():
@@ -197,7 +197,7 @@ def naming(path: Path, error: type[SsmdiagError] = CheckpointError) -> Iterator[
     except (RecursionError, MemoryError, OverflowError, zlib.error, struct.error, UnicodeDecodeError) as caught:
         raise error(
             f"{path.name} cannot be read ({str(caught) or type(caught).__name__}).",
-            advice="it is damaged, or was made to exhaust its reader; save or download it again.",
+            advice="it is damaged or malicious; save or download it again.",
         ) from caught
 
 

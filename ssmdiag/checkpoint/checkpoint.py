@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
-from ssmdiag.checkpoint.names import clean_names, require_short_names
+from ssmdiag.checkpoint.names import clean_names, join, require_short_names
 from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
 from ssmdiag.checkpoint.settings import flatten
 
@@ -148,8 +148,8 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     def settings_named(self, leaf: str) -> list[Any]:
         """Return the settings whose dotted name is `leaf` or ends in it."""
-        last = leaf.rpartition(".")[2]
-        return [v for k, v in self._settings_by_leaf.get(last, ()) if k == leaf or k.endswith(f".{leaf}")]
+        named_alike = self._settings_by_leaf.get(leaf.rpartition(".")[2], ())
+        return [value for name, value in named_alike if name == leaf or name.endswith(f".{leaf}")]
 
     @cached_property
     def _settings_by_leaf(self) -> dict[str, list[tuple[str, Any]]]:
@@ -160,10 +160,8 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     def below(self, path: str) -> list[str]:
         """Return the names of all tensors of a module and the modules in it, sorted; of all for ""."""
-        start = f"{path}." if path else ""
-        names = self._sorted_names
-        first = bisect_left(names, start)
-        return list(takewhile(lambda name: name.startswith(start), islice(names, first, None)))
+        start, names = join(path, ""), self._sorted_names
+        return list(takewhile(lambda name: name.startswith(start), islice(names, bisect_left(names, start), None)))
 
     @cached_property
     def _sorted_names(self) -> list[str]:

@@ -19,7 +19,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], list[str], list[str]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         said = f"{shortened(str(path), 300)} cannot be read ({reason}); the usual settings are assumed, as "
-        return {}, [], [f"{said}where there is none. Correct it, or move it away."]
+        return {}, [], [f"{said}if it were absent. Correct it, or move it away."]
     if not isinstance(content, dict):
         return {}, ["config.json holds no settings; the usual ones are assumed"], []
     return content, [], []

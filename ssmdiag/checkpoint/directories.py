@@ -11,7 +11,7 @@ from pathlib import Path
 from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_in, step_of
 from ssmdiag.checkpoint.file_names import DEEPSPEED_WEIGHTS, INDEX, SHARD, WEIGHTS, may_hold_weights
-from ssmdiag.checkpoint.formats import Format, known_formats, suffixes
+from ssmdiag.checkpoint.formats import known_formats, suffixes
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
 from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
@@ -62,15 +62,15 @@ def read_directory(path: Path) -> Checkpoint:
     indexes = sorted(name for name in present if name.endswith(INDEX))
     if len(indexes) == 1:
         return read_index(path / indexes[0])
-    owners = [format for format in known_formats() if _owns(format, present)]
+    owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
     for format in owners:
         if format.open_folder:
             container = format.open_folder(path)
             size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
             step = step_of(path.absolute()) if container.train_step is None else container.train_step
             return _checkpoint(container, path, path, size, step)
-    candidates = sorted(name for name in present if may_hold_weights(name) and not name.startswith("."))
-    candidates = [name for name in candidates if not (path / name).is_dir()]
+    weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
+    candidates = sorted(name for name in weights if not (path / name).is_dir())
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
     if not owners:
@@ -81,9 +81,9 @@ def read_directory(path: Path) -> Checkpoint:
     raise _decline(path, present, candidates)
 
 
-def _owns(format: Format, present: Collection[str]) -> bool:
-    """Whether a name in a folder shows that the folder is a checkpoint of a format."""
-    return bool(format.owns_folder) and any(re.fullmatch(format.owns_folder, name) for name in present)
+def _any_matches(pattern: str, present: Collection[str]) -> bool:
+    """Whether a format's regular expression matches a name in a folder; an empty one matches nothing."""
+    return bool(pattern) and any(re.fullmatch(pattern, name) for name in present)
 
 
 def _left_alone(present: Collection[str], read: str) -> list[str]:
@@ -91,14 +91,14 @@ def _left_alone(present: Collection[str], read: str) -> list[str]:
     others = [name for name in WEIGHTS if name != read and (name in present or f"{name}{INDEX}" in present)]
     if read in present and f"{read}{INDEX}" in present:
         others.insert(0, f"{read}{INDEX}")
-    return [f"{read} was read, and not {', '.join(others)} beside it"] if others else []
+    return [f"{read} was read, but not {', '.join(others)} beside it"] if others else []
 
 
 def _decline(path: Path, present: set[str], candidates: list[str]) -> CheckpointError:
     """Return the error for a directory that is not one checkpoint, with what to do instead."""
-    for refusal in (refusal for format in known_formats() for refusal in format.refusals):
-        if refusal.folder and any(re.fullmatch(refusal.folder, name) for name in present):
-            return CheckpointError(f"{path} is {refusal.what}.", advice=refusal.advice)
+    refusals = (refusal for format in known_formats() for refusal in format.refusals)
+    if refusal := next((each for each in refusals if _any_matches(each.folder, present)), None):
+        return CheckpointError(f"{path} is {refusal.what}.", advice=refusal.advice)
     if candidates:
         some = ", ".join([*candidates[:6], *["…"][: len(candidates) - 6]])
         return CheckpointError(

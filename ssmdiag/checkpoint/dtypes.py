@@ -1,4 +1,4 @@
-"""Width in bits of every dtype that a file can hold."""
+"""The dtypes that a file can hold: their widths, and which of them are numbers."""
 
 DTYPE_BITS = {
     "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16,
@@ -9,3 +9,8 @@ DTYPE_BITS = {
     "float8_e8m0fnu": 8, "float4_e2m1fn_x2": 4,
 }  # fmt: skip
 """Bits per element of every stored dtype, by torch name."""
+
+
+def is_number(dtype: str) -> bool:
+    """Whether values of this dtype are weights themselves, and not codes or indexes."""
+    return dtype.startswith(("float", "bfloat", "complex"))

@@ -71,6 +71,15 @@ def clean_names(stored: list[str]) -> list[str]:
     return result
 
 
+def join(path: str, local: str) -> str:
+    """Return the full name of a tensor or module in the module at a path; the path may be empty.
+
+    >>> join("layers.0", "A_log"), join("", "A_log")
+    ('layers.0.A_log', 'A_log')
+    """
+    return f"{path}.{local}" if path else local
+
+
 def path_name(path: Path) -> str:
     """Return a path through nested mappings as a dotted name, each key cut beyond the longest name allowed."""
     keys: list[str] = []

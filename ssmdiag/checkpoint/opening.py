@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import Container
-from ssmdiag.checkpoint.formats import FirstLook, Format, known_formats
+from ssmdiag.checkpoint.formats import FirstLook, known_formats
 from ssmdiag.checkpoint.sources import LocalFile, Source
 from ssmdiag.errors import CheckpointError
 
@@ -31,17 +32,12 @@ def open_source(source: Source) -> Container:
         for refusal in format.refusals:
             if refusal.knows(look):
                 raise refusal.error(source)
-    found = _format_of(look)
+    by_content = (format for format in known_formats() if format.recognises(look))
+    by_suffix = (format for format in known_formats() if Path(look.name).suffix in format.suffixes)
+    found = next(itertools.chain(by_content, by_suffix), None)
     if found is None or found.open is None:
         raise _unknown(look)
     return found.open(source)
-
-
-def _format_of(look: FirstLook) -> Format | None:
-    """Return the format that a file's content shows, or else its suffix."""
-    suffix = Path(look.name).suffix
-    recognised = (format for format in known_formats() if format.recognises(look))
-    return next(recognised, None) or next((f for f in known_formats() if suffix in f.suffixes), None)
 
 
 def _unknown(look: FirstLook) -> CheckpointError:

@@ -15,6 +15,7 @@ from ssmdiag.checkpoint.checkpoint import Container
 from ssmdiag.checkpoint.copies import first_difference
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.errors import CheckpointError, PartialModelError
+from ssmdiag.printable import first_of
 
 HF_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 """A file of torch.distributed.checkpoint.HuggingFaceStorageWriter: every rank writes its rows under the same names."""
@@ -44,10 +45,10 @@ MERGE = {
 def require_no_rank(container: Container) -> None:
     """Raise PartialModelError where a file holds one rank's part of a model, by its name, its neighbours or itself."""
     path = container.path
-    if HF_DISTRIBUTED.fullmatch(container.name) or any(_offsets(container)):
+    if HF_DISTRIBUTED.fullmatch(container.name) or _begins_later(container):
         raise PartialModelError(
-            f"{container.name} is what one rank wrote: some rows of each tensor, under the names of the whole.",
-            expected="tensors that are whole",
+            f"{container.name} holds one rank's rows of each tensor, under the names of the whole tensors.",
+            expected="whole tensors",
             advice=f"consolidate_safetensors_files({_folder(path)!r}, OUT, {{name: 1 for every tensor}}) of "
             "torch.distributed.checkpoint._consolidate_hf_safetensors writes the whole; or save again with "
             "HuggingFaceStorageWriter(…, enable_consolidation=True).",
@@ -59,7 +60,7 @@ def require_no_rank(container: Container) -> None:
         return
     for mark, others in _neighbours(path):
         if any(_is_other_part(container, other, mark) for other in others):
-            some = ", ".join(_named(other, path) for other in others[:3]) + (" …" if len(others) > 3 else "")
+            some = first_of([_named(other, path) for other in others])
             raise _part(container, f"one rank's part of a model; beside it {'are' if len(others) > 1 else 'is'} {some}",
                         f"the parts of all {len(others) + 1:,} merged")  # fmt: skip
 
@@ -71,11 +72,14 @@ def continues(names: Iterable[str], others: Iterable[str]) -> bool:
     return one.isdisjoint(other) and not next(kinds).isdisjoint(next(kinds))
 
 
-def _offsets(container: Container) -> Iterator[bool]:
-    """Yield, for each tensor, whether by the header the file's part begins after the tensor's start."""
-    for key, value in container.settings.items():
-        if key.startswith(OFFSETS) and key.endswith(".saved_offsets") and isinstance(value, list):
-            yield any(type(offset) is int and offset > 0 for offset in value)
+def _begins_later(container: Container) -> bool:
+    """Whether, by the file's header, its part of any tensor begins after the tensor's start."""
+    return any(
+        type(offset) is int and offset > 0
+        for key, value in container.settings.items()
+        if key.startswith(OFFSETS) and key.endswith(".saved_offsets") and isinstance(value, list)
+        for offset in value
+    )
 
 
 def _require_whole_arguments(container: Container) -> None:
@@ -135,8 +139,7 @@ def _neighbours(path: Path) -> Iterator[tuple[bool, list[Path]]]:
     """Yield the files of other ranks, by the marks in the file's name and in its folder's; True for a certain mark."""
     path = path.absolute()
     for entry in (path, path.parent):
-        marks = _marks(entry.name)
-        if not marks:
+        if not (marks := _marks(entry.name)):
             continue
         pattern, at = "", 0
         for mark in marks:

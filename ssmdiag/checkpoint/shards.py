@@ -14,6 +14,7 @@ from ssmdiag.checkpoint.file_names import SHARD
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, continues, require_no_rank
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
+from ssmdiag.printable import first_of
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
 """Most shards of one model, most faults listed, and most characters of a shard's name."""
@@ -70,7 +71,7 @@ def read_set(directory: Path, names: Sequence[str]) -> Checkpoint:
     sets = sorted({(name[: found.start()], name[found.end() :]) for name in shards if (found := SHARD.search(name))})
     if len(sets) > 1 and whole:
         raise CheckpointError(
-            f"{directory} holds {len(sets)} models in shards: {_some([f'{a}-….{b}' for a, b in sets])}.",
+            f"{directory} holds {len(sets)} models in shards: {first_of([f'{a}-….{b}' for a, b in sets])}.",
             expected="the shards of one model, or an index that names them",
             advice="name an index.json, or move each model into a directory of its own.",
         )
@@ -96,10 +97,9 @@ def require_no_shard(container: Container) -> None:
 def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
     """Open every shard. Raises PartialModelError where one that `origin` names is missing, or where two differ."""
     absent = _absent(promised)
-    if len(promised) + len(absent) > MOST_SHARDS:
-        many = len(promised) + len(absent)
+    if (count := len(promised) + len(absent)) > MOST_SHARDS:
         raise CheckpointError(
-            f"{directory}: {origin} names {many:,} files.", expected=f"at most {MOST_SHARDS:,} shards"
+            f"{directory}: {origin} names {count:,} files.", expected=f"at most {MOST_SHARDS:,} shards"
         )
     home = {name: file for file, names in promised.items() for name in names or ()}
     opened: dict[str, Container] = {}
@@ -124,15 +124,15 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
             require_no_rank(opened[file])
             if lacking := sorted((names or set()) - set(opened[file].names())):
                 tensors = f"{len(lacking):,} tensor{'s' * (len(lacking) > 1)}"
-                faults.append(f"shard {file} lacks {tensors} the index promises: {_some(lacking)}")
+                faults.append(f"shard {file} lacks {tensors} the index promises: {first_of(lacking)}")
     faults += missing
     if faults:
         more = len(faults) - MOST_NAMED
         raise PartialModelError(
-            f"{directory} holds a part of a model: {origin} names more than is there.",
-            details=[*faults[:MOST_NAMED], *([f"{more:,} more such faults"] if more > 0 else [])],
-            expected=f"{len(promised) + len(absent):,} shards, each whole",
-            advice="get what is missing from where the rest came, then inspect the directory again.",
+            f"{directory} holds a part of a model: {origin} names files that are missing or incomplete.",
+            details=[*faults[:MOST_NAMED], *([f"{more:,} more faults"] if more > 0 else [])],
+            expected=f"{count:,} shards, each whole",
+            advice="download the missing files, then inspect the directory again.",
         )
     kept = _owned(directory, opened, home)
     notes += [note for container in opened.values() for note in container.notes]
@@ -164,9 +164,10 @@ def _owned(directory: Path, opened: Mapping[str, Container], home: Mapping[str, 
             more = f" and {len(names) - 1:,} other tensors" if len(names) > 1 else ""
             raise PartialModelError(
                 f"{directory}: {first} and {second} both hold {differing} {' and '.join(shapes)}{more}, "
-                "and not the same values.",
+                "with different values.",
                 expected="each tensor in one shard, whole",
-                advice="if each is a rank's part, merge them with what wrote them; if one is stale, delete it.",
+                advice="if each is one rank's part, merge them with the code that wrote them; "
+                "if one is out of date, delete it.",
             )
     kept: dict[str, list[str]] = {file: [] for file in opened}
     for name, first in owner.items():
@@ -183,7 +184,3 @@ def _absent(shards: Iterable[str]) -> list[str]:
         numbers = range(1, min(int(count), MOST_SHARDS - len(names) - len(absent)) + 1)
         absent |= dict.fromkeys(f"{head}-{number:05d}-of-{count}.{tail}" for number in numbers)
     return [name for name in absent if name not in names]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

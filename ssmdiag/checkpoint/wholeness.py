@@ -7,14 +7,15 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from ssmdiag.checkpoint.checkpoint import Checkpoint
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import PartialModelError
+from ssmdiag.printable import first_of
 
 STACKS = frozenset({"layers", "layer", "blocks", "block", "blk", "h"})
 """Names of lists of layers in which every number has tensors."""
 DEPTHS = ("num_hidden_layers", "n_layer")
 """Settings of config.json that count the layers of such a list."""
-_FLOAT = ("float", "bfloat", "complex")
 
 
 def require_whole(checkpoint: Checkpoint) -> None:
@@ -25,14 +26,14 @@ def require_whole(checkpoint: Checkpoint) -> None:
 
 def _require_values(checkpoint: Checkpoint) -> None:
     """Refuse what ZeRO-3 saves when its partitions are not gathered: all tensors, or the large ones, of shape (0,)."""
-    floats = [name for name, tensor in checkpoint.items() if tensor.dtype.startswith(_FLOAT)]
+    floats = [name for name, tensor in checkpoint.items() if is_number(tensor.dtype)]
     empty = [name for name in floats if checkpoint[name].shape == (0,)]
     weights = [name for name in empty if name.endswith("weight")]
     if not empty or (not weights and 2 * len(empty) <= len(floats)):
         return
     many = "all" if len(empty) == len(floats) else f"{len(empty):,} of"
     raise PartialModelError(
-        f"{checkpoint.path.name} holds names and no values: {many} {len(floats):,} tensors are empty, as "
+        f"{checkpoint.path.name} has names but no values: {many} {len(floats):,} tensors are empty, as "
         f"{(weights or empty)[0]}.",
         expected="weights; ZeRO-3 leaves such tensors where a model is saved before its partitions are gathered",
         advice="run zero_to_fp32.py of the DeepSpeed checkpoint (python zero_to_fp32.py DIR OUT), or save with "
@@ -61,11 +62,10 @@ def _require_layers(checkpoint: Checkpoint) -> None:
         if depth is not None and deep < depth and last < depth and not adapter and not _is_excerpt(numbers, depth):
             missing = set(range(depth)) - numbers
         if missing:
-            some = ", ".join(map(str, sorted(missing)[:6])) + (" …" if len(missing) > 6 else "")
             counted = f" of the {depth:,} that config.json counts" if depth is not None and depth > last else ""
             raise PartialModelError(
                 f"{checkpoint.path.name} lacks {len(missing):,} layer{'s' * (len(missing) > 1)}{counted}: {stack} has "
-                f"no tensor of {some}.",
+                f"no tensor of {first_of(list(map(str, sorted(missing))), 6)}.",
                 expected=f"every layer from 0 to {max(last, (depth or 0) - 1):,}",
                 advice="a shard, an index or a stage of a pipeline is incomplete: get the rest, then inspect it again.",
             )

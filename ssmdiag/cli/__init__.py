@@ -69,5 +69,5 @@ def _require_no_empty(arguments: Sequence[str]) -> None:
             raise SsmdiagError(
                 f"{where} is followed by an empty argument.",
                 expected="a name or a value",
-                advice="see whether a variable of the shell is unset; `.` is the folder this is started in.",
+                advice="check whether a shell variable is unset; `.` is the current folder.",
             )

@@ -37,7 +37,7 @@ def capacity(
     state_dtype: Annotated[
         Literal["bf16", "fp16", "int8", "float32"] | None,
         typer.Option(
-            "--state-dtype", help="What the state is rounded to at every step; by default as the weights are stored."
+            "--state-dtype", help="Format that the state is rounded to at every step; by default that of the weights."
         ),
     ] = None,
     input_mean: Annotated[
@@ -51,14 +51,14 @@ def capacity(
         typer.Option(
             "--input-scale",
             metavar="S",
-            help="Its standard deviation; says which states are too small for the format.",
+            help="Standard deviation of the input, to find states that are too small for the format.",
             show_default=False,
         ),
     ] = None,
     int8_scale: Annotated[
         Literal["state", "channel", "layer"] | None,
         typer.Option(
-            "--int8-scale", help="What shares one scale of an int8 state; else each number has one of its own."
+            "--int8-scale", help="What shares one scale of an int8 state; by default each number has its own."
         ),
     ] = None,
     wanted: Annotated[
@@ -68,7 +68,7 @@ def capacity(
             metavar="STEPS",
             min=1,
             callback=check_length,
-            help="Which steps Δ would rebuild inputs so far back.",
+            help="Find the steps Δ that would rebuild inputs this far back.",
         ),
     ] = None,
     every_channel: EveryChannel = False,
@@ -112,16 +112,17 @@ def capacity(
         for one in recurrences:
             try:
                 with guard(one.layer, "its capacity"):
-                    own = report_capacity(
-                        one,
-                        context,
-                        state_dtype=state_dtype,
-                        rounding=rounding,
-                        every_channel=every_channel,
-                        other_steps=layer is not None,
-                        wanted=wanted,
+                    layers.append(
+                        report_capacity(
+                            one,
+                            context,
+                            state_dtype=state_dtype,
+                            rounding=rounding,
+                            every_channel=every_channel,
+                            other_steps=layer is not None,
+                            wanted=wanted,
+                        )
                     )
-                    layers.append(own)
             except LayerError as error:
                 problems.append(error)
     if not layers:

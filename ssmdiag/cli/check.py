@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
+from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
 from ssmdiag.cli.options import (
     Assume,
     Color,
@@ -53,21 +53,21 @@ def check(
     ] = None,
     select: Annotated[
         list[str] | None,
-        typer.Option("--select", metavar="RULE", help="Run these alone: SSM101, SSM1 for all of 1xx, or a name."),
+        typer.Option("--select", metavar="RULE", help="Run only these: SSM101, SSM1 for all of 1xx, or a name."),
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option("--ignore", metavar="RULE", help="Do not run these.")] = None,
     format: Annotated[
         Format | None,
-        typer.Option("--format", "-f", help="Form of the findings; text unless configured.", show_default=False),
+        typer.Option("--format", "-f", help="Format of the findings; text unless configured.", show_default=False),
     ] = None,
     output: Lines = None,
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", metavar="FORMAT=FILE", help="Write them to a file in this form besides; repeatable."),
+        typer.Option("--also", metavar="FORMAT=FILE", help="Also write them to a file in this format; repeatable."),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option("--baseline", metavar="FILE", help="Findings to live with: only new or worse ones fail."),
+        typer.Option("--baseline", metavar="FILE", help="Known findings: only new or worse ones fail."),
     ] = None,
     write_baseline: Annotated[
         bool, typer.Option("--write-baseline", help="Record the findings in the baseline.")
@@ -102,11 +102,14 @@ def check(
         raise SsmdiagError(
             "--write-baseline: there is no baseline to write.", expected="--baseline FILE, or baseline in ssmdiag.toml"
         )
-    reads = [*paths, map_file, settings_.path]
     target, copies = terminal.claim_outputs(
-        output, besides, reads=reads, format=settings_.format, baseline=settings_.baseline
+        output,
+        besides,
+        reads=[*paths, map_file, settings_.path],
+        format=settings_.format,
+        baseline=settings_.baseline,
     )
-    asked = Asked(
+    options = Options(
         parse_assumptions(assume),
         map_file,
         choose_device(device),
@@ -115,9 +118,8 @@ def check(
         settings_.selection(),
         tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
     )
-    text = settings_.format == "text"
-    settings = terminal.settings(color, output, text=text, quiet=quiet, fail_on=settings_.fail_on)
-    diagnosed = _against_baseline(diagnose_paths(paths, asked, quiet=quiet), settings_, write_baseline)
+    settings = terminal.settings(color, output, text=settings_.format == "text", quiet=quiet, fail_on=settings_.fail_on)
+    diagnosed = _against_baseline(diagnose_paths(paths, options, quiet=quiet), settings_, write_baseline)
     also_to = list(zip((form for form, _ in besides), copies, strict=True))
     results = report(diagnosed, settings_.format, settings, target, also=also_to, text=render_each)
     raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))

@@ -26,7 +26,7 @@ PATHS_A_WORKER = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Options:
     """The options that apply to every checkpoint."""
 
     assume: Mapping[str, str]
@@ -40,23 +40,23 @@ class Asked:
     """Whether a report has the law of the energy that remains."""
 
 
-def diagnose_paths(paths: Sequence[Path], asked: Asked, *, quiet: bool) -> Generator[Diagnosis | Failure]:
+def diagnose_paths(paths: Sequence[Path], options: Options, *, quiet: bool) -> Generator[Diagnosis | Failure]:
     """Yield the diagnosis of every path, in their order; many are shared out between the processor's cores.
 
     Raises AssumptionError and MapFileError: those are the command's fault, not a path's.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, len(paths) // PATHS_A_WORKER)
-    if not asked.every_channel:
+    if not options.every_channel:
         _keep_to_one_thread()
-    if workers < 2 or asked.device != "cpu":
+    if workers < 2 or options.device != "cpu":
         for path in paths:
-            yield diagnose_path(path, asked, quiet=quiet)
+            yield diagnose_path(path, options, quiet=quiet)
         return
     from ssmdiag.cli.workers import in_order
 
     yield from in_order(
-        partial(diagnose_path, asked=asked, quiet=True), paths, workers, prepare=_prepare_worker, lost=_lost
+        partial(diagnose_path, options=options, quiet=True), paths, workers, prepare=_prepare_worker, lost=_lost
     )
 
 
@@ -78,11 +78,11 @@ def _keep_to_one_thread() -> None:
 
 def _lost(path: Path, code: int) -> Failure:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    advice = "look whether memory ran out; give this path alone, and its error is shown."
+    advice = "check whether memory ran out; run this path alone to see its error."
     return Failure.of(str(path), CheckpointError(f"{path.name}: the process that read it {how}.", advice=advice))
 
 
-def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failure:
+def diagnose_path(path: Path, options: Options, *, quiet: bool) -> Diagnosis | Failure:
     """Return the diagnosis of one path, or why there is none. Raises AssumptionError: that is the command's fault."""
     from ssmdiag.assessment.assess import MOST_CHANNELS
     from ssmdiag.checkpoint import read_checkpoint
@@ -92,13 +92,13 @@ def diagnose_path(path: Path, asked: Asked, *, quiet: bool) -> Diagnosis | Failu
         with Progress(f"{path.name}, layers", quiet=quiet) as progress:
             return diagnose(
                 read_checkpoint(path),
-                assume=asked.assume,
-                families=load_families(asked.map_file),
-                device=asked.device,
-                context_length=asked.length,
-                most_channels=None if asked.every_channel else MOST_CHANNELS,
-                tails=asked.tails,
-                rules=asked.rules,
+                assume=options.assume,
+                families=load_families(options.map_file),
+                device=options.device,
+                context_length=options.length,
+                most_channels=None if options.every_channel else MOST_CHANNELS,
+                tails=options.tails,
+                rules=options.rules,
                 on_layer=progress.update,
             )
     except AssumptionError:

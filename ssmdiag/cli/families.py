@@ -19,11 +19,11 @@ def families(
     name: Annotated[
         str | None, typer.Argument(help="One family: its tensors and settings.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the list.")] = "text",
 ) -> None:
     """List the model families ssmdiag reads.
 
-    With NAME: the tensors it is known by, and the settings they cannot tell.
+    With NAME: the tensors it is known by, and the settings that they do not determine.
     """
     from ssmdiag.families import known_families
 
@@ -41,12 +41,12 @@ def families(
 
 
 def _list(known: tuple[Family, ...]) -> str:
-    lines = [f"{len(known)} families; `ssmdiag families NAME` shows tensors and settings.", ""]
     wide = max(len(family.name) for family in known)
     title = max(len(family.title) for family in known)
-    for family in known:
-        lines.append(f"  {family.name:<{wide}}  {family.title:<{title}}  {family.memory:<7}  {family.paper}")
-    lines += [
+    lines = [
+        f"{len(known)} families; `ssmdiag families NAME` shows tensors and settings.",
+        "",
+        *(f"  {each.name:<{wide}}  {each.title:<{title}}  {each.memory:<7}  {each.paper}" for each in known),
         "",
         "exact: the decay is in the weights. nominal: it depends on the input and is read",
         "with the gates at their bias.",
@@ -64,10 +64,10 @@ def _detail(family: Family) -> str:
         wide = max(len(local) for local, _, _ in rows)
         lines += [f"    {local:<{wide}}  ({', '.join(axes.split())}){optional}" for local, axes, optional in rows]
     if family.options:
-        lines += ["", "  settings that tensors cannot tell (--assume NAME=VALUE):"]
+        lines += ["", "  settings that tensors do not determine (--assume NAME=VALUE):"]
         for option in family.options:
-            lines.append(f"    {option.name} = {' | '.join(option.choices)}   usually {option.usual}")
-            lines.append(f"        {option.meaning}")
+            usual = f"    {option.name} = {' | '.join(option.choices)}   usually {option.usual}"
+            lines += [usual, f"        {option.meaning}"]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Asked, diagnose_paths, exit_code, report
+from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
 from ssmdiag.cli.options import (
     AllLayers,
     Assume,
@@ -30,7 +30,7 @@ Format = Literal["text", "json", "jsonl"]
 
 def inspect(
     paths: Paths,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the report.")] = "text",
     output: Lines = None,
     length: Length = None,
     assume: Assume = None,
@@ -51,6 +51,6 @@ def inspect(
     target, _ = terminal.claim_outputs(output, reads=[*paths, map_file], format=format)
     looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose}
     settings = terminal.settings(color, output, text=format == "text", **looks)
-    asked = Asked(assumptions, map_file, choose_device(device), length, every_channel)
-    results = report(diagnose_paths(paths, asked, quiet=quiet), format, settings, target)
+    options = Options(assumptions, map_file, choose_device(device), length, every_channel)
+    results = report(diagnose_paths(paths, options, quiet=quiet), format, settings, target)
     raise typer.Exit(max(exit_code(result) for result in results))

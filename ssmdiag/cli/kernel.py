@@ -95,11 +95,15 @@ def kernel(
         from ssmdiag.kernel.file import write_kernels
         from ssmdiag.kernel.kernel import KernelSizeError
 
-        most = int(memory_limit * 2**30)
         try:
             with Progress("kernels, layers", quiet=quiet) as progress, closing(asked.all(progress)) as recurrences:
                 written = write_kernels(
-                    recurrences, context, output, source=checkpoint, channel=channel, memory_limit=most
+                    recurrences,
+                    context,
+                    output,
+                    source=checkpoint,
+                    channel=channel,
+                    memory_limit=int(memory_limit * 2**30),
                 )
         except KernelSizeError as error:
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
@@ -147,8 +151,8 @@ class _Chosen:
             return (self.narrow(recurrence) for recurrence in read_layers(self.layers, self.layer))
         if self.channel is not None and len(self.layers) > 1:
             raise SsmdiagError(
-                f"--channel {self.channel}: of which of the {len(self.layers):,} layers?",
-                expected="--layer as well, where --output is given",
+                f"--channel {self.channel}: the checkpoint has {len(self.layers):,} layers.",
+                expected="--layer as well, with --output",
             )
         return self._each(progress)
 

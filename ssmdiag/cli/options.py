@@ -53,7 +53,7 @@ Lines = Annotated[
 Assume = Annotated[
     list[str] | None,
     typer.Option(
-        "--assume", metavar="KEY=VALUE", help="Settle what tensors cannot tell; `ssmdiag families` lists them."
+        "--assume", metavar="KEY=VALUE", help="Choose what tensors do not determine; `ssmdiag families` lists it."
     ),
 ]
 MapFile = Annotated[
@@ -68,14 +68,14 @@ AllLayers = Annotated[bool, typer.Option("--all", help="One row per layer: do no
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")]
 Color = Annotated[Colour, typer.Option("--color", help="Colour the report.")]
 Isolated = Annotated[bool, typer.Option("--isolated", help="Read no settings file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone; no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the answer; show no progress.")]
 
 
 Format = Literal["text", "json"]
 """Values of --format, of commands whose report is a text or a document."""
 Device = Literal["auto", "cpu", "cuda"]
 """Values of --device."""
-ReportFormat = Annotated[Format, typer.Option("--format", "-f", help="Form of the report.")]
+ReportFormat = Annotated[Format, typer.Option("--format", "-f", help="Format of the report.")]
 ComputeDevice = Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")]
 
 
@@ -155,7 +155,7 @@ def read_layers(layers: Sequence[Layer], wanted: str | None) -> list[Recurrence]
         kept = [r for r in found if r.layer.endswith(f" ({branch})" if branch else tuple(x.path for x in chosen))]
         if len(kept) != 1:
             names = ", ".join(recurrence.layer for recurrence in found[:12]) + ", …" * (len(found) > 12)
-            seen = f"{len(kept):,} go by that name" if kept else "there is no such layer or branch"
+            seen = f"{len(kept):,} layers or branches have that name" if kept else "there is no such layer or branch"
             raise SsmdiagError(f"--layer {wanted}: {seen}.", expected=f"one of {names}")
         return kept
     return found
@@ -185,7 +185,9 @@ def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
         raise SsmdiagError(f"--layer {wanted}: there is no such layer.", expected=f"one of {some}, or a full path")
     if len({layer.path for layer in chosen}) > 1 and not name.isdecimal():
         several = ", ".join(layer.path for layer in chosen[:6]) + ", …" * (len(chosen) > 6)
-        raise SsmdiagError(f"--layer {wanted}: {len(chosen)} layers start so.", expected=f"one of {several}")
+        raise SsmdiagError(
+            f"--layer {wanted}: {len(chosen)} layers have a path that begins with it.", expected=f"one of {several}"
+        )
     return chosen
 
 

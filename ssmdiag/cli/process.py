@@ -36,8 +36,8 @@ def begin() -> None:
     global _own
     _own = True
     gc.disable()  # until torch is imported: collecting what an import builds finds no garbage
-    _mend_streams()
-    _mend_sizes()
+    _repair_streams()
+    _repair_sizes()
     _on_signals(_leave)
 
 
@@ -61,8 +61,8 @@ def working_folder() -> Path:
         return Path.cwd()
     except OSError as error:
         raise SsmdiagError(
-            f"the folder this was started in cannot be found any more ({error.strerror or error}).",
-            advice="cd to one that is there.",
+            f"the current folder no longer exists ({error.strerror or error}).",
+            advice="cd to an existing folder.",
         ) from error
 
 
@@ -73,7 +73,7 @@ def end(code: int) -> NoReturn:
     exit remains for what needs one: threads, other processes, debuggers and profilers.
     """
     code = _flushed(code)
-    if not _own or _must_be_taken_down():
+    if not _own or _needs_normal_exit():
         sys.exit(code)
     _on_signals(_leave)
     atexit._run_exitfuncs()
@@ -132,7 +132,7 @@ def _flushed(code: int) -> int:
     return code
 
 
-def _must_be_taken_down() -> bool:
+def _needs_normal_exit() -> bool:
     monitoring, processes = getattr(sys, "monitoring", None), sys.modules.get("multiprocessing")
     return bool(
         sys.gettrace()
@@ -169,7 +169,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
-def _mend_streams() -> None:
+def _repair_streams() -> None:
     """Replace closed streams, and make open ones accept every character."""
     # Else the first opened file gets their number. Opened read-only, stdout still fails when written, with an error.
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
@@ -205,7 +205,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return in_ascii(error.object[error.start : error.end]), error.end
 
 
-def _mend_sizes() -> None:
+def _repair_sizes() -> None:
     """Remove unusable terminal sizes from the environment."""
     for name in ("COLUMNS", "LINES"):
         if not terminal.usable_size(os.environ.get(name, "1")):

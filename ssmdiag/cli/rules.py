@@ -26,22 +26,19 @@ HEADINGS = {
 
 
 def rules(
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the list.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the list.")] = "text",
 ) -> None:
     """List the rules of `ssmdiag check`."""
     from ssmdiag.rules import known_rules
 
     known = known_rules()
-    if format == "json":
-        text = render([_document(rule) for rule in known], ascii=False)
-    else:
-        text = _list(known, terminal.width())
-    terminal.emit(text, None)
+    as_json = format == "json"
+    terminal.emit(render(list(map(_document, known)), ascii=False) if as_json else _list(known, terminal.width()), None)
 
 
 def explain(
     code: Annotated[str, typer.Argument(help="Code or name of a rule.", show_default=False)],
-    format: Annotated[Format, typer.Option("--format", "-f", help="Form of the page.")] = "text",
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the page.")] = "text",
 ) -> None:
     """Explain one rule: formula, why it hurts, how to fix it, a public example."""
     from ssmdiag.rules import known_rules
@@ -49,7 +46,7 @@ def explain(
     rule = next((rule for rule in known_rules() if code.upper() == rule.code or code == rule.name), None)
     if rule is None:
         raise ConfigurationError(
-            f"{code} is no rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
+            f"{code} is not a rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
         )
     text = render(_document(rule), ascii=False) if format == "json" else _page(rule, min(terminal.width(), 100))
     terminal.emit(text, None)
@@ -59,8 +56,7 @@ def _list(known: tuple[Rule, ...], width: int) -> str:
     names = max(len(rule.name) for rule in known)
     lines = [f"{len(known)} rules; `ssmdiag explain CODE` has formula, reason and fix."]
     for digit, heading in HEADINGS.items():
-        some = [rule for rule in known if rule.code[3] == digit]
-        if some:
+        if some := [rule for rule in known if rule.code[3] == digit]:
             lines += ["", f"{heading}"]
             for rule in some:
                 head = f"  {rule.code}  {rule.severity:<7}  {rule.name:<{names}}  "
@@ -77,8 +73,8 @@ def _page(rule: Rule, width: int) -> str:
         body = f"{heading}. {text}" if heading else text
         lines += ["", *textwrap.wrap(body, width - 1, break_on_hyphens=False, break_long_words=False)]
     if rule.thresholds:
-        lines += ["", "Thresholds, to set in ssmdiag.toml or [tool.ssmdiag] of pyproject.toml:", ""]
-        lines += [f"    [thresholds.{rule.code}]"]
+        where = "Thresholds, to set in ssmdiag.toml or [tool.ssmdiag] of pyproject.toml:"
+        lines += ["", where, "", f"    [thresholds.{rule.code}]"]
         for name, threshold in rule.thresholds.items():
             setting = f"    {name} = {threshold.value:g}"
             lines += textwrap.wrap(

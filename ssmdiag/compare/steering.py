@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ssmdiag.checkpoint import StoredTensor
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.interface import Steering
-from ssmdiag.families.layer import Layer, is_number
+from ssmdiag.families.layer import Layer
 from ssmdiag.families.packed import packed_with
 from ssmdiag.guard import guard
 

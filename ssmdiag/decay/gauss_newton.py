@@ -21,7 +21,7 @@ EXPLAINED = 1e-3
 """Rms residual, nats, below which nothing is left to explain: 0.01 dB."""
 NEGLIGIBLE = 1e-11
 """Mean squared residual, nats², below which no step is made: 0.00003 dB."""
-OUT_OF_QUESTION = 5.0
+HOPELESS = 5.0
 """A power law whose residual at the best grid point is this many times the exponential's is not refined."""
 PARAMETERS = {
     "flat": (),
@@ -74,8 +74,8 @@ def fit_laws(profile: Profile, edges: Tensor) -> dict[str, Tensor]:
         part, start = profile.at(rows).cut(max(int(blocks), 1)), {law: at[rows] for law, at in starts.items()}
         flat = _refine(part, start["flat"], PARAMETERS["flat"])
         exponential = _refine(part, start["exponential"], PARAMETERS["exponential"])
-        beaten = OUT_OF_QUESTION * exponential[:, _RESIDUAL]
-        polynomial = _refine(part, start["polynomial"], PARAMETERS["polynomial"], beaten)
+        most = HOPELESS * exponential[:, _RESIDUAL]
+        polynomial = _refine(part, start["polynomial"], PARAMETERS["polynomial"], most)
         parts.append((flat, exponential, polynomial, _largest(part, start["truncated"], exponential, polynomial)))
     back = order.argsort()
     return {law: torch.cat(found)[back] for law, found in zip(PARAMETERS, zip(*parts, strict=True), strict=True)}
@@ -93,10 +93,10 @@ def _largest(profile: Profile, start: Tensor, exponential: Tensor, polynomial: T
     return best
 
 
-def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tensor | None = None) -> Tensor:
+def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], most: Tensor | None = None) -> Tensor:
     """Return the law after damped Gauss–Newton steps in p, β t_last and log t₀; a step uphill is undone.
 
-    No step is made where the residual is above `beaten` at the start.
+    No step is made where the residual at the start is above `most`.
     """
     scale = profile.last.clamp(min=1)
     low, high = torch.zeros_like(start), torch.full_like(start, 1e4)
@@ -111,8 +111,8 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
     at, now = kept.clone(), moments.clone()
     damping, bottom, top = torch.full_like(scale, 1e-6), low[:, order], high[:, order]
     done = now[:, 0] <= NEGLIGIBLE
-    if beaten is not None:
-        done |= now[:, 0].sqrt() > beaten
+    if most is not None:
+        done |= now[:, 0].sqrt() > most
     for _ in range(ROUNDS if free else 0):
         matrix, vector = _system(now, len(free))
         values = at[:, order]
@@ -127,8 +127,8 @@ def _refine(profile: Profile, start: Tensor, free: tuple[str, ...], beaten: Tens
         gain = (moved * (2 * vector - (matrix @ moved[..., None])[..., 0])).sum(1)
         # A last step with almost no predicted gain is accepted without evaluation where the law is linear along it.
         last = ~done & free_step & (gain >= 0) & (gain <= CONVERGED * now[:, 0]) & (_bend(at, step) <= now[:, 0].sqrt())
-        settled = _foreseen(now, moved, gain)
-        at, now = torch.where(last[:, None], trial, at), torch.where(last[:, None], settled, now)
+        predicted = _predicted(now, moved, gain)
+        at, now = torch.where(last[:, None], trial, at), torch.where(last[:, None], predicted, now)
         done |= last
         if bool(done.all()):
             break
@@ -159,13 +159,13 @@ def _bend(at: Tensor, step: Tensor) -> Tensor:
     return torch.where(small, offset * (at[:, 0] * offset + exponent) + rate * rate / 50, torch.inf)
 
 
-def _foreseen(moments: Tensor, step: Tensor, gain: Tensor) -> Tensor:
+def _predicted(moments: Tensor, step: Tensor, gain: Tensor) -> Tensor:
     """Return the moments after a step along which the law is linear; slopes and curvature stay the same."""
     size = step.shape[1]
-    settled = moments.clone()
-    settled[:, 0] -= gain
-    settled[:, 1] -= (moments[:, 3 : 3 + size] * step).sum(1)
-    return settled
+    predicted = moments.clone()
+    predicted[:, 0] -= gain
+    predicted[:, 1] -= (moments[:, 3 : 3 + size] * step).sum(1)
+    return predicted
 
 
 def _errors(profile: Profile, moments: Tensor, order: list[int]) -> Tensor:

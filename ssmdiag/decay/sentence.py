@@ -42,7 +42,8 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
     if tail is None and curve is None and undetermined and slowest is not None:
         reason = remaining.whole.reason(0)
         if reason not in SILENT:
-            said.append(f"{_capital(reason.value)}; the slowest forget half in {_steps(math.log(2), slowest)} steps.")
+            why = f"{reason.value[:1].upper()}{reason.value[1:]}"
+            said.append(f"{why}; the slowest forget half in {_steps(math.log(2), slowest)} steps.")
     lags = describe_lags(remaining.passing.lags[0].tolist(), float(remaining.passing.heaviness[0]))
     return " ".join([*said, lags] if lags else said)
 
@@ -114,7 +115,3 @@ def _steps(nats: float, rate: float) -> str:
     """Return nats / rate in steps, to three digits."""
     steps = nats / rate if rate > 0 else math.inf
     return f"{steps:,.0f}" if 1000 <= steps < 1e6 else f"{steps:,.3g}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -33,7 +33,7 @@ MOST_TERMS = 3
 """Exponentials in a sum at most."""
 LEAST_SUM_SHARE = 1e-2
 """Share of the energy that a sum of them must cover."""
-LEAST_HEARD = 0.1
+LEAST_COHERENCE = 0.1
 """Share of its modes' own energies below which a sum counts as cancelled."""
 LAGS_BETWEEN, LAGS_NEAR = 96, 24
 """Parts of a window, and then of what lies before the first lag found; bounds at their ends prove what the other modes
@@ -260,8 +260,8 @@ def name_sums(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, groups: G
     A sum leaves open only what the other modes hold; if its own modes cancel, no rate identifies it.
     """
     inside = torch.arange(len(lags), device=lags.device) < ends[:, None]
-    heard = _to_the_end((groups.heard >= LEAST_HEARD) | ~inside) & groups.rates.isfinite().all(1, keepdim=True)
-    _name_several(tails, heard, lags, ends, share, groups.rates.sort(1).values, shares, TailLaw.EXPONENTIALS)
+    clear = _to_the_end((groups.coherence >= LEAST_COHERENCE) | ~inside) & groups.rates.isfinite().all(1, keepdim=True)
+    _name_several(tails, clear, lags, ends, share, groups.rates.sort(1).values, shares, TailLaw.EXPONENTIALS)
 
 
 def name_bands(tails: Tails, lags: Tensor, ends: Tensor, share: Tensor, rates: Tensor, shares: Shares) -> None:

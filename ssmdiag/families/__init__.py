@@ -23,5 +23,4 @@ def known_families() -> tuple[Family, ...]:
     Raises SsmdiagError where another package's entry point cannot be loaded, is not a `Family` or has
     a name in use.
     """
-    found = discover(__name__, __path__, MACHINERY, "FAMILY", Family)
-    return tuple(sorted(found, key=lambda family: family.name))
+    return tuple(sorted(discover(__name__, __path__, MACHINERY, "FAMILY", Family), key=lambda family: family.name))

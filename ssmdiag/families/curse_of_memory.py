@@ -108,7 +108,7 @@ FAMILY = Family(
         ),
         # 1.0 is the default of the classes and of every experiment; the model configurations alone say 0.33.
         Option("dt", ("1.0", "0.33"), "1.0", "the step Δ of the Euler rule", number=True),
-        Option("training", ("true", "false"), "true", "whether relu holds the rates at or above zero"),
+        Option("training", ("true", "false"), "true", "whether relu keeps the rates at or above zero"),
     ),
     caveat="With a tanh or hardtanh activation this is the recurrence linearised at zero.",
 )

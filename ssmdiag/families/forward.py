@@ -9,7 +9,7 @@ from ssmdiag.families.interface import ForwardSetting
 ACTIVATION = ForwardSetting(
     ("mamba_hidden_act", "hidden_mamba_act", "hidden_act"),
     usual="silu",
-    meaning="the activation of what the layer takes in",
+    meaning="the activation of the layer's input",
 )
 BIDIRECTIONAL = ForwardSetting(("bidirectional",), usual=False, meaning="whether the layer reads both ways")
 GROUPS = ForwardSetting(
@@ -33,8 +33,8 @@ NORMS_WITHOUT_WEIGHTS = ForwardSetting(
     implied={"falcon_mamba": True},
 )
 STEP_LIMIT = ForwardSetting(
-    ("time_step_limit", "dt_limit"), usual=(0.0, math.inf), meaning="Δ is held within it while a prompt is read"
+    ("time_step_limit", "dt_limit"), usual=(0.0, math.inf), meaning="Δ is kept within it while a prompt is read"
 )
 LEAST_STEP = ForwardSetting(
-    ("time_step_min",), usual=0.001, meaning="Δ is held above it while a prompt is read", only=("zamba2", "nemotron_h")
+    ("time_step_min",), usual=0.001, meaning="Δ is kept above it while a prompt is read", only=("zamba2", "nemotron_h")
 )

@@ -35,9 +35,8 @@ def usual_step(layer: Layer) -> tuple[float, float]:
 def log_uniform_step(recurrence: Recurrence) -> RecurrentWeight | None:
     """Return the weight behind Δ where the family starts it log-uniformly, else None."""
     steps = [weight for weight in recurrence.weights if weight.role == "step"]
-    if len(steps) != 1 or steps[0].map not in ("softplus", "softplus+1e-4", "exp"):
-        return None
-    return steps[0]
+    known = len(steps) == 1 and steps[0].map in ("softplus", "softplus+1e-4", "exp")
+    return steps[0] if known else None
 
 
 def frozen_on_purpose(layer: Layer, part: str) -> bool:

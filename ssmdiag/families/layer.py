@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.checkpoint import Checkpoint, StoredTensor
-from ssmdiag.checkpoint.names import layer_numbers, parametrized
+from ssmdiag.checkpoint.dtypes import is_number
+from ssmdiag.checkpoint.names import join, layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
 from ssmdiag.guard import guard
 from ssmdiag.recurrence.discretisation import as_complex
@@ -91,8 +93,7 @@ class Layer:
     def full_name(self, local: str) -> str:
         """Return the full name of a tensor of this module; with the prefix `^.`, of the module above."""
         own = local.removeprefix("^.")
-        path = self.path if own == local else self.path.rpartition(".")[0]
-        return f"{path}.{own}" if path else own
+        return join(self.path if own == local else self.path.rpartition(".")[0], own)
 
     def __getitem__(self, local: str) -> Tensor:
         """Return the values in float64, or complex128 where the spelling says that they are complex.
@@ -132,6 +133,16 @@ class Layer:
             )
         return self.axes[name]
 
+    def readable(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the local name and the values of each of some tensors, also where they are those of a forget gate.
+
+        Tensors that are packed or quantised are left out.
+        """
+        for local in self.names:
+            if local.removeprefix("forget_gate.") in wanted:
+                with contextlib.suppress(LayerError):
+                    yield local, self[local]
+
     def count(self, local: str) -> int:
         """Return a stored count, a scalar. Raises LayerError for any other tensor."""
         self._record.tensors[self.names[local]] = None
@@ -170,17 +181,22 @@ class Layer:
         return self._load(self.checkpoint[names[0]]) if names else None
 
     def setting(self, *leaves: str, default: Any = None) -> Any:
-        """Return the first setting of config.json or of the file whose last path element is one of these."""
-        found = _find(self.checkpoint, leaves)
-        return default if found is None else found
+        """Return the first setting of config.json or of the file whose last path element is one of these.
+
+        A name that occurs with different values counts as not given.
+        """
+        for leaf in leaves:
+            values = self.checkpoint.settings_named(leaf)
+            if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
+                return values[0]
+        return default
 
     def rate_map(self) -> str | None:
         """Return the map through which `ssmdiag retrain` trained a rate, if it wrote the file and recorded the map.
 
         Raises LayerError where the file names an unknown map.
         """
-        stated = self.setting("rate_map")
-        if stated is None:
+        if (stated := self.setting("rate_map")) is None:
             return None
         try:
             return find_map(str(stated)).name
@@ -204,20 +220,19 @@ class Layer:
         """
         option = next(option for option in self.family.options if option.name == name)
         choices = among or option.choices
+        allowed = replace(option, choices=choices, number=option.number and not among)
+        found, assumed = self.setting(name, *option.settings), self.assume.get(name, "")
+        if known is None and found is not None and allowed.allows(str(found).lower()):
+            known = str(found).lower()
         value = usual or (option.usual if option.usual in choices else choices[0])
         source: Literal["--assume", "file", "inferred", "usual"] = "usual"
-        if inferred is not None:
-            value, source = inferred, "inferred"
-        found = _find(self.checkpoint, (name, *option.settings))
-        text = str(found).lower()
-        if known is not None:
-            value, source = known, "file"
-        elif found is not None and (text in choices if among else option.allows(text)):
-            value, source = text, "file"
-        assumed = self.assume.get(name, "")
-        if assumed in choices or (not among and option.allows(assumed)):
+        if allowed.allows(assumed):
             value, source = assumed, "--assume"
-        elif option.allows(assumed):
+        elif known is not None:
+            value, source = known, "file"
+        elif inferred is not None:
+            value, source = inferred, "inferred"
+        if source != "--assume" and option.allows(assumed):
             self.note(f"--assume {name}={assumed} does not fit its tensors; read as {value}")
         self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
@@ -264,11 +279,9 @@ class Layer:
         import torch
 
         dtype = stored.dtype
-        if dtype.startswith("float8") or dtype.startswith("float4"):
-            scale = next(
-                (n for n in (f"{stored.name}_scale_inv", f"{stored.name}_scale") if n in self.checkpoint), None
-            )
-            if scale or dtype.startswith("float4"):
+        if dtype.startswith(("float8", "float4")):
+            scaled = any(f"{stored.name}_{ending}" in self.checkpoint for ending in ("scale_inv", "scale"))
+            if scaled or dtype.startswith("float4"):
                 raise LayerError(
                     f"{stored.name} is {dtype} with scales beside it: quantised.",
                     advice="inspect the unquantised checkpoint; ssmdiag does not undo quantisation.",
@@ -294,15 +307,6 @@ def _values_of(stored: StoredTensor) -> Tensor:
         return stored.load()
     except CheckpointError as error:  # this layer is lost; the others can be read
         raise LayerError(error.seen, advice=error.advice) from error
-
-
-def _find(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> Any:
-    """Return the value of the first leaf whose occurrences all agree."""
-    for leaf in leaves:
-        values = checkpoint.settings_named(leaf)
-        if values and all(str(value) == str(values[0]) for value in values) and values[0] is not None:
-            return values[0]
-    return None
 
 
 def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, int] | None, str | None]:
@@ -350,11 +354,6 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
         if "*" not in token:
             axes.setdefault(token, size)
     return axes, defect
-
-
-def is_number(dtype: str) -> bool:
-    """Whether values of this dtype are weights themselves, and not codes or indexes."""
-    return dtype.startswith(("float", "bfloat", "complex"))
 
 
 def _disagree(tensor: StoredTensor, but: str) -> str:

@@ -50,9 +50,8 @@ def _gain(layer: Layer, nu: Tensor) -> Tensor:
 
 
 def _matrix(layer: Layer, name: str) -> Tensor:
-    if f"{name}_re" in layer:
-        return as_complex(layer[f"{name}_re"]) + 1j * layer[f"{name}_im"]
-    return layer.complex(name)
+    real, imag = f"{name}_re", f"{name}_im"
+    return as_complex(layer[real]) + 1j * layer[imag] if real in layer else layer.complex(name)
 
 
 _RING = {"nu_log": "mode", "theta_log": "mode"}

@@ -14,9 +14,9 @@ from functools import cached_property
 from math import prod
 
 from ssmdiag.checkpoint import Checkpoint, StoredTensor
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.errors import CheckpointError
 from ssmdiag.families.interface import Tensor
-from ssmdiag.families.layer import is_number
 from ssmdiag.families.unknown_decay import (
     FREQUENCY,
     LOG,
@@ -175,9 +175,9 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
         )
     frequency = next((other for other in near if FREQUENCY.search(other.name) and other.shape == weight.shape), None)
     if frequency is not None and (RAW.search(frequency.name) or frequency.kind):
-        raise UnclearError(f"its frequency {frequency.local} goes through a function that no name says")
+        raise UnclearError(f"its frequency {frequency.local} goes through a function that its name does not say")
     if any(other.name in ("P", "Q", "p", "q") and not other.kind for other in near) and MATRIX.search(weight.name):
-        raise UnclearError("a low-rank term may stand beside it, which changes the eigenvalues")
+        raise UnclearError("there may be a low-rank term beside it, which changes the eigenvalues")
     if any(_NONLINEAR.search(other.name) for other in near):
         raise UnclearError("its module feeds the state back through a matrix: no linear recurrence")
     pairs = not values.is_complex() and _holds_pairs(weight)
@@ -192,13 +192,12 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
 def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, StepReading | None]:
     """Return the step beside a weight and how it is read; None where there is no step."""
     named = [other for other in near if _is_step(other)]
-    biases = [other for other in named if other.kind == "bias" or not other.is_projection]
-    if not biases:
+    if not (biases := [other for other in named if other.kind == "bias" or not other.is_projection]):
         if named:
             raise UnclearError(f"its step depends on the input through {named[0].local}, without a bias")
         return None, None
     if len(biases) > 1:
-        raise UnclearError(f"several steps stand beside it: {', '.join(other.local for other in biases[:3])}")
+        raise UnclearError(f"there are several steps beside it: {', '.join(other.local for other in biases[:3])}")
     (step,) = biases
     if not all(size in (1, *weight.shape) for size in step.shape):
         raise UnclearError(f"its step {step.local} {step.shape} has other axes")
@@ -254,10 +253,8 @@ def _is_near(other: _Weight, weight: _Weight) -> bool:
 
 def _holds_pairs(weight: _Weight) -> bool:
     """Whether the last axis is (re, im): two columns, one of one sign and one of both."""
-    if weight.shape[-1] != 2 or len(weight.shape) < 2:
-        return False
-    values = _paired(weight)
-    return _one_way(values.imag) and not _one_way(values.real)
+    several = len(weight.shape) > 1 and weight.shape[-1] == 2
+    return several and _one_way(_paired(weight).imag) and not _one_way(_paired(weight).real)
 
 
 def _paired(weight: _Weight) -> Tensor:
@@ -266,14 +263,8 @@ def _paired(weight: _Weight) -> Tensor:
     return torch.view_as_complex(weight.values[: weight.values.numel() // 2 * 2].reshape(-1, 2).contiguous())
 
 
-def _turns_one_way(weight: _Weight, *, pairs: bool) -> bool:
-    """Whether complex eigenvalues all rotate the same way, as when one of each conjugate pair is stored."""
-    if not (pairs or weight.values.is_complex()):
-        return False
-    return _one_way((_paired(weight) if pairs else weight.values).imag)
-
-
 def _one_way(turns: Tensor) -> bool:
+    """Whether no two values differ in sign, as imaginary parts where one of each conjugate pair is stored."""
     return bool((turns >= 0).all() | (turns <= 0).all())
 
 
@@ -302,9 +293,9 @@ def _table(name: str, found: _Recurrence) -> str:
     weight, step, frequency = found.weight, found.step, found.frequency
     where = f"{weight.stored_as}; * is any path"
     names = _names(weight, found.pairs)
-    turning = frequency is not None or _turns_one_way(weight, pairs=found.pairs)
-    lines = ["[[layer]]"]
-    lines += [
+    one_way = found.pairs or (weight.values.is_complex() and _one_way(weight.values.imag))
+    lines = [
+        "[[layer]]",
         _line("reviewed", False, "a guess by names and values: check every line, then true"),
         _line("name", name, "for the report"),
         _line("weight", f"*.{weight.local}", where),
@@ -324,8 +315,10 @@ def _table(name: str, found: _Recurrence) -> str:
             _line("frequency", f"*.{frequency.local}", "imaginary part, or angle per step"),
             _line("frequency_map", "exp" if LOG.search(frequency.name) else "none", "as above"),
         ]
-    lines.append(_line("conjugate_pairs", turning, "true: one of each conjugate pair is stored"))
-    lines.append(_line("selective", found.selective, "true: the decay depends on the input; this is its bias"))
+    lines += [
+        _line("conjugate_pairs", frequency is not None or one_way, "true: one of each conjugate pair is stored"),
+        _line("selective", found.selective, "true: the decay depends on the input; this is its bias"),
+    ]
     return "\n".join(lines) + "\n"
 
 

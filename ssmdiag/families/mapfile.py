@@ -87,8 +87,7 @@ class Declaration:
 
     def order(self) -> list[str]:
         """Return the names of all axes, the mode last."""
-        named = [axis for axis in self.axes.split() if not axis.isdigit()]
-        return [axis for axis in named if axis != "mode"] + ["mode"]
+        return [axis for axis in self.axes.split() if not axis.isdigit() and axis != "mode"] + ["mode"]
 
 
 def read_map(path: str | Path) -> tuple[Family, ...]:

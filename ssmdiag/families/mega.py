@@ -62,8 +62,7 @@ def _directions(layer: Layer, rows: int) -> int:
     if "channel" in layer.axes:
         single = layer.axes["channel"]
     else:
-        block = layer.path.rpartition(".")[0]
-        skip = layer.checkpoint.get(f"{block}.D" if block else "D")
+        skip = layer.beside("^.D")
         if skip is None or len(skip.shape) != 2:
             layer.note("the block's D is missing beside the kernel: two directions would be read as one")
             return 1

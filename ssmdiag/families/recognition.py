@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssmdiag.checkpoint import Checkpoint
-from ssmdiag.checkpoint.names import layer_numbers
+from ssmdiag.checkpoint.names import join, layer_numbers
 from ssmdiag.errors import AssumptionError, UnknownFamilyError
 from ssmdiag.families import known_families
-from ssmdiag.families.interface import Family, Spelling
+from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
 
 LOOKS_RECURRENT = re.compile(
@@ -61,16 +61,15 @@ class Recognition:
     @property
     def incomplete(self) -> tuple[NearMiss, ...]:
         """Modules that look like the complete layers of this file, one near miss each, best first."""
-        complete: dict[str, list[set[str]]] = defaultdict(list)
+        complete: dict[str, set[frozenset[str]]] = defaultdict(set)
         for layer in self.layers:
-            if set(layer.names) not in complete[layer.spelling.name]:
-                complete[layer.spelling.name].append(set(layer.names))
+            complete[layer.spelling.name].add(frozenset(layer.names))
         found: dict[str, NearMiss] = {}
         for miss in self.near_misses:
-            alike = complete.get(miss.spelling.name, [])
+            alike = complete.get(miss.spelling.name, ())
             # Without its telltale a module is a layer only if it has all other tensors of the complete layers.
-            found_out = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
-            if miss.reason and alike and found_out:
+            is_layer = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
+            if miss.reason and alike and is_layer:
                 found.setdefault(miss.path, miss)
         return tuple(found.values())
 
@@ -87,13 +86,12 @@ class Recognition:
 
 def guess_of(families: Iterable[Family]) -> str | None:
     """Return a warning that families come from an unreviewed map file; None where none do."""
-    maps = dict.fromkeys(family.paper for family in families if not family.reviewed)
-    if not maps:
-        return None
-    return (
-        f"a guess: layers are read through {', '.join(maps)}, which ssmdiag printed and nobody has reviewed; "
+    maps = ", ".join(dict.fromkeys(family.paper for family in families if not family.reviewed))
+    warning = (
+        f"a guess: layers are read through {maps}, which ssmdiag printed and nobody has reviewed; "
         "check every line of it, then set reviewed = true there"
     )
+    return warning if maps else None
 
 
 def recognise(
@@ -170,10 +168,10 @@ class _Index:
         """Yield every module that has all tensors of a spelling, with the right numbers of axes."""
         rarest = min(spelling.tensors, key=lambda local: len(self.paths.get(local, ())))
         for path in self.paths.get(rarest, ()):
-            names = {local: _join(path, local) for local in spelling.tensors}
+            names = {local: join(path, local) for local in spelling.tensors}
             if not all(name in self.checkpoint for name in names.values()) or self._ruled_out(family, spelling, path):
                 continue
-            names |= {local: _join(path, local) for local in spelling.optional if _join(path, local) in self.checkpoint}
+            names |= {local: join(path, local) for local in spelling.optional if join(path, local) in self.checkpoint}
             axes, defect = bind_axes(spelling, {local: self.checkpoint[name] for local, name in names.items()})
             if axes is not None:
                 yield Layer(path, family, spelling, self.checkpoint, names, axes, defect)
@@ -181,16 +179,16 @@ class _Index:
     def near_misses(self, used: Collection[str]) -> Iterator[NearMiss]:
         """Yield modules with the telltale, or most tensors, of a spelling that do not match it and are not in use."""
         free = {
-            local: [path for path in paths if _join(path, local) not in used][:MOST_UNCLAIMED]
+            local: [path for path in paths if join(path, local) not in used][:MOST_UNCLAIMED]
             for local, paths in self.paths.items()
         }
         for family in self.families:
             for spelling in family.spellings:
                 locals_ = (*spelling.tensors, *spelling.optional)
                 for path in dict.fromkeys(path for local in locals_ for path in free.get(local, ())):
-                    present = [local for local in locals_ if _join(path, local) in self.checkpoint]
+                    present = [local for local in locals_ if join(path, local) in self.checkpoint]
                     required = [local for local in spelling.tensors if local in present]
-                    claimed = any(_join(path, local) in used for local in present)
+                    claimed = any(join(path, local) in used for local in present)
                     if claimed or not required or self._ruled_out(family, spelling, path):
                         continue
                     miss = self._near_miss(family, spelling, path, present)
@@ -200,11 +198,11 @@ class _Index:
 
     def _near_miss(self, family: Family, spelling: Spelling, path: str, present: list[str]) -> NearMiss:
         missing = tuple(local for local in spelling.tensors if local not in present)
-        reason = f"{', '.join(_join(path, local) for local in missing)} missing" if missing else ""
+        reason = f"{', '.join(join(path, local) for local in missing)} missing" if missing else ""
         there, lacking = (sum(1 / len(self.users[local]) for local in locals_) for locals_ in (present, missing))
         for local, pattern in spelling.tensors.items():
             if local in present:
-                stored = self.checkpoint[_join(path, local)]
+                stored = self.checkpoint[join(path, local)]
                 axes, _ = bind_axes(spelling, {local: stored})
                 if axes is None:
                     lacking += 1
@@ -213,15 +211,15 @@ class _Index:
 
     def _ruled_out(self, family: Family, spelling: Spelling, path: str) -> bool:
         # Where the user names the family, the module may have any name.
-        if spelling.path and family.name != self.chosen and not re.search(spelling.path, path):
-            return True
-        if any(_join(path, local) in self.checkpoint for local in spelling.absent):
-            return True
-        for leaf, values in spelling.settings.items():
-            found = [str(value).lower() for value in self.checkpoint.settings_named(leaf)]
-            if not any(value in values for value in found):
-                return True
-        return False
+        elsewhere = spelling.path and family.name != self.chosen and not re.search(spelling.path, path)
+        return (
+            bool(elsewhere)
+            or any(join(path, local) in self.checkpoint for local in spelling.absent)
+            or any(
+                not any(str(value).lower() in values for value in self.checkpoint.settings_named(leaf))
+                for leaf, values in spelling.settings.items()
+            )
+        )
 
 
 def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
@@ -231,8 +229,7 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
     problems = []
     for claim in sorted(claims, key=_precedence):
         tensors = set(claim.names.values())
-        rivals = {id(owner[name]): owner[name] for name in tensors if name in owner}
-        if not rivals:
+        if not (rivals := {id(owner[name]): owner[name] for name in tensors if name in owner}):
             owner.update(dict.fromkeys(tensors, claim))
             continue
         for rival in rivals.values():
@@ -246,7 +243,7 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
     for names, paths in disputes.items():
         more = f" and {len(paths) - 1} more modules" if len(paths) > 1 else ""
         problems.append(
-            f"{paths[0]}{more}: claimed by {' and '.join(names)} alike; choose with "
+            f"{paths[0]}{more}: claimed by {' and '.join(names)}; choose one with "
             + " or ".join(f"--assume family={name}" for name in names)
         )
     settled = {id(layer): layer for layer in owner.values() if id(layer) not in contested}
@@ -259,26 +256,19 @@ def _precedence(claim: Layer) -> tuple[bool, bool, int, int, str, str]:
     return not claim.family.declared, not settings, -settings, -len(claim.names), claim.path, claim.family.name
 
 
-def _join(path: str, local: str) -> str:
-    return f"{path}.{local}" if path else local
-
-
 def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) -> None:
     options = [option for family in families for option in family.options]
+    options.append(Option("family", tuple(family.name for family in families), "", "which family to read"))
     for name, value in assume.items():
-        if name == "family":
-            if value not in {family.name for family in families}:
-                known = ", ".join(family.name for family in families)
-                raise AssumptionError(f"--assume family={value}: no such family.", expected=f"one of {known}")
-            continue
-        choices = {choice: None for option in options if option.name == name for choice in option.choices}
-        if not choices:
-            known = ", ".join(sorted({option.name for option in options} | {"family"}))
+        if not (named := [option for option in options if option.name == name]):
+            known = ", ".join(sorted({option.name for option in options}))
             raise AssumptionError(
                 f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"
             )
-        if not any(option.allows(value) for option in options if option.name == name):
-            raise AssumptionError(f"--assume {name}={value}: no such value.", expected=f"one of {', '.join(choices)}")
+        if not any(option.allows(value) for option in named):
+            choices = dict.fromkeys(choice for option in named for choice in option.choices)
+            what = "family" if name == "family" else "value"
+            raise AssumptionError(f"--assume {name}={value}: no such {what}.", expected=f"one of {', '.join(choices)}")
 
 
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:

@@ -67,8 +67,7 @@ def _read_krylov(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the same of v1, which stacks B with P, and C̄ with Q̄, in rows."""
     diagonal = _read_packed(layer, "krylov.w")
     B, C = layer.complex("krylov.B").movedim(-2, 0), layer.complex("krylov.C").movedim(-2, 0).conj()
-    diagonal = diagonal.expand(B.shape[1:])
-    return diagonal, B[1:], C[1:], B[0], C[:1]
+    return diagonal.expand(B.shape[1:]), B[1:], C[1:], B[0], C[:1]
 
 
 def _read_packed(layer: Layer, local: str) -> Tensor:
@@ -91,7 +90,7 @@ def _length(layer: Layer) -> int | None:
     for name in ("omega", "krylov.nodes"):
         if name in layer:
             return 2 * (layer.shape(name)[0] - 1)
-    layer.note("the length C was adapted to is not in the file: decays are unaffected, the kernel is unknown")
+    layer.note("the length that C was computed for is not in the file: decays are unaffected, the kernel is unknown")
     return None
 
 

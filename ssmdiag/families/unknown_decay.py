@@ -112,24 +112,24 @@ def read_decay(name: str, values: Tensor, *, bias: bool, step: bool, turns: bool
     if NOT_A_DECAY.search(noun):
         raise UnclearError("a regulariser or the like by its name, and no decay")
     if REMAINDER.search(noun):
-        raise UnclearError("by its name what a step keeps of the state to some, what it takes in to others")
+        raise UnclearError("by its name what a step keeps of the state in some models, what it adds in others")
     if bias and not FACTOR.search(noun):
-        raise UnclearError("the bias of a gate, through which function its name does not say")
+        raise UnclearError("the bias of a gate; its name does not say through which function")
     if TIME.search(noun):
-        raise UnclearError("a time constant by its name, and no map divides by a weight")
+        raise UnclearError("a time constant by its name, for which there is no map")
     if RAW.search(name) and not (MATRIX.search(noun) and step and re.search("raw", name, re.IGNORECASE)):
-        raise UnclearError("a raw weight by its name, which does not say through which function")
+        raise UnclearError("a raw weight by its name; it does not say through which function")
     if step:
         return _continuous(name, noun, values, bias=bias)
     if MATRIX.search(noun) and not FACTOR.search(noun):
-        raise UnclearError("a rate per unit of time by its name, and there is no step Δ beside it that can be read")
+        raise UnclearError("a rate per unit of time by its name, but no step Δ beside it can be read")
     return _per_step(name, noun, values, bias=bias, turns=turns)
 
 
 def _continuous(name: str, noun: str, values: Tensor, *, bias: bool) -> Reading:
     negative, positive = bool((values < 0).all()), bool((values > 0).any())
     if FACTOR.search(noun) or LOGIT.search(name) or bias:
-        raise UnclearError("a factor per step by its name, but a step Δ stands beside it")
+        raise UnclearError("a factor per step by its name, but there is a step Δ beside it")
     if LOG.search(name):
         if MATRIX.search(noun) or RATE.search(noun) or positive:
             return Reading("exp", "continuous")
@@ -140,7 +140,7 @@ def _continuous(name: str, noun: str, values: Tensor, *, bias: bool) -> Reading:
         return Reading("direct", "continuous")
     if not bool((values < 0).any()):
         raise UnclearError("positive throughout: a rate, or the stiffness of an oscillator?")
-    raise UnclearError("of both signs: no rate as it stands, and its name does not say through which function")
+    raise UnclearError("of both signs, so not a rate itself; its name does not say through which function")
 
 
 def _per_step(name: str, noun: str, values: Tensor, *, bias: bool, turns: bool) -> Reading:
@@ -166,7 +166,7 @@ def _per_step(name: str, noun: str, values: Tensor, *, bias: bool, turns: bool) 
             return readings[0]  # RWKV's is a logarithm of both signs, except where it was made λ̄
         readings += [] if FACTOR.search(noun) else [Reading("none", "rate")]
     elif positive:
-        raise UnclearError("positive, and above 1 too: neither a factor λ̄ nor a rate as it stands")
+        raise UnclearError("positive, and above 1 too: neither a factor λ̄ nor a rate itself")
     elif negative:
         readings = [Reading("direct", "rate"), Reading("exp", "rate"), Reading("softplus", "rate")]
     else:

@@ -55,18 +55,15 @@ def create_archive(output: Path) -> Iterator[Archive]:
         yield archive
 
 
-class _Npz:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
-
+class _Npz(zipfile.ZipFile):
     def add(self, name: str, shape: Sequence[int], parts: Iterable[Tensor]) -> None:
-        with self.archive.open(f"{_unicode(name)}.npy", "w", force_zip64=True) as entry:
+        with self.open(f"{_unicode(name)}.npy", "w", force_zip64=True) as entry:
             header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_1_0(entry, header)
             _write(entry, parts)
 
     def describe(self, metadata: Mapping[str, str]) -> None:
-        with self.archive.open("metadata.npy", "w") as entry:
+        with self.open("metadata.npy", "w") as entry:
             np.lib.format.write_array(entry, np.array(json.dumps(metadata)), allow_pickle=False)
 
 
@@ -96,12 +93,6 @@ class _Safetensors:
 
 
 @contextmanager
-def _npz(file: IO[bytes], directory: Path) -> Iterator[Archive]:
-    with zipfile.ZipFile(file, "w") as archive:
-        yield _Npz(archive)
-
-
-@contextmanager
 def _safetensors(file: IO[bytes], directory: Path) -> Iterator[Archive]:
     with tempfile.TemporaryFile(dir=directory) as values:
         yield _Safetensors(file, values)
@@ -109,7 +100,7 @@ def _safetensors(file: IO[bytes], directory: Path) -> Iterator[Archive]:
 
 FORMATS: dict[str, Callable[[IO[bytes], Path], AbstractContextManager[Archive]]] = {
     ".safetensors": _safetensors,
-    ".npz": _npz,
+    ".npz": lambda file, directory: _Npz(file, "w"),
 }
 
 

@@ -93,14 +93,14 @@ def write_kernels(
             }
         if problems and not tensors:
             raise problems[0]
-        metadata = {
+        units = "; ".join(f"{kind}: {unit}" for kind, unit in UNITS.items())
+        archive.describe({
             "ssmdiag_version": __version__,
             "source": source.path.name,
             "length": str(length),
-            "units": f"lags 0 … length − 1 in steps; {'; '.join(f'{kind}: {unit}' for kind, unit in UNITS.items())}",
+            "units": f"lags 0 … length − 1 in steps; {units}",
             "layers": json.dumps(tensors, ensure_ascii=False),
-        }
-        archive.describe(metadata)
+        })  # fmt: skip
     return WrittenKernels(length, size, tensors, tuple(problems))
 
 

@@ -7,8 +7,6 @@ Forming P would lose half the digits, since P is the square of the factor. No ei
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -25,22 +23,10 @@ def gramian_factor(state_matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]
 
     `state_matrix` A (channel, state, state), `start` B (channel, state, input). X is zero where it did not converge.
     """
-    power = state_matrix
-
-    def advance(rows: Tensor) -> Tensor:
-        nonlocal power
-        more = rows @ power.mH
-        power = power @ power
-        return more
-
-    return _doubled(start.mH, advance)
-
-
-def _doubled(rows: Tensor, advance: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the triangular factor of all rows that `advance` produces, (channel, row, column)."""
+    rows, power = start.mH, state_matrix
     done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for _ in range(DOUBLINGS):
-        more = advance(rows)
+        more, power = rows @ power.mH, power @ power
         done = done | ~(more.abs().amax((1, 2)) > GONE * rows.abs().amax((1, 2)))
         done = done & more.isfinite().flatten(1).all(1)
         if bool(done.all()):
@@ -52,6 +38,4 @@ def _doubled(rows: Tensor, advance: Callable[[Tensor], Tensor]) -> tuple[Tensor,
 
 def triangle(rows: Tensor) -> Tensor:
     """Return R of the QR factorisation of (…, row, column), or the rows themselves while they are few."""
-    if rows.shape[-2] <= rows.shape[-1]:
-        return rows
-    return triangular(rows)
+    return rows if rows.shape[-2] <= rows.shape[-1] else triangular(rows)

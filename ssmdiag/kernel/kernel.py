@@ -202,14 +202,12 @@ class _Part:
         """Write K of the channels from `first` on, using all cores; return the noise (channel, copy)."""
         cores = cores_for(self.device) if out.numel() >= SHARED else 1
         spans = self.spans(len(out), memory // cores, cores=cores)
-        noise: dict[int, Tensor] = {}
 
-        def fill(piece: int) -> None:
+        def fill(piece: int) -> Tensor:
             start, stop = spans[piece]
-            noise[piece] = self.fill(first + start, first + stop, out[start:stop])
+            return self.fill(first + start, first + stop, out[start:stop])
 
-        share_out(fill, range(len(spans)), self.device)
-        return torch.cat([noise[piece] for piece in range(len(spans))])
+        return torch.cat(share_out(fill, range(len(spans)), self.device))
 
     def spans(self, size: int, memory: int, *, output: bool = False, cores: int = 1) -> list[tuple[int, int]]:
         """Return ranges of channels, limited by memory, by each core's share and by its cache."""
@@ -238,10 +236,8 @@ class _ModalPart(_Part):
         self.size, self.width, self.states = self.weights.shape[0], self.weights.shape[1], 2 * recurrence.modes
 
     def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
-        return self._fill(self.recurrence.log_eigenvalues[start:stop], self.weights[start:stop], out)
-
-    def _fill(self, ell: Tensor, weights: Tensor, out: Tensor) -> Tensor:
         """Write Re Σ w λ̄^t, for weights (channel, copy, mode), into (channel, copy, lag)."""
+        ell, weights = self.recurrence.log_eigenvalues[start:stop], self.weights[start:stop]
         columns = _power_table(ell.conj().resolve_conj(), self.columns, 1)
         rows = _power_table(ell, self.rows, self.columns, weights)
         _product(rows, columns, self.product, out)

@@ -17,7 +17,7 @@ from ssmdiag.recurrence.modal import Recurrence
 
 WANTED = 1e-6
 """Relative noise above which a factor is made."""
-DROWNED = 2.0**-48
+UNRESOLVED = 2.0**-48
 """Mean square, relative to the largest bin's, below which accuracy does not matter: float32 cannot resolve it."""
 SUMMED_LAGS = 16
 """Bins of up to this many lags are summed lag by lag where the form is inaccurate."""
@@ -51,7 +51,7 @@ class MatrixEnergy:
         """Return Σ ‖K_t‖² over bins and its noise, (bin,), for float64 edges (bin + 1,)."""
         values, noise = (part[0] for part in self.form.bands(edges))
         first, width = edges[:-1], edges.diff()
-        enough = torch.maximum(WANTED * values, DROWNED * (values / width).amax() * width)
+        enough = torch.maximum(WANTED * values, UNRESOLVED * (values / width).amax() * width)
         unsure = noise > enough
         short = (unsure & (width <= SUMMED_LAGS)).nonzero()[:, 0]
         if len(short):

@@ -23,7 +23,7 @@ BANDS, FINER = 44, 1.14
 BAND_HOLDS, LEAST_HELD = 0.91, 0.9
 """Share of the energy that a band should hold, and that it must, the other modes by themselves holding the rest."""
 LATE = 3
-HEARD = 1e-6
+NEGLIGIBLE = 1e-6
 """Share of the energy below which a group is negligible."""
 
 
@@ -45,7 +45,7 @@ class GroupEnergy:
     """Bound on the rounding error of the energies."""
     slowest: Tensor
     """Rate of the slowest group that holds a millionth of the energy, (row,); NaN where none does."""
-    heard: Tensor
+    coherence: Tensor
     """The group's energy over the sum of its modes' separate energies, (row, lag): small where they cancel."""
     rates: Tensor
     """Mean rates at lag 0 of the groups that were merged, (row, group)."""
@@ -228,9 +228,9 @@ def _choose(energies: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     whole = parts.sum(1, keepdim=True)
     rest = whole - 2 * parts + own
     best = (rest[..., 1] - rest[..., 2]).argmin(1)
-    heard = own[..., 0] - own[..., 2] > HEARD * (whole[..., 0] - whole[..., 2])
+    counted = own[..., 0] - own[..., 2] > NEGLIGIBLE * (whole[..., 0] - whole[..., 2])
     rate = (weighted / alone.clamp(min=torch.finfo(torch.float64).tiny))[..., 0]
-    slowest = rate.where(heard, math.inf).amin(1)
+    slowest = rate.where(counted, math.inf).amin(1)
     slowest = slowest.where(slowest.isfinite(), math.nan)
     if most == 1:
         return best[:, None], rate.gather(1, best[:, None]), slowest
@@ -263,5 +263,5 @@ def _row(energies: Tensor, slowest: Tensor, rates: Tensor) -> tuple[Tensor, ...]
     whole, rest, own, smooth, alone, weighted, noise = energies
     bins = -(whole - own + smooth).diff(dim=1)
     rate = weighted / alone.clamp(min=torch.finfo(torch.float64).tiny)
-    heard = own / alone.clamp(min=torch.finfo(torch.float64).tiny)
-    return whole.clamp(min=0), rest.clamp(min=0), bins, rate, noise, slowest, heard, rates
+    coherence = own / alone.clamp(min=torch.finfo(torch.float64).tiny)
+    return whole.clamp(min=0), rest.clamp(min=0), bins, rate, noise, slowest, coherence, rates

@@ -98,8 +98,7 @@ def _sweep(folder: Path) -> None:
         for entry in entries:
             found = _TEMPORARY.fullmatch(entry.name)
             if found and found["place"] == _place() and entry.path not in _waiting and _is_gone(int(found["process"])):
-                with suppress(OSError):
-                    os.unlink(entry.path)
+                _discard(entry.path)
 
 
 def _is_gone(process: int) -> bool:

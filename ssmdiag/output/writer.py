@@ -53,13 +53,10 @@ class Target:
         """
         self.require_writable()
         if self.lines:
-            stream = Stream(self)
-            try:
+            with contextlib.closing(Stream(self)) as stream:
                 stream.write(text)
-            finally:
-                stream.close()
             return
-        with self.sentences("what was there before is intact" if os.path.isfile(self.path) else ""):
+        with self.sentences("the old file is unchanged" if os.path.isfile(self.path) else ""):
             _write(self.path, harmless(text, commands=commands).encode())
 
     def require_writable(self) -> None:
@@ -73,7 +70,11 @@ class Target:
                 raise self.refusal("is a folder", expected="the name of a file")
             if stat.S_ISBLK(info.st_mode) or stat.S_ISSOCK(info.st_mode):
                 raise self.refusal("is a disk or a socket", expected="a file, a pipe or a terminal")
-            self._refuse_input(info)
+            if file := _read_file_behind(info, self.reads):
+                raise self.refusal(
+                    f"is {file}, which the command reads" if file != self.path else "is a file that the command reads",
+                    advice="choose another name.",
+                )
             if not stat.S_ISREG(info.st_mode) or descriptor(self.path) is not None:
                 return
             if not os.access(self.path, os.W_OK):
@@ -82,9 +83,9 @@ class Target:
                 self._require_lines()
             elif belongs_to_model(name := Path(os.path.realpath(self.path)).name):
                 raise self.refusal(
-                    f"is there already, and {name} is the name of a model's file",
+                    f"exists already, and {name} is the name of a model file",
                     expected="another name for a report",
-                    advice="remove it first if it is to go.",
+                    advice="remove it first, if it is no longer needed.",
                 )
 
     def _require_place(self) -> None:
@@ -97,23 +98,16 @@ class Target:
                 f"cannot be written: there is no folder {folder}", advice=f"mkdir -p {shlex.quote(str(folder))}"
             )
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise self.refusal(f"cannot be written: the folder {folder} takes no new file", advice="choose another.")
-
-    def _refuse_input(self, info: os.stat_result) -> None:
-        for read in self.reads:
-            for file in files_read_with(read):
-                if _is(file, info):
-                    raise self.refusal(
-                        f"is {file}, which is read" if file != self.path else "is what is read",
-                        advice="choose another name.",
-                    )
+            raise self.refusal(
+                f"cannot be written: no file can be created in the folder {folder}", advice="choose another folder."
+            )
 
     def _require_lines(self) -> None:
         with self.path.open("rb") as file:
             head = file.read(len(_LINE_START))
         if head != _LINE_START[: len(head)]:
             raise self.refusal(
-                "is there already and does not begin with a line of ssmdiag's JSON, so none is added to it",
+                "exists already and does not begin with a line of ssmdiag's JSON, so nothing was added to it",
                 expected="a new name, or a file of such lines",
             )
 
@@ -129,7 +123,7 @@ class Target:
         except OSError as error:
             if isinstance(error, BrokenPipeError) and descriptor(self.path) == 1:
                 raise
-            after = "it had to be written in place, and is torn now" if isinstance(error, _TornError) else after
+            after = "it had to be written in place and is now incomplete" if isinstance(error, _TornError) else after
             what = f"cannot be written ({error.strerror or error})"
             raise self.refusal(f"{what}; {after}" if after else what, advice=advice_for(error)) from error
 
@@ -177,7 +171,7 @@ def claim(targets: Sequence[Target], rewritten: Path | None = None) -> None:
         target.require_writable()
         for name, number in (("standard output", 1), ("standard error", 2)):
             if _is_redirected_to(target.path, number):
-                raise target.refusal(f"{name} goes there too", expected="a file for each")
+                raise target.refusal(f"{name} is written there too", expected="a file for each")
         for option, path in taken:
             if _same_place(path, target.path):
                 raise target.refusal(f"{option} is the same file", expected="a file for each")
@@ -188,12 +182,11 @@ def keep_streams_off(reads: Iterable[Path]) -> None:
     """Raise OutputError where a stream is appended to a file that the command reads: `inspect m >> m`, or `2>> m`."""
     for name, number in (("standard output", 1), ("standard error", 2)):
         with contextlib.suppress(OSError):
-            if not stat.S_ISREG((info := os.fstat(number)).st_mode):
-                continue
-            for read in reads:
-                for file in files_read_with(read):
-                    if _is(file, info):
-                        raise OutputError(f"{name} goes into {file}, which is read.", advice="send it to another file.")
+            info = os.fstat(number)
+            if stat.S_ISREG(info.st_mode) and (file := _read_file_behind(info, reads)):
+                raise OutputError(
+                    f"{name} is written to {file}, which the command reads.", advice="send it to another file."
+                )
 
 
 def advice_for(error: OSError) -> str | None:
@@ -250,8 +243,7 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 def _open_special(path: Path) -> IO[bytes] | None:
     """Return an unbuffered file for a descriptor, a device or a pipe; None for a regular file or a new one."""
-    number = descriptor(path)
-    if number is not None:
+    if (number := descriptor(path)) is not None:
         if number == 1 and sys.stdout is not None:
             sys.stdout.flush()
         return os.fdopen(os.dup(number), "wb", buffering=0)
@@ -298,6 +290,11 @@ def _is(path: Path, info: os.stat_result) -> bool:
         return False
 
 
+def _read_file_behind(info: os.stat_result, reads: Iterable[Path]) -> Path | None:
+    """Return the file with this status among those that are read with some paths, or None."""
+    return next((file for read in reads for file in files_read_with(read) if _is(file, info)), None)
+
+
 def _same_place(a: Path, b: Path) -> bool:
     """Whether two outputs are one file; a terminal or /dev/null may receive two texts."""
     info = _status(b)
@@ -307,10 +304,7 @@ def _same_place(a: Path, b: Path) -> bool:
 
 
 def _is_redirected_to(path: Path, number: int) -> bool:
-    if descriptor(path) is not None:
-        return False
-    try:
+    with contextlib.suppress(OSError):
         info = os.fstat(number)
-    except OSError:
-        return False
-    return stat.S_ISREG(info.st_mode) and _is(path, info)
+        return descriptor(path) is None and stat.S_ISREG(info.st_mode) and _is(path, info)
+    return False

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ssmdiag.cores import share_out
+from ssmdiag.cores import Result, share_out
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 
@@ -46,18 +46,19 @@ def sample_channels(recurrence: Recurrence, most: int) -> Recurrence:
     return select_channels(recurrence, order[picks.to(order.device)].sort().values)
 
 
-def each_layer(layers: Sequence[Recurrence], work: Callable[[int], None]) -> None:
-    """Apply the work to each layer's position, one by one: in one batch, channels would change each other's last bits.
+def each_layer(layers: Sequence[Recurrence], work: Callable[[int], Result]) -> list[Result]:
+    """Return the result of the work on each layer's position, done one by one.
+
+    In one batch, channels would change each other's last bits.
 
     A layer with many inputs on one state is one piece of work and would leave the other cores idle, so such layers are
     divided between cores.
     """
     whole = [position for position, layer in enumerate(layers) if layer.layout == "many inputs"]
-    for position in range(len(layers)):
-        if position not in whole:
-            work(position)
+    found = {position: work(position) for position in range(len(layers)) if position not in whole}
     if whole:
-        share_out(work, whole, layers[whole[0]].log_eigenvalues.device)
+        found |= zip(whole, share_out(work, whole, layers[whole[0]].log_eigenvalues.device), strict=True)
+    return [found[position] for position in range(len(layers))]
 
 
 def _slice_dense(dense: DenseRealisation, at: Tensor) -> DenseRealisation:

@@ -18,6 +18,7 @@ so that importing a family does not import torch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -279,13 +280,11 @@ def find_map(name: str) -> StableMap:
     if called := re.fullmatch(r"best\((.*)\)", name.replace(" ", "")):
         parts = [part for part in called[1].split(",") if part]
         named = dict(part.split("=", 1) for part in parts if "=" in part)
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             return best(
                 *(float(part) for part in parts if "=" not in part),
                 **{letter: float(number) for letter, number in named.items()},
             )
-        except (TypeError, ValueError):
-            pass
     others = ", ".join(other for other in MAPS if other not in STABLE_MAPS and not other.startswith("best"))
     raise MapError(
         f"no map is called {name!r}.",

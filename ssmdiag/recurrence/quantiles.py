@@ -18,6 +18,11 @@ class Quantiles:
     max: float
 
     @classmethod
+    def of(cls, values: torch.Tensor) -> Quantiles | None:
+        """Return the quantiles of float64 values of any shape that are not NaN, or None if there are none."""
+        return cls.of_sorted(values[~values.isnan()].sort().values)
+
+    @classmethod
     def of_sorted(cls, ordered: torch.Tensor) -> Quantiles | None:
         """Return the quantiles (nearest rank) of ascending float64 values, or None if there are none."""
         if ordered.numel() == 0:

@@ -67,7 +67,7 @@ def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in layers) else ""
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
     if not effective:
-        return "No layer has a memory to speak of: its modes are NaN, growing, or beyond float64."
+        return "No layer's capacity is known: its modes are NaN, growing, or beyond float64."
     modes = [layer.own.modes.median for layer in layers if layer.own.modes]
     least = "at least " if any(layer.own.is_bound for layer in layers) else ""
     rounded = f"modes survive rounding the state to {layers[0].own.state_dtype}"
@@ -78,13 +78,12 @@ def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
     else:
         best = _best(layers)
         assert best.own.length_half is not None
-        assert best.own.accuracy is not None
         label = labels[list(layers).index(best)]
         text = (
             f"inputs can be rebuilt to one half or better {words.steps(best.own.length_half.max)} steps back at most "
             f"(layer {label}), {words.steps(best.own.length_half.median)} in its median channel; {spent}."
         )
-    return nominal + text if nominal else text[0].upper() + text[1:]
+    return nominal + text if nominal else words.capitalised(text)
 
 
 def _best(layers: Sequence[CapacityReport]) -> CapacityReport:
@@ -156,31 +155,27 @@ def _cells(own: CapacitySummary) -> list[str]:
 
 
 def _remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
-    assumed = dict.fromkeys(layer.own.assumes for layer in layers)
-    remarks = [f"assumed: {sentence}" for sentence in assumed]
-    bounds = [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]
-    if bounds:
+    remarks = [f"assumed: {sentence}" for sentence in dict.fromkeys(layer.own.assumes for layer in layers)]
+    if bounds := [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]:
         share, most = max(bounds)
         where = f"{100 * share:.0f} % of the numbers of layer {labels[most]}{_others(len(bounds) - 1)}"
         remarks.append(
             f"rounding to {layers[most].own.state_dtype} swallows a tenth or more of what a step adds in {where}: they "
             "decay more slowly than the weights say, and the modes left are a bound from below, to 0.3 modes"
         )
-    sampled = [layer for layer in layers if layer.own.channels < layer.channels]
-    if sampled:
+    if sampled := [layer for layer in layers if layer.own.channels < layer.channels]:
         count = sampled[0].own.channels
         remarks.append(f"figures are of {count} channels a layer, the slowest among them: --every-channel")
     excluded: Counter[str] = Counter()
     for layer in layers:
         excluded.update(layer.own.excluded)
-    for reason, count in (+excluded).items():
-        remarks.append(f"left out: {words.plural(count, 'mode')}, {reason.replace('_', ' ')}")
-    without = sum(layer.own.without_half for layer in layers)
-    if without:
+    remarks += [
+        f"left out: {words.plural(count, 'mode')}, {reason.replace('_', ' ')}" for reason, count in (+excluded).items()
+    ]
+    if without := sum(layer.own.without_half for layer in layers):
         total = sum(layer.own.channels for layer in layers)
         remarks.append(f"{without:,} of {total:,} channels rebuild not even their present input to one half")
-    unknown = sum(layer.own.unknown for layer in layers)
-    if unknown:
+    if unknown := sum(layer.own.unknown for layer in layers):
         remarks.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
     return remarks
 

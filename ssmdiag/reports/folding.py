@@ -56,8 +56,7 @@ class Row:
         laws = [layer.decay.law for layer in self.layers if layer.decay]
         if len({law for law, _ in laws}) != 1:
             return "mixed" if laws else "–"
-        windows = [window for _, window in laws if window]
-        if not windows:
+        if not (windows := [window for _, window in laws if window]):
             return laws[0][0]
         first, last = max(first for first, _ in windows), min(last for _, last in windows)
         return f"{laws[0][0]} {first:,}–{last:,}" if first < last else laws[0][0]
@@ -147,8 +146,7 @@ def _range(labels: list[str]) -> str:
     bare = [label.removesuffix(suffix) for label in labels]
     numbers: list[int] = []
     for label in bare:
-        match = re.fullmatch(r"(\d+)(?:[-…](\d+))?", label)
-        if not match:
+        if not (match := re.fullmatch(r"(\d+)(?:[-…](\d+))?", label)):
             return f"{bare[0].split('…')[0]}…{bare[-1].split('…')[-1]}{suffix}"
         first, last = int(match[1]), int(match[2] or match[1])
         numbers += [first, last] if "…" in label else range(first, last + 1)
@@ -166,8 +164,7 @@ def join_labels(labels: Sequence[str], most: int = 6) -> str:
     """
     pieces: list[list[str]] = []
     for label in labels:
-        after = label.isdigit() and pieces and pieces[-1][-1].isdigit() and int(label) == int(pieces[-1][-1]) + 1
-        if after:
+        if label.isdigit() and pieces and pieces[-1][-1].isdigit() and int(label) == int(pieces[-1][-1]) + 1:
             pieces[-1].append(label)
         else:
             pieces.append([label])

@@ -36,8 +36,8 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     verdicts = []
     for result in results:
         if isinstance(result, Failure):
-            parts = (result.seen, *result.details, f"Next: {result.advice}" if result.advice else "")
-            message = " ".join(part for part in parts if part)
+            next_step = f"Next: {result.advice}" if result.advice else ""
+            message = " ".join(filter(None, (result.seen, *result.details, next_step)))
             kinds["error"].append((result.path, "not diagnosed", message))
             continue
         kinds["error"] += [(result.path, "not read", problem) for problem in result.problems]
@@ -51,8 +51,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     lines = [_command(kind, *one) for kind, some in kinds.items() for one in _fit(some)]
     # A line of the log must not pass for a command: GitHub looks for :: at its start.
     lines += [f"ssmdiag: {' '.join(line.splitlines())}" for line in verdicts]
-    text = "\n".join(lines) + "\n"
-    return carried(text, settings)
+    return carried("\n".join(lines) + "\n", settings)
 
 
 def _fit(annotations: Sequence[Annotation]) -> list[Annotation]:

@@ -64,8 +64,7 @@ def pick(record: Any, names: str) -> dict[str, Any]:
 
 def head(source: Any) -> dict[str, Any]:
     """Return what a document of one computation begins with: versions and device, and that nothing was drawn."""
-    versions = pick(source, "ssmdiag_version torch_version device")
-    return {"schema_version": SCHEMA_VERSION, **versions, "seed": None}
+    return {"schema_version": SCHEMA_VERSION, **pick(source, "ssmdiag_version torch_version device"), "seed": None}
 
 
 def document(result: Diagnosis | Failure) -> dict[str, Any]:
@@ -145,5 +144,5 @@ def decay_document(decay: LayerDecay) -> dict[str, Any]:
 
 def tail_document(tail: Tail) -> dict[str, Any]:
     """Return the law of what remains, and from which lag on."""
-    rates = {"rates": tail.rates or (tail.rate,)}
-    return {**pick(tail, "from=first to=last law rate"), **rates, "energy_share": tail.energy_share}
+    known = pick(tail, "from=first to=last law rate")
+    return {**known, "rates": tail.rates or (tail.rate,), "energy_share": tail.energy_share}

@@ -67,9 +67,8 @@ def _cases(diagnosis: Diagnosis, prefix: str, settings: Settings) -> Iterator[El
         names.setdefault(finding.code, finding.rule)
         where = finding.layer if finding.code in layerwise else None
         found.setdefault((finding.code, where), []).append(finding)
-    grid: list[tuple[str, str | None]] = []
-    for code in diagnosis.rules:
-        grid += [(code, layer.name) for layer in diagnosis.layers] if code in layerwise else [(code, None)]
+    layers = [layer.name for layer in diagnosis.layers]
+    grid = [(code, layer) for code in diagnosis.rules for layer in (layers if code in layerwise else (None,))]
     for code, layer in dict.fromkeys([*grid, *found]):
         name = f"{code} {names.get(code, '')}".strip()
         case = _case(name, f"{prefix}{layer or WHOLE}", found.get((code, layer), ()), settings)
@@ -103,16 +102,9 @@ def _read(prefix: str, problems: Sequence[str], kind: str) -> ElementTree.Elemen
 
 
 def _counted(path: str, cases: Sequence[ElementTree.Element]) -> ElementTree.Element:
-    failures = sum(case.find("failure") is not None for case in cases)
-    errors = sum(case.find("error") is not None for case in cases)
-    suite = ElementTree.Element(
-        "testsuite",
-        name=path,
-        tests=str(len(cases)),
-        failures=str(failures),
-        errors=str(errors),
-        skipped=str(sum(case.find("skipped") is not None for case in cases)),
-    )
+    counted = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+    counts = {name: str(sum(case.find(tag) is not None for case in cases)) for name, tag in counted.items()}
+    suite = ElementTree.Element("testsuite", {"name": path, "tests": str(len(cases)), **counts})
     suite.extend(cases)
     return suite
 

@@ -102,8 +102,7 @@ def with_error(value: float, error: float) -> str:
     if not 1e-3 <= size < 1e6:
         return f"{value:.{min(max(first + last, 1), 4)}e} ± {error:.1e}"
     decimals = max(min(last, 4 - first), 0)
-    small = error < 10.0**-decimals
-    return f"{value:,.{decimals}f} ± " + (f"{error:.1g}" if small else f"{error:,.{decimals}f}")
+    return f"{value:,.{decimals}f} ± " + (f"{error:.1g}" if error < 10.0**-decimals else f"{error:,.{decimals}f}")
 
 
 def _fits(decay: ChannelDecay) -> list[str]:
@@ -136,8 +135,7 @@ def _remarks(memory: LayerMemory, shown: Shown) -> list[str]:
         said.append(f"channels by themselves: {counts}")
         tails = ", ".join(f"{count:,} {law.value}" for law, count in memory.remaining.tails.counts().items() if count)
         said.append(f"their tails by the modes: {tails}")
-    others = [name for name in shown.branches if name != memory.layer]
-    if others:
+    if others := [name for name in shown.branches if name != memory.layer]:
         said.append(f"also in this layer: {', '.join(others)}; --layer {json.dumps(others[0])} shows it")
     if shown.layers > 1:
         said.append(f"the first of {shown.layers:,} layers; --layer shows another")
@@ -155,8 +153,7 @@ def file_report(written: WrittenKernels, settings: Settings, *, output: str, sta
     for code in Status:
         found = {about["layer"]: about["status"].get(code.name.lower(), 0) for about in tensors}
         said += _among(found, "channel", code.sentence)
-    lost = {about["layer"]: about["not_finite"] for about in tensors}
-    said += _among(lost, "value", "written as NaN or infinity")
+    said += _among({about["layer"]: about["not_finite"] for about in tensors}, "value", "written as NaN or infinity")
     return joined([said[0], *_indented(said[1:], settings)], settings)
 
 
@@ -166,8 +163,7 @@ def _size(count: int) -> str:
 
 
 def _among(counts: dict[str, int], noun: str, sentence: str) -> list[str]:
-    where = [layer for layer, count in counts.items() if count]
-    if not where:
+    if not (where := [layer for layer, count in counts.items() if count]):
         return []
     layers = where[0] if len(where) == 1 else f"{len(where):,} layers, {where[0]} the first"
     return [f"{words.plural(sum(counts.values()), noun)} of {layers}: {sentence}"]

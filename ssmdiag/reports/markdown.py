@@ -34,15 +34,13 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     kept: list[str] = []
     room = MOST_BYTES - _bytes(head)
     for result in results:
-        section = _fit(result, settings, room)
-        if section is None:
+        if (section := _fit(result, settings, room)) is None:
             left = words.plural(len(results) - len(kept), "checkpoint")
             kept.append(f"*{left} left out: a step summary holds no more.*\n")
             break
         kept.append(section)
         room -= _bytes(section) + 1
-    text = "\n".join([head, *kept])
-    return carried(text, settings)
+    return carried("\n".join([head, *kept]), settings)
 
 
 def code(text: str, *, cell: bool = True) -> str:
@@ -78,9 +76,8 @@ def _fit(result: Diagnosis | Failure, settings: Settings, room: int) -> str | No
     if isinstance(result, Failure):
         versions = [_failure(result)]
     else:
-        versions = [_section(result, settings, folds=True), _section(result, settings, folds=False)]
-    texts = ("\n".join(version) for version in versions)
-    return next((text for text in texts if _bytes(text) < room), None)
+        versions = [_section(result, settings, folds=folds) for folds in (True, False)]
+    return next((text for text in map("\n".join, versions) if _bytes(text) < room), None)
 
 
 def _bytes(text: str) -> int:
@@ -92,13 +89,13 @@ def _head(results: Sequence[Diagnosis | Failure]) -> str:
     if len(results) == 1:
         result = results[0]
         said = "could not be diagnosed" if isinstance(result, Failure) else verdict(result)
-        return f"**{escape(said[0].upper() + said[1:])}** – {code(words.checkpoint_name(result.path), cell=False)}\n"
+        return f"**{escape(words.capitalised(said))}** – {code(words.checkpoint_name(result.path), cell=False)}\n"
     diagnoses = [result for result in results if not isinstance(result, Failure)]
     findings = [finding for diagnosis in diagnoses for finding in diagnosis.findings]
     clean = sum(not diagnosis.findings and not diagnosis.problems for diagnosis in diagnoses)
     failed = len(results) - len(diagnoses)
-    text = count_findings(findings)
-    text = f"{text[0].upper()}{text[1:]} in {words.plural(len(results), 'checkpoint')}, {clean:,} of them clean"
+    found = words.capitalised(count_findings(findings))
+    text = f"{found} in {words.plural(len(results), 'checkpoint')}, {clean:,} of them clean"
     return f"**{text}{f', {failed:,} could not be read' if failed else ''}**\n"
 
 
@@ -129,15 +126,19 @@ def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool) -> Iterat
         yield from (_row(group) for group in groups)
         yield ""
     if lacking := not_judged(diagnosis):
-        yield f"{escape(lacking[0].upper() + lacking[1:])}\n"
+        yield f"{escape(words.capitalised(lacking))}\n"
     if not folds:
         yield "*Each layer's findings are left out: a step summary holds no more.*\n"
         return
     for group in groups:
         if len(group.findings) > 1:
-            yield from _details(f"{group.worst.code}, {len(group.findings):,} findings", _each(group))
+            rows = [[code(f.layer or ""), code(f.tensor or ""), escape(f.message)] for f in group.findings]
+            summary = f"{group.worst.code}, {len(rows):,} findings"
+            yield from _details(summary, _table(["layer", "tensor", "what was seen"], rows))
     if diagnosis.known:
-        yield from _details(f"{words.plural(diagnosis.known_findings, 'finding')} in the baseline", _known(diagnosis))
+        rows = [[f.code, f.severity, code(f.layer or ""), escape(f.message)] for f in diagnosis.known]
+        summary = f"{words.plural(len(rows), 'finding')} in the baseline"
+        yield from _details(summary, _table(["rule", "severity", "layer", "what was seen"], rows))
     yield from _details("layers", _layers(diagnosis, labels, settings))
 
 
@@ -149,22 +150,13 @@ def _row(group: Group) -> str:
     return f"| {' | '.join(cells)} | {escape(worst.advice)} |"
 
 
-def _each(group: Group) -> Iterator[str]:
-    yield "| layer | tensor | what was seen |"
-    yield "|---|---|---|"
-    for finding in group.findings[:MOST_FOLDED]:
-        yield f"| {code(finding.layer or '')} | {code(finding.tensor or '')} | {escape(finding.message)} |"
-    if len(group.findings) > MOST_FOLDED:
-        yield f"| … | | {len(group.findings) - MOST_FOLDED:,} more |"
-
-
-def _known(diagnosis: Diagnosis) -> Iterator[str]:
-    yield "| rule | severity | layer | what was seen |"
-    yield "|---|---|---|---|"
-    for finding in diagnosis.known[:MOST_FOLDED]:
-        yield f"| {finding.code} | {finding.severity} | {code(finding.layer or '')} | {escape(finding.message)} |"
-    if diagnosis.known_findings > MOST_FOLDED:
-        yield f"| … | | | {diagnosis.known_findings - MOST_FOLDED:,} more |"
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table of the first rows, and how many there are besides."""
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows[:MOST_FOLDED])
+    if len(rows) > MOST_FOLDED:
+        yield f"| … |{' |' * (len(heads) - 2)} {len(rows) - MOST_FOLDED:,} more |"
 
 
 def _layers(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterator[str]:

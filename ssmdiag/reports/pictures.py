@@ -106,10 +106,8 @@ def heat_map(rows: Mapping[str, Sequence[tuple[float, float]]], settings: Settin
         ruler[at : at + len(text)] = text
     lines = [f" {'layer':<{gutter - 1}}{''.join(ruler).rstrip()}"]
     for label, curve in rows.items():
-        shades = ""
-        for column in range(columns):
-            lag = 10 ** ((column + 0.5) / columns * top) - 1
-            shades += _shade(_interpolate(curve, lag), ramp)
+        lags = (10 ** ((column + 0.5) / columns * top) - 1 for column in range(columns))
+        shades = "".join(_shade(_interpolate(curve, lag), ramp) for lag in lags)
         lines.append(f" {label:<{gutter - 1}}{shades.rstrip()}")
     key = "  ".join(
         f"{ramp[-1 if level == 1 else round(level * (len(ramp) - 1))]} {level:g}" for level in (1, 0.5, 0.1)
@@ -163,9 +161,8 @@ def disc(rows: Sequence[Row], settings: Settings) -> list[str]:
     figure.ruler("y").ticks(list(range(low, high + 1, every)), [_power(-d) for d in range(low, high + 1, every)])
     figure.ruler("x").lim(0, 1)
     figure.ruler("x").ticks([0, 0.25, 0.5, 0.75, 1], ["0", f"{pi}/4", f"{pi}/2", f"3{pi}/4", pi])
-    caption = " eigenvalues: 1 − |λ̄| against angle, the boundary at the top"
-    if len(rows) > 1:
-        caption += f"; • layer {rows[slowest].label}"
+    marked = f"; • layer {rows[slowest].label}" if len(rows) > 1 else ""
+    caption = f" eigenvalues: 1 − |λ̄| against angle, the boundary at the top{marked}"
     return [caption, *drawn(figure, settings)]
 
 
@@ -186,8 +183,7 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     """Return a layer's kernel in dB against log lag and against lag, with the laws that were compared."""
     letters = {law.value[0]: list(curve) for law, curve in decay.curves.items()}
     names = ", ".join(f"{law.value[0]} {law.value}" for law in decay.curves)
-    tail = _tail_curve(decay)
-    if tail:
+    if tail := _tail_curve(decay):
         letters["m"], names = tail, f"{names}, m by its modes"
     found = decay.tail or decay.whole.law.value != "undetermined"
     chosen = f"chosen: {decay.law[0]}" if found else "none of them chosen"

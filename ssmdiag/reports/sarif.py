@@ -18,6 +18,7 @@ from urllib.parse import quote
 from ssmdiag.errors import Failure
 from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import pick, render
+from ssmdiag.reports.words import capitalised
 from ssmdiag.rules import known_rules
 from ssmdiag.version import __version__
 
@@ -57,8 +58,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
         ],
         "columnKind": "unicodeCodePoints",
     }
-    log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
-    return render(log, ascii=not settings.unicode)
+    return render({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, ascii=not settings.unicode)
 
 
 def fingerprint(finding: Finding) -> str:
@@ -95,7 +95,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
     return {
         "id": rule.code,
         "name": _pascal(rule.name),
-        "shortDescription": {"text": f"{rule.summary[:1].upper()}{rule.summary[1:]}"},
+        "shortDescription": {"text": capitalised(rule.summary)},
         "fullDescription": {"text": rule.why},
         "help": {"text": text, "markdown": markdown},
         "defaultConfiguration": {"level": rule.severity},
@@ -116,26 +116,22 @@ def _results(diagnosis: Diagnosis, artifact: int, index: dict[str, int]) -> Iter
             for name, kind in ((finding.layer, "module"), (finding.tensor, "tensor"))
             if name
         ]
-        where: dict[str, Any] = {"physicalLocation": _physical(diagnosis.path, artifact)}
-        if logical:
-            where["logicalLocations"] = logical
+        physical = _physical(diagnosis.path, artifact)
         subject = f"{finding.layer}: " if finding.layer else ""
-        entry = {
+        yield {
             "ruleId": finding.code,
             "ruleIndex": index[finding.code],
             "level": finding.severity,
-            "message": {"text": f"{subject}{finding.message}. {finding.advice[:1].upper()}{finding.advice[1:]}"},
-            "locations": [where],
+            "message": {"text": f"{subject}{finding.message}. {capitalised(finding.advice)}"},
+            "locations": [{"physicalLocation": physical, **({"logicalLocations": logical} if logical else {})}],
             # GitHub identifies a result by the second alone; if absent, it computes it from a line of the source.
             "partialFingerprints": {"ssmdiag/v1": mark, "primaryLocationLineHash": f"{mark[:16]}:{seen[mark]}"},
             "properties": {
                 **pick(finding, "family count of value threshold"),
                 **({"guess": diagnosis.guess} if diagnosis.guess else {}),
             },
+            **({"baselineState": STATES[finding.baseline]} if finding.baseline else {}),
         }
-        if finding.baseline:
-            entry["baselineState"] = STATES[finding.baseline]
-        yield entry
 
 
 def _physical(path: str, artifact: int) -> dict[str, Any]:
@@ -151,8 +147,7 @@ def _artifact(result: Diagnosis | Failure) -> dict[str, Any]:
 def _notifications(result: Diagnosis | Failure) -> Iterator[dict[str, Any]]:
     if isinstance(result, Failure):
         expected = f"Expected {result.expected}." if result.expected else ""
-        parts = (result.seen, *result.details, expected, result.advice or "")
-        said = [(" ".join(part for part in parts if part), result.kind)]
+        said = [(" ".join(filter(None, (result.seen, *result.details, expected, result.advice))), result.kind)]
     else:
         said = [(problem, "NotRead") for problem in result.problems]
         said += [(result.guess, "Guess")] if result.guess else []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure, message_lines
+from ssmdiag.printable import first_of
 from ssmdiag.reports import words
 from ssmdiag.reports.check_text import finding_lines, not_judged
 from ssmdiag.reports.console import Column, Page, joined
@@ -134,12 +135,10 @@ def _findings(page: Page, diagnosis: Diagnosis) -> None:
         page.gap()
     page.lines(lines, crop=False)
     modes = sum(layer.channels * layer.modes for layer in diagnosis.layers)
-    found = f"{count_findings(diagnosis.findings)} in {words.plural(len(diagnosis.layers), 'layer')}, "
-    found += words.plural(modes, "mode")
-    if diagnosis.findings:
-        found += f"    next: ssmdiag explain {diagnosis.findings[0].code}"
     if lines or not quiet:
-        page.paragraph(found)
+        where = f"{words.plural(len(diagnosis.layers), 'layer')}, {words.plural(modes, 'mode')}"
+        more = f"    next: ssmdiag explain {diagnosis.findings[0].code}" if diagnosis.findings else ""
+        page.paragraph(f"{count_findings(diagnosis.findings)} in {where}{more}")
     if not quiet:
         page.paragraph(not_judged(diagnosis), "dim")
 
@@ -167,8 +166,7 @@ def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Map
 
 
 def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
-    points = dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant)
-    for point in points:
+    for point in dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant):
         yield f"nominal: the decay depends on the input; this is its value with {point}. Weights alone say no more."
     yield from _assumptions(diagnosis.alternatives)
     noted: dict[str, list[str]] = {}
@@ -177,12 +175,11 @@ def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) ->
             noted.setdefault(note, []).append(label)
     for note, where in noted.items():
         everywhere = len(where) == len(diagnosis.layers)
-        some = ", ".join(where[:4]) + (" …" if len(where) > 4 else "")
-        yield note if everywhere else f"layer{'s' * (len(where) > 1)} {some}: {note}"
+        yield note if everywhere else f"layer{'s' * (len(where) > 1)} {first_of(where, 4)}: {note}"
     yield from diagnosis.notes
     if diagnosis.unrecognised:
-        some = ", ".join(diagnosis.unrecognised[:3]) + (" …" if len(diagnosis.unrecognised) > 3 else "")
-        yield f"{words.plural(len(diagnosis.unrecognised), 'tensor')} that look recurrent and were not used: {some}"
+        tensors = words.plural(len(diagnosis.unrecognised), "tensor")
+        yield f"{tensors} that look recurrent and were not used: {first_of(diagnosis.unrecognised)}"
     if settings.verbose:
         for layer in diagnosis.layers:
             yield f"{layer.name}: {layer.spelling}; read {', '.join(layer.tensors)}"
@@ -210,5 +207,4 @@ def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:
 def _failure(failure: Failure, settings: Settings) -> str:
     named = Path(failure.path).name in failure.seen
     seen = failure.seen if named else f"{failure.path}: {failure.seen}"
-    lines = message_lines(seen, failure.expected, failure.advice, failure.details, failure.sample)
-    return joined(lines, settings)
+    return joined(message_lines(seen, failure.expected, failure.advice, failure.details, failure.sample), settings)

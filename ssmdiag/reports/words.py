@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssmdiag.printable import printable
+from ssmdiag.printable import first_of, printable
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
@@ -43,8 +43,8 @@ def checkpoint_name(path: str) -> str:
     """
     whole = Path(path).absolute()
     hub = next((part for part in whole.parts if part.startswith("models--")), None)
-    name = hub.removeprefix("models--").replace("--", "/") if hub else Path(path).name or whole.resolve().name
-    return printable(name)
+    file = Path(path).name or whole.resolve().name
+    return printable(hub.removeprefix("models--").replace("--", "/") if hub else file)
 
 
 def steps(value: float | None) -> str:
@@ -161,12 +161,10 @@ def heading(guess: str | None, width: int) -> str:
 def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
     """Return the verdict of a checkpoint in one or two sentences: what is broken first, else how far it remembers."""
     layers = diagnosis.layers
-    read = [layer for layer in layers if layer.half_life is not None]
-    if not read:
+    if not (read := [layer for layer in layers if layer.half_life is not None]):
         return "No mode could be read: every recurrent layer is broken or not finite."
     parts = []
-    grow = [layer for layer in layers if layer.unstable]
-    if grow:
+    if grow := [layer for layer in layers if layer.unstable]:
         worst = min(grow, key=lambda layer: layer.margin or 0.0)
         count = sum(layer.unstable for layer in grow)
         parts.append(
@@ -174,14 +172,12 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
             f"step, {'the fastest ' if count > 1 else ''}by a factor of {factor(worst.spectral_radius)}"
             + (f" (layer {labels[layers.index(worst)]})." if len(grow) > 1 else ".")
         )
-    flat = [layer for layer in layers if layer.marginal]
-    if flat:
+    if flat := [layer for layer in layers if layer.marginal]:
         count = sum(layer.marginal for layer in flat)
         parts.append(
             f"{plural(count, 'mode')} in {_where(flat, layers, labels)} never decay{'s' * (count == 1)}: |λ̄| = 1."
         )
-    nan = [layer for layer in layers if layer.nonfinite]
-    if nan:
+    if nan := [layer for layer in layers if layer.nonfinite]:
         count = sum(layer.nonfinite for layer in nan)
         parts.append(
             f"{plural(count, 'mode')} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
@@ -198,8 +194,10 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequen
         return f"The median mode loses half in {steps(median)} steps."
     slowest = max(finite, key=lambda layer: layer.half_life.max if layer.half_life else 0.0)
     assert slowest.half_life is not None
-    halves = f"the slowest mode{_in(slowest, diagnosis, labels)} loses half in {steps(slowest.half_life.max)} steps"
-    halves += f", the median mode in {steps(median)}"
+    halves = (
+        f"the slowest mode{_in(slowest, diagnosis, labels)} loses half in {steps(slowest.half_life.max)} steps, "
+        f"the median mode in {steps(median)}"
+    )
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in read) else ""
     context = diagnosis.context_length
     known = [layer for layer in read if layer.horizon]
@@ -230,11 +228,10 @@ def _in(layer: LayerDiagnosis, diagnosis: Diagnosis, labels: Sequence[str]) -> s
 
 
 def _sentence(before: str, text: str) -> str:
-    return before + text if before else text[0].upper() + text[1:]
+    return before + text if before else capitalised(text)
 
 
 def _where(some: Sequence[LayerDiagnosis], all_: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
     if len(some) == len(all_):
         return "every layer" if len(all_) > 1 else "its layer"
-    names = [labels[list(all_).index(layer)] for layer in some]
-    return f"layer{'s' * (len(names) > 1)} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+    return f"layer{'s' * (len(some) > 1)} {first_of([labels[list(all_).index(layer)] for layer in some], 4)}"

@@ -107,7 +107,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise SsmdiagError(
-            f"{path}: cannot be written ({reason}); what was there before is intact.", advice=advice_for(error)
+            f"{path}: cannot be written ({reason}); the old file is unchanged.", advice=advice_for(error)
         ) from error
 
 

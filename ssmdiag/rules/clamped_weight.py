@@ -55,8 +55,7 @@ def _flat(evidence: LayerEvidence, weight: RecurrentWeight) -> Iterator[Observat
     map = find_map(weight.map)
     if map.bound(1.0) < math.inf and not map.low:
         return  # exp, softplus, best and similar maps are nowhere flat
-    count = int((map.scale(weight.values) == 0).sum())
-    if count:
+    if count := int((map.scale(weight.values) == 0).sum()):
         yield _observation(evidence, weight.name, count, weight.values.numel(), f"where its map {map.formula} is flat")
 
 
@@ -72,8 +71,7 @@ def _step_limits(evidence: LayerEvidence, beyond: float) -> Iterator[Observation
     if step is None:
         return
     outside = (step < low * (1 - beyond)) | (step > high * (1 + beyond))
-    count = int(outside.sum())
-    if count:
+    if count := int(outside.sum()):
         bounds = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
         heads = f"{count:,} of {step.numel():,} heads have"
         farthest = float(step[outside].min() if bool((step[outside] < low).any()) else step[outside].max())
@@ -106,8 +104,7 @@ def _highest_eigenvalue(evidence: LayerEvidence) -> Iterator[Observation]:
     if chosen.get("version", "").startswith("clip"):
         limit = float(evidence.layer.setting("max_real_Lambda", default=1e-4))
         for weight in evidence.weights("rate"):
-            count = int((weight.values > limit).sum())
-            if count:
+            if count := int((weight.values > limit).sum()):
                 where = f"above Re Λ = {limit:g}, where it is clamped"
                 yield _observation(evidence, weight.name, count, weight.values.numel(), where)
 

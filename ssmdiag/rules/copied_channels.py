@@ -137,7 +137,7 @@ def _copied_shards(rows: list[Tensor], units: int, smallest: int) -> list[_Copy]
 def _beside(evidence: LayerEvidence, units: int) -> Iterator[Tensor]:
     """Yield D and the convolution, one row per channel, where the module has them."""
     for local in BESIDE:
-        values = evidence.whole.load(f"{evidence.layer.path}.{local}" if evidence.layer.path else local)
+        values = evidence.whole.load(evidence.layer.full_name(local))
         if values is not None and len(values.shape) and len(values) == units:
             yield values.reshape(units, -1)
 

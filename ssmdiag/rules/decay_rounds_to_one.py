@@ -81,8 +81,7 @@ def _computed_in(evidence: LayerEvidence) -> tuple[str | None, str]:
     if code is None or not evidence.weights("rate"):  # decays that are not in the file are computed by other code
         return None, ""
     for setting in ("dtype", "torch_dtype"):
-        dtype = str(evidence.layer.setting(setting, default="")).removeprefix("torch.")
-        if dtype in DTYPES:
+        if (dtype := str(evidence.layer.setting(setting, default="")).removeprefix("torch.")) in DTYPES:
             return dtype, f"{setting} in the settings, which {code} follows"
     return None, ""
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.errors import CheckpointError
-from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_optimizer, page
+from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, are, lacks_optimizer, page
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import OptimizerGroup
@@ -60,12 +60,14 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         return
     home = {name: group for group in groups for name in group.parameters or ()}
     unnamed = [group for group in groups if group.unnamed]
+    # A parameter whose group is unknown: judged if all candidates have the same weight decay.
+    common = unnamed[0] if len({group.weight_decay for group in unnamed}) == 1 else None
     for layer in evidence.recognition.layers:
         if "fixed decay" in layer.family.traits:
             continue
         decayed: dict[int, list[str]] = {}
         for local, name in _recurrent(evidence, layer).items():
-            group = home.get(name) or _common(unnamed)
+            group = home.get(name) or common
             if group is not None and (group.weight_decay or 0.0) > 0:
                 decayed.setdefault(groups.index(group), []).append(local)
         for index, locals_ in decayed.items():
@@ -86,21 +88,15 @@ def _observation(group: OptimizerGroup, names: list[str], layer: Layer, most: fl
     pace = f", which halves them every {steps:,.0f} steps at {at}" if steps < math.inf else ""
     adam = (group.optimizer or "").lower() == "adam"
     return Observation(
-        f"{_listed(names)} under the weight decay {decay:g}{by}{'' if adam else pace}",
+        f"{are(names)} under the weight decay {decay:g}{by}{'' if adam else pace}",
         count=len(names),
         value=decay,
         threshold=0.0,
-        tensor=f"{layer.path}.{names[0]}" if layer.path else names[0],
+        tensor=layer.full_name(names[0]),
         layer=layer.path,
         # So slow that the gradient alone decides: a note.
         severity="note" if most < steps < math.inf and not adam else None,
     )
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"{names[0]} is"
-    return f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
 def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:
@@ -109,12 +105,6 @@ def _recurrent(evidence: CheckpointEvidence, layer: Layer) -> dict[str, str]:
     wanted = DECAYED | SKIPS if "undecayed skip" in layer.family.traits else DECAYED
     names = evidence.names_by_layer[layer.path]
     return {local: name for name in names if (local := name.removeprefix(prefix)) in wanted}
-
-
-def _common(unnamed: list[OptimizerGroup]) -> OptimizerGroup | None:
-    """Return a group for a parameter whose group is unknown, if all candidates have the same weight decay."""
-    decays = {group.weight_decay for group in unnamed}
-    return unnamed[0] if len(decays) == 1 else None
 
 
 RULE = Rule(

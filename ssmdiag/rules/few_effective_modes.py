@@ -34,8 +34,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     # No initialisation has more than all its modes and their conjugates: where that is enough, none is computed.
     if median >= limits["share"] * 2 * modes:
         return
-    initial = _effective_at_start(evidence.recurrence.family, modes, own.state_dtype)
-    if initial is None:
+    if (initial := _effective_at_start(evidence.recurrence.family, modes, own.state_dtype)) is None:
         return
     # Compared with the poorest of the family's initialisations: what every healthy fresh model has.
     if median < limits["share"] * initial:
@@ -63,7 +62,7 @@ def _effective_at_start(family: str, modes: int, state_dtype: str) -> float | No
         layer = start.recurrence
         # Channels hardly differ, and each costs the cube of its modes.
         values = noisy_capacity(select_channel(layer, layer.channels // 2) if modes > MANY else layer, state_dtype)
-        own = Quantiles.of_sorted(values[~values.isnan()].sort().values)
+        own = Quantiles.of(values)
         medians += [own.median] if own else []
     return min(medians, default=None)
 

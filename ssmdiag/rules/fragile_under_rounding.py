@@ -62,8 +62,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         elif not weight.dtype.startswith("complex"):  # nothing casts complex tensors to 16 or 8 bits
             casts += [_change(weight, dtype, most) for dtype in CASTS]
     for changes, is_stored in ((stored, True), (casts, False)):
-        changed = [change for change in changes if change is not None]
-        if changed:
+        if changed := [change for change in changes if change is not None]:
             worst = max(changed, key=lambda change: (change.worst, change.count))
             yield _observation(evidence.local(worst.weight.name), worst, changed, limits, is_stored)
 

@@ -9,7 +9,7 @@ A rule fires on evidence, not on taste: never on a healthy model, trained or fre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,6 +72,15 @@ def lacks_optimizer(evidence: CheckpointEvidence) -> str | None:
         return None if evidence.checkpoint.optimizer_groups else "no optimiser's state is in or beside the file"
     except CheckpointError:
         return "the optimiser's state was not read"
+
+
+def are(names: Sequence[str]) -> str:
+    """Return names as the subject of a sentence.
+
+    >>> are(["A_log"]), are(["A_log", "dt_bias", "D"])
+    ('A_log is', 'A_log, dt_bias and D are')
+    """
+    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
 HEADINGS = {"formula": "Formula. ", "why": "Why it hurts. ", "fix": "What to do. ", "example": "Example. "}

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
-from ssmdiag.errors import LayerError
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 from ssmdiag.rules.uniformity import distance_from_uniform, uniform_p_value
 
@@ -42,18 +41,12 @@ FEWEST_TRAINED = 128
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
     scalars: list[tuple[Layer, str, Tensor]] = []
     for layer in evidence.recognition.layers:
-        for local, name in layer.names.items():
-            if local.removeprefix("forget_gate.") not in NAMES:
-                continue
-            try:
-                values = layer[local]
-            except LayerError:  # quantised: another finding says so
-                continue
+        for local, values in layer.readable(NAMES):
             modes = values.shape[-1] if values.numel() else 0
             if values.ndim >= 2 and modes >= 4:
-                yield from _examine_rows(layer, name, values.reshape(-1, modes), limits["distance"])
+                yield from _examine_rows(layer, layer.names[local], values.reshape(-1, modes), limits["distance"])
             else:
-                scalars.append((layer, name, values.flatten()))
+                scalars.append((layer, layer.names[local], values.flatten()))
     yield from _examine_scalars(scalars, limits)
 
 

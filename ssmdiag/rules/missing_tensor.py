@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.checkpoint.names import join
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         yield Observation(
             f"looks like {miss.family.title}, but {miss.reason}",
             count=max(1, len(miss.missing)),
-            tensor=_join(miss.path, miss.missing[0]) if miss.missing else None,
+            tensor=join(miss.path, miss.missing[0]) if miss.missing else None,
             layer=miss.path,
             family=miss.family.name,
         )
@@ -52,14 +53,13 @@ def _examine_alike(evidence: CheckpointEvidence, layers: list[Layer]) -> Iterato
     parts = {layer.path: _parts(layer, evidence.names_by_layer[layer.path]) for layer in layers}
     counts = Counter(part for found in parts.values() for part in found)
     for layer in layers:
-        missing = sorted(
-            part for part, count in counts.items() if part not in parts[layer.path] and _usual(count, layers)
-        )
-        if missing:
+        # What most of the other layers have: at least two, and more than half.
+        usual = {part for part, count in counts.items() if count >= 2 and 2 * count > len(layers) - 1}
+        if missing := sorted(usual - parts[layer.path]):
             yield Observation(
                 f"{', '.join(missing)} missing, which {counts[missing[0]]:,} of {len(layers):,} layers like it have",
                 count=len(missing),
-                tensor=_join(layer.path, missing[0]),
+                tensor=layer.full_name(missing[0]),
                 layer=layer.path,
             )
     if layers[0].family.name in ("mamba", "zamba") and not SKIPS & set(counts):
@@ -71,21 +71,12 @@ def _examine_alike(evidence: CheckpointEvidence, layers: list[Layer]) -> Iterato
         )
 
 
-def _usual(count: int, layers: list[Layer]) -> bool:
-    """Whether most of the other layers have it: at least two, and more than half."""
-    return count >= 2 and 2 * count > len(layers) - 1
-
-
 def _parts(layer: Layer, names: tuple[str, ...]) -> set[str]:
     """Return the first element of each local name: quantised weights have other endings."""
     prefix = len(layer.path) + 1 if layer.path else 0
     parts = {name[prefix:].partition(".")[0] for name in names}
     # GGUF has no module for the mixer: the rest of its block may differ from layer to layer.
     return {part for part in parts if part.startswith("ssm_")} or parts
-
-
-def _join(path: str, local: str) -> str:
-    return f"{path}.{local}" if path else local
 
 
 RULE = Rule(

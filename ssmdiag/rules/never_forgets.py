@@ -32,9 +32,8 @@ CONSERVATIVE = "imex"
 
 def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     recurrence, context = evidence.recurrence, evidence.context
-    if context is None or "fixed decay" in evidence.layer.family.traits or not recurrence.weights:
-        return
-    if any(assumption.value == CONSERVATIVE for assumption in recurrence.assumptions):
+    fixed = "fixed decay" in evidence.layer.family.traits or not recurrence.weights
+    if context is None or fixed or any(assumption.value == CONSERVATIVE for assumption in recurrence.assumptions):
         return
     kept = _kept_by_kernels(evidence) if evidence.memory else _kept_by_modes(evidence)
     if kept is None or not kept >= limits["kept"]:

@@ -78,9 +78,8 @@ def _count(count: int, total: int) -> str:
 
 
 def _how_exactly(exactly: int, never: int) -> str:
-    if exactly == never:
-        return "exactly"
-    return f"in float32{f', of {exactly:,} exactly' if exactly else ''}"
+    some = f", of {exactly:,} exactly" if exactly else ""
+    return "exactly" if exactly == never else f"in float32{some}"
 
 
 def _by_design(evidence: LayerEvidence) -> bool:
@@ -92,9 +91,7 @@ def _by_design(evidence: LayerEvidence) -> bool:
 
 def _whatever_the_gate(evidence: LayerEvidence) -> bool:
     """Whether some rate per unit time is so small that no step Δ up to 1 makes it decay."""
-    if not evidence.weights("step"):
-        return False
-    return any(
+    return bool(evidence.weights("step")) and any(
         bool((find_map(weight.map)(weight.values) <= INTEGRATES).any())
         for weight in evidence.weights("rate")
         if not weight.discrete

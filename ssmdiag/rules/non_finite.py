@@ -36,8 +36,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         except CheckpointError as error:
             yield Observation(f"{local} cannot be read: {error.seen}", count=1, tensor=name, advice=error.advice)
             continue
-        broken = int((~values.isfinite()).sum())
-        if broken:
+        if broken := int((~values.isfinite()).sum()):
             yield Observation(
                 f"{local}: {broken:,} of {values.numel():,} values {'is' if broken == 1 else 'are'} NaN or infinite",
                 count=broken,

@@ -22,10 +22,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
-from ssmdiag.families.layer import is_number
 from ssmdiag.families.packed import packed_with
-from ssmdiag.rules.interface import Limits, Observation, Rule, page
-from ssmdiag.rules.quantised_recurrence import EIGHT_BITS
+from ssmdiag.rules.interface import Limits, Observation, Rule, are, page
+from ssmdiag.rules.quantised_recurrence import is_quantised
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -53,7 +52,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 
 def _observation(layer: Layer, weights: list[str], packed: dict[str, str], why: str) -> Observation:
     return Observation(
-        f"{_listed(weights)} quantised or packed ({packed[weights[0]]}): {why}",
+        f"{are(weights)} quantised or packed ({packed[weights[0]]}): {why}",
         count=len(weights),
         value=float(len(weights)),
         threshold=0.0,
@@ -69,8 +68,7 @@ def _packed(layer: Layer) -> dict[str, str]:
     for steering in layer.family.steering(layer):
         stored = layer.beside(steering.tensor)
         parts = (*((stored,) if stored is not None else ()), *packed_with(layer, steering.tensor))
-        codes = [part.dtype for part in parts if part.dtype.startswith(EIGHT_BITS) or not is_number(part.dtype)]
-        if codes:
+        if codes := [part.dtype for part in parts if is_quantised(part.dtype)]:
             found[steering.tensor] = codes[0]
     return found
 
@@ -78,10 +76,6 @@ def _packed(layer: Layer) -> dict[str, str]:
 def _is_convolution(layer: Layer, weight: str) -> bool:
     assert layer.family.steering is not None
     return any(CONVOLUTION in one.role for one in layer.family.steering(layer) if one.tensor == weight)
-
-
-def _listed(names: list[str]) -> str:
-    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
 RULE = Rule(

@@ -19,8 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.errors import LayerError
-from ssmdiag.families.layer import Layer, is_number
+from ssmdiag.families.layer import Layer
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 EIGHT_BITS = ("float8", "float4")
@@ -30,14 +31,13 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     unread = {id(layer): error for layer, error in evidence.unread}
     read = {name for numbers in evidence.layers for name in numbers.tensors}
     for layer in evidence.recognition.layers:
-        names = _unread(layer, unread[id(layer)]) if id(layer) in unread else _coarse(layer, read)
-        if names:
+        if names := _unread(layer, unread[id(layer)]) if id(layer) in unread else _coarse(layer, read):
             yield _observation(layer, names, unread.get(id(layer)))
 
 
 def _unread(layer: Layer, error: LayerError) -> list[str]:
     """Return a layer's quantised tensors, if one of them kept the layer from being read."""
-    names = [name for name in layer.names.values() if _is_quantised(layer.checkpoint[name].dtype)]
+    names = [name for name in layer.names.values() if is_quantised(layer.checkpoint[name].dtype)]
     return names if any(name in error.seen for name in names) else []
 
 
@@ -48,7 +48,8 @@ def _coarse(layer: Layer, read: set[str]) -> list[str]:
     ]
 
 
-def _is_quantised(dtype: str) -> bool:
+def is_quantised(dtype: str) -> bool:
+    """Whether a stored dtype has eight bits or fewer, or holds codes instead of numbers."""
     return dtype.startswith(EIGHT_BITS) or not is_number(dtype)
 
 

@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ssmdiag.assessment.evidence import CheckpointEvidence
-from ssmdiag.errors import LayerError
 from ssmdiag.families.initialisations import frozen_on_purpose, usual_step
 from ssmdiag.families.layer import Layer
 from ssmdiag.recurrence.maps import softplus
@@ -137,16 +136,10 @@ def _draws(layer: Layer) -> Iterator[_Draw]:
     """Yield the biases of Δ of one layer that are numbers."""
     if "fixed decay" in layer.family.traits or frozen_on_purpose(layer, "step"):
         return
-    for local in layer.names:
-        if local.removeprefix("forget_gate.") not in BIASES:
-            continue
-        try:
-            raw = layer[local].flatten()
-        except LayerError:  # quantised: another finding says so
-            continue
+    for local, raw in layer.readable(BIASES):
         low, high = usual_step(layer)
         width = math.log(high / low)
-        position = (softplus(raw).log() - math.log(low)) / width
+        position = (softplus(raw.flatten()).log() - math.log(low)) / width
         dtype = layer.stored(local).dtype
         below, above = (_rounding(math.log(math.expm1(end)), dtype) for end in (low, high))
         outside = int(((position < -below / width) | (position > 1 + above / width) | position.isnan()).sum())

@@ -78,8 +78,7 @@ def select_rules(
     limits = {rule.code: rule.limits for rule in rules}
     for key, values in (thresholds or {}).items():
         for code in codes_of([key]):
-            unknown = set(values) - set(limits[code])
-            if unknown:
+            if unknown := set(values) - set(limits[code]):
                 raise ConfigurationError(
                     f"threshold {min(unknown)} of {code}: no such threshold.",
                     expected=f"one of {', '.join(limits[code]) or 'none: it has no threshold'}",
@@ -99,7 +98,7 @@ def codes_of(keys: Iterable[str]) -> set[str]:
         codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(key.upper())}
         if not codes or not key:
             raise ConfigurationError(
-                f"{key!r} is no rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",
+                f"{key!r} is not a rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",
                 advice="`ssmdiag rules` lists them.",
             )  # fmt: skip
         found |= codes

@@ -45,8 +45,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         if rate <= limits["rate"] * (1 + 1e-6) or not shared:
             continue
         for path, names in recurrent.items():
-            held = [name for name in names if name in named or everything]
-            if held:
+            if held := [name for name in names if name in named or everything]:
                 local = [name.removeprefix(f"{path}.") for name in held]
                 yield Observation(
                     f"{', '.join(local)} learn at {rate:g}, in one group with {_beside(shared)}; their code gives them "

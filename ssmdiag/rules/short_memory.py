@@ -78,10 +78,10 @@ def _horizon(layer: LayerDiagnosis) -> float:
 
 def _is_not_all(evidence: CheckpointEvidence) -> bool:
     """Whether the rates are not all that carries memory: attention beside the layers, or gates without bias."""
-    if any({"attention inside", "gates without bias"} & layer.family.traits for layer in evidence.recognition.layers):
-        return True
+    traits = {trait for layer in evidence.recognition.layers for trait in layer.family.traits}
     own = {name for names in evidence.names_by_layer.values() for name in names}
-    return any(ATTENTION.search(name) for name in evidence.checkpoint if name not in own)
+    beside = any(ATTENTION.search(name) for name in evidence.checkpoint if name not in own)
+    return beside or not traits.isdisjoint({"attention inside", "gates without bias"})
 
 
 RULE = Rule(

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
+from ssmdiag.checkpoint.names import join
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 SKIP = re.compile(r"D|Ds|D_b|D\.\d+|ssm_k_D|ssm_d|omega|residual_weight")
@@ -30,14 +31,12 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         return
     whole = evidence.whole
     for name in _skips(whole, evidence.layer.path):
-        values = whole.load(name)
-        if values is None:
+        if (values := whole.load(name)) is None:
             continue
         size = values.double().abs()
         local = name.removeprefix(f"{evidence.layer.path}.")
         finite = size[size.isfinite()]
-        huge = int((finite > limits["largest"]).sum())
-        if huge:
+        if huge := int((finite > limits["largest"]).sum()):
             yield Observation(
                 f"{huge:,} of {size.numel():,} values of {local} are beyond {limits['largest']:g}, the largest is "
                 f"{float(finite.max()):.2g}: uninitialised memory looks like this",
@@ -66,7 +65,7 @@ def _skips(evidence: CheckpointEvidence, path: str) -> list[str]:
     found = [name for name in evidence.names_by_layer[path] if SKIP.fullmatch(name.removeprefix(prefix))]
     while path.endswith("kernel") and not found:
         path = path.rpartition(".")[0]
-        beside = f"{path}.D" if path else "D"
+        beside = join(path, "D")
         found = [beside] if beside in evidence.checkpoint else []
     return found
 

@@ -30,7 +30,6 @@ from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssmdiag.recurrence.maps import StableMap
     from ssmdiag.recurrence.modal import RecurrentWeight
 
 STEEPEST_RELATIVE = 2.0
@@ -53,7 +52,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     typical = float(scale.median())
     if not typical > limits["scale"]:
         return
-    others = [f"{_number((map.scale(map.inverse(rate)) * seen).median())} under {map.name}" for map in _alternatives()]
+    maps = (find_map("best"), find_map("heavy-tail"))
+    others = [f"{_number((map.scale(map.inverse(rate)) * seen).median())} under {map.name}" for map in maps]
     yield Observation(
         f"the slowest {len(rate):,} of {len(decaying):,} modes, time constant {_number(1 / rate.median())} steps, "
         f"have a gradient scale of {_number(scale.median())} in {evidence.local(weight.name)} "
@@ -65,10 +65,6 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         tensor=weight.name,
         severity=None if evidence.recurrence.time_invariant else "note",
     )
-
-
-def _alternatives() -> Iterator[StableMap]:
-    return (find_map(name) for name in ("best", "heavy-tail"))
 
 
 def _gentle(evidence: LayerEvidence, weight: RecurrentWeight, most: float) -> bool:

@@ -45,8 +45,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if "fixed decay" in evidence.layer.family.traits or frozen_on_purpose(evidence.layer, "eigenvalues"):
         return
     for weight in evidence.weights("rate"):
-        found = _start(_as_stored(evidence, weight))
-        if found is None:
+        if (found := _start(_as_stored(evidence, weight))) is None:
             continue
         name, still, rows = found
         local = evidence.local(weight.name)
@@ -95,9 +94,8 @@ def _start(weight: RecurrentWeight) -> tuple[str, int, int] | None:
         return f"log 1 … log {count}", count, count
     if _is_power_ramp(flat, power=1.0):
         return "evenly spaced", count, count
-    if count >= MOST_PARAMETERS and _is_power_ramp(flat):
-        return "a power of the channel's index", count, count
-    return None
+    power = count >= MOST_PARAMETERS and _is_power_ramp(flat)
+    return ("a power of the channel's index", count, count) if power else None
 
 
 def _equal(values: Tensor, start: Tensor) -> Tensor:
@@ -123,8 +121,7 @@ def _is_power_ramp(values: Tensor, power: float | None = None) -> bool:
     if not 0 < float(position[middle]) < 1:
         return False
     exponent = power or math.log(float(position[middle])) / math.log(float(index[middle]))
-    slack = 4e-7 * (float(values.abs().max()) / abs(span) + 1)
-    return bool((position - index**exponent).abs().max() <= slack)
+    return bool((position - index**exponent).abs().max() <= 4e-7 * (float(values.abs().max()) / abs(span) + 1))
 
 
 RULE = Rule(

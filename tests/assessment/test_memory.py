@@ -58,9 +58,7 @@ def test_channels_without_a_kernel_are_left_out_of_the_layer_and_it_is_said() ->
     assert [status_of(memory, k) for k in (1, 3)] == [DecayStatus.NOT_FINITE, DecayStatus.CANCELLED]
     assert memory.left_out == 2
     said = summarise_memory(memory)[1]
-    assert said.sentence == summarise_memory(plain)[1].sentence + (
-        " 2 channels are left out, without a kernel that is known."
-    )
+    assert said.sentence == summarise_memory(plain)[1].sentence + " 2 channels are left out: no kernel is known."
     assert len(said.envelope) == len(summarise_memory(plain)[1].envelope)
     for mine, other in zip(said.envelope, summarise_memory(plain)[1].envelope, strict=True):
         assert mine == pytest.approx(other)

@@ -32,7 +32,7 @@ def test_every_healthy_model_is_told_for_what_it_is(model: Healthy, tmp_path: Pa
 
 def test_nothing_to_tell_by_is_said(tmp_path: Path) -> None:
     found = signs(save(tmp_path / "m", initial_state("curse-of-memory"), {}))
-    assert found == TrainingSigns(None, "no norm or skip to tell by")
+    assert found == TrainingSigns(None, "the file has no norm or skip weights")
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_broken_channels_are_unknown_and_the_others_untouched() -> None:
     nothing = summarise_capacity(assess_capacity(spectrum(ell[:2]), 100))
     assert nothing.capacity is None
     assert nothing.curve == ()
-    assert "No channel has a memory to speak of" in nothing.sentence
+    assert "No channel's capacity is known" in nothing.sentence
 
 
 def test_a_summary_is_plain_numbers_with_a_sentence() -> None:

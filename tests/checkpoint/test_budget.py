@@ -124,12 +124,12 @@ def test_ten_hostile_megabytes_are_refused_by_name_or_read_in_seconds(name: str,
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("a_deep_tuple_as_the_key_of_a_storage", "a storage of impossible name"),
+        ("a_deep_tuple_as_the_key_of_a_storage", "a storage with an impossible name"),
         ("a_step_of_five_thousand_digits", "whole number of 2,077 bytes"),
         ("a_frame_longer_than_the_file", "its pickle ends early"),
         ("old_format_view_beyond_its_storage", "reaches outside its storage"),
-        ("bytes_copied_over_and_over", "copies on and on"),
-        ("members_over_one_another", "lie over one another"),
+        ("bytes_copied_over_and_over", "copies too many elements"),
+        ("members_over_one_another", "its members overlap"),
         ("two_members_of_one_name", "two of its members have one name"),
         ("an_encrypted_member", "is encrypted"),
         ("a_pickle_that_announces_gigabytes", "that unpack to 4,000"),
@@ -140,7 +140,7 @@ def test_ten_hostile_megabytes_are_refused_by_name_or_read_in_seconds(name: str,
         ("a_string_of_2_to_the_60", "ends after 32 bytes"),
         ("a_packed_tensor_larger_than_the_file", "impossible shape"),
         ("a_header_nested_a_hundred_thousand_deep", "nested too deep"),
-        ("a_tensor_twice", "a name stands in it twice"),
+        ("a_tensor_twice", "a name occurs in it twice"),
         ("a_name_of_two_million_brackets", "2,000,000 characters"),
         ("a_shape_of_2_to_the_62", "more values than any memory"),
         ("index of too many files", "at most 10,000 shards"),
@@ -420,7 +420,7 @@ def test_missing_shards_are_counted_where_there_are_many(tmp_path: Path) -> None
     with pytest.raises(PartialModelError) as caught:
         diagnose(tmp_path)
     assert len(caught.value.details) == 21
-    assert caught.value.details[-1] == "8,979 more such faults"
+    assert caught.value.details[-1] == "8,979 more faults"
 
 
 def test_the_writers_of_the_cases_make_a_sound_layer_of_sound_parts(tmp_path: Path) -> None:

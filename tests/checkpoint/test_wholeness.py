@@ -84,7 +84,7 @@ def write_by_rank(directory: Path, state: State, ranks: int) -> list[Path]:
 def test_ranks_of_one_name_are_never_read_as_the_model(tmp_path: Path) -> None:
     files = write_by_rank(tmp_path / "m", mamba2(0, 1), 2)
     for path in (tmp_path / "m", *files):
-        refused(path, "shard-0000", "some rows of each tensor", "consolidate_safetensors_files", "enable_consolidation")
+        refused(path, "shard-0000", "rows of each tensor", "consolidate_safetensors_files", "enable_consolidation")
     files[1].unlink()  # how many ranks there were is in no file
     refused(tmp_path / "m", "shard-00001")
     refused(files[0], "shard-00001")
@@ -93,7 +93,7 @@ def test_ranks_of_one_name_are_never_read_as_the_model(tmp_path: Path) -> None:
 def test_offsets_give_a_renamed_part_away(tmp_path: Path) -> None:
     first, second = write_by_rank(tmp_path / "m", mamba2(0, 1), 2)
     first.unlink()
-    refused(second.rename(tmp_path / "m" / "model.safetensors"), "some rows of each tensor")
+    refused(second.rename(tmp_path / "m" / "model.safetensors"), "rows of each tensor")
     refused(tmp_path / "m")
 
 
@@ -397,11 +397,11 @@ def test_it_is_said_which_of_two_copies_was_read(tmp_path: Path) -> None:
     save(mamba2(0, 1), tmp_path / "consolidated.safetensors")
     directory = write_shards(tmp_path / "m", mamba2(0), mamba2(1))
     (tmp_path / "consolidated.safetensors").rename(directory / "consolidated.safetensors")
-    said = "model.safetensors was read, and not consolidated.safetensors beside it"
+    said = "model.safetensors was read, but not consolidated.safetensors beside it"
     assert read_checkpoint(directory).notes == (said,)
     save(mamba2(0, 1), directory / "model.safetensors")
     (note,) = read_checkpoint(directory).notes
-    assert "and not model.safetensors.index.json, consolidated.safetensors beside it" in note
+    assert "but not model.safetensors.index.json, consolidated.safetensors beside it" in note
     save({"state": {}, "param_groups": []}, directory / "optimizer.pt")
     (directory / "consolidated.safetensors").unlink()
     (directory / "model.safetensors.index.json").unlink()

@@ -126,7 +126,7 @@ def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: P
         (["--layer", "7"], "there is no such layer"),
         (["--channel", "9"], "has channels 0 to 3, not 9"),
         (["--channel", "1", "--output", "k.npz"], "expected: --layer as well"),
-        (["--layer", "s4_layers"], "2 layers start so"),
+        (["--layer", "s4_layers"], "2 layers have a path that begins with it"),
         (["--layer", "0 (backward)"], "no such layer or branch"),
         (["--length", str(2**40 + 1)], "memory is known up to 2**40"),
         (["--length", "99999999999", "--output", "k.npz"], "next: --memory-limit GIB allows more; --channel"),

@@ -99,7 +99,7 @@ def test_a_baseline_that_is_read_is_no_output(run: Run, folder: Path, monkeypatc
     before = contents(folder)
     code, _, err = run("check", FILE, "--baseline", "b", "-o", "b")
     assert code == 2
-    assert "the same file" in err or "is what is read" in err
+    assert "the same file" in err or "that the command reads" in err
     assert contents(folder) == before
 
 
@@ -119,7 +119,7 @@ def test_json_lines_are_added_to_those_of_an_earlier_run(run: Run, folder: Path)
     assert paths == [FILE, FILE, "other"]
     code, _, err = run("inspect", FILE, "-f", "jsonl", "-o", "settings.toml")
     assert code == 2
-    assert "none is added to it" in err
+    assert "nothing was added to it" in err
     assert Path("settings.toml").read_text() == "[thresholds]\n"
 
 
@@ -170,7 +170,7 @@ def test_a_shard_of_any_name_is_not_written_over(run: Run, folder: Path) -> None
     for target in ("sharded/part0", "sharded/a/weights", "sharded/./a/../part0"):
         for given in ("sharded", "sharded/model.safetensors.index.json"):
             code, _, err = run("inspect", given, "-o", target)
-            assert (code, "which is read" in err or "is what is read" in err) == (2, True), err
+            assert (code, "which the command reads" in err or "that the command reads" in err) == (2, True), err
     assert contents(folder) == before
 
 
@@ -199,7 +199,7 @@ def test_a_report_is_not_added_to_the_model_by_the_shell(command: str, folder: P
             [sys.executable, "-c", code, command, FILE], stdout=out, stderr=subprocess.PIPE, cwd=folder, text=True
         )
     assert done.returncode == 2
-    assert "standard output goes into" in done.stderr
+    assert "standard output is written to" in done.stderr
     assert contents(folder) == before
 
 
@@ -272,7 +272,7 @@ def test_settings_are_not_shown_into_the_file_they_come_from(name: str, folder: 
             [sys.executable, "-m", "ssmdiag", "config", "show", *more], stdout=end, stderr=subprocess.PIPE, text=True
         )
     assert shown.returncode == 2
-    assert f"{name}, which is read" in shown.stderr
+    assert f"{name}, which the command reads" in shown.stderr
     assert Path(name).read_bytes() == before
 
 

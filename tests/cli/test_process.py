@@ -129,7 +129,7 @@ def test_help_is_printed_in_any_encoding(environment: dict[str, str]) -> None:
     run = shell("$S capacity --help", **environment)
     assert (run.returncode, run.stderr) == (0, "")
     # What help is printed with writes UTF-8 where the encoding is ASCII.
-    assert "Which steps dt would rebuild inputs" in " ".join(run.stdout.replace("Δ", "dt").split())
+    assert "Find the steps dt that would rebuild inputs" in " ".join(run.stdout.replace("Δ", "dt").split())
     run = shell("$S explain SSM205", **environment)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("SSM205")
@@ -154,7 +154,7 @@ def test_a_working_folder_that_is_gone_is_a_sentence(command: str, tmp_path: Pat
     root = Path(__file__).parents[2]
     run = shell(f"cd {gone}; rmdir {gone}; $S {command}", PYTHONPATH=str(root))
     assert run.returncode == 2
-    assert run.stderr.startswith("SsmdiagError: the folder this was started in cannot be found any more")
+    assert run.stderr.startswith("SsmdiagError: the current folder no longer exists")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

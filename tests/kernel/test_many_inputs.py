@@ -232,7 +232,7 @@ def test_a_factor_and_a_form_agree_within_their_noise_wherever_one_is_asked(
         assert bool(((mine[0] - other[0]).abs() <= mine[1] + other[1]).all())
     quick = [band_energy(recurrence, EDGES), tail_energy(recurrence, LAGS)]
     monkeypatch.setattr(matrix_energy, "WANTED", 0.0)
-    monkeypatch.setattr(matrix_energy, "DROWNED", 0.0)
+    monkeypatch.setattr(matrix_energy, "UNRESOLVED", 0.0)
     monkeypatch.setattr(matrix_energy, "_replace_noisy", _take_other)
     sure = [band_energy(recurrence, EDGES), tail_energy(recurrence, LAGS)]
     for mine, other in zip(quick, sure, strict=True):

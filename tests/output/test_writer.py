@@ -82,9 +82,9 @@ def test_any_name_that_a_file_can_have_is_written(name: str, tmp_path: Path) -> 
         ("file/../model.pt", "Not a directory"),
         ("round-about", "there is no folder"),
         ("frozen", "is read-only"),
-        ("model.pt", "is the name of a model's file"),
-        ("config.json", "is the name of a model's file"),
-        ("to-model", "and model.pt is the name of a model's file"),
+        ("model.pt", "is the name of a model file"),
+        ("config.json", "is the name of a model file"),
+        ("to-model", "and model.pt is the name of a model file"),
     ],
 )
 def test_what_cannot_be_written_is_a_sentence_before_the_work(
@@ -143,7 +143,7 @@ def test_no_file_that_a_checkpoint_is_read_with_is_written_over(read: str, way: 
             aim.hardlink_to(model / file)
         target = Target(aim, "--also json", (model / read,))
         for refuse in (lambda target=target: claim([target]), lambda target=target: target.write("x")):
-            with pytest.raises(OutputError, match=r"--also json .* is (what is read|.*, which is read)\."):
+            with pytest.raises(OutputError, match=r"--also json .* is (a file that|.*, which) the command reads\."):
                 refuse()
         assert (model / file).read_text() == file
 
@@ -175,7 +175,7 @@ def test_the_file_that_standard_output_goes_to_is_no_second_output(tmp_path: Pat
     code = "from pathlib import Path; from ssmdiag.output.writer import *; claim([Target(Path('x'))])"
     with (tmp_path / "x").open("w") as out:
         done = subprocess.run([sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
-    assert "standard output goes there too" in done.stderr
+    assert "standard output is written there too" in done.stderr
 
 
 def test_a_pipe_gets_the_text_and_stays_a_pipe(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> Non
             Target(tmp_path / "y").write("long" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "what was there before is intact" in caught.value.seen
+    assert "the old file is unchanged" in caught.value.seen
     assert "make room" in str(caught.value.advice)
     assert "intact" not in new.value.seen
     assert (tmp_path / "x").read_text() == "old"
@@ -276,7 +276,7 @@ def test_a_last_line_that_lacks_its_end_alone_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["notes\n", '{"mine": 1}\n', '{\n  "schema_version": 1\n}\n', "\n"])
 def test_lines_are_not_added_to_another_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_text(content)
-    with pytest.raises(OutputError, match="none is added to it"):
+    with pytest.raises(OutputError, match="nothing was added to it"):
         claim([Target(tmp_path / "x", lines=True)])
     assert (tmp_path / "x").read_text() == content
 

@@ -18,6 +18,7 @@ from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.names import LONGEST_NAME, Path, path_name
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import first_of
 
 WEIGHTS_KEYS = ("params", "target")
 """Keys of the weights in a TrainState, the variables of a module and flax.optim's Optimizer."""
@@ -62,7 +63,7 @@ class FlaxFile(TensorTable):
             self.notes.append(f"{count:,} array{'s' * (count > 1)} of {', '.join(map(shortened, unread[:3]))} not read")
         others = [name for name, value in rest.items() if name not in OPTIMIZER_KEYS and any(_leaves(value))]
         if others:
-            some = ", ".join(map(shortened, others[:3])) + (" …" if len(others) > 3 else "")
+            some = first_of(list(map(shortened, others)))
             self.notes.append(f"the weights under {key!r} were read; arrays under {some} were not")
         self.settings = flatten(rest)
         self.train_step = self._step(rest.get("step", tree.get("step")))

@@ -13,7 +13,7 @@ from typing import Any
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
-from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source, Tensor
+from ssmdiag.checkpoint.formats.interface import Format, Source, Tensor
 from ssmdiag.checkpoint.formats.sequential import SequentialReader, TornError
 from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.names import MOST_NAMES
@@ -85,9 +85,8 @@ class _Reader(SequentialReader):
             raise TornError(f"{tensors:,} tensors")
         settings: dict[str, Any] = {}
         for _ in range(pairs):
-            key, kind = self._text(), self.number("<I")
-            value = self._value(kind)
-            if value is not None:
+            key = self._text()
+            if (value := self._value(self.number("<I"))) is not None:
                 settings[key] = value
         table = [self._tensor() for _ in range(tensors)]
         alignment = settings.get("general.alignment", 32)
@@ -112,8 +111,8 @@ class _Reader(SequentialReader):
         name, axes = self._text(), self.number("<I")
         if axes > MOST_AXES:
             raise TornError(f"{shortened(name)} has {axes:,} axes")
-        sizes = [self.number("<Q") for _ in range(axes)]
-        return name, tuple(reversed(sizes)), self.number("<I"), self.number("<Q")
+        shape = tuple(reversed([self.number("<Q") for _ in range(axes)]))
+        return name, shape, self.number("<I"), self.number("<Q")
 
     def _value(self, kind: int, depth: int = 0) -> Any:
         if kind in _NUMBERS:
@@ -141,8 +140,4 @@ class _Reader(SequentialReader):
         return self.read(self.number("<Q")).decode("utf-8", errors="replace")
 
 
-def _recognises(look: FirstLook) -> bool:
-    return look.head.startswith(b"GGUF")
-
-
-FORMAT = Format(name="GGUF", recognises=_recognises, open=GgufFile, suffixes=(".gguf",))
+FORMAT = Format(name="GGUF", recognises=lambda look: look.head.startswith(b"GGUF"), open=GgufFile, suffixes=(".gguf",))

@@ -167,7 +167,7 @@ def _getattr(owner: Any, name: str, *default: Any) -> type[StandIn]:
     """Return a stand-in for an attribute; some releases of Python 3.11 pickle members of an enum by getattr."""
     module = getattr(owner, "origin", "") if isinstance(owner, (StandIn, type)) else ""
     if len(module) + len(name) > LONGEST_NAME:
-        raise pickle.UnpicklingError("its pickle has too long a name of an attribute")
+        raise pickle.UnpicklingError("its pickle has an attribute name that is too long")
     found = stand_in(module, name)
     found.attribute = name
     return found
@@ -218,7 +218,7 @@ class _Counted:
     def __getitem__(self, number: int) -> Callable[[Any], None]:
         self.left -= 1
         if self.left < 0:
-            raise pickle.UnpicklingError("its pickle goes on and on")
+            raise pickle.UnpicklingError("its pickle has too many instructions")
         return self._table[number]
 
 
@@ -259,7 +259,7 @@ class InertUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> type:
         if len(module) + len(name) > LONGEST_NAME or len(self.names) > MOST_NAMES:
-            raise pickle.UnpicklingError("its pickle has too many names of classes, or too long ones")
+            raise pickle.UnpicklingError("its pickle names too many classes, or a name is too long")
         # Protocols below 3 write the names of Python 2: `commands` for `subprocess`.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         dotted = f"{module}.{name}"
@@ -274,7 +274,7 @@ class InertUnpickler(pickle._Unpickler):
     def _made(self, function: Any, arguments: Any) -> Any:
         """Return the result of calling a named class with the pickle's arguments; elements it may copy are counted."""
         if not isinstance(function, (type, StandIn)) or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("its pickle calls what is no class")
+            raise pickle.UnpicklingError("its pickle calls something that is not a class")
         for value in (arguments, *arguments):
             if isinstance(value, (tuple, list, dict)):
                 self._steps.left -= len(value)
@@ -283,7 +283,7 @@ class InertUnpickler(pickle._Unpickler):
         if function is PLAIN["builtins.getattr"]:
             self._steps.left -= STEPS_A_CLASS
         if self._steps.left < 0:
-            raise pickle.UnpicklingError("its pickle copies on and on")
+            raise pickle.UnpicklingError("its pickle copies too many elements")
         return function(*arguments)
 
     def _instantiate(self, klass: Any, args: Any) -> None:
@@ -305,10 +305,7 @@ class InertUnpickler(pickle._Unpickler):
 
     def _dict(self) -> None:
         values = self.pop_mark()
-        made = _Dict()
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            made[key] = value
-        self.append(made)
+        self.append(_Dict(list(zip(values[::2], values[1::2], strict=True))))
 
 
 _INSTRUCTIONS: dict[int, Callable[[Any], None]] = {

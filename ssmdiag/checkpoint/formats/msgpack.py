@@ -32,7 +32,7 @@ def read_tree(file: IO[bytes], size: int) -> dict[str, Any]:
     reader = _Reader(file, size)
     tree = reader.value(0)
     if not isinstance(tree, dict):
-        raise TornError("it holds no mapping")
+        raise TornError("its top level is not a mapping")
     if reader.at != reader.end:
         raise TornError(f"{reader.end - reader.at:,} bytes follow its end")
     return tree
@@ -58,7 +58,7 @@ class _Reader(SequentialReader):
         if kind in _NUMBERS:
             return self.number(_NUMBERS[kind])
         if kind not in _SIZED:
-            raise TornError(f"byte {kind:#x} begins nothing")
+            raise TornError(f"byte {kind:#x} is not a msgpack type")
         read, size = _SIZED[kind]
         return read(self, self.number(size) if isinstance(size, str) else size, depth)
 
@@ -74,7 +74,7 @@ class _Reader(SequentialReader):
             if len(key) > LONGEST_NAME:
                 raise TornError(f"a key has {len(key):,} characters")
             if key in content:
-                raise TornError(f"the key {shortened(key)} stands twice in one mapping")
+                raise TornError(f"the key {shortened(key)} occurs twice in one mapping")
             content[key] = self.value(depth + 1)
         return _joined(content) if _CHUNKED in content else content
 
@@ -101,7 +101,7 @@ class _Reader(SequentialReader):
             self.skip(length)
             return None
         if self.read(1) != b"\x93":
-            raise TornError("an array is no triple of shape, type and values")
+            raise TornError("an array is not a triple of shape, type and values")
         shape, dtype, values = self.value(DEEPEST - 1), self.value(DEEPEST), self.read(1)[0]
         if not _is_shape(shape) or not isinstance(dtype, str) or values not in _BYTES:
             raise TornError("an array without shape, type and values")

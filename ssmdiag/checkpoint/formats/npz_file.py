@@ -17,6 +17,7 @@ from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal, Sou
 from ssmdiag.checkpoint.formats.table import Entry, TensorTable
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, beginning_of, member_names, open_zip
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import first_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,8 +59,7 @@ class NpzFile(TensorTable):
         if any(entry.dtype == "bfloat16" for entry in self.entries.values()):
             self.notes.append("two-byte arrays without a NumPy type are read as bfloat16, as JAX writes them")
         for kind, names in skipped.items():
-            some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-            self.notes.append(f"{len(names):,} array{'s' * (len(names) > 1)} of {kind} not read: {some}")
+            self.notes.append(f"{len(names):,} array{'s' * (len(names) > 1)} of {kind} not read: {first_of(names)}")
 
     def values(self, name: str) -> Tensor:
         import numpy as np

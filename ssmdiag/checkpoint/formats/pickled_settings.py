@@ -39,8 +39,7 @@ def _followed(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _reference(value: Any) -> str | None:
     short = isinstance(value, str) and len(value) <= _LONGEST_REFERENCE
-    found = _REFERENCE.fullmatch(value) if short else None
-    return found[1] if found else None
+    return found[1] if short and (found := _REFERENCE.fullmatch(value)) else None
 
 
 def _plain(value: Any) -> Any:
@@ -57,9 +56,8 @@ def _plain(value: Any) -> Any:
             value = value.arguments[0]
         else:
             break
-    if isinstance(value, type) and issubclass(value, StandIn) and value.attribute:  # a member of an enum, by its name
-        return value.attribute
-    return value
+    member = isinstance(value, type) and issubclass(value, StandIn) and value.attribute  # of an enum, by its name
+    return member or value
 
 
 def _attributes(state: Any) -> Any:

@@ -80,7 +80,7 @@ class SafetensorsFile(TensorTable):
                 advice="download or save it again.",
             ) from error
         if not isinstance(header, dict):
-            raise self._invalid("its header is no table of tensors")
+            raise self._invalid("its header is not a table of tensors")
         return header, 8 + length
 
     def _placed(self, header: Mapping[str, Any], start: int) -> dict[str, Entry]:
@@ -138,7 +138,7 @@ def _are_sizes(numbers: Any) -> bool:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs in it twice")
     return content
 
 

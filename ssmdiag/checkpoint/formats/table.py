@@ -68,8 +68,7 @@ def read_values(source: Source, entry: Entry) -> Tensor:
     import torch
 
     dtype = getattr(torch, entry.dtype)
-    pieces = [piece for piece in entry.pieces if piece[1]]
-    if not pieces:
+    if not (pieces := [piece for piece in entry.pieces if piece[1]]):
         return torch.empty(entry.shape, dtype=dtype)
     content = source.read(*pieces[0])
     for piece in pieces[1:]:

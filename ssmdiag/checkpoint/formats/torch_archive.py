@@ -20,6 +20,7 @@ from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
 from ssmdiag.checkpoint.formats.interface import Source, Tensor
+from ssmdiag.checkpoint.formats.sequential import TornError
 from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, is_zip, open_zip, read_member
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
@@ -41,10 +42,6 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _BIG_ENDIAN = "written on a big-endian machine, which is not supported"
 UNREADABLE = stand_in("torch._utils", "_rebuild_qtensor")
 """Stand-in for quantised and other tensors that are not one strided run of numbers."""
-
-
-class TornError(Exception):
-    """The file ends before the bytes that its pickle announces, or contradicts itself."""
 
 
 class _Record:
@@ -102,10 +99,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metad
     if not isinstance(storage, Storage) or dtype not in DTYPE_BITS:
         return UNREADABLE()
     lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list))
-    if not lists or not len(size) == len(stride) <= MOST_AXES:
-        raise TornError("a tensor of impossible shape")
-    if any(type(number) is not int or not 0 <= number < 2**63 for number in (offset, *size, *stride)):
-        raise TornError("a tensor of impossible shape")
+    fits = lists and len(size) == len(stride) <= MOST_AXES
+    if not fits or any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
+        raise TornError("a tensor with an impossible shape")
     span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     available = storage.numel * DTYPE_BITS[storage.dtype] // DTYPE_BITS[dtype]
     if (0 not in size and offset + span > available) or prod(n for n in size if n) > 2**48:
@@ -116,8 +112,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metad
 
 
 def _v2(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    metadata = rest[2] if len(rest) > 2 else None
-    return _tensor(storage, offset, size, stride, getattr(storage, "dtype", ""), metadata)
+    return _tensor(storage, offset, size, stride, getattr(storage, "dtype", ""), rest[2] if len(rest) > 2 else None)
 
 
 def _v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
@@ -194,7 +189,6 @@ class TorchPickles:
     def __init__(self, source: Source) -> None:
         self._start: dict[str, int] = {}
         self._source = source
-        self._size = source.size
         storages: dict[str, Storage] = {}
 
         def load_storage(pid: Any) -> Any:
@@ -210,13 +204,13 @@ class TorchPickles:
             return replace(whole, key=f"{whole.key}@{offset}", numel=length)
 
         with source.open() as opened:
-            file = _Bounded(opened, self._size)
+            file = _Bounded(opened, source.size)
             if self._unpickle(file, load_storage) != _MAGIC:
-                raise TornError("a pickle, but not one of torch.save")
+                raise TornError("a pickle that torch.save did not write")
             self._unpickle(file, load_storage)
             if not self._unpickle(file, load_storage).get("little_endian", True):
                 raise TornError(_BIG_ENDIAN)
-            unpickler = InertUnpickler(file, KNOWN, load_storage, self._size)  # type: ignore[arg-type]
+            unpickler = InertUnpickler(file, KNOWN, load_storage, source.size)  # type: ignore[arg-type]
             self.content = unpickler.load()
             self._place(opened, self._unpickle(file, load_storage), storages)
         self.names = tuple(unpickler.names)
@@ -232,12 +226,12 @@ class TorchPickles:
             storage = storages[_storage_key(key)]
             (numel,) = struct.unpack("<q", file.read(8))
             self._start[storage.key] = file.tell()
-            if numel != storage.numel or file.tell() + numel * DTYPE_BITS[storage.dtype] // 8 > self._size:
+            if numel != storage.numel or file.tell() + numel * DTYPE_BITS[storage.dtype] // 8 > self._source.size:
                 raise TornError(f"ends within the values of storage {key}")
             file.seek(numel * DTYPE_BITS[storage.dtype] // 8, 1)
 
     def _unpickle(self, file: _Bounded, load_storage: Callable[[Any], Any]) -> Any:
-        return InertUnpickler(file, KNOWN, load_storage, self._size).load()  # type: ignore[arg-type]
+        return InertUnpickler(file, KNOWN, load_storage, self._source.size).load()  # type: ignore[arg-type]
 
 
 class _Bounded:
@@ -258,7 +252,7 @@ class _Bounded:
 
 def _storage_key(key: Any) -> str:
     if not isinstance(key, (str, int)) or len(str(key)) > LONGEST_KEY:
-        raise TornError("a storage of impossible name")
+        raise TornError("a storage with an impossible name")
     return str(key)
 
 
@@ -267,7 +261,7 @@ def _storage(kind: Any, numel: Any, key: Any) -> Any:
     if name not in _STORAGE_DTYPES:  # quantised
         return UNREADABLE()
     if type(numel) is not int or not 0 <= numel < 2**60:
-        raise TornError("a storage of impossible size")
+        raise TornError("a storage with an impossible size")
     return Storage(_STORAGE_DTYPES[name], numel, _storage_key(key))
 
 

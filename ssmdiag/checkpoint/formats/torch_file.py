@@ -20,6 +20,7 @@ from ssmdiag.checkpoint.formats.torch_archive import BROKEN, TensorRecord, open_
 from ssmdiag.checkpoint.formats.zip_file import PICKLES, member_names
 from ssmdiag.checkpoint.names import Path, path_name
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import first_of
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "module", "params", "ema", "model_ema")
 """Keys under which trainers put the weights, in the order they are tried."""
@@ -76,8 +77,7 @@ class TorchFile(TensorTable):
         self._remark(key, rest, [name for name, leaf in found if not isinstance(leaf, TensorRecord)])
         if left.spent:
             self.notes.append(f"it expands without end; its first {MOST_NESTED:,} entries were searched for tensors")
-        step = next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None)
-        self.train_step = train_step(step)
+        self.train_step = train_step(next((rest[name] for name in STEP_KEYS if type(rest.get(name)) is int), None))
         settings = settings_of(next((rest[name] for name in SETTINGS_KEYS if name in rest), {}))
         ranks = rest.get(RANKS_KEY)
         self.settings = settings | ({RANKS_KEY: ranks} if type(ranks) is int else {})
@@ -93,7 +93,7 @@ class TorchFile(TensorTable):
         packages = sorted({name.partition(".")[0] for name in self.archive.names} - PLAIN_MODULES - {"torch"})
         if packages:
             some = ", ".join([*packages[:MOST_REMARKED], *["…"][: len(packages) - MOST_REMARKED]])
-            self.notes.append(f"objects of {some} were not built; what they hold was read as plain data")
+            self.notes.append(f"objects of {some} were read as plain data")
         candidates = [(name, value) for name, value in rest.items() if name not in TRAINER_KEYS][:MOST_REMARKED]
         others = [shortened(repr(name)) for name, value in candidates if _holds_tensors(value)]
         if key is not None and others:
@@ -101,8 +101,8 @@ class TorchFile(TensorTable):
         if unreadable:
             self.notes.append(
                 f"{len(unreadable):,} quantised, sparse or otherwise packed tensors were left out: "
-                + ", ".join(unreadable[:3]) + (" …" if len(unreadable) > 3 else "")
-            )  # fmt: skip
+                + first_of(unreadable)
+            )
 
 
 def _state_dict(content: Any, left: Allowance, depth: int = 0) -> tuple[str | None, Any]:
@@ -144,15 +144,15 @@ def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
                 return
             items = node.items() if isinstance(node, Mapping) else enumerate(node)
         inside = (*above, id(node))
-        below = [(value, path if key is None else (path, key), inside) for key, value in items if _may_hold(value)]
+        below = [
+            (value, path if key is None else (path, key), inside)
+            for key, value in items
+            if isinstance(value, (TensorRecord, StandIn, Mapping, list, tuple))
+        ]
         waiting += reversed(below)
 
 
 _REBUILT = "torch._utils._rebuild"
-
-
-def _may_hold(value: Any) -> bool:
-    return isinstance(value, (TensorRecord, StandIn, Mapping, list, tuple))
 
 
 def _holds_tensors(tree: Any) -> bool:

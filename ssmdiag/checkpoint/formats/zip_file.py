@@ -10,7 +10,7 @@ import zlib
 from typing import IO
 
 from ssmdiag.checkpoint.budget import shortened
-from ssmdiag.checkpoint.formats.interface import Container, FirstLook, Format, Source
+from ssmdiag.checkpoint.formats.interface import Container, Format, Source
 from ssmdiag.errors import CheckpointError
 
 MOST_UNPACKED, MOST_TIMES = 256 << 20, 20
@@ -65,11 +65,11 @@ def _require_safe(archive: zipfile.ZipFile, size: int) -> None:
         if member.flag_bits & 1:
             raise ZipError(f"its member {member.filename[:80]} is encrypted")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ZipError("it is packed by another method than zip's usual one")
+            raise ZipError("it is compressed by a method other than zip's usual one")
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             raise ZipError(f"its member {member.filename[:80]} announces {member.file_size:,} bytes it does not have")
     if sum(member.compress_size for member in members) > size:
-        raise ZipError("its members lie over one another, or beyond its end")
+        raise ZipError("its members overlap, or end beyond the file")
     if (total := sum(member.file_size for member in members)) > max(MOST_UNPACKED, MOST_TIMES * size):
         raise ZipError(f"{size:,} bytes that unpack to {total:,}")
 
@@ -130,16 +130,9 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     member = archive.getinfo(name)
     if member.file_size > most:
         raise ZipError(f"its member {name[:80]} announces {member.file_size:,} bytes, and at most {most:,} are read")
-    pieces = []
     with archive.open(member) as file:
         # In pieces: a single read unpacks everything before it looks at the announced size.
-        while piece := file.read(_PIECE):
-            pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _recognises(look: FirstLook) -> bool:
-    return _begins_as_zip(look.head)
+        return b"".join(iter(lambda: file.read(_PIECE), b""))
 
 
 def _refuse(source: Source) -> Container:
@@ -150,4 +143,4 @@ def _refuse(source: Source) -> Container:
     )
 
 
-FORMAT = Format(name="zip archive", recognises=_recognises, open=_refuse, envelope=True)
+FORMAT = Format(name="zip archive", recognises=lambda look: _begins_as_zip(look.head), open=_refuse, envelope=True)

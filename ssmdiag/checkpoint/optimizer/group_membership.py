@@ -14,6 +14,7 @@ children in ascending order; so the search covers all orders of that kind at onc
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -153,17 +154,15 @@ def _module(build: _Builder, tensors: Sequence[tuple[list[str], _Block]]) -> _Bl
         if len(path) > 1:
             children.setdefault(path[0], []).append((path[1:], tensor))
     below = {name: _module(build, inside) for name, inside in children.items()}
-    parts = [_among(build, blocks) for blocks in (own, below) if blocks]
-    return build.fixed(parts)
+    return build.fixed([_among(build, blocks) for blocks in (own, below) if blocks])
 
 
 def _among(build: _Builder, blocks: dict[str, _Block]) -> _Block:
-    numbered = sorted((name for name in blocks if name.isdecimal()), key=int)
-    parts = [block for name, block in blocks.items() if not name.isdecimal()]
-    if numbered:
-        parts.append(build.fixed(blocks[name] for name in numbered))
     if blocks.keys() == {"weight", "bias"}:  # every module of torch registers its weight first
         return build.fixed([blocks["weight"], blocks["bias"]])
+    parts = [block for name, block in blocks.items() if not name.isdecimal()]
+    if numbered := sorted((name for name in blocks if name.isdecimal()), key=int):
+        parts.append(build.fixed(blocks[name] for name in numbered))
     return build.any(parts)
 
 
@@ -179,13 +178,10 @@ class _Search:
     """
 
     def __init__(self, groups: Sequence[Sequence[Shape | None]], tensors: int) -> None:
-        left_out = tensors - sum(map(len, groups))
         self._groups = [(group, len(group)) for group in groups]
-        self._left_out = left_out
-        self._strides = [1]
-        for _, length in self._groups:
-            self._strides.append(self._strides[-1] * (length + 1))
-        self._goal = self._strides[-1] * (left_out + 1) - 1
+        self._left_out = tensors - sum(map(len, groups))
+        self._strides = list(itertools.accumulate((len(group) + 1 for group in groups), operator.mul, initial=1))
+        self._goal = self._strides[-1] * (self._left_out + 1) - 1
         self._moves: dict[tuple[Shape, int], list[tuple[int, int]]] = {}
         self._reached: dict[tuple[int, int], frozenset[int]] = {}
         self._marked: set[tuple[int, int, int]] = set()
@@ -199,8 +195,7 @@ class _Search:
         return self._owners
 
     def _reach(self, block: _Block, start: int) -> frozenset[int]:
-        known = self._reached.get((block.kind, start))
-        if known is not None:
+        if (known := self._reached.get((block.kind, start))) is not None:
             return known
         if block.order == "tensor":
             ends = {after for _, after in self._move(block.shape, start)}
@@ -213,8 +208,7 @@ class _Search:
 
     def _move(self, shape: Shape, state: int) -> list[tuple[int, int]]:
         """Return (group, state after) for each group whose next parameter may be of that shape."""
-        known = self._moves.get((shape, state))
-        if known is None:
+        if (known := self._moves.get((shape, state))) is None:
             self._count(len(self._groups))
             known = []
             for number, (group, length) in enumerate(self._groups):

@@ -16,6 +16,7 @@ from typing import Any
 
 from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
+from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip, open_archive
@@ -57,7 +58,7 @@ WITHOUT_DECAY = (
 """Names that the Trainer's usual optimiser puts into its second group, without weight decay: what is called
 bias or norm; also every torch.nn.LayerNorm, whatever its name; in older versions norms of other classes stay."""
 
-BY_RULE = "split by the rule of transformers' Trainer, bias and norm apart, which the shapes of both groups fit"
+BY_RULE = "assumed to be split as transformers' Trainer does, biases and norms apart; the shapes in both groups agree"
 
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|inv_freq)$")
 
@@ -121,7 +122,9 @@ def _members(checkpoint: Checkpoint, groups: Sequence[SavedGroup]) -> tuple[list
     if all(isinstance(parameter, TensorRecord) for group in groups for parameter in group.parameters):
         at = {place[1]: stored.name for place, stored in places.items() if isinstance(place, tuple)}
         return [[at[p.place] for p in group.parameters if p.place in at] for group in groups], "", absent
-    tensors = [stored for stored in places.values() if _may_be_trained(stored)]
+    tensors = [
+        stored for stored in places.values() if is_number(stored.dtype) and not _BUFFERS.search(stored.stored_name)
+    ]
     owner = certain_groups(
         [stored.stored_name for stored in tensors],
         [stored.shape for stored in tensors],
@@ -167,17 +170,13 @@ def _why(groups: Sequence[SavedGroup], tensors: Sequence[StoredTensor]) -> str:
     if len(shapes) > len(tensors):
         return f"the optimiser numbers {len(shapes):,} parameters and the checkpoint holds {len(tensors):,} tensors"
     if None in shapes:
-        return "the optimiser numbers its parameters and keeps nothing with their shape"
+        return "the optimiser numbers its parameters and stores no shapes"
     held = {stored.shape for stored in tensors}
-    strange = sum(shape not in held for shape in shapes)
-    if strange:
-        return f"the optimiser numbers its parameters, and {strange:,} of them have a shape that no tensor here has"
-    return "the optimiser numbers its parameters, and their shapes fit several tensors"
-
-
-def _may_be_trained(stored: StoredTensor) -> bool:
-    trainable = stored.dtype.startswith(("float", "bfloat", "complex"))
-    return trainable and not _BUFFERS.search(stored.stored_name)
+    if strange := sum(shape not in held for shape in shapes):
+        return (
+            f"the optimiser numbers its parameters, and {strange:,} of their shapes match no tensor of the checkpoint"
+        )
+    return "the optimiser numbers its parameters, and their shapes match several tensors"
 
 
 def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
@@ -247,16 +246,15 @@ def _partitioned(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
     kind = settings_of(state.content.get("ds_config")) if isinstance(state.content, Mapping) else {}
     known = [replace(optimizer, name=_class_name(kind.get("optimizer.type"))) for optimizer in named if optimizer]
     if len(known) < len(named) or not named:
-        notes.append(f"{states[0].name}: the groups of DeepSpeed's optimiser cannot be read, or not be named")
+        notes.append(f"{states[0].name}: the parameter groups of DeepSpeed's optimiser cannot be read or named")
         return []
     return known
 
 
 def _optimizer_in_settings(checkpoint: Checkpoint) -> str | None:
     """Return the optimiser's name in the settings of the run or in transformers' training_args.bin."""
-    for key in OPTIMIZER_SETTINGS:
-        if name := _class_name(checkpoint.settings.get(key)):
-            return name
+    if name := next(filter(None, (_class_name(checkpoint.settings.get(key)) for key in OPTIMIZER_SETTINGS)), None):
+        return name
     arguments = checkpoint.directory / "training_args.bin" if checkpoint.directory is not None else None
     opened = _open(arguments, []) if arguments is not None and arguments.is_file() else None
     return _class_name(settings_of(opened.content).get("optim")) if opened else None

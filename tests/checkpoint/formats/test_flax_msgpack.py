@@ -161,12 +161,12 @@ PIECES = chunked(torch.arange(6.0), 2)
         (array((-1,), "float32", b""), "without shape"),
         (array((2**40,), "float32", bytes(16)), "has 16 bytes"),
         (array((0,) * 65, "float32", b""), "without shape"),
-        (b"\xc1", "byte 0xc1 begins nothing"),
+        (b"\xc1", "byte 0xc1 is not a msgpack type"),
         (pack({"__msgpack_chunked_array__": True}), "lacks its shape"),
         (pack({**PIECES, "shape": {"0": 7}}), "do not make one of shape (7,)"),
         (pack({**PIECES, "chunks": {"0": torch.ones(4), "1": torch.ones(2).double()}}), "do not make one"),
         (pack({**PIECES, "chunks": {"0": torch.ones(3), "2": torch.ones(3)}}), "lacks its shape or its pieces"),
-        (b"\x82\xa1a\x01\xa1a\x02", "stands twice"),
+        (b"\x82\xa1a\x01\xa1a\x02", "occurs twice"),
         (b"\x81\xa1a" * 80, "nested more than 64 deep"),
         (b"\x91" * 80 + b"\xc0", "nested more than 64 deep"),
         (b"\x81\xc0\xc0", "neither text nor a number"),
@@ -175,7 +175,7 @@ PIECES = chunked(torch.arange(6.0), 2)
         (b"\xdb\xff\xff\xff\xff", "within a value"),
         (b"\xc6\xff\xff\xff\xff", "within a value"),
         (b"\xc9\xff\xff\xff\xff\x01", "within an array"),
-        (b"\xd5\x01\x92\xc0", "no triple"),
+        (b"\xd5\x01\x92\xc0", "not a triple"),
         (b"\x81\xa2\xff\xff\xc0", "codec can't decode"),
     ],
 )  # fmt: skip
@@ -185,7 +185,7 @@ def test_what_contradicts_itself_is_refused_for_what_it_is(value: bytes, said: s
 
 def test_bytes_after_the_end_and_a_root_without_names_are_refused() -> None:
     assert "5 bytes follow its end" in refused(pack({"params": {"w": torch.ones(1)}}) + b"more!")
-    assert "it holds no mapping" in refused(pack([1, 2]))
+    assert "its top level is not a mapping" in refused(pack([1, 2]))
 
 
 def test_msgpack_without_arrays_says_what_it_holds() -> None:

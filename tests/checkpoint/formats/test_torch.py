@@ -219,7 +219,7 @@ def test_settings_of_objects_are_read_without_their_classes(zipped: bool, protoc
         "blocks.1.kind": "attention",
         "reference": "zoh",
     }
-    assert checkpoint.notes == ("objects of tests were not built; what they hold was read as plain data",)
+    assert checkpoint.notes == ("objects of tests were read as plain data",)
 
 
 @both_formats

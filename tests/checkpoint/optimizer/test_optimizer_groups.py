@@ -172,7 +172,7 @@ def test_what_the_shapes_leave_open_is_not_guessed(tmp_path: Path) -> None:
     first, second = checkpoint.optimizer_groups
     assert (first.unnamed, second.unnamed) == (4, 2)
     assert first.note.startswith("4 of 13 parameters cannot be named: ")
-    assert "their shapes fit several tensors" in first.note
+    assert "their shapes match several tensors" in first.note
 
 
 @pytest.mark.one_in(2)
@@ -207,7 +207,7 @@ def test_experts_stored_apart_leave_the_recurrence_told(tmp_path: Path) -> None:
         {name for name in groups[0] if ".experts." in name},
         set(),
     ]
-    assert "2 of them have a shape that no tensor here has" in checkpoint.optimizer_groups[0].note
+    assert "2 of their shapes match no tensor of the checkpoint" in checkpoint.optimizer_groups[0].note
 
 
 class S4Layer(torch.nn.Module):
@@ -591,7 +591,7 @@ def test_an_optimiser_without_moments_tells_one_group_and_not_two(tmp_path: Path
     ).optimizer_groups
     assert first.parameters is second.parameters is None
     assert (first.weight_decay, second.weight_decay) == (0.1, 0.0)
-    assert "keeps nothing with their shape" in second.note
+    assert "stores no shapes" in second.note
     assert first.optimizer == "SGD"
 
 
