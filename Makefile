@@ -8,6 +8,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 NEWEST := .venv-newest
 BENCHMARKS := $(filter-out __init__ sparse_mamba,$(basename $(notdir $(wildcard tests/benchmarks/*.py))))
 DEVICE ?= cpu
+# Every process of the suite would compile the tests and the tool anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint slow gpu bench newest renew clean
 

@@ -115,7 +115,7 @@ def test_wrong_shapes_are_a_problem_of_their_layer(
 ) -> None:
     state = mamba()
     state[f"{MIDDLE}.{name}"] = random(*shape)
-    result = diagnose(write_model(state))
+    result = diagnose(write_model(state), memory=False)
     assert [layer.name for layer in result.layers] == ["backbone.layers.0.mixer", "backbone.layers.2.mixer"]
     (problem,) = result.problems
     assert MIDDLE in problem
@@ -139,7 +139,7 @@ def test_another_number_of_axes_is_a_problem_that_names_the_tensor(
 ) -> None:
     state = mamba()
     state[f"{MIDDLE}.{name}"] = random(*shape)
-    result = diagnose(write_model(state))
+    result = diagnose(write_model(state), memory=False)
     assert len(result.layers) == 2
     assert any(f"{MIDDLE}.{name}" in problem for problem in result.problems), result.problems
 
@@ -148,7 +148,7 @@ def test_another_number_of_axes_is_a_problem_that_names_the_tensor(
 def test_a_missing_sibling_is_a_problem_that_names_it(name: str, write_model: Write) -> None:
     state = mamba()
     del state[f"{MIDDLE}.{name}"]
-    result = diagnose(write_model(state))
+    result = diagnose(write_model(state), memory=False)
     assert len(result.layers) == 2
     (problem,) = result.problems
     assert f"{MIDDLE}.{name} missing" in problem
@@ -156,7 +156,7 @@ def test_a_missing_sibling_is_a_problem_that_names_it(name: str, write_model: Wr
 
 def test_missing_siblings_of_many_layers_are_each_a_problem(write_model: Write) -> None:
     state = {name: value for name, value in s4d(6).items() if not name.endswith("C") or "0.kernel" in name}
-    result = diagnose(write_model(state))
+    result = diagnose(write_model(state), memory=False)
     assert len(result.layers) == 1
     assert len(result.problems) == 5
     assert all("kernel.C missing" in problem for problem in result.problems)
@@ -170,7 +170,7 @@ def test_missing_siblings_of_many_layers_are_each_a_problem(write_model: Write) 
 def test_packed_weights_are_a_problem_that_names_them(dtype: torch.dtype, write_model: Write) -> None:
     state = mamba()
     state[f"{MIDDLE}.A_log"] = torch.ones(8, 4).to(dtype)
-    result = diagnose(write_model(state))
+    result = diagnose(write_model(state), memory=False)
     assert len(result.layers) == 2
     (problem,) = result.problems
     assert f"{MIDDLE}.A_log is stored as {str(dtype).removeprefix('torch.')}" in problem
@@ -180,11 +180,11 @@ def test_packed_weights_are_a_problem_that_names_them(dtype: torch.dtype, write_
 def test_a_model_whose_projections_alone_are_packed_is_diagnosed(write_model: Write) -> None:
     """GPTQ, MLX and bitsandbytes leave A_log and the bias of Δ as they are."""
     state = mamba()
-    plain = diagnose(write_model(state, name="plain"))
+    plain = diagnose(write_model(state, name="plain"), memory=False)
     for name in list(state):
         if name.endswith("proj.weight"):
             state[name] = torch.ones(state[name].numel() // 8, 1, dtype=torch.uint32)
-    packed = diagnose(write_model(state, name="packed"))
+    packed = diagnose(write_model(state, name="packed"), memory=False)
     assert packed.problems == ()
     assert [layer.rate for layer in packed.layers] == [layer.rate for layer in plain.layers]
 
@@ -193,7 +193,7 @@ def test_a_packed_weight_of_fewer_columns_is_named_for_what_it_is(write_model: W
     """Four-bit formats fold eight weights into one uint32: the shape is wrong because of the dtype."""
     state = mamba()
     state[f"{MIDDLE}.dt_proj.bias"] = torch.ones(1, dtype=torch.uint32)
-    (problem,) = diagnose(write_model(state)).problems
+    (problem,) = diagnose(write_model(state), memory=False).problems
     assert f"{MIDDLE}.dt_proj.bias is stored as uint32" in problem
 
 
@@ -202,11 +202,11 @@ def test_a_packed_weight_of_fewer_columns_is_named_for_what_it_is(write_model: W
 def test_fp8_with_scales_is_a_problem_and_without_is_read(scale: str, write_model: Write) -> None:
     state = mamba()
     state[f"{MIDDLE}.A_log"] = state[f"{MIDDLE}.A_log"].to(torch.float8_e4m3fn)
-    plain = diagnose(write_model(state, name="plain"))
+    plain = diagnose(write_model(state, name="plain"), memory=False)
     assert plain.problems == ()
     assert plain.layers[1].dtype == "float8_e4m3fn"
     state[f"{MIDDLE}.A_log{scale}"] = torch.ones(1)
-    scaled = diagnose(write_model(state, name="scaled"))
+    scaled = diagnose(write_model(state, name="scaled"), memory=False)
     assert len(scaled.layers) == 2
     assert f"{MIDDLE}.A_log is float8_e4m3fn with scales beside it" in scaled.problems[0]
 
@@ -233,7 +233,7 @@ def test_values_that_cannot_be_read_are_a_problem_of_their_layer(tmp_path: Path)
         member = [info for info in archive.infolist() if "/data/" in info.filename][8]  # A_log of the second layer
     content[member.header_offset : member.header_offset + 4] = b"\0\0\0\0"
     (tmp_path / "m.pt").write_bytes(bytes(content))
-    result = diagnose(tmp_path / "m.pt")
+    result = diagnose(tmp_path / "m.pt", memory=False)
     assert len(result.layers) == 2
     (problem,) = result.problems
     assert f"m.pt: tensor {MIDDLE}.A_log cannot be read" in problem
@@ -259,13 +259,13 @@ def test_a_layer_that_two_families_claim_is_left_to_the_user(write_model: Write)
         declared("third", {"decay": "channel"}, absent=("gate",)),
     ]
     model = write_model(state)
-    result = diagnose(model, families=families)
+    result = diagnose(model, families=families, memory=False)
     assert [layer.name for layer in result.layers] == ["other"]
     (problem,) = result.problems
     assert problem.startswith("l.0 and 2 more modules: claimed by first and second")
     assert "--assume family=first or --assume family=second" in problem
     for name in ("first", "second"):
-        chosen = diagnose(model, families=families, assume={"family": name})
+        chosen = diagnose(model, families=families, assume={"family": name}, memory=False)
         assert chosen.problems == ()
         assert [layer.family for layer in chosen.layers] == ["third", name, name, name]
 
@@ -273,12 +273,12 @@ def test_a_layer_that_two_families_claim_is_left_to_the_user(write_model: Write)
 def test_only_contested_layers_is_an_error_that_says_so(write_model: Write) -> None:
     families = [declared("first", {"decay": "channel"}), declared("second", {"decay": "channel"})]
     with pytest.raises(UnknownFamilyError, match="claimed by first and second"):
-        diagnose(write_model({"l.0.decay": random(4)}), families=families)
+        diagnose(write_model({"l.0.decay": random(4)}), families=families, memory=False)
 
 
 def test_the_family_that_explains_more_tensors_has_the_layer(write_model: Write) -> None:
     families = [declared("few", {"decay": "channel"}), declared("many", {"decay": "channel", "gate": "channel"})]
-    result = diagnose(write_model({"l.0.decay": random(4), "l.0.gate": random(4)}), families=families)
+    result = diagnose(write_model({"l.0.decay": random(4), "l.0.gate": random(4)}), families=families, memory=False)
     assert [layer.family for layer in result.layers] == ["many"]
     assert result.problems == ()
 
@@ -329,7 +329,7 @@ NEAR_MISSES = {
 def test_an_unknown_file_names_the_closest_family_and_what_it_lacks(case: str, write_model: Write) -> None:
     state, family, reason = NEAR_MISSES[case]
     with pytest.raises(UnknownFamilyError) as caught:
-        diagnose(write_model(state))
+        diagnose(write_model(state), memory=False)
     closest = [line for line in str(caught.value).splitlines() if line.startswith("  closest: ")]
     assert closest[0].startswith(f"  closest: {family} ("), closest
     assert reason in closest[0]
@@ -343,7 +343,7 @@ def test_an_unknown_file_says_the_same_every_time(write_model: Write) -> None:
     texts = set()
     for _ in range(3):
         with pytest.raises(UnknownFamilyError) as caught:
-            diagnose(model)
+            diagnose(model, memory=False)
         texts.add(str(caught.value))
     assert len(texts) == 1
 
@@ -352,7 +352,7 @@ def test_a_file_with_nothing_recurrent_has_no_closest_family(write_model: Write)
     shapes = {"attn.c_attn.weight": (8, 24), "attn.c_proj.weight": (8, 8), "ln_1.weight": (8,), "mlp.c_fc.bias": (32,)}
     state = {f"h.{i}.{name}": random(*shape) for i in range(3) for name, shape in shapes.items()}
     with pytest.raises(UnknownFamilyError) as caught:
-        diagnose(write_model(state))
+        diagnose(write_model(state), memory=False)
     assert "closest" not in str(caught.value)
     assert "12 tensors" in caught.value.seen
 
@@ -366,9 +366,9 @@ def test_the_first_unreadable_layer_stops_an_extraction(write_model: Write) -> N
 
 def test_names_that_are_not_ascii_and_wrappers_are_read_alike(write_model: Write) -> None:
     state = mamba(1)
-    plain = diagnose(write_model(state, name="plain"))
+    plain = diagnose(write_model(state, name="plain"), memory=False)
     wrapped = {f"module._orig_mod.größe.{name}": value for name, value in state.items()}
-    result = diagnose(write_model(wrapped, name="wrapped"))
+    result = diagnose(write_model(wrapped, name="wrapped"), memory=False)
     assert result.layers[0].name == f"größe.{plain.layers[0].name}"
     assert result.layers[0].rate == plain.layers[0].rate
 
@@ -377,4 +377,4 @@ def test_known_families_do_not_claim_an_empty_file(write_model: Write) -> None:
     checkpoint = read_checkpoint(write_model({}))
     assert len(checkpoint) == 0
     with pytest.raises(UnknownFamilyError, match="0 tensors"):
-        diagnose(checkpoint, families=known_families())
+        diagnose(checkpoint, families=known_families(), memory=False)

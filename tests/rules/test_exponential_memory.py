@@ -18,7 +18,7 @@ CODE = "SSM204"
 
 
 def findings(path: Path, **options: Any) -> list[Finding]:
-    return list(diagnose(path, rules=select_rules(select=[CODE]), most_channels=32, **options).findings)
+    return list(diagnose(path, rules=select_rules(select=[CODE]), most_channels=32, **options, tails=False).findings)
 
 
 def one_rate(directory: Path, half_life: float, context: int) -> Path:
@@ -45,7 +45,9 @@ def test_twenty_four_half_lives_are_float32s_last_bit(tmp_path: Path, half_lives
 def test_a_layer_of_many_rates_is_noted_once_all_have_sunk(context: int, reported: bool, tmp_path: Path) -> None:
     """Steps spread over two decades: no single law, and the slowest half-life is 1,276 steps."""
     path = plant(tmp_path, "s4d-minimal", config={"l_max": context})
-    laws = {layer.decay.whole.law.value for layer in diagnose(path, most_channels=32).layers if layer.decay}
+    laws = {
+        layer.decay.whole.law.value for layer in diagnose(path, most_channels=32, tails=False).layers if layer.decay
+    }
     assert "exponential" not in laws
     found = findings(path)
     assert bool(found) is reported

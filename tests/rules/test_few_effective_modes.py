@@ -18,7 +18,7 @@ CODE = "SSM206"
 
 def found(path: Path, **thresholds: float) -> list[Finding]:
     rules = select_rules(select=[CODE], thresholds={CODE: thresholds} if thresholds else None)
-    return list(diagnose(path, rules=rules, most_channels=16).findings)
+    return list(diagnose(path, rules=rules, most_channels=16, tails=False).findings)
 
 
 def drawn_together(values: torch.Tensor) -> torch.Tensor:
