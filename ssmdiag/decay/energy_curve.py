@@ -111,7 +111,8 @@ def _describe(lags: list[float], energy: list[float]) -> EnergyCurve | None:
     some = torch.arange(0, len(x), 2)
     coarse = x[some], E[some]
     for terms in range(1, MOST_TERMS + 1):
-        logs = _refine(_nearest(grid[torch.combinations(torch.arange(RATES), terms)], *coarse)[0], *coarse)
+        starts = grid[torch.combinations(torch.arange(RATES), terms)]
+        logs = _refine(starts[_best(*_fit(starts, *coarse), coarse[1])], *coarse)
         shares, model = (values[0] for values in _fit(logs[None], x, E))
         distance = 10 * (model / E).clamp(min=1e-300).log10()
         # A kernel that oscillates this much between sampled lags may do so between them as well.
@@ -132,26 +133,29 @@ def _refine(logs: Tensor, x: Tensor, E: Tensor) -> Tensor:
     """Return the least-squares logarithms of rates (term,), starting from these."""
     terms = len(logs)
     nudges = torch.cat([torch.zeros(1, terms, dtype=x.dtype), NUDGE * torch.eye(terms, dtype=x.dtype)])
-    for _ in range(ROUNDS):
-        off = _fit(logs + nudges, x, E)[1] / E - 1
+    tried = logs[None]
+    for turn in range(ROUNDS + 1):
+        # Nudged are all that are tried: one fit of many sets costs little more than one of a few.
+        fits = _fit((tried[:, None] + nudges).flatten(0, 1), x, E)
+        shares, model = (values.unflatten(0, (len(tried), terms + 1)) for values in fits)
+        index = _best(shares[:, 0], model[:, 0], E)
+        logs = tried[index]
+        if turn == ROUNDS or (turn and index == 0):
+            break
+        off = model[index] / E - 1
         slope = (off[1:] - off[0]) / NUDGE
         gram = slope @ slope.mT
         gram.diagonal().mul_(1 + 1e-6).add_(1e-12)
         step = -torch.linalg.solve(gram, slope @ off[0]).clamp(-1, 1)
         tried = torch.cat([logs[None], logs + step * torch.tensor(PARTS, dtype=x.dtype)[:, None]])
         tried = tried.clamp(max=math.log(GONE))
-        logs, index = _nearest(tried, x, E)
-        if index == 0:
-            break
     return logs
 
 
-def _nearest(logs: Tensor, x: Tensor, E: Tensor) -> tuple[Tensor, int]:
-    """Return the set of (set, term) with the smallest residual and no negative share, and its position."""
-    shares, model = _fit(logs, x, E)
+def _best(shares: Tensor, model: Tensor, E: Tensor) -> int:
+    """Return the position of the fit with the smallest residual and no negative share."""
     left = (model / E - 1).square().sum(1)
-    index = int(left.where((shares > 0).all(1) & left.isfinite(), math.inf).argmin())
-    return logs[index], index
+    return int(left.where((shares > 0).all(1) & left.isfinite(), math.inf).argmin())
 
 
 def _fit(logs: Tensor, x: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,12 @@ def seeded(*place: object, device: str = "cpu") -> Iterator[None]:
     python, arrays = random.getstate(), np.random.get_state()
     where = torch.device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(number)
+        if where.type == "cpu":
+            torch.default_generator.manual_seed(
+                number
+            )  # torch.manual_seed notes the whole call stack for each GPU kind
+        else:
+            torch.manual_seed(number)
         random.seed(number)
         np.random.seed(number % 2**32)
         try:

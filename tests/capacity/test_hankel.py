@@ -45,7 +45,7 @@ def brute_force(recurrence: Recurrence) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: random_siso(channels=2, slow=0.06),
+        lambda: random_siso(channels=1, slow=0.06),
         lambda: random_siso(channels=2, slow=0.06, real=True, copies=1),
         lambda: random_siso(channels=2, slow=0.06, copies=5, modes=2),
         lambda: replace(

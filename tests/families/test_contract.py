@@ -90,7 +90,7 @@ def test_reading_does_not_depend_on_other_layers(family: Family, spelling: Spell
                 torch.testing.assert_close(a.log_eigenvalues, b.log_eigenvalues, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @each_spelling
 def test_every_spelling_can_be_diagnosed(family: Family, spelling: Spelling, write_model: Write) -> None:
     result = diagnose(write_model(state_dict(spelling), config(family, spelling)))

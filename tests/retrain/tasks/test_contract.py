@@ -130,8 +130,9 @@ def test_the_kernel_solves_the_task_and_its_law_describes_it(task: Task, tmp_pat
 
 @each_task
 def test_a_law_is_found_again_in_the_whole_kernel(task: Task, tmp_path: Path) -> None:
-    settings = TaskSettings(samples=1, path=write_file(task, tmp_path))
-    data = task.make(settings)
+    if make(task, tmp_path).law is None:
+        return
+    data = task.make(TaskSettings(samples=1, path=write_file(task, tmp_path)))
     if data.law is not None and data.kernel is not None:
         found = fit_target_law(data.kernel, torch.zeros_like(data.kernel), data.law)
         assert found.describes
