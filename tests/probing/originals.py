@@ -50,11 +50,16 @@ def shifted(past: Tensor, mix: Tensor) -> Tensor:
     return past[:, -1] * (1 - mix) + before * mix
 
 
-def convolved(past: Tensor, convolution: nn.Conv1d) -> Tensor:
-    """Return SiLU of a causal depthwise convolution at the last token."""
+def weighted(past: Tensor, convolution: nn.Conv1d) -> Tensor:
+    """Return a causal depthwise convolution at the last token."""
     taps = convolution.weight[:, 0].T.flip(0)  # the present first
     total = sum(past[:, -1 - lag] * tap for lag, tap in enumerate(taps) if lag < past.shape[1])
-    return nn.functional.silu(total if convolution.bias is None else total + convolution.bias)
+    return total if convolution.bias is None else total + convolution.bias
+
+
+def convolved(past: Tensor, convolution: nn.Conv1d) -> Tensor:
+    """Return SiLU of it."""
+    return nn.functional.silu(weighted(past, convolution))
 
 
 class GLA(Original):
@@ -87,14 +92,28 @@ class GatedSlots(Original):
         return self.f_proj(past[:, -1]).sigmoid() ** (1 / 8)
 
 
+class ShortConvolution(nn.Conv1d):
+    """fla's, which returns its state too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2), None
+
+
 class HGRN(Original):
+    """The second layer of three has a convolution behind its gate."""
+
     def __init__(self, layer_idx: int = 0) -> None:
         super().__init__(f_proj=dense(WIDTH, WIDTH), i_proj=dense(WIDTH, WIDTH))
         self.layer_idx = layer_idx
+        if layer_idx == 1:
+            self.f_conv1d = ShortConvolution(WIDTH, WIDTH, 4, padding=3, groups=WIDTH, bias=False)
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         bound = given["lower_bound"] if self.layer_idx else 0.0
-        return bound + (1 - bound) * self.f_proj(past[:, -1]).sigmoid()
+        gate = self.f_proj(past[:, -1])
+        if self.layer_idx == 1:
+            gate = weighted(self.f_proj(past), self.f_conv1d)
+        return bound + (1 - bound) * gate.sigmoid()
 
 
 class HGRNModel(nn.Module):
@@ -221,14 +240,14 @@ def heavy_tail_activation(x: Tensor) -> Tensor:
 class Mamba3(Original):
     """Rows of in_proj: z and x (8 each), B and C (4 each), Δ, A and trapezoid (2 each), 2 angles."""
 
-    A_floor, num_rope_angles = 0.9, 2
+    A_floor, num_rope_angles = 0.6, 2
 
     def __init__(self) -> None:
         super().__init__(in_proj=dense(WIDTH, 32), dt_bias=(2,), B_bias=(2, 1, 4), C_bias=(2, 1, 4))
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         step, rate = self.in_proj(past[:, -1])[:, 24:28].chunk(2, -1)
-        return (1 + (step + self.dt_bias).exp()) ** -heavy_tail_activation(rate).clamp(min=0.9)
+        return (1 + (step + self.dt_bias).exp()) ** -heavy_tail_activation(rate).clamp(min=0.6)
 
 
 class CausalConv(nn.Module):
@@ -333,6 +352,18 @@ class KDA(Original):
         if self.lower_bound is None:
             return (1 + z.exp()) ** -slope
         return (self.lower_bound * (slope * z).sigmoid()).exp()
+
+
+class GDN2(Original):
+    """fla's: it writes channel by channel, and has the plain gate."""
+
+    def __init__(self) -> None:
+        writing = {"b_proj": dense(WIDTH, 8), "w_proj": dense(WIDTH, 4)}
+        super().__init__(f_proj=nn.Sequential(dense(WIDTH, 2), dense(2, 8)), A_log=(2,), dt_bias=(8,), **writing)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        z = (self.f_proj(past[:, -1]) + self.dt_bias).unflatten(-1, (2, 4))
+        return (1 + z.exp()) ** -self.A_log.exp()[:, None]
 
 
 class Stack(nn.Module):

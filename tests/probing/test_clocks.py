@@ -174,6 +174,42 @@ def test_clock_of_mambapy_is_the_step_of_its_own_scan(
     assert worst([log_decay(clock) for clock in found], forward) <= LIMIT
 
 
+@pytest.mark.slow
+def test_a_quantised_projection_of_the_step_is_called_where_the_model_calls_it() -> None:
+    class Packed(nn.Module):
+        """Its weight has not the shape of the matrix that it applies."""
+
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.matrix, self.bias = linear.weight.detach(), linear.bias
+            self.weight = nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.linear(input, self.matrix, self.bias)
+
+    model = live("jamba")
+    with gates_in_float64(model):
+        plain = observe(model)
+    for layer, _ in plain:
+        layer.module.dt_proj = Packed(layer.module.dt_proj)
+    model.config._is_quantized = True
+    with recording(model) as scans, gates_in_float64(model):
+        found = observe(model)
+    assert worst([log_decay(clock) for _, clock in found], per_layer(scans, len(found))) <= LIMIT
+    assert worst([log_decay(clock) for _, clock in found], [log_decay(clock) for _, clock in plain]) <= LIMIT
+
+
+class FlaMamba3(originals.Mamba3):
+    """fla's, and that of the first releases: A is a softplus, as this file has no other activation."""
+
+    def forward(self, input: Tensor, **given: Any) -> Tensor:
+        return super().forward(input, **given)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        step, rate = self.in_proj(past[:, -1])[:, 24:28].chunk(2, -1)
+        return (1 + (step + self.dt_bias).exp()) ** -(1 + rate.exp()).log().clamp(min=self.A_floor)
+
+
 ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "fla GLA": ("gla", lambda: Stack(originals.GLA, {"clamp_min": -0.03})),
     "fla simple GLA": ("gla", lambda: Stack(originals.SimpleGLA, {"gate_logit_normalizer": 4})),
@@ -187,6 +223,7 @@ ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "lucidrains minLSTM": ("min_gru", lambda: Stack(originals.MinLSTM)),
     "pfnet PLaMo-2": ("plamo2", lambda: Stack(originals.PLaMo2)),
     "state-spaces Mamba-3": ("mamba3", lambda: Stack(originals.Mamba3)),
+    "fla Mamba-3": ("mamba3", lambda: Stack(FlaMamba3, {"model_type": "mamba3"})),
     "NX-AI mLSTM": ("mlstm", lambda: Stack(originals.MLSTM)),
     "xLSTM-large, fused weights": ("mlstm", lambda: Stack(originals.FusedMLSTM, {"gate_soft_cap": 2.0}, cap=2.0)),
     "xLSTM-large without a cap": ("mlstm", lambda: Stack(originals.FusedMLSTM, {"gate_soft_cap": None}, cap=None)),
@@ -194,6 +231,7 @@ ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "fla Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.GatedDeltaNet)),
     "NVlabs Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.FirstGatedDeltaNet)),
     "fla KDA": ("kda", lambda: Stack(originals.KDA)),
+    "fla GDN-2": ("kda", lambda: Stack(originals.GDN2)),
     "fla KDA with a lower bound": ("kda", lambda: Stack(originals.KDA, {"lower_bound": -5.0}, lower_bound=-5.0)),
 }
 

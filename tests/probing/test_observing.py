@@ -170,6 +170,19 @@ def test_adapters_and_quantised_projections_count(
         assert not torch.allclose(clock.step, other.step, rtol=1e-3)
 
 
+def test_what_a_hook_makes_of_a_projection_counts() -> None:
+    model = mambapy_model()
+    _, plain = observe(model)
+    for layer in model.layers:
+        layer.mixer.in_proj.weight.data *= 2
+    _, doubled = observe(model)
+    for layer in model.layers:
+        layer.mixer.in_proj.weight.data /= 2
+        layer.mixer.in_proj.register_forward_hook(lambda _, inputs, output: 2 * output)
+    same(observe(model)[1], doubled)
+    assert not torch.allclose(plain[0].step, doubled[0].step, rtol=1e-3)
+
+
 def test_an_adapter_on_the_step_is_without_effect_where_the_model_uses_the_weight_alone() -> None:
     model = mambapy_model()
     _, plain = observe(model)
