@@ -49,14 +49,20 @@ def _list(known: tuple[Family, ...]) -> str:
         *(f"  {each.name:<{wide}}  {each.title:<{title}}  {each.memory:<7}  {each.paper}" for each in known),
         "",
         "exact: the decay is in the weights. nominal: it depends on the input and is read",
-        "with the gates at their bias.",
+        "with the gates at their bias; a live model's can be observed on real input.",
     ]
+    blind = [family.name for family in known if family.memory == "nominal" and family.clock is None]
+    lines += [f"Not that of {', '.join(blind)}."] if blind else []
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _detail(family: Family) -> str:
     lines = [f"{family.name}: {family.title} ({family.paper}), {family.memory}"]
     lines += [f"  {family.caveat}"] if family.caveat else []
+    if family.memory == "nominal":
+        lines.append(
+            f"  The decay of a live model can{'not' if family.clock is None else ''} be observed on real input."
+        )
     for spelling in family.spellings:
         lines += ["", f"  {spelling.name}"]
         rows = [(local, axes, "") for local, axes in spelling.tensors.items()]
@@ -75,6 +81,7 @@ def _document(family: Family) -> dict[str, object]:
     return {
         **pick(family, "name title paper memory"),
         "caveat": family.caveat or None,
+        "clock": family.clock is not None,
         "spellings": [pick(spelling, "name tensors optional") for spelling in family.spellings],
         "options": [pick(option, "name choices usual meaning") for option in family.options],
     }

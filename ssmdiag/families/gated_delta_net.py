@@ -21,9 +21,9 @@ from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION, KEY_HEADS, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import softplus
 
 _GATE = {"dt_bias": "head", "A_log": "head"}
 # KDA has a gate per channel under the same names; its projection, packed or not, distinguishes it.

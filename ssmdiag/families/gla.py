@@ -20,8 +20,8 @@ from typing import Any
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
-from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

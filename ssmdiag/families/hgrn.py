@@ -19,8 +19,8 @@ from typing import Any
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
-from ssmdiag.recurrence.maps import softplus
 
 _GATE = {"f_proj.weight": "channel _", "i_proj.weight": "_ _"}
 # Convolutional and classical LSTMs use these names too, with a bias.

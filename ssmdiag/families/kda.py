@@ -22,9 +22,9 @@ from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
+from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import softplus
 
 _BOUNDED = "GLM-5-next, Kimi-K3", "Ling, Ring (bailing)"
 """Spellings whose models are released with a lower bound of −5."""

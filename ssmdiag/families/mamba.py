@@ -21,10 +21,9 @@ from typing import Any
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
-from ssmdiag.families.submodules import convolve, rows, silu
+from ssmdiag.families.submodules import convolve, rows, silu, softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import softplus
 
 # Packed (quantised) projections have other shapes, so only the tensors of the decay are required.
 _PROJECTIONS = {"dt_proj.weight": "_ _", "x_proj.weight": "_ _", "conv1d.bias": "channel", "in_proj.bias": "_"}
@@ -79,9 +78,9 @@ def _remark(layer: Layer) -> None:
 
 def clock(module: Any, input: Tensor) -> Clock:
     """Of a bidirectional layer, the scan from the start."""
-    inner, rank = module.A_log.shape[0], module.dt_proj.weight.shape[1]
+    inner, modes = module.A_log.shape
     x = silu(module, convolve(module.conv1d, rows(module.in_proj, input, 0, inner)))
-    low = rows(module.x_proj, x, 0, rank)
+    low = rows(module.x_proj, x, 0, -2 * modes)  # B and C are below
     norm = getattr(module, "dt_layernorm", None)  # mambapy has the attribute without the norm
     if norm is not None:
         low = norm(low)

@@ -21,10 +21,9 @@ from typing import Any
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
-from ssmdiag.families.submodules import rows
+from ssmdiag.families.submodules import rows, softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import softplus
 
 OTHERS = (
     *("a_proj.weight", "b_proj.weight", "f_proj.weight", "f_proj.0.weight", "f_a_proj.weight", "decay"),

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
-from ssmdiag.families.submodules import rows
+from ssmdiag.families.submodules import rows, softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import MAPS, softplus
+from ssmdiag.recurrence.maps import MAPS
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
-from ssmdiag.families.submodules import rows
+from ssmdiag.families.submodules import rows, softplus
 from ssmdiag.recurrence.clock import Clock
-from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

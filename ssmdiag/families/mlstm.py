@@ -20,9 +20,8 @@ from typing import Any
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import share, taps
-from ssmdiag.families.submodules import rows
+from ssmdiag.families.submodules import rows, softplus
 from ssmdiag.recurrence.clock import Clock
-from ssmdiag.recurrence.maps import softplus
 
 _CELL = "mlstm_cell.fgate.bias"
 

@@ -16,10 +16,9 @@ from typing import Any
 
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
-from ssmdiag.families.submodules import convolve, rows, silu
+from ssmdiag.families.submodules import convolve, rows, silu, softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
-from ssmdiag.recurrence.maps import softplus
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:

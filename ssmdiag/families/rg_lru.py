@@ -18,8 +18,8 @@ from typing import Any
 
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
+from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
-from ssmdiag.recurrence.maps import softplus
 
 OPEN_GATE = 8.0
 """The constant c; no setting changes it."""

@@ -49,6 +49,11 @@ class ObservedLayer:
     compute: Callable[..., Clock]
     """Its family's `clock`."""
 
+    @property
+    def title(self) -> str:
+        """Its name in a sentence."""
+        return self.name or "the model itself"
+
 
 class WithoutClock(NamedTuple):
     """A recurrent layer that was not observed."""
@@ -183,10 +188,10 @@ def _clock(one: ObservedLayer, device: torch.device, arguments: tuple[Any, ...],
     tensors = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
     input = next((value for value in tensors if value.ndim == 3 and value.is_floating_point()), None)
     if input is None:
-        raise LayerError(f"{one.name} was called without an input.", expected="a tensor (batch, time, feature)")
+        raise LayerError(f"{one.title} was called without an input.", expected="a tensor (batch, time, feature)")
     if device.type == "meta":
         raise LayerError(
-            f"{one.name}: its weights are offloaded, and only there while it runs.",
+            f"{one.title}: its weights are offloaded, and only there while it runs.",
             advice="load the model without offloading to the CPU or to disk.",
         )
     _require_whole(one, input, named.get("attention_mask"))
@@ -199,13 +204,13 @@ def _require_whole(one: ObservedLayer, input: Tensor, mask: Any) -> None:
     """Raise SsmdiagError where the input is padded, or a single token that continues a sequence."""
     if input.shape[1] == 1:
         raise SsmdiagError(
-            f"{one.name} was run on a single token: its clock needs the tokens before it.",
+            f"{one.title} was run on a single token: its clock needs the tokens before it.",
             expected="whole sequences",
             advice="run the model on each sequence at once, with use_cache=False.",
         )
     if isinstance(mask, Tensor) and mask.shape == input.shape[:2] and not bool(mask.all()):
         raise SsmdiagError(
-            f"{one.name} was run on a padded batch: its clock would count the padding.",
+            f"{one.title} was run on a padded batch: its clock would count the padding.",
             expected="sequences of one length",
             advice="cut the sequences to one length, or run them one at a time.",
         )
@@ -216,11 +221,11 @@ def _require_finite(one: ObservedLayer, clock: Clock) -> None:
     if bool((clock.step.sum() * 0 + clock.rate.sum() * 0).isfinite()):
         return
     if not bool(clock.rate.isfinite().all()):
-        raise LayerError(f"{one.name}: its weights hold NaN or infinite rates.", advice="`ssmdiag check` says where.")
+        raise LayerError(f"{one.title}: its weights hold NaN or infinite rates.", advice="`ssmdiag check` shows them.")
     strange = ~clock.step.isfinite().all(-1)  # (batch, time)
     first = int(strange.any(0).int().argmax())
     raise LayerError(
-        f"{one.name}: its decay is NaN or infinite at {int(strange.sum()):,} of {strange.numel():,} tokens, the "
+        f"{one.title}: its decay is NaN or infinite at {int(strange.sum()):,} of {strange.numel():,} tokens, the "
         f"first at position {first:,}.",
         expected="finite activations",
         advice="the layers before it have overflowed, or their weights are damaged: try --dtype float32.",

@@ -155,6 +155,16 @@ def test_families_lists_every_family_and_explains_one(run) -> None:
     assert run("families", "mambo")[0] == 2
 
 
+def test_families_says_which_can_be_observed_on_a_live_model(run) -> None:
+    from ssmdiag import known_families
+
+    listed = json.loads(run("families", "--format", "json")[1])
+    assert {one["name"]: one["clock"] for one in listed} == {f.name: f.memory == "nominal" for f in known_families()}
+    assert "can be observed on real input" in run("families", "mamba")[1]
+    assert "observed" not in run("families", "s4")[1]
+    assert "Not that of" not in run("families")[1]
+
+
 def test_colour_follows_the_option_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TERM"):
         monkeypatch.delenv(name, raising=False)

@@ -122,6 +122,16 @@ def test_every_family_says_what_it_is(family: Family) -> None:
     assert len({spelling.name for spelling in family.spellings}) == len(family.spellings)
 
 
+@pytest.mark.parametrize("family", known_families(), ids=lambda family: family.name)
+def test_a_family_has_a_clock_where_its_decay_depends_on_the_input(family: Family) -> None:
+    assert (family.clock is not None) == (family.memory == "nominal")
+
+
+@pytest.mark.parametrize("family", known_families(), ids=lambda family: family.name)
+def test_a_family_whose_writing_replaces_says_so_to_rules_and_to_readers(family: Family) -> None:
+    assert ("overwrites" in family.traits) == ("overwritten" in family.caveat)
+
+
 def test_family_names_are_unique_and_equal_their_files() -> None:
     import ssmdiag.families
 

@@ -6,6 +6,7 @@ Each follows its repository's formula token by token, so that nothing is shared 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ WIDTH = 6
 class Original(nn.Module):
     """A layer that multiplies its state by `decay` at each token, and remembers what it multiplied it with."""
 
-    def __init__(self, **parts: nn.Module | tuple[int, ...]) -> None:
+    def __init__(self, without: tuple[str, ...] = (), **parts: nn.Module | tuple[int, ...]) -> None:
         super().__init__()
         self.decays: list[Tensor] = []
         for name, part in parts.items():
-            setattr(self, name, nn.Parameter(torch.empty(part)) if isinstance(part, tuple) else part)
+            if name not in without:
+                setattr(self, name, nn.Parameter(torch.empty(part)) if isinstance(part, tuple) else part)
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         """Return λ̄ (batch, channel or head and key, mode) at the last token of `past` (batch, time, feature)."""
@@ -48,11 +50,16 @@ def shifted(past: Tensor, mix: Tensor) -> Tensor:
     return past[:, -1] * (1 - mix) + before * mix
 
 
-def convolved(past: Tensor, convolution: nn.Conv1d) -> Tensor:
-    """Return SiLU of a causal depthwise convolution at the last token."""
+def weighted(past: Tensor, convolution: nn.Conv1d) -> Tensor:
+    """Return a causal depthwise convolution at the last token."""
     taps = convolution.weight[:, 0].T.flip(0)  # the present first
     total = sum(past[:, -1 - lag] * tap for lag, tap in enumerate(taps) if lag < past.shape[1])
-    return nn.functional.silu(total if convolution.bias is None else total + convolution.bias)
+    return total if convolution.bias is None else total + convolution.bias
+
+
+def convolved(past: Tensor, convolution: nn.Conv1d) -> Tensor:
+    """Return SiLU of it."""
+    return nn.functional.silu(weighted(past, convolution))
 
 
 class GLA(Original):
@@ -85,14 +92,28 @@ class GatedSlots(Original):
         return self.f_proj(past[:, -1]).sigmoid() ** (1 / 8)
 
 
+class ShortConvolution(nn.Conv1d):
+    """fla's, which returns its state too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2), None
+
+
 class HGRN(Original):
+    """The second layer of three has a convolution behind its gate."""
+
     def __init__(self, layer_idx: int = 0) -> None:
         super().__init__(f_proj=dense(WIDTH, WIDTH), i_proj=dense(WIDTH, WIDTH))
         self.layer_idx = layer_idx
+        if layer_idx == 1:
+            self.f_conv1d = ShortConvolution(WIDTH, WIDTH, 4, padding=3, groups=WIDTH, bias=False)
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         bound = given["lower_bound"] if self.layer_idx else 0.0
-        return bound + (1 - bound) * self.f_proj(past[:, -1]).sigmoid()
+        gate = self.f_proj(past[:, -1])
+        if self.layer_idx == 1:
+            gate = weighted(self.f_proj(past), self.f_conv1d)
+        return bound + (1 - bound) * gate.sigmoid()
 
 
 class HGRNModel(nn.Module):
@@ -111,10 +132,10 @@ class HGRNModel(nn.Module):
 class RWKV6(Original):
     """BlinkDL's; the mix of the decay is the first of five."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
         mixes = {"time_maa_x": (1, 1, WIDTH), "time_maa_w": (1, 1, WIDTH), "time_maa_w1": (WIDTH, 10)}
         decay = {"time_decay": (1, 1, 8), "time_decay_w1": (WIDTH, 3), "time_decay_w2": (3, 8)}
-        super().__init__(**mixes, **decay, time_maa_w2=(5, 2, WIDTH), time_faaaa=(2, 4))
+        super().__init__(without, **mixes, **decay, time_maa_w2=(5, 2, WIDTH), time_faaaa=(2, 4))
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         first = (shifted(past, self.time_maa_x[0]) @ self.time_maa_w1[:, :2]).tanh() @ self.time_maa_w2[0]
@@ -202,8 +223,7 @@ class PLaMo2(Original):
             in_proj=dense(WIDTH, 12), conv1d=nn.Conv1d(6, 6, 4, groups=6, bias=False), bcdt_proj=dense(6, 8),
             dt_proj=dense(4, 2), dt_norm_weight=(4,), A_log=(2,), dt_bias=(2,), D=(2,),
         )  # fmt: skip
-        self.config = torch.nn.Module()
-        self.config.rms_norm_eps = 1e-3
+        self.config = SimpleNamespace(rms_norm_eps=1e-3)
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         projected = self.in_proj(past)
@@ -220,14 +240,14 @@ def heavy_tail_activation(x: Tensor) -> Tensor:
 class Mamba3(Original):
     """Rows of in_proj: z and x (8 each), B and C (4 each), Δ, A and trapezoid (2 each), 2 angles."""
 
-    A_floor, num_rope_angles = 0.9, 2
+    A_floor, num_rope_angles = 0.6, 2
 
     def __init__(self) -> None:
         super().__init__(in_proj=dense(WIDTH, 32), dt_bias=(2,), B_bias=(2, 1, 4), C_bias=(2, 1, 4))
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         step, rate = self.in_proj(past[:, -1])[:, 24:28].chunk(2, -1)
-        return (1 + (step + self.dt_bias).exp()) ** -heavy_tail_activation(rate).clamp(min=0.9)
+        return (1 + (step + self.dt_bias).exp()) ** -heavy_tail_activation(rate).clamp(min=0.6)
 
 
 class CausalConv(nn.Module):
@@ -253,6 +273,19 @@ class MLSTM(Original):
         folded = convolved(x, self.conv1d.conv)
         parts = [self.q_proj(folded), self.k_proj(folded), self.v_proj(x[:, -1])]
         return self.mlstm_cell.fgate(torch.cat(parts, -1)).sigmoid()
+
+
+class FusedMLSTM(Original):
+    """xLSTM-large's: input gates first, then forget gates, in one matrix."""
+
+    def __init__(self, cap: float | None) -> None:
+        super().__init__(ifgate_preact=dense(WIDTH, 4, bias=True), qkv_opreact=dense(WIDTH, 16))
+        self.config = SimpleNamespace(gate_soft_cap=cap)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        gate = self.ifgate_preact(past[:, -1])[:, 2:]
+        cap = self.config.gate_soft_cap
+        return (gate if cap is None else cap * (gate / cap).tanh()).sigmoid()
 
 
 class BlockDiagonal(nn.Module):
@@ -296,13 +329,22 @@ class FirstGatedDeltaNet(Original):
         return (1 + (self.gk_proj(past[:, -1]) + self.dt_bias).exp()) ** -self.A_log.exp()
 
 
+class Memories(GatedDeltaNet):
+    """fla's mixture of memories."""
+
+    num_memories = 4
+
+
 class KDA(Original):
     """fla's, with a lower bound; safe_gate only picks a kernel. A_log is padded, as in some checkpoints."""
 
-    def __init__(self, lower_bound: float | None = None, safe_gate: bool = False) -> None:
+    def __init__(self, lower_bound: float | None = None, config: dict[str, Any] | None = None) -> None:
         factors = nn.Sequential(dense(WIDTH, 2), dense(2, 8))
         super().__init__(f_proj=factors, b_proj=dense(WIDTH, 2), A_log=(4,), dt_bias=(8,))
-        self.lower_bound, self.safe_gate = lower_bound, safe_gate
+        self.lower_bound, self.safe_gate = lower_bound, False
+        if config is not None:
+            del self.lower_bound
+            self.config = SimpleNamespace(**config)
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
         z = (self.f_proj(past[:, -1]) + self.dt_bias).unflatten(-1, (2, 4))
@@ -312,10 +354,22 @@ class KDA(Original):
         return (self.lower_bound * (slope * z).sigmoid()).exp()
 
 
+class GDN2(Original):
+    """fla's: it writes channel by channel, and has the plain gate."""
+
+    def __init__(self) -> None:
+        writing = {"b_proj": dense(WIDTH, 8), "w_proj": dense(WIDTH, 4)}
+        super().__init__(f_proj=nn.Sequential(dense(WIDTH, 2), dense(2, 8)), A_log=(2,), dt_bias=(8,), **writing)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        z = (self.f_proj(past[:, -1]) + self.dt_bias).unflatten(-1, (2, 4))
+        return (1 + z.exp()) ** -self.A_log.exp()[:, None]
+
+
 class Stack(nn.Module):
     """Two layers of one kind, one after the other."""
 
-    def __init__(self, kind: type[Original], config: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(self, kind: type[nn.Module], config: dict[str, Any] | None = None, **settings: Any) -> None:
         super().__init__()
         self.config = config or {}
         self.layers = nn.ModuleList(nn.ModuleDict({"mixer": kind(**settings)}) for _ in range(2))
@@ -324,3 +378,12 @@ class Stack(nn.Module):
         for layer in self.layers:
             input = layer["mixer"](input)
         return input
+
+
+def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a model in float64 with every parameter drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mambapy import mamba, vim
 from torch import Tensor, nn
 
 from ssmdiag.probing.clocks import ObservedLayer, observing
 from ssmdiag.recurrence.clock import Clock
 from tests.families.tiny_transformers import TINY, tiny_model
 from tests.probing import originals
-from tests.probing.originals import Stack
+from tests.probing.originals import Stack, drawn
 from tests.probing.own_scans import gates_in_float64, per_layer, recording
 
 _LINEAR = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
@@ -101,6 +104,112 @@ def test_clock_is_the_decay_that_the_model_hands_to_its_own_scan(model_type: str
     assert all(float((clock.step.amax(1) / clock.step.amin(1)).max()) > 2 for _, clock in found)
 
 
+@dataclass
+class Without:
+    """A module as a clock would see it that overlooks some of its parts."""
+
+    module: Any
+    changes: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return self.changes[name] if name in self.changes else getattr(self.module, name)
+
+
+OVERLOOKED = {
+    "mup_vector": ("falcon_h1", {"mup_vector": torch.ones(1)}),
+    "ssm_in_multiplier": ("falcon_h1", {"ssm_in_multiplier": 1.0}),
+    "weightless dt_layernorm": ("falcon_mamba", {"dt_layernorm": None}),
+    "dt_layernorm": ("jamba", {"dt_layernorm": None}),
+    "clamp from the settings": ("mamba2", {"time_step_limit": None}),
+    "clamp of its own": ("zamba2", {"time_step_limit": None}),
+    "soft cap": ("xlstm", {"config": SimpleNamespace(gate_soft_cap=None)}),
+}
+"""Part of a clock → a type of model that has it, and what the clock would see without it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", OVERLOOKED)
+def test_the_comparison_finds_a_clock_that_overlooks_a_part(part: str) -> None:
+    model_type, changes = OVERLOOKED[part]
+    model = live(model_type)
+    with recording(model) as scans:
+        layers = [layer for layer, _ in observe(model)]
+    errors = []
+    inputs: list[Tensor] = []
+    for layer in layers:
+        layer.module.register_forward_pre_hook(
+            lambda _, given, named: inputs.append([*given, *named.values()][0]), with_kwargs=True
+        )
+    with torch.no_grad():
+        model(tokens(), use_cache=False)
+        for layer, input, own in zip(layers, inputs, per_layer(scans, len(layers)), strict=True):
+            errors.append(worst([log_decay(layer.compute(Without(layer.module, changes), input))], [own]))
+    assert min(errors) > 0.2
+
+
+@pytest.mark.parametrize("inner_layernorms", [False, True])
+@pytest.mark.parametrize("bidirectional", [None, False, True])
+def test_clock_of_mambapy_is_the_step_of_its_own_scan(
+    inner_layernorms: bool, bidirectional: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"d_model": originals.WIDTH, "n_layers": 2, "d_state": 3, "dt_rank": 2}
+    if bidirectional is None:
+        model = mamba.Mamba(mamba.MambaConfig(**settings, inner_layernorms=inner_layernorms))
+    else:
+        model = vim.VMamba(vim.MambaConfig(**settings, inner_layernorms=inner_layernorms, bidirectional=bidirectional))
+    own: list[Tensor] = []
+    block = type(drawn(model).layers[0].mixer)
+
+    def scan(_: Any, x: Tensor, step: Tensor, A: Tensor, *rest: Tensor) -> Tensor:
+        own.append(step[..., None] * A)
+        return x
+
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(block, "selective_scan", scan)
+    found: list[Clock] = []
+    with torch.no_grad(), observing(model, lambda _, clock: found.append(clock)):
+        model(torch.randn(2, 9, originals.WIDTH, dtype=torch.float64))
+    forward = own[:: 2 if bidirectional else 1]  # the scan from the end comes after the one from the start
+    assert len(found) == 2
+    assert worst([log_decay(clock) for clock in found], forward) <= LIMIT
+
+
+@pytest.mark.slow
+def test_a_quantised_projection_of_the_step_is_called_where_the_model_calls_it() -> None:
+    class Packed(nn.Module):
+        """Its weight has not the shape of the matrix that it applies."""
+
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.matrix, self.bias = linear.weight.detach(), linear.bias
+            self.weight = nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.linear(input, self.matrix, self.bias)
+
+    model = live("jamba")
+    with gates_in_float64(model):
+        plain = observe(model)
+    for layer, _ in plain:
+        layer.module.dt_proj = Packed(layer.module.dt_proj)
+    model.config._is_quantized = True
+    with recording(model) as scans, gates_in_float64(model):
+        found = observe(model)
+    assert worst([log_decay(clock) for _, clock in found], per_layer(scans, len(found))) <= LIMIT
+    assert worst([log_decay(clock) for _, clock in found], [log_decay(clock) for _, clock in plain]) <= LIMIT
+
+
+class FlaMamba3(originals.Mamba3):
+    """fla's, and that of the first releases: A is a softplus, as this file has no other activation."""
+
+    def forward(self, input: Tensor, **given: Any) -> Tensor:
+        return super().forward(input, **given)
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        step, rate = self.in_proj(past[:, -1])[:, 24:28].chunk(2, -1)
+        return (1 + (step + self.dt_bias).exp()) ** -(1 + rate.exp()).log().clamp(min=self.A_floor)
+
+
 ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "fla GLA": ("gla", lambda: Stack(originals.GLA, {"clamp_min": -0.03})),
     "fla simple GLA": ("gla", lambda: Stack(originals.SimpleGLA, {"gate_logit_normalizer": 4})),
@@ -114,11 +223,15 @@ ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "lucidrains minLSTM": ("min_gru", lambda: Stack(originals.MinLSTM)),
     "pfnet PLaMo-2": ("plamo2", lambda: Stack(originals.PLaMo2)),
     "state-spaces Mamba-3": ("mamba3", lambda: Stack(originals.Mamba3)),
+    "fla Mamba-3": ("mamba3", lambda: Stack(FlaMamba3, {"model_type": "mamba3"})),
     "NX-AI mLSTM": ("mlstm", lambda: Stack(originals.MLSTM)),
+    "xLSTM-large, fused weights": ("mlstm", lambda: Stack(originals.FusedMLSTM, {"gate_soft_cap": 2.0}, cap=2.0)),
+    "xLSTM-large without a cap": ("mlstm", lambda: Stack(originals.FusedMLSTM, {"gate_soft_cap": None}, cap=None)),
     "DeepMind RG-LRU": ("rg_lru", lambda: Stack(originals.RGLRU)),
     "fla Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.GatedDeltaNet)),
     "NVlabs Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.FirstGatedDeltaNet)),
     "fla KDA": ("kda", lambda: Stack(originals.KDA)),
+    "fla GDN-2": ("kda", lambda: Stack(originals.GDN2)),
     "fla KDA with a lower bound": ("kda", lambda: Stack(originals.KDA, {"lower_bound": -5.0}, lower_bound=-5.0)),
 }
 
@@ -133,15 +246,6 @@ def assert_nominal_at_zero_input(layer: ObservedLayer, width: int, **given: Tens
         clock = layer.compute(layer.module, torch.zeros(1, 3, width, dtype=torch.float64), **given)
     nominal = layer.layer.read()[0].log_eigenvalues.real.flatten()
     torch.testing.assert_close(log_decay(clock)[0, 1].flatten(), nominal, rtol=1e-9, atol=1e-15)
-
-
-def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a model in float64 with every parameter drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.double().parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
