@@ -1,4 +1,6 @@
-"""examples/: the shipped checkpoints, and the script that trained them, on random sequences instead of digits."""
+"""examples/: the shipped checkpoints, the script that trained them, on random sequences instead of digits; and the one
+that trains on Python's sources, on a few made up here.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,14 @@ import itertools
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ssmdiag import Recurrence, diagnose, extract_recurrences, read_checkpoint
+from ssmdiag.probing.models import open_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODELS = ("s4d", "lru")
@@ -21,13 +25,22 @@ SHAPES = {"s4d": (32, 20), "lru": (1, 20)}
 """(channel, mode): an S4D layer has 32 systems of its own, an LRU one for all inputs."""
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = EXAMPLES / "train_digits.py"
-    module = ModuleType("train_digits")
+def load(name: str) -> ModuleType:
+    path = EXAMPLES / f"{name}.py"
+    module = ModuleType(name)
     # Not imported: that would leave a __pycache__ among the examples.
     exec(compile(path.read_text(encoding="utf-8"), path, "exec", dont_inherit=True), module.__dict__)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load("train_digits")
+
+
+@pytest.fixture(scope="module")
+def on_bytes() -> ModuleType:
+    return load("train_bytes")
 
 
 def shipped(model: str) -> list[Path]:
@@ -137,3 +150,49 @@ def test_the_same_seed_trains_the_same_weights(model: str, script: ModuleType, t
         "step-00000.safetensors",
         "step-00002.safetensors",
     ]
+
+
+@pytest.mark.parametrize("elements", [24, 72, 10**6])
+def test_the_scan_on_bytes_and_its_gradient_are_those_of_the_recurrence(
+    elements: int, on_bytes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_bytes, "ELEMENTS", elements)
+    draw = torch.Generator().manual_seed(0)
+    step, x = (torch.rand(5, 2, 3, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(2))
+    B, C = (torch.randn(5, 2, 4, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(2))
+    A = (-torch.rand(3, 4, generator=draw, dtype=torch.float64)).requires_grad_()
+    h, y = torch.zeros(2, 3, 4, dtype=torch.float64), []
+    for t in range(5):
+        h = (step[t, ..., None] * A).exp() * h + (step[t] * x[t])[..., None] * B[t, :, None]
+        y.append((h * C[t, :, None]).sum(-1))
+    torch.testing.assert_close(on_bytes.Scan.apply(step, A, x, B, C), torch.stack(y))
+    assert torch.autograd.gradcheck(on_bytes.Scan.apply, (step, A, x, B, C))
+
+
+def test_the_5_gram_is_counted_and_smoothed(on_bytes: ModuleType) -> None:
+    text = b"abcdeabcdfabcde"
+    ngram = on_bytes.Ngram(np.frombuffer(text, dtype=np.uint8))
+    bits = ngram.bits(np.frombuffer(b"abcdexyzwv", dtype=np.uint8), 0.5)
+    assert bits[0] == pytest.approx(-np.log2((2 + 0.5) / (3 + 128)))  # abcd thrice, twice before e
+    assert bits[-1] == pytest.approx(8)  # xyzw was never seen
+    assert ngram.tuned(np.frombuffer(text, dtype=np.uint8)) == min(on_bytes.ADDED)
+
+
+def test_the_model_on_bytes_is_trained_saved_and_read_by_transformers(on_bytes: ModuleType, tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"file{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 20)
+    texts = on_bytes.read_sources(tmp_path)
+    assert all(len(text) > 1000 for text in texts.values())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = on_bytes.Mamba(16, modes=4, depth=2)
+    before = on_bytes.bits_per_byte(model, on_bytes.windows(texts["held out"], 64, 4), "cpu")
+    on_bytes.train(model, texts["train"], minutes=0.01, batch=2, device="cpu", seed=0, say=lambda text: None)
+    assert on_bytes.bits_per_byte(model, on_bytes.windows(texts["held out"], 64, 4), "cpu") < before
+    on_bytes.save(model, tmp_path / "model", 1, texts["held out"])
+    (layer, _) = diagnose(tmp_path / "model").layers
+    assert layer.family == "mamba"
+    live = open_model(tmp_path / "model")
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), live(tokens).logits)

@@ -32,11 +32,10 @@ class Answers:
         self._fixed = {"use_cache": False} if "use_cache" in taken else {}
         self.keeps_positions = "position_ids" in taken
         """Whether the module can be told that a sequence which was cut off does not begin at position 0."""
-        some = next(module.parameters(), None) if isinstance(module, nn.Module) else None
-        self._device = some.device if some is not None and some.device.type != "meta" else None
+        self._device = device_of(module) if isinstance(module, nn.Module) else None
 
     def at_home(self, x: Tensor) -> Tensor:
-        """Return a tensor on the device of the module's first weight."""
+        """Return a tensor on the device where the module takes its input."""
         return x if self._device is None else x.to(self._device)
 
     def __call__(self, x: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -67,7 +66,8 @@ class Answers:
                 expected="an answer at every step: (batch, time, feature)",
             )
         answer = torch.view_as_real(answer) if answer.is_complex() else answer
-        answer = answer.flatten(2).to(torch.promote_types(answer.dtype, torch.float32))
+        # A model that is spread over several devices answers on the last of them.
+        answer = answer.flatten(2).to(x.device, torch.promote_types(answer.dtype, torch.float32))
         if bool(answer.isnan().any()):
             row, step = answer.isnan().any(2).nonzero()[0].tolist()
             raise SsmdiagError(
@@ -99,6 +99,13 @@ def in_evaluation(module: Callable[..., Any]) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Return where a model takes its input: the device of its embedding, else of its first parameter."""
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    first = next((embedding or model).parameters(), None)
+    return None if first is None or first.device.type == "meta" else first.device
 
 
 def over_vocabulary(x: Tensor, answer: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
-from ssmdiag.probing.answers import in_evaluation
+from ssmdiag.probing.answers import device_of, in_evaluation
 from ssmdiag.probing.batches import MASKS, Shown, shown
 from ssmdiag.probing.clocks import ObservedLayer, observing
 from ssmdiag.probing.digest import RecurrenceDigest, digest_recurrence
@@ -253,13 +253,6 @@ def run(model: nn.Module, batch: Shown) -> Any:
     """Return the answer to a batch, without a cache where the model has one."""
     settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     return batch.call(model, device_of(model), **settings)
-
-
-def device_of(model: nn.Module) -> torch.device | None:
-    """Return where a model takes its input: the device of its embedding, else of its first parameter."""
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    first = next((embedding or model).parameters(), None)
-    return None if first is None or first.device.type == "meta" else first.device
 
 
 def dtype_of(model: nn.Module) -> str:

@@ -43,3 +43,13 @@ def test_use_of_the_past(cuda: str, vocabulary: int | None, ahead: int) -> None:
     assert lost[5] < 1e-9 < lost[4]
     assert home.sees_ahead == bool(ahead)
     assert_same(away, home)
+
+
+def test_a_module_may_answer_on_another_device_than_it_is_asked_on(cuda: str) -> None:
+    class Spread(Averages):
+        def forward(self, x: Tensor, position_ids: Tensor | None = None) -> Tensor:
+            return super().forward(x, position_ids).cpu()
+
+    texts = torch.randint(7, (2, 24), generator=torch.Generator().manual_seed(1))
+    use = measure_use(Spread(7).to(cuda), [texts], cuts=1)
+    assert dict(use.by_cutting.lost)[5] < 1e-9
