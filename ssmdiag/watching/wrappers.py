@@ -44,13 +44,18 @@ def whole_values(name: str, values: Tensor) -> Tensor:
     if not hasattr(sharded, "to_local"):
         return values
     if sharded.device_mesh.size() > 1 and not all(placement.is_replicate() for placement in sharded.placements):
-        raise _sharded(f"{name} is a DTensor over {sharded.device_mesh.size():,} ranks ({sharded.placements})")
+        raise _sharded(
+            f"{name} is a DTensor over {sharded.device_mesh.size():,} ranks",
+            "leave what decides the decays out of the sharding, fully_shard(…, ignored_params=…), or ",
+        )
     local: Tensor = sharded.to_local()
     return local
 
 
-def _sharded(seen: str) -> SsmdiagError:
-    return SsmdiagError(f"{seen}: no rank has a layer whole.", expected="whole weights on this rank", advice=INSTEAD)
+def _sharded(seen: str, advice: str = "") -> SsmdiagError:
+    return SsmdiagError(
+        f"{seen}: no rank has a layer whole.", expected="whole weights on this rank", advice=advice + INSTEAD
+    )
 
 
 def _is(module: nn.Module, *names: str) -> bool:

@@ -10,7 +10,7 @@ from tests.cuda.same import assert_same
 from tests.watching.drifting import build
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=slow_but(kind, "selective", "dense")) for kind in KINDS])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=slow_but(kind, "selective")) for kind in KINDS])
 def test_readings_of_a_model_that_is_moved_after_it_was_recognised(kind: str, cuda: str) -> None:
     home, away = build(KINDS[kind]), build(KINDS[kind])
     watches = [Watch(model, every=1, laws_every=2) for model in (away, home)]
