@@ -23,6 +23,7 @@ _WHERE = {
     "Recurrence": "ssmdiag.recurrence.modal",
     "Spelling": "ssmdiag.families",
     "SsmdiagError": "ssmdiag.errors",
+    "Watch": "ssmdiag.watching.watch",
     "assess_capacity": "ssmdiag.capacity.capacity",
     "assess_memory": "ssmdiag.assessment.memory",
     "compare_models": "ssmdiag.compare.models",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from ssmdiag.stability.sensitivity import relative_perturbation as relative_perturbation
     from ssmdiag.stability.sensitivity import rounding_step as rounding_step
     from ssmdiag.stability.sensitivity import stability_bound as stability_bound
+    from ssmdiag.watching.watch import Watch as Watch
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ COMMANDS = {
     "check": "check",
     "capacity": "capacity",
     "compare": "compare",
+    "watch": "watch",
     "probe": "probe",
     "kernel": "kernel",
     "retrain": "retrain",

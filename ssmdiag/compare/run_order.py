@@ -63,7 +63,7 @@ def expand_run(paths: Sequence[str | Path]) -> list[Path]:
         found = sorted(map(Path, glob(str(path)))) if pattern else []
         expanded += found or [path]
     if len(expanded) == 1 and expanded[0].is_dir():
-        inside = _numbered_in(expanded[0])
+        inside = numbered_in(expanded[0])
         if not any(entry.is_file() for entry in inside) and (runs := runs_in(expanded[0])):
             raise several_runs(expanded[0], runs)
         return inside if len(inside) > 1 else expanded
@@ -82,11 +82,11 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
     ends, notes = [], []
     for path in paths:
         holds = ((path / f"{name}{end}").exists() for name in WEIGHTS for end in ("", INDEX))
-        inside = _numbered_in(path) if path.is_dir() and not any(holds) else []
+        inside = numbered_in(path) if path.is_dir() and not any(holds) else []
         if len(inside) < 2:
             ends.append(path)
             continue
-        run = order_checkpoints(inside, [_train_step(entry) for entry in inside])
+        run = order_checkpoints(inside, [stored_step(entry) for entry in inside])
         last = inside[run.order[-1]]
         if run.source is OrderSource.GIVEN:
             raise CheckpointError(
@@ -99,14 +99,16 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
     return ends, tuple(notes)
 
 
-def _train_step(path: Path) -> int | None:
+def stored_step(path: Path) -> int | None:
+    """Return the train step that a checkpoint gives; None where it gives none or cannot be opened."""
     try:
         return read_checkpoint(path).train_step
     except SsmdiagError:  # reading it reports the reason
         return None
 
 
-def _numbered_in(directory: Path) -> list[Path]:
+def numbered_in(directory: Path) -> list[Path]:
+    """Return the checkpoint files and model directories in a directory that have a number in their name, by name."""
     return [entry for entry in _entries(directory) if _is_numbered_checkpoint(entry)]
 
 

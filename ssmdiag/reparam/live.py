@@ -68,7 +68,7 @@ def as_checkpoint(container: LiveModule, module: nn.Module, config: Mapping[str,
         format=container.format,
         tensors=tensors,
         size=sum(tensor.nbytes for tensor in tensors.values()),
-        config=_settings(module) if config is None else config,
+        config=settings_of(module) if config is None else config,
     )
 
 
@@ -113,7 +113,7 @@ def _evaluate(place: Place) -> Tensor:
         return getattr(*place).detach()
 
 
-def _settings(module: nn.Module) -> Mapping[str, Any]:
+def settings_of(module: nn.Module) -> Mapping[str, Any]:
     """Return the settings in a model's `config`: transformers' config, a dataclass or a mapping."""
     config: Any = getattr(module, "config", None)
     if callable(getattr(config, "to_dict", None)):

@@ -1,1 +1,2 @@
-"""The memory of a model while it trains: margins, half-lives and laws every N steps."""
+"""Memory while a model trains: `Watch` reads a live model every so many steps; callbacks; checkpoints as they are
+written."""

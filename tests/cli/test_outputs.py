@@ -69,6 +69,8 @@ REFUSED = {
     "compare -o one of them": ["compare", FILE, "other/model.safetensors", "-o", "other/model.safetensors"],
     "compare --strict": ["compare", "--strict", "model", "other", "-o", "other/config.json"],
     "kernel -o its file": ["kernel", FILE, "-o", FILE],
+    "watch -o one of its files": ["watch", "other", "--idle", "0", "-o", "other/model.safetensors"],
+    "watch -o a file one level below": ["watch", ".", "--idle", "0", "-f", "jsonl", "-o", FILE],
 }
 
 
