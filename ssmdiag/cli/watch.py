@@ -10,7 +10,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.compare import FailOn
-from ssmdiag.cli.diagnosing import Asked, diagnose_path
+from ssmdiag.cli.diagnosing import Options, diagnose_path
 from ssmdiag.cli.options import (
     Assume,
     ComputeDevice,
@@ -84,10 +84,10 @@ def watch(
         )
     target, _ = terminal.claim_outputs(output, reads=[directory, map_file], format=format)
     families = load_families(map_file)
-    asked = Asked(parse_assumptions(assume), map_file, choose_device(device), length)
+    options = Options(parse_assumptions(assume), map_file, choose_device(device), length)
     folder = RunFolder(directory, interval)
-    run = RunSoFar(asked.assume, families, asked.device, length)
-    watching = _Watching(folder, run, asked, fail_on, format, target, quiet)
+    run = RunSoFar(options.assume, families, options.device, length)
+    watching = _Watching(folder, run, options, fail_on, format, target, quiet)
     try:
         for ready in follow(folder, None if idle is None else 60 * idle):
             if watching.take(ready):
@@ -105,13 +105,13 @@ class _Watching:
         self,
         folder: RunFolder,
         run: RunSoFar,
-        asked: Asked,
+        options: Options,
         fail_on: FailOn,
         format: str,
         target: Target | None,
         quiet: bool,
     ) -> None:
-        self.folder, self.run, self.asked, self.fail_on, self.quiet = folder, run, asked, fail_on, quiet
+        self.folder, self.run, self.options, self.fail_on, self.quiet = folder, run, options, fail_on, quiet
         self.target = target
         self.jsonl = format == "jsonl"
         self.lines = terminal.Lines(target)
@@ -145,7 +145,7 @@ class _Watching:
 
     def _read(self, path: Path) -> Diagnosis | None:
         """Return the diagnosis of a checkpoint; None where it is not whole, is gone, or has no recurrence."""
-        result = diagnose_path(path, self.asked, quiet=True)
+        result = diagnose_path(path, self.options, quiet=True)
         try:
             if isinstance(result, Failure):
                 raise (UnknownFamilyError if result.kind == "UnknownFamilyError" else SsmdiagError)(result.seen)
