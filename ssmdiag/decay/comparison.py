@@ -21,7 +21,7 @@ AT_BOUND = 1.01
 
 @dataclass(frozen=True)
 class ChannelDecay:
-    """The decay of one channel; None where there is nothing to say."""
+    """The decay of one channel; a number is None where its law has no such parameter, or nothing was fitted."""
 
     law: Law
     status: DecayStatus
@@ -124,14 +124,13 @@ class DecayComparison:
         where = f"over lags {decay.window[0]:,} to {decay.window[1]:,}"
         if decay.window[1] < self.context - 1:
             where += f" of {self.context:,}"
+        assert decay.residual_db is not None
         if decay.law is Law.UNDETERMINED:
-            assert decay.residual_db is not None
             # The sort is stable: of laws with equal residuals the simplest comes first.
             (law, least), *others = sorted(decay.residual_db.items(), key=lambda item: float(f"{item[1]:.2g}"))
             best = f"best: {law.value}, {least:.2g} dB rms"
             more = (f", before {name.value}, {dB:.2g} dB" for name, dB in others if f"{dB:.2g}" != f"{least:.2g}")
             return f"Undetermined {where}: {decay.status.value} ({best}{next(more, '')})."
-        assert decay.residual_db is not None
         off = f"{decay.residual_db[decay.law]:.2g} dB rms off"
         if decay.law is Law.FLAT:
             return f"Does not decay {where} ({off})."
