@@ -20,6 +20,7 @@ from ssmdiag.cli.options import (
     choose_device,
     parse_assumptions,
 )
+from ssmdiag.cli.process import import_torch, silence_other_ranks
 from ssmdiag.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -99,21 +100,30 @@ def probe(
     Checkpoints of selective models tell their memory with the gates at rest; this measures it. Any module that answers
     at every step has its use measured, an LSTM or attention too.
     """
+    silence_other_ranks()
+    import_torch()
     from ssmdiag.cli.probing import Asked
     from ssmdiag.reports.json import render
     from ssmdiag.reports.probe.json import document
     from ssmdiag.reports.probe.text import report
+    from ssmdiag.retrain.distributed import joined
 
-    target, _ = terminal.claim_outputs(output, reads=[path, *(text or ()), *(compare or ())])
-    asked = Asked(
-        path, model, data, tuple(text or ()), tuple(compare or ()), length, texts, batch,
-        choose_device(device), device_map, dtype, seed,
-    )  # fmt: skip
-    asked.require_possible()
-    source = asked.source()
-    options: dict[str, Any] = {"channels": channels, "positions": positions, "cuts": cuts, "seed": seed}
-    options["assume"] = parse_assumptions(assume)
-    found = [(sample.shown, _measured(source, sample, options, quiet)) for sample in asked.samples(source)]
+    with joined("cuda" if device == "cuda" else "cpu") as ranks:
+        reads = [path, *(text or ()), *(compare or ())]
+        target, _ = terminal.claim_outputs(output if ranks.first else None, reads=reads)
+        choose_device(device)
+        asked = Asked(
+            path, model, data, tuple(text or ()), tuple(compare or ()), length, texts, batch,
+            ranks.device, device_map, dtype, seed, ranks,
+        )  # fmt: skip
+        asked.require_possible()
+        source = asked.source()
+        options: dict[str, Any] = {"channels": channels, "positions": positions, "cuts": cuts, "seed": seed}
+        options |= {"assume": parse_assumptions(assume), "gather": ranks.gather}
+        quiet = quiet or not ranks.first
+        found = [(sample.shown, _measured(source, sample, options, quiet)) for sample in asked.samples(source)]
+    if not ranks.first:
+        return
     (shown, memory), *others = found
     settings = terminal.settings(color, output, text=format == "text", plots=plots, quiet=quiet)
     if format == "json":

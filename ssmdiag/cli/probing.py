@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ssmdiag.errors import ConfigurationError
@@ -20,6 +21,7 @@ from ssmdiag.probing.models import open_model, vocabulary_of
 from ssmdiag.probing.texts import directory_tokenizer, read_texts
 from ssmdiag.reports.probe.json import Shown
 from ssmdiag.retrain.batches import is_batch
+from ssmdiag.retrain.distributed import ALONE, Ranks
 from ssmdiag.retrain.tasks import TaskData
 from ssmdiag.retrain.user_code import build_model, call
 
@@ -67,6 +69,8 @@ class Asked:
     device_map: str | None
     dtype: str
     seed: int
+    ranks: Ranks = ALONE
+    """Each measures its share of the texts."""
 
     def require_possible(self) -> None:
         """Raise ConfigurationError where there is no model or nothing to show it, or two of either."""
@@ -81,6 +85,9 @@ class Asked:
         if self.model is not None and (self.device_map or self.dtype != "auto"):
             option = "--device-map" if self.device_map else "--dtype"
             raise ConfigurationError(f"{option}: {self.model} decides itself how its model is made.")
+
+        if self.ranks.count > 1 and self.device_map:
+            raise ConfigurationError("--device-map spreads one process over all devices.", advice="leave torchrun out.")
 
     @property
     def steps(self) -> int:
@@ -115,7 +122,7 @@ class Asked:
         """
         if self.data is not None:
             batches = _batches(self.data, call("--data", self.data, ("data",)), self.most_texts, self.batch)
-            yield Sample(Shown(source.name, (self.data,)), batches, self.length)
+            yield Sample(Shown(source.name, (self.data,)), self._share(batches), self.length)
             return
         yield self._sample(source, self.text)
         for other in self.compare:
@@ -130,7 +137,18 @@ class Asked:
             tokenizer=source.tokenizer,
         )
         together = self.batch or max(1, min(MOST_TOGETHER, MOST_ANSWERS // (self.steps * (source.vocabulary or 1))))
-        return Sample(Shown(source.name, tuple(map(str, files))), windows.split(together), self.steps)
+        shown = Shown(source.name, tuple(map(str, files)))
+        return Sample(shown, torch.stack(self._share(list(windows))).split(together), self.steps)
+
+    def _share(self, texts: Sequence[Any]) -> list[Any]:
+        """Return this rank's texts. Raises ConfigurationError where there are fewer than ranks."""
+        if len(texts) < self.ranks.count:
+            raise ConfigurationError(
+                f"{len(texts):,} texts or batches for {self.ranks.count} ranks.",
+                expected="one at least for each",
+                advice="give more --texts, a smaller --length, or fewer ranks.",
+            )
+        return self.ranks.share(texts)
 
 
 def _batches(name: str, made: Any, most: int, together: int | None) -> list[Any]:

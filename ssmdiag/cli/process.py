@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -167,6 +168,14 @@ def _discard_temporaries() -> None:
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """Unwind, so that temporary files are removed and states to resume from are kept."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def silence_other_ranks() -> None:
+    """Leave the remarks of torch and transformers to the first rank; read when they are imported, so call it before."""
+    if os.environ.get("RANK", "0") != "0":
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _repair_streams() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Assume, Color, ComputeDevice, Plots, Quiet, choose_device, parse_assumptions
-from ssmdiag.cli.process import import_torch
+from ssmdiag.cli.process import import_torch, silence_other_ranks
 from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.printable import printable
@@ -121,7 +120,7 @@ def retrain(
     Arms are all combinations of the options that can be given several times: the same initial function, the same
     batches, the same number of steps. One --param is compared with exp.
     """
-    _silence_other_ranks()
+    silence_other_ranks()
     import_torch()
     from ssmdiag.cli.retraining import Asked, experiment, options_given
     from ssmdiag.output.writer import keep_streams_off
@@ -183,14 +182,6 @@ def retrain(
             watch.close()
         if ranks.first:
             _show(result, format, settings)
-
-
-def _silence_other_ranks() -> None:
-    """Leave the remarks of torch and transformers to the first rank; read when they are imported, so call it before."""
-    if os.environ.get("RANK", "0") != "0":
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _how_to_go_on(output: Path | None) -> str:

@@ -67,10 +67,39 @@ class Sums:
         shapes = [blocks] * 5 + [steps] + [number] * 4
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
-    def add(self, other: Sums) -> None:
-        """Add the sums of other texts."""
+    def add(self, other: Sums, texts: int) -> None:
+        """Add the sums of other texts, as if they came after so many."""
         for field in fields(self):
-            getattr(self, field.name).add_(getattr(other, field.name))
+            added = getattr(other, field.name)
+            getattr(self, field.name).add_(added.roll(texts * PARTS, 0) if added.ndim == 2 else added)
+
+
+@dataclass(eq=False)
+class Measured:
+    """What all passes over some texts say; those of other texts are added to it."""
+
+    plan: Plan
+    sums: Sums
+    texts: int = 0
+    tokens: int = 0
+    """That went through the module."""
+    vocabulary: bool = False
+    """Whether answers are logits over the vocabulary of the input."""
+    sees_ahead: bool = False
+    """Whether answers depend on later steps too."""
+    keeps_positions: bool = False
+    noise: float = 0.0
+    """Mean distance of two passes over the same, as measured."""
+    rounding: float = 0.0
+    """The same, as rounding alone would bring it about."""
+
+    def add(self, other: Measured) -> None:
+        """Add what was measured on other texts of the same length."""
+        self.sums.add(other.sums, self.texts)
+        self.texts += other.texts
+        self.tokens += other.tokens
+        self.sees_ahead |= other.sees_ahead
+        self.noise, self.rounding = max(self.noise, other.noise), max(self.rounding, other.rounding)
 
 
 class Passes:
@@ -78,26 +107,21 @@ class Passes:
 
     def __init__(self, answers: Answers, plan: Plan, seed: int = 0) -> None:
         self.answers, self.plan = answers, plan
-        self.sums = Sums.nothing(plan.tested)
-        self.texts = 0
-        self.vocabulary = False
-        self.sees_ahead = False
-        """Whether answers depend on later steps too."""
-        self.noise = self.rounding = 0.0
-        """Mean distance of two passes over the same, as measured, and as rounding alone would bring it about."""
+        self.found = Measured(plan, Sums.nothing(plan.tested), keeps_positions=answers.keeps_positions)
+        self.sums = self.found.sums
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, x: Tensor, report: Report = lambda tokens: None) -> None:
         """Add a batch of texts, (batch, time) tokens or (batch, time, feature)."""
         full = self.answers(x)
         report(self.answers.tokens)
-        if not self.texts:
-            self.vocabulary = over_vocabulary(x, full)
+        if not self.found.texts:
+            self.found.vocabulary = over_vocabulary(x, full)
         self._replace(x, full)
-        if not self.texts:
+        if not self.found.texts:
             self._measure_noise(x, full)
         report(self.answers.tokens)
-        if self.sees_ahead:
+        if self.found.sees_ahead:
             self._cut_to_the_end(x, full, report)
         else:
             alone = self._alone(x, full)
@@ -106,25 +130,29 @@ class Passes:
                 for rows, starts, blocks in self._cuts(x, steps):
                     self._cut(x, full, alone, steps, rows.to(x.device), starts.to(x.device), blocks)
                     report(self.answers.tokens)
-        if self.vocabulary:
+        if self.found.vocabulary:
             own = self._losses(full[:, :-1], x[:, 1:])
             self.sums.loss += own.sum()
             self.sums.losses += own.numel()
-        self.texts += len(x)
+        self.found.texts += len(x)
+        self.found.tokens = self.answers.tokens
         report(self.answers.tokens)
 
     def _measure_noise(self, x: Tensor, full: Tensor) -> None:
         """Measure how far two passes over the same are apart, or over the same with another end that is not seen."""
         first, length = self.plan.first, x.shape[1]
-        self.rounding = rounding(full, self.answers.precision(full), self.vocabulary)
-        self.noise = float(self._distance(full[:, first:], self.answers(x)[:, first:]).mean())
+        self.found.rounding = rounding(full, self.answers.precision(full), self.found.vocabulary)
+        self.found.noise = float(self._distance(full[:, first:], self.answers(x)[:, first:]).mean())
         replaced = max(1.0, float(self.sums.replaced))
-        least = max(AHEAD_OF_MOST * float(self.sums.moved.max()) / replaced, VISIBLE * max(self.noise, self.rounding))
-        self.sees_ahead = float(self.sums.before) / replaced > least
-        if not self.sees_ahead:
+        least = max(
+            AHEAD_OF_MOST * float(self.sums.moved.max()) / replaced,
+            VISIBLE * max(self.found.noise, self.found.rounding),
+        )
+        self.found.sees_ahead = float(self.sums.before) / replaced > least
+        if not self.found.sees_ahead:
             end = length - max(1, length // 8 | 1)  # an odd number, which divides into chunks in another way
             apart = self._distance(full[:, first:end], self.answers(x[:, :end])[:, first:])
-            self.noise = max(self.noise, float(apart.mean()))
+            self.found.noise = max(self.found.noise, float(apart.mean()))
 
     def _alone(self, x: Tensor, full: Tensor) -> Tensor:
         """Return d(t, 0), that of the answer to step t alone, (text, time) on the CPU; 0 before the first start."""
@@ -157,7 +185,7 @@ class Passes:
         count = drawn.shape[1]
         rows = torch.arange(texts).repeat_interleave(count)
         part = (torch.arange(count) * PARTS // count).repeat(texts)
-        blocks = (self.texts + rows) % SLOTS * PARTS + part
+        blocks = (self.found.texts + rows) % SLOTS * PARTS + part
         room = max(1, texts * x.shape[1] // (steps + 1 + OVERHEAD))
         yield from zip(rows.split(room), drawn.flatten().split(room), blocks.split(room), strict=True)
 
@@ -174,7 +202,7 @@ class Passes:
     def _cut_to_the_end(self, x: Tensor, full: Tensor, report: Report) -> None:
         steps, texts = self.plan.tested, torch.arange(len(x))
         starts = self.plan.starts(steps, self._generator).tolist()
-        slot, rows = (self.texts + texts) % SLOTS * PARTS, texts.to(x.device)
+        slot, rows = (self.found.texts + texts) % SLOTS * PARTS, texts.to(x.device)
         found = []
         for k, start in enumerate(starts):
             place = (start + torch.arange(steps + 1, device=x.device)).expand(len(x), -1)
@@ -193,7 +221,7 @@ class Passes:
         found = []
         for some in torch.arange(len(rows), device=x.device).split(max(1, MOST_ELEMENTS // answer[0].numel())):
             row, at = rows[some, None], place[some]
-            if self.vocabulary:
+            if self.found.vocabulary:
                 far, log_p, log_q = divergence(full[row, at], answer[some])
                 target = x[row, (at + 1).clamp(max=x.shape[1] - 1)].long()[..., None]
                 known = at < x.shape[1] - 1
@@ -237,7 +265,7 @@ class Passes:
         shape = full.shape[:-1]
         room = max(1, MOST_ELEMENTS // full.shape[-1])
         pairs = zip(full.flatten(0, -2).split(room), other.flatten(0, -2).split(room), strict=True)
-        parts = [divergence(a, b)[0] if self.vocabulary else difference(a, b) for a, b in pairs]
+        parts = [divergence(a, b)[0] if self.found.vocabulary else difference(a, b) for a, b in pairs]
         far = torch.cat(parts).view(shape)
         _require_finite(far)
         return far

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -124,6 +124,7 @@ def probe(
     seed: int = 0,
     assume: Mapping[str, str] | None = None,
     on_progress: Callable[[str, int, int | None], None] | None = None,
+    gather: Callable[[Any], list[Any]] | None = None,
 ) -> ProbedMemory:
     """Return what a model does with its memory on real input.
 
@@ -146,6 +147,9 @@ def probe(
         Values for options that tensors do not decide.
     on_progress
         Called with what is being measured, what is done of it, and how much there is where that is known.
+    gather
+        Where every process of several has its part of the batches: of what one found, returns what all found, in the
+        same order for all. All then return the same.
 
     Raises
     ------
@@ -180,9 +184,14 @@ def probe(
             texts += batch.texts
             if on_progress:
                 on_progress("retention", done, total)
+    if gather:
+        parts = gather((meters, errors, texts, left_out))
+        meters = _merged([part[0] for part in parts])
+        errors = {name: why for part in parts for name, why in part[1].items()}
+        texts, left_out = sum(part[2] for part in parts), [line for part in parts for line in part[3]]
     errors |= {one.name: one.why for one in observed.without_clock}
     layers = tuple(_probed(layer, meters.get(layer.name), errors.get(layer.name), seed) for layer in observed.layers)
-    use, reason = _use(model, kept, cuts, seed, on_progress)
+    use, reason = _use(model, kept, cuts, seed, on_progress, gather)
     own = {layer.name for layer in layers}
     return ProbedMemory(
         model=type(model).__name__,
@@ -219,21 +228,48 @@ class _Kept:
             self.texts += len(wanted)
 
 
+def _merged(meters: Sequence[Mapping[str, RetentionMeter]]) -> dict[str, RetentionMeter]:
+    """Return the meter of every layer with what all of several processes saw."""
+    found: dict[str, RetentionMeter] = {}
+    for one in meters:
+        for name, meter in one.items():
+            if name in found:
+                found[name].merge(meter)
+            else:
+                found[name] = meter
+    return found
+
+
 def _use(
-    model: nn.Module, kept: _Kept, cuts: int, seed: int, on_progress: Callable[[str, int, int | None], None] | None
+    model: nn.Module,
+    kept: _Kept,
+    cuts: int,
+    seed: int,
+    on_progress: Callable[[str, int, int | None], None] | None,
+    gather: Callable[[Any], list[Any]] | None,
 ) -> tuple[Use | None, str | None]:
     """Return how far back the answers use their past, or why that is not known."""
-    if kept.reason is not None:
-        return None, kept.reason
+    met = False
+
+    def meet(own: Any) -> list[Any]:
+        """Gather, once whatever happens: other processes wait for it."""
+        nonlocal met
+        parts = gather(own) if gather and not met else [own]
+        met = True
+        return parts
 
     def say(done: int, total: int) -> None:
         if on_progress:
             on_progress("use", done, total)
 
+    if kept.reason is not None:
+        meet(kept.reason)
+        return None, kept.reason
     try:
         with within_memory():
-            return measure_use(model, kept.batches, cuts=cuts, seed=seed, progress=say), None
+            return measure_use(model, kept.batches, cuts=cuts, seed=seed, progress=say, gather=meet), None
     except SsmdiagError as error:
+        meet(error.sentence)
         return None, error.sentence
 
 

@@ -47,13 +47,14 @@ def middle_95(drawn: Tensor) -> tuple[float, float]:
     return float(ascending[int(0.025 * len(drawn))]), float(ascending[math.ceil(0.975 * len(drawn)) - 1])
 
 
-def resample(used: Tensor, texts: int) -> Tensor:
+def resample(used: Tensor) -> Tensor:
     """Return how often each block counts in each resample, (resample, block); used: whether it has anything, (block,).
 
     Blocks are PARTS stretches of each text in turn.
     """
     blocks = torch.arange(len(used))
-    unit = blocks // PARTS if texts >= FEW_TEXTS else blocks
+    texts = blocks // PARTS
+    unit = texts if len(texts[used].unique()) >= FEW_TEXTS else blocks
     units = unit[used].unique()
     drawn = torch.randint(len(units), (RESAMPLED, len(units)), generator=torch.Generator().manual_seed(0))
     often = torch.stack([(drawn == k).sum(1) for k in range(len(units))], 1).double()

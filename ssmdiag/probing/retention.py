@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,6 +129,30 @@ class RetentionMeter:
         self._sequences += len(step)
         self._tokens += step.shape[0] * step.shape[1]
 
+    def merge(self, other: RetentionMeter) -> None:
+        """Add what another meter saw of other texts of the same length."""
+        if other._length != self._length:
+            raise LayerError(f"{self.name}: texts of {other._length} steps on one rank, of {self._length} on another.")
+        if self._length is None:
+            return
+        device = self._sums.device
+        self._sums += other._sums.roll(self._sequences * BLOCKS % MOST_BLOCKS, 0).to(device)
+        self._counts += other._counts.roll(self._sequences * BLOCKS % MOST_BLOCKS, 0).to(device)
+        for name in ("_sequences", "_tokens", "_seen_rows", "_reset", "_hold", "_counted", "_censored", "_half_lives"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        every = max(self._every, other._every)
+        for kept in ("_kept", "_censored_kept"):
+            both = [torch.cat(getattr(one, kept))[:: every // one._every].to(device) for one in (self, other)]
+            setattr(self, kept, both)
+        self._every = every
+        self._thin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process, which may not have this one's device."""
+        tensors = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept = {name: [value.cpu() for value in getattr(self, name)] for name in ("_kept", "_censored_kept")}
+        return vars(self) | tensors | kept
+
     def result(self) -> Retention:
         """Return what was measured. Raises LayerError where nothing was added."""
         if self._length is None:
@@ -204,11 +229,15 @@ class RetentionMeter:
         self._censored += int(censored.sum())
         self._half_lives += censored.numel()
         lives, censored = lives.flatten(0, 1), censored.flatten(0, 1)  # (text and position, channel, mode)
-        most = max(1, MOST_VALUES // lives[0].numel())
         first = -self._seen_rows % self._every
         self._seen_rows += len(lives)
         self._kept.append(lives[first :: self._every])
         self._censored_kept.append(censored[first :: self._every])
+        self._thin()
+
+    def _thin(self) -> None:
+        """Keep every second of the half-lives until there are few enough."""
+        most = max(1, MOST_VALUES // self._kept[0][0].numel())
         while sum(map(len, self._kept)) > most:
             self._every *= 2
             self._kept = [torch.cat(self._kept)[::2]]

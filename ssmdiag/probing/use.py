@@ -36,7 +36,7 @@ from torch import Tensor
 from ssmdiag.assessment.memory import lag_edges
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.probing.answers import Answers, in_evaluation
-from ssmdiag.probing.cutting import VISIBLE, Passes, Sums
+from ssmdiag.probing.cutting import VISIBLE, Measured, Passes, Sums
 from ssmdiag.probing.plan import Plan
 from ssmdiag.probing.reach import Interval, in_bins, interval, middle, middle_95, reach, resample
 
@@ -145,6 +145,7 @@ def measure_use(
     budget: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
+    gather: Callable[[Any], list[Any]] | None = None,
 ) -> Use:
     """Return how far back the answers of a module use their past.
 
@@ -153,7 +154,8 @@ def measure_use(
     half the length that a text is put through; with the shorter ones, those that measure noise and replacements, a text
     costs about 2 · cuts + 4 times its tokens (`Plan.tokens`). `budget`: most tokens to put through the module; fewer
     cuts are made, and texts left out, to keep within it, but one batch is always measured. `progress` is called with
-    the tokens done and those in all, as far as they are known.
+    the tokens done and those in all, as far as they are known. `gather`: of this process's part of the texts, returns
+    what every process found in its own, or a sentence on why it found nothing; all then return or raise the same.
 
     Raises SsmdiagError where texts are of unlike length or shorter than 4 steps, the module fails or answers NaN.
     """
@@ -183,28 +185,34 @@ def measure_use(
             left -= 1
     if passes is None:
         raise SsmdiagError("no text to measure the use of the past on.", expected="a batch of texts at least")
-    return summarise(passes)
+    first, *others = parts = gather(passes.found) if gather else [passes.found]
+    for part in parts:
+        if isinstance(part, str):
+            raise SsmdiagError(part)
+    for other in others:
+        first.add(other)
+    return summarise(first)
 
 
-def summarise(passes: Passes) -> Use:
+def summarise(found: Measured) -> Use:
     """Return what the sums of all passes say."""
-    sums, plan = passes.sums, passes.plan
+    sums, tested = found.sums, found.plan.tested
     moved = sums.moved / sums.replaced.clamp(min=1)
-    edges = lag_edges(plan.tested + 1)
-    weights = resample(sums.count.sum(1) > 0, passes.texts)
-    losses = _loss_by_context(sums, weights, edges) if passes.vocabulary else None
+    edges = lag_edges(tested + 1)
+    weights = resample(sums.count.sum(1) > 0)
+    losses = _loss_by_context(sums, weights, edges) if found.vocabulary else None
     return Use(
-        distance="KL divergence, nats" if passes.vocabulary else "squared difference",
-        by_cutting=_cutting(sums, weights, edges, passes.noise, passes.rounding),
+        distance="KL divergence, nats" if found.vocabulary else "squared difference",
+        by_cutting=_cutting(sums, weights, edges, found.noise, found.rounding),
         by_replacement=tuple(in_bins(moved, torch.ones_like(moved), edges)) if sums.replaced else (),
         loss=float(sums.loss / sums.losses) if losses else None,
         loss_by_context=losses,
         useful=_useful(losses) if losses else None,
-        sees_ahead=passes.sees_ahead,
-        texts=passes.texts,
-        length=plan.length,
-        tokens=passes.answers.tokens,
-        keeps_positions=passes.answers.keeps_positions,
+        sees_ahead=found.sees_ahead,
+        texts=found.texts,
+        length=found.plan.length,
+        tokens=found.tokens,
+        keeps_positions=found.keeps_positions,
     )
 
 
