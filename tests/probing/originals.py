@@ -125,7 +125,8 @@ class HGRNModel(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         shares = self.lower_bounds.softmax(0)
         for number, layer in enumerate(self.layers):
-            input = layer["attn"](input, lower_bound=shares[1 : number + 1].sum(0))
+            bound = shares[1 : number + 1].sum(0) if number else shares[0]  # the first layer ignores it
+            input = layer["attn"](input, lower_bound=bound)
         return input
 
 

@@ -108,6 +108,26 @@ def test_wrappers_around_the_model_or_a_layer_change_nothing(wrapper: str) -> No
     assert {type(layer.module) for layer in observed.layers} == {originals.RWKV7}
 
 
+class Held(originals.GatedDeltaNet):
+    A_log = property(lambda self: self._fp32_params.A_log)
+    dt_bias = property(lambda self: self._fp32_params.dt_bias)
+
+
+def test_a_module_that_holds_tensors_of_the_layer_around_it_is_not_the_layer() -> None:
+    plain = drawn(Stack(originals.GatedDeltaNet))
+    _, expected = observe(plain)
+    for layer in plain.layers:
+        mixer, holder = layer["mixer"], nn.Module()
+        for name in ("A_log", "dt_bias"):
+            holder.register_parameter(name, getattr(mixer, name))
+            delattr(mixer, name)
+        mixer._fp32_params = holder
+        mixer.__class__ = Held
+    observed, clocks = observe(plain)
+    assert not observed.without_clock
+    same(clocks, expected)
+
+
 def test_data_parallel_is_seen_through() -> None:
     plain = drawn(Stack(originals.RWKV7))
     same(observe(nn.DataParallel(plain))[1], observe(plain)[1])
