@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 WIDE = 100
 """Columns from which on the table has every column."""
 USE_CAPTION = "share of the past's effect on the answers that is kept with so many steps of it"
+ROUNDED_CAPTION = (
+    " error of a layer's output with its state rounded at every step, in percent of the output: median channel / "
+    "worst; an int8 state with one fixed scale per number, channel or layer"
+)
 Compared = tuple["Shown", "ProbedMemory"]
 
 
@@ -38,6 +43,10 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
             _pictures(page, memory.layers, labels)
     if not settings.quiet and settings.plots and memory.use:
         page.picture(use_picture(memory.use.by_cutting.lost, settings), USE_CAPTION)
+    if not settings.quiet and any(layer.observed and layer.observed.rounded_state for layer in memory.layers):
+        page.gap()
+        page.paragraph(ROUNDED_CAPTION)
+        page.table(_rounded(memory.layers, labels))
     page.remarks([*_use_rows(memory), *_remarks(memory, labels)])
     for texts, other in compared:
         page.gap()
@@ -145,6 +154,33 @@ def _columns(layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Set
         (True, Column("law,\nover lags", [_law(layer) for layer in layers], "left", wraps=True, overflow="fold")),
     ]
     return [column for is_shown, column in columns if is_shown]
+
+
+def _rounded(layers: Sequence[ProbedLayer], labels: Sequence[str]) -> list[Column]:
+    stepped = [
+        (label, layer.observed.rounded_state)
+        for layer, label in zip(layers, labels, strict=True)
+        if layer.observed and layer.observed.rounded_state
+    ]
+    formats = stepped[0][1]
+    columns = [Column("\nlayer", [label for label, _ in stepped], "left", overflow="fold")]
+    for name in formats:
+        kind, _, scale = name.replace(" state", " number").partition(" ")
+        cells = [f"{_error(found[name].median)} / {_error(found[name].worst)}" for _, found in stepped]
+        columns.append(Column(f"{kind}\n{scale}" if scale else f"\n{kind}", cells))
+    return columns
+
+
+def _error(share: float) -> str:
+    """Return a relative error in percent, with two digits.
+
+    >>> [_error(share) for share in (0.0, 4.24e-5, 0.0051, 0.164, 2.5, math.inf)]
+    ['0', '0.0042', '0.51', '16', '250', '∞']
+    """
+    percent = 100 * share
+    if math.isinf(percent):
+        return "∞"
+    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.2g}"
 
 
 def _law(layer: ProbedLayer) -> str:
