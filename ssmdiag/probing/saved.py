@@ -33,6 +33,10 @@ class SavedLayer:
     reset: float
     hold: float
     channels: int
+    bf16_error: float | None
+    """Relative error of its output in the median channel with the state rounded to bfloat16; None if not known."""
+    bf16_worst: float | None
+    """In the worst channel."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def _parsed(path: str, data: Any) -> SavedProbe:
 
 def _layer(layer: Mapping[str, Any]) -> SavedLayer:
     observed = layer["observed"]
-    lives = observed["half_life"]
+    lives, rounded = observed["half_life"], observed["rounded_state"]
     return SavedLayer(
         name=str(layer["name"]),
         family=str(layer["family"]),
@@ -133,6 +137,8 @@ def _layer(layer: Mapping[str, Any]) -> SavedLayer:
         reset=_share(observed["reset"]),
         hold=_share(observed["hold"]),
         channels=_whole(layer["channels"]),
+        bf16_error=rounded and _number(rounded["bf16"]["median"]),
+        bf16_worst=rounded and _number(rounded["bf16"]["worst"]),
     )
 
 

@@ -27,8 +27,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [layer.hold for layer in found.layers] == [layer["observed"]["hold"] for layer in written["layers"]]
     assert (found.length, found.tokens, found.tested) == (64, 128, 32)
     report = ssmdiag.diagnose(model, memory=False, probe=found)
-    assert {"SSM601", "SSM602", "SSM603"} <= set(report.rules)
-    assert not {"SSM601", "SSM602", "SSM603"} & set(ssmdiag.diagnose(model, memory=False).rules)
+    assert {"SSM601", "SSM602", "SSM603", "SSM604"} <= set(report.rules)
+    assert not {"SSM601", "SSM602", "SSM603", "SSM604"} & set(ssmdiag.diagnose(model, memory=False).rules)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
