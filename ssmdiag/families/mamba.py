@@ -88,7 +88,7 @@ def scan(module: Any, input: Tensor) -> Scan:
     mixed = module.x_proj(x)
     low, B, C = mixed[..., : -2 * modes], mixed[..., -2 * modes : -modes], mixed[..., -modes:]
     B, C = (_normed(module, name, part)[..., None, :] for name, part in (("b", B), ("c", C)))
-    return Scan(_clock(module, low), x[..., None], B, C)
+    return Scan(_clock(module, low), x[..., None], B, C, module.D[:, None])
 
 
 def _convolved(module: Any, input: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ def scan(module: Any, input: Tensor) -> Scan:
     size = getattr(module, "head_dim", None) or module.headdim
     groups = getattr(module, "n_groups", None) or module.ngroups
     B, C = mixed[..., heads * size :].unflatten(-1, (2 * groups, -1)).chunk(2, -2)
-    return Scan(clock(module, input), mixed[..., : heads * size].unflatten(-1, (heads, size)), B, C)
+    x = mixed[..., : heads * size].unflatten(-1, (heads, size))
+    return Scan(clock(module, input), x, B, C, module.D.reshape(heads, -1))
 
 
 def _remark_on_clamp(layer: Layer, step: Tensor) -> None:

@@ -3,7 +3,7 @@
 The layer's own recurrence, with all that its scan was given, is stepped for some of its channels, once in float64 and
 once for each format with the state rounded after every step:
 
-    ĥ_t = Q(exp(−Δ_t r) ĥ_{t−1} + Δ_t B_t x_t),     ŷ_t = Σ_n C_t[n] ĥ_t[n],     error = (Σ_t (ŷ_t − y_t)² / Σ_t y_t²)^½
+    ĥ_t = Q(exp(−Δ_t r) ĥ_{t−1} + Δ_t B_t x_t),   ŷ_t = Σ_n C_t[n] ĥ_t[n] + D x_t,   error = (Σ (ŷ − y)² / Σ y²)^½
 
 `noisy_capacity` foresees the same for white input at the nominal point, and does not predict it: there the errors of
 slow modes that real gates keep for long are not seen. An 8-bit state has one fixed scale for each number, channel or
@@ -81,16 +81,17 @@ def _hook(
     return enter
 
 
+@torch.no_grad()
 def state_errors(scan: Scan, channels: int = STATE_CHANNELS) -> dict[str, StateError]:
     """Return the error of each format over at most so many channels of the first text, spread over the heads.
 
     Channels that answer nothing are left out. Raises LayerError where none is left, or an answer is not finite.
     """
-    decay, write, read = _of_channels(scan, channels)
+    decay, write, read, skipped = _of_channels(scan, channels)
     exact, largest = _step(decay, write, read)
     if not bool(exact.isfinite().all()):
         raise LayerError("its answers are not finite.")
-    size = exact.square().sum(0)
+    size = (exact + skipped).square().sum(0)
     answering = size > 0
     if not bool(answering.any()):
         raise LayerError("none of its channels answers anything.")
@@ -102,8 +103,8 @@ def state_errors(scan: Scan, channels: int = STATE_CHANNELS) -> dict[str, StateE
     }
 
 
-def _of_channels(scan: Scan, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return decay, Δ B x and C of some channels of the first text, (time, channel, mode) float64."""
+def _of_channels(scan: Scan, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return decay, Δ B x and C, (time, channel, mode) float64, and D x, of some channels of the first text."""
     step, rate = scan.clock.step[0].double(), scan.clock.rate.double()
     heads, size = scan.input.shape[2:]
     order = rate.amin(1).argsort(stable=True).repeat_interleave(size) * size
@@ -118,11 +119,12 @@ def _of_channels(scan: Scan, most: int) -> tuple[Tensor, Tensor, Tensor]:
         torch.exp(-step * rate[head]),
         step * x[..., None] * scan.write[0].double()[:, group],
         scan.read[0].double()[:, group],
+        x * scan.skip.double().expand(heads, size).flatten()[chosen],
     )
 
 
 def _step(decay: Tensor, write: Tensor, read: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the answers (time, channel), with scales (time, format, channel), and the largest |state| of each number.
+    """Return Σ C h (time, channel), with scales (time, format, channel), and the largest |state| of each number.
 
     `scales`: the step of each 8-bit format, (format, channel, mode); with them every format is stepped, without them
     nothing is rounded.

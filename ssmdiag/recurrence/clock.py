@@ -29,7 +29,7 @@ class Scan:
 
         h_t = exp(−Δ_t r) h_{t−1} + Δ_t B_t x_t,     y_t = Σ_n C_t[n] h_t[n] + D x_t
 
-    for each channel of a head; the skip D x is not part of it.
+    for each channel of a head.
     """
 
     clock: Clock
@@ -40,3 +40,5 @@ class Scan:
     """B, (batch, time, group, mode)."""
     read: Tensor
     """C, (batch, time, group, mode)."""
+    skip: Tensor
+    """D, (head, channel), or (head, 1) where all channels of a head share it."""

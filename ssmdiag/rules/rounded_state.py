@@ -45,7 +45,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
 RULE = Rule(
     code="SSM604",
     name="rounded-state",
-    severity="warning",
+    severity="note",
     summary="a state in bfloat16 would spoil a layer's output, as a probe observed it",
     looks_at="probe",
     examine=examine,

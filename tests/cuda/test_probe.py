@@ -33,8 +33,9 @@ def test_errors_of_a_rounded_state(cuda: str) -> None:
     rate = torch.rand(4, 1, generator=draw, dtype=torch.float64)
     x = torch.randn(1, 20, 4, 3, generator=draw, dtype=torch.float64)
     B, C = torch.randn(2, 1, 20, 2, 5, generator=draw, dtype=torch.float64)
-    home = state_errors(Scan(Clock(step, rate), x, B, C), 7)
-    away = state_errors(Scan(Clock(step.to(cuda), rate.to(cuda)), x.to(cuda), B.to(cuda), C.to(cuda)), 7)
+    home = state_errors(Scan(Clock(step, rate), x, B, C, rate), 7)
+    clock = Clock(step.to(cuda), rate.to(cuda))
+    away = state_errors(Scan(clock, x.to(cuda), B.to(cuda), C.to(cuda), rate.to(cuda)), 7)
     assert_same(away, home)
 
 

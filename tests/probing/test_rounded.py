@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -67,7 +68,7 @@ def test_a_mamba_layers_scan_gives_the_answers_of_the_model(model_type: str) -> 
     own = captured(model, x, "mamba_selective_scan")
     for scan, (given, answer) in zip(scans_of(model, x), own, strict=True):
         u, z = given["hidden_states"][0].T, given["z"][0].T
-        expected = (answers_of(scan)[..., 0] + given["D"] * u) * torch.nn.functional.silu(z)
+        expected = (answers_of(scan)[..., 0] + scan.skip[:, 0] * u) * torch.nn.functional.silu(z)
         torch.testing.assert_close(answer[0].T.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -89,7 +90,7 @@ def test_a_mamba_2_layers_scan_gives_the_answers_of_the_model(model_type: str) -
     own = captured(model, x, "mamba2_chunk_scan")
     for scan, (given, answer) in zip(scans_of(model, x), own, strict=True):
         u = given["hidden_states"][0]
-        expected = answers_of(scan) + given["D"][:, None] * u
+        expected = answers_of(scan) + scan.skip * u
         torch.testing.assert_close(answer[0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -132,6 +133,7 @@ def scan_of(decay: float, write: Tensor, *, channels: int = 1) -> Scan:
         write[None, :, None, None].expand(1, time, channels, 1).double(),
         one,
         one,
+        torch.zeros(channels, 1),
     )
 
 
@@ -175,7 +177,7 @@ def test_an_8_bit_scale_that_is_shared_is_the_largest_ones() -> None:
     draw = torch.Generator().manual_seed(0)
     small = torch.randn(400, generator=draw, dtype=torch.float64)
     one = scan_of(0.9, small, channels=2)
-    both = Scan(one.clock, one.input * torch.tensor([1.0, 0.01])[:, None], one.write, one.read)
+    both = replace(one, input=one.input * torch.tensor([1.0, 0.01])[:, None])
     found = state_errors(both)
     assert found["int8 state"] == found["int8 channel"]
     assert found["int8 state"].worst == pytest.approx(found["int8 state"].median, rel=0.05)
@@ -183,9 +185,18 @@ def test_an_8_bit_scale_that_is_shared_is_the_largest_ones() -> None:
     assert 1e-3 < found["int8 state"].worst < 0.05
 
 
+def test_the_skip_is_part_of_the_output() -> None:
+    """An error e of a state's answer y is e / |y + D x| of the output."""
+    one = scan_of(1.0, torch.ones(1000))
+    alone, beside = state_errors(one), state_errors(replace(one, skip=torch.full((1, 1), 500.0)))
+    ramp = torch.arange(1.0, 1001.0, dtype=torch.float64)
+    smaller = float((ramp.square().sum() / (ramp + 500).square().sum()).sqrt())
+    assert beside["bf16"].worst == pytest.approx(alone["bf16"].worst * smaller, rel=1e-12)
+
+
 def test_channels_that_answer_nothing_are_left_out_and_none_at_all_is_an_error() -> None:
     one = scan_of(0.9, torch.ones(10), channels=2)
-    half = Scan(one.clock, one.input * torch.tensor([1.0, 0.0])[:, None], one.write, one.read)
+    half = replace(one, input=one.input * torch.tensor([1.0, 0.0])[:, None])
     assert state_errors(half)["bf16"].worst == state_errors(scan_of(0.9, torch.ones(10)))["bf16"].worst
     with pytest.raises(LayerError, match="answers anything"):
         state_errors(scan_of(0.9, torch.zeros(10)))
@@ -200,7 +211,7 @@ def test_chosen_channels_are_spread_over_the_heads() -> None:
     some = state_errors(scan, 8)
     assert set(every) == set(FORMATS)
     assert some["bf16"].worst <= every["bf16"].worst
-    decay, write, read = rounded._of_channels(scan, 10**6)
+    decay, write, read, _ = rounded._of_channels(scan, 10**6)
     own = torch.einsum("tcn,tcn->tc", read, _stepped(decay, write))
     expected = answers_of(scan).flatten(1)
     assert {round(float(v), 9) for v in own[-1]} == {round(float(v), 9) for v in expected[-1]}

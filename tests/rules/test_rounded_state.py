@@ -15,7 +15,7 @@ CODE = "SSM604"
 @pytest.mark.parametrize(
     ("median", "worst", "reported"), [(0.021, 0.5, True), (0.019, 3.0, False), ("inf", "inf", True)]
 )
-def test_an_error_of_the_median_channel_past_the_limit_is_a_warning(
+def test_an_error_of_the_median_channel_past_the_limit_is_a_note(
     tmp_path: Path, median: Any, worst: Any, reported: bool
 ) -> None:
     def change(found: Document) -> None:
@@ -24,7 +24,7 @@ def test_an_error_of_the_median_channel_past_the_limit_is_a_warning(
     findings = findings_of(CODE, tmp_path, change)
     assert bool(findings) is reported
     for finding in findings:
-        assert (finding.severity, finding.layer, finding.value) == ("warning", "backbone.layers.1.mixer", float(median))
+        assert (finding.severity, finding.layer, finding.value) == ("note", "backbone.layers.1.mixer", float(median))
         assert f"{float(worst):.2g} in the worst" in finding.message
 
 
