@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import Selection, select_rules
 from ssmdiag.version import __version__
+
+if TYPE_CHECKING:
+    from ssmdiag.probing.saved import SavedProbe
 
 CONTEXT_SETTINGS = (
     "max_position_embeddings", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_length", "seq_len",
@@ -126,6 +129,7 @@ def diagnose(
     most_channels: int | None = MOST_CHANNELS,
     tails: bool = True,
     rules: Selection | None = None,
+    probe: SavedProbe | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Return the diagnosis of a checkpoint.
@@ -149,20 +153,24 @@ def diagnose(
         and 99 % of it. No rule uses them, and they cost as much as laws and horizons.
     rules
         What to check, from `rules.selection.select_rules`; all rules by default.
+    probe
+        What `ssmdiag probe` observed of this model, from `probing.saved.read_probe`: rules judge that too.
     on_layer
         Called with (layers read, layers in all) after each layer.
 
     Raises
     ------
     CheckpointError, UnknownFamilyError, AssumptionError
+    ProbeFileError
+        If the probe is of another model.
     """
     start = time.perf_counter()
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     context = context_length or context_length_of(checkpoint.settings)
-    selection = select_rules() if rules is None else rules
-    whole = CheckpointEvidence(checkpoint, found, context)
+    selection = (select_rules() if rules is None else rules).with_probe(probe)
+    whole = CheckpointEvidence(checkpoint, found, context, probe=probe and probe.of(found.layers))
     layers: list[LayerDiagnosis] = []
     unread: list[tuple[Layer, LayerError]] = []
     findings: list[Finding] = []

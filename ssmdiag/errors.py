@@ -100,6 +100,10 @@ class BaselineError(SsmdiagError):
     """The baseline file is absent, damaged, of another version, or must not be written here."""
 
 
+class ProbeFileError(SsmdiagError):
+    """What `ssmdiag probe` wrote cannot be read, or was measured on another model."""
+
+
 class OutputError(SsmdiagError):
     """A file cannot be written, or must not be: the command reads it, or would write it twice."""
 

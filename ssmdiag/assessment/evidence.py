@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ssmdiag.errors import LayerError
     from ssmdiag.families.layer import Layer
     from ssmdiag.families.recognition import Recognition
+    from ssmdiag.probing.saved import SavedProbe
     from ssmdiag.recurrence.modal import Recurrence, RecurrentWeight
 
 PLAIN = ("float16", "float32", "float64", "bfloat16", "complex")
@@ -39,6 +40,8 @@ class CheckpointEvidence:
     """Numbers of every layer that was read; with horizon and decay. Empty while layers are still being read."""
     unread: tuple[tuple[Layer, LayerError], ...] = ()
     """Recognised layers that could not be read, and why."""
+    probe: SavedProbe | None = None
+    """What `ssmdiag probe` observed of this very model."""
 
     @cached_property
     def training(self) -> TrainingSigns:

@@ -72,6 +72,10 @@ def check(
     write_baseline: Annotated[
         bool, typer.Option("--write-baseline", help="Record the findings in the baseline.")
     ] = False,
+    probe: Annotated[
+        Path | None,
+        typer.Option("--probe", metavar="FILE", help="What `ssmdiag probe -f json` observed of the model: judged too."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Settings, in place of the nearest ssmdiag.toml."),
@@ -92,6 +96,7 @@ def check(
     Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
     """
     from ssmdiag.check.configuration import read_configuration
+    from ssmdiag.probing.saved import read_probe
     from ssmdiag.reports.check_text import render_each
 
     besides = parse_outputs(also)
@@ -105,7 +110,7 @@ def check(
     target, copies = terminal.claim_outputs(
         output,
         besides,
-        reads=[*paths, map_file, settings_.path],
+        reads=[*paths, map_file, settings_.path, probe],
         format=settings_.format,
         baseline=settings_.baseline,
     )
@@ -117,6 +122,7 @@ def check(
         every_channel,
         settings_.selection(),
         tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
+        probe=read_probe(probe) if probe else None,
     )
     settings = terminal.settings(color, output, text=settings_.format == "text", quiet=quiet, fail_on=settings_.fail_on)
     diagnosed = _against_baseline(diagnose_paths(paths, options, quiet=quiet), settings_, write_baseline)

@@ -18,6 +18,7 @@ from ssmdiag.errors import AssumptionError, CheckpointError, Failure, SsmdiagErr
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.output.writer import Target
+    from ssmdiag.probing.saved import SavedProbe
     from ssmdiag.reports import Settings
     from ssmdiag.rules.selection import Selection
 
@@ -38,6 +39,8 @@ class Options:
     """None: all of them."""
     tails: bool = True
     """Whether a report has the law of the energy that remains."""
+    probe: SavedProbe | None = None
+    """What was observed of the model."""
 
 
 def diagnose_paths(paths: Sequence[Path], options: Options, *, quiet: bool) -> Generator[Diagnosis | Failure]:
@@ -99,6 +102,7 @@ def diagnose_path(path: Path, options: Options, *, quiet: bool) -> Diagnosis | F
                 most_channels=None if options.every_channel else MOST_CHANNELS,
                 tails=options.tails,
                 rules=options.rules,
+                probe=options.probe,
                 on_layer=progress.update,
             )
     except AssumptionError:

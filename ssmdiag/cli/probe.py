@@ -77,6 +77,10 @@ def probe(
     ] = 6,
     channels: Annotated[int, typer.Option("--channels", metavar="N", min=1, help="Channels of a layer, most.")] = 64,
     positions: Annotated[int, typer.Option("--positions", metavar="N", min=1, help="Positions of a text, most.")] = 128,
+    state_channels: Annotated[
+        int,
+        typer.Option("--state-channels", metavar="N", min=0, help="Channels stepped with a rounded state; 0: none."),
+    ] = 32,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of where texts are cut and resampled.")] = 0,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What weights are cast to; auto: as they are stored.")
@@ -119,6 +123,7 @@ def probe(
         asked.require_possible()
         source = asked.source()
         options: dict[str, Any] = {"channels": channels, "positions": positions, "cuts": cuts, "seed": seed}
+        options |= {"state_channels": state_channels}
         options |= {"assume": parse_assumptions(assume), "gather": ranks.gather}
         quiet = quiet or not ranks.first
         found = [(sample.shown, _measured(source, sample, options, quiet)) for sample in asked.samples(source)]

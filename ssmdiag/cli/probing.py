@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import ConfigurationError
 from ssmdiag.printable import printable
 from ssmdiag.probing.batches import as_shown
-from ssmdiag.probing.models import open_model, vocabulary_of
+from ssmdiag.probing.models import import_transformers, open_model, vocabulary_of
 from ssmdiag.probing.texts import directory_tokenizer, read_texts
 from ssmdiag.reports.probe.json import Shown
 from ssmdiag.retrain.batches import is_batch
@@ -108,6 +108,8 @@ class Asked:
                 dtype=None if self.dtype == "auto" else self.dtype,
                 device_map=self.device_map,
             )
+            # It says of each kernel that it has only the slow form of it, in the middle of a progress bar.
+            import_transformers().utils.logging.set_verbosity_error()
             tokenizer = directory_tokenizer(self.path)
             notes = () if tokenizer else (f"{self.path}: no tokenizer in it: texts are read as bytes",)
             return Source(model, str(self.path), tokenizer, vocabulary_of(model), notes)

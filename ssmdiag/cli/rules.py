@@ -22,6 +22,7 @@ HEADINGS = {
     "3": "precision",
     "4": "integrity and initialisation",
     "5": "training state",
+    "6": "what was observed: check --probe",
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssmdiag.families.layer import Layer
-from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.clock import Clock, Scan
 from ssmdiag.recurrence.modal import Recurrence
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class Family:
     own forward pass computes it; channels and modes in the order of `read`. It calls the module's submodules. Further
     parameters are keywords that the module is called with. Raises LayerError where it cannot be told from the module.
     None: ssmdiag cannot observe this family, or its decay does not depend on the input."""
+    scan: Callable[[Any, Tensor], Scan] | None = None
+    """Of the same: all that the module's scan is given. None: ssmdiag cannot step this family's state."""
     steering: Callable[[Layer], Iterable[Steering]] | None = None
     """Tensors through which the input controls its memory; None if unknown: only equal files are then proven equal."""
     forward: tuple[ForwardSetting, ...] = ()

@@ -22,7 +22,7 @@ from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WE
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
 from ssmdiag.families.submodules import convolve, rows, silu, softplus
-from ssmdiag.recurrence.clock import Clock
+from ssmdiag.recurrence.clock import Clock, Scan
 from ssmdiag.recurrence.discretisation import zoh
 
 # Packed (quantised) projections have other shapes, so only the tensors of the decay are required.
@@ -78,12 +78,31 @@ def _remark(layer: Layer) -> None:
 
 def clock(module: Any, input: Tensor) -> Clock:
     """Of a bidirectional layer, the scan from the start."""
-    inner, modes = module.A_log.shape
-    x = silu(module, convolve(module.conv1d, rows(module.in_proj, input, 0, inner)))
-    low = rows(module.x_proj, x, 0, -2 * modes)  # B and C are below
-    norm = getattr(module, "dt_layernorm", None)  # mambapy has the attribute without the norm
-    if norm is not None:
-        low = norm(low)
+    x = _convolved(module, input)
+    return _clock(module, rows(module.x_proj, x, 0, -2 * module.A_log.shape[1]))  # B and C are below
+
+
+def scan(module: Any, input: Tensor) -> Scan:
+    """Of a bidirectional layer, the scan from the start; each channel is a head, and all are one group."""
+    x, modes = _convolved(module, input), module.A_log.shape[1]
+    mixed = module.x_proj(x)
+    low, B, C = mixed[..., : -2 * modes], mixed[..., -2 * modes : -modes], mixed[..., -modes:]
+    B, C = (_normed(module, name, part)[..., None, :] for name, part in (("b", B), ("c", C)))
+    return Scan(_clock(module, low), x[..., None], B, C, module.D[:, None])
+
+
+def _convolved(module: Any, input: Tensor) -> Tensor:
+    return silu(module, convolve(module.conv1d, rows(module.in_proj, input, 0, module.A_log.shape[0])))
+
+
+def _normed(module: Any, part: str, values: Tensor) -> Tensor:
+    """Return Δ, B or C through its norm, where the model has one; mambapy has the attribute without the norm."""
+    norm = getattr(module, f"{part}_layernorm", None) or getattr(module, f"{part.upper()}_layernorm", None)
+    return values if norm is None else norm(values)
+
+
+def _clock(module: Any, low: Tensor) -> Clock:
+    low = _normed(module, "dt", low)
     if hasattr(getattr(module, "config", None), "_is_quantized"):
         gate = module.dt_proj(low).double()
     else:  # models use the weight and do not call the submodule: an adapter on it is without effect
@@ -201,6 +220,7 @@ FAMILY = Family(
     ),
     read=read,
     clock=clock,
+    scan=scan,
     steering=steering,
     forward=(ACTIVATION, BIDIRECTIONAL, NORMS_WITHOUT_WEIGHTS),
 )

@@ -21,8 +21,8 @@ from typing import Any
 from ssmdiag.families.forward import ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps
-from ssmdiag.families.submodules import rows, softplus
-from ssmdiag.recurrence.clock import Clock
+from ssmdiag.families.submodules import convolve, rows, silu, softplus
+from ssmdiag.recurrence.clock import Clock, Scan
 from ssmdiag.recurrence.discretisation import zoh
 
 OTHERS = (
@@ -68,6 +68,20 @@ def clock(module: Any, input: Tensor) -> Clock:
     low, high = getattr(module, "time_step_limit", None) or getattr(module, "dt_limit", None) or (0.0, math.inf)
     step = softplus(gate.double() + module.dt_bias.double()).clamp(low, high)
     return Clock(step, module.A_log.double().exp()[:, None])
+
+
+def scan(module: Any, input: Tensor) -> Scan:
+    """x, B and C leave the convolution together; in_proj makes them right before Δ."""
+    heads, convolved = module.A_log.shape[0], module.conv1d.weight.shape[0]
+    mixed = rows(module.in_proj, input * getattr(module, "ssm_in_multiplier", 1.0), -convolved - heads, -heads)
+    if hasattr(module, "mup_vector"):  # Falcon-H1
+        mixed = mixed * module.mup_vector[..., -convolved - heads : -heads]
+    mixed = silu(module, convolve(module.conv1d, mixed))
+    size = getattr(module, "head_dim", None) or module.headdim
+    groups = getattr(module, "n_groups", None) or module.ngroups
+    B, C = mixed[..., heads * size :].unflatten(-1, (2 * groups, -1)).chunk(2, -2)
+    x = mixed[..., : heads * size].unflatten(-1, (heads, size))
+    return Scan(clock(module, input), x, B, C, module.D.reshape(heads, -1))
 
 
 def _remark_on_clamp(layer: Layer, step: Tensor) -> None:
@@ -176,6 +190,7 @@ FAMILY = Family(
     ),
     read=read,
     clock=clock,
+    scan=scan,
     steering=steering,
     forward=(ACTIVATION, BIDIRECTIONAL, GROUPS, LEAST_STEP, STEP_LIMIT),
 )

@@ -185,10 +185,7 @@ def _hook(
 
 def _clock(one: ObservedLayer, device: torch.device, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Clock:
     """Return the clock of a layer for the arguments it was called with. Raises LayerError where it has none."""
-    tensors = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
-    input = next((value for value in tensors if value.ndim == 3 and value.is_floating_point()), None)
-    if input is None:
-        raise LayerError(f"{one.title} was called without an input.", expected="a tensor (batch, time, feature)")
+    input = input_of(one, arguments, named)
     if device.type == "meta":
         raise LayerError(
             f"{one.title}: its weights are offloaded, and only there while it runs.",
@@ -198,6 +195,15 @@ def _clock(one: ObservedLayer, device: torch.device, arguments: tuple[Any, ...],
     further = {name: named[name] for name in [*signature(one.compute).parameters][2:] if name in named}
     with guard(one.name, f"computing the clock of {one.family.title}"):
         return one.compute(one.module, input.detach().to(device), **further)
+
+
+def input_of(one: ObservedLayer, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """Return the first (batch, time, feature) tensor that a layer was called with. Raises LayerError without one."""
+    tensors = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+    input = next((value for value in tensors if value.ndim == 3 and value.is_floating_point()), None)
+    if input is None:
+        raise LayerError(f"{one.title} was called without an input.", expected="a tensor (batch, time, feature)")
+    return input
 
 
 def _require_whole(one: ObservedLayer, input: Tensor, mask: Any) -> None:

@@ -21,6 +21,7 @@ from ssmdiag.probing.clocks import ObservedLayer, observing
 from ssmdiag.probing.digest import RecurrenceDigest, digest_recurrence
 from ssmdiag.probing.law import ObservedLaw, judge_law
 from ssmdiag.probing.retention import CHANNELS, POSITIONS, HalfLives, RetentionMeter
+from ssmdiag.probing.rounded import STATE_CHANNELS, StateError, stepping
 from ssmdiag.probing.use import CUTS, Use, measure_use
 from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reparam import read_module
@@ -49,6 +50,10 @@ class ObservedMemory:
     """(lag, mean over channels, modes and positions)."""
     law: ObservedLaw
     channels_sampled: int
+    rounded_state: Mapping[str, StateError] | None
+    """Error of the layer's output with its state rounded to each of `rounded.FORMATS`; None where it is not known."""
+    rounded_reason: str | None
+    """Why it is not known."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def probe(
     positions: int = POSITIONS,
     cuts: int = CUTS,
     use_texts: int = USE_TEXTS,
+    state_channels: int = STATE_CHANNELS,
     seed: int = 0,
     assume: Mapping[str, str] | None = None,
     on_progress: Callable[[str, int, int | None], None] | None = None,
@@ -141,6 +147,8 @@ def probe(
         How many channels of a layer and positions of a text are looked at; they are spread evenly.
     cuts, use_texts
         For the use of the past, as in `measure_use`, and on how many texts, the first; without cuts it is not measured.
+    state_channels
+        Channels of a layer whose state is stepped with rounding, over the first text; none: 0.
     seed
         Decides the resamplings behind the laws, and where texts are cut; no global state is used.
     assume
@@ -158,6 +166,8 @@ def probe(
     """
     meters: dict[str, RetentionMeter] = {}
     errors: dict[str, str] = {}
+    rounded: dict[str, dict[str, StateError]] = {}
+    not_stepped: dict[str, str] = {}
     left_out: list[str] = []
 
     def seen(layer: ObservedLayer, clock: Clock) -> None:
@@ -177,7 +187,12 @@ def probe(
     if first is None:
         wanted = f"at least one batch{f' of {length:,} steps' if length else ''}"
         raise SsmdiagError("there is no text that is long enough.", expected=wanted, details=left_out)
-    with in_evaluation(model), within_memory(), observing(model, seen, assume=assume) as observed:
+    with (
+        in_evaluation(model),
+        within_memory(),
+        observing(model, seen, assume=assume) as observed,
+        stepping(model, observed.layers if state_channels else (), rounded, not_stepped, state_channels),
+    ):
         for done, batch in enumerate(chain([first], sound), 1):
             run(model, batch)
             kept.add(batch)
@@ -185,12 +200,24 @@ def probe(
             if on_progress:
                 on_progress("retention", done, total)
     if gather:
-        parts = gather((meters, errors, texts, left_out))
+        parts = gather((meters, errors, texts, left_out, rounded, not_stepped))
         meters = _merged([part[0] for part in parts])
         errors = {name: why for part in parts for name, why in part[1].items()}
         texts, left_out = sum(part[2] for part in parts), [line for part in parts for line in part[3]]
+        rounded, not_stepped = parts[0][4:]  # of the first text
     errors |= {one.name: one.why for one in observed.without_clock}
-    layers = tuple(_probed(layer, meters.get(layer.name), errors.get(layer.name), seed) for layer in observed.layers)
+    layers = tuple(
+        _probed(
+            layer,
+            meters.get(layer.name),
+            errors.get(layer.name),
+            seed,
+            rounded.get(layer.name),
+            not_stepped.get(layer.name)
+            or ("its scan is not known to ssmdiag" if state_channels else "it was not asked for"),
+        )
+        for layer in observed.layers
+    )
     use, reason = _use(model, kept, cuts, seed, on_progress, gather)
     own = {layer.name for layer in layers}
     return ProbedMemory(
@@ -299,7 +326,14 @@ def dtype_of(model: nn.Module) -> str:
     return max(sizes, key=sizes.__getitem__, default="torch.float32").removeprefix("torch.")
 
 
-def _probed(found: ObservedLayer, meter: RetentionMeter | None, error: str | None, seed: int) -> ProbedLayer:
+def _probed(
+    found: ObservedLayer,
+    meter: RetentionMeter | None,
+    error: str | None,
+    seed: int,
+    rounded: Mapping[str, StateError] | None,
+    not_stepped: str,
+) -> ProbedLayer:
     """Return what is known of a layer that was observed."""
     family = found.family
     layer = ProbedLayer(
@@ -330,6 +364,8 @@ def _probed(found: ObservedLayer, meter: RetentionMeter | None, error: str | Non
             tuple(zip(lags, retention.mean.tolist(), strict=True)),
             judge_law(retention, seed=seed),
             len(retention.sampled),
+            rounded,
+            None if rounded else not_stepped,
         ),
     )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXACT = True
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-TAGS = {"1": "stability", "2": "memory", "3": "precision", "4": "integrity", "5": "training"}
+TAGS = {"1": "stability", "2": "memory", "3": "precision", "4": "integrity", "5": "training", "6": "observed"}
 STATES = {"new": "new", "worse": "updated", "known": "unchanged"}
 PROBLEM_SEVERITY = {"error": "error", "warning": "warning", "note": "recommendation"}
 """GitHub's severity names for results that are not security problems."""

@@ -74,6 +74,11 @@ def lacks_optimizer(evidence: CheckpointEvidence) -> str | None:
         return "the optimiser's state was not read"
 
 
+def lacks_probe(evidence: CheckpointEvidence) -> str | None:
+    """Say that nothing was observed of the live model."""
+    return None if evidence.probe else "nothing was observed of the model: --probe gives what ssmdiag probe wrote"
+
+
 def are(names: Sequence[str]) -> str:
     """Return names as the subject of a sentence.
 
@@ -107,13 +112,15 @@ class Rule:
     """One check: its code, when it fires, and its page in `ssmdiag explain`."""
 
     code: str
-    """SSM and three digits: 1 stability, 2 memory, 3 precision, 4 integrity and initialisation, 5 training state."""
+    """SSM and three digits: 1 stability, 2 memory, 3 precision, 4 integrity and initialisation, 5 training state,
+    6 what was observed."""
     name: str
     """Short and stable, such as `unstable-mode`; usable wherever the code is."""
     severity: Literal["error", "warning", "note"]
     summary: str
     """One line for `ssmdiag rules`."""
-    looks_at: Literal["layer", "checkpoint"]
+    looks_at: Literal["layer", "checkpoint", "probe"]
+    """What it is given; `probe`: the checkpoint with what was observed of it, and it only runs where that is known."""
     examine: Callable[[Any, Limits], Iterable[Observation]]
     """(LayerEvidence or CheckpointEvidence, limits) → what it saw; nothing where all is well."""
     advice: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
 from ssmdiag.errors import ConfigurationError, SsmdiagError
@@ -12,6 +13,9 @@ from ssmdiag.guard import guard
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.finding import Finding
 from ssmdiag.rules.interface import Observation, Rule
+
+if TYPE_CHECKING:
+    from ssmdiag.probing.saved import SavedProbe
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,16 @@ class Selection:
             yield from self._found(rule, seen, recurrence.layer, recurrence.family)
 
     def examine_checkpoint(self, evidence: CheckpointEvidence, problems: list[str]) -> Iterator[Finding]:
-        """Yield what the checkpoint rules find; `problems` names each rule that fails."""
+        """Yield what the rules for checkpoints and for probes find; `problems` names each rule that fails."""
         families: dict[str | None, str] = {layer.path: layer.family.name for layer in evidence.recognition.layers}
-        for rule, seen in self._observations("checkpoint", evidence, evidence.checkpoint.path.name, problems):
-            yield from self._found(rule, seen, seen.layer, seen.family or families.get(seen.layer))
+        for kind in ("checkpoint", "probe"):
+            for rule, seen in self._observations(kind, evidence, evidence.checkpoint.path.name, problems):
+                yield from self._found(rule, seen, seen.layer, seen.family or families.get(seen.layer))
+
+    def with_probe(self, probe: SavedProbe | None) -> Selection:
+        """Return the rules that can be run with or without a probe; rules for probes alone are kept, to be named."""
+        others = tuple(rule for rule in self.rules if rule.looks_at != "probe")
+        return self if probe is not None or not others else replace(self, rules=others)
 
     def not_judged(self, evidence: CheckpointEvidence) -> dict[str, str]:
         """Return what the checkpoint lacks, by the code of each rule that could not judge it."""

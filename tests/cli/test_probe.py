@@ -74,7 +74,8 @@ def test_a_directory_and_a_text_are_a_report(run: Run, folder: Path, text: Path)
     assert code == 0
     assert "The answers " in out.splitlines()[0], "the headline is what the model uses of its past"
     assert "tiny  Mamba-2, 2 layers  4 texts of 32 steps (text.txt)  cpu float32" in out.replace("\n", " ")
-    assert [line[0] for line in out.splitlines() if line[:2] in ("0 ", "1 ")] == ["0", "1"]
+    rows = [line[0] for line in out.splitlines() if line[:2] in ("0 ", "1 ")]
+    assert rows == ["0", "1", "0", "1"], "half-lives, then errors of a rounded state"
 
 
 def test_the_document_has_what_the_contract_names(run: Run, folder: Path, text: Path) -> None:
@@ -152,3 +153,25 @@ def test_the_report_goes_to_a_file(run: Run, folder: Path, text: Path, tmp_path:
     code, _, errors = run("probe", folder, "--text", text, *SMALL, "-o", text)
     assert code == 2
     assert "text.txt" in errors
+
+
+def test_check_judges_what_a_probe_observed(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "p.json"
+    run("probe", folder, "--text", text, *SMALL, "-f", "json", "-o", kept)
+    code, out, _ = run("check", folder, "--probe", kept, "--isolated", "-f", "json")
+    assert code == 0
+    assert not any(finding["code"].startswith("SSM6") for finding in json.loads(out)["findings"])
+    found = json.loads(kept.read_text())
+    found["layers"][0]["observed"]["hold"] = 0.0
+    kept.write_text(json.dumps(found))
+    code, out, _ = run("check", folder, "--probe", kept, "--isolated", "--fail-on", "note", "--select", "SSM6")
+    assert code == 1
+    assert "SSM601 note" in out
+    found["recurrence"]["sha256"] = "0" * 64
+    kept.write_text(json.dumps(found))
+    code, _, errors = run("check", folder, "--probe", kept, "--isolated")
+    assert code == 2
+    assert "measured on another model" in errors
+    code, out, _ = run("check", folder, "--isolated", "--select", "SSM6")
+    assert code == 0
+    assert "not judged: SSM601, SSM602, SSM603, SSM604 (nothing was observed of the model" in " ".join(out.split())

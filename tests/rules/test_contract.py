@@ -61,10 +61,10 @@ def test_a_rule_goes_to_other_processes(rule: Rule) -> None:
 
 @each_rule
 def test_a_rule_says_what_it_is(rule: Rule) -> None:
-    assert re.fullmatch(r"SSM[1-5]\d\d", rule.code)
+    assert re.fullmatch(r"SSM[1-6]\d\d", rule.code)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
     assert rule.severity in SEVERITIES
-    assert rule.looks_at in ("layer", "checkpoint")
+    assert rule.looks_at in ("layer", "checkpoint", "probe")
     assert rule.worse in ("higher", "lower")
     assert 0 < len(rule.summary) <= 80, "one line of `ssmdiag rules`"
     for text in (rule.advice, rule.formula, rule.why, rule.fix, rule.example):

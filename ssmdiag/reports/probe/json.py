@@ -75,4 +75,6 @@ def _layer(layer: ProbedLayer) -> dict[str, Any]:
 
 def _memory(observed: ObservedMemory) -> dict[str, Any]:
     law = "law=law.law law_window=law.window law_reason=law.reason law_agreement=law.agreement"
-    return pick(observed, f"half_life censored reset hold retention {law} channels_sampled")
+    return pick(
+        observed, f"half_life censored reset hold retention {law} channels_sampled rounded_state rounded_reason"
+    )

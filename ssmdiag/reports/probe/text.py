@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 WIDE = 100
 """Columns from which on the table has every column."""
-USE_CAPTION = "share of the past's effect on the answers that is kept with so many steps of it"
+USE_CAPTION = "share of the past's effect on the answers kept with so many steps of it"
+ROUNDED_CAPTION = (
+    " error of a layer's output with its state rounded at every step, in percent of the output: median channel / "
+    "worst; an int8 state with one fixed scale per number, channel or layer"
+)
 Compared = tuple["Shown", "ProbedMemory"]
 
 
@@ -38,7 +43,11 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
             _pictures(page, memory.layers, labels)
     if not settings.quiet and settings.plots and memory.use:
         page.picture(use_picture(memory.use.by_cutting.lost, settings), USE_CAPTION)
-    page.remarks([*_use_rows(memory), *_remarks(memory, labels)])
+    if not settings.quiet and any(layer.observed and layer.observed.rounded_state for layer in memory.layers):
+        page.gap()
+        page.paragraph(ROUNDED_CAPTION)
+        page.table(_rounded(memory.layers, labels))
+    page.remarks([*_use_rows(memory), *_remarks(memory, labels, settings.width >= WIDE)])
     for texts, other in compared:
         page.gap()
         page.paragraph(f"On {', '.join(texts.texts)}: {_uncapitalised(_answer(other, labels))}", "bold")
@@ -70,7 +79,7 @@ def _retained(memory: ProbedMemory, labels: Sequence[str]) -> str:
     lives = layer.observed.half_life
     where = f"Layer {label} retains longest: half" if len(memory.layers) > 1 else "Half"
     text = f"{where} of a state is gone after {_said(lives, 'median')} steps in the median, "
-    text += f"one in twenty lasts for {_said(lives, 'p95')}"
+    text += f"one in twenty lasts for {_said(lives, 'p95')}{' or more' * ('p95' not in lives.at_least)}"
     if layer.nominal:
         text += f"; with the gates at rest, {words.steps(layer.nominal.median)} and {words.steps(layer.nominal.p95)}"
     return f"{text}."
@@ -117,7 +126,7 @@ def _use_rows(memory: ProbedMemory) -> Iterator[str]:
 
 def _columns(layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Settings) -> list[Column]:
     observed = [layer.observed for layer in layers]
-    several, wide = len({layer.family for layer in layers}) > 1, settings.width >= WIDE
+    wide = settings.width >= WIDE
     nominal = [layer.nominal for layer in layers]
 
     def lives(name: str) -> list[str]:
@@ -128,7 +137,7 @@ def _columns(layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Set
 
     columns = [
         (True, Column("\nlayer", labels, "left", overflow="fold")),
-        (several or wide, Column("\nfamily", [layer.title for layer in layers], "left")),
+        (wide, Column("\nfamily", [layer.title for layer in layers], "left")),
         (wide, Column("at rest\nmedian", [words.steps(one.median if one else None) for one in nominal])),
         (
             True,
@@ -145,6 +154,33 @@ def _columns(layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Set
         (True, Column("law,\nover lags", [_law(layer) for layer in layers], "left", wraps=True, overflow="fold")),
     ]
     return [column for is_shown, column in columns if is_shown]
+
+
+def _rounded(layers: Sequence[ProbedLayer], labels: Sequence[str]) -> list[Column]:
+    stepped = [
+        (label, layer.observed.rounded_state)
+        for layer, label in zip(layers, labels, strict=True)
+        if layer.observed and layer.observed.rounded_state
+    ]
+    formats = stepped[0][1]
+    columns = [Column("\nlayer", [label for label, _ in stepped], "left", overflow="fold")]
+    for name in formats:
+        kind, _, scale = name.replace(" state", " number").partition(" ")
+        cells = [f"{_error(found[name].median)} / {_error(found[name].worst)}" for _, found in stepped]
+        columns.append(Column(f"{kind}\n{scale}" if scale else f"\n{kind}", cells))
+    return columns
+
+
+def _error(share: float) -> str:
+    """Return a relative error in percent, with two digits.
+
+    >>> [_error(share) for share in (0.0, 4.24e-5, 0.0051, 0.164, 2.5, math.inf)]
+    ['0', '0.0042', '0.51', '16', '250', '∞']
+    """
+    percent = 100 * share
+    if math.isinf(percent):
+        return "∞"
+    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.2g}"
 
 
 def _law(layer: ProbedLayer) -> str:
@@ -174,14 +210,14 @@ def _pictures(page: Page, layers: Sequence[ProbedLayer], labels: Sequence[str]) 
     label = labels[list(layers).index(longest)]
     assert longest.observed is not None
     dot, rest = ("•", "·") if page.settings.unicode else ("*", ".")
-    caption = f"layer {label}: share of its state left after so many steps, observed ({dot}) and at rest ({rest})"
+    caption = f"layer {label}: share of a state left after so many steps: observed {dot}, at rest {rest}"
     curves = {"observed": longest.observed.retention, "nominal": longest.nominal_retention}
     page.picture(retention_picture(curves["nominal"], curves["observed"], page.settings), caption)
     if len(rows) > 1:
         page.picture(heat_map(rows, page.settings), "the same of every layer, observed")
 
 
-def _remarks(memory: ProbedMemory, labels: Sequence[str]) -> Iterator[str]:
+def _remarks(memory: ProbedMemory, labels: Sequence[str], wide: bool) -> Iterator[str]:
     for layer, label in zip(memory.layers, labels, strict=True):
         if layer.error:
             yield f"not observed: layer {label}: {layer.error}"
@@ -197,6 +233,12 @@ def _remarks(memory: ProbedMemory, labels: Sequence[str]) -> Iterator[str]:
             "hold, reset: tokens at which a channel's slowest mode loses at most a hundredth of its state, half of it "
             "or more"
         )
+    by_family: dict[str, list[str]] = {}
+    for layer, label in zip(memory.layers, labels, strict=True):
+        by_family.setdefault(layer.title, []).append(label)
+    if len(by_family) > 1 and not wide:
+        parts = [f"{family}: {join_labels(where)}" for family, where in by_family.items()]
+        yield f"layers of {'; '.join(parts)}"
     sampled = [layer for layer in memory.layers if layer.observed and layer.observed.channels_sampled != layer.channels]
     if sampled and sampled[0].observed:
         count = sampled[0].observed.channels_sampled
