@@ -42,7 +42,8 @@ def watch(
         ),
     ],
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Time from one look to the next.")
+        float,
+        typer.Option("--interval", metavar="SECONDS", min=0.1, max=86_400, help="Time from one look to the next."),
     ] = 5.0,
     idle: Annotated[
         float | None,
@@ -50,6 +51,7 @@ def watch(
             "--idle",
             metavar="MINUTES",
             min=0.0,
+            max=525_600,
             show_default=False,
             help="End after so long without a change in the directory; by default never.",
         ),
@@ -169,9 +171,11 @@ class _Watching:
         if self.jsonl:
             self.lines.write(json_line(diagnosis, *when, histories))
             return
-        self.written.append(text_line(diagnosis, *when, histories))
-        # A file of text is replaced, as every report in text is.
-        terminal.emit(self.written[-1] if self.target is None else "".join(self.written), self.target)
+        line = text_line(diagnosis, *when, histories)
+        if self.target is not None:  # a file of text is replaced, as every report in text is
+            self.written += [line]
+            line = "".join(self.written)
+        terminal.emit(line, self.target)
 
     def _remark(self, sentence: str) -> None:
         if not self.quiet and sentence not in self.remarked:

@@ -78,8 +78,11 @@ class RunFolder:
         return sorted(filter(self._is_due, settled), key=_natural)
 
     def done(self, path: Path) -> bool:
-        """Take a checkpoint as read; return False where it changed meanwhile and has to be read again."""
-        if path not in self._now or _state(path) != self._now[path]:
+        """Take a checkpoint as read; return False where it changed meanwhile and has to be read again.
+
+        One that was deleted since has been read.
+        """
+        if _state(path) not in (None, self._now[path]):
             return False
         self._read[path] = self._now[path]
         return True

@@ -1,10 +1,12 @@
 """CPU time of a reading of `ssmdiag.Watch` on a live model of Mamba-130M's recurrences: tests.benchmarks.watch_speed
+[--device]
 
 24 layers of 1,536 channels and 16 modes. The target is 40 ms a reading without laws, on one idle core.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 
@@ -41,8 +43,10 @@ def seconds(watch: Watch, steps: range) -> float:
 
 def main() -> None:
     """Print the time of recognition, of a reading and of one with laws."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
     torch.set_num_threads(1)
-    live = model()
+    live = model().to(parser.parse_args().device)
     start = time.process_time()
     watch = Watch(live, laws_every=0)
     print(f"recognition {1000 * (time.process_time() - start):.0f} ms of CPU")

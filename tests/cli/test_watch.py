@@ -71,13 +71,12 @@ def test_lines_have_law_and_findings_as_the_readme_shows(
     watch: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ssmdiag.diagnosis, "diagnose", diagnose)
-    for step in (1500, 2000):
-        shutil.copy(EXAMPLES / "lru-digits" / f"step-{step:05}.safetensors", tmp_path)
+    shutil.copy(EXAMPLES / "lru-digits" / "step-02000.safetensors", tmp_path)
     code, out, err = watch(tmp_path, "--length", 64)
     assert (code, err) == (0, "")
     readme = Path(__file__).parents[2] / "README.md"
     assert textwrap.indent(out, "    ") in readme.read_text(encoding="utf-8")
-    assert out.endswith("  step     2,000  margin 0.013   layer 2  half-life 53     exp. tails\n")
+    assert out == "  step     2,000  margin 0.013   layer 2  half-life 53     exp. tails\n"
 
 
 def test_lines_of_json_say_the_same_and_are_added_to_a_file(watch: Run, directory: Path, tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_a_file_of_text_is_replaced(watch: Run, directory: Path, tmp_path: Path)
         assert len(file.read_text().splitlines()) == 3
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "fail_on", "expected"),
     [(drifting, "converging", 1), (drifting, "never", 0), (steady, "converging", 0)],
@@ -208,10 +207,12 @@ def test_it_waits_with_a_remark_where_nothing_is_written_yet(there: bool, watch:
         ([S4D / "step-00100.safetensors"], "is a file"),
         ([EXAMPLES], "holds runs in folders of their own"),
         ([S4D, "--assume", "family=none"], "no such family"),
+        ([S4D, "--interval", "nan"], "'--interval'"),
+        ([S4D, "--idle", "nan"], "'--idle'"),
     ],
 )
-def test_what_cannot_be_watched_is_refused(arguments: list[object], seen: str, watch: Run) -> None:
-    code, out, err = watch(*arguments)
+def test_what_cannot_be_watched_is_refused(arguments: list[object], seen: str, run: Run, clock: Time) -> None:
+    code, out, err = run("watch", "--idle", "0", *arguments)
     assert (code, out) == (2, "")
     assert seen in err
 
