@@ -128,7 +128,7 @@ class _Watching:
         """
         from ssmdiag.watching.run_so_far import in_order
 
-        if not ready and not self.read_any:
+        if self.folder.empty and not self.read_any:
             there = self.folder.path.is_dir()
             self._remark(f"{self.folder.path} {'holds no checkpoint' if there else 'is not there'} yet: waiting.")
         ready = in_order(ready)

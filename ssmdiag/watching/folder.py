@@ -55,6 +55,11 @@ class RunFolder:
         self._waits: dict[Path, tuple[_State, int, int]] = {}
         """State in which it could not be read, looks until it is tried again, and how long that was."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether no checkpoint was there at the last look, whole or not."""
+        return not self._now
+
     def look(self) -> list[Path]:
         """Return the checkpoints that seem to be whole and have not been read, by the numbers in their names.
 

@@ -191,6 +191,15 @@ def test_names_cannot_act_on_a_terminal(watch: Run, tmp_path: Path) -> None:
     assert not any(line.startswith("::") for line in (out + err).splitlines())
 
 
+def test_a_file_that_is_too_new_to_be_read_is_no_reason_to_say_that_none_is_there(
+    run: Run, clock: Time, tmp_path: Path
+) -> None:
+    shutil.copy(S4D / "step-00100.safetensors", tmp_path)
+    clock.now -= 60  # it is of now
+    code, out, err = run("watch", tmp_path, "--idle", "0")
+    assert (code, len(out.splitlines()), err) == (0, 1, "")
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_it_waits_with_a_remark_where_nothing_is_written_yet(there: bool, watch: Run, tmp_path: Path) -> None:
     directory = tmp_path / "run"

@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path, ful
         write(path, b"new and longer")
     assert files(tmp_path) == {"state.pt": b"old"}
     assert "No space left on device" in caught.value.seen
-    assert "intact" in caught.value.seen
+    assert "the old file is unchanged" in caught.value.seen
     assert "--resume" in str(caught.value.advice)
 
 
