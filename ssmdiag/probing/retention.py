@@ -32,7 +32,7 @@ BLOCKS = 8
 """Blocks of neighbouring positions of a text, whose means are kept apart: by them the spread of a mean is known."""
 MOST_BLOCKS = 64
 """Blocks kept; those of further texts are added to them in turn."""
-MOST_VALUES = 2**19
+MOST_VALUES = 2**18
 """Half-lives kept of a layer; of more, those at every second position, every fourth …"""
 FORGOTTEN = 2000.0
 """Nats of the slowest mode past which nothing is left in float64."""

@@ -111,6 +111,21 @@ def test_nothing_kept_grows_with_the_number_of_texts(monkeypatch: pytest.MonkeyP
     assert found.half_life.median == pytest.approx(sum(lives) / len(lives), rel=0.25)
 
 
+def test_of_many_half_lives_those_at_every_second_position_are_kept_then_every_fourth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "MOST_VALUES", 100)
+    meter, rows = RetentionMeter("layer", positions=9), []
+    rate = torch.tensor([[0.1, 1.0]], dtype=torch.float64)
+    for seed in range(25):
+        step, _ = drawn(1, 40, 1, 2, seed)
+        meter.add(Clock(step, rate))
+        at = torch.linspace(20, 40, 9, dtype=torch.float64).round().long()
+        rows.append(retention.half_lives(retention.cumulate(step), rate, at)[0].flatten(0, 1))
+    assert meter._every == 8
+    assert torch.equal(torch.cat(meter._kept), torch.cat(rows)[::8])
+
+
 @pytest.mark.parametrize("time", [1, 2, 3])
 def test_a_text_of_few_tokens_has_what_it_has(time: int) -> None:
     found = measured(torch.full((1, time, 1), 10.0), rate=[[1.0]])
@@ -137,6 +152,18 @@ def test_a_rate_of_zero_never_forgets_whatever_the_input() -> None:
     assert found.half_life.min == pytest.approx(math.log(2), rel=1e-12)
     assert (found.reset, found.hold) == (0.5, 0.5)
     assert found.by_channel[0].tolist() == [1.0] * len(found.lags)
+
+
+@pytest.mark.parametrize("past", [0.25, 1.5, 3.5])
+def test_a_half_life_may_end_within_any_step_and_within_the_first_of_the_text(past: float) -> None:
+    found = measured(torch.ones(1, 4, 1, dtype=torch.float64), rate=[[math.log(2) / past]], positions=3)
+    assert found.half_life.max == pytest.approx(past, rel=1e-12)
+
+
+def test_a_large_step_of_a_slow_mode_is_no_reset() -> None:
+    step = torch.full((1, 64, 1), 5000.0, dtype=torch.float64)
+    found = measured(step, rate=[[1e-4]])
+    torch.testing.assert_close(found.mean, torch.exp(-0.5 * found.lags.double()), rtol=EXACT, atol=0)
 
 
 @pytest.mark.parametrize("large", [1e4, 1e30, math.inf])

@@ -185,6 +185,16 @@ def test_an_8_bit_scale_that_is_shared_is_the_largest_ones() -> None:
     assert 1e-3 < found["int8 state"].worst < 0.05
 
 
+def test_a_scale_of_a_channel_is_that_of_its_largest_mode() -> None:
+    """Two modes, one written a hundredth of the other, read so that each answers as much."""
+    draw = torch.Generator().manual_seed(0)
+    one = scan_of(0.9, torch.randn(400, generator=draw, dtype=torch.float64), channels=2)
+    sizes = torch.tensor([1.0, 0.01], dtype=torch.float64)
+    found = state_errors(replace(one, write=one.write * sizes, read=one.read / sizes))
+    assert found["int8 channel"].worst > 20 * found["int8 state"].worst
+    assert found["int8 channel"] == found["int8 layer"]
+
+
 def test_the_skip_is_part_of_the_output() -> None:
     """An error e of a state's answer y is e / |y + D x| of the output."""
     one = scan_of(1.0, torch.ones(1000))
