@@ -4,10 +4,12 @@
     python examples/train_bytes.py --output /tmp/bytes --minutes 3 --device cuda --batch 64
     ssmdiag probe /tmp/bytes --text /tmp/bytes/held-out.txt --length 1024
 
-What a selective model remembers is decided by its input: this one is small enough to train within the hour on two CPU
-cores, and good enough for its memory to mean something. The text is the standard library that came with Python, a
-tenth of its files held out; the last line above shows how far back the trained model could look (nominal), holds what
-it read (retained), and uses it (used).
+What a selective model remembers is decided by its input: this one is small enough to train in minutes on a GPU, and
+good enough for its memory to mean something: 1.37 bits a byte held out after three minutes on one NVIDIA H200, where a
+5-gram needs 2.02. A CPU makes some 1,700 steps in the default 50 minutes, a tenth of the text a GPU reads; how far that
+gets depends on the machine. The text is the standard library that came with Python, a tenth of its files held out; the
+last line above shows how far back the trained model could look (nominal), holds what it read (retained), and uses it
+(used).
 
 | | |
 |---|---|
