@@ -116,7 +116,7 @@ def test_a_saved_step_of_a_function_asks_for_the_function(run: Run, tmp_path: Pa
     (first,) = arms_of(output)
     code, _, errors = run("retrain", first["checkpoint"], *SMALL)
     assert code == 2
-    assert "a checkpoint of a model that was given" in errors
+    assert "a checkpoint of a model of your own" in errors
     assert "--model package.module:function" in errors
     code, output, _ = run("retrain", first["checkpoint"], *given)
     assert arms_of(output)[0]["history"][0]["loss"] == pytest.approx(first["final_loss"], rel=1e-5)
