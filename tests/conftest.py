@@ -81,6 +81,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="Rewrite the golden reports; read them in review.")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Try a quarter of the examples where the slow tests are left out."""
+    if "not slow" in config.option.markexpr:
+        from hypothesis import settings
+
+        settings.register_profile("fast", settings.default, max_examples=25)
+        settings.load_profile("fast")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
     """Look for doctests in ssmdiag alone: to do so in tests/ imports every file there, those without a test too."""

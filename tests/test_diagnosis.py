@@ -152,6 +152,7 @@ def test_the_context_is_read_from_any_spelling_of_a_whole_number(settings: dict[
     assert context_length_of(settings) == steps
 
 
+@pytest.mark.slow
 def test_without_tails_all_else_is_the_same() -> None:
     path = Path(__file__).parents[1] / "examples" / "lru-digits" / "step-02000.safetensors"
     without, whole = diagnose(path, tails=False), diagnose(path)

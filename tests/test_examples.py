@@ -88,6 +88,7 @@ def test_shipped_checkpoints_tell_their_train_steps_in_order(model: str) -> None
     assert [read_checkpoint(path).train_step for path in shipped(model)] == SHIPPED_STEPS
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("model", "position"), list(itertools.product(MODELS, range(len(SHIPPED_STEPS)))))
 def test_shipped_checkpoints_have_finite_stable_eigenvalues_in_every_layer(model: str, position: int) -> None:
     recurrences = extract_recurrences(shipped(model)[position])
@@ -100,7 +101,7 @@ def test_shipped_checkpoints_have_finite_stable_eigenvalues_in_every_layer(model
         assert recurrence.assumptions == ()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_shipped_checkpoints_are_diagnosed_without_remainder(model: str) -> None:
     diagnosis = diagnose(shipped(model)[-1])
@@ -124,6 +125,7 @@ def test_shipped_checkpoints_fit_the_script_that_wrote_them(model: str, script: 
         classifier.load_state_dict(load_file(path))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_kernel_of_a_trained_model_is_the_sum_over_its_recurrence(
     model: str, script: ModuleType, tmp_path: Path
@@ -152,6 +154,7 @@ def test_the_same_seed_trains_the_same_weights(model: str, script: ModuleType, t
     ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("elements", [24, 72, 10**6])
 def test_the_scan_on_bytes_and_its_gradient_are_those_of_the_recurrence(
     elements: int, on_bytes: ModuleType, monkeypatch: pytest.MonkeyPatch

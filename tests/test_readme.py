@@ -58,7 +58,13 @@ def test_the_readme_shows_real_commands() -> None:
     assert "ssmdiag --help" in COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if re.search(r"\w+ --help", command[len("ssmdiag ") :]) else [])
+        for command in COMMANDS
+    ],
+)
 def test_console_block_is_what_the_program_prints(
     command: str, output_of: Callable[[str], str], request: pytest.FixtureRequest
 ) -> None:

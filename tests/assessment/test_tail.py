@@ -187,6 +187,7 @@ def test_lags_of_half_nine_tenths_and_ninety_nine_are_those_of_stepped_kernels(r
     assert memory.remaining.channels.lags[:, 2].tolist() == memory.horizon.lags.tolist()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rate", [1e-6, 3e-4, 0.07, 0.3, 1.0])
 def test_heaviness_of_an_exponential_is_1_at_any_rate(rate: float) -> None:
     assert float(assess_memory(modal([[-rate]], [[1.0]]), 256).remaining.passing.heaviness[0]) == pytest.approx(1.0)
@@ -331,6 +332,7 @@ def test_one_mode_that_turns_slowly_is_no_exponential() -> None:
     assert (tail.law, tail.rate, tail.first) == (TailLaw.EXPONENTIAL, pytest.approx(0.0013), 0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("ell", "weights"), [([-0.003 + 0.001j, -0.003 + 0.0015j], [1.0, -1.0]), ([-0.002 + 0.005j], [1.0])]
 )

@@ -12,7 +12,11 @@ from ssmdiag.assessment.training_signs import NORM, TrainingSigns, read_training
 from tests.rules.healthy import ARCHITECTURES, EXAMPLES, HEALTHY, Healthy, initial_state, save, trained_state
 
 TOLD = [
-    pytest.param(model, id=f"{model.name}-{'trained' if model.trained else 'fresh'}")
+    pytest.param(
+        model,
+        id=f"{model.name}-{'trained' if model.trained else 'fresh'}",
+        marks=[pytest.mark.slow] if model.name.startswith("transformers-") else [],  # built before they are read
+    )
     for model in HEALTHY
     if not model.slow and not model.name.startswith(("curse-of-memory", "s5-pytorch", "LRU-pytorch"))
 ]

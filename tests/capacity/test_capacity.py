@@ -41,7 +41,7 @@ def last_above(values: torch.Tensor, share: float) -> list[float]:
     return [float(lag) for lag in found]
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     "make",
     [
@@ -233,7 +233,7 @@ def test_a_dense_state_is_built_once() -> None:
     assert len(built) == 1
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_a_capacity_or_a_reason(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]
@@ -304,6 +304,7 @@ def test_legs_and_its_eigenvalues_remember_alike_until_their_states_are_rounded(
     assert float(plain.surviving["bf16"].max()) < 7
 
 
+@pytest.mark.slow
 def test_a_layers_memory_equals_three_hundred_digits() -> None:
     ell = -0.02 * torch.arange(1, 17, dtype=torch.float64)
     exact = [float(value) for value in exact_memory(ell.tolist(), range(170))]
@@ -313,6 +314,7 @@ def test_a_layers_memory_equals_three_hundred_digits() -> None:
     assert found.capacity.item() == pytest.approx(sum(exact[:100]), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_layers_together_are_each_layer_alone() -> None:
     generator = torch.Generator().manual_seed(3)
 

@@ -167,7 +167,7 @@ def test_a_selective_layer_and_one_without_matrices_are_refused() -> None:
             hankel_singular_values(random_siso()).states_for(share)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_time_invariant_layer_with_a_kernel_has_them(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]

@@ -360,7 +360,7 @@ def test_misuse_and_too_much_memory_are_refused_in_words() -> None:
     assert memory_function(recurrence, []).values.shape == (5, 0)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_the_memory_of_every_family_sums_to_its_modes(
     family: object, spelling: object, read_model: Callable[..., list[Recurrence]]

@@ -100,6 +100,7 @@ def test_what_is_broken_or_not_written_stays_so() -> None:
     )
 
 
+@pytest.mark.slow
 def test_longer_memory_is_fainter_and_the_sum_stays() -> None:
     recurrence = spectrum(zoh(A, torch.tensor([[0.02]], dtype=torch.float64)))
     found = trade_off(recurrence, 10**6)

@@ -124,7 +124,9 @@ def test_ten_hostile_megabytes_are_refused_by_name_or_read_in_seconds(name: str,
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("a_deep_tuple_as_the_key_of_a_storage", "a storage with an impossible name"),
+        pytest.param(
+            "a_deep_tuple_as_the_key_of_a_storage", "a storage with an impossible name", marks=pytest.mark.slow
+        ),
         ("a_step_of_five_thousand_digits", "whole number of 2,077 bytes"),
         ("a_frame_longer_than_the_file", "its pickle ends early"),
         ("old_format_view_beyond_its_storage", "reaches outside its storage"),
@@ -185,6 +187,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object], type[SsmdiagError]]] = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("reader", "kind"),
     # Settings may be empty.
@@ -198,7 +201,7 @@ def test_what_is_no_file_of_its_kind_is_refused_by_name(reader: str, kind: str, 
     assert name in str(caught.value) or (kind == "a directory" and tmp_path.name in str(caught.value))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @every_no_file
 @pytest.mark.parametrize("name", ["config.json", "trainer_state.json"])
 def test_settings_beside_the_weights_that_are_no_file_are_left_aside(name: str, kind: str, tmp_path: Path) -> None:
@@ -246,6 +249,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
     assert read_configuration(tmp_path).context_length == 7
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "content",
     [
@@ -296,6 +300,7 @@ def write_with_values(path: Path) -> Path:
     return path
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.bin", "m.npz", "m.gguf"])
 @pytest.mark.parametrize("change", ["cut", "emptied", "removed", "written again"])
 def test_values_of_a_file_that_changed_since_it_was_opened_are_its_own_or_an_error(

@@ -114,6 +114,7 @@ def test_the_config_beside_a_single_file_is_read(tmp_path: Path) -> None:
     assert diagnose(path).context_length == 1024
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1,}', b"\xff\xfe", b"[" * 100_000])
 def test_a_broken_config_is_a_problem_and_the_weights_are_read(content: bytes, tmp_path: Path) -> None:
     write(tmp_path)

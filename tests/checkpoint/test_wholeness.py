@@ -165,6 +165,7 @@ def test_a_merged_file_may_keep_its_old_arguments(tmp_path: Path) -> None:
         refused(save(megatron(state, **(sizes | change)), tmp_path / "merged.pt"))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "name",
     [
@@ -231,6 +232,7 @@ def test_a_part_is_known_by_its_name_and_none_of_it_is_read(name: str, says: str
     refused(save({"w": torch.ones(2)}, tmp_path / name), name, says)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("stray", ["common.pt", "meta.pt", "sampler.bin", "model_weights.pt"])
 @pytest.mark.parametrize(
     ("beside", "says"),
@@ -334,6 +336,7 @@ def test_a_stage_of_a_pipeline_of_four_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "lacks 9 layers of the 12", "no tensor of 0, 1, 2, 3, 4, 5 …")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("state", "config"),
     [

@@ -71,6 +71,7 @@ def test_the_input_and_the_scale_of_an_int8_state_can_be_said(run: Run, write_mo
     assert "scale per layer" in " ".join(output.split())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "options",
     [

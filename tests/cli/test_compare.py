@@ -253,6 +253,7 @@ def test_colour_comes_only_when_asked(run: Run) -> None:
     assert "\x1b[" in run(*LRU.glob("*.safetensors"), "--memory", "none", "--color", "always")[1]
 
 
+@pytest.mark.slow
 def test_all_shows_one_row_for_each_layer(run: Run, tmp_path: Path) -> None:
     layers = tuple(map(str, range(20)))
     paths = write_run(tmp_path, STEPS[:5], steady, layers=layers)
@@ -350,6 +351,7 @@ def test_different_models_are_a_table_and_no_run(run: Run, tmp_path: Path) -> No
         assert "different models are no run" in err
 
 
+@pytest.mark.slow
 def test_models_of_other_sizes_or_depth_are_no_run(run: Run, tmp_path: Path) -> None:
     paths = write_run(tmp_path, STEPS[:2], steady)
     (tmp_path / "deeper").mkdir()

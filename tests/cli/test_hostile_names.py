@@ -123,7 +123,7 @@ def arguments_of(case: str) -> list[str]:
     return [named(word) if word in files else word for word in CASES[case]]
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(22)
 @pytest.mark.parametrize("color", ["never", "always"])
 @pytest.mark.parametrize("case", CASES)
 def test_no_report_and_no_error_acts_on_a_terminal(
@@ -162,7 +162,7 @@ def test_every_format_is_harmless_on_the_screen_and_in_a_file(form: str, run: Ru
         assert ElementTree.fromstring(out.encode()) is not None
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("case", [case for case in CASES if case != "check"])
 def test_every_json_document_is_harmless_and_exact(case: str, run: Run, folder: Path) -> None:
     _, out, err = run(*arguments_of(case), "-f", "json")
@@ -183,6 +183,7 @@ def test_what_is_said_of_a_file_of_kernels_is_harmless(ending: str, run: Run, fo
     assert_harmless(err)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -65,6 +65,7 @@ def test_horizon_and_law_stand_in_the_table_and_in_json(run, mamba: Path) -> Non
     assert first["decay"]["layer"]["window"] == [0, 511]
 
 
+@pytest.mark.slow
 def test_one_bad_path_does_not_hide_the_others(run, mamba: Path, tmp_path: Path) -> None:
     code, out, err = run("inspect", tmp_path / "mamba.safetensor", mamba)
     assert code == 2
@@ -81,6 +82,7 @@ def test_jsonl_has_one_line_per_path_failures_included(run, mamba: Path, tmp_pat
     assert second["error"]["kind"] == "CheckpointError"
 
 
+@pytest.mark.slow
 def test_output_goes_to_the_file_and_nowhere_else(run, mamba: Path, tmp_path: Path) -> None:
     target = tmp_path / "report.txt"
     code, out, err = run("inspect", mamba, "--output", target)

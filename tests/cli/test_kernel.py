@@ -120,6 +120,7 @@ def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: P
     assert "half gone every 14.3 steps" in out.replace("\n", " ")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

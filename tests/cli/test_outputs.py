@@ -74,6 +74,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_read_is_not_written_over_and_the_work_is_not_begun(
     case: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,6 +113,7 @@ def test_a_report_of_an_earlier_run_is_replaced(run: Run, folder: Path) -> None:
     assert {*os.listdir(folder)} == {"model", "other", "map.toml", "settings.toml", "r", "r.json", "r.sarif"}
 
 
+@pytest.mark.slow
 def test_json_lines_are_added_to_those_of_an_earlier_run(run: Run, folder: Path) -> None:
     assert run("inspect", FILE, "-f", "jsonl", "-o", "r.jsonl")[0] == 0
     with Path("r.jsonl").open("a") as file:
@@ -125,6 +127,7 @@ def test_json_lines_are_added_to_those_of_an_earlier_run(run: Run, folder: Path)
     assert Path("settings.toml").read_text() == "[thresholds]\n"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("output", [".", "model", "none/r", "n" * 300])
 @pytest.mark.parametrize("command", ["inspect", "check", "capacity", "compare"])
 def test_no_output_ends_in_a_traceback(command: str, output: str, run: Run, folder: Path) -> None:
@@ -151,12 +154,13 @@ def test_nothing_is_left_of_kernels_that_are_interrupted(folder: Path) -> None:
     assert not any(name.startswith((".ssmdiag-", "k.npz")) for name in os.listdir(folder))
 
 
-def test_the_look_at_outputs_comes_before_torch_is_imported(folder: Path) -> None:
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_the_look_at_outputs_comes_before_torch_is_imported(command: str, folder: Path) -> None:
     code = "import sys\nfrom ssmdiag.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
-    for command in ("inspect", "check"):
-        arguments = [sys.executable, "-c", code, command, FILE, "-o", FILE]
-        done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
-        assert (done.returncode, done.stdout) == (2, "False\n")
+    arguments = [sys.executable, "-c", code, command, FILE, "-o", FILE]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "False\n")
 
 
 def test_a_shard_of_any_name_is_not_written_over(run: Run, folder: Path) -> None:
@@ -252,6 +256,7 @@ EMPTY = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", EMPTY)
 def test_an_empty_argument_is_not_taken_for_the_folder(case: str, run: Run, folder: Path) -> None:
     arguments, where = EMPTY[case]

@@ -29,6 +29,7 @@ def half_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_file(part, f"m/shard-{rank + 1:05d}-model-00001-of-00001.safetensors")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("half_a_model")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_half_a_model(command: str, run: Run) -> None:

@@ -145,6 +145,7 @@ def test_what_cannot_be_run_is_a_sentence(run: Run, functions: str, options: lis
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_the_report_goes_to_a_file(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
     target = tmp_path / "p.json"
     code, out, _ = run("probe", folder, "--text", text, *SMALL, "-f", "json", "-o", target)

@@ -116,17 +116,21 @@ def test_a_saved_step_of_a_function_asks_for_the_function(run: Run, tmp_path: Pa
     (first,) = arms_of(output)
     code, _, errors = run("retrain", first["checkpoint"], *SMALL)
     assert code == 2
-    assert "a checkpoint of a model that was given" in errors
+    assert "a checkpoint of a model of your own" in errors
     assert "--model package.module:function" in errors
     code, output, _ = run("retrain", first["checkpoint"], *given)
     assert arms_of(output)[0]["history"][0]["loss"] == pytest.approx(first["final_loss"], rel=1e-5)
 
 
-def test_data_that_are_given_are_what_is_learned(run: Run, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_text_that_is_given_is_what_is_learned(run: Run, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("to be or not to be " * 40)
     sizes = ("--width", 3, "--modes", 2, "--length", 8)
     code, output, _ = run("retrain", "--text", tmp_path / "corpus.txt", *sizes, *SMALL)
     assert (code, json.loads(output)["task"]) == (0, "text")
+
+
+def test_arrays_that_are_given_are_what_is_learned(run: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=np.zeros((6, 5, 1), np.float32), y=np.ones((6, 5, 1), np.float32))
     code, output, _ = run("retrain", "--data", tmp_path / "own.npz", "--width", 3, "--modes", 2, *SMALL)
     assert (code, json.loads(output)["task"]) == (0, "arrays")

@@ -32,6 +32,7 @@ IGNORED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("option", IGNORED)
 def test_an_option_that_is_ignored_is_refused(
     option: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -48,6 +49,7 @@ def test_an_option_that_is_ignored_is_refused(
     assert "next: " in errors
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -71,7 +71,7 @@ def begun(run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return copy
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @both
 @pytest.mark.parametrize("what", some(OTHERWISE, {"task", "lr"}))
 def test_a_run_with_another_setting_is_refused_by_name(
@@ -263,7 +263,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @both
 @pytest.mark.parametrize("damage", some(DAMAGES, {"a flipped bit", "not whole"}))
 def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run: Run, begun: Begun) -> None:

@@ -26,7 +26,7 @@ def imports(*arguments: str) -> str:
     return run.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["families"], ["families", "mamba"], ["inspect", "--help"], ["compare", "--help"]],

@@ -47,7 +47,7 @@ def test_inspect_shows_the_others(model: Path, run: Run) -> None:
     assert "is empty: its shape is (4, 0)" in " ".join((out + err).split())
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("form", formats())
 def test_check_says_it_in_every_format(model: Path, run: Run, form: str) -> None:
     code, out, err = run("check", model, "--format", form)
@@ -55,6 +55,7 @@ def test_check_says_it_in_every_format(model: Path, run: Run, form: str) -> None
     assert "is empty: its shape is (4, 0)" in " ".join((out + err).split())
 
 
+@pytest.mark.slow
 def test_capacity_shows_the_others(model: Path, run: Run) -> None:
     code, out, err = run("capacity", model, "--format", "json")
     assert code == 2

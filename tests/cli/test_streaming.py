@@ -133,6 +133,7 @@ def steady(text: str) -> str:
     return "\n".join(line.partition(" cpu ")[0] for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_a_baseline_marks_what_streams(paths: list[Path], watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     good = [paths[0], *paths[2:]]

@@ -93,6 +93,7 @@ def test_lines_of_json_say_the_same_and_are_added_to_a_file(watch: Run, director
     assert {layer["verdict"] for layer in documents[0]["layers"]} == {None}
 
 
+@pytest.mark.slow
 def test_a_file_of_text_is_replaced(watch: Run, directory: Path, tmp_path: Path) -> None:
     file = tmp_path / "r"
     for _ in range(2):

@@ -85,6 +85,7 @@ def wrong(path: Path) -> Result:
     return path.name, 0
 
 
+@pytest.mark.slow
 def test_what_is_raised_comes_after_what_was_done_and_says_where(tmp_path: Path) -> None:
     results = run(wrong, names(tmp_path, 6))
     assert [next(results)[0], next(results)[0]] == ["00", "01"]

@@ -186,7 +186,7 @@ def test_a_layer_on_the_boundary_from_the_start_fails_nothing(tmp_path: Path) ->
     assert run.exit_code("converging") == 0
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "verdicts"),
     [
@@ -209,6 +209,7 @@ def test_the_shipped_runs(model: str, verdicts: list[Verdict]) -> None:
     assert run.problems == ()
 
 
+@pytest.mark.slow
 def test_horizon_and_law_are_found_where_they_are_asked_for(tmp_path: Path) -> None:
     paths = write_run(tmp_path, STEPS[:3], steady, layers=("0",))
     for memory, expected in (("none", [0, 0, 0]), ("ends", [1, 0, 1]), ("all", [1, 1, 1])):
@@ -339,7 +340,7 @@ def test_a_layer_that_turns_nan_is_broken_from_that_step_on(tmp_path: Path) -> N
             a_log[3, 1] = math.nan
         return a_log
 
-    run = compare_run(write_run(tmp_path, STEPS, breaking), memory="ends")
+    run = compare_run(write_run(tmp_path, STEPS, breaking), memory="none")
     assert run.verdict is Verdict.BROKEN
     assert run.layers[2].last.nonfinite == 1
     assert "layers.2: modes that are not finite from step 6,000 on" in run.notes
@@ -449,7 +450,7 @@ def test_structure_is_told_apart_without_reading_values(tmp_path: Path) -> None:
 def test_settings_beside_a_run_that_cannot_be_read_are_said_once(tmp_path: Path) -> None:
     paths = write_run(tmp_path, [0, 1000, 2000, 3000], drifting)
     (tmp_path / "config.json").write_text("{")
-    run = compare_run(paths)
+    run = compare_run(paths, memory="none")
     (problem,) = run.problems
     assert "config.json cannot be read" in problem
     assert run.exit_code("never") == 2

@@ -101,6 +101,7 @@ def test_a_drift_that_follows_the_learning_rate_is_found_where_weights_alone_lea
     assert found[1] >= 0.9 * 60 > found[0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("points", [7, 20])
 def test_limits_of_a_rate_that_is_stored_as_it_is_stand_on_one_line(points: int) -> None:
     generator = np.random.default_rng(points)

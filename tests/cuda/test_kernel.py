@@ -37,6 +37,7 @@ def test_kernels_and_energies(pair: Pair) -> None:
     assert_same(horizon(away), horizon(home))
 
 
+@pytest.mark.slow
 def test_laws_of_kernels_that_swing_and_that_do_not(cuda: str) -> None:
     lag = torch.arange(400, dtype=torch.float64)
     kernels = torch.stack([(-lag / 30).exp(), (1 + lag) ** -1.5, (-lag / 30).exp() * lag.cos(), 1 + 0 * lag])

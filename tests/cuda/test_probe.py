@@ -19,6 +19,7 @@ from tests.probing.measured import drawn, measured
 from tests.probing.test_clocks import ORIGINALS
 
 
+@pytest.mark.slow
 def test_retention_and_its_law(cuda: str) -> None:
     step, rate = drawn(3, 150, 70, 3)
     home = measured(step, step.flip(1), rate=rate, channels=8)

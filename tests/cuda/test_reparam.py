@@ -14,7 +14,7 @@ from tests.reparam.bag import Bag
 from tests.reparam.test_every_spelling import cannot_swap, rates_below_one
 
 EACH = [
-    pytest.param(name, id=name, marks=slow_but(name, KINDS["selective"], KINDS["channels"]))
+    pytest.param(name, id=name, marks=slow_but(name, KINDS["selective"]))
     for name, (family, spelling) in SPELLINGS.items()
     if not cannot_swap(family, spelling)
 ]

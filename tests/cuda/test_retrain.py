@@ -44,6 +44,7 @@ def test_a_step_on_tokens_and_classes(name: str, cuda: str) -> None:
     assert_same(away, home, tolerance=SINGLE)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("first", ["cuda", "cpu"])
 def test_a_run_goes_on_where_another_device_left_it(first: str, cuda: str, tmp_path: Path) -> None:
     budget = Budget(steps=2, batch=8, validate_every=1)

@@ -29,6 +29,7 @@ class Averages(nn.Module):
         return mixed @ self.weight + (0 if position_ids is None else 0.01 * position_ids[..., None])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("vocabulary", "ahead"), [(7, 0), (None, 0), (7, 3)])
 def test_use_of_the_past(cuda: str, vocabulary: int | None, ahead: int) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -68,7 +68,7 @@ def test_many_rates_over_two_decades_are_described_from_the_first_lag_on(seed: i
     assert distance(curve, layer) <= curve.within_db <= 1.0
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("context", [64, CONTEXT])
 def test_no_curve_is_further_from_the_energy_at_any_lag_than_it_says(real: bool, context: int) -> None:
@@ -112,6 +112,7 @@ def test_a_full_state_matrix_has_the_curve_of_its_modes() -> None:
     assert dense.within_db == pytest.approx(own.within_db, abs=0.3)
 
 
+@pytest.mark.slow
 def test_a_layers_curve_does_not_depend_on_the_layers_beside_it() -> None:
     random = np.random.default_rng(13)
     layers = [drawn(random, 3, 5, real=True), drawn(random, 70, 8, real=True), drawn(random, 1, 2, real=True)]

@@ -25,6 +25,7 @@ each_spelling = pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 Write = Callable[..., Path]
 
 
+@pytest.mark.one_in(2)
 @each_spelling
 def test_a_family_recognises_what_it_declares_and_no_other_claims_it(
     family: Family, spelling: Spelling, write_model: Write
@@ -35,7 +36,7 @@ def test_a_family_recognises_what_it_declares_and_no_other_claims_it(
     assert found.layers[0].defect is None
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @each_spelling
 def test_what_is_read_is_a_finite_spectrum_with_its_sources(
     family: Family, spelling: Spelling, write_model: Write
@@ -59,7 +60,7 @@ def test_what_is_read_is_a_finite_spectrum_with_its_sources(
             assert recurrence.input_matrix.dtype.is_complex
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 @each_spelling
 def test_a_missing_tensor_is_named(family: Family, spelling: Spelling, write_model: Write) -> None:
     """Without any one tensor the layer is either another known spelling or a near miss that names it."""
@@ -72,7 +73,7 @@ def test_a_missing_tensor_is_named(family: Family, spelling: Spelling, write_mod
             assert any(name in miss.reason for miss in found.near_misses), (name, found.near_misses)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @each_spelling
 def test_reading_does_not_depend_on_other_layers(family: Family, spelling: Spelling, write_model: Write) -> None:
     """Two layers in one file read as each alone: nothing leaks from one to the next."""
@@ -90,7 +91,7 @@ def test_reading_does_not_depend_on_other_layers(family: Family, spelling: Spell
                 torch.testing.assert_close(a.log_eigenvalues, b.log_eigenvalues, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(20)
 @each_spelling
 def test_every_spelling_can_be_diagnosed(family: Family, spelling: Spelling, write_model: Write) -> None:
     result = diagnose(write_model(state_dict(spelling), config(family, spelling)))
@@ -98,7 +99,7 @@ def test_every_spelling_can_be_diagnosed(family: Family, spelling: Spelling, wri
     assert all(layer.nonfinite == 0 for layer in result.layers)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("family", known_families(), ids=lambda family: family.name)
 def test_every_value_of_every_option_can_be_read(family: Family, write_model: Write) -> None:
     for number, spelling in enumerate(family.spellings):

@@ -78,6 +78,7 @@ def test_their_lru_keeps_the_rate_of_a_mode_that_forgets_at_once(read_model: Rea
     torch.testing.assert_close(found.rate[:, 0], torch.tensor([4.0, -40.0]).double().exp(), rtol=1e-15, atol=0)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dt", [1.0, 0.33])
 @pytest.mark.parametrize("kind", ["simplernn", "softplusrnn"])
 @pytest.mark.parametrize("training", [True, False])

@@ -47,6 +47,7 @@ def summed(scale: Tensor, ell: Tensor) -> Tensor:
     return torch.stack([(W * scale * (ell * t).exp()).sum(-1).real for t in range(LAGS)], -1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("two_steps", [True, False])
 @pytest.mark.parametrize("version", ["exp", "exp-re-im", "clip", "exp-no-scale", "clip-no-scale"])
 def test_modes_of_the_exponential_versions_are_not_doubled(version: str, two_steps: bool, read_model: Read) -> None:

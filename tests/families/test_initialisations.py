@@ -20,6 +20,7 @@ def first_layer(name: str, directory: Path, config: dict[str, Any]) -> Any:
     return recognise(checkpoint).layers[0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -39,7 +40,7 @@ def test_settings_give_the_range_where_they_are_two_numbers(
     assert usual_step(first_layer("mamba2", tmp_path, config)) == expected
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_fresh_steps_of_every_family_lie_in_the_range_it_is_held_against(name: str, tmp_path: Path) -> None:
     from ssmdiag.recurrence.maps import MAPS

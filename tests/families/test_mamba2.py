@@ -113,6 +113,7 @@ STEPS = torch.tensor([1e-4, 5e-4, 0.9e-3, 2e-3, 0.01, 0.02, 0.05, 0.2], dtype=to
 INFINITIES: list[Any] = [math.inf, {"__float__": "Infinity"}, None]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("config", "outside"),
     [

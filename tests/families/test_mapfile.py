@@ -70,6 +70,7 @@ def test_a_continuous_layer_with_every_key(read_declared: Read) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("domain", "expected"),
     [

@@ -93,6 +93,7 @@ def test_rows_that_fit_no_direction_are_an_error(read_model: Read) -> None:
         read_model(tensors(weights(12) | {"omega": np.zeros(CHANNELS)}))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("efficient", [False, True])

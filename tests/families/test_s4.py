@@ -156,6 +156,7 @@ def assert_spectrum(found: Recurrence, m: Model) -> None:
                     left.remove(near)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("length", [0, 32, 40])
 def test_v4_kernel_undoes_the_truncation_that_is_folded_into_c(rank: int, length: int, read_model: Read) -> None:
@@ -198,6 +199,7 @@ def test_without_its_length_a_layer_has_a_spectrum_and_no_kernel(read_model: Rea
     assert any("length" in note for note in found.notes)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("length", [0, 32])
 @pytest.mark.parametrize("relu", [True, False])
 def test_v3_has_the_same_kernel_under_its_names_and_signs(relu: bool, length: int, read_model: Read) -> None:
@@ -222,6 +224,7 @@ def test_a_file_converted_from_v3_to_v4_has_the_kernel_it_had_before(read_model:
     assert relative_error(stepped_kernel(found, 80), m.kernel(32, 80)) < 1e-12
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("copies", [1, H])
 @pytest.mark.parametrize("hurwitz", [True, False])
 def test_v2_finds_its_length_in_its_fourier_nodes(hurwitz: bool, copies: int, read_model: Read) -> None:
@@ -231,6 +234,7 @@ def test_v2_finds_its_length_in_its_fourier_nodes(hurwitz: bool, copies: int, re
     assert_spectrum(found, m)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("untied", [True, False])
 def test_v1_stacks_its_low_rank_factors_under_b_and_the_conjugate_of_c(untied: bool, read_model: Read) -> None:
     m = model(copies=H if untied else 1, tied=False)
@@ -338,6 +342,7 @@ def test_float32_weights_agree_with_float32_arithmetic_on_them(read_model: Read)
     assert found.dtype == "float32"
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_other_layers(
     write_model: Callable[..., Path],
 ) -> None:

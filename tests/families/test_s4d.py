@@ -67,7 +67,7 @@ def kernel_of(A: Tensor, B: Tensor, C: Tensor, step: Tensor, disc: str, factor: 
     return torch.stack([factor * (C * B * gain * decay**t).sum(-1).real for t in range(LAGS)], -1)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("disc", ["zoh", "bilinear"])
 @pytest.mark.parametrize("dt", TRANSFORMS)
 @pytest.mark.parametrize(
@@ -220,6 +220,7 @@ def v3_kernel(w: State, disc: str = "bilinear", rate: Callable[[Tensor], Tensor]
     return kernel_of(A, untile(complex_of(w["B"])), complex_of(w["C"]), w["log_dt"].exp()[:, None], disc)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("disc", ["zoh", "bilinear", None])
 def test_v3_is_bilinear_unless_told_and_does_not_use_its_stale_a(

@@ -63,6 +63,7 @@ def as_complex(values: Tensor) -> np.ndarray:
     return values[..., 0].numpy() + 1j * values[..., 1].numpy()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("conj_sym", ["true", "false"])
 @pytest.mark.parametrize("clip", ["true", "false"])
 @pytest.mark.parametrize("rule", ["zoh", "bilinear"])

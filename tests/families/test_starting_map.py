@@ -162,6 +162,7 @@ RIGHT: dict[str, tuple[State, torch.Tensor, bool]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("suffix", ["", pytest.param(".value", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tensors", "expected", "selective"), RIGHT.values(), ids=RIGHT)
 def test_the_offered_map_reads_the_true_eigenvalues(
@@ -257,6 +258,7 @@ UNCLEAR: dict[str, tuple[State, str]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("tensors", "says"), UNCLEAR.values(), ids=UNCLEAR)
 def test_what_is_not_clear_is_said_and_nothing_is_offered(tensors: State, says: str, tmp_path: Path) -> None:
     text, said = offered(model(tensors), tmp_path / "m")

@@ -79,7 +79,7 @@ def test_complex_with_an_axis_of_re_and_im_is_named() -> None:
         assert "without it" in said or "Expected real numbers" in said
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_axes_of_nothing_are_named(name: str) -> None:
     """No channels, no modes, no inputs: whichever axis is empty, the layer says so."""

@@ -165,7 +165,7 @@ def assert_same(recurrences: list[Recurrence], expected: list[torch.Tensor]) -> 
         assert (ours.log_eigenvalues.imag == 0).all()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("model_type", OWN_CODE)
 def test_decay_read_from_disk_is_what_the_model_computes_without_input(
     model_type: str, save: Callable[..., tuple[Any, Path]]
@@ -176,7 +176,7 @@ def test_decay_read_from_disk_is_what_the_model_computes_without_input(
     assert_same(extract_recurrences(directory), expected)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("model_type", OWN_CODE)
 def test_names_in_memory_are_recognised_as_well_as_names_on_disk(
     model_type: str, save: Callable[..., tuple[Any, Path]]
@@ -192,6 +192,7 @@ def test_names_in_memory_are_recognised_as_well_as_names_on_disk(
         torch.testing.assert_close(one.log_eigenvalues, other.log_eigenvalues, rtol=0, atol=0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("model_type", "overrides"),
     [

@@ -78,6 +78,7 @@ def assert_forgets(model: Any, mixer: Any, tokens: int, ell: torch.Tensor, rtol:
     torch.testing.assert_close(ell, own.reshape(ell.shape), rtol=rtol, atol=atol)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("model_type", MAMBA1)
 def test_mamba_a_token_forgets_as_much_as_the_file_says(model_type: str, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_mamba2_a_prompt_forgets_alike_but_for_the_clamp_that_the_note_counts(mo
         assert_forgets(model, mixer, 2, -(A * step.clamp(min=low))[:, None], rtol=1e-9)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("model_type", MAMBA1 + MAMBA2)
 def test_the_models_own_float32_agrees(model_type: str, tmp_path: Path) -> None:
     model, directory = save_tiny(model_type, tmp_path)
@@ -148,6 +149,7 @@ def test_a_bias_of_in_proj_moves_the_step_as_in_the_models_own_code(
         assert_forgets(model, mixer, 1, recurrence.log_eigenvalues.real, rtol=EIGENVALUES)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("model_type", MAMBA1)
 def test_zero_input_is_another_operating_point_as_the_report_says(model_type: str, tmp_path: Path) -> None:

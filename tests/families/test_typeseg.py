@@ -9,7 +9,7 @@ import pytest
 import typeseg
 from typeseg import _mamba_kernel as original
 
-from ssmdiag.diagnosis import diagnose, extract_recurrences
+from ssmdiag.diagnosis import Diagnosis, diagnose, extract_recurrences
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.rules.selection import select_rules
 from tests.tolerances import EIGENVALUES, RELATIVE
@@ -95,14 +95,18 @@ def test_reading_the_memory_takes_a_small_part_of_the_file() -> None:
     assert not report.unrecognised
 
 
-def test_all_rules_together_read_a_small_part_of_the_file() -> None:
-    report = diagnose(CHECKPOINT)
-    assert report.bytes_read < report.size / 8
+@pytest.fixture(scope="module")
+def diagnosis() -> Diagnosis:
+    return diagnose(CHECKPOINT)
 
 
-def test_the_trained_file_shows_three_faults_and_no_other() -> None:
+def test_all_rules_together_read_a_small_part_of_the_file(diagnosis: Diagnosis) -> None:
+    assert diagnosis.bytes_read < diagnosis.size / 8
+
+
+def test_the_trained_file_shows_three_faults_and_no_other(diagnosis: Diagnosis) -> None:
     """Its states share one time scale, so count for few, and its Δ was never set to the usual range: in all blocks."""
-    found = [(f.code, f.severity, f.layer) for f in diagnose(CHECKPOINT).findings if f.severity != "note"]
+    found = [(f.code, f.severity, f.layer) for f in diagnosis.findings if f.severity != "note"]
     expected = [
         (code, "warning", f"CheckpointMambaBlock1D_{block}")
         for code in ("SSM205", "SSM206", "SSM404")

@@ -92,7 +92,7 @@ def test_energy_and_horizon_of_one_pole_are_geometric(rate: float) -> None:
             assert found.lags.item() == pytest.approx(wanted, abs=0 if wanted < 2**30 else wanted * 1e-13)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     "make",
     [
@@ -363,7 +363,7 @@ def test_horizon_depends_on_neither_the_order_of_modes_nor_a_scale_nor_the_sign_
     np.testing.assert_allclose(energies.numpy(), scale**2, rtol=1e-9)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_an_energy_a_horizon_or_a_reason(family, spelling, read_model: Read) -> None:  # type: ignore[no-untyped-def]
     from tests.families.synthetic import config, state_dict

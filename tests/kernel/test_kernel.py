@@ -99,7 +99,7 @@ def test_kernel_of_one_real_pole_is_geometric() -> None:
     assert found.lags.tolist() == list(range(500))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("product", [None, torch.float32, torch.float64])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("make", [random_siso, random_dense, lambda: random_dense(real=False)])
@@ -219,6 +219,7 @@ def test_float32_products_that_cancel_are_taken_again_in_float64() -> None:
     assert float(found.noise[0, 0]) < 1e-14
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("product", [torch.float32, torch.float64])
 def test_noise_bounds_what_rounding_does(product: torch.dtype) -> None:
     for seed in range(5):
@@ -303,7 +304,7 @@ SPELLINGS = [
 ]
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 def test_every_family_has_its_stepped_kernel_or_a_retention(family, spelling, read_model: Read) -> None:  # type: ignore[no-untyped-def]
     for recurrence in read_model(state_dict(spelling), config(family, spelling)):

@@ -84,6 +84,7 @@ def test_noise_bounds_the_error_against_seventy_digits(kind: str) -> None:
         assert float((bands.noise / bands.values)[0, :4].max()) < worst
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("gap", [1e-5, 1e-7, 1e-9])
 def test_modes_that_cancel_lose_the_digits_of_their_gap_and_not_twice_as_many(gap: float) -> None:
     recurrence = many_inputs(f"cancelling to {gap}", seed=5)
@@ -159,6 +160,7 @@ def test_one_mode_that_grows_makes_the_layer_grow_unless_nothing_reads_it() -> N
     torch.testing.assert_close(band_energy(sound, EDGES).values, band_energy(rest, EDGES).values, rtol=1e-13, atol=0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
 def test_a_horizon_does_not_depend_on_the_size_of_c(scale: float) -> None:
     recurrence = many_inputs("cancelling to 1e-6", seed=3)
@@ -203,6 +205,7 @@ def test_the_order_of_modes_inputs_and_outputs_and_the_sign_of_frequency_change_
             assert bool(((found.values - own.values).abs() <= found.noise + own.noise).all())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "odd"])
 @pytest.mark.parametrize("modes", [5, 70])
 def test_the_tangential_factor_squares_to_the_gram_matrix(kind: str, modes: int) -> None:
@@ -256,6 +259,7 @@ def test_layers_as_they_are_drawn_need_no_factor() -> None:
         assert "factor" not in vars(energy)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", ["ring", "odd", "cancelling to 1e-6"])
 @pytest.mark.parametrize("product", [torch.float64, torch.float32])
 def test_a_kernel_made_in_pieces_is_the_kernel_lag_by_lag(

@@ -122,6 +122,7 @@ def _model(folder: Path) -> list[str]:
     return files
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("read", ["", "model.safetensors.index.json", "model-00001-of-00002.safetensors"])
 @pytest.mark.parametrize("way", ["plain", "dots", "symbolic", "hard", "folder"])
 def test_no_file_that_a_checkpoint_is_read_with_is_written_over(read: str, way: str, tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def test_the_comparison_finds_a_clock_that_overlooks_a_part(part: str) -> None:
     assert min(errors) > 0.2
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("inner_layernorms", [False, True])
 @pytest.mark.parametrize("bidirectional", [None, False, True])
 def test_clock_of_mambapy_is_the_step_of_its_own_scan(

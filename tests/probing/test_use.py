@@ -80,6 +80,7 @@ def test_what_was_not_reached_within_the_steps_tested_is_none() -> None:
     assert "need more than 64 steps" in use.sentence
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rate", [0.8, 0.95, 0.98])
 def test_an_echo_state_network_keeps_the_share_of_its_rate(rate: float) -> None:
     rates = torch.full((16,), rate)
@@ -90,6 +91,7 @@ def test_an_echo_state_network_keeps_the_share_of_its_rate(rate: float) -> None:
         assert abs(found - exact) <= max(1, 0.05 * exact)
 
 
+@pytest.mark.slow
 def test_channels_of_several_rates_add_up() -> None:
     rates = torch.tensor([0.5, 0.9, 0.97]).repeat(8)
     use = measure_use(lambda x: recurrence(rates, x), noise(16, 512, 24))
@@ -178,6 +180,7 @@ def brute_force(module: nn.Module, texts: Tensor) -> list[float]:
     return (distances[0] / distances[1]).tolist()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_an_lstm_and_a_gru_use_what_trying_every_cut_finds(kind: type[nn.Module]) -> None:
     module = seeded(lambda: Recurrent(kind)).double()
@@ -255,6 +258,7 @@ def test_loss_improves_as_far_as_the_text_repeats_and_no_further() -> None:
     assert use.loss == pytest.approx(loss[32].nats if 32 in loss else use.loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_how_texts_are_batched() -> None:
     module = seeded(Recurrent).double()
     alone, together = (measure_use(module, tokens(6, 48, 13, batch=batch)) for batch in (1, 6))

@@ -83,6 +83,7 @@ def test_every_stable_discrete_eigenvalue_comes_back_through_the_inverse(name: s
     assert float((back - eigenvalues).abs().max()) < 40 * EPS
 
 
+@pytest.mark.one_in(3)
 @each_map
 @each_form
 def test_gradient_scale_is_the_slope_over_the_squared_margin(name: str, discrete: bool) -> None:
@@ -151,7 +152,7 @@ def test_relative_perturbation_is_the_integral_of_definition_3_4(name: str) -> N
         assert relative_perturbation(name, tensor(w), beta).item() == pytest.approx(float(max(integrals)), rel=1e-9)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(11)
 @each_map
 @each_form
 @pytest.mark.parametrize("beta", [1e-6, 0.01, 0.7])
@@ -222,7 +223,7 @@ def test_rounding_step_is_half_the_gap_that_torch_casts_across(dtype: str) -> No
     generator = torch.Generator().manual_seed(0)
     info = torch.finfo(narrow)
     low, high = math.log2(info.tiny * info.eps) - 3, math.log2(info.max)
-    w = torch.exp2(low + (high - low) * torch.rand(200_000, generator=generator, dtype=torch.float64))
+    w = torch.exp2(low + (high - low) * torch.rand(100_000, generator=generator, dtype=torch.float64))
     w = torch.cat([w, -w, tensor(0.0, info.max, info.tiny)])
     moved = (w.float() if dtype != "float32" else w).to(narrow).double() - w
     kept = moved.isfinite()
@@ -233,7 +234,7 @@ def test_rounding_step_is_half_the_gap_that_torch_casts_across(dtype: str) -> No
     binade = w.abs().clamp(min=info.tiny).log2().floor()
     for exponent in binade[kept & (w != 0)].unique()[:-1]:
         inside = (binade == exponent) & kept
-        if int(inside.sum()) > 500:
+        if int(inside.sum()) > 250:
             assert float((moved.abs() / step)[inside].max()) > 0.95
 
 

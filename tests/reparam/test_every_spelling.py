@@ -64,7 +64,7 @@ def cannot_swap(family: Family, spelling: Spelling) -> bool:
     return any(f"{family.name}:{spelling.name}".startswith(start) for start in NO_RATE_TO_SWAP)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @each_spelling
 def test_a_live_module_is_read_as_its_file_would_be(family: Family, spelling: Spelling) -> None:
     module = build(family, spelling)
@@ -74,7 +74,7 @@ def test_a_live_module_is_read_as_its_file_would_be(family: Family, spelling: Sp
     assert [layer.family.name for layer in found.layers] == [family.name]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @each_spelling
 def test_the_spectrum_is_the_same_under_another_map_and_after_folding(family: Family, spelling: Spelling) -> None:
     module = build(family, spelling)
@@ -98,7 +98,7 @@ def test_the_spectrum_is_the_same_under_another_map_and_after_folding(family: Fa
             assert torch.equal(value, plain[name])
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @each_spelling
 def test_steps_can_be_swapped_wherever_there_is_one(family: Family, spelling: Spelling) -> None:
     module = build(family, spelling)
@@ -113,7 +113,7 @@ def test_steps_can_be_swapped_wherever_there_is_one(family: Family, spelling: Sp
         torch.testing.assert_close(new.log_eigenvalues, old.log_eigenvalues, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @each_spelling
 def test_what_freezing_fixes_is_all_that_decides_the_spectrum(family: Family, spelling: Spelling) -> None:
     """Every other parameter may be overwritten: the eigenvalues of a time-invariant layer stay, to the bit."""
@@ -135,7 +135,7 @@ def test_what_freezing_fixes_is_all_that_decides_the_spectrum(family: Family, sp
             assert torch.equal(new.log_eigenvalues, old.log_eigenvalues)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @each_spelling
 def test_eigenvalues_without_the_step_are_fixed_per_unit_time(family: Family, spelling: Spelling) -> None:
     """Where ℓ = Δλ, frozen eigenvalues leave ℓ/Δ as it was whatever becomes of Δ."""

@@ -37,7 +37,7 @@ def train(live: Live, model: nn.Module, steps: int = 2) -> None:
         optimizer.step()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(12)
 @each_swappable
 def test_a_swap_leaves_the_output_as_it_was(live: Live) -> None:
     model = live.build(0)
@@ -49,7 +49,7 @@ def test_a_swap_leaves_the_output_as_it_was(live: Live) -> None:
     assert difference(output(live, model), before) < 1e-5
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(32)
 @each_swappable
 def test_what_is_trained_and_folded_loads_into_the_original_code(live: Live, tmp_path: Path) -> None:
     """swap → train → fold → save → load with strict=True: the same outputs, and a rate that has moved."""
@@ -95,7 +95,7 @@ def test_a_folded_model_goes_through_save_pretrained_and_back(tmp_path: Path) ->
     assert torch.equal(output(live, again.eval()), output(live, model))
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(32)
 @each_freezable
 def test_frozen_eigenvalues_and_steps_do_not_move_while_the_rest_trains(live: Live) -> None:
     """To the bit, through AdamW with weight decay; P2's fixed reservoir."""
@@ -115,7 +115,7 @@ def test_frozen_eigenvalues_and_steps_do_not_move_while_the_rest_trains(live: Li
     assert len(moved) > len(others) / 4
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @one_per_family
 def test_freezing_one_of_the_two_leaves_the_other_to_train(live: Live) -> None:
     roles = {weight.role for weight in find_recurrence(live.build(0)).weights}
@@ -130,7 +130,7 @@ def test_freezing_one_of_the_two_leaves_the_other_to_train(live: Live) -> None:
             assert torch.equal(old.values, new.values) == fixed, (what, new.name)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @one_per_family
 def test_a_swapped_model_can_be_frozen_and_folded(live: Live) -> None:
     model = live.build(0)
@@ -144,7 +144,7 @@ def test_a_swapped_model_can_be_frozen_and_folded(live: Live) -> None:
         assert not model.get_parameter(weight.name).requires_grad
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @each_freezable
 def test_every_trainable_parameter_is_in_one_optimizer_group(live: Live) -> None:
     model = live.build(0)

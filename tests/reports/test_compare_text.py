@@ -149,7 +149,7 @@ def test_every_golden_file_belongs_to_a_case() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("width", [40, 60, 80, 140, 200])
 @pytest.mark.parametrize("case", CASES)
 def test_no_line_is_wider_than_asked_and_ascii_is_ascii(case: str, width: int) -> None:
@@ -158,6 +158,7 @@ def test_no_line_is_wider_than_asked_and_ascii_is_ascii(case: str, width: int) -
     assert report(CASES[case], Settings(width=width, unicode=False)).isascii()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("case", CASES)
 def test_every_layer_stands_in_the_document(case: str) -> None:
     data = run_document(CASES[case])

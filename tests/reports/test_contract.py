@@ -97,6 +97,7 @@ def test_every_command_offers_the_formats_there_are() -> None:
     assert all(re.search(rf"\b{format}\b", readme) for format in formats())
 
 
+@pytest.mark.one_in(3)
 @each_format
 @pytest.mark.parametrize("case", BARE)
 def test_a_format_renders_a_bare_result(format: str, case: str) -> None:
@@ -106,12 +107,14 @@ def test_a_format_renders_a_bare_result(format: str, case: str) -> None:
         assert "a.pt" in rendered or "model.safetensors" in rendered, result
 
 
+@pytest.mark.one_in(5)
 @each_format
 @pytest.mark.parametrize("case", CASES)
 def test_a_format_keeps_to_the_characters_of_the_output(format: str, case: str) -> None:
     assert render([CASES[case]], format, Settings(unicode=False, colour=format == "text")).isascii()
 
 
+@pytest.mark.one_in(3)
 @each_format
 @pytest.mark.parametrize("colour", [False, True])
 def test_no_name_acts_on_who_reads_a_format(format: str, colour: bool) -> None:
@@ -235,6 +238,7 @@ COMPARISONS: dict[str, tuple[Any, Callable[[Any, Settings], str], Callable[[Any]
 each_comparison = pytest.mark.parametrize("case", COMPARISONS)
 
 
+@pytest.mark.one_in(5)
 @each_comparison
 @pytest.mark.parametrize("settings", [Settings(), Settings(width=40, quiet=True), Settings(colour=True, width=200)])
 def test_a_comparison_shows_names_that_act_on_nobody(case: str, settings: Settings) -> None:

@@ -55,6 +55,7 @@ def test_no_line_of_text_is_wider_than_asked(case: str, width: int) -> None:
     assert max(cell_len(line) for line in text.splitlines()) <= width
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", CASES)
 def test_ascii_output_is_ascii_and_keeps_the_table_aligned(case: str) -> None:
     text = render([CASES[case]], "text", Settings(unicode=False))

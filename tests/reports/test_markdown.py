@@ -132,6 +132,7 @@ def many(findings: int, size: int) -> Iterator[Finding]:
         yield finding(number % 64, code=f"SSM{100 + number // 64}", message="x" * size)
 
 
+@pytest.mark.slow
 def test_a_large_report_loses_its_folds_before_its_verdicts() -> None:
     model = diagnosis(*(layer(i) for i in range(64)), findings=tuple(many(64 * 30, 500)))
     text = markdown(model, model)

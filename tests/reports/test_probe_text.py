@@ -141,6 +141,7 @@ def test_every_golden_file_belongs_to_a_case() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == {f"{case}-{width}" for case in CASES for width in (80, 140)}
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("options", [{}, {"unicode": False}, {"plots": False}, {"quiet": True}], ids=str)
 @pytest.mark.parametrize("width", [50, 80, 140])
 @pytest.mark.parametrize("case", CASES)
@@ -151,6 +152,7 @@ def test_no_line_is_wider_than_asked(case: str, width: int, options: dict[str, b
     assert options.get("unicode", True) or got.isascii()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("width", [80, 99, 100, 140])
 @pytest.mark.parametrize("case", ["selective", "hybrid"])
 def test_no_column_is_lost(case: str, width: int) -> None:

@@ -133,7 +133,7 @@ def test_every_golden_file_belongs_to_a_case() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("width", [50, 60, 80, 140])
 @pytest.mark.parametrize("case", CASES)
 def test_no_line_is_wider_than_asked_and_no_heading_is_cut(case: str, width: int) -> None:
@@ -144,7 +144,7 @@ def test_no_line_is_wider_than_asked_and_no_heading_is_cut(case: str, width: int
         assert not [cell for cell in cells if cell.endswith("…") and cell != "…"]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", CASES)
 def test_ascii_is_ascii_plain_is_plain_and_coloured_is_coloured(case: str) -> None:
     assert text.report(CASES[case], Settings(unicode=False)).isascii()

@@ -31,6 +31,7 @@ def test_labels_differ_wherever_arms_do() -> None:
     assert not any(set(arm.label) & set("/\\ \t:") for arm in arms)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("given", "says"),
     [

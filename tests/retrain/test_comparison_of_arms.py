@@ -19,6 +19,7 @@ def test_no_steps_leave_the_memory_as_it_was() -> None:
     assert arm.after == arm.before
 
 
+@pytest.mark.slow
 def test_an_arm_that_diverged_before_its_second_checkpoint_has_no_memory_after() -> None:
     (arm,) = compare_arms([Arm("direct", lr=1e9)], task(), model(), BUDGET, task="t").arms
     assert arm.diverged_at is not None

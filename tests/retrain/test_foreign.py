@@ -136,6 +136,7 @@ def test_frozen_eigenvalues_stay_and_everything_else_moves(swapped: tuple[Retrai
         assert still == ({"lru.nu_log", "lru.theta_log"} if arm.arm.freeze == "eigenvalues" else set())
 
 
+@pytest.mark.slow
 def test_the_recurrence_has_a_learning_rate_of_its_own_and_no_weight_decay(tmp_path: Path) -> None:
     arm = Arm(STABLE, lr=0.05, recurrence_lr=0.0, weight_decay=0.5)
     result = compare([arm], Budget(3, 8, 3), folder=tmp_path)
@@ -145,6 +146,7 @@ def test_the_recurrence_has_a_learning_rate_of_its_own_and_no_weight_decay(tmp_p
     assert "weight decay is on every weight but those of the recurrence" in result.notes
 
 
+@pytest.mark.slow
 def test_no_random_state_is_left_changed() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -153,6 +155,7 @@ def test_no_random_state_is_left_changed() -> None:
     assert torch.rand(1).equal(expected)
 
 
+@pytest.mark.slow
 def test_divergence_is_recorded_with_its_step_and_ends_the_arm_alone() -> None:
     wild, calm = compare([Arm(OWN, lr=1e30), Arm(OWN, lr=1e-3)], Budget(4, 8, 2)).arms
     assert wild.diverged_at == 1

@@ -121,6 +121,7 @@ def test_gradients_of_a_layer_are_those_of_the_stepped_recurrence(name: str, ste
         assert relative_error(a, b) < 1e-10
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("arms", [1, 2])
 @pytest.mark.parametrize(("steps", "batch"), [(5, 2), (7, 2), (50, 40), (TOEPLITZ + 1, 40)])
 def test_convolution_and_its_gradients_are_torchs(arms: int, steps: int, batch: int) -> None:

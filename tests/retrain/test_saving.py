@@ -124,7 +124,7 @@ def stepping(folder: Path, recurrence: str, param: str) -> Iterator[tuple[torch.
             yield stepped_matrix_kernel(read, 12), response.permute(1, 2, 0)
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(18)
 @pytest.mark.parametrize("param", [*STABLE_MAPS, "best(b=0.1)", "best(a=2, b=0.3)"])
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_files_are_read_through_the_map_they_were_trained_through(recurrence: str, param: str, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_map_is_known_from_the_file_alone_and_from_the_settings_beside_it(re
     assert rates[0].equal(rates[2])
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 def test_a_run_is_compared_in_the_order_of_its_steps(recurrence: str, tmp_path: Path) -> None:
     budget = Budget(steps=12, batch=8, checkpoint_every=3)

@@ -28,7 +28,7 @@ def data() -> TaskData:
     return find_task("lf-exp").make(TaskSettings(length=12, samples=32))
 
 
-@pytest.fixture(scope="module", params=["s4d", "lru"])
+@pytest.fixture(scope="module", params=["s4d", pytest.param("lru", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, data: TaskData, tmp_path_factory: pytest.TempPathFactory) -> ArmResult:
     settings = ModelSettings(request.param, width=4, modes=3, depth=2)
     folder = tmp_path_factory.mktemp(request.param)

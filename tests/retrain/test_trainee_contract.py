@@ -112,7 +112,7 @@ def test_a_run_resumed_ends_with_the_bits_of_one_that_was_not_stopped(make: Make
     assert torch.get_rng_state().equal(before)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @pytest.mark.usefixtures("heard_signals")
 @every_kind
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
@@ -139,6 +139,7 @@ def test_a_signal_lets_the_step_end_and_leaves_a_state_that_goes_on_to_the_same_
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
+@pytest.mark.one_in(2)
 @every_kind
 def test_a_run_on_other_data_or_with_other_steps_is_refused_and_left_as_it_is(make: Make, tmp_path: Path) -> None:
     stopped(make, tmp_path, 6)
@@ -150,6 +151,7 @@ def test_a_run_on_other_data_or_with_other_steps_is_refused_and_left_as_it_is(ma
     assert (files(tmp_path), state_in(tmp_path)["run"]["step"]) == before
 
 
+@pytest.mark.one_in(2)
 @every_kind
 def test_a_model_that_answers_otherwise_than_when_it_was_begun_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,6 +165,7 @@ def test_a_model_that_answers_otherwise_than_when_it_was_begun_is_refused(
         train(trainee, BUDGET, folder=tmp_path, resume=True)
 
 
+@pytest.mark.one_in(2)
 @every_kind
 def test_arms_that_diverge_end_the_run_and_are_not_trained_again(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -177,6 +180,7 @@ def test_arms_that_diverge_end_the_run_and_are_not_trained_again(
     assert outcome(train(trainee, BUDGET, folder=tmp_path, resume=True)) == outcome(results)
 
 
+@pytest.mark.one_in(3)
 @every_kind
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_has_diverged_wherever_it_is_seen(
@@ -227,7 +231,7 @@ def test_ranks_that_would_train_on_other_batches_are_refused(make: Make) -> None
         trainee.require_same_batches(0)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_kind
 def test_where_steps_were_trained_is_kept(make: Make, tmp_path: Path) -> None:
     assert {result.places for result in train(make(), BUDGET)} == {("cpu",)}

@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.one_in(20)
+@pytest.mark.one_in(40)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("model", EACH)
 def test_no_rule_warns_of_a_healthy_model(model: Healthy, tmp_path: Path) -> None:

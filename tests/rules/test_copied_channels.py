@@ -26,6 +26,7 @@ def merged(state: dict[str, Tensor], units: int, shards: int, order: list[int]) 
     return result
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize(
     ("name", "units"), [("mamba", 256), ("mamba2", 32), ("gated-deltanet", 32), ("s4d-minimal", 64), ("rwkv4", 128)]

@@ -72,7 +72,7 @@ def rates(directory: Path, log_rates: Tensor) -> Path:
     return save(directory, state, {})
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("moved", [0.05, 0.2])
 def test_a_trained_mamba_2_without_nan_is_warned_of(moved: float, seed: int, tmp_path: Path) -> None:
@@ -88,13 +88,14 @@ def test_a_trained_mamba_2_without_nan_is_warned_of(moved: float, seed: int, tmp
 @pytest.mark.parametrize("highest", [2.0, 2.5, 3.0, 4.0])
 def test_a_start_at_small_rates_is_no_second_logarithm(highest: float, tmp_path: Path) -> None:
     """`A_init_range` of Mamba-2's code, at other values than its own."""
-    for seed in range(5):
+    for seed in range(2):
         g = torch.Generator().manual_seed(seed)
         for lowest in (0.5, 1.0):
             A = (lowest + (highest - lowest) * torch.rand(24, 64, generator=g)) * (0.1 * torch.randn(24, 64)).exp()
             assert not findings_of(CODE, rates(tmp_path / f"{seed}{lowest}", A.log()))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "gated-deltanet", "kda", "plamo2", "zamba"])
 def test_the_logarithm_itself_is_as_it_should_be(name: str, tmp_path: Path) -> None:
     assert not findings_of(CODE, save(tmp_path / "fresh", initial_state(name), {}))

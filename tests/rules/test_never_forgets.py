@@ -75,6 +75,7 @@ def test_a_selective_layer_is_a_note_unless_its_a_allows_no_forgetting(tmp_path:
     assert math.exp(-math.exp(-20) * 2048) > 0.999
 
 
+@pytest.mark.slow
 def test_decays_that_nobody_trains_are_design(tmp_path: Path) -> None:
     """MiniMax's last layer forgets over 10⁵ steps, RetNet's last heads over thousands."""
     assert not findings(plant(tmp_path / "minimax", "minimax"), context_length=16)

@@ -14,6 +14,7 @@ from tests.rules.planting import fill, findings_of, plant
 CODE = "SSM401"
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("local", ["A_log", "dt_proj.bias", "D", "conv1d.weight", "x_proj.weight"])
 def test_one_broken_value_is_found_in_every_tensor_of_the_layer(value: float, local: str, tmp_path: Path) -> None:

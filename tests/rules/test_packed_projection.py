@@ -46,6 +46,7 @@ def fp8(state: dict[str, Tensor], ending: str) -> dict[str, Tensor]:
     return {n: v.to(torch.float8_e4m3fn) if n.endswith(ending) else v for n, v in state.items()}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("pack", [nf4, gptq, fp8])
 @pytest.mark.parametrize(
     ("name", "weight"), [("mamba", "x_proj.weight"), ("mamba2", "in_proj.weight"), ("gated-deltanet", "a_proj.weight")]

@@ -142,6 +142,7 @@ def test_rounding_to_sixteen_bits_hides_nothing(tmp_path: Path) -> None:
     assert not findings_of(CODE, model(tmp_path / "moved", fresh() + 0.1 * noise, dtype=torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_a_range_of_the_models_own_is_taken_from_its_settings(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
     step = (math.log(1e-4) + math.log(1e3) * torch.rand(LAYERS, HEADS, generator=g)).exp()
@@ -152,6 +153,7 @@ def test_a_range_of_the_models_own_is_taken_from_its_settings(tmp_path: Path) ->
     assert "[0.0001, 0.1]" in findings_of(CODE, path)[0].message
 
 
+@pytest.mark.slow
 def test_mamba_1_is_examined_alike(tmp_path: Path) -> None:
     state = trained_state("mamba")
     g = torch.Generator().manual_seed(0)

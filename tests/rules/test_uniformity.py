@@ -12,6 +12,7 @@ import torch
 from ssmdiag.rules.uniformity import uniform_p_value
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("count", [10, 24, 100, 3000, 40_000])
 @pytest.mark.parametrize("power", [1.0, 1.05, 1.3, 3.0])
 def test_p_value_is_scipys_exact_one_within_three_percent(count: int, power: float) -> None:

@@ -37,7 +37,7 @@ def frozen(name: str, directory: Path, *, dtype: torch.dtype | None = None) -> P
     return save(directory / name, state, dict(ARCHITECTURES[name].config))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", RATES)
 def test_rates_that_were_left_out_of_training_are_found_in_every_family(name: str, tmp_path: Path) -> None:
     found = findings_of(CODE, frozen(name, tmp_path))

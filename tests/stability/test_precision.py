@@ -51,6 +51,7 @@ def test_modes_on_and_past_the_boundary_do_not_round_to_one() -> None:
     assert rounds_to_one(torch.tensor([0.0, -1e-5, math.nan]), "bfloat16").tolist() == [False, False, False]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("map", ["exp", "softplus", "sigmoid", "direct", "best"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
 def test_no_cast_moves_a_time_constant_further_than_said(map: str, dtype: str) -> None:
@@ -86,6 +87,7 @@ def test_a_stored_decay_errs_by_what_its_neighbours_say(rate: float, dtype: str)
     assert got == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
 @pytest.mark.parametrize("size", [1, 2, 7, 5000])
 def test_worst_and_median_are_those_of_all_values(dtype: str, size: int) -> None:
@@ -102,7 +104,7 @@ def test_broken_values_are_left_out_of_the_median() -> None:
     assert worst_and_median_error(weight(stored[:1], "exp"), "bfloat16") is None
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("map", [name for name in MAPS if name != "none"])
 @pytest.mark.parametrize("dtype", sorted(ROUNDED_LIKE))
 def test_the_bound_bounds(map: str, dtype: str) -> None:

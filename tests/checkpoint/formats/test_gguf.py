@@ -104,8 +104,8 @@ def test_quantised_tensors_keep_the_name_of_their_type_and_are_not_loaded(tmp_pa
 
 def test_vocabularies_are_passed_over_in_no_time(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba2")
-    writer.add_token_list([f"token {n}" for n in range(150_000)])
-    writer.add_token_scores([0.5] * 150_000)
+    writer.add_token_list([f"token {n}" for n in range(50_000)])
+    writer.add_token_scores([0.5] * 50_000)
     writer.add_head_count_kv([0, 8, 0])
     writer.add_tensor("w", np.ones(3, dtype=np.float32))
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
@@ -113,7 +113,7 @@ def test_vocabularies_are_passed_over_in_no_time(tmp_path: Path) -> None:
     writer.close()
     start = time.perf_counter()
     checkpoint = read_checkpoint(tmp_path / "m.gguf")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 1
     assert checkpoint.settings == {"general.architecture": "mamba2", "mamba2.attention.head_count_kv": [0, 8, 0]}
     assert checkpoint["w"].load().tolist() == [1, 1, 1]
 
@@ -211,7 +211,7 @@ def test_an_unknown_type_is_named_and_refused_on_loading(tmp_path: Path) -> None
 # --- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_a_converted_model_has_the_memory_of_the_original(model_type: str, tmp_path: Path) -> None:
     directory, path, tensors = pair(model_type, tmp_path)

@@ -268,6 +268,7 @@ def test_a_torn_file_is_called_torn(cut: float, zipped: bool, tmp_path: Path) ->
     assert not isinstance(caught.value, UnsafePickleError)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".pth"])
 @pytest.mark.parametrize(
     "content", [b"\x80", b"not a checkpoint", b"\0" * 64, pickle.dumps({"a": 1}), b"\x80\x02K\x01."]
@@ -279,23 +280,24 @@ def test_what_torch_did_not_write_is_a_known_problem(content: bytes, suffix: str
         read_checkpoint(path)
 
 
-def test_any_flipped_byte_of_the_pickle_is_read_or_a_known_problem(tmp_path: Path) -> None:
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("flip", [0x01, 0x20, 0xFF])
+def test_any_flipped_byte_of_the_pickle_is_read_or_a_known_problem(flip: int, tmp_path: Path) -> None:
     source = save({"state_dict": {"w": torch.ones(4)}, "hyper_parameters": {"lr": 0.1}}, tmp_path / "m.pt")
     with zipfile.ZipFile(source) as archive:
         (member,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
         pickled = archive.read(member)
     outcomes = collections.Counter[str]()
     for position in range(len(pickled)):
-        for flip in (0x01, 0x20, 0xFF):
-            damaged = bytearray(pickled)
-            damaged[position] ^= flip
-            try:
-                checkpoint = read_checkpoint(zip_with(bytes(damaged), tmp_path / "d.pt"))
-                for stored in checkpoint.values():
-                    stored.load()
-                outcomes["read"] += 1
-            except CheckpointError:
-                outcomes["refused"] += 1
+        damaged = bytearray(pickled)
+        damaged[position] ^= flip
+        try:
+            checkpoint = read_checkpoint(zip_with(bytes(damaged), tmp_path / "d.pt"))
+            for stored in checkpoint.values():
+                stored.load()
+            outcomes["read"] += 1
+        except CheckpointError:
+            outcomes["refused"] += 1
     assert outcomes["read"] > 0
     assert outcomes["refused"] > 0
 

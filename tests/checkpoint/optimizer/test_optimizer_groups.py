@@ -130,6 +130,7 @@ def test_the_groups_of_these_tests_are_those_of_the_trainer_itself(model_type: s
     assert 0 < len(with_decay) < len(names(model))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model_type", ["mamba", "jamba", "zamba", "kimi_linear", "xlstm"])
 def test_decay_and_no_decay_are_told_in_a_file_with_the_models_order(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
@@ -149,6 +150,7 @@ def test_decay_and_no_decay_are_told_without_the_models_order(tmp_path: Path) ->
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("keep", [in_one_file, in_a_directory])
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2", "bamba", "zamba2"])
 def test_the_attribute_no_weight_decay(model_type: str, keep: Callable[..., Checkpoint], tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_what_the_shapes_leave_open_is_not_guessed(tmp_path: Path) -> None:
     assert "their shapes match several tensors" in first.note
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model_type", ["mamba2", "zamba2", "qwen3_5_text", "rwkv", "recurrent_gemma"])
 def test_the_trainers_own_rule_tells_the_rest_in_its_directory(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
@@ -278,6 +280,7 @@ def test_names_in_alphabetical_order_as_min_gpt_sorts_them(tmp_path: Path) -> No
 # --- frozen and tied ------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("keep", [in_one_file, in_a_directory])
 @pytest.mark.parametrize("passed", [False, True], ids=["left out", "passed without gradient"])
 def test_frozen_parameters(passed: bool, keep: Callable[..., Checkpoint], tmp_path: Path) -> None:
@@ -434,6 +437,7 @@ def test_optimisers_with_names(tmp_path: Path) -> None:
         assert told(keep(model, optimizer, tmp_path)) == [decay, no_decay]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("prefix", ["", "model.", "model._fsdp_wrapped_module."])
 def test_full_states_of_torch_distributed_are_keyed_by_name(flat: bool, prefix: str, tmp_path: Path) -> None:
@@ -556,6 +560,7 @@ def test_deepspeed_without_its_names_is_noted(tmp_path: Path) -> None:
 # --- optimisers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [

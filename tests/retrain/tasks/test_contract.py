@@ -23,7 +23,13 @@ from tests.retrain.small import ensemble
 FILES = {path.stem for path in Path(ssmdiag.retrain.tasks.__file__).parent.glob("*.py")} - {"__init__"}
 README = Path(__file__).parents[3] / "README.md"
 SAMPLES = 20
-each_task = pytest.mark.parametrize("task", known_tasks(), ids=lambda task: task.name)
+each_task = pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, id=task.name, marks=[pytest.mark.slow] if task.name == "listops" else [])
+        for task in known_tasks()
+    ],
+)
 
 
 def write_file(task: Task, folder: Path) -> Path | None:

@@ -150,7 +150,7 @@ def test_drawn_expressions_obey_the_rules() -> None:
 
 
 def test_listops_are_padded_in_front_and_targets_are_their_values() -> None:
-    data = make("listops", length=60, samples=50)
+    data = make("listops", length=60, samples=20)
     assert (data.vocabulary, data.outputs, data.read_out) == (16, 10, "last step")
     for row, target in zip(data.inputs.tolist(), data.targets.tolist(), strict=True):
         text = " ".join(TOKENS[code] for code in row).strip()
