@@ -80,7 +80,7 @@ def test_a_reader_of_the_first_line_gets_it() -> None:
 
 @needs_posix
 def test_errors_without_a_stderr_keep_their_code_and_stay_out_of_stdout() -> None:
-    for line in ("$S chekc 2>&-", "$S families mambo 2>&- <&-"):
+    for line in ("$S families mambo 2>&-", "$S chekc 2>&-", "$S families mambo 2>&- <&-"):
         run = shell(line)
         assert (run.returncode, run.stdout) == (2, "")
 
