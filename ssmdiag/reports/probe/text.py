@@ -57,7 +57,7 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
 
 
 def _heading(memory: ProbedMemory, shown: Shown) -> str:
-    families = words.families(layer.title for layer in memory.layers) or "no layer whose memory depends on its input"
+    families = words.families(layer.title for layer in memory.layers) or "no layer that ssmdiag can observe"
     texts = f"{words.plural(memory.texts, 'text')} of {memory.length:,} steps"
     source = f" ({', '.join(map(words.checkpoint_name, shown.texts))})" if shown.texts else ""
     return f"{words.checkpoint_name(shown.model)}  {families}  {texts}{source}  {memory.device} {memory.dtype}"
