@@ -161,6 +161,16 @@ def test_no_column_is_lost(case: str, width: int) -> None:
         assert heading in heads
 
 
+def test_of_channels_that_were_chosen_no_layer_is_first_for_sure() -> None:
+    some = " ".join(report(SELECTIVE, SHOWN, Settings(width=80)).split())
+    assert "Of the channels looked at, those of layer 2 retain longest: half of a state" in some
+    whole = replace(SELECTIVE, layers=tuple(replace(one, channels=64) for one in SELECTIVE.layers))
+    every = " ".join(report(whole, SHOWN, Settings(width=80)).split())
+    assert "Layer 2 retains longest: half of a state" in every
+    assert "can change with more --channels" in some
+    assert "--channels" not in every
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_document_is_json_without_nan(case: str) -> None:
     memory, others = CASES[case]

@@ -78,11 +78,17 @@ def _retained(memory: ProbedMemory, labels: Sequence[str]) -> str:
     assert layer.observed is not None
     lives = layer.observed.half_life
     where = f"Layer {label} retains longest: half" if len(memory.layers) > 1 else "Half"
+    if len(memory.layers) > 1 and _is_sampled(layer):  # which is first may be by their choice
+        where = f"Of the channels looked at, those of layer {label} retain longest: half"
     text = f"{where} of a state is gone after {_said(lives, 'median')} steps in the median, "
     text += f"one in twenty lasts for {_said(lives, 'p95')}{' or more' * ('p95' not in lives.at_least)}"
     if layer.nominal:
         text += f"; with the gates at rest, {words.steps(layer.nominal.median)} and {words.steps(layer.nominal.p95)}"
     return f"{text}."
+
+
+def _is_sampled(layer: ProbedLayer) -> bool:
+    return layer.observed is not None and layer.observed.channels_sampled != layer.channels
 
 
 def _said(lives: HalfLives, name: str) -> str:
@@ -239,10 +245,13 @@ def _remarks(memory: ProbedMemory, labels: Sequence[str], wide: bool) -> Iterato
     if len(by_family) > 1 and not wide:
         parts = [f"{family}: {join_labels(where)}" for family, where in by_family.items()]
         yield f"layers of {'; '.join(parts)}"
-    sampled = [layer for layer in memory.layers if layer.observed and layer.observed.channels_sampled != layer.channels]
+    sampled = [layer for layer in memory.layers if _is_sampled(layer)]
     if sampled and sampled[0].observed:
         count = sampled[0].observed.channels_sampled
-        yield f"half-lives and retention are of {count} channels a layer, the slowest and the fastest among them"
+        yield (
+            f"half-lives and retention are of {count} channels a layer, spread evenly over the rates of their weights: "
+            "the longest half-lives, and which layer is first in them, can change with more --channels"
+        )
     by_reason: dict[str, list[str]] = {}
     for layer, label in zip(memory.layers, labels, strict=True):
         law = layer.observed.law if layer.observed else None
