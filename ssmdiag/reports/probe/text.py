@@ -178,14 +178,16 @@ def _rounded(layers: Sequence[ProbedLayer], labels: Sequence[str]) -> list[Colum
 
 
 def _error(share: float) -> str:
-    """Return a relative error in percent, with two digits.
+    """Return a relative error in percent, with two digits; with one below a tenth, so that a table fits 80 columns.
 
-    >>> [_error(share) for share in (0.0, 4.24e-5, 0.0051, 0.164, 2.5, math.inf)]
-    ['0', '0.0042', '0.51', '16', '250', '∞']
+    >>> [_error(share) for share in (0.0, 2.4e-6, 4.24e-5, 0.0051, 0.164, 2.5, math.inf)]
+    ['0', '<0.001', '0.004', '0.51', '16', '250', '∞']
     """
     percent = 100 * share
     if math.isinf(percent):
         return "∞"
+    if 0 < percent < 0.095:
+        return f"{percent:.1g}" if percent >= 0.00095 else "<0.001"
     return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.2g}"
 
 
