@@ -136,8 +136,14 @@ def probe(
     else:
         terminal.emit(report(memory, shown, settings, others), target, colours=settings.colour)
     terminal.remark_problems("note", source.notes)
-    unseen = [layer for _, one in found for layer in one.layers if layer.observed is None]
-    raise typer.Exit(2 if unseen else 0)
+    raise typer.Exit(2 if any(_lacks(memory, cuts) for _, memory in found) else 0)
+
+
+def _lacks(memory: ProbedMemory, cuts: int) -> bool:
+    """Whether a layer was not observed, or the use of the past not measured though that was asked for."""
+    return any(layer.observed is None for layer in memory.layers) or (
+        memory.use is None and (cuts > 0 or not memory.layers)
+    )
 
 
 def _measured(source: Source, sample: Sample, options: Mapping[str, Any], quiet: bool) -> ProbedMemory:

@@ -124,6 +124,11 @@ class Asked:
         """
         if self.data is not None:
             batches = _batches(self.data, call("--data", self.data, ("data",)), self.most_texts, self.batch)
+            if not batches:
+                raise ConfigurationError(
+                    f"--data {printable(self.data)}: returned no batch.",
+                    expected="one at least, of texts of one length",
+                )
             yield Sample(Shown(source.name, (self.data,)), self._share(batches), self.length)
             return
         yield self._sample(source, self.text)

@@ -130,7 +130,9 @@ class _Watching:
 
         if self.folder.empty and not self.read_any:
             there = self.folder.path.is_dir()
-            self._remark(f"{self.folder.path} {'holds no checkpoint' if there else 'is not there'} yet: waiting.")
+            self._remark(
+                f"{self.folder.path} {'holds no numbered checkpoint' if there else 'is not there'} yet: waiting."
+            )
         ready = in_order(ready)
         histories: tuple[LayerHistory, ...] = ()
         for path in ready:
@@ -152,6 +154,8 @@ class _Watching:
             if isinstance(result, Failure):
                 raise (UnknownFamilyError if result.kind == "UnknownFamilyError" else SsmdiagError)(result.seen)
             self.run.add(path)
+            if self.run.is_of_another_model(path):
+                self._remark(f"{path.name} has none of the layers of the first checkpoint: it is of another model.")
         except UnknownFamilyError as error:
             self.folder.done(path)
             self._remark(f"{path.name} is left out: {error.seen}")

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -48,17 +49,8 @@ class Answers:
             place = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
             given["position_ids"] = place if starts is None else place + starts[:, None]
         self.tokens += x.shape[0] * x.shape[1]
-        try:
+        with running(x, expected="a model that takes sequences of any length, down to one step"):
             answer = _tensor(self.module(x, **given))
-        except (SsmdiagError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0][:200].rstrip(".")
-            raise SsmdiagError(
-                f"the model failed on {x.shape[0]:,} sequences of {x.shape[1]:,} steps ({type(error).__name__}: "
-                f"{text}).",
-                expected="a model that takes sequences of any length, down to one step",
-            ) from error
         if answer is None or answer.ndim < 3 or answer.shape[:2] != x.shape[:2]:
             shape = "no tensor" if answer is None else f"a tensor of shape {tuple(answer.shape)}"
             raise SsmdiagError(
@@ -85,6 +77,26 @@ class Answers:
         # Under autocast only the values tell: they are those of a narrower type.
         types |= {t for t in (torch.bfloat16, torch.float16) if bool((answer.to(t).to(answer.dtype) == answer).all())}
         return max(torch.finfo(kind).eps for kind in types)
+
+
+@contextmanager
+def running(x: Tensor, *, expected: str, advice: str | None = None) -> Iterator[None]:
+    """Raise SsmdiagError for whatever a model raises on sequences (batch, time, …), but where memory runs out.
+
+    The traceback goes to the logger `ssmdiag` at level DEBUG, which SSMDIAG_DEBUG shows on the command line.
+    """
+    try:
+        yield
+    except (SsmdiagError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        logging.getLogger("ssmdiag").debug("the model failed", exc_info=error)
+        text = str(error).strip().partition("\n")[0][:200].rstrip(".")
+        raise SsmdiagError(
+            f"the model failed on {x.shape[0]:,} sequences of {x.shape[1]:,} steps ({type(error).__name__}: {text}).",
+            expected=expected,
+            advice=advice,
+        ) from error
 
 
 @contextmanager

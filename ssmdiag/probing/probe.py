@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
-from ssmdiag.probing.answers import device_of, in_evaluation
+from ssmdiag.probing.answers import device_of, in_evaluation, running
 from ssmdiag.probing.batches import MASKS, Shown, shown
 from ssmdiag.probing.clocks import ObservedLayer, observing
 from ssmdiag.probing.digest import RecurrenceDigest, digest_recurrence
@@ -162,7 +162,8 @@ def probe(
     Raises
     ------
     SsmdiagError
-        If there is no batch that is long enough, a batch is padded, a layer never ran, or memory runs out.
+        If there is no batch that is long enough, a batch is padded, the model fails, a layer never ran, or memory
+        runs out.
     """
     meters: dict[str, RetentionMeter] = {}
     errors: dict[str, str] = {}
@@ -315,7 +316,12 @@ def within_memory() -> Iterator[None]:
 def run(model: nn.Module, batch: Shown) -> Any:
     """Return the answer to a batch, without a cache where the model has one."""
     settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    return batch.call(model, device_of(model), **settings)
+    with running(
+        batch.inputs,
+        expected="texts that it takes: tokens of its vocabulary or rows of its width, and no more steps than it knows",
+        advice="SSMDIAG_DEBUG=1 shows where; a smaller --length may do.",
+    ):
+        return batch.call(model, device_of(model), **settings)
 
 
 def dtype_of(model: nn.Module) -> str:

@@ -76,7 +76,9 @@ def lacks_optimizer(evidence: CheckpointEvidence) -> str | None:
 
 def lacks_probe(evidence: CheckpointEvidence) -> str | None:
     """Say that nothing was observed of the live model."""
-    return None if evidence.probe else "nothing was observed of the model: --probe gives what ssmdiag probe wrote"
+    if evidence.probe is None:
+        return "nothing was observed of the model: --probe gives what ssmdiag probe wrote"
+    return None if evidence.probe.layers else "the probe observed no layer"
 
 
 def are(names: Sequence[str]) -> str:

@@ -42,6 +42,13 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             )
 
 
+def lacks_rounded_state(evidence: CheckpointEvidence) -> str | None:
+    """Say that no layer was stepped with its state rounded."""
+    if evidence.probe and evidence.probe.layers and all(one.bf16_error is None for one in evidence.probe.layers):
+        return "the probe stepped no layer with a rounded state"
+    return lacks_probe(evidence)
+
+
 RULE = Rule(
     code="SSM604",
     name="rounded-state",
@@ -49,7 +56,7 @@ RULE = Rule(
     summary="a state in bfloat16 would spoil a layer's output, as a probe observed it",
     looks_at="probe",
     examine=examine,
-    lacks=lacks_probe,
+    lacks=lacks_rounded_state,
     advice="keep the state in float32 when generating; weights may be narrower.",
     **page(__doc__),
     thresholds={"error": Threshold(0.02, "relative error of the output in the median channel")},

@@ -37,6 +37,13 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
         )
 
 
+def lacks_use(evidence: CheckpointEvidence) -> str | None:
+    """Say that it is not known how far back the answers use their past."""
+    if evidence.probe is None:
+        return lacks_probe(evidence)
+    return None if evidence.probe.tested else "the probe did not measure the use of the past"
+
+
 RULE = Rule(
     code="SSM603",
     name="unused-context",
@@ -44,7 +51,7 @@ RULE = Rule(
     summary="answers use far less of the past than there is, as a probe measured it",
     looks_at="probe",
     examine=examine,
-    lacks=lacks_probe,
+    lacks=lacks_use,
     advice="probe it on text that needs the past; where it uses no more, shorten the context or train on longer texts.",
     **page(__doc__),
     thresholds={

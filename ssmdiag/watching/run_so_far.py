@@ -74,6 +74,12 @@ class RunSoFar:
         self._stored[path] = checkpoint.train_step
         self.context_length = self.context_length or context_length_of(checkpoint.settings)
 
+    def is_of_another_model(self, path: Path) -> bool:
+        """Whether none of a checkpoint's layers is, by name and family, one of the first checkpoint's."""
+        first = {(point.name, point.family) for point in next(iter(self._points.values()), [])}
+        own = {(point.name, point.family) for point in self._points[path]}
+        return bool(first and own) and not first & own
+
     def step_of(self, path: Path) -> tuple[str, int | None]:
         """Return what a checkpoint's step counts, and the step; None where neither file nor name says it."""
         order = self._order()

@@ -41,6 +41,25 @@ def both():
 
 def word():
     return "text"
+
+def nothing():
+    return []
+
+class Last(Model):
+    def forward(self, x):
+        return self.core(x)[0][:, -1]
+
+def last():
+    return Last()
+
+class Short(Model):
+    def forward(self, x):
+        if x.shape[1] > 16:
+            raise IndexError("index out of range in self")
+        return self.core(x)[0]
+
+def short():
+    return Short()
 """
 
 
@@ -117,6 +136,21 @@ def test_a_report_of_a_module_without_layers_is_its_use(run: Run, functions: str
     assert "layer" not in out.splitlines()[0]
 
 
+@pytest.mark.parametrize(("model", "options", "code"), [("last", (), 2), ("model", ("--cuts", 0), 2), ("model", (), 0)])
+def test_a_probe_that_measured_nothing_has_not_succeeded(
+    run: Run, functions: str, model: str, options: tuple[object, ...], code: int
+) -> None:
+    given = ("--model", f"{functions}:{model}", "--data", f"{functions}:tensor", *SMALL, *options)
+    found, out, _ = run("probe", *given)
+    assert found == code
+    assert out.startswith("The answers " if code == 0 else ("Last has no layer" if model == "last" else "Model has no"))
+
+
+def test_the_use_of_the_past_that_was_not_asked_for_is_not_missing(run: Run, folder: Path, text: Path) -> None:
+    assert run("probe", folder, "--text", text, *SMALL, "--cuts", 0)[0] == 0
+    assert run("probe", folder, "--text", text, *SMALL, "--length", 2)[0] == 2, "too short for the use to be measured"
+
+
 def test_a_text_that_is_too_short_is_refused_by_name(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("short")
@@ -136,6 +170,8 @@ def test_a_text_that_is_too_short_is_refused_by_name(run: Run, folder: Path, tex
         (["--model", "own_probe:model", "--data", "own_probe:tensor", "--text", "x"], "two inputs"),
         (["--model", "own_probe:model", "--data", "own_probe:tensor", "--dtype", "float16"], "decides itself"),
         (["DIR", "--model", "own_probe:model", "--data", "own_probe:tensor"], "two models"),
+        (["--model", "own_probe:model", "--data", "own_probe:nothing"], "own_probe:nothing: returned no batch"),
+        (["--model", "own_probe:short", "--data", "own_probe:tensor"], "the model failed on 3 sequences of 32 steps"),
     ],
 )
 def test_what_cannot_be_run_is_a_sentence(run: Run, functions: str, options: list[str], said: str) -> None:
@@ -168,6 +204,17 @@ def test_check_judges_what_a_probe_observed(run: Run, folder: Path, text: Path, 
     code, out, _ = run("check", folder, "--probe", kept, "--isolated", "--fail-on", "note", "--select", "SSM6")
     assert code == 1
     assert "SSM601 note" in out
+    found["use"] = None
+    for layer in found["layers"]:
+        layer["observed"]["rounded_state"] = None
+    kept.write_text(json.dumps(found))
+    code, out, _ = run("check", folder, "--probe", kept, "--isolated", "--select", "SSM6")
+    assert "SSM603 (the probe did not measure the use of the past)" in " ".join(out.split())
+    assert "SSM604 (the probe stepped no layer with a rounded state)" in " ".join(out.split())
+    kept.write_text(json.dumps(found | {"layers": []}))
+    code, out, _ = run("check", folder, "--probe", kept, "--isolated", "--select", "SSM6")
+    assert "SSM601, SSM602, SSM604 (the probe observed no layer)" in " ".join(out.split())
+    assert "clean: 0 of 4 rules" in out
     found["recurrence"]["sha256"] = "0" * 64
     kept.write_text(json.dumps(found))
     code, _, errors = run("check", folder, "--probe", kept, "--isolated")

@@ -139,7 +139,7 @@ def test_it_fails_at_the_first_checkpoint_that_shows_it_and_deleted_ones_count(
     assert code == 1
     assert 5 <= len(out.splitlines()) < len(STEPS)
     assert "converging: 1" in out.splitlines()[-1]
-    assert err == f"{there} holds no checkpoint yet: waiting.\n"
+    assert err == f"{there} holds no numbered checkpoint yet: waiting.\n"
 
 
 def test_a_torn_file_is_a_remark_and_read_when_it_is_whole(run: Run, clock: Time, tmp_path: Path) -> None:
@@ -201,6 +201,16 @@ def test_a_file_that_is_too_new_to_be_read_is_no_reason_to_say_that_none_is_ther
     assert (code, len(out.splitlines()), err) == (0, 1, "")
 
 
+def test_a_checkpoint_of_another_model_has_its_line_and_a_remark(run: Run, clock: Time, tmp_path: Path) -> None:
+    shutil.copy(S4D / "step-00100.safetensors", tmp_path)
+    shutil.copy(S4D / "step-00100.safetensors", tmp_path / "step-00150.safetensors")
+    lru = next((S4D.parent / "lru-digits").glob("*.safetensors"))
+    shutil.copy(lru, tmp_path / "step-00200.safetensors")
+    code, out, err = run("watch", tmp_path, "--idle", "0")
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert err == "step-00200.safetensors has none of the layers of the first checkpoint: it is of another model.\n"
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_it_waits_with_a_remark_where_nothing_is_written_yet(there: bool, watch: Run, tmp_path: Path) -> None:
     directory = tmp_path / "run"
@@ -208,7 +218,7 @@ def test_it_waits_with_a_remark_where_nothing_is_written_yet(there: bool, watch:
         directory.mkdir()
     code, out, err = watch(directory)
     assert (code, out) == (0, "")
-    assert err == f"{directory} {'holds no checkpoint' if there else 'is not there'} yet: waiting.\n"
+    assert err == f"{directory} {'holds no numbered checkpoint' if there else 'is not there'} yet: waiting.\n"
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,24 @@ def test_no_column_is_lost(case: str, width: int) -> None:
         assert heading in heads
 
 
+def test_small_errors_of_a_rounded_state_are_whole_at_80_columns() -> None:
+    small = {name: StateError(2.2e-6 * 5**k, 1.9e-5 * 5**k) for k, name in enumerate(FORMATS)}
+    layers = [replace(one, observed=replace(one.observed, rounded_state=small)) for one in SELECTIVE.layers]  # type: ignore[type-var]
+    got = report(replace(SELECTIVE, layers=tuple(layers)), SHOWN, Settings(width=80, plots=False))
+    assert "…" not in got
+    assert "<0.001 / 0.002" in got
+
+
+def test_of_channels_that_were_chosen_no_layer_is_first_for_sure() -> None:
+    some = " ".join(report(SELECTIVE, SHOWN, Settings(width=80)).split())
+    assert "Of the channels looked at, those of layer 2 retain longest: half of a state" in some
+    whole = replace(SELECTIVE, layers=tuple(replace(one, channels=64) for one in SELECTIVE.layers))
+    every = " ".join(report(whole, SHOWN, Settings(width=80)).split())
+    assert "Layer 2 retains longest: half of a state" in every
+    assert "can change with more --channels" in some
+    assert "--channels" not in every
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_document_is_json_without_nan(case: str) -> None:
     memory, others = CASES[case]

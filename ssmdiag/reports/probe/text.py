@@ -57,7 +57,7 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
 
 
 def _heading(memory: ProbedMemory, shown: Shown) -> str:
-    families = words.families(layer.title for layer in memory.layers) or "no layer whose memory depends on its input"
+    families = words.families(layer.title for layer in memory.layers) or "no layer that ssmdiag can observe"
     texts = f"{words.plural(memory.texts, 'text')} of {memory.length:,} steps"
     source = f" ({', '.join(map(words.checkpoint_name, shown.texts))})" if shown.texts else ""
     return f"{words.checkpoint_name(shown.model)}  {families}  {texts}{source}  {memory.device} {memory.dtype}"
@@ -78,11 +78,17 @@ def _retained(memory: ProbedMemory, labels: Sequence[str]) -> str:
     assert layer.observed is not None
     lives = layer.observed.half_life
     where = f"Layer {label} retains longest: half" if len(memory.layers) > 1 else "Half"
+    if len(memory.layers) > 1 and _is_sampled(layer):  # which is first may be by their choice
+        where = f"Of the channels looked at, those of layer {label} retain longest: half"
     text = f"{where} of a state is gone after {_said(lives, 'median')} steps in the median, "
     text += f"one in twenty lasts for {_said(lives, 'p95')}{' or more' * ('p95' not in lives.at_least)}"
     if layer.nominal:
         text += f"; with the gates at rest, {words.steps(layer.nominal.median)} and {words.steps(layer.nominal.p95)}"
     return f"{text}."
+
+
+def _is_sampled(layer: ProbedLayer) -> bool:
+    return layer.observed is not None and layer.observed.channels_sampled != layer.channels
 
 
 def _said(lives: HalfLives, name: str) -> str:
@@ -172,14 +178,16 @@ def _rounded(layers: Sequence[ProbedLayer], labels: Sequence[str]) -> list[Colum
 
 
 def _error(share: float) -> str:
-    """Return a relative error in percent, with two digits.
+    """Return a relative error in percent, with two digits; with one below a tenth, so that a table fits 80 columns.
 
-    >>> [_error(share) for share in (0.0, 4.24e-5, 0.0051, 0.164, 2.5, math.inf)]
-    ['0', '0.0042', '0.51', '16', '250', '∞']
+    >>> [_error(share) for share in (0.0, 2.4e-6, 4.24e-5, 0.0051, 0.164, 2.5, math.inf)]
+    ['0', '<0.001', '0.004', '0.51', '16', '250', '∞']
     """
     percent = 100 * share
     if math.isinf(percent):
         return "∞"
+    if 0 < percent < 0.095:
+        return f"{percent:.1g}" if percent >= 0.00095 else "<0.001"
     return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.2g}"
 
 
@@ -239,10 +247,13 @@ def _remarks(memory: ProbedMemory, labels: Sequence[str], wide: bool) -> Iterato
     if len(by_family) > 1 and not wide:
         parts = [f"{family}: {join_labels(where)}" for family, where in by_family.items()]
         yield f"layers of {'; '.join(parts)}"
-    sampled = [layer for layer in memory.layers if layer.observed and layer.observed.channels_sampled != layer.channels]
+    sampled = [layer for layer in memory.layers if _is_sampled(layer)]
     if sampled and sampled[0].observed:
         count = sampled[0].observed.channels_sampled
-        yield f"half-lives and retention are of {count} channels a layer, the slowest and the fastest among them"
+        yield (
+            f"half-lives and retention are of {count} channels a layer, spread evenly over the rates of their weights: "
+            "the longest half-lives, and which layer is first in them, can change with more --channels"
+        )
     by_reason: dict[str, list[str]] = {}
     for layer, label in zip(memory.layers, labels, strict=True):
         law = layer.observed.law if layer.observed else None
