@@ -174,7 +174,11 @@ def probe(
     def seen(layer: ObservedLayer, clock: Clock) -> None:
         if layer.name in errors:
             return
-        meter = meters.setdefault(layer.name, RetentionMeter(layer.name, channels=channels, positions=positions))
+        if layer.name not in meters:
+            meters[layer.name] = RetentionMeter(
+                layer.name, channels=channels, positions=positions, at_rest=_slowest(layer.layer)
+            )
+        meter = meters[layer.name]
         try:
             with guard(layer.name, "observing its memory"):
                 meter.add(clock)
@@ -374,6 +378,14 @@ def _probed(
             None if rounded else not_stepped,
         ),
     )
+
+
+def _slowest(layer: Layer) -> Tensor | None:
+    """Return the half-life at rest of each channel's slowest mode, (channel,); None where it cannot be read."""
+    try:
+        return torch.cat([half_life.nan_to_num().amax(1) for _, half_life in _rates(layer)])
+    except LayerError:
+        return None
 
 
 def _rates(layer: Layer) -> list[tuple[Tensor, Tensor]]:

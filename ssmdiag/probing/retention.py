@@ -92,10 +92,17 @@ class Retention:
 
 
 class RetentionMeter:
-    """Adds up what one layer retains, text by text."""
+    """Adds up what one layer retains, text by text.
 
-    def __init__(self, name: str, *, channels: int = CHANNELS, positions: int = POSITIONS) -> None:
+    `at_rest`: half-life of each channel's slowest mode with the gates at rest, (channel,), by which channels are
+    sampled; by default the order of their rates.
+    """
+
+    def __init__(
+        self, name: str, *, channels: int = CHANNELS, positions: int = POSITIONS, at_rest: Tensor | None = None
+    ) -> None:
         self.name = name
+        self._at_rest = at_rest
         self._channels, self._positions = channels, positions
         self._length: int | None = None
         self._sequences = self._tokens = self._seen_rows = 0
@@ -201,7 +208,10 @@ class RetentionMeter:
         self._at = torch.linspace(context, self._length, count, dtype=torch.float64).round().long().to(step.device)
         blocks = min(BLOCKS, count)
         self._block = (torch.arange(count, device=step.device) * blocks) // count
-        self._sampled = spread_channels(rate, self._channels)
+        slowness = -rate.amin(1)
+        if self._at_rest is not None and len(self._at_rest) == self._all:
+            slowness = self._at_rest.to(rate)
+        self._sampled = spread_channels(slowness, self._channels)
         shape = MOST_BLOCKS, len(self._sampled), len(self._lags)
         self._sums = torch.zeros(shape, dtype=torch.float64, device=step.device)
         self._counts = torch.zeros(MOST_BLOCKS, dtype=torch.float64, device=step.device)
@@ -282,10 +292,13 @@ def half_life_quantiles(values: Tensor, censored: Tensor) -> HalfLives:
     return HalfLives(**numbers, at_least=beyond)
 
 
-def spread_channels(rate: Tensor, most: int) -> Tensor:
-    """Return the numbers of at most so many channels, spread evenly over the order of their slowest rates."""
-    order = rate.amin(1).argsort(stable=True)
+def spread_channels(slowness: Tensor, most: int) -> Tensor:
+    """Return the numbers of at most so many channels, spread evenly over their order by `slowness`, (channel,).
+
+    One is taken from the middle of each of so many equal parts: the extremes count no more than the others.
+    """
+    order = slowness.argsort(stable=True)
     if len(order) <= most:
         return order.sort().values
-    picks = torch.linspace(0, len(order) - 1, most, dtype=torch.float64).round().long()
-    return order[picks.to(order.device)].sort().values
+    middles = (torch.arange(most, dtype=torch.float64) + 0.5) * len(order) / most
+    return order[middles.long().to(order.device)].sort().values

@@ -203,13 +203,20 @@ def test_reset_and_hold_count_every_channel_by_its_slowest_mode() -> None:
     assert found.channels == 100
 
 
-def test_sampled_channels_have_the_slowest_and_the_fastest_among_them() -> None:
-    rate = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    picks = spread_channels(rate, 7)
-    slowest = rate.amin(1)
-    assert len(set(picks.tolist())) == 7
-    assert {int(slowest.argmin()), int(slowest.argmax())} <= set(picks.tolist())
-    assert spread_channels(rate, 500).tolist() == list(range(500))
+def test_channels_are_sampled_evenly_over_their_order_and_the_extremes_count_no_more() -> None:
+    slowness = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    picks = spread_channels(slowness, 7)
+    rank = slowness.argsort().argsort()[picks].sort().values
+    assert rank.tolist() == [35, 107, 178, 250, 321, 392, 464]
+    assert spread_channels(slowness, 500).tolist() == list(range(500))
+
+
+def test_channels_alike_in_rate_are_sampled_by_their_half_life_at_rest() -> None:
+    """Mamba's rates start alike in all channels: Δ makes them differ."""
+    at_rest = torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    meter = RetentionMeter("layer", channels=3, at_rest=at_rest)
+    meter.add(Clock(torch.ones(1, 8, 300, dtype=torch.float64), torch.ones(300, 1, dtype=torch.float64)))
+    assert at_rest.argsort().argsort()[meter.result().sampled].sort().values.tolist() == [50, 150, 250]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
