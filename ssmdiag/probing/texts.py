@@ -67,9 +67,7 @@ def read_start(path: Path, tokens: int, tokenizer: Any) -> bytes:
             size = os.fstat(file.fileno()).st_size
             return file.read(min(size, tokens * (BYTES_PER_TOKEN if tokenizer else 1)))
     except OSError as error:
-        raise SsmdiagError(
-            f"{path}: cannot be read ({error.strerror or error}).", expected="a file; a pipe is not waited for"
-        ) from error
+        raise SsmdiagError(f"{path}: cannot be read ({error.strerror or error}).", expected="a regular file") from error
 
 
 def tokenize(content: bytes, tokenizer: Any, *, special: bool = True) -> Tensor:

@@ -63,6 +63,8 @@ class Watch:
     """The last readings."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"a torch.nn.Module is watched, not a {type(self.model).__name__}")
         if self.every < 1 or self.laws_every < 0 or self.keep < 1 or not 0 < self.limit < 1:
             raise ValueError("every and keep are at least 1, laws_every at least 0, limit between 0 and 1")
         require_unsharded(self.model)

@@ -194,6 +194,11 @@ def test_warnings_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(TypeError, match="watched, not a dict"):
+        Watch({"A_log": torch.zeros(3)})  # type: ignore[arg-type]
+
+
 def test_a_model_without_a_recurrence_is_refused_at_once() -> None:
     with pytest.raises(UnknownFamilyError, match="no recurrent layer recognised in Sequential"):
         Watch(nn.Sequential(nn.Linear(3, 3)))
