@@ -102,11 +102,14 @@ def _normed(module: Any, part: str, values: Tensor) -> Tensor:
 
 
 def _clock(module: Any, low: Tensor) -> Clock:
+    import torch
+
     low = _normed(module, "dt", low)
+    wide = torch.promote_types(low.dtype, torch.float32)
     if hasattr(getattr(module, "config", None), "_is_quantized"):
-        gate = module.dt_proj(low).double()
+        gate = module.dt_proj(low)
     else:  # models use the weight and do not call the submodule: an adapter on it is without effect
-        gate = (low @ module.dt_proj.weight.T).double() + module.dt_proj.bias.double()
+        gate = (low @ module.dt_proj.weight.T).to(wide) + module.dt_proj.bias.to(wide)
     return Clock(softplus(gate), module.A_log.double().exp())
 
 
