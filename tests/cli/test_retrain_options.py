@@ -79,7 +79,7 @@ def test_an_option_that_is_ignored_is_refused(
         (("--depth", 10**7), "--width 64 --modes 32 --depth 10,000,000: 61,440,000,000 weights."),
         (("--text", "pipe"), "--text pipe: cannot be read (it is a pipe or a device, not a file)"),
         (("--text", "/dev/zero"), "--text /dev/zero: cannot be read (it is a pipe or a device, not a file)"),
-        (("--text", "-"), "--text -: cannot be read (No such file or directory).\n  expected: a file"),
+        (("--text", "-"), "--text -: cannot be read (No such file or directory).\n  expected: a regular file"),
         (("--resume",), "--resume: there is nothing to resume from"),
     ],
 )
