@@ -104,8 +104,10 @@ def observing(
     for layer in found:
         if layer.family.clock is None:
             observed.missing[layer.path] = WithoutClock(layer.path, layer.family, _why_not(layer.family))
+        elif (one := _locate(model, layer, layer.family.clock)) is None:
+            why = "its weights lie in a larger module, by their names alone: there is no module of its own to observe"
+            observed.missing[layer.path] = WithoutClock(layer.path, layer.family, why)
         else:
-            one = _locate(model, layer, layer.family.clock)
             layers.setdefault(id(one.module), one)
     observed.layers = tuple(layers.values())
     observed.firings = {one.name: 0 for one in observed.layers}
@@ -140,11 +142,16 @@ def _why_not(family: Family) -> str:
     return f"ssmdiag cannot observe {family.title}: its decay is known at the nominal point alone"
 
 
-def _locate(model: nn.Module, layer: Layer, compute: Callable[..., Clock]) -> ObservedLayer:
-    """Return a layer with its module: wrappers around it carry the hook, since a compiled one runs no hook inside."""
+def _locate(model: nn.Module, layer: Layer, compute: Callable[..., Clock]) -> ObservedLayer | None:
+    """Return a layer with its module; None where it has none.
+
+    Wrappers around the module carry the hook, since a compiled one runs no hook inside.
+    """
     elements = layer.stored(layer.spelling.telltale).stored_name.split(".")
     prefixes = [elements[:count] for count in range(len(elements))]
     around = [path for path in prefixes if _clean(path) == layer.path]
+    if not around:
+        return None
     within = [path for path in around if path == around[0] or path[-1] not in HOLDERS]
     return ObservedLayer(
         name=layer.path,

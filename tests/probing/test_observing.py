@@ -408,3 +408,15 @@ def test_a_failure_of_the_observer_is_its_own() -> None:
 def test_a_model_without_a_recurrence_has_nothing_to_observe() -> None:
     observed, clocks = observe(nn.Sequential(nn.Linear(6, 6)).double())
     assert (observed.layers, observed.firings, observed.without_clock, clocks) == ((), {}, (), [])
+
+
+def test_layers_whose_weights_lie_in_a_larger_module_are_said_to_have_none_to_observe() -> None:
+    """As in code that keeps one flat mapping of all weights."""
+    flat = nn.Identity()
+    for name, value in Mamba(MambaConfig(d_model=4, n_layers=1)).state_dict().items():
+        flat.register_buffer(name.replace(".", "__"), value)
+    with observing(flat, lambda *_: pytest.fail("nothing can be seen")) as observed:
+        flat(torch.zeros(1, 5, 4))
+    (one,) = observed.without_clock
+    assert (one.family.name, one.name) == ("mamba", "layers.0.mixer")
+    assert "no module of its own to observe" in one.why
