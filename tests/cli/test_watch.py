@@ -263,6 +263,7 @@ def test_ctrl_c_is_the_usual_end(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_each_line_is_out_at_once(number: int, expected: int, tmp_path: Path) -> None:
     shutil.copy(S4D / "step-00100.safetensors", tmp_path)
