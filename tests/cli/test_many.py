@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from ssmdiag.cli import diagnosing
+from ssmdiag.cli.diagnosing import Options
+from ssmdiag.cli.diagnosing import _diagnose_apart as diagnose_apart
+from ssmdiag.errors import Failure
+from tests.benchmarks.many_files_speed import follow, members
 
 COMMAND = [sys.executable, "-m", "ssmdiag"]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -68,33 +74,95 @@ def test_many_processes_and_shards_write_the_lines_of_one(tmp_path: Path) -> Non
     assert by_path == rows(tmp_path / "one")
 
 
-KILLER = """
-import os, signal, sys
-import ssmdiag.diagnosis
-whole = ssmdiag.diagnosis.diagnose
-def diagnose(checkpoint, **options):
-    name = checkpoint.path.name
-    if name == "0001.safetensors":
+def killed_or_crashed(options: Options, path: Path) -> object:
+    """Diagnose, but for one path that kills the process and one on which ssmdiag crashes."""
+    if path.name == "0001.safetensors":
         os.kill(os.getpid(), signal.SIGKILL)
-    if name == "0002.safetensors":
-        raise MemoryError("planted")
-    return whole(checkpoint, **options)
-ssmdiag.diagnosis.diagnose = diagnose
-"""
-"""A site-customisation: in every process one checkpoint kills it and another crashes it."""
+    return diagnose_apart(options, path)
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_checkpoint_that_kills_its_process_costs_itself_alone(jobs: int, tmp_path: Path) -> None:
-    paths = write_models(tmp_path, 5)
-    (tmp_path / "planted.py").write_text(KILLER)
-    (tmp_path / "models").mkdir()
-    file = tmp_path / "r.jsonl"
-    starter = "import sys, planted; from ssmdiag.cli import run; run()"
-    asked = ["check", *map(str, paths), "--isolated", "-f", "jsonl", "-o", str(file), "--resume", "--jobs", str(jobs)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
-    (tmp_path / "sitecustomize.py").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-c", starter, *asked], env=environment, capture_output=True, text=True, check=False
+def crashing(path: Path, options: Options, **keywords: object) -> object:
+    raise MemoryError("planted")
+
+
+def test_a_checkpoint_that_kills_its_process_costs_itself_alone(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosing, "_diagnose_apart", killed_or_crashed)
+    paths = write_models(tmp_path, 3)
+    asked = ["check", *paths, "--isolated", "-f", "jsonl", "-o", tmp_path / "r", "--jobs", 1, "--resume"]
+    for times in range(2):
+        code, out, err = run(*asked)
+        assert (code, out) == (2, "")
+        assert err.startswith("3 checkpoints: 0 with findings (error or worse), 1 not read, or not wholly, ")
+        assert ("3 of them by an earlier run" in err) == (times > 0)
+    good, killed, after = rows(tmp_path / "r")
+    assert (len(good["layers"]), len(after["layers"])) == (1, 1)
+    assert killed["error"]["seen"] == "0001.safetensors: the process that read it was killed by signal 9."
+    assert killed["checkpoint"]["modified"] == diagnosing.modified(paths[1])
+
+
+def test_a_checkpoint_on_which_ssmdiag_crashes_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosing, "diagnose_path", crashing)
+    failure = diagnose_apart(Options({}, None, "cpu"), tmp_path / "m.pt")
+    assert isinstance(failure, Failure)
+    assert failure.seen == "m.pt: ssmdiag crashed, MemoryError: planted"
+
+
+def lines_in(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_lines_of_one_that_was_not(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 12)
+    asked = ["inspect", write_list(tmp_path, paths), "-f", "jsonl", "--jobs", "2", "-o"]
+    assert command(*asked, tmp_path / "whole").returncode == 2
+    file = tmp_path / "r"
+    for wanted in (0, 1, 5, 9):
+        with subprocess.Popen([*COMMAND, *asked, str(file), "--resume"], start_new_session=True) as process:
+            deadline = time.monotonic() + 120
+            while lines_in(file) < wanted and time.monotonic() < deadline:
+                time.sleep(0.005)
+            before = members(process.pid)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        deadline = time.monotonic() + 60
+        while members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not members(process.pid), f"of {before} some do not end with the command"
+    left = command(*asked, file, "--resume")
+    assert left.returncode == 2
+    assert rows(file) == rows(tmp_path / "whole")
+    assert "of them by an earlier run" in left.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("heard_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_processes_and_leaves_whole_lines(number: signal.Signals, tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 200)
+    file = tmp_path / "r"
+    asked = ["inspect", write_list(tmp_path, paths), "-f", "jsonl", "--jobs", "2", "-o", str(file)]
+    with subprocess.Popen([*COMMAND, *asked], start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        while lines_in(file) < 3 and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, "")
+    assert not members(process.pid)
+    assert file.read_bytes().endswith(b"\n")
+    assert 3 <= len(rows(file)) < 200
+
+
+@pytest.mark.slow
+def test_a_thousand_checkpoints_need_no_more_memory_than_a_hundred(tmp_path: Path) -> None:
+    run = follow(
+        [*COMMAND, "check", write_list(tmp_path, write_models(tmp_path, 1000)), "--isolated", "--jobs", "2"], tmp_path
     )
-    assert (done.returncode, done.stdout) == (2, "")
+    assert run.code == 2
+    assert run.lines == 1000
+    assert run.growth("command") < 8
+    assert run.growth("workers") < 8
