@@ -96,7 +96,7 @@ def main() -> None:
         ]
         (folder / "list").write_text("".join(f"{path}\n" for path in paths))
         command = [sys.executable, "-m", "ssmdiag", "inspect", f"@{folder / 'list'}", "--device", asked.device]
-        ratios = []
+        ratios, of_processor = [], []
         for _ in range(asked.rounds):
             took = {}
             for jobs in (1, 2):
@@ -110,7 +110,10 @@ def main() -> None:
                     flush=True,
                 )
             ratios.append(took[1].seconds / took[2].seconds)
-        print(f"{asked.files} files: two processes are {', '.join(f'{ratio:.2f}' for ratio in ratios)} times as fast")
+            of_processor.append(max(took[1].processor.values()) / max(took[2].processor.values()))
+        walls, busier = (", ".join(f"{ratio:.2f}" for ratio in those) for those in (ratios, of_processor))
+        print(f"{asked.files} files: two processes are {walls} times as fast; the busier needs 1/({busier}) of the")
+        print("processor time of one alone, which is the ratio on cores that are free")
 
 
 if __name__ == "__main__":
