@@ -85,6 +85,10 @@ class Diagnosis:
     """Warning that layers are read through an unreviewed map file, on which the whole report depends."""
     known: tuple[Finding, ...] = ()
     """Findings that a baseline holds and that have not got worse: none of them fails a check."""
+    given: str | None = None
+    """Its path as the command was given it; None where it was not a command."""
+    modified: float | None = None
+    """When its file was last modified before it was read, in seconds since 1970; None where that is not known."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 

@@ -122,6 +122,10 @@ class Failure:
     """Lines on what was seen."""
     sample: tuple[str, ...] = ()
     """Lines of a text to copy."""
+    given: str | None = None
+    """Its path as the command was given it; None where it was not a command."""
+    modified: float | None = None
+    """When its file was last modified before it was read, in seconds since 1970; None where that is not known."""
 
     @classmethod
     def of(cls, path: str, error: SsmdiagError) -> Failure:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +63,28 @@ def seeded() -> None:
     """Start torch's own generator anew, so that no test's numbers depend on the tests before it."""
     if "torch" in sys.modules:
         sys.modules["torch"].default_generator.manual_seed(0)
+
+
+@cache
+def whole_package() -> frozenset[str]:
+    """Import every module of ssmdiag but the one that runs it, and return their names."""
+    import ssmdiag
+
+    names = {module.name for module in pkgutil.walk_packages(ssmdiag.__path__, "ssmdiag.")} - {"ssmdiag.__main__"}
+    for name in names:
+        importlib.import_module(name)
+    return frozenset(names)
+
+
+@pytest.fixture
+def monkeypatch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Replace things only when all of ssmdiag is imported.
+
+    Commands import modules when they need them. One that is first imported while a function is replaced would keep the
+    replacement for the tests that follow.
+    """
+    whole_package()
+    return monkeypatch
 
 
 @pytest.fixture(scope="module")  # before what a module sets up for its tests

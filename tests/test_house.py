@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -107,3 +108,9 @@ def test_at_most_eight_modules_are_at_the_top() -> None:
 )
 def test_what_a_source_imports_is_seen(source: str, found: set[str]) -> None:
     assert imports(source, modules()) == found
+
+
+def test_nothing_is_first_imported_while_a_test_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {path.relative_to(ROOT.parent).with_suffix("") for path in ROOT.rglob("*.py")}
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in files} - {"ssmdiag.__main__"}
+    assert modules <= set(sys.modules)

@@ -33,13 +33,18 @@ def belongs_to_model(name: str) -> bool:
     return name.endswith(suffixes()) or _MODEL.fullmatch(name) is not None
 
 
-def files_read_with(path: Path) -> Iterator[Path]:
+def files_read_with(path: Path, folders: set[Path] | None = None) -> Iterator[Path]:
     """Yield a file, or a folder's files, and the files that are read with them: settings, shards, optimisers.
 
-    The steps of a run, or DeepSpeed's optimisers, are one level below a folder.
+    The steps of a run, or DeepSpeed's optimisers, are one level below a folder. `folders` are those of files asked for
+    before, which are not listed again: a thousand checkpoints may lie in one.
     """
     if not os.path.isdir(path):
         yield path
+        if folders is not None:
+            if path.parent in folders:
+                return
+            folders.add(path.parent)
         found = list(_files(path.parent))
     else:
         found = list(_files(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,7 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
+from ssmdiag.cli.many import Many, said
 from ssmdiag.cli.options import (
     Assume,
     Color,
@@ -26,6 +28,7 @@ from ssmdiag.cli.options import (
     parse_assumptions,
     parse_outputs,
 )
+from ssmdiag.cli.path_list import Jobs, OneShard, Resume, RetryErrors
 from ssmdiag.cli.process import working_folder
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.reports import declares, formats
@@ -87,6 +90,10 @@ def check(
     every_channel: EveryChannel = False,
     color: Color = "auto",
     device: ComputeDevice = "auto",
+    jobs: Jobs = None,
+    shard: OneShard = None,
+    resume: Resume = False,
+    retry_errors: RetryErrors = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only checkpoints with findings, and no advice.")
     ] = False,
@@ -99,6 +106,7 @@ def check(
     from ssmdiag.probing.saved import read_probe
     from ssmdiag.reports.check_text import render_each
 
+    many = Many(paths, jobs, shard, resume, retry_errors)
     besides = parse_outputs(also)
     settings_ = read_configuration(working_folder(), config, isolated).overridden(
         select=select, ignore=ignore, fail_on=fail_on, format=format, context_length=length, baseline=baseline
@@ -110,7 +118,7 @@ def check(
     target, copies = terminal.claim_outputs(
         output,
         besides,
-        reads=[*paths, map_file, settings_.path, probe],
+        reads=[*many.reads, map_file, settings_.path, probe],
         format=settings_.format,
         baseline=settings_.baseline,
     )
@@ -125,10 +133,23 @@ def check(
         probe=read_probe(probe) if probe else None,
     )
     settings = terminal.settings(color, output, text=settings_.format == "text", quiet=quiet, fail_on=settings_.fail_on)
-    diagnosed = _against_baseline(diagnose_paths(paths, options, quiet=quiet), settings_, write_baseline)
+    settings = replace(settings, run=said("check", options, settings_, probe))
+    alone = not besides and settings_.baseline is None
+    left = many.left(target, settings, settings_.format, fail_on=settings_.fail_on, alone=alone)
+    diagnosed = diagnose_paths(left, options, quiet=quiet, jobs=jobs)
+    diagnosed = _against_baseline(diagnosed, settings_, write_baseline)
     also_to = list(zip((form for form, _ in besides), copies, strict=True))
-    results = report(diagnosed, settings_.format, settings, target, also=also_to, text=render_each)
-    raise typer.Exit(max(exit_code(result, settings_.fail_on) for result in results))
+    report(
+        diagnosed,
+        settings_.format,
+        settings,
+        target,
+        tally=many.tally,
+        fail_on=settings_.fail_on,
+        also=also_to,
+        text=render_each,
+    )
+    many.finish(settings_.fail_on, quiet=quiet)
 
 
 def _against_baseline(

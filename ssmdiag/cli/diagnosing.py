@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.cli import process, terminal
 from ssmdiag.cli.options import load_families
+from ssmdiag.cli.path_list import cores
 from ssmdiag.cli.progress import Progress
+from ssmdiag.cli.tally import Tally
 from ssmdiag.errors import AssumptionError, CheckpointError, Failure, SsmdiagError
 
 if TYPE_CHECKING:
@@ -43,24 +45,44 @@ class Options:
     """What was observed of the model."""
 
 
-def diagnose_paths(paths: Sequence[Path], options: Options, *, quiet: bool) -> Generator[Diagnosis | Failure]:
+def diagnose_paths(
+    paths: Sequence[Path], options: Options, *, quiet: bool, jobs: int | None = None
+) -> Generator[Diagnosis | Failure]:
     """Yield the diagnosis of every path, in their order; many are shared out between the processor's cores.
 
+    `jobs`: in so many processes, none of it in this one, so that whatever befalls one checkpoint costs only that.
     Raises AssumptionError and MapFileError: those are the command's fault, not a path's.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(paths) // PATHS_A_WORKER)
     if not options.every_channel:
         _keep_to_one_thread()
-    if workers < 2 or options.device != "cpu":
+    workers = min(cores(), len(paths) // PATHS_A_WORKER) if options.device == "cpu" else 1
+    if jobs is None and workers < 2:
         for path in paths:
             yield diagnose_path(path, options, quiet=quiet)
         return
     from ssmdiag.cli.workers import in_order
 
     yield from in_order(
-        partial(diagnose_path, options=options, quiet=True), paths, workers, prepare=_prepare_worker, lost=_lost
+        partial(diagnose_path, options=options, quiet=True) if jobs is None else partial(_diagnose_apart, options),
+        paths,
+        workers if jobs is None else jobs,
+        prepare=_prepare_worker,
+        lost=_lost,
+        imports=("ssmdiag.diagnosis", "ssmdiag.checkpoint", "ssmdiag.cli.diagnosing"),
+        first_here=jobs is None,
     )
+
+
+def _diagnose_apart(options: Options, path: Path) -> Diagnosis | Failure:
+    """Return the diagnosis of one path; also where ssmdiag crashes there, why there is none."""
+    try:
+        return diagnose_path(path, options, quiet=True)
+    except SsmdiagError:
+        raise
+    except Exception as error:
+        advice = "this is a bug in ssmdiag: run this path alone to see where."
+        seen = f"{path.name}: ssmdiag crashed, {type(error).__name__}: {error}"
+        return _failure(path, CheckpointError(seen, advice=advice), modified(path))
 
 
 def _prepare_worker() -> None:
@@ -82,7 +104,24 @@ def _keep_to_one_thread() -> None:
 def _lost(path: Path, code: int) -> Failure:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     advice = "check whether memory ran out; run this path alone to see its error."
-    return Failure.of(str(path), CheckpointError(f"{path.name}: the process that read it {how}.", advice=advice))
+    seen = f"{path.name}: the process that read it {how}."
+    return _failure(path, CheckpointError(seen, advice=advice), modified(path))
+
+
+def _failure(path: Path, error: SsmdiagError, time: float | None) -> Failure:
+    return replace(Failure.of(str(path), error), given=os.fspath(path), modified=time)
+
+
+def modified(path: Path) -> float | None:
+    """Return when a file, or the newest entry of a folder, was last modified, in seconds; None where none is there."""
+    try:
+        times = [os.stat(path).st_mtime]
+        if os.path.isdir(path):
+            with os.scandir(path) as entries:
+                times += [entry.stat().st_mtime for entry in entries]
+    except (OSError, ValueError):
+        return None
+    return round(max(times), 6)
 
 
 def diagnose_path(path: Path, options: Options, *, quiet: bool) -> Diagnosis | Failure:
@@ -91,9 +130,10 @@ def diagnose_path(path: Path, options: Options, *, quiet: bool) -> Diagnosis | F
     from ssmdiag.checkpoint import read_checkpoint
     from ssmdiag.diagnosis import diagnose
 
+    time = modified(path)
     try:
         with Progress(f"{path.name}, layers", quiet=quiet) as progress:
-            return diagnose(
+            diagnosis = diagnose(
                 read_checkpoint(path),
                 assume=options.assume,
                 families=load_families(options.map_file),
@@ -105,10 +145,11 @@ def diagnose_path(path: Path, options: Options, *, quiet: bool) -> Diagnosis | F
                 probe=options.probe,
                 on_layer=progress.update,
             )
+        return replace(diagnosis, given=os.fspath(path), modified=time)
     except AssumptionError:
         raise
     except SsmdiagError as error:
-        return Failure.of(str(path), error)
+        return _failure(path, error, time)
 
 
 def report(
@@ -117,28 +158,39 @@ def report(
     settings: Settings,
     output: Target | None,
     *,
+    tally: Tally,
+    fail_on: str | None = None,
     also: Sequence[tuple[str, Target]] = (),
     text: Callable[[Iterable[Diagnosis | Failure], Settings], Iterator[str]] | None = None,
-) -> list[Diagnosis | Failure]:
-    """Write the results, in streaming formats each as soon as it is there, and return all of them.
+) -> None:
+    """Write the results, in streaming formats each as soon as it is there, and count them in the tally.
 
     In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
-    files to write besides.
+    files to write besides. Lines of JSON are written and forgotten.
     """
     from ssmdiag.reports import declares, render, render_each
 
-    done: list[Diagnosis | Failure] = []
+    whole: list[Diagnosis | Failure] = []
+    failures: list[Failure] = []
+    shown = 0
     besides = replace(settings, unicode=True)
     gates = {"colours": settings.colour, "commands": declares(format, "COMMANDS")}
     main = terminal.Lines(output, **gates)
     streams = [terminal.Lines(file) for form, file in also if form == "jsonl"]
 
     def passing() -> Iterator[Diagnosis | Failure]:
+        nonlocal shown
         with closing(results):
             for result in results:
-                done.append(result)
+                tally.add(exit_code(result, fail_on))
+                if len(streams) < len(also):
+                    whole.append(result)
                 for stream in streams:
                     stream.write("".join(render_each([result], "jsonl", besides)))
+                if format == "text" and isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    shown += 1
                 if format != "text" or own or not isinstance(result, Failure):
                     yield result
 
@@ -150,17 +202,17 @@ def report(
         if output is None or format == "jsonl":
             for piece in pieces:
                 main.write(piece)
+            if output is not None:
+                main.write("")  # a file without lines says that there were none
         else:
-            whole = "".join(pieces)
-            if whole or format != "text" or not all(isinstance(result, Failure) for result in done):
-                terminal.emit(whole, output, **gates)
-    for result in done if format == "text" else []:
-        if isinstance(result, Failure):
-            terminal.remark(render([result], "text", settings))
+            all_of_it = "".join(pieces)
+            if all_of_it or format != "text" or not failures or shown:
+                terminal.emit(all_of_it, output, **gates)
+    for failure in failures:
+        terminal.remark(render([failure], "text", settings))
     for form, file in also:
         if form != "jsonl":
-            terminal.emit(render(done, form, besides), file, commands=declares(form, "COMMANDS"))
-    return done
+            terminal.emit(render(whole, form, besides), file, commands=declares(form, "COMMANDS"))
 
 
 def exit_code(result: Diagnosis | Failure, fail_on: str | None = None) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
+from ssmdiag.cli.diagnosing import Options, diagnose_paths, report
+from ssmdiag.cli.many import Many, said
 from ssmdiag.cli.options import (
     AllLayers,
     Assume,
@@ -23,6 +25,7 @@ from ssmdiag.cli.options import (
     choose_device,
     parse_assumptions,
 )
+from ssmdiag.cli.path_list import Jobs, OneShard, Resume, RetryErrors
 
 Format = Literal["text", "json", "jsonl"]
 """Values of --format."""
@@ -40,6 +43,10 @@ def inspect(
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
+    jobs: Jobs = None,
+    shard: OneShard = None,
+    resume: Resume = False,
+    retry_errors: RetryErrors = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also module paths and the tensors read.")] = False,
 ) -> None:
@@ -47,10 +54,14 @@ def inspect(
 
     Exit 0: read. Exit 2: a path, or part of one, could not be read; what could be is still reported.
     """
+    many = Many(paths, jobs, shard, resume, retry_errors)
     assumptions = parse_assumptions(assume)
-    target, _ = terminal.claim_outputs(output, reads=[*paths, map_file], format=format)
+    target, _ = terminal.claim_outputs(output, reads=[*many.reads, map_file], format=format)
     looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose}
     settings = terminal.settings(color, output, text=format == "text", **looks)
     options = Options(assumptions, map_file, choose_device(device), length, every_channel)
-    results = report(diagnose_paths(paths, options, quiet=quiet), format, settings, target)
-    raise typer.Exit(max(exit_code(result) for result in results))
+    settings = replace(settings, run=said("inspect", options))
+    left = many.left(target, settings, format, fail_on=None)
+    results = diagnose_paths(left, options, quiet=quiet, jobs=jobs)
+    report(results, format, settings, target, tally=many.tally)
+    many.finish(None, quiet=quiet)

@@ -32,7 +32,11 @@ def check_length(steps: int | None) -> int | None:
 
 Paths = Annotated[
     list[Path],
-    typer.Argument(metavar="PATH", help="Checkpoint files, shard indexes or model directories.", show_default=False),
+    typer.Argument(
+        metavar="PATH",
+        help="Checkpoint files, shard indexes or model directories; @FILE: those it names, one a line; @-: stdin.",
+        show_default=False,
+    ),
 ]
 Length = Annotated[
     int | None,

@@ -1,8 +1,7 @@
 """One path after another on several processes: results in the order of the paths, each as soon as it is there.
 
-This process takes the first path itself and only then starts others: its result need not wait for them, nor share the
-processor with their imports. A worker that is killed loses only its current path. This process handles Ctrl-C; when it
-ends, all workers end.
+A worker that is killed loses only its current path; another takes its place. This process handles Ctrl-C; when it ends,
+all workers end.
 """
 
 from __future__ import annotations
@@ -10,20 +9,28 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ssmdiag.cli.process import STOPPING
+from ssmdiag.errors import SsmdiagError
 
 Result = TypeVar("Result")
 AHEAD = 2
 """Paths a worker holds: the current one, and one to continue with until its result is fetched."""
+MOST_READY = 256
+"""Results that wait for an earlier one: each is in memory, and is lost when this process is killed."""
+STARTS = 3
+"""Processes in a row that may end before they are ready."""
+_READY = "ready"
 
 
 def in_order(
@@ -33,43 +40,56 @@ def in_order(
     *,
     prepare: Callable[[], None],
     lost: Callable[[Path, int], Result],
+    imports: Sequence[str] = (),
+    first_here: bool = False,
 ) -> Iterator[Result]:
     """Yield `work(path)` of every path, in their order, and raise what it raises when its turn comes.
 
     `prepare` is called once in every process that is started, which must be able to import it and `work`. `lost` makes
-    the result of a path at which a process ended, of the path and the exit code.
+    the result of a path at which a process ended, of the path and the exit code. `imports` are modules that the
+    processes share where the system can fork. `first_here`: this process takes the first path itself and only then
+    starts others, so that its result need not wait for them, nor share the processor with their imports.
+
+    Raises SsmdiagError where no process can be started.
     """
     waiting = deque(enumerate(paths))
     ready: dict[int, _Answer[Result]] = {}
     team: list[_Worker[Result]] = []
-
-    def give() -> None:
-        for worker in team * AHEAD:
-            worker.give(waiting)
-
+    failed = 0
     try:
-        waiting.popleft()
-        yield work(paths[0])
-        with _signals_held_back():
-            team.extend([_Worker(work, prepare) for _ in range(workers)])
-        give()
-        for number in range(1, len(paths)):
+        if first_here:
+            waiting.popleft()
+            yield work(paths[0])
+        for number in range(int(first_here), len(paths)):
             while number not in ready:
-                for worker in _with_results(team):
+                missing = min(workers, len(waiting)) - len(team)
+                if missing > 0:
+                    with _signals_held_back():
+                        team.extend([_Worker(work, prepare, imports) for _ in range(missing)])
+                for worker in team * AHEAD:
+                    if waiting and waiting[0][0] < number + MOST_READY:
+                        worker.give(waiting)
+                for worker in _with_news(team):
                     worker.fetch(ready)
                 for worker in [worker for worker in team if worker.ended]:
                     team.remove(worker)
-                    begun, *rest = worker.held
-                    ready[begun[0]] = _Answer(lost(begun[1], worker.process.exitcode or 0))
-                    waiting.extendleft(reversed(rest))
-                give()
-                if not team and waiting:
-                    position, path = waiting.popleft()
-                    ready[position] = _Answer(work(path))
+                    waiting.extendleft(reversed(worker.held))
+                    code = worker.process.exitcode or 0
+                    if worker.begun and worker.held:
+                        failed = 0
+                        position, path = waiting.popleft()
+                        ready[position] = _Answer(lost(path, code))
+                    elif not worker.begun and (failed := failed + 1) == STARTS:
+                        raise SsmdiagError(
+                            f"no process could be started: {STARTS} ended at once, the last with code {code}.",
+                            advice="check whether memory ran out; take fewer --jobs.",
+                        )
             yield ready.pop(number).result()
     finally:
         for worker in team:
             worker.process.kill()
+        for worker in team:
+            worker.process.join(1)
 
 
 @dataclass(frozen=True)
@@ -86,14 +106,20 @@ class _Answer(Generic[Result]):
 
 
 class _Worker(Generic[Result]):
-    def __init__(self, work: Callable[[Path], Result], prepare: Callable[[], None]) -> None:
-        # Started afresh, not forked: torch's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self.pipe, its = context.Pipe()
-        self.process = context.Process(target=_serve, args=(its, work, prepare), daemon=True)
+    def __init__(self, work: Callable[[Path], Result], prepare: Callable[[], None], imports: Sequence[str]) -> None:
+        # Never forked from this process: torch's threads do not survive that. The server it is forked from has only
+        # imported; on macOS even that is not safe.
+        self.pipe, its = multiprocessing.Pipe()
+        process: type[ForkServerProcess | SpawnProcess] = SpawnProcess
+        if sys.platform == "linux":
+            multiprocessing.set_forkserver_preload(list(imports))
+            process = ForkServerProcess
+        self.process = process(target=_serve, args=(its, work, prepare), daemon=True)
         self.process.start()
         its.close()
         self.held: deque[tuple[int, Path]] = deque()
+        self.begun = False
+        """Whether it was ready, and so has begun with a path."""
         self.ended = False
 
     def give(self, waiting: deque[tuple[int, Path]]) -> None:
@@ -111,14 +137,16 @@ class _Worker(Generic[Result]):
             self.ended = True
             self.process.join()
         else:
-            ready[self.held.popleft()[0]] = answer
+            if answer == _READY:
+                self.begun = True
+            else:
+                ready[self.held.popleft()[0]] = answer
 
 
-def _with_results(team: Sequence[_Worker[Result]]) -> list[_Worker[Result]]:
+def _with_news(team: Sequence[_Worker[Result]]) -> list[_Worker[Result]]:
     """Return the workers that have something to fetch, once there are any."""
-    busy = [worker for worker in team if worker.held]
-    there = wait([worker.pipe for worker in busy]) if busy else []
-    return [worker for worker in busy if worker.pipe in there]
+    there = wait([worker.pipe for worker in team])
+    return [worker for worker in team if worker.pipe in there]
 
 
 def _serve(pipe: Connection[Any, Any], work: Callable[[Path], Result], prepare: Callable[[], None]) -> None:
@@ -126,6 +154,7 @@ def _serve(pipe: Connection[Any, Any], work: Callable[[Path], Result], prepare: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         prepare()
+        pipe.send(_READY)
         while True:
             path = pipe.recv()
             try:

@@ -261,14 +261,15 @@ def _open_lines(path: Path) -> IO[bytes]:
         file.seek(start)
         tail = (file.read(end - len(tail) - start) or b"") + tail
     last = tail.rpartition(b"\n")[2]
-    if last and _is_json(last):
+    if last and is_json(last):
         _write_all(file, b"\n")
     elif last:
         file.truncate(end - len(last))
     return file
 
 
-def _is_json(line: bytes) -> bool:
+def is_json(line: bytes) -> bool:
+    """Whether a line is complete, though its end of line is missing."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -292,7 +293,8 @@ def _is(path: Path, info: os.stat_result) -> bool:
 
 def _read_file_behind(info: os.stat_result, reads: Iterable[Path]) -> Path | None:
     """Return the file with this status among those that are read with some paths, or None."""
-    return next((file for read in reads for file in files_read_with(read) if _is(file, info)), None)
+    folders: set[Path] = set()
+    return next((file for read in reads for file in files_read_with(read, folders) if _is(file, info)), None)
 
 
 def _same_place(a: Path, b: Path) -> bool:

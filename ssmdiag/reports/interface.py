@@ -10,7 +10,9 @@ each as soon as `results` yields what it is about. A module declares by a consta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,5 @@ class Settings:
     """True: also full names and the tensors read."""
     fail_on: str = "error"
     """Least severity that fails a check; for formats that say which findings do."""
+    run: Mapping[str, Any] | None = None
+    """What was asked for, of all that decides the results; for formats that are read back."""

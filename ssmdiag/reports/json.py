@@ -28,7 +28,7 @@ LAGS = ("half", "nine_tenths", "ninety_nine")
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
     """Return the results as indented JSON."""
-    documents = [document(result) for result in results]
+    documents = [document(result, settings.run) for result in results]
     return render(documents[0] if len(documents) == 1 else documents, ascii=not settings.unicode)
 
 
@@ -67,17 +67,19 @@ def head(source: Any) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, **pick(source, "ssmdiag_version torch_version device"), "seed": None}
 
 
-def document(result: Diagnosis | Failure) -> dict[str, Any]:
-    """Return one result as plain data: unknown is None, infinity the string "inf"."""
+def document(result: Diagnosis | Failure, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return one result as plain data: unknown is None, infinity the string "inf"; `run` is what was asked for."""
     if isinstance(result, Failure):
         seen = "\n".join([result.seen, *(f"  {line}" for line in result.details)])
         advice = "\n".join([result.advice or "", *result.sample]) or None
         error = {"kind": result.kind, "seen": seen, "expected": result.expected, "advice": advice}
-        return {"schema_version": SCHEMA_VERSION, "checkpoint": {"path": result.path}, "error": error}
+        checkpoint = pick(result, "path given modified")
+        return {"schema_version": SCHEMA_VERSION, "settings": plain(run), "checkpoint": checkpoint, "error": error}
     assumed = "option=assumption.option value=assumption.value choices=assumption.choices layers"
     return plain({
         **head(result),
-        "checkpoint": pick(result, "path format bytes=size bytes_read train_step"),
+        "settings": run,
+        "checkpoint": pick(result, "path given modified format bytes=size bytes_read train_step"),
         **pick(result, "context_length guess"),
         "layers": [layer_document(layer) for layer in result.layers],
         "assumptions": [

@@ -24,4 +24,4 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
     """Yield the line of each result."""
     for result in results:
-        yield json.dumps(document(result), ensure_ascii=not settings.unicode) + "\n"
+        yield json.dumps(document(result, settings.run), ensure_ascii=not settings.unicode) + "\n"

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ssmdiag.cli import workers
 from ssmdiag.cli.workers import in_order
+from ssmdiag.errors import SsmdiagError
 
 Result = tuple[str, int]
 
@@ -30,7 +32,7 @@ def names(folder: Path, count: int) -> list[Path]:
 
 
 def run(work: Callable[[Path], Result], paths: list[Path]) -> Iterator[Result]:
-    return in_order(work, paths, 2, prepare=nothing, lost=lost)
+    return in_order(work, paths, 2, prepare=nothing, lost=lost, first_here=True)
 
 
 def second_after_third(path: Path) -> Result:
@@ -66,17 +68,45 @@ def test_a_process_that_is_killed_costs_one_path(tmp_path: Path) -> None:
     assert results == expected
 
 
-def killed_but_for(path: Path) -> Result:
-    if path.name in ("01", "02"):
+def ends_but_for_the_last(path: Path) -> Result:
+    if path.name != "06":
         os._exit(7)
     return path.name, os.getpid()
 
 
-@pytest.mark.slow
-def test_when_all_are_killed_this_process_goes_on(tmp_path: Path) -> None:
-    results = list(run(killed_but_for, names(tmp_path, 6)))
-    assert [name for name, _ in results] == ["00", "lost 01", "lost 02", "03", "04", "05"]
-    assert [code for _, code in results[1:3]] == [7, 7]
+def test_others_take_the_place_of_those_that_end_and_this_process_is_kept_out(tmp_path: Path) -> None:
+    results = list(in_order(ends_but_for_the_last, names(tmp_path, 7), 2, prepare=nothing, lost=lost))
+    assert results[:-1] == [(f"lost {number:02d}", 7) for number in range(6)]
+    assert results[-1][0] == "06"
+    assert results[-1][1] != os.getpid()
+
+
+def end() -> None:
+    os._exit(9)
+
+
+def test_processes_that_end_before_they_begin_are_an_error_and_no_path_is_blamed(tmp_path: Path) -> None:
+    results = in_order(pid_of_worker, names(tmp_path, 9), 2, prepare=end, lost=lost)
+    with pytest.raises(SsmdiagError, match="no process could be started: 3 ended at once, the last with code 9"):
+        next(results)
+
+
+def slow_at_first(path: Path) -> Result:
+    """Return how many were begun; of the first path only when for a while no other has been."""
+    path.with_name(f"{path.name} begun").touch()
+    if path.name == "00":
+        before, now = 0, 1
+        while before < now or now < 2:
+            time.sleep(0.5)
+            before, now = now, len(list(path.parent.iterdir()))
+    return path.name, len(list(path.parent.iterdir()))
+
+
+def test_results_that_wait_for_an_earlier_one_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "MOST_READY", 5)
+    results = list(in_order(slow_at_first, names(tmp_path, 20), 2, prepare=nothing, lost=lost))
+    assert [name for name, _ in results] == [f"{number:02d}" for number in range(20)]
+    assert results[0][1] <= 5
 
 
 def wrong(path: Path) -> Result:
@@ -126,7 +156,9 @@ from tests.cli.test_workers import lost, nothing, stuck
 process.begin()
 process._on_signals(process._stop)
 try:
-    for name, pid in in_order(stuck, [Path(str(number)) for number in range(9)], 2, prepare=nothing, lost=lost):
+    print("ready", flush=True)
+    paths = [Path(str(number)) for number in range(9)]
+    for name, pid in in_order(stuck, paths, 2, prepare=nothing, lost=lost, first_here=sys.argv[1:] == ["first"]):
         print(pid, flush=True)
 except KeyboardInterrupt:
     process.end(130)
@@ -146,11 +178,11 @@ def stuck(path: Path) -> Result:
 @pytest.mark.usefixtures("heard_signals")
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("lines", [1, 2])
-def test_a_signal_ends_all_without_a_word(number: signal.Signals, lines: int) -> None:
+@pytest.mark.parametrize(("lines", "first"), [(2, False), (1, True), (2, True), (0, False)])
+def test_a_signal_ends_all_without_a_word(number: signal.Signals, lines: int, first: bool) -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen(
-        [sys.executable, "-c", FOREVER],
+        [sys.executable, "-c", FOREVER, *["first"] * first],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -158,6 +190,7 @@ def test_a_signal_ends_all_without_a_word(number: signal.Signals, lines: int) ->
         start_new_session=True,
     ) as command:
         assert command.stdout is not None
+        assert command.stdout.readline() == "ready\n"
         processes = [int(command.stdout.readline()) for _ in range(lines)]
         os.killpg(command.pid, number)
         _, errors = command.communicate(timeout=60)

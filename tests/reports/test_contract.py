@@ -37,6 +37,7 @@ from tests.reports.example_diagnoses import CASES, diagnosis, finding, layer, re
 each_format = pytest.mark.parametrize("format", formats())
 NAMES = {
     "path",
+    "given",
     "name",
     "layer",
     "tensor",
@@ -174,9 +175,14 @@ ASSUMPTION = record(
     option=TEXT, value=TEXT, choices=LINES, layers=COUNT, slowest_layer=TEXT, slowest_half_life=NUMBER,
     otherwise={"type": "object", "additionalProperties": NUMBER},
 )  # fmt: skip
+SETTINGS = {"type": ["object", "null"]}
+NAMED = {"path": TEXT, "given": NAME, "modified": {"type": ["number", "null"]}}
 DIAGNOSIS = record(
     schema_version={"const": 1}, ssmdiag_version=TEXT, torch_version=TEXT, device=TEXT, seed={"type": "null"},
-    checkpoint=record(path=TEXT, format=TEXT, bytes=COUNT, bytes_read=COUNT, train_step={"type": ["integer", "null"]}),
+    settings=SETTINGS,
+    checkpoint=record(
+        **NAMED, format=TEXT, bytes=COUNT, bytes_read=COUNT, train_step={"type": ["integer", "null"]},
+    ),
     context_length={"type": ["integer", "null"]}, guess=NAME, layers={"type": "array", "items": LAYER},
     assumptions={"type": "array", "items": ASSUMPTION}, findings={"type": "array", "items": FINDING},
     known_findings={"type": "array", "items": FINDING},
@@ -185,7 +191,8 @@ DIAGNOSIS = record(
 )  # fmt: skip
 FAILURE = record(
     schema_version={"const": 1},
-    checkpoint=record(path=TEXT),
+    settings=SETTINGS,
+    checkpoint=record(**NAMED),
     error=record(kind=TEXT, seen=TEXT, expected=NAME, advice=NAME),
 )
 
