@@ -36,7 +36,10 @@ def test_wrappers_are_removed_as_whole_path_elements(stored: str, cleaned: str) 
 
 
 def test_the_value_at_the_end_of_every_name_is_a_box_of_flax() -> None:
-    assert clean_names(["layers/0/A_log/value", "layers/0/dt_proj/bias/value"]) == ["layers.0.A_log", "layers.0.dt_proj.bias"]
+    assert clean_names(["layers/0/A_log/value", "layers/0/dt_proj/bias/value"]) == [
+        "layers.0.A_log",
+        "layers.0.dt_proj.bias",
+    ]
     assert clean_names(["['layers'][0]['D'].value", "['D'].value"]) == ["layers.0.D", "D"]
 
 
