@@ -17,7 +17,16 @@ FORMAT = Format(
             "download it again, with access rights.",
             magic=(b"<!DOCTYPE", b"<html"),
         ),
-        Refusal("a gzip archive, which ssmdiag does not read", "unpack it first.", magic=(b"\x1f\x8b",)),
+        Refusal(
+            "a gzip archive, which ssmdiag does not read",
+            "gzip -dc FILE > UNPACKED, and inspect that; a tar (.nemo, .tgz) need not be unpacked further.",
+            magic=(b"\x1f\x8b",),
+        ),
+        Refusal(
+            "compressed (bzip2, xz or zstd), which ssmdiag does not read",
+            "bzip2 -dk, xz -dk or zstd -d, and inspect the result.",
+            magic=(b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd"),
+        ),
         Refusal(
             "an HDF5 file (Keras, netCDF), which ssmdiag does not read",
             "copy its arrays into an .npz with h5py and numpy.savez.",
@@ -31,7 +40,6 @@ FORMAT = Format(
     ),
     conversions={
         ".onnx": "inspect the checkpoint it was exported from.",
-        ".nemo": "unpack it (tar) and inspect the weights inside.",
         ".tar": "unpack it first.",
     },
 )
