@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,9 @@ class OrbaxFolder(TensorTable):
                 if found.state != "value":
                     raise TornError(f"{shortened(key)} is not in its store")
                 yield described(key, found.value, self.driver)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Do nothing: the folder is on this machine."""
 
     def values(self, name: str) -> Tensor:
         return self._values(self.entries[name])

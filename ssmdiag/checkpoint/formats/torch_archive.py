@@ -94,7 +94,7 @@ class TensorRecord(_Record):
         return (-values if "neg" in self.flipped else values).resolve_conj()
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
+def tensor_record(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
     """Return the record of one tensor; a stand-in for kinds that cannot be read."""
     if not isinstance(storage, Storage) or dtype not in DTYPE_BITS:
         return UNREADABLE()
@@ -112,12 +112,14 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metad
 
 
 def _v2(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    return _tensor(storage, offset, size, stride, getattr(storage, "dtype", ""), rest[2] if len(rest) > 2 else None)
+    return tensor_record(
+        storage, offset, size, stride, getattr(storage, "dtype", ""), rest[2] if len(rest) > 2 else None
+    )
 
 
 def _v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
     named = getattr(dtype, "origin", "").removeprefix("torch.")
-    return _tensor(storage, offset, size, stride, named, rest[0] if rest else None)
+    return tensor_record(storage, offset, size, stride, named, rest[0] if rest else None)
 
 
 def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
@@ -147,10 +149,7 @@ class TorchZip:
         self._zip = open_zip(source)
         members = self._zip.namelist()
         if any(name.endswith("constants.pkl") for name in members):
-            raise CheckpointError(
-                f"{source.name} is a TorchScript archive, which holds code.",
-                advice="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') and inspect that.",
-            )
+            self.format = "TorchScript"
         pickled = next(name for name in members if name == "data.pkl" or name.endswith("/data.pkl"))
         self._prefix = pickled.removesuffix("data.pkl")
         order = f"{self._prefix}byteorder"
