@@ -75,10 +75,4 @@ def _recognises(look: FirstLook) -> bool:
     return bool(key) and text.isprintable() and "\ufffd" not in text
 
 
-FORMAT = Format(
-    name="flax msgpack",
-    recognises=_recognises,
-    open=FlaxFile,
-    suffixes=(".msgpack",),
-    conversions={".eqx": "Equinox stores no names: numpy.savez the leaves under the names of their fields."},
-)
+FORMAT = Format(name="flax msgpack", recognises=_recognises, open=FlaxFile, suffixes=(".msgpack",))

@@ -39,6 +39,7 @@ MOST_PICKLE = 64 << 20
 """Most bytes of a pickle that unpacks to more than its file has."""
 LONGEST_LINE, LONGEST_KEY = 1 << 20, 256
 _MAGIC = 0x1950A86A20F9469CFC6C
+_OTHER_PICKLE = "a pickle that torch.save did not write"
 _BIG_ENDIAN = "written on a big-endian machine, which is not supported"
 UNREADABLE = stand_in("torch._utils", "_rebuild_qtensor")
 """Stand-in for quantised and other tensors that are not one strided run of numbers."""
@@ -205,7 +206,7 @@ class TorchPickles:
         with source.open() as opened:
             file = _Bounded(opened, source.size)
             if self._unpickle(file, load_storage) != _MAGIC:
-                raise TornError("a pickle that torch.save did not write")
+                raise TornError(_OTHER_PICKLE)
             self._unpickle(file, load_storage)
             if not self._unpickle(file, load_storage).get("little_endian", True):
                 raise TornError(_BIG_ENDIAN)
@@ -285,5 +286,7 @@ def open_archive(source: Source) -> TorchZip | TorchPickles:
         raise CheckpointError(
             f"{source.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
             expected="what torch.save writes",
-            advice="save or download it again.",
+            advice="numpy.savez('model.npz', **arrays) keeps the names of arrays that were pickled."
+            if str(error) == _OTHER_PICKLE
+            else "save or download it again.",
         ) from error

@@ -258,6 +258,13 @@ def test_torchscript_gives_its_state_dict_and_none_of_its_code_is_run(tmp_path: 
     assert (checkpoint.format, checkpoint.notes) == ("TorchScript", ())
 
 
+def test_a_pickle_of_arrays_is_told_apart_from_a_torn_file(tmp_path: Path) -> None:
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"W": [1.0, 2.0], "lr": 0.3}))
+    with pytest.raises(CheckpointError, match=r"torch\.save did not write") as caught:
+        read_checkpoint(tmp_path / "m.pkl")
+    assert "numpy.savez" in str(caught.value.advice)
+
+
 # --- damage -------------------------------------------------------------------------------------
 
 
