@@ -6,20 +6,16 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
-from ssmdiag.checkpoint.budget import shortened, train_step
-from ssmdiag.checkpoint.dtypes import DTYPE_BITS
+from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Source
-from ssmdiag.checkpoint.formats.jax_tree import by_name, remarks, split
+from ssmdiag.checkpoint.formats.jax_tree import JaxTree
 from ssmdiag.checkpoint.formats.msgpack import read_tree
 from ssmdiag.checkpoint.formats.sequential import TornError
-from ssmdiag.checkpoint.formats.table import Entry, TensorTable
-from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
 
 
-class FlaxFile(TensorTable):
+class FlaxFile(JaxTree):
     """One file of flax.serialization."""
 
     format = "flax msgpack"
@@ -30,15 +26,13 @@ class FlaxFile(TensorTable):
         try:
             with source.open() as file:
                 tree = read_tree(file, source.size)
-            key, weights, rest = split(tree)
-            arrays = by_name(weights)
+            self.take(tree)
         except (TornError, EOFError, UnicodeDecodeError, struct.error) as error:
             raise CheckpointError(
                 f"{source.name} is torn or not a checkpoint of flax ({error}).",
                 expected="what flax.serialization.to_bytes or msgpack_serialize writes",
                 advice="save or download it again.",
             ) from error
-        self.entries = {name: array for name, array in arrays.items() if array.dtype in DTYPE_BITS}
         if not self.entries:
             top = f" (its top level has {', '.join(map(shortened, list(tree)[:8]))})" if tree else ""
             raise CheckpointError(
@@ -46,16 +40,6 @@ class FlaxFile(TensorTable):
                 expected="flax.serialization.to_bytes(params)",
                 advice="save the parameters.",
             )
-        self.notes += remarks(key, arrays, self.entries, rest)
-        self.settings = flatten(rest)
-        self.train_step = self._step(rest.get("step", tree.get("step")))
-
-    def _step(self, value: Any) -> int | None:
-        """Return the optimiser step: a number, or an array of one number, which TrainState has after its first step."""
-        if isinstance(value, Entry) and value.shape == () and value.dtype.startswith(("int", "uint")):
-            content = self.source.read(*value.pieces[0])
-            value = int.from_bytes(content, "little", signed=value.dtype.startswith("int"))
-        return train_step(value)
 
 
 def _recognises(look: FirstLook) -> bool:

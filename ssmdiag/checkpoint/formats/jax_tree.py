@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
-from ssmdiag.checkpoint.budget import Allowance, shortened
+from ssmdiag.checkpoint.budget import Allowance, shortened, train_step
+from ssmdiag.checkpoint.dtypes import DTYPE_BITS
+from ssmdiag.checkpoint.formats.interface import Tensor
 from ssmdiag.checkpoint.formats.sequential import TornError
-from ssmdiag.checkpoint.formats.table import Entry
+from ssmdiag.checkpoint.formats.table import Entry, TensorTable, read_values
 from ssmdiag.checkpoint.names import LONGEST_NAME, Path, path_name
+from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.printable import first_of
 
 WEIGHTS_KEYS = ("params", "target")
@@ -22,6 +27,42 @@ BOX = "value"
 DEEPEST_WRAPPER = 3
 MOST_CHARACTERS = 16 << 20
 """Of all names together."""
+
+
+class JaxTree(TensorTable):
+    """A container of such a tree; a format reads it and calls `take`."""
+
+    optimizer: Any = None
+    """The tree of the optimiser's state, where it was saved with the weights."""
+
+    def take(self, tree: Mapping[str, Any]) -> None:
+        """Fill in the weights, what is beside them, the step and the remarks. Raises TornError."""
+        key, weights, rest = split(tree)
+        arrays = by_name(weights)
+        self.entries = {name: array for name, array in arrays.items() if array.dtype in DTYPE_BITS}
+        self.notes += remarks(key, arrays, self.entries, rest)
+        self.settings = flatten({name: value for name, value in rest.items() if name not in OPTIMIZER_KEYS})
+        self.optimizer = next((rest[name] for name in sorted(OPTIMIZER_KEYS) if name in rest), None)
+        step = rest.get("step", tree.get("step"))
+        if isinstance(step, Entry) and step.dtype.startswith(("int", "uint")):
+            step = self.number(step)
+        self.train_step = train_step(step)
+
+    def number(self, stored: Any) -> float | None:
+        """Return a number that is stored as one, or as an array of one, which TrainState has after its first step."""
+        if isinstance(stored, (int, float)) and not isinstance(stored, bool):
+            return stored if math.isfinite(stored) else None
+        if not isinstance(stored, Entry) or prod(stored.shape) != 1 or stored.dtype not in DTYPE_BITS:
+            return None
+        value = self.read(stored).flatten()[0].item()
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def read(self, array: Entry) -> Tensor:
+        """Return the values of one array; raises the exceptions in `broken`."""
+        return read_values(self.source, array)
+
+    def values(self, name: str) -> Tensor:
+        return self.read(self.entries[name])
 
 
 def split(tree: Mapping[str, Any], depth: int = 0) -> tuple[str, Any, Mapping[str, Any]]:

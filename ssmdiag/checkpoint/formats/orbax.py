@@ -17,12 +17,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_INDEX, Allowance, parse_json, read_text, shortened, train_step
+from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_INDEX, Allowance, parse_json, read_text, shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.interface import Format, Refusal, Tensor
-from ssmdiag.checkpoint.formats.jax_tree import by_name, remarks, split
+from ssmdiag.checkpoint.formats.jax_tree import JaxTree
 from ssmdiag.checkpoint.formats.sequential import TornError
-from ssmdiag.checkpoint.formats.table import TensorTable
+from ssmdiag.checkpoint.formats.table import Entry
 from ssmdiag.checkpoint.formats.zarr_metadata import METADATA, ZarrArray, described
 from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
@@ -44,7 +44,7 @@ MOST_CHUNKS = 1 << 16
 CACHE = 64 << 20
 
 
-class OrbaxFolder(TensorTable):
+class OrbaxFolder(JaxTree):
     """One folder with `_METADATA`."""
 
     called = "array"
@@ -70,19 +70,16 @@ class OrbaxFolder(TensorTable):
             self._context = self._tensorstore.Context(limits)
             self._store = self._key_values()
             tree = _tree(paths, self._described(list(paths)))
-            key, weights, rest = split(tree)
-            arrays = by_name(weights)
-            self.train_step = self._step(rest.get("step"))
+            self.take(tree)
         except self.broken as error:
             raise self._torn(shortened(str(error) or type(error).__name__, 200)) from error
         self.format = f"orbax, {'OCDBT' if self._is_ocdbt else 'folders'}, {self.driver}"
-        self.entries = {name: array for name, array in arrays.items() if array.dtype in DTYPE_BITS}
         if not self.entries:
             raise CheckpointError(
                 f"{folder} is an orbax checkpoint without arrays of numbers.", advice="name the folder of the weights."
             )
-        self.notes += remarks(key, arrays, self.entries, rest)
-        self.settings = {**_settings(folder), **flatten(said.get("custom_metadata") or {})}
+        self.settings = {**_settings(folder), **flatten(said.get("custom_metadata") or {}), **self.settings}
+        self.train_step = self._step_in_names() if self.train_step is None else self.train_step
 
     @property
     def _is_ocdbt(self) -> bool:
@@ -115,13 +112,11 @@ class OrbaxFolder(TensorTable):
     def prefetch(self, names: Iterable[str]) -> None:
         """Do nothing: the folder is on this machine."""
 
-    def values(self, name: str) -> Tensor:
-        return self._values(self.entries[name])
-
-    def _values(self, array: ZarrArray) -> Tensor:
+    def read(self, array: Entry) -> Tensor:
         import numpy as np
         import torch
 
+        assert isinstance(array, ZarrArray)
         width = DTYPE_BITS[array.dtype] // 8
         size = max(prod(array.shape), array.largest) * width
         if size > self._most or array.chunks > MOST_CHUNKS:
@@ -137,10 +132,8 @@ class OrbaxFolder(TensorTable):
         flat = torch.from_numpy(content.reshape(-1).view(np.uint8))
         return flat.view(getattr(torch, array.dtype)).reshape(array.shape)
 
-    def _step(self, stored: Any) -> int | None:
-        """Return the step that the tree holds, or that its folder, or the one above, is called after."""
-        if isinstance(stored, ZarrArray) and stored.shape == () and stored.dtype in ("int32", "int64", "uint32"):
-            return train_step(int(self._values(stored)))
+    def _step_in_names(self) -> int | None:
+        """Return the step that the folder, or the one above, is called after."""
         for folder in (self.folder, self.folder.parent):
             found = re.fullmatch(r"(?:[a-zA-Z]\w*_)?(\d{1,15})", folder.name)
             if found and (folder / ITEMS).is_file():

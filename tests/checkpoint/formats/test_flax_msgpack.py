@@ -211,3 +211,12 @@ def test_two_arrays_of_one_dotted_name_are_refused() -> None:
 def test_a_step_that_is_no_step_is_none() -> None:
     for step in (-1, 2**62, 1.5, "7e", torch.ones(2), torch.tensor(2.0)):
         assert opened(pack({"params": {"w": torch.ones(1)}, "step": step})).train_step is None
+
+
+def test_weights_in_boxes_have_the_names_of_the_boxes(tmp_path: Path) -> None:
+    """As flax writes what nn.with_partitioning made, beside weights that are in none."""
+    boxed = {"layers_0": {"A_log": {"value": torch.ones(2)}, "D": torch.ones(3)}, "value": {"kernel": torch.ones(1)}}
+    container = opened(pack({"params": boxed}))
+    assert container.names() == ["layers_0.A_log", "layers_0.D", "value.kernel"]
+    attention = {"attn": {"value": torch.ones(1), "key": torch.ones(1)}}
+    assert opened(pack({"params": attention})).names() == ["attn.value", "attn.key"]
