@@ -100,6 +100,7 @@ class OrbaxFolder(JaxTree):
     def _described(self, keys: list[str]) -> Iterator[ZarrArray]:
         """Yield each array as zarr describes it."""
         name = METADATA[self.driver]
+        left = Allowance(MOST_INDEX)
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             reads = [self._store.read(f"{key}/{name}") for key in some]
@@ -107,6 +108,8 @@ class OrbaxFolder(JaxTree):
                 found = read.result()
                 if found.state != "value":
                     raise TornError(f"{shortened(key)} is not in its store")
+                if not left.take(len(found.value)):
+                    raise TornError("the descriptions of its arrays are too long")
                 yield described(key, found.value, self.driver)
 
     def prefetch(self, names: Iterable[str]) -> None:

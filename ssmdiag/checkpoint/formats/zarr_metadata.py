@@ -6,6 +6,7 @@ The layout is public (https://zarr-specs.readthedocs.io): `.zarray` of version 2
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +20,8 @@ METADATA = {"zarr": ".zarray", "zarr3": "zarr.json"}
 LONGEST = 1 << 16
 """Most bytes of a description; orbax writes a few hundred."""
 MOST_AXES = 32
+KNOWN = frozenset({"zstd", "gzip", "zlib", "bytes", "crc32c", "sharding_indexed", "transpose"})
+"""Codecs that unpack piece by piece, so that a chunk which is longer than it says takes no memory; blosc does not."""
 _NUMPY = re.compile(r"[<>|]([fciub])(\d{1,2})")
 _KINDS = {"f": "float", "c": "complex", "i": "int", "u": "uint"}
 
@@ -44,13 +47,27 @@ def described(key: str, content: bytes, driver: str) -> ZarrArray:
         shape = said["shape"]
         if driver == "zarr":
             dtype, chunk = _numpy_name(said["dtype"]), said["chunks"]
+            packed = [part.get("id") for part in (said["compressor"], *(said["filters"] or ())) if part is not None]
         else:
+            packed = list(_codecs(said["codecs"]))
             dtype, chunk = said["data_type"], said["chunk_grid"]["configuration"]["chunk_shape"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TornError(f"the description of {shortened(key)} is not zarr's ({type(error).__name__})") from error
+    if strange := [str(name) for name in packed if name not in KNOWN]:
+        raise TornError(f"{shortened(key)} is packed by {shortened(strange[0])}, which orbax does not use")
     if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(chunk) or len(shape) != len(chunk):
         raise TornError(f"{shortened(key)} has an impossible shape")
     return ZarrArray(tuple(shape), dtype, key=key, chunks=_pieces(shape, chunk), largest=prod(chunk))
+
+
+def _codecs(codecs: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield the names of an array's codecs, those in shards included."""
+    for codec in codecs:
+        yield codec["name"]
+        inside = codec.get("configuration") or {}
+        for key in ("codecs", "index_codecs"):
+            if depth < 2:
+                yield from _codecs(inside.get(key, ()), depth + 1)
 
 
 def _pieces(shape: list[int], chunk: list[int]) -> int:
