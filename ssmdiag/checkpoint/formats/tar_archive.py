@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from ssmdiag.checkpoint.budget import MOST_CONFIG, parse_json, shortened
+from ssmdiag.checkpoint.budget import MOST_CONFIG, Allowance, parse_json, shortened
 from ssmdiag.checkpoint.file_names import SHARD, WEIGHTS, may_hold_weights
 from ssmdiag.checkpoint.formats.interface import Container, FirstLook, Format, Source
 from ssmdiag.checkpoint.formats.sequential import SequentialReader, TornError
@@ -25,7 +25,7 @@ from ssmdiag.printable import first_of
 
 BLOCK = 512
 MAGIC, MAGIC_AT = b"ustar", 257
-MOST_MEMBERS = 20_000
+MOST_MEMBERS, MOST_RECORDS = 20_000, 400_000
 LONGEST_EXTENSION = 1 << 16
 """Most bytes of a pax or GNU header that extends the next member's."""
 USUAL = ("model_weights.ckpt", *WEIGHTS)
@@ -51,6 +51,7 @@ class _Reader(SequentialReader):
         """Return the plain files. Raises TornError."""
         found: list[Member] = []
         said: dict[str, Any] = {}
+        left = Allowance(MOST_RECORDS)
         for _ in range(MOST_MEMBERS):
             if self.at == self.end or not (header := self.read(BLOCK)).strip(b"\0"):
                 return found
@@ -59,7 +60,7 @@ class _Reader(SequentialReader):
             kind = header[156:157]
             size = _number(header[124:136])
             if kind in (_PAX, _LONG_NAME):
-                said |= _extension(self._content(size), kind)
+                said |= _extension(self._content(size), kind, left)
                 continue
             size = said.get("size", size)
             name = said.get("path") or _joined(header)
@@ -100,7 +101,7 @@ def _joined(header: bytes) -> str:
     return f"{prefix}/{name}" if prefix and header.startswith(b"ustar\x00", MAGIC_AT) else name
 
 
-def _extension(content: bytes, kind: bytes) -> dict[str, Any]:
+def _extension(content: bytes, kind: bytes, left: Allowance) -> dict[str, Any]:
     """Return the path and the size that a pax or GNU header gives, and whether the next member is sparse."""
     if kind == _LONG_NAME:
         return {"path": content.split(b"\0")[0].decode(errors="replace")}
@@ -110,6 +111,8 @@ def _extension(content: bytes, kind: bytes) -> dict[str, Any]:
         length, _, _ = content[at : at + 8].partition(b" ")
         if not length.isdigit() or not 0 < int(length) <= len(content) - at:
             raise TornError("a header that contradicts itself")
+        if not left.take():
+            raise TornError("more records in its headers than members can need")
         record = content[at : at + int(length)]
         at += int(length)
         if not (found := _PAX_RECORD.match(record)):
