@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
 from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
 from ssmdiag.errors import CheckpointError, PartialModelError
+from ssmdiag.printable import first_of
 
 MOST_LISTED = 50_000
 """Most entries looked at in a directory and the folders in it; a link can lead back to the directory."""
@@ -66,7 +68,7 @@ def read_directory(path: Path) -> Checkpoint:
     for format in owners:
         if format.open_folder:
             container = format.open_folder(path)
-            size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+            size = _size_of(path)
             step = step_of(path.absolute()) if container.train_step is None else container.train_step
             return _checkpoint(container, path, path, size, step)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
@@ -79,6 +81,19 @@ def read_directory(path: Path) -> Checkpoint:
         if marked := next(filter(may_be_marked, candidates), None):
             require_no_rank(open_container(path / marked))
     raise _decline(path, present, candidates)
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of all files in a folder and the folders in it, up to a limit."""
+    files = itertools.islice((Path(place, name) for place, _, names in os.walk(path) for name in names), MOST_LISTED)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def holds_checkpoint(names: Collection[str]) -> bool:
+    """Whether a folder with these names holds a file of weights, or is what a format of whole folders writes."""
+    if any(Path(name).suffix in suffixes() for name in names):
+        return True
+    return any(format.open_folder and _any_matches(format.owns_folder, names) for format in known_formats())
 
 
 def _any_matches(pattern: str, present: Collection[str]) -> bool:
@@ -113,6 +128,14 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
         )
     if runs := runs_in(path):
         return several_runs(path, runs)
+    if steps := _steps_in(path):
+        some = first_of([step.name for step in steps], 6)
+        many = f"{len(steps):,} checkpoints, each" if len(steps) > 1 else "1 checkpoint,"
+        return CheckpointError(
+            f"{path} holds {many} in a folder of its own: {some}",
+            expected="one of them",
+            advice=f"ssmdiag inspect {steps[-1]}" + f", or ssmdiag compare {path}" * (len(steps) > 1),
+        )
     ends = (*suffixes(), INDEX)
     inside = [folder for folder, names in _folders_in(path) if any(name.endswith(ends) for name in names)]
     below = [*inside, *(folder for folder, _ in _folders_in(path / "snapshots"))]  # the Hugging Face cache
@@ -122,6 +145,17 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
         expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(suffixes())} file",
         advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else "name the file with the weights.",
     )
+
+
+def _steps_in(path: Path) -> list[Path]:
+    """Return the folders in a run that are checkpoints of a format of whole folders, by the numbers in their names."""
+    opened = [format for format in known_formats() if format.open_folder]
+    found = [
+        folder
+        for folder, names in _folders_in(path)
+        if re.search(r"\d", folder.name) and any(_any_matches(format.owns_folder, names) for format in opened)
+    ]
+    return sorted(found, key=lambda folder: [int(number) for number in re.findall(r"\d{1,15}", folder.name)])
 
 
 def runs_in(path: Path) -> list[Path]:

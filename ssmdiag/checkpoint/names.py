@@ -1,7 +1,7 @@
 """Stored names → the names families look for.
 
-Training wrappers insert elements in the middle of a dotted path, JAX trees use slashes. Both are
-undone here; families then match on the end of a name.
+Training wrappers insert elements in the middle of a dotted path, JAX trees use slashes, boxes of flax (Partitioned, the
+variables of an nnx.State) add an element at the end. All are undone here; families then match on the end of a name.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES = 1024, 64, 250_000
 """Most characters and path elements of a tensor's name, and most names in a file."""
 Path = tuple[Any, Any] | None
 """A path as (path before, key): names that are never needed take no memory."""
+_VALUE = ".value"
 _BRACKETS = re.compile(r"""\[['"]?([^\[\]'"]*)['"]?\]""")
 _PARAMETRIZED = re.compile(r"(?P<dot>^|\.)parametrizations\.(?P<name>[^.]+)\.original$")
 
@@ -53,7 +54,7 @@ def clean_names(stored: list[str]) -> list[str]:
     shortest is cleaned and the others keep their own.
     """
     separator = _separator(stored)
-    dotted = [_dotted(name, separator) for name in stored]
+    dotted = _without_value([_dotted(name, separator) for name in stored])
     result = [_clean(name) for name in dotted]
     count = Counter(result)
     if len(count) == len(stored):
@@ -116,6 +117,13 @@ def _separator(stored: list[str]) -> str:
     if stored and not any("." in name for name in stored) and any("__" in name for name in stored):
         return "__"
     return "."
+
+
+def _without_value(dotted: list[str]) -> list[str]:
+    """Return names without the last element `value` where all have it, as every leaf of flax's nnx.State has."""
+    if all(name.endswith(_VALUE) and len(name) > len(_VALUE) for name in dotted):
+        return [name.removesuffix(_VALUE) for name in dotted]
+    return dotted
 
 
 def _dotted(name: str, separator: str) -> str:

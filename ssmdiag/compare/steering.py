@@ -2,7 +2,8 @@
 
 A selective layer's nominal decay is read at the bias of its gates: projections that were zeroed, shuffled or never
 merged do not change it. Each family names its tensors by role (`Family.steering`), so that they can be compared
-between spellings that fuse, split or transpose them. Packed ones are compared byte by byte, or not at all.
+between spellings that fuse, split or transpose them. Packed ones are compared byte by byte, MLX's also by
+value as far as their rounding shows, others not at all.
 
 One tensor of each side is in memory at a time, in its stored type; rows are widened to float64 block by block.
 """
@@ -23,6 +24,7 @@ from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.interface import Steering
 from ssmdiag.families.layer import Layer
+from ssmdiag.families.mlx_packed import unpack
 from ssmdiag.families.packed import packed_with
 from ssmdiag.guard import guard
 
@@ -30,6 +32,8 @@ EQUAL = 1e-5
 """Relative tolerance of a weight where both sides store the same type and nothing was rounded."""
 ROUNDING = {"float64": EQUAL, "float32": EQUAL, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The same where the coarser side stores this type and the other another type: a unit in its last place."""
+PACKED_AS = "bfloat16"
+"""Type by whose rounding unpacked weights are compared, beyond what their packing explains."""
 COARSEST = 0.25
 """The same for types of 8 bits and fewer."""
 SMALLEST = {"float16": 2.0**-24, "float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16}
@@ -77,6 +81,10 @@ class SteeringComparison:
         return tuple(one for one in self.compared if not one.within)
 
 
+_DOUBT = "±"
+"""Key, beside that of a packed tensor, of how far each of its values may be off."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Found:
     """A tensor that steers a layer, in one checkpoint."""
@@ -95,12 +103,33 @@ class _Found:
     def local(self, stored: StoredTensor) -> str:
         return stored.name.removeprefix(f"{self.layer.path}.")
 
-    def values(self) -> Tensor | None:
-        """Return the rows of its role in the stored type; None where the layout is not known."""
+    @property
+    def readable(self) -> bool:
+        """Whether its values are known, if only to within the rounding of a packed type."""
+        if not self.plain and self.stored.name not in self.cache:
+            if (unpacked := unpack(self.layer, self.stored, self.packed)) is None:
+                return False
+            self.cache.clear()
+            self.cache[self.stored.name], self.cache[_DOUBT] = unpacked
+        return True
+
+    @property
+    def whole(self) -> Tensor:
+        """The whole tensor, in the stored type where it is not packed."""
         if self.stored.name not in self.cache:  # fused tensors have several roles, one after the other
             self.cache.clear()
             self.cache[self.stored.name] = self.stored.load().to(self.layer.device)
-        whole = self.cache[self.stored.name]
+        return self.cache[self.stored.name]
+
+    def values(self) -> Tensor | None:
+        """Return the rows of its role in the stored type; None where the layout is not known."""
+        return self._laid_out(self.whole)
+
+    def doubt(self) -> Tensor | None:
+        """Return how far each of these values may be from what was packed; None where it was not packed."""
+        return self._laid_out(self.cache[_DOUBT]) if _DOUBT in self.cache else None
+
+    def _laid_out(self, whole: Tensor) -> Tensor | None:
         if self.steering.layout is None:
             return whole
         with guard(self.layer.path, f"finding the {self.steering.role} in {self.local(self.stored)}"):
@@ -171,7 +200,9 @@ def _compare(
     """Return the difference of one role, or a sentence on why there is none."""
     try:
         if not (a.plain and b.plain):
-            return _compare_packed(a, b, role)
+            alike = _compare_packed(a, b, role)
+            if isinstance(alike, SteeringDifference) or not (a.readable and b.readable):
+                return alike
         first, second = a.values(), b.values()
     except SsmdiagError as error:
         return error.sentence
@@ -182,16 +213,28 @@ def _compare(
             "compared"
         )
     if first is None or second is None:
-        first, second = (side.cache[side.stored.name] for side in (a, b))
+        first, second = a.whole, b.whole
     # A layout that multiplies returns float64: the other side stores the product rounded.
     rounded = first.dtype != second.dtype
-    allowed = rounding(a.stored.dtype, b.stored.dtype, rounded=rounded) if tolerance is None else tolerance
-    if a.steering.tensor == b.steering.tensor and math.prod(a.stored.shape) != math.prod(b.stored.shape):
-        return _of_other_shapes(role, (a.stored, b.stored), allowed, a.stored.shape, b.stored.shape)
+    types = [side.stored.dtype if side.plain else PACKED_AS for side in (a, b)]
+    allowed = rounding(*types, rounded=rounded) if tolerance is None else tolerance
+    if a.steering.tensor == b.steering.tensor and a.whole.numel() != b.whole.numel():
+        return _of_other_shapes(role, (a.stored, b.stored), allowed, tuple(a.whole.shape), tuple(b.whole.shape))
     axis = b.steering.channels
     if order is not None and axis is not None and axis < second.ndim and second.shape[axis] == len(order):
         second = second.index_select(axis, order)
-    return compare_weights(first, second, role, (a.stored, b.stored), allowed)
+    if a.plain and b.plain:
+        return compare_weights(first, second, role, (a.stored, b.stored), allowed)
+    doubts = [side.doubt() for side in (a, b)]
+    if doubts[1] is not None and order is not None and axis is not None and len(order) == doubts[1].shape[axis]:
+        doubts[1] = doubts[1].index_select(axis, order)
+    doubt = sum(one.abs() for one in doubts if one is not None and one.shape == first.shape)
+    found = compare_weights(first, second, role, (a.stored, b.stored), allowed, doubt)
+    side = b if a.plain else a
+    closer = (
+        f"{side.local(side.stored)} is packed: unpacked it agrees to within its rounding, which hides smaller changes"
+    )
+    return closer if found.within else found
 
 
 def _compare_packed(a: _Found, b: _Found, role: str) -> SteeringDifference | str:
@@ -254,9 +297,17 @@ def _compare_modules(a: Layer, b: Layer, tolerance: float | None) -> SteeringCom
 
 
 def compare_weights(
-    first: Tensor, second: Tensor, role: str, stored: tuple[StoredTensor, StoredTensor], allowed: float
+    first: Tensor,
+    second: Tensor,
+    role: str,
+    stored: tuple[StoredTensor, StoredTensor],
+    allowed: float,
+    doubt: Tensor | int = 0,
 ) -> SteeringDifference:
-    """Return the weight that differs most, relative to itself or to a small share of the largest of its row."""
+    """Return the weight that differs most, relative to itself or to a small share of the largest of its row.
+
+    `doubt` is how much of a difference packing explains, for each weight.
+    """
     names = stored[0].name, stored[1].name
     if first.shape != second.shape:
         return _of_other_shapes(role, stored, allowed, tuple(first.shape), tuple(second.shape))
@@ -265,6 +316,7 @@ def compare_weights(
         return SteeringDifference(role, *names, 0.0, allowed, (), None)
     rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
     first, second = first.reshape(rows, columns), second.reshape(rows, columns)
+    packing = doubt.reshape(rows, columns) if isinstance(doubt, Tensor) else None
     slack = max(SMALLEST.get(tensor.dtype, 0.0) for tensor in stored) if first.dtype != second.dtype else 0.0
     worst, where, pair = -1.0, 0, (0.0, 0.0)
     step = max(1, BLOCK // max(columns, 1))
@@ -273,6 +325,8 @@ def compare_weights(
         size = torch.maximum(one.abs(), other.abs())
         scale = torch.maximum(size, FLOOR * size.amax(1, keepdim=True))
         gap = (one - other).abs()
+        if packing is not None:
+            gap = (gap - packing[start : start + step]).clamp(min=0)
         error = ((gap - slack).clamp(min=0) / scale).where(gap != 0, 0.0).nan_to_num(math.inf, math.inf)
         at = int(error.argmax())
         if float(error.flatten()[at]) > worst:

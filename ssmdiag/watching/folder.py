@@ -18,7 +18,7 @@ from ssmdiag.checkpoint.directories import runs_in
 from ssmdiag.compare.run_order import numbered_in
 from ssmdiag.errors import CheckpointError
 
-UNFINISHED = re.compile(r"^\.|^tmp|\.tmp\b|-tmp-|\.(?:part|incomplete)\b")
+UNFINISHED = re.compile(r"^\.|^tmp|\.tmp\b|-tmp(?:-|$)|\.(?:part|incomplete)\b")
 """Names under which writers keep what they rename when it is whole."""
 MOST_FILES = 10_000
 LONGEST_WAIT = 64

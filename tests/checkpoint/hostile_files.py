@@ -681,6 +681,47 @@ def empty_mappings_below_long_names(folder: Path) -> Path:
     return flax(folder, b"".join(b"\x81" + pack("k" * 1000) for _ in range(60)) + inside)
 
 
+# --- tar ------------------------------------------------------------------------------------------
+
+
+def tar_header(name: bytes, size: int, kind: bytes) -> bytes:
+    head = name.ljust(100, b"\0") + b"0000644\0" * 3 + b"%011o\0" % size + b"0" * 12 + b" " * 8 + kind
+    return head.ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0")
+
+
+@case
+def nineteen_thousand_members_of_nothing(folder: Path) -> Path:
+    (folder / "m.nemo").write_bytes(b"".join(tar_header(b"%d.pt" % number, 0, b"0") for number in range(19_000)))
+    return folder / "m.nemo"
+
+
+@case
+def extended_headers_without_a_member(folder: Path) -> Path:
+    (folder / "m.nemo").write_bytes((tar_header(b"x", 65_000, b"x") + bytes(65_024)) * 140)
+    return folder / "m.nemo"
+
+
+@case
+def records_of_one_byte_in_extended_headers(folder: Path) -> Path:
+    (folder / "m.nemo").write_bytes((tar_header(b"x", 65_000, b"x") + b"2 " * 32_500 + bytes(24)) * 140)
+    return folder / "m.nemo"
+
+
+@case
+def a_member_of_eight_thousand_million_bytes(folder: Path) -> Path:
+    (folder / "m.nemo").write_bytes(tar_header(b"m.pt", 8**11 - 1, b"0") + bytes(4096))
+    return folder / "m.nemo"
+
+
+@case
+def archives_in_archives(folder: Path) -> Path:
+    content = b""
+    for _ in range(5000):
+        content = tar_header(b"m.nemo", len(content), b"0") + content
+    (folder / "m.nemo").write_bytes(content)
+    return folder / "m.nemo"
+
+
 # --- safetensors ----------------------------------------------------------------------------------
 
 

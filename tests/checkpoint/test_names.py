@@ -35,6 +35,19 @@ def test_wrappers_are_removed_as_whole_path_elements(stored: str, cleaned: str) 
     assert clean_names([stored]) == [cleaned]
 
 
+def test_the_value_at_the_end_of_every_name_is_a_box_of_flax() -> None:
+    assert clean_names(["layers/0/A_log/value", "layers/0/dt_proj/bias/value"]) == [
+        "layers.0.A_log",
+        "layers.0.dt_proj.bias",
+    ]
+    assert clean_names(["['layers'][0]['D'].value", "['D'].value"]) == ["layers.0.D", "D"]
+
+
+@pytest.mark.parametrize("stored", [["attn.value", "attn.key"], ["value", "a.value"], ["attn.keyvalue"], ["a.value.b"]])
+def test_a_value_that_not_all_names_end_in_is_a_name(stored: list[str]) -> None:
+    assert clean_names(stored) == stored
+
+
 def test_slashes_of_jax_trees_become_dots() -> None:
     assert clean_names(["params/layers_0/seq/nu_log", "params/D"]) == ["params.layers_0.seq.nu_log", "params.D"]
 

@@ -17,11 +17,37 @@ FORMAT = Format(
             "download it again, with access rights.",
             magic=(b"<!DOCTYPE", b"<html"),
         ),
-        Refusal("a gzip archive, which ssmdiag does not read", "unpack it first.", magic=(b"\x1f\x8b",)),
+        Refusal(
+            "a gzip archive, which ssmdiag does not read",
+            "gzip -dc FILE > UNPACKED, and inspect that; a tar (.nemo, .tgz) need not be unpacked further.",
+            magic=(b"\x1f\x8b",),
+        ),
+        Refusal(
+            "compressed (bzip2, xz or zstd), which ssmdiag does not read",
+            "bzip2 -dk, xz -dk or zstd -d, and inspect the result.",
+            magic=(b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd"),
+        ),
         Refusal(
             "an HDF5 file (Keras, netCDF), which ssmdiag does not read",
-            "copy its arrays into an .npz with h5py and numpy.savez.",
+            "with h5py: found = []; h5py.File(PATH).visititems(lambda name, x: found.append((name, x))); "
+            "numpy.savez('model.npz', **dict((name, x[()]) for name, x in found if hasattr(x, 'dtype')))",
             magic=(b"\x89HDF",),
+        ),
+        Refusal(
+            "a Keras archive, whose weights are in an HDF5 file, which ssmdiag does not read",
+            "unzip it and inspect model.weights.h5, which says how to copy its arrays.",
+            name=r"\.keras$",
+        ),
+        Refusal(
+            "an ONNX graph, which ssmdiag does not read",
+            "inspect the checkpoint it was exported from; or with onnx: numpy.savez('model.npz', **dict((t.name, "
+            "onnx.numpy_helper.to_array(t)) for t in onnx.load(PATH).graph.initializer)).",
+            name=r"\.onnx$",
+        ),
+        Refusal(
+            "a part of a TensorFlow checkpoint",
+            "name its folder, {folder}, to see how its arrays are copied.",
+            name=r"\.data-\d{5}-of-\d{5}$|(?:\.ckpt[-.\d]*|^variables)\.index$|^saved_model\.pb$",
         ),
         Refusal(
             "what `ssmdiag retrain --resume` goes on from: weights of several arms, and no checkpoint",
@@ -29,9 +55,5 @@ FORMAT = Format(
             name=r"^state-.*\.state$",
         ),
     ),
-    conversions={
-        ".onnx": "inspect the checkpoint it was exported from.",
-        ".nemo": "unpack it (tar) and inspect the weights inside.",
-        ".tar": "unpack it first.",
-    },
+    conversions={".tar": "unpack it first."},
 )

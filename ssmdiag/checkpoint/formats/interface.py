@@ -21,7 +21,7 @@ else:
     Tensor = Any
 
 T = TypeVar("T")
-LONGEST_HEAD = 256
+LONGEST_HEAD = 512
 """Number of bytes at the beginning of a file that formats may recognise it by."""
 
 

@@ -140,6 +140,13 @@ FORMAT = Format(
     suffixes=(".npz",),
     refusals=(
         Refusal(
+            "an Equinox file, which has the values of arrays but not their names",
+            "where the model's code is: model = equinox.tree_deserialise_leaves(PATH, like); numpy.savez('model.npz', "
+            "**dict((jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(equinox.filter("
+            "model, equinox.is_array)))).",
+            name=r"\.eqx$",
+        ),
+        Refusal(
             "a single NumPy array, which ssmdiag does not read",
             "numpy.savez('model.npz', name=array, …) keeps the names.",
             magic=(b"\x93NUMPY",),

@@ -39,6 +39,7 @@ MOST_PICKLE = 64 << 20
 """Most bytes of a pickle that unpacks to more than its file has."""
 LONGEST_LINE, LONGEST_KEY = 1 << 20, 256
 _MAGIC = 0x1950A86A20F9469CFC6C
+_OTHER_PICKLE = "a pickle that torch.save did not write"
 _BIG_ENDIAN = "written on a big-endian machine, which is not supported"
 UNREADABLE = stand_in("torch._utils", "_rebuild_qtensor")
 """Stand-in for quantised and other tensors that are not one strided run of numbers."""
@@ -94,7 +95,7 @@ class TensorRecord(_Record):
         return (-values if "neg" in self.flipped else values).resolve_conj()
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
+def tensor_record(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metadata: Any = None) -> Any:
     """Return the record of one tensor; a stand-in for kinds that cannot be read."""
     if not isinstance(storage, Storage) or dtype not in DTYPE_BITS:
         return UNREADABLE()
@@ -112,12 +113,14 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str, metad
 
 
 def _v2(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    return _tensor(storage, offset, size, stride, getattr(storage, "dtype", ""), rest[2] if len(rest) > 2 else None)
+    return tensor_record(
+        storage, offset, size, stride, getattr(storage, "dtype", ""), rest[2] if len(rest) > 2 else None
+    )
 
 
 def _v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
     named = getattr(dtype, "origin", "").removeprefix("torch.")
-    return _tensor(storage, offset, size, stride, named, rest[0] if rest else None)
+    return tensor_record(storage, offset, size, stride, named, rest[0] if rest else None)
 
 
 def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
@@ -147,10 +150,7 @@ class TorchZip:
         self._zip = open_zip(source)
         members = self._zip.namelist()
         if any(name.endswith("constants.pkl") for name in members):
-            raise CheckpointError(
-                f"{source.name} is a TorchScript archive, which holds code.",
-                advice="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') and inspect that.",
-            )
+            self.format = "TorchScript"
         pickled = next(name for name in members if name == "data.pkl" or name.endswith("/data.pkl"))
         self._prefix = pickled.removesuffix("data.pkl")
         order = f"{self._prefix}byteorder"
@@ -206,7 +206,7 @@ class TorchPickles:
         with source.open() as opened:
             file = _Bounded(opened, source.size)
             if self._unpickle(file, load_storage) != _MAGIC:
-                raise TornError("a pickle that torch.save did not write")
+                raise TornError(_OTHER_PICKLE)
             self._unpickle(file, load_storage)
             if not self._unpickle(file, load_storage).get("little_endian", True):
                 raise TornError(_BIG_ENDIAN)
@@ -286,5 +286,7 @@ def open_archive(source: Source) -> TorchZip | TorchPickles:
         raise CheckpointError(
             f"{source.name} is torn or not a torch checkpoint ({shortened(str(error) or type(error).__name__, 200)}).",
             expected="what torch.save writes",
-            advice="save or download it again.",
+            advice="numpy.savez('model.npz', **arrays) keeps the names of arrays that were pickled."
+            if str(error) == _OTHER_PICKLE
+            else "save or download it again.",
         ) from error

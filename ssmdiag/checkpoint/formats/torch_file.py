@@ -90,9 +90,9 @@ class TorchFile(TensorTable):
         return self.entries[name].place
 
     def _remark(self, key: str | None, rest: Mapping[Any, Any], unreadable: list[str]) -> None:
-        packages = sorted({name.partition(".")[0] for name in self.archive.names} - PLAIN_MODULES - {"torch"})
+        packages = {name.partition(".")[0] for name in self.archive.names} - PLAIN_MODULES - {"torch", SCRIPTED}
         if packages:
-            some = ", ".join([*packages[:MOST_REMARKED], *["…"][: len(packages) - MOST_REMARKED]])
+            some = ", ".join([*sorted(packages)[:MOST_REMARKED], *["…"][: len(packages) - MOST_REMARKED]])
             self.notes.append(f"objects of {some} were read as plain data")
         candidates = [(name, value) for name, value in rest.items() if name not in TRAINER_KEYS][:MOST_REMARKED]
         others = [shortened(repr(name)) for name, value in candidates if _holds_tensors(value)]
@@ -137,7 +137,11 @@ def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
             continue
         items: Iterable[tuple[Any, Any]] = ()
         if isinstance(node, StandIn):
-            if isinstance(node.state, Mapping):
+            if isinstance(node.state, Mapping) and node.origin.startswith(f"{SCRIPTED}."):
+                if not left.take(1 + len(node.state)):
+                    return
+                items = node.state.items()
+            elif isinstance(node.state, Mapping):
                 items = [(None, node.state.get(part)) for part in ("_parameters", "_buffers", "_modules")]
         elif isinstance(node, (Mapping, list, tuple)):
             if not left.take(1 + len(node)):
@@ -152,6 +156,8 @@ def _leaves(tree: Any, left: Allowance) -> Iterator[tuple[str, Any]]:
         waiting += reversed(below)
 
 
+SCRIPTED = "__torch__"
+"""Package of the classes of TorchScript, whose objects have their parameters as attributes."""
 _REBUILT = "torch._utils._rebuild"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from typing import IO
+from typing import IO, cast
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.formats.interface import Container, Format, Source
@@ -108,8 +108,8 @@ def is_zip(source: Source) -> bool:
         return zipfile.is_zipfile(file)
 
 
-def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> bytes:
-    """Return at most so many first bytes of a member, in a tenth of the time that opening it takes."""
+def start_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Return where a member's content begins in the file. Raises BadZipFile."""
     file = archive.fp
     if file is None:
         raise ValueError("the archive is closed")
@@ -118,7 +118,14 @@ def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int)
     if len(local) < _LOCAL_HEADER or not local.startswith(b"PK\x03\x04"):
         raise zipfile.BadZipFile(f"no member where {member.filename[:80]} should be")
     name, extra = struct.unpack_from("<HH", local, _LOCAL_HEADER - 4)
-    file.seek(name + extra, 1)
+    return member.header_offset + _LOCAL_HEADER + name + extra
+
+
+def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> bytes:
+    """Return at most so many first bytes of a member, in a tenth of the time that opening it takes."""
+    start = start_of(archive, member)
+    file = cast(IO[bytes], archive.fp)
+    file.seek(start)
     stored = file.read(min(member.compress_size, length + _MORE_WHEN_PACKED))
     if member.compress_type == zipfile.ZIP_STORED:
         return stored[:length]

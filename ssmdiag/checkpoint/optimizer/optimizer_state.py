@@ -18,12 +18,14 @@ from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
+from ssmdiag.checkpoint.formats.jax_tree import JaxTree
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.checkpoint.formats.torch_file import TorchFile
 from ssmdiag.checkpoint.names import clean_names
 from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
 from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
+from ssmdiag.checkpoint.optimizer.optax_state import optax_groups
 from ssmdiag.checkpoint.optimizer.saved_optimizer import (
     SavedGroup,
     SavedOptimizer,
@@ -73,6 +75,9 @@ def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
     """
     notes: list[str] = []
     files = dict.fromkeys(stored.container for stored in checkpoint.values())
+    own = {stored.stored_name: stored.name for stored in checkpoint.values()}
+    if found := [group for file in files if isinstance(file, JaxTree) for group in optax_groups(file, own)]:
+        return OptimizerState(tuple(found))
     archives = [file.archive for file in files if isinstance(file, TorchFile)]
     saved = [optimizer for archive in archives for optimizer in find_optimizers(archive.content, archive.read)]
     if not saved and checkpoint.directory is not None:

@@ -12,6 +12,7 @@ import torch
 
 from ssmdiag import diagnose, known_families, read_checkpoint
 from ssmdiag.checkpoint.formats import flax_msgpack, msgpack
+from ssmdiag.checkpoint.formats.interface import LONGEST_HEAD
 from ssmdiag.checkpoint.opening import open_source
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import CheckpointError
@@ -136,7 +137,7 @@ def test_only_what_is_asked_for_is_read() -> None:
     state = {f"w{i}": torch.full((50_000,), float(i)) for i in range(8)}
     source = InMemory(pack({"params": state}), "m.msgpack")
     container = open_source(source)
-    assert sum(length for _, length in source.pieces) <= 256
+    assert sum(length for _, length in source.pieces) <= LONGEST_HEAD
     source.pieces.clear()
     assert torch.equal(container.load("w3"), state["w3"])
     assert [length for _, length in source.pieces] == [200_000]
@@ -210,3 +211,12 @@ def test_two_arrays_of_one_dotted_name_are_refused() -> None:
 def test_a_step_that_is_no_step_is_none() -> None:
     for step in (-1, 2**62, 1.5, "7e", torch.ones(2), torch.tensor(2.0)):
         assert opened(pack({"params": {"w": torch.ones(1)}, "step": step})).train_step is None
+
+
+def test_weights_in_boxes_have_the_names_of_the_boxes(tmp_path: Path) -> None:
+    """As flax writes what nn.with_partitioning made, beside weights that are in none."""
+    boxed = {"layers_0": {"A_log": {"value": torch.ones(2)}, "D": torch.ones(3)}, "value": {"kernel": torch.ones(1)}}
+    container = opened(pack({"params": boxed}))
+    assert container.names() == ["layers_0.A_log", "layers_0.D", "value.kernel"]
+    attention = {"attn": {"value": torch.ones(1), "key": torch.ones(1)}}
+    assert opened(pack({"params": attention})).names() == ["attn.value", "attn.key"]

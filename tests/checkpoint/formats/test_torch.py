@@ -22,6 +22,7 @@ import torch
 from ssmdiag import read_checkpoint
 from ssmdiag.checkpoint.formats import inert_pickle
 from ssmdiag.errors import CheckpointError, UnsafePickleError
+from tests.checkpoint.formats.samples import torchscript
 
 both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 
@@ -245,13 +246,23 @@ def test_modules_that_contain_themselves_end(tmp_path: Path) -> None:
     assert checkpoint.settings["lr"] == 1
 
 
-def test_torchscript_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
-        for member in ("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py"):
-            archive.writestr(member, b"\x80\x02}.")
-    with pytest.raises(CheckpointError, match="TorchScript") as caught:
-        read_checkpoint(tmp_path / "m.pt")
-    assert "state_dict" in str(caught.value.advice)
+def test_torchscript_gives_its_state_dict_and_none_of_its_code_is_run(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Sequential(torch.nn.BatchNorm1d(4)), torch.nn.Linear(4, 2)
+    )
+    (tmp_path / "m.pt").write_bytes(torchscript(model.bfloat16()))
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
+    state = model.state_dict()
+    assert set(checkpoint) == state.keys()
+    assert all(checkpoint[name].load().equal(value) for name, value in state.items())
+    assert (checkpoint.format, checkpoint.notes) == ("TorchScript", ())
+
+
+def test_a_pickle_of_arrays_is_told_apart_from_a_torn_file(tmp_path: Path) -> None:
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"W": [1.0, 2.0], "lr": 0.3}))
+    with pytest.raises(CheckpointError, match=r"torch\.save did not write") as caught:
+        read_checkpoint(tmp_path / "m.pkl")
+    assert "numpy.savez" in str(caught.value.advice)
 
 
 # --- damage -------------------------------------------------------------------------------------
