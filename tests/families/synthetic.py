@@ -53,6 +53,8 @@ def state_dict(
         kind, _, dims = pattern.rpartition(":")
         shape = [math.prod(_size(factor, sizes) for factor in token.split("*")) for token in dims.split()]
         values = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) - 0.5
+        if local == "ssm_a":  # −exp(A_log)
+            values = -values.abs()
         if kind.startswith("int"):
             tensor = torch.zeros(shape, dtype=torch.int64)
         elif kind.startswith("complex"):

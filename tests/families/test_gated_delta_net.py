@@ -24,6 +24,14 @@ ON_DISK = {
     "OLMo-Hybrid": {"a_proj.weight": (HEADS, MODEL), "q_conv1d.weight": (KEYS, 1, 4), "o_norm.weight": (8,)},
     "fla without convolution": {"a_proj.weight": (HEADS, MODEL), "o_norm.weight": (8,)},
     "Comba": {"a_proj.weight": (HEADS, MODEL), "o_norm.weight": (8,), "decay": (HEADS,), "D": (HEADS,)},
+    "lara_mini": {"in_proj.weight": (2 * KEYS + 72, MODEL), "conv1d.weight": (64, 1, 4), "out_norm.weight": (8,)},
+    "Megatron": {
+        "in_proj.weight": (2 * KEYS + 72, MODEL),
+        "in_proj.layer_norm_weight": (MODEL,),
+        "conv1d.weight": (64, 1, 4),
+        "out_norm.weight": (8,),
+        "out_proj.weight": (MODEL, 32),
+    },
     "NVlabs": {"gk_proj.weight": (HEADS, MODEL), "q_proj.weight": (KEYS, MODEL), "D": (HEADS,)},
 }
 
