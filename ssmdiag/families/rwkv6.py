@@ -9,7 +9,9 @@
 | u | `time_faaaa`, fla: `bonus` | head, key | gives the number of heads |
 
 llama.cpp (ggml-org/llama.cpp 32e9e04, conversion/rwkv.py:44-83) has d as it is in `time_mix_decay.weight`, u in
-`time_mix_first.weight`, the factors transposed and the mixes for w, k, v, r, g in one tensor.
+`time_mix_first.weight`, the factors transposed and the mixes for w, k, v, r, g in one tensor. Copies that the `rwkv`
+package converted (0.8.32, model.py:796-814) have d and u as (head, key, 1), and the large matrices transposed.
+Release candidates of RWKV-7 (`time_aaaaa` beside d) have these names and other decays: they are not RWKV-6.
 """
 
 from __future__ import annotations
@@ -25,12 +27,10 @@ from ssmdiag.recurrence.clock import Clock
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
-    names = (("bonus", "w_proj.linear.lora.2.bias"), ("time_faaaa", "time_decay"))
-    bonus, decay = next(
-        (pair for pair in names if pair[0] in layer), ("time_mix_first.weight", "time_mix_decay.weight")
-    )
+    decay = next(name for name in ("time_decay", "time_mix_decay.weight", "w_proj.linear.lora.2.bias") if name in layer)
+    bonus = next((name for name in ("time_faaaa", "time_first", "bonus") if name in layer), "time_mix_first.weight")
     rate = layer.weight(decay, "exp")
-    rate = rate.reshape(layer.shape(bonus)) if bonus in layer else by_head(rate, layer)
+    rate = rate.reshape(layer.shape(bonus)[:2]) if bonus in layer else by_head(rate, layer)
     yield layer.recurrence(-rate, operating_point="the gates at their bias, as at zero input")
 
 
@@ -56,7 +56,7 @@ def steering(layer: Layer) -> Iterator[Steering]:
     yield Steering("decay, first factor", "time_mix_decay_w1.weight")
     yield Steering("decay, second factor", "time_mix_decay_w2.weight")
     for role in ("receptance", "key", "value"):
-        yield Steering(role, f"{role}.weight")
+        yield Steering(role, f"{role}.weight", transposed if "time_first" in layer else None)
         yield Steering(role, f"{role[0]}_proj.linear.weight")
         yield Steering(role, f"time_mix_{role}.weight")
         yield Steering(f"bias of the {role}", f"time_mix_{role}.bias")
@@ -90,6 +90,13 @@ FAMILY = Family(
             "BlinkDL/RWKV-LM",
             {"time_decay_w1": "_ _", "time_decay": "1 1 head*key", "time_faaaa": "head key"},
             optional={"time_decay_w2": "_ _"},
+            absent=("time_aaaaa",),
+        ),
+        Spelling(
+            "the rwkv package, converted",
+            {"time_decay_w1": "_ _", "time_decay": "head key 1", "time_first": "head key 1"},
+            optional={"time_decay_w2": "_ _"},
+            absent=("time_aaaaa",),
         ),
         Spelling("fla", {"w_proj.linear.lora.2.bias": "head*key", "bonus": "head key"}),
         Spelling(

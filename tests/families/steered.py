@@ -190,6 +190,13 @@ STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
             "time_maa_w": (1, 1, 4),
             "time_maa_w1": (4, 10),
         },
+        "the rwkv package": {
+            "time_decay_w1": (4, 2),
+            "time_decay_w2": (2, 16),
+            **_RWKV,
+            "time_maa_w": (4,),
+            "time_maa_w1": (4, 10),
+        },
         "fla": {
             "w_proj.linear.lora.0.weight": (2, 4),
             "w_proj.linear.lora.2.weight": (16, 2),
