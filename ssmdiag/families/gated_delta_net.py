@@ -35,6 +35,8 @@ _KDA_GATE = tuple(
     for name in ("f_proj", "f_proj.0", "f_a_proj")
     for ending in ("weight", "qweight", "weight_packed")
 )
+# Raven has the gate too, and a router that decides which slots it applies to.
+_RAVEN = ("r_proj.weight", "r_proj.2.weight")
 # Siblings of ssm_a in the files of Mamba-1, Mamba-2 and KDA.
 _LLAMA_CPP_OTHERS = ("ssm_d", "ssm_x.weight", "ssm_dt.weight", "ssm_in.weight", "ssm_f_a.weight", "ssm_conv1d_q.weight")
 
@@ -197,7 +199,7 @@ FAMILY = Family(
             optional={"ssm_conv1d.weight": "_ _"},
             absent=_LLAMA_CPP_OTHERS,
         ),
-        Spelling("OLMo-Hybrid, fla, Comba", {**_GATE, "o_norm.weight": "_"}, absent=_KDA_GATE),
+        Spelling("OLMo-Hybrid, fla, Comba", {**_GATE, "o_norm.weight": "_"}, absent=(*_KDA_GATE, *_RAVEN)),
         Spelling("NVlabs/GatedDeltaNet", {**_GATE, "gk_proj.weight": "head _"}, absent=("o_norm.weight",)),
     ),
     read=read,

@@ -128,6 +128,43 @@ STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
         "fla": {**_KDA, "f_proj.0.weight": (4, 4), "f_proj.1.weight": (4, 4)},
         "": {**_KDA, "f_a_proj.weight": (4, 4), "f_b_proj.weight": (4, 4)},
     },
+    "mesa_net": {
+        "fla": {
+            "a_proj.weight": (4, 4),
+            "b_proj.weight": (4, 4),
+            "b_proj.bias": (4,),
+            "lambda_params": (16,),
+            **_QKV,
+            **_CONVOLUTIONS,
+            "q_conv1d.bias": (8,),
+        }
+    },
+    "raven": {
+        "fla, gate": {"f_proj.weight": (4, 4), "r_proj.weight": (4, 4), **_QKV, "q_norm.weight": (4,)},
+        "fla, router": {
+            "a_proj.weight": (4, 4),
+            "r_proj.0.weight": (4, 4),
+            "r_proj.0.bias": (4,),
+            "r_proj.2.weight": (8, 4),
+            **_QKV,
+        },
+        "fla": {"a_proj.weight": (4, 4), "r_proj.weight": (8, 4), "r_bias": (4, 2), **_QKV, "k_norm.weight": (4,)},
+    },
+    "rodimus": {
+        "fla": {
+            "g_gate_proj.weight": (4, 4),
+            "tau_gate_proj.weight": (4, 4),
+            "tau_gate_proj.bias": (4,),
+            "up_proj.weight": (4, 4),
+            "short_conv.weight": (4, 1, 4),
+            "short_conv.bias": (4,),
+            "q_proj.weight": (4, 4),
+            "k_proj.weight": (4, 4),
+            "i_gate_proj.0.weight": (2, 4),
+            "i_gate_proj.1.weight": (4, 2),
+            "i_gate_proj.1.bias": (4,),
+        }
+    },
     "rg_lru": {
         "transformers": {
             "recurrent_gate_weight": (4, 4, 4),

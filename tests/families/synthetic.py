@@ -71,5 +71,9 @@ def _size(factor: str, sizes: Mapping[str, int]) -> int:
 
 def config(family: Family, spelling: Spelling) -> dict[str, object]:
     """Return settings that select this spelling."""
-    sizes = {"num_attention_heads": 4, "num_hidden_layers": 12}  # for decays computed from the model's size
+    sizes = {
+        "num_attention_heads": 4,
+        "num_heads": 4,
+        "num_hidden_layers": 12,
+    }  # for decays computed from the model's size
     return {leaf: values[0] for leaf, values in spelling.settings.items()} | sizes

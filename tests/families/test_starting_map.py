@@ -214,11 +214,11 @@ UNCLEAR: dict[str, tuple[State, str]] = {
         },
         "",
     ),
-    "MesaNet: a solver's regulariser": (
+    "a solver's regulariser, as in MesaNet": (
         {
             "lambda_params": uniform(0.1, 0.2, 24),
-            "a_proj.bias": uniform(-1, 1, 6),
-            "a_proj.weight": uniform(-1, 1, 6, 8),
+            "gate_proj.bias": uniform(-1, 1, 6),
+            "gate_proj.weight": uniform(-1, 1, 6, 8),
         },
         "lambda_params, float64 (24,) in 3 layers, 0.1",
     ),
