@@ -150,6 +150,7 @@ STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
         },
         "fla": {"a_proj.weight": (4, 4), "r_proj.weight": (8, 4), "r_bias": (4, 2), **_QKV, "k_norm.weight": (4,)},
     },
+    "s7": {"lrnnx": {"x_proj.weight": (24, 4), "in_proj.weight": (4, 4)}},
     "rodimus": {
         "fla": {
             "g_gate_proj.weight": (4, 4),
@@ -166,6 +167,14 @@ STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
         }
     },
     "rg_lru": {
+        "lrnnx": {
+            "recurrent_gate_proj.weight": (4, 4),
+            "input_gate_proj.weight": (4, 4),
+            "input_gate_proj.bias": (4,),
+            "in_proj.weight": (4, 4),
+            "conv1d.weight": (4, 1, 4),
+            "conv1d.bias": (4,),
+        },
         "transformers": {
             "recurrent_gate_weight": (4, 4, 4),
             "input_gate_weight": (4, 4, 4),

@@ -102,6 +102,37 @@ class MesaNet(Original):
         return self.a_proj(past[:, -1]).sigmoid()
 
 
+class LrnnxRGLRU(Original):
+    """The gate is dense, behind a projection and a convolution; a = sigmoid(a_log)."""
+
+    c = 8.0
+
+    def __init__(self) -> None:
+        convolution = nn.Conv1d(4, 4, 4, padding=3, groups=4)
+        super().__init__(
+            in_proj=dense(WIDTH, 4), conv1d=convolution, recurrent_gate_proj=dense(4, 4, bias=True), a_log=(4, 1)
+        )
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        gate = self.recurrent_gate_proj(weighted(self.in_proj(past), self.conv1d)).sigmoid()
+        return self.a_log[:, 0].sigmoid() ** (self.c * gate)
+
+
+class S7(Original):
+    """Its eigenvalues can be negative: what is remembered is their size."""
+
+    d_state = 3
+
+    def __init__(self) -> None:
+        super().__init__(
+            in_proj=dense(WIDTH, WIDTH), x_proj=dense(WIDTH, 3 + 2 * 3 * WIDTH + WIDTH + 3), base_params=(3,)
+        )
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        moved = self.base_params + self.x_proj(self.in_proj(past[:, -1]))[:, :3]
+        return (1 - 1 / (moved * moved + 0.5)).abs()
+
+
 class Raven(Original):
     """A token's decay applies to the slots that the router chooses for it, each by its weight."""
 
