@@ -259,7 +259,7 @@ def _with_steering(proof: LayerProof, steering: SteeringComparison | None) -> La
     if steering is None:
         return proof
     outcome, unseen, notes = proof.outcome, steering.unseen, proof.notes
-    if outcome is Outcome.REORDERED and not steering.differing and steering.compared:
+    if outcome is Outcome.REORDERED and not steering.differing and steering.compared and not unseen:
         outcome, notes = Outcome.DIFFERS, (*notes, LEFT_BEHIND)
     elif outcome is Outcome.REORDERED:
         outcome, unseen = Outcome.NOMINAL, (*unseen, NOT_FOLLOWED)

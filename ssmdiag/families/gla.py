@@ -26,7 +26,12 @@ from ssmdiag.recurrence.clock import Clock
 
 def read(layer: Layer) -> Iterator[Recurrence]:
     slots = "f_proj.weight" in layer
-    temperature = float(layer.option("gate_logit_normalizer", usual="8" if slots else "16"))
+    # fla's model of type gla does not hand it on (bc3b101, fla/models/gla/modeling_gla.py:66-83): its layers use 16.
+    known = "16" if layer.setting("model_type") == "gla" else None
+    configured = layer.setting("gate_logit_normalizer")
+    if known and configured not in (None, 16):
+        layer.note(f"config.json gives gate_logit_normalizer = {configured}, which fla's model ignores: read with 16")
+    temperature = float(layer.option("gate_logit_normalizer", usual="8" if slots else "16", known=known))
     if temperature <= 0:
         raise LayerError(f"{layer.path}: gate_logit_normalizer is {temperature:g}.", expected="a positive number")
     if slots:

@@ -4,12 +4,14 @@
 
 | paper | tensor | shape | role |
 |---|---|---|---|
-| A | `A_log` | head, or 1, 1, head, 1 | A = exp(A_log) |
-| b_f | `dt_bias` | head × key channel | bias of the gate, head by head |
-| – | `f_proj…` or `f_a_proj` | any | W_f, in one or two factors; only its name is used |
+| A | `A_log`, llama.cpp: `ssm_a` | head, or 1, 1, head, 1 | A = exp(A_log); ssm_a is −A, in Ling's files A |
+| b_f | `dt_bias`, `ssm_dt.bias` | head × key channel | bias of the gate, head by head |
+| – | `f_proj…`, `f_a_proj`, `ssm_f_a` | any | W_f, in one or two factors; only its name is used |
 
 Two gates share these tensors: plain g = −A softplus(z), and g = L σ(A z), bounded below by L (−5 in
 most models). The bound is in config, not in the tensors. GDN-2 (fla) keeps the plain gate.
+llama.cpp (ggml-org/llama.cpp 03fe995, src/models/kimi-k3.cpp) has the bound in `{arch}.kda.gate_lower_bound` and the
+plain gate where that is not given; Ling's W_f is one matrix (38d3906, src/models/bailingmoe3.cpp) and always bounded.
 """
 
 from __future__ import annotations
@@ -21,44 +23,68 @@ from typing import Any
 from ssmdiag.errors import LayerError
 from ssmdiag.families.forward import ACTIVATION, NEGATIVE_EIGENVALUES
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Steering, Tensor
-from ssmdiag.families.layouts import taps
+from ssmdiag.families.layouts import share, taps
 from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
 from ssmdiag.recurrence.discretisation import zoh
 
-_BOUNDED = "GLM-5-next, Kimi-K3", "Ling, Ring (bailing)"
+_BOUNDED = "GLM-5-next, Kimi-K3", "Ling, Ring (bailing)", "llama.cpp, Ling"
 """Spellings whose models are released with a lower bound of −5."""
 _BOUNDS = "gate_lower_bound", "kda_lower_bound", "linear_lower_bound", "lower_bound"
 _SWITCHES = "kda_safe_gate", "safe_gate"
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
-    prefix = "forget_gate." if "forget_gate.dt_bias" in layer else ""
-    heads = _heads(layer, prefix)
+    log_rate, bias = _gate_names(layer)
+    heads = _heads(layer, log_rate, bias)
     bound = _bound(layer)
     if bound is None:
-        rate = layer.weight(f"{prefix}A_log", "exp").flatten()[:heads, None]
-        step = layer.weight(f"{prefix}dt_bias", "softplus", role="step").reshape(heads, -1)
+        rate = layer.weight(log_rate, "direct" if log_rate == "ssm_a" else "exp").flatten()[:heads, None]
+        step = layer.weight(bias, "softplus", role="step").reshape(heads, -1)
         yield layer.recurrence(zoh(-rate, step), step=step, operating_point="the gates at their bias, as at zero input")
     else:
-        slope = layer[f"{prefix}A_log"].exp().flatten()[:heads, None]
-        gate = slope * layer[f"{prefix}dt_bias"].reshape(heads, -1)
-        opening = layer.weight(f"{prefix}dt_bias", "sigmoid", part=gate)
+        slope = _slope(layer, log_rate).flatten()[:heads, None]
+        gate = slope * layer[bias].reshape(heads, -1)
+        opening = layer.weight(bias, "sigmoid", part=gate)
         yield layer.recurrence(bound * opening, operating_point="the gates at their bias, as at zero input")
 
 
-def _heads(layer: Layer, prefix: str) -> int:
+def _gate_names(layer: Layer) -> tuple[str, str]:
+    """Return the local names of the tensors that hold A and b_f."""
+    if "ssm_a" in layer:
+        return "ssm_a", "ssm_dt.bias"
+    prefix = "forget_gate." if "forget_gate.dt_bias" in layer else ""
+    return f"{prefix}A_log", f"{prefix}dt_bias"
+
+
+def _heads(layer: Layer, log_rate: str, bias: str) -> int:
     """Return the number of heads; A_log may be padded beyond it."""
-    (channels,) = layer.shape(f"{prefix}dt_bias")
-    stored = max(layer.shape(f"{prefix}A_log"), default=0)
+    (channels,) = layer.shape(bias)
+    stored = max(layer.shape(log_rate), default=0)
     # GDN-2 writes channel by channel: its b_proj has as many rows as dt_bias.
     heads = min(stored, layer.shape("b_proj.weight")[0]) if "b_proj.weight" in layer else stored
     if not heads or channels % heads:
         raise LayerError(
-            f"{layer.names[f'{prefix}dt_bias']} has {channels} values, A_log says {heads} heads.",
+            f"{layer.names[bias]} has {channels} values, {log_rate} says {heads} heads.",
             expected="a multiple of the number of heads",
         )
     return heads
+
+
+def _slope(layer: Layer, log_rate: str) -> Tensor:
+    """Return A, by which the bounded gate multiplies z. Raises LayerError where llama.cpp's has the wrong sign."""
+    if log_rate != "ssm_a":
+        return layer[log_rate].exp()
+    stored = layer["ssm_a"]
+    # Ling's converter, unlike all others, does not negate; either sign of its A is therefore taken, but not both.
+    wrong = (stored >= 0) if "ssm_f_b.weight" in layer else (stored >= 0) != (stored.flatten()[0] >= 0)
+    if bool(wrong.any()):
+        raise LayerError(
+            f"{layer.names['ssm_a']}: {int(wrong.sum())} of {stored.numel()} values have the wrong sign.",
+            expected="−exp(A_log), which llama.cpp multiplies by",
+            advice="a conversion fault: convert the model again.",
+        )
+    return stored.abs()
 
 
 def _bound(layer: Layer) -> float | None:
@@ -128,11 +154,21 @@ def _spellings() -> Iterator[Spelling]:
             if gate != "f_proj.0":
                 inside = {f"forget_gate.{local}": axes for local, axes in tensors.items()}
                 yield Spelling(f"{name}, in memory{packed}", inside, {"b_proj.weight": "_ _"})
+    for axes in ("head", "head 1", "1 1 head 1"):  # by converter; quantising drops leading axes of 1
+        shape = "" if axes == "head" else f", {axes.replace(' ', ' × ')}"
+        tensors = {"ssm_f_b.weight": "_ _", "ssm_f_a.weight": "_ _", "ssm_a": axes, "ssm_dt.bias": "channel"}
+        yield Spelling(f"llama.cpp{shape}", tensors, {"ssm_beta.weight": "_ _"})
+    ling = {"ssm_f_a.weight": "_ _", "ssm_a": "head 1", "ssm_dt.bias": "channel"}
+    yield Spelling("llama.cpp, Ling", ling, {"ssm_beta.weight": "_ _"}, absent=("ssm_f_b.weight",))
 
 
 def steering(layer: Layer) -> Iterator[Steering]:
     prefix = "forget_gate." if "forget_gate.dt_bias" in layer else ""
-    if any(f"{prefix}f_proj.{ending}" in layer for ending in ("weight", "qweight", "weight_packed")):
+    if "ssm_a" in layer:
+        factored = "ssm_f_b.weight" in layer
+        yield Steering("decay, first factor" if factored else "decay", "ssm_f_a.weight", needed=True)
+        yield Steering("decay, second factor", "ssm_f_b.weight")
+    elif any(f"{prefix}f_proj.{ending}" in layer for ending in ("weight", "qweight", "weight_packed")):
         yield Steering("decay", f"{prefix}f_proj.weight", needed=True)
     else:
         for first, second in (("f_a_proj", "f_b_proj"), ("f_proj.0", "f_proj.1")):
@@ -140,13 +176,22 @@ def steering(layer: Layer) -> Iterator[Steering]:
             yield Steering("decay, second factor", f"{prefix}{second}.weight", needed=True)
             yield Steering("bias of the second factor", f"{prefix}{second}.bias")
     yield Steering("write strength", "b_proj.weight", needed=True)
+    yield Steering("write strength", "ssm_beta.weight")
     yield Steering("write gate", "w_proj.weight")
     for part, role in enumerate(("query", "key", "value")):
         yield Steering(role, f"{role[0]}_proj.weight")
+        yield Steering(role, f"attn_{role[0]}.weight")
+        yield Steering(role, "attn_qkv.weight", partial(share, part=part, parts=3))
+        yield Steering(f"convolution of the {role}", f"ssm_conv1d_{role[0]}.weight", _llama_cpp_taps)
         convolution = f"convolution of the {role}"
         yield Steering(convolution, f"{role[0]}_conv1d.weight", taps)
         yield Steering(convolution, "conv1d.weight", partial(_stacked, part=part))
         yield Steering(convolution, f"{role[0]}_conv.conv.weight", taps)  # MLX
+
+
+def _llama_cpp_taps(kernel: Tensor, layer: Layer) -> Tensor:
+    """Return (channel, tap) of llama.cpp's (1, channel, 1, tap), whichever of its axes of 1 a converter kept."""
+    return kernel.flatten(0, -2) if kernel.ndim > 1 else kernel
 
 
 def _stacked(rows: Tensor, layer: Layer, *, part: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Conversions between the layouts of different spellings, shared by families (`Steering.layout`)."""
+"""Conversions between the layouts of different spellings, shared by families (`Steering.layout`, `read`)."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ def flat(values: Tensor, layer: Layer) -> Tensor:
 def share(rows: Tensor, layer: Layer, *, part: int, parts: int) -> Tensor:
     """Return one of several equal shares of the rows."""
     return rows.chunk(parts)[part]
+
+
+def by_head(values: Tensor, layer: Layer) -> Tensor:
+    """Return (head, key) of a vector over all heads, by `wkv.head_size` in GGUF's metadata; (channel, 1) without it."""
+    size = layer.setting("wkv.head_size")
+    fits = isinstance(size, int) and size > 0 and values.numel() % size == 0
+    return values.reshape(-1, size if fits else 1)
+
+
+def mix(fused: Tensor, layer: Layer, *, part: int) -> Tensor | None:
+    """Return one of the vectors of a token shift that GGUF stacks."""
+    return fused.flatten(1)[part] if fused.ndim > 1 and len(fused) > part else None

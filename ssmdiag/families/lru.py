@@ -9,14 +9,17 @@
 | C | `C_re`, `C_im`, or `C` | `out_proj.weight` | output, mode | output, the same |
 
 ℓ = −exp(ν) + i exp(θ) directly: there is no step. K_t = Re(C λ^t γB), without a factor 2. LRURec's
-`in_proj.bias` adds a constant input, which is no part of the kernel.
+`in_proj.bias` adds a constant input, which is no part of the kernel. sbi (sbi-dev/sbi 012a492,
+neural_nets/embedding_nets/lru.py:240-262, 345-385) has `log_nu`, `log_theta`, `log_gamma`, and both directions in one
+state: its second half reads the input backward, with eigenvalues of its own. That it does is not stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Tensor
+from ssmdiag.errors import LayerError
+from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 from ssmdiag.families.s5 import directions
 from ssmdiag.recurrence.discretisation import as_complex
 
@@ -28,6 +31,9 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         theta = layer.weight("params_log", "exp", role="frequency", part=rows[1])
         gain = rows[2].exp()
         B, C = layer["in_proj.weight"], layer["out_proj.weight"]
+    elif "log_nu" in layer:
+        yield from _of_sbi(layer)
+        return
     else:
         nu = layer.weight("nu_log", layer.rate_map() or "exp")  # ssmdiag retrain trains it through other maps too
         theta = layer.weight("theta_log", "exp", role="frequency")
@@ -39,6 +45,29 @@ def read(layer: Layer) -> Iterator[Recurrence]:
             branch=branch,
             input_matrix=gain[:, None] * B,
             output_matrix=output,
+        )
+
+
+def _of_sbi(layer: Layer) -> Iterator[Recurrence]:
+    """Yield the recurrence, or one for each direction, each with half of the state."""
+    modes = layer.axis("mode")
+    both = layer.option("bidirectional", inferred="false" if modes % 2 else None) == "true"
+    if both and modes % 2:
+        raise LayerError(f"{layer.path}: {modes} modes are no two directions.", advice="--assume bidirectional=false")
+    halves = (
+        (("forward", slice(0, modes // 2)), ("backward", slice(modes // 2, modes))) if both else (("", slice(modes)),)
+    )
+    for branch, half in halves:
+        own = layer.again()
+        own.option("bidirectional", inferred="false" if modes % 2 else None)
+        nu = own.weight("log_nu", "exp", part=own["log_nu"][half])
+        theta = own.weight("log_theta", "exp", role="frequency", part=own["log_theta"][half])
+        gain = own["log_gamma"][half].exp()
+        yield own.recurrence(
+            (-nu + 1j * theta)[None],
+            branch=branch,
+            input_matrix=gain[:, None] * own["B"][half],
+            output_matrix=own["C"][:, half],
         )
 
 
@@ -79,6 +108,17 @@ FAMILY = Family(
                 "out_proj.weight": "complex: output mode",
             },
         ),
+        Spelling(
+            "sbi",
+            {
+                "log_nu": "mode",
+                "log_theta": "mode",
+                "log_gamma": "mode",
+                "B": "complex: mode input",
+                "C": "complex: output mode",
+            },
+        ),
     ),
     read=read,
+    options=(Option("bidirectional", ("true", "false"), "true", "whether half of sbi's state reads backward"),),
 )

@@ -8,7 +8,9 @@
 | b_a | `recurrent_gate_bias`, `a_gate.b` | block, width | gate r = σ(b_a) at the bias |
 | – | `a_imag_param` | channel | frequency at an open gate, in the complex variant |
 
-The paper writes a = σ(Λ)^{c r}: its Λ is the negative of what is stored.
+The paper writes a = σ(Λ)^{c r}: its Λ is the negative of what is stored. lrnnx (SforAiDl/lrnnx 1e79400,
+models/ltv/rglru.py:107-131, 180-235) stores that Λ as `a_log`, whatever its name, with a dense gate
+`recurrent_gate_proj`; its c can be set, and is not in the file.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from ssmdiag.families.interface import Family, Layer, Recurrence, Spelling, Steering, Tensor
 from ssmdiag.families.layouts import taps, transposed
-from ssmdiag.families.submodules import softplus
+from ssmdiag.families.submodules import convolve, softplus
 from ssmdiag.recurrence.clock import Clock
 
 OPEN_GATE = 8.0
@@ -26,6 +28,11 @@ OPEN_GATE = 8.0
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
+    if "a_log" in layer:
+        gate = layer["recurrent_gate_proj.bias"].sigmoid()
+        rate = layer.weight("a_log", "-logsigmoid")[:, 0]
+        yield layer.recurrence((-float(layer.setting("c", default=OPEN_GATE)) * rate * gate)[:, None])
+        return
     param, bias = ("a_param", "a_gate.b") if "a_param" in layer else ("recurrent_param", "recurrent_gate_bias")
     gate = layer[bias].sigmoid().flatten()
     log_eigenvalues = -OPEN_GATE * layer.weight(param, "softplus") * gate
@@ -36,6 +43,9 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
 def clock(module: Any, input: Tensor) -> Clock:
     """Of the RG-LRU itself: its input is behind linear_x and the convolution."""
+    if hasattr(module, "recurrent_gate_proj"):  # lrnnx's, the whole block
+        gate = module.recurrent_gate_proj(convolve(module.conv1d, module.in_proj(input)))
+        return Clock(gate.double().sigmoid(), module.c * softplus(-module.a_log.double()))
     if hasattr(module, "a_gate"):  # DeepMind's
         gate, param = module.a_gate(input), module.a_param
     else:
@@ -53,6 +63,12 @@ def steering(layer: Layer) -> Iterator[Steering]:
     ):
         yield Steering(role, own, needed=role == "decay")
         yield Steering(role, deepmind)
+    for own, role in (("recurrent", "decay"), ("input", "input gate")):
+        yield Steering(role, f"{own}_gate_proj.weight")
+    yield Steering("bias of the input gate", "input_gate_proj.bias")
+    for name, role in (("in_proj", "input"), ("conv1d", "convolution")):
+        yield Steering(role, f"{name}.weight", taps)
+        yield Steering(f"bias of the {role}", f"{name}.bias")
     # The block's own, between its input and the gates; DeepMind's convolution is (tap, channel).
     for name, role in (("linear_x", "input"), ("conv_1d", "convolution")):
         yield Steering(role, f"^.{name}.weight", taps)
@@ -73,6 +89,7 @@ FAMILY = Family(
             {"a_param": "block*width", "a_gate.b": "block width"},
             {"a_imag_param": "block*width"},
         ),
+        Spelling("lrnnx", {"a_log": "channel 1", "recurrent_gate_proj.bias": "channel"}),
     ),
     read=read,
     clock=clock,

@@ -9,6 +9,8 @@
 
 K_t = κ Re(C̃ λ̄^t B̄). The JAX code stores one of each conjugate pair where `conj_sym` is set, and then
 κ = 2; the others store all modes. `clip_eigs` limits Re Λ to −1e-4 in the forward pass, not in the file.
+lrnnx's S5 for events (SforAiDl/lrnnx 1e79400, models/ltv/s5.py:95-107, 143-203) has Re Λ = A₀ as it is, a B with a last
+axis of 2, and `conj_sym` as in JAX.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         step = layer.weight("log_step", "exp", role="step")[None]
     else:
         packed = layer["A"]
-        rate = layer.weight("A", "softplus", part=packed[:, 0])
+        rate = layer.weight("A", "direct" if _is_event_driven(layer) else "softplus", part=packed[:, 0])
         frequency = layer.weight("A", "none", role="frequency", part=packed[:, 1])
         step = layer.weight("log_dt", "exp", role="step")[None]
+        if _is_event_driven(layer):
+            step, pairs = step * _rescale(layer), _stores_half(layer, frequency)
     eigenvalues = (-rate + 1j * frequency)[None]
     ell, gain = _discretise(layer, eigenvalues, step)
-    B = as_complex(layer["B"]) if "A" in layer else layer.complex("B")
+    B = as_complex(layer["B"]) if "A" in layer and not _is_event_driven(layer) else layer.complex("B")
     for branch, C in _outputs(layer, ell.shape[1]):
         yield layer.recurrence(
             ell,
@@ -53,6 +57,12 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         )
 
 
+def _is_event_driven(layer: Layer) -> bool:
+    """Whether it is lrnnx's S5 for events: with steps that are not stored it forgets by elapsed time."""
+    return layer.spelling.name == EVENTS
+
+
+EVENTS = "lrnnx, events"
 BRANCHES = ("forward", "backward")
 """Names of the two recurrences of a bidirectional layer."""
 
@@ -82,7 +92,7 @@ def _discretise(layer: Layer, eigenvalues: Tensor, step: Tensor) -> tuple[Tensor
     """Return ℓ and B̄/B, both (1, mode)."""
     rule = layer.option("discretization")
     if rule == "bilinear":
-        if "A" in layer:
+        if "A" in layer and not _is_event_driven(layer):
             # lrnnx swaps numerator and denominator; trained models run this rule, so it is read as written.
             layer.note("lrnnx's bilinear rule is λ̄ = (1 − Δλ/2)/(1 + Δλ/2), so its modes with Re λ < 0 grow")
             return bilinear(eigenvalues, -step), -bilinear_gain(eigenvalues, -step)
@@ -142,6 +152,10 @@ FAMILY = Family(
                 "C": "feature mode 2",
                 "D": "feature feature",
             },
+        ),
+        Spelling(
+            EVENTS,
+            {"A": "mode 2", "log_dt": "mode", "B": "mode feature 2", "C": "feature mode 2", "D": "feature"},
         ),
     ),
     read=read,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
 
 CONVOLUTION = "convolution"
+CONTENTS = frozenset({"query", "key", "value", "receptance", "write strength", "write gate"})
+"""Roles of weights that no decay depends on, where the memory is a matrix."""
 
 
 def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observation]:
@@ -46,6 +48,8 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
             yield _observation(layer, convolutions, packed, why)
         if projections:
             why = "the decays of single tokens are not known, only those at the gates' bias"
+            if _of_contents(layer, projections):
+                why = "what is written and read is rounded, no weight of its decays is"
             seen = _observation(layer, projections, packed, why)
             yield replace(seen, severity="note", advice="compare it with the checkpoint it came from on real text.")
 
@@ -71,6 +75,13 @@ def _packed(layer: Layer) -> dict[str, str]:
         if codes := [part.dtype for part in parts if is_quantised(part.dtype)]:
             found[steering.tensor] = codes[0]
     return found
+
+
+def _of_contents(layer: Layer, weights: list[str]) -> bool:
+    """Whether weights make only what a matrix memory holds and is asked for; mLSTM's gates read that too."""
+    assert layer.family.steering is not None
+    roles = {one.role for one in layer.family.steering(layer) if one.tensor in weights}
+    return "matrix memory" in layer.family.traits and layer.family.name != "mlstm" and roles <= CONTENTS
 
 
 def _is_convolution(layer: Layer, weight: str) -> bool:

@@ -53,6 +53,8 @@ def state_dict(
         kind, _, dims = pattern.rpartition(":")
         shape = [math.prod(_size(factor, sizes) for factor in token.split("*")) for token in dims.split()]
         values = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) - 0.5
+        if local == "ssm_a":  # −exp(A_log)
+            values = -values.abs()
         if kind.startswith("int"):
             tensor = torch.zeros(shape, dtype=torch.int64)
         elif kind.startswith("complex"):
@@ -69,5 +71,9 @@ def _size(factor: str, sizes: Mapping[str, int]) -> int:
 
 def config(family: Family, spelling: Spelling) -> dict[str, object]:
     """Return settings that select this spelling."""
-    sizes = {"num_attention_heads": 4, "num_hidden_layers": 12}  # for decays computed from the model's size
+    sizes = {
+        "num_attention_heads": 4,
+        "num_heads": 4,
+        "num_hidden_layers": 12,
+    }  # for decays computed from the model's size
     return {leaf: values[0] for leaf, values in spelling.settings.items()} | sizes

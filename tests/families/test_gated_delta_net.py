@@ -24,6 +24,14 @@ ON_DISK = {
     "OLMo-Hybrid": {"a_proj.weight": (HEADS, MODEL), "q_conv1d.weight": (KEYS, 1, 4), "o_norm.weight": (8,)},
     "fla without convolution": {"a_proj.weight": (HEADS, MODEL), "o_norm.weight": (8,)},
     "Comba": {"a_proj.weight": (HEADS, MODEL), "o_norm.weight": (8,), "decay": (HEADS,), "D": (HEADS,)},
+    "lara_mini": {"in_proj.weight": (2 * KEYS + 72, MODEL), "conv1d.weight": (64, 1, 4), "out_norm.weight": (8,)},
+    "Megatron": {
+        "in_proj.weight": (2 * KEYS + 72, MODEL),
+        "in_proj.layer_norm_weight": (MODEL,),
+        "conv1d.weight": (64, 1, 4),
+        "out_norm.weight": (8,),
+        "out_proj.weight": (MODEL, 32),
+    },
     "NVlabs": {"gk_proj.weight": (HEADS, MODEL), "q_proj.weight": (KEYS, MODEL), "D": (HEADS,)},
 }
 
@@ -92,3 +100,16 @@ def test_delta_rule_transition_never_keeps_more_than_the_decay() -> None:
         modulus = np.sort(np.abs(np.linalg.eigvalsh(transition)))
         np.testing.assert_allclose(modulus[-1], math.exp(-0.3), rtol=1e-12)
         assert modulus[0] <= math.exp(-0.3) * (1 + 1e-12)
+
+
+def test_raven_with_an_output_gate_is_not_taken_for_it(read_model: Read) -> None:
+    """Its nominal decay is that of a slot with the router's whole weight, alike in all slots of a head."""
+    shapes = {"A_log": (HEADS,), "dt_bias": (HEADS,), "a_proj.weight": (HEADS, MODEL), "o_norm.weight": (8,)}
+    state = {f"model.layers.0.attn.{name}": torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    state["model.layers.0.attn.r_proj.weight"] = torch.randn(HEADS * 6, MODEL)
+    (recurrence,) = read_model(state)
+    rate = np.exp(state["model.layers.0.attn.A_log"].numpy())
+    step = np.logaddexp(0.0, state["model.layers.0.attn.dt_bias"].numpy())
+    assert recurrence.family == "raven"
+    expected = np.repeat(-(rate * step)[:, None], 6, axis=1)
+    np.testing.assert_allclose(recurrence.log_eigenvalues.real.numpy(), expected, rtol=RELATIVE["float64"])

@@ -82,6 +82,14 @@ class TestGatedLinearAttention:
         expected = np.maximum(log_sigmoid(bias.numpy()) / 4, -0.2).reshape(2, 4)
         np.testing.assert_allclose(decay(recurrence), expected, rtol=RELATIVE["float64"])
 
+    def test_the_model_of_fla_uses_16_whatever_its_config_says(self, read_model: Read) -> None:
+        bias = random(8)
+        config = {"model_type": "gla", "gate_logit_normalizer": 4}
+        (recurrence,) = read_model({"model.layers.0.attn.gk_proj.1.bias": bias}, config)
+        np.testing.assert_allclose(decay(recurrence)[:, 0], log_sigmoid(bias.numpy()) / 16, rtol=RELATIVE["float64"])
+        assert [a.source for a in recurrence.assumptions] == ["file"]
+        assert any("which fla's model ignores" in note for note in recurrence.notes)
+
     def test_normaliser_can_be_any_number_the_user_says(self, read_model: Read) -> None:
         bias = random(8)
         (recurrence,) = read_model({"layers.0.attn.gk_proj.1.bias": bias}, gate_logit_normalizer="2.5")

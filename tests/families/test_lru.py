@@ -96,3 +96,44 @@ def test_lru_pytorch_responds_as_its_own_module(read_model: Read) -> None:
         own = model(impulses) - impulses @ model.D.T
     kernel = stepped_matrix_kernel(found, LAGS)
     assert (own.permute(1, 2, 0) - kernel).abs().max() < 2e-6 * kernel.abs().max()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_sbis_lru_holds_both_directions_in_one_state(read_model: Read, both: bool) -> None:
+    """Stepped as sbi does: the second half of the state reads the flipped input and its output is flipped back."""
+    rng = np.random.default_rng(5)
+    nu, theta, gamma = rng.normal(size=8) - 2, rng.normal(size=8), rng.normal(size=8)
+    b, c = ((rng.normal(size=size) + 1j * rng.normal(size=size)).astype("c8") for size in ((8, 2), (2, 8)))
+    state = {"log_nu": nu, "log_theta": theta, "log_gamma": gamma, "B": b, "C": c, "D": rng.normal(size=2)}
+    assume = {} if both else {"bidirectional": "false"}
+    found = read_model({f"lru_blocks.0.lru.{name}": torch.tensor(value) for name, value in state.items()}, **assume)
+    assert [r.layer.removeprefix("lru_blocks.0.lru") for r in found] == (
+        [" (forward)", " (backward)"] if both else [""]
+    )
+    input = rng.normal(size=(21, 2))
+    driven = input.astype(complex) @ (b * np.exp(gamma)[:, None]).T
+    half = 4 if both else 8
+    driven[:, half:] = driven[::-1, half:]
+    states = np.zeros((21, 8), complex)
+    for time in range(21):
+        before = states[time - 1] if time else 0
+        states[time] = np.exp(-np.exp(nu) + 1j * np.exp(theta)) * before + driven[time]
+    states[:, half:] = states[::-1, half:]
+    output = (states @ c.T).real
+    ours = np.zeros((21, 2))
+    for recurrence, flipped in zip(found, (False, True), strict=False):
+        kernel = stepped_matrix_kernel(recurrence, 21).numpy()
+        seen = input[::-1] if flipped else input
+        response = np.array([sum(kernel[lag] @ seen[time - lag] for lag in range(time + 1)) for time in range(21)])
+        ours += response[::-1] if flipped else response
+    np.testing.assert_allclose(ours, output, rtol=1e-9, atol=1e-10)
+
+
+def test_an_odd_number_of_modes_is_one_direction(read_model: Read) -> None:
+    state = {"log_nu": (7,), "log_theta": (7,), "log_gamma": (7,), "B": (7, 2), "C": (2, 7)}
+    tensors = {
+        f"lru.{name}": torch.randn(size, dtype=torch.complex64 if name in "BC" else torch.float32)
+        for name, size in state.items()
+    }
+    (recurrence,) = read_model(tensors)
+    assert (recurrence.modes, [a.source for a in recurrence.assumptions]) == (7, ["inferred"])

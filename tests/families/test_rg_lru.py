@@ -71,3 +71,13 @@ def test_a_gate_of_another_width_is_named(read_model: Read) -> None:
     state["model.layers.0.temporal_block.rg_lru.recurrent_gate_bias"] = torch.randn(BLOCKS, WIDTH + 1)
     with pytest.raises(LayerError, match=r"recurrent_param has shape .*make block × width = 10"):
         read_model(state)
+
+
+def test_lrnnx_stores_the_papers_own_lambda(read_model: Read) -> None:
+    """a = σ(a_log)^{c r}: the opposite sign of the other ports."""
+    rng = np.random.default_rng(0)
+    raw, bias = rng.normal(size=(5, 1)), rng.normal(size=5)
+    state = {"a_log": raw, "recurrent_gate_proj.bias": bias}
+    (recurrence,) = read_model({f"layers.0.{name}": torch.tensor(value) for name, value in state.items()})
+    factor = (1 / (1 + np.exp(-raw[:, 0]))) ** (8 / (1 + np.exp(-bias)))
+    np.testing.assert_allclose(recurrence.log_eigenvalues.real[:, 0].exp().numpy(), factor, rtol=1e-12)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssmdiag import prove_conversion
+from ssmdiag.compare.conversion import Outcome
 from ssmdiag.diagnosis import extract_recurrences
 from ssmdiag.errors import LayerError, UnknownFamilyError
 from ssmdiag.recurrence.modal import Recurrence
@@ -104,11 +106,45 @@ def test_rwkv_4_converted_by_the_rwkv_package_is_refused(tmp_path: Path) -> None
         extract_recurrences(save_converted(tmp_path / "converted.pth", shapes))
 
 
-@pytest.mark.parametrize("keys", [1, KEYS])
-def test_rwkv_5_converted_by_the_rwkv_package_is_not_taken_for_an_original(keys: int, tmp_path: Path) -> None:
-    shapes = {"time_decay": (HEADS, keys, 1), "time_first": (HEADS, keys, 1), "ln_x.weight": (CHANNELS,)}
-    with pytest.raises(UnknownFamilyError, match="closest: rwkv5"):
-        extract_recurrences(save_converted(tmp_path / "converted.pth", shapes))
+CONVERTED = {"5.0": (HEADS, 1, 1), "5.1": (HEADS, 1, 1), "5.2": (HEADS, KEYS, 1), "6, BlinkDL": (HEADS, KEYS, 1)}
+
+
+@pytest.mark.parametrize("version", CONVERTED)
+def test_a_file_of_the_rwkv_packages_converter_is_the_model_it_was_made_from(version: str, tmp_path: Path) -> None:
+    """The converter squeezes what begins with time_, takes exp(−exp(w)) in version 5 and transposes matrices."""
+    own, _ = model(version)
+    own |= {f"blocks.0.att.{name}.weight": torch.randn(CHANNELS, CHANNELS) for name in ("key", "value", "receptance")}
+    own = {name: value.float() for name, value in own.items()}
+    converted: dict[str, Any] = {"_strategy": "cpu fp32", "_rescale_layer": 0, "_version": "0.7"}
+    for name, value in own.items():
+        local = name.removeprefix("blocks.0.att.")
+        value = value.squeeze() if local.startswith("time_") else value.t().contiguous() if value.ndim == 2 else value
+        if local == "time_decay":
+            value = (value if version[0] == "6" else torch.exp(-torch.exp(value))).reshape(CONVERTED[version])
+        if local in ("time_faaaa", "time_first"):
+            name, value = "blocks.0.att.time_first", value.reshape(CONVERTED[version])
+        converted[name] = value
+    torch.save(own, tmp_path / "own.pth")
+    torch.save(converted, tmp_path / "converted.pth")
+    (first,), (second,) = (extract_recurrences(tmp_path / f"{name}.pth") for name in ("own", "converted"))
+    assert (second.family, second.time_invariant) == (first.family, first.time_invariant)
+    assert second.channels * second.modes == first.channels * first.modes
+    ours, theirs = (r.log_eigenvalues.exp().flatten() for r in (second, first))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+    (layer,) = prove_conversion(tmp_path / "own.pth", tmp_path / "converted.pth").layers
+    assert layer.outcome is Outcome.SAME, layer
+    swapped = converted | {"blocks.0.att.key.weight": own["blocks.0.att.key.weight"]}
+    torch.save(swapped, tmp_path / "swapped.pth")
+    if version[0] == "6":
+        assert prove_conversion(tmp_path / "own.pth", tmp_path / "swapped.pth").layers[0].outcome is Outcome.DIFFERS
+
+
+def test_release_candidates_of_rwkv_7_are_not_taken_for_rwkv_6(tmp_path: Path) -> None:
+    own, _ = model("6, BlinkDL")
+    own |= {"blocks.0.att.time_aaaaa": torch.zeros(1, 1, CHANNELS)}
+    torch.save(own, tmp_path / "candidate.pth")
+    with pytest.raises(UnknownFamilyError):
+        extract_recurrences(tmp_path / "candidate.pth")
 
 
 @pytest.mark.parametrize(("version", "name"), [("6, BlinkDL", "time_decay"), ("7, fla", "w_lora.lora.2.bias")])

@@ -196,3 +196,27 @@ def test_lrnnx_reads_as_it_runs(read_model: Read, rule: str) -> None:
     np.testing.assert_allclose(stepped_matrix_kernel(found, LAGS).numpy(), kernel, rtol=1e-11, atol=1e-12)
     assert (found.rate < 0).all() == (rule == "bilinear")
     assert any("bilinear" in note for note in found.notes) == (rule == "bilinear")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("rule", ["zoh", "dirac", "bilinear"])
+def test_lrnnx_for_events_reads_as_it_runs(read_model: Read, rule: str, half: bool) -> None:
+    """Its Re Λ is stored as it is, B is complex, and its bilinear rule is the usual one."""
+    rng = np.random.default_rng(1)
+    A, log_dt = np.stack([-np.exp(rng.normal(size=6)), rng.normal(size=6)], -1), rng.normal(size=6) - 3
+    A[:, 1] = np.abs(A[:, 1]) if half else np.array([1, -1] * 3) * np.abs(A[:, 1])
+    B, C, D = rng.normal(size=(6, 3, 2)), rng.normal(size=(3, 6, 2)), rng.normal(size=3)
+    tensors = {"A": A, "log_dt": log_dt, "B": B, "C": C, "D": D}
+    (found,) = read_model({f"layers.0.{k}": torch.tensor(v) for k, v in tensors.items()}, discretization=rule)
+    poles, step = A[:, 0] + 1j * A[:, 1], np.exp(log_dt)
+    discrete, gain = {
+        "zoh": (np.exp(poles * step), (np.exp(poles * step) - 1) / poles),
+        "dirac": (np.exp(poles * step), np.ones(6)),
+        "bilinear": ((1 + step / 2 * poles) / (1 - step / 2 * poles), step / (1 - step / 2 * poles)),
+    }[rule]
+    state, kernel = gain[:, None] * (B[..., 0] + 1j * B[..., 1]), []
+    for _ in range(LAGS):
+        kernel.append((2.0 if half else 1.0) * ((C[..., 0] + 1j * C[..., 1]) @ state).real)
+        state = discrete[:, None] * state
+    np.testing.assert_allclose(stepped_matrix_kernel(found, LAGS).numpy(), kernel, rtol=1e-11, atol=1e-12)
+    assert (found.rate > 0).all()

@@ -110,7 +110,7 @@ RIGHT: dict[str, tuple[State, torch.Tensor, bool]] = {
             "dt_bias": inverse_softplus(DT),
             "in_proj.weight": uniform(-1, 1, 70, 8),
             "conv1d.weight": uniform(-1, 1, 32, 1, 4),
-            "out_norm.weight": uniform(0.5, 0.9, 4),
+            "norm_of_out.weight": uniform(0.5, 0.9, 4),
         },
         -A[:, 0] * DT,
         SELECTIVE,
@@ -214,11 +214,11 @@ UNCLEAR: dict[str, tuple[State, str]] = {
         },
         "",
     ),
-    "MesaNet: a solver's regulariser": (
+    "a solver's regulariser, as in MesaNet": (
         {
             "lambda_params": uniform(0.1, 0.2, 24),
-            "a_proj.bias": uniform(-1, 1, 6),
-            "a_proj.weight": uniform(-1, 1, 6, 8),
+            "gate_proj.bias": uniform(-1, 1, 6),
+            "gate_proj.weight": uniform(-1, 1, 6, 8),
         },
         "lambda_params, float64 (24,) in 3 layers, 0.1",
     ),
@@ -230,8 +230,8 @@ UNCLEAR: dict[str, tuple[State, str]] = {
         {"A_log": A[:, 0].log(), "dt_bias": uniform(-7, -2, 48), "f_b_proj.weight": uniform(-1, 1, 48, 4)},
         "has other axes",
     ),
-    "RWKV-6 in a GGUF": (
-        {"time_mix_decay.weight": uniform(-6, 1, 24), "time_mix_decay_w1.weight": uniform(-1, 1, 4, 24)},
+    "an RWKV-6 of other names": (
+        {"mix_decay.weight": uniform(-6, 1, 24), "mix_decay_w1.weight": uniform(-1, 1, 4, 24)},
         "",
     ),
     "two steps": ({"A_log": A.log(), "log_dt": DT.log(), "log_step": DT.log()}, "several steps"),

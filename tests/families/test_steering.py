@@ -230,7 +230,9 @@ def test_without_what_every_layer_has_nothing_is_proven(family: Family, spelling
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["kimi_linear", "bailing_hybrid", "olmo_hybrid", "nemotron_h", "qwen3_next"])
+@pytest.mark.parametrize(
+    "model_type", ["kimi_linear", "bailing_hybrid", "olmo_hybrid", "nemotron_h", "qwen3_next", "lara_mini"]
+)
 def test_names_in_memory_and_on_disk_are_one_model(model_type: str, tmp_path: Path) -> None:
     model, directory = save_tiny(model_type, tmp_path)
     whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -147,6 +147,7 @@ OWN_CODE: dict[str, Callable[[nn.Module], list[torch.Tensor]]] = {
     "qwen3_5_text": delta_rule_decay,
     "qwen3_5_moe_text": delta_rule_decay,
     "qwen4_exp_text": delta_rule_decay,
+    "lara_mini": delta_rule_decay,
     "olmo_hybrid": delta_rule_decay,
     "kimi_linear": forget_gate_decay,
     "bailing_hybrid": forget_gate_decay,

@@ -53,6 +53,9 @@ TINY: dict[str, dict[str, Any]] = {
     "qwen3_next": {**_QWEN, **_QWEN_EXPERTS, "intermediate_size": 48},
     "qwen3_5_text": {**_QWEN, "intermediate_size": 48},
     "qwen3_5_moe_text": {**_QWEN, **_QWEN_EXPERTS},
+    "lara_mini": {
+        **_QWEN, **_QWEN_EXPERTS, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    },
     "kimi_linear": {
         **_HYBRID, **_MLA, **_KDA, **_LOCAL_EXPERTS, "num_key_value_heads": 4, "num_hidden_layers": 4,
         "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],

@@ -92,6 +92,87 @@ class GatedSlots(Original):
         return self.f_proj(past[:, -1]).sigmoid() ** (1 / 8)
 
 
+class MesaNet(Original):
+    """Its two stores have one decay; `lambda_params` belongs to the solver that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__(a_proj=dense(WIDTH, 3, bias=True), b_proj=dense(WIDTH, 3, bias=True), lambda_params=(6,))
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        return self.a_proj(past[:, -1]).sigmoid()
+
+
+class LrnnxRGLRU(Original):
+    """The gate is dense, behind a projection and a convolution; a = sigmoid(a_log)."""
+
+    c = 8.0
+
+    def __init__(self) -> None:
+        convolution = nn.Conv1d(4, 4, 4, padding=3, groups=4)
+        super().__init__(
+            in_proj=dense(WIDTH, 4), conv1d=convolution, recurrent_gate_proj=dense(4, 4, bias=True), a_log=(4, 1)
+        )
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        gate = self.recurrent_gate_proj(weighted(self.in_proj(past), self.conv1d)).sigmoid()
+        return self.a_log[:, 0].sigmoid() ** (self.c * gate)
+
+
+class S7(Original):
+    """Its eigenvalues can be negative: what is remembered is their size."""
+
+    d_state = 3
+
+    def __init__(self) -> None:
+        super().__init__(
+            in_proj=dense(WIDTH, WIDTH), x_proj=dense(WIDTH, 3 + 2 * 3 * WIDTH + WIDTH + 3), base_params=(3,)
+        )
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        moved = self.base_params + self.x_proj(self.in_proj(past[:, -1]))[:, :3]
+        return (1 - 1 / (moved * moved + 0.5)).abs()
+
+
+class Raven(Original):
+    """A token's decay applies to the slots that the router chooses for it, each by its weight."""
+
+    num_slots, topk, router_score, gate_logit_normalizer = 4, 2, "sigmoid", 8
+
+    def __init__(self, gla: bool = False, score: str = "sigmoid", bias: bool = False) -> None:
+        gate = {"f_proj": dense(WIDTH, 8)} if gla else {"a_proj": dense(WIDTH, 2), "A_log": (2,), "dt_bias": (2,)}
+        super().__init__(r_proj=dense(WIDTH, 8), **gate, **({"r_bias": (2, 4)} if bias else {}))
+        self.router_score, self.bias_rmm, self.gla = score, bias, gla
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        now = past[:, -1]
+        scores = self.r_proj(now).reshape(len(now), 2, 4)
+        scores = scores.sigmoid() if self.router_score == "sigmoid" else scores.softmax(-1)
+        rank = scores + self.r_bias if self.bias_rmm else scores
+        weights = scores * (rank >= rank.sort(-1).values[..., -2:-1])
+        if self.router_score == "sigmoid":
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
+        if self.gla:
+            rate = (1 + (-self.f_proj(now)).exp()).log().reshape(len(now), 2, 4) / 8
+        else:
+            rate = (self.A_log.exp() * (1 + (self.a_proj(now) + self.dt_bias).exp()).log())[..., None]
+        return (-rate * weights).exp()
+
+
+class Rodimus(Original):
+    """Its gates read a short convolution of the projected input."""
+
+    def __init__(self) -> None:
+        convolution = nn.Conv1d(8, 8, 4, padding=3, groups=8)
+        gates = {name: dense(8, 4, bias=True) for name in ("g_gate_proj", "tau_gate_proj")}
+        super().__init__(up_proj=dense(WIDTH, 8), short_conv=convolution, **gates)
+        self.use_short_conv = True
+
+    def decay(self, past: Tensor, **given: Any) -> Tensor:
+        inner = convolved(self.up_proj(past), self.short_conv)
+        rate = (1 + self.g_gate_proj(inner).exp()).log()
+        return (-rate * self.tau_gate_proj(inner).sigmoid()).exp()
+
+
 class ShortConvolution(nn.Conv1d):
     """fla's, which returns its state too."""
 

@@ -231,13 +231,28 @@ ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "DeepMind RG-LRU": ("rg_lru", lambda: Stack(originals.RGLRU)),
     "fla Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.GatedDeltaNet)),
     "NVlabs Gated DeltaNet": ("gated_delta_net", lambda: Stack(originals.FirstGatedDeltaNet)),
+    "fla MesaNet": ("mesa_net", lambda: Stack(originals.MesaNet)),
+    "fla Raven": ("raven", lambda: Stack(originals.Raven)),
+    "fla Raven, a biased router": ("raven", lambda: Stack(originals.Raven, score="softmax", bias=True)),
+    "fla Raven, GLA's gate": ("raven", lambda: Stack(originals.Raven, {"model_type": "raven"}, gla=True)),
+    "lrnnx RG-LRU": ("rg_lru", lambda: Stack(originals.LrnnxRGLRU)),
+    "lrnnx S7": ("s7", lambda: Stack(originals.S7)),
+    "fla Rodimus": ("rodimus", lambda: Stack(originals.Rodimus)),
     "fla KDA": ("kda", lambda: Stack(originals.KDA)),
     "fla GDN-2": ("kda", lambda: Stack(originals.GDN2)),
     "fla KDA with a lower bound": ("kda", lambda: Stack(originals.KDA, {"lower_bound": -5.0}, lower_bound=-5.0)),
 }
 
 
-BIASED = ("NX-AI mLSTM", "NVlabs Gated DeltaNet")
+BIASED = (
+    "NX-AI mLSTM",
+    "NVlabs Gated DeltaNet",
+    "fla Rodimus",
+    "lrnnx RG-LRU",
+    "fla Raven",
+    "fla Raven, a biased router",
+    "fla Raven, GLA's gate",
+)
 """Their gates are not at their nominal point where the input is zero, because of biases beside the gate's own."""
 
 

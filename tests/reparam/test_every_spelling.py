@@ -22,33 +22,50 @@ SPELLINGS = [
 each_spelling = pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 
 NO_RATE_TO_SWAP = {
+    "delta_net": "there is no decay",
     "hgrn": "the gates have no bias; the lower bounds are a softmax over layers",
     "gla:fla, gated slot attention": "the gate has no bias",
     "kda:GLM-5-next": "a bounded gate: dt_bias is scaled by A_log before its sigmoid",
     "kda:Ling": "a bounded gate, the same",
+    "kda:llama.cpp, Ling": "a bounded gate, the same",
+    "linear_attention": "there is no decay",
+    "raven:fla, gate of GLA": "the gate has no bias",
+    "retention:fla": "the decay is computed from the number of heads",
     "lightning_attention:MiniMax-Text-01": "slopes are computed from the size of the model",
     "linoss": "the decay follows from the step, or from damping that two weights share",
     "mamba3": "the rate is projected from the input",
     "min_gru": "the gate has no bias",
     "mlstm:xLSTM-large": "the gate is capped by a tanh before its logsigmoid",
+    "rwkv5:the rwkv package": "a converted copy holds the factors themselves",
     "s4:state-spaces/s4 v4, SSMKernelDense": "a full state matrix",
     "s4:state-spaces/s4 v4, companion": "a companion matrix",
 }
 """Families, or spellings of them, without a weight that is a rate of its own. Everything else can be swapped."""
 
-SLOW_ABOVE_ZERO = ("curse_of_memory", "gla", "lightning_attention", "mlstm")
+SLOW_ABOVE_ZERO = (
+    "curse_of_memory",
+    "gla",
+    "lightning_attention",
+    "mesa_net",
+    "mlstm",
+    "rg_lru:lrnnx",
+    "rwkv5:the",
+    "s7",
+)
 """Families whose weight is the rate itself, or whose rate falls with it."""
 
 
 def rates_below_one(family: Family, spelling: Spelling) -> dict[str, torch.Tensor]:
     """Return a state dict whose weights are rates between 0 and 1 under whatever map they go through."""
-    sign = 1 if family.name in SLOW_ABOVE_ZERO else -1
+    sign = 1 if f"{family.name}:{spelling.name}".startswith(SLOW_ABOVE_ZERO) else -1
     state = state_dict(spelling)
     for name, value in state.items():
         if value.is_complex():
             state[name] = torch.complex(-0.2 - 0.3 * value.real.abs().clamp(max=2), value.imag)
         elif value.is_floating_point():
             state[name] = sign * (0.1 + 0.3 * value.abs().clamp(max=2))
+            if family.name == "s7":  # its rate is 1/(w² + 1/2)
+                state[name] += 1
     return state
 
 

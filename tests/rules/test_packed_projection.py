@@ -62,6 +62,12 @@ def test_packed_projections_are_noted(pack: object, name: str, weight: str, tmp_
     assert "the decays of single tokens are not known" in found[0].message
 
 
+def test_packed_queries_keys_and_values_are_not_said_to_hide_the_decays(tmp_path: Path) -> None:
+    found = findings_of(CODE, save(tmp_path / "m", gptq(trained_state("gated-deltanet"), "q_proj.weight"), {}))
+    assert len(found) == 3
+    assert "what is written and read is rounded, no weight of its decays is" in found[0].message
+
+
 @pytest.mark.parametrize("pack", [nf4, gptq])
 def test_a_packed_convolution_is_warned_of(pack: object, tmp_path: Path) -> None:
     assert callable(pack)
