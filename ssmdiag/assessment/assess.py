@@ -98,5 +98,7 @@ def _sample(layer: Recurrence, most_channels: int | None, most: int) -> Recurren
 
 def _is_quick(layer: Recurrence) -> bool:
     """Whether the horizons of all its channels are found at once."""
+    if layer.layout == "finite":  # the last tap that is not 0
+        return True
     modes, work = layer.log_eigenvalues.numel(), layer.log_eigenvalues.numel() * layer.modes
     return layer.time_invariant and layer.dense is None and modes <= EVERY_HORIZON[0] and work <= EVERY_HORIZON[1]

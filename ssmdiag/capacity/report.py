@@ -23,6 +23,8 @@ from ssmdiag.recurrence.channels import sample_channels
 if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
+MOST_TAPS = 1024
+"""Lags of a convolution up to which its Hankel singular values are computed, at the cube of them."""
 MOST_CHANNELS = 64
 """Channels of a layer that are looked at, the slowest among them."""
 
@@ -85,8 +87,10 @@ def report_capacity(
         Length in steps for which a range of Δ is looked for.
     """
     given = rounding or Rounding()
+    other_steps = other_steps and recurrence.layout != "finite"
     most = recurrence.channels if every_channel else affordable_channels(recurrence.modes, MOST_CHANNELS, 4 * WORK)
-    sample, whole = sample_channels(recurrence, most), complete(given, recurrence)
+    sample = sample_channels(recurrence, most)
+    whole = given if recurrence.layout == "finite" else complete(given, recurrence)
     initial = initial_capacities(recurrence, context, state_dtype=state_dtype, rounding=given)
     steps = trade_off(sample, context, state_dtype=state_dtype, rounding=given, whole=recurrence) if other_steps else {}
     return CapacityReport(
@@ -105,6 +109,9 @@ def report_capacity(
 
 def _advise(recurrence: Recurrence, wanted: int, state_dtype: str | None, rounding: Rounding) -> StepAdvice:
     """Return the range of factors on Δ that gives a length, over the channels that can reach it."""
+    if recurrence.taps is not None:
+        sentence = f"a convolution has no step Δ: its {recurrence.taps.shape[2]:,} taps are all that it sees."
+        return StepAdvice(wanted, 0, recurrence.channels, None, None, sentence)
     found = recommend_step(recurrence, wanted, state_dtype=state_dtype, rounding=rounding)
     able = found.reachable
     count, total = int(able.sum()), len(able)
@@ -123,6 +130,8 @@ def _advise(recurrence: Recurrence, wanted: int, state_dtype: str | None, roundi
 
 def _states_used(recurrence: Recurrence) -> float | None:
     if not recurrence.time_invariant or recurrence.layout == "none":
+        return None
+    if recurrence.taps is not None and recurrence.modes > MOST_TAPS:
         return None
     used = hankel_singular_values(recurrence).states_for(0.999)
     used = used[~used.isnan()]

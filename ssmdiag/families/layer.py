@@ -245,6 +245,15 @@ class Layer:
         """Add a remark to the report."""
         self._record.notes[text] = None
 
+    def convolution(self, taps: Tensor, *, branch: str = "") -> Recurrence:
+        """Return the `Recurrence` of a convolution: `taps` (copy, channel, lag) float64, lag 0 first."""
+        import torch
+
+        _, channels, lags = taps.shape
+        self.note(f"a convolution of {lags:,} tap{'s' * (lags != 1)}, not a recurrence: it has no eigenvalues")
+        gone = as_complex(taps.new_full((1, 1), -torch.inf))
+        return self.recurrence(gone.expand(channels, lags), branch=branch, taps=taps)
+
     def recurrence(self, log_eigenvalues: Tensor, *, branch: str = "", **fields: Any) -> Recurrence:
         """Return the `Recurrence` with all that this layer has recorded.
 
