@@ -87,12 +87,17 @@ def report_capacity(
         Length in steps for which a range of Δ is looked for.
     """
     given = rounding or Rounding()
-    other_steps = other_steps and recurrence.layout != "finite"
     most = recurrence.channels if every_channel else affordable_channels(recurrence.modes, MOST_CHANNELS, 4 * WORK)
-    sample = sample_channels(recurrence, most)
-    whole = given if recurrence.layout == "finite" else complete(given, recurrence)
+    finite = recurrence.layout == "finite"  # its capacity is where its taps end, its singular values are not so cheap
+    few = sample_channels(recurrence, most)
+    sample = recurrence if finite else few
+    whole = given if finite else complete(given, recurrence)
     initial = initial_capacities(recurrence, context, state_dtype=state_dtype, rounding=given)
-    steps = trade_off(sample, context, state_dtype=state_dtype, rounding=given, whole=recurrence) if other_steps else {}
+    steps = (
+        trade_off(sample, context, state_dtype=state_dtype, rounding=given, whole=recurrence)
+        if other_steps and not finite
+        else {}
+    )
     return CapacityReport(
         name=recurrence.layer,
         family=recurrence.family,
@@ -103,7 +108,7 @@ def report_capacity(
         initial={name: summarise_capacity(own) for name, own in initial.items()},
         steps={factor: summarise_capacity(own) for factor, own in steps.items()},
         wanted=_advise(sample, wanted, state_dtype, whole) if wanted else None,
-        states_used=_states_used(sample),
+        states_used=_states_used(few),
     )
 
 

@@ -237,6 +237,11 @@ class Layer:
         self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
 
+    @property
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """The options asked for so far, and where their values came from."""
+        return tuple(self._record.assumptions.values())
+
     def again(self) -> Layer:
         """Return this layer with an empty record: each branch of a module reports its own tensors."""
         return replace(self, _record=_Record())
@@ -274,7 +279,7 @@ class Layer:
                 weights=tuple(record.weights),
                 tensors=tuple(record.tensors),
                 dtype=rate.dtype if rate else self.stored(self.spelling.telltale).dtype,
-                assumptions=tuple(record.assumptions.values()),
+                assumptions=self.assumptions,
                 notes=tuple(record.notes),
                 **fields,
             )

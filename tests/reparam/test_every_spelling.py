@@ -28,6 +28,7 @@ NO_RATE_TO_SWAP = {
     "kda:Ling": "a bounded gate, the same",
     "lightning_attention:MiniMax-Text-01": "slopes are computed from the size of the model",
     "linoss": "the decay follows from the step, or from damping that two weights share",
+    "long_convolution": "a convolution has no rate",
     "mamba3": "the rate is projected from the input",
     "min_gru": "the gate has no bias",
     "mlstm:xLSTM-large": "the gate is capped by a tanh before its logsigmoid",
