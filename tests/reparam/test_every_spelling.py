@@ -24,6 +24,7 @@ each_spelling = pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 NO_RATE_TO_SWAP = {
     "hgrn": "the gates have no bias; the lower bounds are a softmax over layers",
     "gla:fla, gated slot attention": "the gate has no bias",
+    "hyena": "a convolution has no rate",
     "kda:GLM-5-next": "a bounded gate: dt_bias is scaled by A_log before its sigmoid",
     "kda:Ling": "a bounded gate, the same",
     "lightning_attention:MiniMax-Text-01": "slopes are computed from the size of the model",
