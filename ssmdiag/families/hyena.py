@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family, Layer, Option, Recurrence, Spelling, Tensor
 
-MOST_TAPS = 2**22
+MOST_TAPS = 2**21
 """Values of a layer's kernel that are held: channels are left out beyond it, but never all but `FEWEST` of them."""
 FEWEST = 4
 LAGS_AT_A_TIME = 2**14

@@ -144,6 +144,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def extent(layers: Sequence[LayerDiagnosis]) -> str:
+    """Return how many layers there are, and how many modes: convolutions have none."""
+    modes = sum(layer.channels * layer.modes for layer in layers if layer.taps is None)
+    return plural(len(layers), "layer") + (f", {plural(modes, 'mode')}" if modes or not layers else "")
+
+
 def capitalised(text: str) -> str:
     """Return text with its first letter large.
 
@@ -181,8 +187,9 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
         )
     if nan := [layer for layer in layers if layer.nonfinite]:
         count = sum(layer.nonfinite for layer in nan)
+        noun = "mode" if any(layer.taps is None for layer in nan) else "tap"
         parts.append(
-            f"{plural(count, 'mode')} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
+            f"{plural(count, noun)} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
         )
     if read:
         parts.append(_memory(diagnosis, read, labels))
