@@ -102,7 +102,7 @@ def _window(layer: Layer) -> float | None:
 
 def _note_window(layer: Layer, window: Tensor, times: Tensor) -> None:
     """Note how fast the window falls, which is all that the deltas say."""
-    nats = float(times[-1]) / (len(times) - 1)
+    nats = float(times[-1]) / max(1, len(times) - 1)
     slowest, fastest = (float(rate) * nats for rate in window.aminmax())
     fast, slow = (math.log(2) / rate if rate > 0 else math.inf for rate in (fastest, slowest))
     layer.note(f"its window alone falls to half in {fast:,.3g} to {slow:,.3g} steps")

@@ -138,3 +138,9 @@ def test_a_model_of_them_is_diagnosed(write_model: Callable[..., Path]) -> None:
     assert (layer.taps, result.context_length, result.problems, result.exit_code()) == (LENGTH, LENGTH, (), 0)
     assert layer.horizon is not None
     assert layer.horizon.max == LENGTH - 1
+
+
+def test_a_filter_of_one_lag_is_a_product(read_model: Read) -> None:
+    w = weights() | {name: value[:, :1] for name, value in weights().items() if name.startswith("pos_emb")}
+    found = read_model(state(w), {"shift": 0.0})
+    np.testing.assert_allclose(taps(found), filtered(w, 0.0)[:, :1], rtol=1e-11, atol=1e-13)
