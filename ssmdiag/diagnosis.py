@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssmdiag.assessment.assess import MOST_CHANNELS, examine_layers
+from ssmdiag.assessment.attention import count_attention
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
@@ -83,6 +84,8 @@ class Diagnosis:
     """Codes of rules that could not judge the checkpoint → what it lacks for them."""
     guess: str | None = None
     """Warning that layers are read through an unreviewed map file, on which the whole report depends."""
+    attention_layers: int = 0
+    """Attention layers beside convolutions, of which nothing is said; 0 where no layer is a convolution."""
     known: tuple[Finding, ...] = ()
     """Findings that a baseline holds and that have not got worse: none of them fails a check."""
     given: str | None = None
@@ -220,6 +223,7 @@ def diagnose(
         device=device,
         seconds=time.perf_counter() - start,
         guess=found.guess,
+        attention_layers=count_attention(whole) if any(layer.taps is not None for layer in layers) else 0,
     )
 
 
@@ -234,6 +238,7 @@ class _Assumed:
 
 
 def _collect_assumptions(into: dict[tuple[str, ...], _Assumed], layer: Layer, recurrences: list[Recurrence]) -> None:
+    recurrences = [recurrence for recurrence in recurrences if recurrence.layout != "finite"]
     undecided = {a.option: a for r in recurrences for a in r.assumptions if a.source == "usual"}
     longest = _longest_half_life(recurrences) if undecided else None
     for assumption in undecided.values():

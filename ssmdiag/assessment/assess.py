@@ -73,7 +73,12 @@ def _examine(
         some = [_sample(layer, most_channels, MOST_CHANNELS) for layer in layers]
         reaching = [layer if _is_quick(layer) else few for layer, few in zip(layers, some, strict=True)]
         memories = assess_memories(some, steps, horizons_of=reaching, tails=tails)
-        rebuilt = [_sample(layer, most_channels, affordable_channels(layer.modes, MOST_CAPACITIES)) for layer in layers]
+        rebuilt = [
+            layer  # of a convolution it is where its taps end
+            if layer.layout == "finite"
+            else _sample(layer, most_channels, affordable_channels(layer.modes, MOST_CAPACITIES))
+            for layer in layers
+        ]
         capacities = assess_capacities(rebuilt, steps)
     for position, (layer, branch, recurrence) in enumerate(held):
         numbers, memory = summarise(recurrence, layer.family.title), None
@@ -98,5 +103,7 @@ def _sample(layer: Recurrence, most_channels: int | None, most: int) -> Recurren
 
 def _is_quick(layer: Recurrence) -> bool:
     """Whether the horizons of all its channels are found at once."""
+    if layer.layout == "finite":  # the last tap that is not 0
+        return True
     modes, work = layer.log_eigenvalues.numel(), layer.log_eigenvalues.numel() * layer.modes
     return layer.time_invariant and layer.dense is None and modes <= EVERY_HORIZON[0] and work <= EVERY_HORIZON[1]

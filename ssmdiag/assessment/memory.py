@@ -21,8 +21,9 @@ from ssmdiag.decay.energy_curve import EnergyCurve
 from ssmdiag.decay.sentence import describe
 from ssmdiag.decay.tail import Tail, TailLaw, TailStatus
 from ssmdiag.kernel.energy import Energy, Horizon, band_energy, band_energy_and_horizon, horizon
+from ssmdiag.kernel.finite import last_tap
 from ssmdiag.kernel.powers import MAX_LAG, profile
-from ssmdiag.kernel.status import Status
+from ssmdiag.kernel.status import Status, channel_status
 from ssmdiag.recurrence.channels import each_layer
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
@@ -65,6 +66,8 @@ class LayerMemory:
     """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
     remaining: Remaining
     """The law of the energy that remains, from their modes."""
+    taps: int | None = None
+    """Lags of a convolution's kernel; None for a recurrence. Its horizon is its last tap that is not 0."""
 
     @property
     def left_out(self) -> int:
@@ -147,6 +150,8 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
     passed = tuple(None if math.isnan(lag) else lag for lag in remaining.passing.lags[0].tolist())
     heaviness = float(remaining.passing.heaviness[0])
     sentence = describe(memory.whole, remaining)
+    if memory.taps is not None and bool(lags.isfinite().any()):
+        sentence = f"{_describe_end(int(lags[lags.isfinite()].max()), memory.taps)} {sentence}".rstrip()
     if memory.left_out and bool(memory.whole.fitted[0]):
         channels = "1 channel is" if memory.left_out == 1 else f"{memory.left_out:,} channels are"
         sentence += f" {channels} left out: no kernel is known."
@@ -166,6 +171,13 @@ def summarise_memory(memory: LayerMemory) -> tuple[Quantiles | None, LayerDecay]
         exponents=local_exponents(envelope),
     )
     return Quantiles.of(lags), decay
+
+
+def _describe_end(last: int, taps: int) -> str:
+    """Return one sentence on where a convolution's kernel ends."""
+    zeros = f", the last {taps - 1 - last:,} of them 0" if last < taps - 1 else ""
+    steps = f"{last:,} step{'s' * (last != 1)}"
+    return f"A convolution of {taps:,} tap{'s' * (taps != 1)}{zeros}: nothing older than {steps} reaches its output."
 
 
 Curve = tuple[tuple[float, float], ...]
@@ -242,7 +254,11 @@ def assess_memories(
     edges = lag_edges(context).to(recurrences[0].log_eigenvalues.device)
     measured = _measure(recurrences, horizons_of or recurrences, edges, every_passing, tails)
     energies = [own for own, _, _ in measured]
-    laws = _compare(edges, energies, context)
+    rows = [_of_whole_bins(own, layer, edges) for own, layer in zip(energies, recurrences, strict=True)]
+    laws = _compare(edges, rows, context)
+    for recurrence, law in zip(recurrences, laws, strict=True):
+        if recurrence.layout == "finite":
+            law.mark_finite()
     return [
         LayerMemory(
             layer=recurrence.layer,
@@ -257,6 +273,7 @@ def assess_memories(
             channels=law.select(slice(0, len(own.status) - 1)),
             whole=law.select(slice(len(own.status) - 1, None)),
             remaining=remaining,
+            taps=None if recurrence.taps is None else recurrence.taps.shape[2],
         )
         for recurrence, (own, reach, remaining), law in zip(recurrences, measured, laws, strict=True)
     ]
@@ -289,6 +306,14 @@ def _rows(own: Energy) -> Energy:
     return Energy(*(torch.cat([getattr(own, name), getattr(whole, name)]) for name in ("values", "noise", "status")))
 
 
+def _of_whole_bins(own: Energy, layer: Recurrence, edges: Tensor) -> Energy:
+    """Return the energy without the bin in which a convolution ends: its mean is not that of the taps."""
+    if layer.taps is None:
+        return own
+    ends = (edges[:-1] < layer.modes) & (edges[1:] > layer.modes)
+    return replace(own, values=own.values.where(~ends, 0.0))
+
+
 def _withhold(laws: DecayComparison, status: Tensor) -> None:
     """Replace the law of a kernel that has none by the reason."""
     zero = laws.status == STATUSES.index(DecayStatus.ZERO)
@@ -312,6 +337,8 @@ def _measure(
             energy, reach = band_energy_and_horizon(source, edges, max_lag=MAX_LAG)
         else:
             energy, reach = band_energy(source, edges), horizon(profile(reaching[k]), max_lag=MAX_LAG)
+        if reaching[k].taps is not None:
+            reach = _end(reaching[k])
         energy = _above_float32(energy)
         rows, counted = _rows(energy), _countable(energy.values, energy.status)
         if tails:
@@ -321,6 +348,13 @@ def _measure(
         return rows, reach, remaining
 
     return each_layer(layers, work)
+
+
+def _end(convolution: Recurrence) -> Horizon:
+    """Return the lag of the last tap of each channel that is not 0: a kernel that ends is known beyond its 99 %."""
+    assert convolution.taps is not None
+    status = channel_status(convolution)
+    return Horizon(last_tap(convolution.taps).where(status == Status.KNOWN, math.nan), status, 1.0)
 
 
 def _above_float32(energy: Energy) -> Energy:

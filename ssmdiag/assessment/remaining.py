@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -78,10 +78,11 @@ def assess_remaining(
     (channel,). `every_channel`: also return the lags of each channel.
     """
     status = rows.status[:-1]
-    if source.layout == "dense":
-        tails = no_tails(len(rows.status), TailStatus.DENSE, edges)
+    if source.layout in ("dense", "finite"):
+        why = TailStatus.DENSE if source.layout == "dense" else TailStatus.FINITE
+        tails = no_tails(len(rows.status), why, edges)
         channels = _by_factor(source) if every_channel else None
-        lags, left = edges.double(), _dense_left(source, counted)
+        lags, left = edges.double(), _summed_left(source, counted)
         start = left(lags[None])
     else:
         places = _coarse(len(edges), edges.device)
@@ -90,6 +91,8 @@ def assess_remaining(
         channels = _modal_channels(source, modes, status) if every_channel else None
         lags, left = modes.lags, modes.left_of_layer
     passing = find_passing(left, lags, start)
+    if source.layout == "finite":  # where it is cut off says nothing of its shape
+        passing = replace(passing, heaviness=torch.full_like(passing.heaviness, math.nan))
     whole = rows.status[-1:].clone()
     whole[bool((status[counted] == Status.BOUNDARY).any()) & (whole != Status.GROWS)] = Status.BOUNDARY
     return Remaining(
@@ -188,11 +191,13 @@ def _by_factor(source: Recurrence) -> Passing:
 
 def _smooth(source: Recurrence, counted: Tensor) -> bool:
     """Return whether a layer's energy does not oscillate: its modes are real, or many channels are summed."""
+    if source.layout == "finite":  # cut off, not exponential
+        return False
     many = source.layout == "many inputs" or int(counted.sum()) >= FEWEST_CHANNELS
     return many or is_real(source.log_eigenvalues)
 
 
-def _dense_left(source: Recurrence, counted: Tensor) -> Left:
+def _summed_left(source: Recurrence, counted: Tensor) -> Left:
     """Return the function that gives the layer's energy from each lag on and its noise, (1, lag)."""
 
     def left(lags: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,10 +61,14 @@ class LayerDiagnosis:
     """Laws of the channels and of the layer; None where they were not requested."""
     capacity: CapacitySummary | None = None
     """How far back and how accurately inputs can be rebuilt; None where it was not requested."""
+    taps: int | None = None
+    """Lags of a convolution's kernel, which has no eigenvalues; None for a recurrence."""
 
 
 def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
     """Return the numbers of one recurrence; modes that are not finite are counted and left out."""
+    if recurrence.taps is not None:
+        return _convolution(recurrence, recurrence.taps, title)
     ell = recurrence.log_eigenvalues.flatten()
     rate, frequency = -ell.real, ell.imag
     finite = ~(rate.isnan() | frequency.isnan() | (rate == -math.inf))
@@ -104,10 +108,40 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
     )
 
 
+def _convolution(recurrence: Recurrence, taps: torch.Tensor, title: str) -> LayerDiagnosis:
+    """Return the numbers of a convolution: those of a spectrum are absent."""
+    return LayerDiagnosis(
+        name=recurrence.layer,
+        family=recurrence.family,
+        title=title,
+        spelling=recurrence.spelling,
+        time_invariant=recurrence.time_invariant,
+        operating_point=recurrence.operating_point,
+        channels=recurrence.channels,
+        modes=recurrence.modes,
+        dtype=recurrence.dtype,
+        rate=None,
+        half_life=None,
+        time_constant=None,
+        spectral_radius=None,
+        margin=None,
+        nonfinite=int((~taps.isfinite()).any(0).sum()),
+        unstable=0,
+        marginal=0,
+        histogram=(0,) * ((LAST_DECADE - FIRST_DECADE) * BINS_PER_DECADE),
+        eigenvalues=(),
+        assumptions=recurrence.assumptions,
+        notes=recurrence.notes + _defects(recurrence),
+        tensors=recurrence.tensors,
+        taps=taps.shape[2],
+    )
+
+
 def _defects(recurrence: Recurrence) -> tuple[str, ...]:
     """Return a sentence for every weight, and for B̄ and C, that holds NaN or infinity."""
     parts: list[tuple[str, torch.Tensor | None]] = [(weight.name, weight.values) for weight in recurrence.weights]
     parts += [("the input matrix B", recurrence.input_matrix), ("the output matrix C", recurrence.output_matrix)]
+    parts += [("the convolution", recurrence.taps)]
     broken = [(name, values) for name, values in parts if values is not None and not values.isfinite().all()]
     return tuple(
         f"{name}: {int((~values.isfinite()).sum()):,} of {values.numel():,} values are NaN or infinite"

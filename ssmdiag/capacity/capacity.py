@@ -26,6 +26,7 @@ from ssmdiag.capacity.full_spectrum import REASONS, Excluded
 from ssmdiag.capacity.noise import complete, noisy_states
 from ssmdiag.capacity.reconstruction import LeadingMemory, cascade_at, each_chunk, leading_memory, states_of
 from ssmdiag.capacity.rounding import STATE_PRECISION, Rounding
+from ssmdiag.capacity.window import inputs_held, nothing_excluded, surviving_inputs, window_lags
 from ssmdiag.cores import one_thread
 from ssmdiag.families.initial_spectra import initial_spectra
 from ssmdiag.kernel.dense import realise
@@ -96,6 +97,8 @@ class LayerCapacity:
     """(lag,) float64: 0, then evenly spaced on a log axis, in the end powers of two, all below the context."""
     memory: Tensor
     """Mean of MF over the sound channels at these lags, (lag,) float64."""
+    window: bool = False
+    """Whether it is that of a convolution: a window of inputs, not a spectrum of modes."""
 
     @property
     def effective_modes(self) -> Tensor:
@@ -181,6 +184,8 @@ def assess_capacities(
 
 def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Rounding) -> LayerCapacity:
     """Return the capacities of a realised layer."""
+    if recurrence.taps is not None:
+        return _assess_window(recurrence, context, state_dtype, rounding)
     rounding = complete(rounding, recurrence)
     channels, device = recurrence.channels, recurrence.log_eigenvalues.device
     # MF is under 0.1 past ten times the modes, conjugates included.
@@ -231,6 +236,38 @@ def _assess(recurrence: Recurrence, context: int, state_dtype: str, rounding: Ro
         sound=sound,
         lags=lags,
         memory=total / sound.sum(),
+    )
+
+
+def _assess_window(convolution: Recurrence, context: int, state_dtype: str, rounding: Rounding) -> LayerCapacity:
+    """Return the capacities of a convolution, whose state is the inputs that its taps reach."""
+    held, sound = inputs_held(convolution)
+    count = held.double().where(sound, torch.nan)
+    length = (count - 1).where(count > 0, torch.nan)
+    lags = window_lags(held[sound], context)
+    return LayerCapacity(
+        layer=convolution.layer,
+        family=convolution.family,
+        context=context,
+        state_dtype=state_dtype,
+        modes=held,
+        length_half=length,
+        length_tenth=length,
+        accuracy=torch.ones_like(length).where(~length.isnan(), torch.nan),
+        capacity=count.clamp(max=context),
+        held_half=(HALF * count).ceil(),
+        held_nine_tenths=(NINE_TENTHS * count).ceil(),
+        rounded_half=length,
+        rounded_tenth=length,
+        swallowed=torch.full_like(length, torch.nan),
+        rounding=rounding,
+        gated=False,
+        surviving=surviving_inputs(count, rounding),
+        excluded=Excluded(**nothing_excluded(held)),
+        sound=sound,
+        lags=lags,
+        memory=(lags < held[sound][:, None]).double().sum(0) / sound.sum(),
+        window=True,
     )
 
 
@@ -344,6 +381,10 @@ def _describe(capacity: LayerCapacity) -> str:
     """Return what the layer remembers as a sentence."""
     if (survive := Quantiles.of(capacity.effective_modes)) is None:
         return "No channel's capacity is known: its modes are NaN, growing, or beyond float64."
+    if capacity.window:
+        last = int(capacity.modes[capacity.sound].max())
+        what = f"its last {last:,} inputs themselves" if last > 1 else "no input but the present one"
+        return f"The convolution sees {what}: each can be rebuilt exactly, and none older."
     modes = float(capacity.modes[capacity.sound].double().quantile(0.5, interpolation="nearest"))
     half, accuracy, rounded = map(Quantiles.of, (capacity.length_half, capacity.accuracy, capacity.rounded_half))
     swallowed = _mean(capacity.swallowed)

@@ -80,7 +80,7 @@ def hankel_singular_values(recurrence: Recurrence) -> HankelSpectrum:
     if recurrence.layout == "many inputs":
         parts = [_matrix(recurrence)] if bool(usable.all()) else [status.new_zeros(1, recurrence.modes).double()]
     else:
-        values_of = _modal if recurrence.dense is None else _dense
+        values_of = _finite if recurrence.taps is not None else _modal if recurrence.dense is None else _dense
         parts = each_chunk(recurrence, 0, lambda chunk: values_of(recurrence, chunk, usable[chunk]))
     width = max(part.shape[1] for part in parts)
     values = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
@@ -100,6 +100,15 @@ def _modal(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
             weighted = torch.cat([weighted.real, weighted.imag], -1)
         rows = triangle(torch.cat([rows, weighted @ columns], 1))
     return singular_values(rows)
+
+
+def _finite(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:
+    """The same of a convolution: H itself, of as many rows and columns as taps, the copies below each other."""
+    assert recurrence.taps is not None
+    taps = recurrence.taps[:, chunk].movedim(0, 1).where(usable[:, None, None], 0.0)
+    lags = taps.shape[2]
+    rows = torch.nn.functional.pad(taps, (0, lags - 1)).unfold(2, lags, 1)
+    return singular_values(triangle(rows.flatten(1, 2)))
 
 
 def _dense(recurrence: Recurrence, chunk: slice, usable: Tensor) -> Tensor:

@@ -103,6 +103,8 @@ def complete(rounding: Rounding, recurrence: Recurrence) -> Rounding:
 def noisy_states(recurrence: Recurrence, chunk: slice, rounding: Rounding | None = None) -> NoisyStates:
     """Return some channels of a realised recurrence, ready to be rounded."""
     rounding = rounding or Rounding()
+    if recurrence.layout == "finite":
+        raise ValueError(f"{recurrence.layer} is a convolution: its state is its input, `assess_capacity` counts it")
     if recurrence.dense is None:
         return _modal(recurrence, chunk, rounding)
     dense, usable = dense_channels(recurrence, chunk)

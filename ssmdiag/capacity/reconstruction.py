@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssmdiag.capacity.cascade import Cascade, cascade_of, dense_cascade
 from ssmdiag.capacity.full_spectrum import Excluded, full_spectrum
+from ssmdiag.capacity.window import inputs_held, nothing_excluded
 from ssmdiag.cores import Result, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import realise
@@ -75,6 +76,10 @@ def memory_function(
             f"{recurrence.channels * len(at) * 8 / 2**30:,.1f} GiB, {memory_limit / 2**30:,.1f} are allowed.",
             advice="ask for fewer lags (spaced evenly on a log axis they say as much), or for fewer channels.",
         )
+    if recurrence.taps is not None:
+        held, sound = inputs_held(recurrence)
+        values = (at < held[:, None]).double().where(sound[:, None], torch.nan)
+        return MemoryFunction(values, at, held, held.double(), sound, Excluded(**nothing_excluded(held)))
     far = at >= max(DENSE_SPAN, 32 * len(at))
     span = int(at[~far].max()) + 1 if bool((~far).any()) else 1
     result = _blank(recurrence, at)

@@ -23,6 +23,8 @@ from ssmdiag.recurrence.channels import sample_channels
 if TYPE_CHECKING:
     from ssmdiag.recurrence.modal import Recurrence
 
+MOST_TAPS = 1024
+"""Lags of a convolution up to which its Hankel singular values are computed, at the cube of them."""
 MOST_CHANNELS = 64
 """Channels of a layer that are looked at, the slowest among them."""
 
@@ -86,9 +88,16 @@ def report_capacity(
     """
     given = rounding or Rounding()
     most = recurrence.channels if every_channel else affordable_channels(recurrence.modes, MOST_CHANNELS, 4 * WORK)
-    sample, whole = sample_channels(recurrence, most), complete(given, recurrence)
+    finite = recurrence.layout == "finite"  # its capacity is where its taps end, its singular values are not so cheap
+    few = sample_channels(recurrence, most)
+    sample = recurrence if finite else few
+    whole = given if finite else complete(given, recurrence)
     initial = initial_capacities(recurrence, context, state_dtype=state_dtype, rounding=given)
-    steps = trade_off(sample, context, state_dtype=state_dtype, rounding=given, whole=recurrence) if other_steps else {}
+    steps = (
+        trade_off(sample, context, state_dtype=state_dtype, rounding=given, whole=recurrence)
+        if other_steps and not finite
+        else {}
+    )
     return CapacityReport(
         name=recurrence.layer,
         family=recurrence.family,
@@ -99,12 +108,15 @@ def report_capacity(
         initial={name: summarise_capacity(own) for name, own in initial.items()},
         steps={factor: summarise_capacity(own) for factor, own in steps.items()},
         wanted=_advise(sample, wanted, state_dtype, whole) if wanted else None,
-        states_used=_states_used(sample),
+        states_used=_states_used(few),
     )
 
 
 def _advise(recurrence: Recurrence, wanted: int, state_dtype: str | None, rounding: Rounding) -> StepAdvice:
     """Return the range of factors on Δ that gives a length, over the channels that can reach it."""
+    if recurrence.taps is not None:
+        sentence = f"a convolution has no step Δ: its {recurrence.taps.shape[2]:,} taps are all that it sees."
+        return StepAdvice(wanted, 0, recurrence.channels, None, None, sentence)
     found = recommend_step(recurrence, wanted, state_dtype=state_dtype, rounding=rounding)
     able = found.reachable
     count, total = int(able.sum()), len(able)
@@ -123,6 +135,8 @@ def _advise(recurrence: Recurrence, wanted: int, state_dtype: str | None, roundi
 
 def _states_used(recurrence: Recurrence) -> float | None:
     if not recurrence.time_invariant or recurrence.layout == "none":
+        return None
+    if recurrence.taps is not None and recurrence.modes > MOST_TAPS:
         return None
     used = hankel_singular_values(recurrence).states_for(0.999)
     used = used[~used.isnan()]

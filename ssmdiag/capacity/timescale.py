@@ -42,6 +42,8 @@ def scaled(recurrence: Recurrence, factor: float | Tensor) -> Recurrence:
     f = torch.as_tensor(factor, dtype=torch.float64, device=recurrence.log_eigenvalues.device)
     if not bool((f > 0).all()):
         raise ValueError(f"a step is scaled by a positive factor, got {factor}")
+    if recurrence.layout == "finite":
+        raise ValueError(f"{recurrence.layer} is a convolution: it has no step to scale")
     recurrence = realise(recurrence)
     step = None if recurrence.step is None else recurrence.step * f
     if recurrence.dense is not None:

@@ -72,7 +72,7 @@ class LayerProof:
     dtypes: tuple[str, str]
     """What the weights of its decay are stored as, the coarsest on each side."""
     spectrum: Difference | None
-    """The mode that differs most; None where the shapes do not fit."""
+    """The mode that differs most; None where the shapes do not fit, and of convolutions."""
     kernel: Difference | None
     """The lag at which kernels differ most, relative to the channel's peak; None where a side has no B or C."""
     notes: tuple[str, ...]
@@ -168,6 +168,8 @@ def prove_recurrence(a: Recurrence, b: Recurrence, tolerance: float | None, lags
     """Return whether two recurrences have the same memory."""
     dtypes = coarsest(a), coarsest(b)
     allowed = default_tolerance(*dtypes) if tolerance is None else tolerance
+    if a.taps is not None and b.taps is not None:
+        return _prove_taps(a, b, dtypes, allowed)
     match = match_spectra(a, b, allowed)
     kernel = compare_kernels(a, b, lags, match.channel_order) if match.same_shape else None
     notes = list(match.notes)
@@ -194,6 +196,29 @@ def prove_recurrence(a: Recurrence, b: Recurrence, tolerance: float | None, lags
         spectrum=match.difference,
         kernel=kernel,
         notes=tuple(notes),
+    )
+
+
+def _prove_taps(a: Recurrence, b: Recurrence, dtypes: tuple[str, str], tolerance: float) -> LayerProof:
+    """Return the same of two convolutions: they have no eigenvalues, and every tap is compared."""
+    kernel = compare_kernels(a, b, range(max(a.modes, b.modes)), None)
+    same = kernel is not None and kernel.value <= tolerance
+    taps = f"{a.modes:,}" if a.modes == b.modes else f"{a.modes:,} and {b.modes:,}"
+    note = f"convolutions of {taps} taps, compared tap by tap"
+    if kernel is None:
+        note = f"convolutions of {a.channels:,} and {b.channels:,} channels: they cannot be compared"
+    return LayerProof(
+        a=a.layer,
+        b=b.layer,
+        outcome=Outcome.SAME if same else Outcome.DIFFERS,
+        tolerance=tolerance,
+        channels=a.channels,
+        modes=a.modes,
+        time_invariant=a.time_invariant,
+        dtypes=dtypes,
+        spectrum=None,
+        kernel=kernel,
+        notes=(note,),
     )
 
 

@@ -97,7 +97,7 @@ def read_point(
     rate = recurrence.rate
     moved = None
     first_slowest: tuple[ModeDrift, ...] = ()
-    if before is not None and before.shape == rate.shape:
+    if before is not None and before.shape == rate.shape and recurrence.layout != "finite":
         factor = math.exp(least_change)
         moved = int(((rate > factor * before) | (factor * rate < before)).sum())
         first_slowest = drifts_of_first_slowest(before, rate)
@@ -122,7 +122,7 @@ def read_point(
         moved=moved,
         horizon=horizon,
         decay=decay,
-        slowest_mode=int(rate.argmin()) if not nonfinite else None,
+        slowest_mode=int(rate.argmin()) if spread and not nonfinite else None,
         first_slowest=first_slowest,
         learning_rate=learning_rate,
     )
@@ -131,7 +131,7 @@ def read_point(
 def _spread(recurrence: Recurrence, title: str) -> tuple[Quantiles | None, int, int, int]:
     """Return quantiles of the rate, and how many modes are not finite, unstable and marginal, as `summarise` does."""
     ell = recurrence.log_eigenvalues
-    if not bool(ell.isfinite().all()):
+    if recurrence.layout == "finite" or not bool(ell.isfinite().all()):
         numbers = summarise(recurrence, title)
         return numbers.rate, numbers.nonfinite, numbers.unstable, numbers.marginal
     # All that is needed for sound weights: a tenth of the work of `summarise`, over a hundred checkpoints.

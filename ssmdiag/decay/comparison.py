@@ -81,9 +81,17 @@ class DecayComparison:
         self.status[channels] = STATUSES.index(status)
         self.fitted[channels] = False
 
+    def mark_finite(self) -> None:
+        """Call the law of a convolution's channels finite, where none was found for their taps."""
+        silent = [STATUSES.index(why) for why in (DecayStatus.ZERO, DecayStatus.TINY, DecayStatus.NOT_FINITE)]
+        among = ~torch.isin(self.status, self.status.new_tensor(silent))
+        finite = among & (self.law == LAWS.index(Law.UNDETERMINED))
+        self.law[finite], self.status[finite] = LAWS.index(Law.FINITE), STATUSES.index(DecayStatus.FINITE)
+
     def counts(self) -> dict[Law, int]:
-        """Return how many channels follow each law."""
-        return dict(zip(LAWS, torch.bincount(self.law, minlength=len(LAWS)).tolist(), strict=True))
+        """Return how many channels follow each law; `finite` only where one does."""
+        counts = dict(zip(LAWS, torch.bincount(self.law, minlength=len(LAWS)).tolist(), strict=True))
+        return {law: count for law, count in counts.items() if count or law is not Law.FINITE}
 
     def channel(self, index: int) -> ChannelDecay:
         """Return one channel's decay as plain numbers."""
@@ -119,7 +127,7 @@ class DecayComparison:
         `slowest`: the rate of its slowest modes, which replaces a fitted cut-off that is not near it.
         """
         decay = self.channel(index)
-        if decay.window is None:
+        if decay.window is None or decay.law is Law.FINITE:
             return f"{decay.status.value[0].upper()}{decay.status.value[1:]}."
         where = f"over lags {decay.window[0]:,} to {decay.window[1]:,}"
         if decay.window[1] < self.context - 1:

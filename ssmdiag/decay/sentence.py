@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLAIN = (TailLaw.EXPONENTIAL, TailLaw.FLAT)
 SAME_RATE = 0.05
 """Rates this close count as equal."""
-SILENT = (TailStatus.NOT_ASKED, TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.SHORT_MEMORY)
+SILENT = (TailStatus.NOT_ASKED, TailStatus.NO_KERNEL, TailStatus.DENSE, TailStatus.FINITE, TailStatus.SHORT_MEMORY)
 """Reasons that the law's own sentence has given, or that say nothing about the layer."""
 
 
@@ -25,7 +25,7 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
     """Return what is known of a layer's decay, the surest last."""
     slowest, tail = remaining.whole.slowest_rate(0), remaining.whole.row(0)
     decay = whole.channel(0)
-    said = [whole.describe(0, slowest)]
+    said = [] if decay.law is Law.FINITE else [whole.describe(0, slowest)]
     undetermined = decay.law is Law.UNDETERMINED
     rules = tail is not None and (tail.law in PLAIN or (undetermined and tail.law is TailLaw.EXPONENTIALS))
     throughout = tail is not None and rules and tail.first == 0
@@ -44,6 +44,8 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
         if reason not in SILENT:
             why = f"{reason.value[:1].upper()}{reason.value[1:]}"
             said.append(f"{why}; the slowest forget half in {_steps(math.log(2), slowest)} steps.")
+    if decay.law is Law.FINITE and not decay.window:
+        return ""  # few taps: where they end says all
     lags = describe_lags(remaining.passing.lags[0].tolist(), float(remaining.passing.heaviness[0]))
     return " ".join([*said, lags] if lags else said)
 

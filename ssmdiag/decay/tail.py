@@ -84,6 +84,7 @@ class TailStatus(Enum):
     SHORT_MEMORY = "the memory ends within a few steps"
     UNKNOWN = "the modes cancel: which of them holds the energy is not known"
     DENSE = "the state matrix has no modes that can be distinguished"
+    FINITE = "a convolution has no modes: its kernel ends at its last tap"
     NOT_ASKED = "the law of what remains was not looked for"
     NO_KERNEL = "there is no kernel of finite energy"
 

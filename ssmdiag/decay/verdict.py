@@ -54,6 +54,7 @@ class Law(Enum):
     POLYNOMIAL = "polynomial"
     TRUNCATED = "truncated"
     FLAT = "flat"
+    FINITE = "finite"
     UNDETERMINED = "undetermined"
 
 
@@ -68,6 +69,7 @@ class DecayStatus(Enum):
     LITTLE_DECAY = "the kernel decays too little over the window to tell the laws apart"
     UNRESOLVED = "the kernel rises or swings too slowly for its envelope to be seen"
     TOO_FEW = "too few bins of lags lie above the noise"
+    FINITE = "a convolution: its kernel ends at its last tap"
     SHORT_MEMORY = "the memory ends within a few steps, too few to tell a law"
     SHORT_CONTEXT = "the context has too few lags to tell a law"
     GROWS = "the kernel still grows at the end of the context"

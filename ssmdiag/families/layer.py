@@ -237,6 +237,11 @@ class Layer:
         self._record.assumptions[name] = Assumption(name, value, source, option.meaning, choices)
         return value
 
+    @property
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """The options asked for so far, and where their values came from."""
+        return tuple(self._record.assumptions.values())
+
     def again(self) -> Layer:
         """Return this layer with an empty record: each branch of a module reports its own tensors."""
         return replace(self, _record=_Record())
@@ -244,6 +249,15 @@ class Layer:
     def note(self, text: str) -> None:
         """Add a remark to the report."""
         self._record.notes[text] = None
+
+    def convolution(self, taps: Tensor, *, branch: str = "") -> Recurrence:
+        """Return the `Recurrence` of a convolution: `taps` (copy, channel, lag) float64, lag 0 first."""
+        import torch
+
+        _, channels, lags = taps.shape
+        self.note(f"a convolution of {lags:,} tap{'s' * (lags != 1)}, not a recurrence: it has no eigenvalues")
+        gone = as_complex(taps.new_full((1, 1), -torch.inf))
+        return self.recurrence(gone.expand(channels, lags), branch=branch, taps=taps)
 
     def recurrence(self, log_eigenvalues: Tensor, *, branch: str = "", **fields: Any) -> Recurrence:
         """Return the `Recurrence` with all that this layer has recorded.
@@ -265,7 +279,7 @@ class Layer:
                 weights=tuple(record.weights),
                 tensors=tuple(record.tensors),
                 dtype=rate.dtype if rate else self.stored(self.spelling.telltale).dtype,
-                assumptions=tuple(record.assumptions.values()),
+                assumptions=self.assumptions,
                 notes=tuple(record.notes),
                 **fields,
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag.cores import one_thread
+from ssmdiag.kernel import finite
 from ssmdiag.kernel.dense import energy_between, realise
 from ssmdiag.kernel.matrix_energy import MatrixEnergy
 from ssmdiag.kernel.powers import MAX_LAG, lags_of, powers, powers_minus_one
@@ -72,7 +73,9 @@ def tail_energy(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Energy:
     def measure(chunk: slice, response: Response) -> None:
         values[chunk], noise[chunk] = _energy(response, response.states(at))
 
-    if recurrence.layout != "many inputs":
+    if recurrence.taps is not None:
+        values, noise = finite.tail_energy(recurrence.taps, at)
+    elif recurrence.layout != "many inputs":
         for_responses(recurrence, status, len(at), measure)
     elif status[0] == Status.KNOWN:
         values[0], noise[0] = MatrixEnergy(recurrence).tail(at)
@@ -120,7 +123,11 @@ def band_energy_and_horizon(
 
 
 def _ask(recurrence: Recurrence, status: Tensor, *questions: _Bands | _Search) -> None:
-    """Compute each quantity from the response of every channel that has one."""
+    """Compute each quantity from the response of every channel that has one, or from its taps."""
+    if recurrence.taps is not None:
+        for question in questions:
+            question.measure_taps(recurrence.taps)
+        return
 
     def measure(chunk: slice, response: Response) -> None:
         for question in questions:
@@ -162,6 +169,11 @@ class _Bands:
         if self.status[0] in (Status.KNOWN, Status.BOUNDARY):
             self.values[0], self.noise[0] = matrix.bands(self.edges)
 
+    def measure_taps(self, taps: Tensor) -> None:
+        values, noise = finite.band_energy(taps, self.edges)
+        usable = (self.status == Status.KNOWN)[:, None]
+        self.values[:], self.noise[:] = values.where(usable, 0.0), noise.where(usable, 0.0)
+
     def energy(self) -> Energy:
         if self.recurrence.layout != "many inputs":
             for one in (self.status == Status.BOUNDARY).nonzero()[:, 0].tolist():
@@ -195,6 +207,9 @@ class _Search:
         if self.status[0] == Status.KNOWN:
             last, relative = matrix.horizon(self.share, self.max_lag)
             self._settle(slice(1), self.found.new_tensor([last + 1]), self.found.new_tensor([relative]) > UNSURE)
+
+    def measure_taps(self, taps: Tensor) -> None:
+        self._settle(slice(None), finite.lag_left(taps, 1 - self.share), self.status == -1)
 
     def _settle(self, chunk: slice, lags: Tensor, unknown: Tensor) -> None:
         status = self.status[chunk]

@@ -120,8 +120,8 @@ def describe(recurrence: Recurrence) -> dict[str, Any]:
 
 
 def _hash(recurrence: Recurrence) -> str:
-    """Return the SHA-256 of ℓ, B̄ and C, and of Ā, B̄ and C where the state matrix is dense."""
-    parts = [recurrence.log_eigenvalues, recurrence.input_matrix, recurrence.output_matrix]
+    """Return the SHA-256 of ℓ, B̄, C and taps, and of Ā, B̄ and C where the state matrix is dense."""
+    parts = [recurrence.log_eigenvalues, recurrence.input_matrix, recurrence.output_matrix, recurrence.taps]
     if recurrence.dense is not None:
         dense = recurrence.dense()
         parts += [dense.state_matrix, dense.input_matrix, dense.output_matrix]

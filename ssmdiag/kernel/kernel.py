@@ -20,6 +20,7 @@ from torch import Tensor
 from ssmdiag.cores import PIECES, cores_for, one_thread, share_out
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
+from ssmdiag.kernel.finite import taps_at
 from ssmdiag.kernel.powers import lags_of, modal_weights, powers
 from ssmdiag.kernel.status import channel_status
 from ssmdiag.recurrence.modal import Recurrence
@@ -114,6 +115,8 @@ def iter_kernel(
 def sample_kernel(recurrence: Recurrence, lags: Tensor | Sequence[int]) -> Tensor:
     """Return K at any lags up to 2⁴⁰ in float64: (copy, channel, lag) or (output, input, lag)."""
     at = lags_of(lags, recurrence.log_eigenvalues.device)
+    if recurrence.taps is not None:
+        return taps_at(recurrence.taps, at)
     if recurrence.dense is not None:
         dense = on_real_state(recurrence.dense())
         return (dense.output_matrix[:, :, None] @ states_at(dense, at))[:, :, 0]
@@ -152,7 +155,13 @@ def _open(recurrence: Recurrence, length: int, dtype: torch.dtype, product: torc
         raise ValueError(f"length must be at least 1, got {length}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    kinds = {"dense": _DensePart, "many inputs": _MatrixPart, "channels": _ModalPart, "none": _ModalPart}
+    kinds = {
+        "dense": _DensePart,
+        "finite": _FinitePart,
+        "many inputs": _MatrixPart,
+        "channels": _ModalPart,
+        "none": _ModalPart,
+    }
     if product is None:
         product = torch.float64 if recurrence.log_eigenvalues.device.type == "cpu" else dtype
     return kinds[recurrence.layout](recurrence, length, dtype, product)
@@ -323,6 +332,22 @@ class _DensePart(_Part):
         _product(rows, columns, torch.float64, out)
         size = rows.norm(dim=-1).reshape(len(C), self.width, -1).amax(-1) * columns.norm(dim=-1).amax(-1)[:, None]
         return size * (math.sqrt(self.states) * torch.finfo(torch.float64).eps)
+
+
+class _FinitePart(_Part):
+    """The taps themselves, and nothing after them."""
+
+    def __init__(self, recurrence: Recurrence, length: int, dtype: torch.dtype, product: torch.dtype) -> None:
+        super().__init__(recurrence, length, dtype, product)
+        assert recurrence.taps is not None
+        self.taps, self.states = recurrence.taps.transpose(0, 1), 1
+        self.size, self.width = self.taps.shape[:2]
+
+    def fill(self, start: int, stop: int, out: Tensor) -> Tensor:
+        own = self.taps[start:stop, :, : self.length]
+        out.zero_()
+        out[..., : own.shape[-1]] = own
+        return own.new_zeros(own.shape[:2])
 
 
 def _power_table(ell: Tensor, count: int, stride: int, weights: Tensor | None = None) -> Tensor:

@@ -44,6 +44,7 @@ def retention(recurrence: Recurrence) -> Recurrence:
         input_matrix=as_complex(torch.ones_like(rate)),
         output_matrix=as_complex(torch.full_like(rate, 1 / recurrence.modes))[None],
         dense=None,
+        taps=None,
     )
 
 

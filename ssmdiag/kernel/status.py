@@ -43,6 +43,10 @@ def channel_status(recurrence: Recurrence) -> Tensor:
     Modes of weight zero count for nothing. Raises ValueError where B or C is absent.
     """
     ell, layout = recurrence.log_eigenvalues, recurrence.layout
+    if recurrence.taps is not None:
+        finite = recurrence.taps.isfinite().all(2).all(0)
+        known = torch.where((recurrence.taps != 0).any(2).any(0), int(Status.KNOWN), int(Status.ZERO))
+        return known.where(finite, int(Status.NOT_FINITE)).to(torch.uint8)
     if recurrence.dense is not None:
         dense = recurrence.dense()
         A, B, C = dense.state_matrix, dense.input_matrix, dense.output_matrix

@@ -32,6 +32,8 @@ def select_channels(recurrence: Recurrence, index: Tensor) -> Recurrence:
         B, C = recurrence.matrices
         parts["input_matrix"] = B.expand(recurrence.channels, -1)[index]
         parts["output_matrix"] = C.expand(-1, recurrence.channels, -1)[:, index]
+    if recurrence.taps is not None:
+        parts["taps"] = recurrence.taps[:, index]
     if dense is not None:
         parts["dense"] = lambda: _slice_dense(dense(), index)
     return replace(recurrence, **parts)  # type: ignore[arg-type]

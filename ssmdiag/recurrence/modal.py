@@ -2,6 +2,8 @@
 
     h_k = diag(λ̄) h_{k−1} + B̄ x_k,     y_k = κ Re(C h_k) + D x_k
 
+A convolution has a kernel of as many lags as it has taps, and no such spectrum: every λ̄ of its shift register is 0.
+
 The spectrum is kept as log-eigenvalues ℓ = log λ̄: a mode with 1 − |λ̄| = 1e-9 has lost half its
 digits in λ̄ and none in ℓ. Arrays are indexed `channel mode`; arithmetic is float64.
 """
@@ -88,6 +90,8 @@ class Recurrence:
     """C: (copy, channel, mode), or (output, mode) for many outputs."""
     dense: Callable[[], DenseRealisation] | None = None
     """Builds the dense realisation; if set, `log_eigenvalues` serve for margins only."""
+    taps: Tensor | None = None
+    """K_t of a convolution, (copy, channel, lag) float64, lag 0 first; if set, there is nothing beyond the last."""
     weights: tuple[RecurrentWeight, ...] = ()
     tensors: tuple[str, ...] = ()
     """Names of all tensors read."""
@@ -104,6 +108,8 @@ class Recurrence:
             raise ValueError(f"it has {self.channels} channels of {self.modes} modes: nothing to remember with")
         if self.step is not None and not _expands(self.step, self.channels, self.modes):
             raise ValueError(f"its step has shape {tuple(self.step.shape)}, its modes {tuple(ell.shape)}")
+        if self.taps is not None and (self.taps.ndim != 3 or self.taps.shape[1:] != ell.shape or not self.taps.numel()):
+            raise ValueError(f"its taps have shape {tuple(self.taps.shape)}, its modes {tuple(ell.shape)}")
         if self.input_matrix is not None and self.output_matrix is not None:
             self._check_matrices(self.input_matrix, self.output_matrix)
 
@@ -127,8 +133,10 @@ class Recurrence:
         return self.log_eigenvalues.shape[1]
 
     @property
-    def layout(self) -> Literal["channels", "many inputs", "dense", "none"]:
-        """Form of B̄ and C: per channel, as matrices on one state, in `dense`, or absent."""
+    def layout(self) -> Literal["channels", "many inputs", "dense", "finite", "none"]:
+        """Form of B̄ and C: per channel, as matrices on one state, in `dense`, in `taps`, or absent."""
+        if self.taps is not None:
+            return "finite"
         if self.dense is not None:
             return "dense"
         if self.input_matrix is None or self.output_matrix is None:

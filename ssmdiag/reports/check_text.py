@@ -51,9 +51,8 @@ def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
 def verdict(diagnosis: Diagnosis) -> str:
     """Return one line: what was found, and how much was examined."""
     judged = len(diagnosis.rules) - len(diagnosis.not_judged)
-    modes = words.plural(sum(layer.channels * layer.modes for layer in diagnosis.layers), "mode")
     rules = f"{judged:,} of " * bool(diagnosis.not_judged) + words.plural(len(diagnosis.rules), "rule")
-    looked = f"{rules} on {words.plural(len(diagnosis.layers), 'layer')}, {modes}"
+    looked = f"{rules} on {words.extent(diagnosis.layers)}"
     known = f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
     found = count_findings(diagnosis.findings)
     guess = " – a guess" if diagnosis.guess else ""

@@ -175,7 +175,8 @@ def join_labels(labels: Sequence[str], most: int = 6) -> str:
 def _distance(a: Row, b: Row) -> float:
     """Return how far two rows are apart, in nats of half-life; broken layers are far from all others."""
     if a.median_half_life is None or b.median_half_life is None:
-        return 0.0 if a.median_half_life is b.median_half_life else math.inf
+        alike = a.median_half_life is b.median_half_life and a.first.taps == b.first.taps
+        return 0.0 if alike else math.inf
     pairs = ((a.median_half_life, b.median_half_life), (a.longest("half_life"), b.longest("half_life")))
     gaps = []
     for x, y in pairs:

@@ -96,7 +96,7 @@ def layer_document(layer: LayerDiagnosis) -> dict[str, Any]:
     """Return one layer's numbers as the output contract names them."""
     return plain({
         **pick(layer, "name family spelling time_invariant operating_point channels modes dtype"),
-        **pick(layer, "rate half_life time_constant spectral_radius margin"),
+        **pick(layer, "rate half_life time_constant spectral_radius margin taps"),
         **pick(layer, "nonfinite_modes=nonfinite unstable_modes=unstable marginal_modes=marginal"),
         "assumptions": {one.option: pick(one, "value source") for one in layer.assumptions},
         **pick(layer, "tensors notes horizon"),

@@ -73,7 +73,9 @@ def horizons(memory: LayerMemory) -> str:
     lags, status = memory.horizon.lags, memory.horizon.status
     known = lags[status == Status.KNOWN].sort().values
     parts = []
-    if known.numel() == 1:
+    if memory.taps is not None:
+        pass  # its sentence has said where it ends
+    elif known.numel() == 1:
         parts.append(f"99 % of its energy has passed after {words.steps(float(known[0]))} steps.")
     elif known.numel():
         median, longest = float(known[known.numel() // 2]), float(known[-1])

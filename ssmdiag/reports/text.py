@@ -134,11 +134,9 @@ def _findings(page: Page, diagnosis: Diagnosis) -> None:
     if not quiet:
         page.gap()
     page.lines(lines, crop=False)
-    modes = sum(layer.channels * layer.modes for layer in diagnosis.layers)
     if lines or not quiet:
-        where = f"{words.plural(len(diagnosis.layers), 'layer')}, {words.plural(modes, 'mode')}"
         more = f"    next: ssmdiag explain {diagnosis.findings[0].code}" if diagnosis.findings else ""
-        page.paragraph(f"{count_findings(diagnosis.findings)} in {where}{more}")
+        page.paragraph(f"{count_findings(diagnosis.findings)} in {words.extent(diagnosis.layers)}{more}")
     if not quiet:
         page.paragraph(not_judged(diagnosis), "dim")
 

@@ -144,6 +144,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def extent(layers: Sequence[LayerDiagnosis]) -> str:
+    """Return how many layers there are, and how many modes: convolutions have none."""
+    modes = sum(layer.channels * layer.modes for layer in layers if layer.taps is None)
+    return plural(len(layers), "layer") + (f", {plural(modes, 'mode')}" if modes or not layers else "")
+
+
 def capitalised(text: str) -> str:
     """Return text with its first letter large.
 
@@ -161,7 +167,9 @@ def heading(guess: str | None, width: int) -> str:
 def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
     """Return the verdict of a checkpoint in one or two sentences: what is broken first, else how far it remembers."""
     layers = diagnosis.layers
-    if not (read := [layer for layer in layers if layer.half_life is not None]):
+    convolutions = [layer for layer in layers if layer.taps is not None]
+    read = [layer for layer in layers if layer.half_life is not None]
+    if (not read and len(convolutions) < len(layers)) or not layers:
         return "No mode could be read: every recurrent layer is broken or not finite."
     parts = []
     if grow := [layer for layer in layers if layer.unstable]:
@@ -179,11 +187,34 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
         )
     if nan := [layer for layer in layers if layer.nonfinite]:
         count = sum(layer.nonfinite for layer in nan)
+        noun = "mode" if any(layer.taps is None for layer in nan) else "tap"
         parts.append(
-            f"{plural(count, 'mode')} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
+            f"{plural(count, noun)} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
         )
-    parts.append(_memory(diagnosis, read, labels))
+    if read:
+        parts.append(_memory(diagnosis, read, labels))
+    if convolutions:
+        parts.append(_convolutions(diagnosis, convolutions, labels))
     return " ".join(parts)
+
+
+def _convolutions(diagnosis: Diagnosis, convolutions: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
+    """Say how far the convolutions of a model reach, and how many attention layers are beside them."""
+    count = diagnosis.attention_layers
+    beside = f"; {plural(count, 'attention layer')} {'is' if count == 1 else 'are'} not judged." if count else "."
+    known = [layer for layer in convolutions if layer.horizon]
+    if not known:
+        reach = max(layer.taps or 0 for layer in convolutions) - 1
+        return f"Its convolutions reach {plural(reach, 'step')} back at most{beside}"
+    farthest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
+    assert farthest.horizon is not None
+    assert farthest.taps is not None
+    last, whole = int(farthest.horizon.max), farthest.taps - 1
+    sum_ = f"K − 1 = {plural(whole, 'step')}" if last == whole else f"{last:,} of K − 1 = {plural(whole, 'step')}"
+    most = farthest.decay.lags[2] if farthest.decay else None
+    share = "" if most is None or most >= last else f", 99 % of the energy within {steps(most)}"
+    where = _of(farthest, diagnosis, labels) if len({layer.taps for layer in convolutions}) > 1 else ""
+    return f"Remembers {sum_} by its convolutions{where}{share}{beside}"
 
 
 def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:

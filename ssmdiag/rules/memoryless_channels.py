@@ -31,6 +31,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     recurrence = evidence.recurrence
     if "fast channels" in evidence.layer.family.traits or not recurrence.weights:
         return
+    if recurrence.layout == "finite":
+        return
     many_inputs = recurrence.layout == "many inputs"
     slowest = recurrence.rate.flatten() if many_inputs else recurrence.rate.amin(1)
     total = slowest.numel()

@@ -18,20 +18,15 @@ about 3k tokens and then get worse.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ssmdiag.assessment.attention import ATTENTION
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context, page
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
-
-ATTENTION = re.compile(
-    r"(?:^|\.)(?:q_proj|query|query_key_value|qkv|qkv_proj|Wqkv|c_attn|in_proj_weight|q_a_proj|wq)(?:\.weight)?$"
-)
-"""Query projections; outside a recurrent layer they mean attention."""
 
 TO_ONE_PERCENT = math.log(100) / 2
 """Time constants until a mode has spent 99 % of its energy."""

@@ -148,6 +148,8 @@ def _broken(recurrence: Recurrence, ceiling: float) -> Tensor:
 
     λ̄ = 0 is a rate of +inf, a mode that forgets at once; if an infinite weight causes it, the mode is broken.
     """
+    if recurrence.taps is not None:
+        return ~recurrence.taps.isfinite().all(0)
     rate = recurrence.rate
     whole = all(bool(weight.values.isfinite().all()) for weight in recurrence.weights)
     forgets = (rate == math.inf) & whole

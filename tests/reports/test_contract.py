@@ -167,8 +167,9 @@ FINDING = record(
 LAYER = record(
     name=TEXT, family=TEXT, spelling=TEXT, time_invariant={"type": "boolean"}, operating_point=NAME, channels=COUNT,
     modes=COUNT, dtype=TEXT, rate=QUANTILES, half_life=QUANTILES, time_constant=QUANTILES, spectral_radius=NUMBER,
-    margin=NUMBER, nonfinite_modes=COUNT, unstable_modes=COUNT, marginal_modes=COUNT, assumptions={"type": "object"},
-    tensors=LINES, notes=LINES, horizon=QUANTILES, decay={"type": ["object", "null"]},
+    margin=NUMBER, taps={"type": ["integer", "null"]}, nonfinite_modes=COUNT, unstable_modes=COUNT,
+    marginal_modes=COUNT, assumptions={"type": "object"}, tensors=LINES, notes=LINES, horizon=QUANTILES,
+    decay={"type": ["object", "null"]},
     capacity={"type": ["object", "null"]},
 )  # fmt: skip
 ASSUMPTION = record(

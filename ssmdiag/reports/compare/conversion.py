@@ -90,9 +90,9 @@ def _within(value: float) -> str:
 
 def _detail(layer: LayerProof) -> str:
     """Return what is wrong with a layer, to follow its label."""
-    if layer.outcome is Outcome.MISSING or layer.spectrum is None:
+    if layer.outcome is Outcome.MISSING or (layer.spectrum is None and layer.kernel is None):
         return f": {'; '.join(layer.notes)}"
-    if layer.spectrum.value > layer.tolerance:
+    if layer.spectrum and layer.spectrum.value > layer.tolerance:
         mode = layer.spectrum
         rates, turns = (-mode.a.real, -mode.b.real), (mode.a.imag, mode.b.imag)
         what = f"rate {_number(rates[0])} in a, {_number(rates[1])} in b"
@@ -107,8 +107,9 @@ def _detail(layer: LayerProof) -> str:
     if layer.kernel is None or layer.kernel.value <= layer.tolerance:
         return f": {'; '.join([one.sentence for one in layer.settings] or layer.notes)}"
     kernel = layer.kernel
+    what = "its modes agree, its kernel does not" if layer.spectrum else "its taps differ"
     return (
-        f", channel {kernel.channel}: its modes agree, its kernel does not; at lag {kernel.at:,} it is "
+        f", channel {kernel.channel}: {what}; at lag {kernel.at:,} it is "
         f"{_number(kernel.a.real)} in a, {_number(kernel.b.real)} in b, {_small(kernel.value)} of the peak apart, "
         f"{_small(layer.tolerance)} allowed"
     )
@@ -171,8 +172,12 @@ def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
         for a, b in sorted({layer.dtypes for layer in proof.layers})
         if a != b
     ]
-    with_kernel = [layer for layer in proof.layers if layer.kernel]
-    looked = "compared: the decay rate and frequency of every mode"
+    with_kernel = [layer for layer in proof.layers if layer.kernel and layer.spectrum]
+    taps = [layer for layer in proof.layers if layer.kernel and not layer.spectrum]
+    looked = "compared: every tap of the convolutions"
+    if len(taps) < len(proof.layers):
+        more = f"; {looked.removeprefix('compared: ')}" if taps else ""
+        looked = f"compared: the decay rate and frequency of every mode{more}"
     if with_kernel:
         at = f"{len(proof.lags)} lags from 0 to {proof.lags[-1]:,}"
         looked += f"; kernels of {words.plural(len(with_kernel), 'layer')} at {at}"
