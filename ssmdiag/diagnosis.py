@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +18,13 @@ from ssmdiag.assessment.attention import count_attention
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.checkpoint.location import Location
+from ssmdiag.checkpoint.remote_path import RemotePath
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
+from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import recognise
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
@@ -59,6 +61,19 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class RemoteSource:
+    """Where a checkpoint came from that is not on this machine, and what that took."""
+
+    url: str
+    """Without passwords and signatures."""
+    revision: str | None
+    """The commit, or what else identifies the version that was read; None where the place does not say."""
+    bytes: int
+    """That were moved, headers and settings included."""
+    requests: int
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything ssmdiag knows about one checkpoint."""
 
@@ -92,6 +107,8 @@ class Diagnosis:
     """Its path as the command was given it; None where it was not a command."""
     modified: float | None = None
     """When its file was last modified before it was read, in seconds since 1970; None where that is not known."""
+    source: RemoteSource | None = None
+    """None for a checkpoint on this machine."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 
@@ -108,7 +125,7 @@ class Diagnosis:
 
 
 def extract_recurrences(
-    checkpoint: Checkpoint | str | Path,
+    checkpoint: Checkpoint | str | Location,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -121,12 +138,13 @@ def extract_recurrences(
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
+    read_ahead(found.layers)
     return [recurrence for layer in found.layers for recurrence in layer.read()]
 
 
 @one_thread()
 def diagnose(
-    checkpoint: Checkpoint | str | Path,
+    checkpoint: Checkpoint | str | Location,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -178,6 +196,7 @@ def diagnose(
     context = context_length or context_length_of(checkpoint.settings)
     selection = (select_rules() if rules is None else rules).with_probe(probe)
     whole = CheckpointEvidence(checkpoint, found, context, probe=probe and probe.of(found.layers))
+    read_ahead(found.layers, whole.names_examined() if selection.rules else ())
     layers: list[LayerDiagnosis] = []
     unread: list[tuple[Layer, LayerError]] = []
     findings: list[Finding] = []
@@ -224,7 +243,15 @@ def diagnose(
         seconds=time.perf_counter() - start,
         guess=found.guess,
         attention_layers=count_attention(whole) if any(layer.taps is not None for layer in layers) else 0,
+        source=_source(checkpoint),
     )
+
+
+def _source(checkpoint: Checkpoint) -> RemoteSource | None:
+    if not isinstance(checkpoint.path, RemotePath):
+        return None
+    place = checkpoint.path.place
+    return RemoteSource(str(checkpoint.path), place.revision, place.traffic.bytes, place.traffic.requests)
 
 
 @dataclass

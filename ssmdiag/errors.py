@@ -68,6 +68,10 @@ class PartialModelError(CheckpointError):
     """Only a part of a model was found: one rank's rows, one stage of a pipeline, some of its shards."""
 
 
+class RemoteError(CheckpointError):
+    """What is not on this machine cannot be read: no answer, no access, or not the bytes that were asked for."""
+
+
 class UnsafePickleError(CheckpointError):
     """The pickle asks for code to be run; none of it was run."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ssmdiag.assessment.training_signs import TrainingSigns, read_training_signs
+from ssmdiag.assessment.training_signs import TrainingSigns, names_of_signs, read_training_signs
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 PLAIN = ("float16", "float32", "float64", "bfloat16", "complex")
 """Prefixes of the dtypes whose values are plain numbers that torch can test for NaN."""
+
+
+MOST_BYTES = 200_000
+"""Larger tensors (projections) are not examined: a check reads the recurrence, not the whole model."""
+MOST_OWN_BYTES = 1_000_000
+"""The same for tensors that the family reads, such as B and C of wide layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +71,14 @@ class CheckpointEvidence:
             elif name in used:
                 found[""].append(name)
         return {path: tuple(names) for path, names in found.items()}
+
+    def names_examined(self) -> Iterator[str]:
+        """Yield the tensors that rules load: small ones of the layers' modules, and signs of training."""
+        used = {name for layer in self.recognition.layers for name in layer.names.values()}
+        for name in (name for names in self.names_by_layer.values() for name in names):
+            if self.checkpoint[name].nbytes <= (MOST_OWN_BYTES if name in used else MOST_BYTES):
+                yield name
+        yield from names_of_signs(self.checkpoint, self.recognition)
 
     def load(self, name: str, most_bytes: int = 1_000_000) -> Tensor | None:
         """Return a tensor's values in their stored dtype; None where it is absent, packed, unreadable or larger."""

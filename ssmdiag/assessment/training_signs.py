@@ -49,9 +49,7 @@ def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> Tra
     """Return what norms, Mamba's skips and the file's own train step say."""
     if checkpoint.train_step == 0:
         return TrainingSigns(False, "the file says step 0")
-    names = [name for name, stored in checkpoint.items() if NORM.search(name) and _is_small_vector(stored)]
-    names = names or _skips(checkpoint, recognition)
-    moved, still, distances = _moved(checkpoint, names[:: max(1, len(names) // MOST_TENSORS)])
+    moved, still, distances = _moved(checkpoint, names_of_signs(checkpoint, recognition))
     if moved and len(moved) >= len(still):
         # A single non-constant tensor among many constant ones is a statistic of the data, not a trained norm.
         return TrainingSigns(True, f"{moved[0]} is no longer constant", len(moved), len(still), median(distances))
@@ -60,6 +58,13 @@ def read_training_signs(checkpoint: Checkpoint, recognition: Recognition) -> Tra
     if checkpoint.train_step:
         return TrainingSigns(True, f"the file says step {checkpoint.train_step:,}")
     return TrainingSigns(None, "the file has no norm or skip weights")
+
+
+def names_of_signs(checkpoint: Checkpoint, recognition: Recognition) -> list[str]:
+    """Return the norms that are examined, or the skips where there are none."""
+    names = [name for name, stored in checkpoint.items() if NORM.search(name) and _is_small_vector(stored)]
+    names = names or _skips(checkpoint, recognition)
+    return names[:: max(1, len(names) // MOST_TENSORS)]
 
 
 def _is_small_vector(stored: StoredTensor) -> bool:

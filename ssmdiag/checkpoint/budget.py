@@ -20,9 +20,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ssmdiag.errors import CheckpointError, SsmdiagError
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
+from ssmdiag.checkpoint.remote_path import RemotePath
 
 MOST_CONFIG = 16 << 20
 """Most bytes of a config.json; the largest published ones, with names of classes, have two million."""
@@ -41,16 +45,21 @@ LONGEST_NUMBER = 40
 _LONG_NUMBER = re.compile(rf"[0-9]{{{LONGEST_NUMBER + 1}}}")
 LARGEST_STEP = 10**15
 """Largest optimiser step that a run could reach."""
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""A name such as state-spaces/mamba-130m."""
 MOST_COMPARED = 1000
 """Most names of a directory that a missing file's name is compared with."""
 _MOST_DOTS = 10_000_000
 """Largest sum, over the lines of a TOML file, of their dots squared: what dotted keys cost its parser."""
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Location) -> None:
     """Raise CheckpointError unless the path is a regular file: reading a pipe or a device would hang."""
     if path.is_file():
         return
+    if not isinstance(path, Path):
+        seen = "is a folder, not a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{shortened(str(path), 300)} {seen}.", advice=_neighbours(path))
     if _leads_round(path):
         raise CheckpointError(
             f"{path} is a link that leads back to itself.",
@@ -78,14 +87,23 @@ def _leads_round(path: Path) -> bool:
     return False
 
 
-def _neighbours(path: Path) -> str:
+def _neighbours(path: Location) -> str:
     """Suggest files of the same directory with similar names."""
     try:
-        present = [entry.name for entry in itertools.islice(path.parent.iterdir(), MOST_COMPARED)]
+        beside: Iterator[Path | RemotePath] = iter(path.parent.iterdir())
+        present = [entry.name for entry in itertools.islice(beside, MOST_COMPARED)]
     except OSError:
+        if _ON_THE_HUB.fullmatch(str(path)):
+            return f"for the model of that name on the Hugging Face hub: hf://{path}"
         return f"there is no directory {path.parent}."
     close = difflib.get_close_matches(path.name, present, n=3)
-    return f"did you mean {', '.join(close)}?" if close else f"list what is there: ls {path.parent}"
+    return (
+        f"did you mean {', '.join(close)}?"
+        if close
+        else f"list what is there: ls {path.parent}"
+        if isinstance(path, Path)
+        else "check the address."
+    )
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -111,14 +129,18 @@ def require_size(path: Path, most: int) -> None:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read", str(path))
 
 
-def read_text(path: Path, most: int) -> str:
+def read_text(path: Location, most: int) -> str:
     """Return a file as text.
 
-    Raises OSError where it cannot be opened, is not a regular file, is too large or is not UTF-8.
+    Raises OSError where it cannot be opened, is not a regular file, is too large or is not UTF-8; RemoteError where a
+    file that is not on this machine cannot be read.
     """
-    require_size(path, most)
-    with open_regular(path) as file:
-        content = file.read(most)
+    if isinstance(path, Path):
+        require_size(path, most)
+        with open_regular(path) as file:
+            content = file.read(most)
+    else:
+        content = path.content(most)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -190,7 +212,7 @@ class Allowance:
 
 
 @contextlib.contextmanager
-def naming(path: Path, error: type[SsmdiagError] = CheckpointError) -> Iterator[None]:
+def naming(path: Location, error: type[SsmdiagError] = CheckpointError) -> Iterator[None]:
     """Turn whatever reading damaged or forged content raises into an SsmdiagError that names the file."""
     try:
         yield

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, takewhile
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.names import clean_names, join, require_short_names
 from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
+from ssmdiag.checkpoint.remote_path import RemotePath
 from ssmdiag.checkpoint.settings import flatten
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.location import Location
 
 
 class Container(Protocol):
@@ -25,8 +27,6 @@ class Container(Protocol):
 
     name: str
     """Of the file, for messages."""
-    path: Path | None
-    """The file, beside which others can be looked for; None where it is not on this machine."""
     format: str
     """In words, for the report."""
     notes: list[str]
@@ -34,6 +34,10 @@ class Container(Protocol):
     settings: Mapping[str, Any]
     """Settings stored in the file itself, flat and dotted."""
     train_step: int | None
+
+    @property
+    def path(self) -> Location | None:
+        """The file, beside which others can be looked for; None for a part of another file."""
 
     def names(self) -> list[str]:
         """Return every stored tensor name, as stored."""
@@ -46,6 +50,9 @@ class Container(Protocol):
 
     def load(self, name: str) -> Tensor:
         """Read one tensor in its stored dtype."""
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Say which tensors will be loaded, so that what is far away comes ahead; may do nothing."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -88,7 +95,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
     turned into dots); `StoredTensor.stored_name` keeps the original.
     """
 
-    path: Path
+    path: Location
     format: str
     """Container in words: `safetensors`, `safetensors, 4 shards`, `torch zip`, `npz` …"""
     tensors: Mapping[str, StoredTensor]
@@ -104,7 +111,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
     """Remarks for the user: what was skipped while opening and why."""
     problems: tuple[str, ...] = ()
     """Parts that cannot be read, where the rest can: config.json."""
-    directory: Path | None = None
+    directory: Location | None = None
     """Where a trainer may have left its state beside the weights; not searched while opening."""
     read_optimizer: Callable[[Checkpoint], OptimizerState] | None = field(default=None, repr=False)
     """Reads the state of the optimisers saved with the weights; None where there can be none."""
@@ -117,6 +124,19 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is not on this machine, so that each tensor costs a request."""
+        return isinstance(self.path, RemotePath)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Say which tensors will be loaded: where the files are not on this machine, they begin to come."""
+        by_container: dict[Container, list[str]] = {}
+        for stored in map(self.tensors.__getitem__, names):
+            by_container.setdefault(stored.container, []).append(stored.stored_name)
+        for container, stored_names in by_container.items():
+            container.prefetch(stored_names)
 
     @property
     def bytes_read(self) -> int:

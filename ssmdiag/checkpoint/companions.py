@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from ssmdiag.checkpoint.budget import MOST_CONFIG, MOST_TRAINER_STATE, parse_json, read_text, shortened, train_step
+from ssmdiag.checkpoint.location import Location
 
 
-def read_config(directory: Path) -> tuple[dict[str, Any], list[str], list[str]]:
+def read_config(directory: Location) -> tuple[dict[str, Any], list[str], list[str]]:
     """Return config.json, remarks if it holds no settings, and the fault if it exists but cannot be read."""
     path = directory / "config.json"
     try:
@@ -32,7 +32,7 @@ def _special_float(content: dict[str, Any]) -> Any:
     return content
 
 
-def step_of(directory: Path) -> int | None:
+def step_of(directory: Location) -> int | None:
     """Return the optimiser step of a directory: from its name, or from the file of transformers' Trainer in it."""
     step = step_in(directory.name)
     path = directory / "trainer_state.json"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING
+
+from ssmdiag.checkpoint.location import real_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ def first_difference(a: Container, b: Container, names: Iterable[str]) -> str | 
 
     Shapes and dtypes are compared before any values, small tensors before large ones.
     """
-    if a.path and b.path and os.path.samefile(a.path, b.path):
+    if a.path and b.path and real_path(a.path) == real_path(b.path):
         return None
     waiting = sorted(names, key=lambda name: prod(a.shape(name)))
     for name in waiting:

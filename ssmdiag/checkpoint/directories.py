@@ -13,6 +13,7 @@ from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_in, step_of
 from ssmdiag.checkpoint.file_names import DEEPSPEED_WEIGHTS, INDEX, SHARD, WEIGHTS, may_hold_weights
 from ssmdiag.checkpoint.formats import known_formats, suffixes
+from ssmdiag.checkpoint.location import Location, entries, size_of
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
 from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
@@ -23,7 +24,7 @@ MOST_LISTED = 50_000
 """Most entries looked at in a directory and the folders in it; a link can lead back to the directory."""
 
 
-def read_single(path: Path) -> Checkpoint:
+def read_single(path: Location) -> Checkpoint:
     """Return the checkpoint of one file, with the config.json beside it."""
     container = open_container(path)
     require_no_rank(container)
@@ -32,18 +33,20 @@ def read_single(path: Path) -> Checkpoint:
     step = container.train_step
     if step is None:
         step = step_of(path.absolute().parent) if path.name in WEIGHTS else step_in(path.name)
-    read = _checkpoint(container, path, path.parent, path.stat().st_size, step)
+    read = _checkpoint(container, path, path.parent, step)
     return replace(read, directory=path.parent if beside else None)
 
 
-def _checkpoint(container: Container, path: Path, folder: Path, size: int, step: int | None) -> Checkpoint:
+def _checkpoint(
+    container: Container, path: Location, folder: Location, step: int | None, size: int | None = None
+) -> Checkpoint:
     """Return the checkpoint of one container, with the config.json of its folder."""
     config, notes, problems = read_config(folder)
     return Checkpoint(
         path=path,
         format=container.format,
         tensors=collect({container: container.names()}),
-        size=size,
+        size=size_of(path) if size is None else size,
         config=config,
         hyper_parameters=container.settings,
         train_step=step,
@@ -53,7 +56,7 @@ def _checkpoint(container: Container, path: Path, folder: Path, size: int, step:
     )
 
 
-def read_directory(path: Path) -> Checkpoint:
+def read_directory(path: Location) -> Checkpoint:
     """Return the checkpoint that a directory holds, whole or in shards."""
     present = {entry.name for entry in path.iterdir()}
     for name in WEIGHTS:
@@ -67,10 +70,15 @@ def read_directory(path: Path) -> Checkpoint:
     owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
     for format in owners:
         if format.open_folder:
+            if not isinstance(path, Path):
+                raise CheckpointError(
+                    f"{path} is a folder of {format.name} files, which are read from this machine alone.",
+                    advice="download it, then inspect the copy.",
+                )
             container = format.open_folder(path)
             size = _size_of(path)
             step = step_of(path.absolute()) if container.train_step is None else container.train_step
-            return _checkpoint(container, path, path, size, step)
+            return _checkpoint(container, path, path, step, size)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
     candidates = sorted(name for name in weights if not (path / name).is_dir())
     if candidates and all(SHARD.search(name) for name in candidates):
@@ -109,7 +117,7 @@ def _left_alone(present: Collection[str], read: str) -> list[str]:
     return [f"{read} was read, but not {', '.join(others)} beside it"] if others else []
 
 
-def _decline(path: Path, present: set[str], candidates: list[str]) -> CheckpointError:
+def _decline(path: Location, present: set[str], candidates: list[str]) -> CheckpointError:
     """Return the error for a directory that is not one checkpoint, with what to do instead."""
     refusals = (refusal for format in known_formats() for refusal in format.refusals)
     if refusal := next((each for each in refusals if _any_matches(each.folder, present)), None):
@@ -147,7 +155,7 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
     )
 
 
-def _steps_in(path: Path) -> list[Path]:
+def _steps_in(path: Location) -> list[Location]:
     """Return the folders in a run that are checkpoints of a format of whole folders, by the numbers in their names."""
     opened = [format for format in known_formats() if format.open_folder]
     found = [
@@ -158,7 +166,7 @@ def _steps_in(path: Path) -> list[Path]:
     return sorted(found, key=lambda folder: [int(number) for number in re.findall(r"\d{1,15}", folder.name)])
 
 
-def runs_in(path: Path) -> list[Path]:
+def runs_in(path: Location) -> list[Location]:
     """Return the folders in a directory that each hold the checkpoints of one run, such as an arm of `ssmdiag retrain`.
 
     A model directory may hold several files of one step; a run has several steps, or a state to resume from beside it.
@@ -172,16 +180,16 @@ def runs_in(path: Path) -> list[Path]:
     return [folder for folder, found in steps.items() if len(found) >= least]
 
 
-def _folders_in(path: Path) -> Iterator[tuple[Path, list[str]]]:
+def _folders_in(path: Location) -> Iterator[tuple[Location, list[str]]]:
     """Yield the folders in a directory that can be listed, each with the names in it, up to a limit."""
     left = MOST_LISTED
     try:
-        entries = sorted(itertools.islice(path.iterdir(), left))
+        inside = entries(path, most=left)
     except OSError:
         return
-    for entry in entries:
+    for entry in inside:
         try:
-            names = [file.name for file in itertools.islice(entry.iterdir(), left)]
+            names = [file.name for file in entries(entry, most=left)]
         except OSError:
             continue
         yield entry, names
@@ -190,7 +198,7 @@ def _folders_in(path: Path) -> Iterator[tuple[Path, list[str]]]:
             return
 
 
-def several_runs(path: Path, runs: list[Path]) -> CheckpointError:
+def several_runs(path: Location, runs: list[Location]) -> CheckpointError:
     """Return the error for a directory with one run in each of its folders."""
     some = ", ".join([*(run.name for run in runs[:6]), *["…"][: len(runs) - 6]])
     many = "a run in a folder of its own" if len(runs) == 1 else f"{len(runs)} runs, each in a folder of its own"

@@ -8,15 +8,16 @@ from pathlib import Path
 from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import Container
 from ssmdiag.checkpoint.formats import FirstLook, known_formats
-from ssmdiag.checkpoint.sources import LocalFile, Source
+from ssmdiag.checkpoint.location import Location, source_of
+from ssmdiag.checkpoint.sources import Source
 from ssmdiag.errors import CheckpointError
 
 
-def open_container(path: Path) -> Container:
-    """Open one local file in the format that its content shows. Raises CheckpointError, OSError."""
+def open_container(path: Location) -> Container:
+    """Open one file in the format that its content shows. Raises CheckpointError, OSError."""
     require_file(path)
     try:
-        return open_source(LocalFile(path))
+        return open_source(source_of(path))
     except EOFError as error:
         raise CheckpointError(
             f"{path.name} cannot be read ({error}).", advice="save or download it again; wait while it is written."

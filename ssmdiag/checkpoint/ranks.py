@@ -13,6 +13,7 @@ from typing import Any
 
 from ssmdiag.checkpoint.checkpoint import Container
 from ssmdiag.checkpoint.copies import first_difference
+from ssmdiag.checkpoint.location import Location
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.errors import CheckpointError, PartialModelError
 from ssmdiag.printable import first_of
@@ -104,18 +105,18 @@ def _has_all(container: Container, settings: dict[str, Any]) -> bool:
 
 
 def _part(container: Container, what: str, expected: str) -> PartialModelError:
-    path = container.path or Path(container.name)
+    path: Location = container.path or Path(container.name)
     deepspeed = path.name.endswith("model_states.pt")
     kind = "deepspeed" if deepspeed else "megatron" if "rank" in f"{path.parent.name}/{path.name}" else "consolidated"
     advice = MERGE[kind].format(folder=_folder(container.path))
     return PartialModelError(f"{_named(path, path)} is {what}.", expected=expected, advice=advice)
 
 
-def _folder(path: Path | None) -> str:
+def _folder(path: Location | None) -> str:
     return str(path.parent) if path else "DIR"
 
 
-def _named(other: Path, path: Path) -> str:
+def _named(other: Location, path: Location) -> str:
     """Return the name that distinguishes a file from its neighbours, with its folder's name where that has the mark."""
     marked = _CERTAIN.search(path.absolute().parent.name)
     return f"{other.absolute().parent.name}/{other.name}" if marked and not _marks(path.name) else other.name
@@ -135,7 +136,7 @@ def _marks(name: str) -> list[re.Match[str]]:
     return list(_CERTAIN.finditer(name)) or list(_LIKELY.finditer(name))
 
 
-def _neighbours(path: Path) -> Iterator[tuple[bool, list[Path]]]:
+def _neighbours(path: Location) -> Iterator[tuple[bool, list[Location]]]:
     """Yield the files of other ranks, by the marks in the file's name and in its folder's; True for a certain mark."""
     path = path.absolute()
     for entry in (path, path.parent):
@@ -161,7 +162,7 @@ def _neighbours(path: Path) -> Iterator[tuple[bool, list[Path]]]:
             yield certain, others
 
 
-def _is_other_part(container: Container, other: Path, certain: bool) -> bool:
+def _is_other_part(container: Container, other: Location, certain: bool) -> bool:
     """Whether a neighbour holds another part, rather than a copy of the whole model as every rank of a run may save."""
     try:
         neighbour = open_container(other)

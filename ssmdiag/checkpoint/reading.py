@@ -1,24 +1,27 @@
-"""`read_checkpoint`: a file, a shard index or a model directory, read as one checkpoint."""
+"""`read_checkpoint`: a file, a shard index or a model directory, read as one checkpoint, wherever it is."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from ssmdiag.checkpoint.budget import naming, shortened
 from ssmdiag.checkpoint.checkpoint import Checkpoint
 from ssmdiag.checkpoint.file_names import INDEX
+from ssmdiag.checkpoint.location import Location, locate
 from ssmdiag.errors import CheckpointError
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Return the checkpoint at a file, a shard index or a model directory; values stay on disk.
+def read_checkpoint(path: str | Location) -> Checkpoint:
+    """Return the checkpoint at a file, a shard index or a model directory; values stay where they are.
+
+    The path may be an address: `hf://org/model`, optionally with @revision and the path of a file, `https://`, `s3://`,
+    `gs://`, or another that fsspec knows.
 
     Raises
     ------
     CheckpointError
         Nothing readable is there. `UnsafePickleError` if a pickle asks for code to be run, `PartialModelError` if
-        what is there is a part of a model.
+        what is there is a part of a model, `RemoteError` if it is not on this machine and does not come.
     """
     # Here, so that commands which read no checkpoint do not wait for the formats.
     from ssmdiag.checkpoint.directories import read_directory, read_single
@@ -26,7 +29,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     from ssmdiag.checkpoint.shards import read_index
     from ssmdiag.checkpoint.wholeness import require_whole
 
-    path = Path(path)
+    path = locate(path)
     try:
         with naming(path):
             if path.is_dir():

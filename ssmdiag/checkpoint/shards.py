@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,16 +10,17 @@ from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_of
 from ssmdiag.checkpoint.copies import first_difference
 from ssmdiag.checkpoint.file_names import SHARD
+from ssmdiag.checkpoint.location import Location, open_ahead, real_path, size_of
 from ssmdiag.checkpoint.opening import open_container
 from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, continues, require_no_rank
-from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
+from ssmdiag.errors import CheckpointError, PartialModelError, RemoteError, UnsafePickleError
 from ssmdiag.printable import first_of
 
 MOST_SHARDS, MOST_NAMED, LONGEST_FILE = 10_000, 20, 1000
 """Most shards of one model, most faults listed, and most characters of a shard's name."""
 
 
-def read_index(path: Path) -> Checkpoint:
+def read_index(path: Location) -> Checkpoint:
     """Return the checkpoint of a shard index, {"weight_map": {tensor: file}}."""
     promised: dict[str, set[str]] = {}
     try:
@@ -49,23 +49,27 @@ def read_index(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _unnamed(directory: Path, promised: Mapping[str, object]) -> list[Path]:
+def _unnamed(directory: Location, promised: Mapping[str, object]) -> list[Location]:
     """Return the files beside the shards that an index does not name and that are called like none of another set."""
     ending = {Path(file).suffix for file in promised}
-    others = [name for name in sorted(os.listdir(directory)) if Path(name).suffix in ending and name not in promised]
+    try:
+        present = sorted(entry.name for entry in directory.iterdir())
+    except OSError:
+        return []  # a server that lists nothing
+    others = [name for name in present if Path(name).suffix in ending and name not in promised]
     return [directory / name for name in others[:MOST_NAMED] if not SHARD.search(name)]
 
 
-def _names_in(file: Path) -> list[str]:
+def _names_in(file: Location) -> list[str]:
     try:
         return open_container(file).names()
     except (CheckpointError, OSError):
         return []  # what cannot be read is no part of this model
 
 
-def read_set(directory: Path, names: Sequence[str]) -> Checkpoint:
+def read_set(directory: Location, names: Sequence[str]) -> Checkpoint:
     """Return the checkpoint of shards whose names are numbered, -00001-of-00003, without an index."""
-    once = {os.path.realpath(directory / name): name for name in sorted(names, reverse=True)}  # links to one file
+    once = {real_path(directory / name): name for name in sorted(names, reverse=True)}  # links to one file
     whole = [name for name in once.values() if not HF_DISTRIBUTED.fullmatch(name)]
     shards = sorted(whole or once.values())
     sets = sorted({(name[: found.start()], name[found.end() :]) for name in shards if (found := SHARD.search(name))})
@@ -94,7 +98,7 @@ def require_no_shard(container: Container) -> None:
         )
 
 
-def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
+def _read(directory: Location, promised: Mapping[str, set[str] | None], origin: str) -> Checkpoint:
     """Open every shard. Raises PartialModelError where one that `origin` names is missing, or where two differ."""
     absent = _absent(promised)
     if (count := len(promised) + len(absent)) > MOST_SHARDS:
@@ -106,17 +110,18 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
     config, notes, problems = read_config(directory)
     faults: list[str] = []
     missing = [f"shard {file} is left out by {origin}" for file in absent]
+    open_ahead([directory / file for file in sorted(promised) if _is_inside(file)])
     for file, names in sorted(promised.items()):
         lost = f" ({len(names):,} tensors)" if names is not None else ""
         shard = directory / file
-        if Path(file).is_absolute() or ".." in Path(file).parts:
+        if not _is_inside(file):
             faults.append(f"{origin} points outside its directory: {file}; not opened")
         elif not shard.exists():
             missing.append(f"shard {file} is missing{lost}")
         else:
             try:
                 opened[file] = open_container(shard)
-            except UnsafePickleError:
+            except (UnsafePickleError, RemoteError):
                 raise
             except (CheckpointError, OSError) as error:
                 faults.append(f"shard {file} cannot be read{lost}: {getattr(error, 'seen', error)}")
@@ -140,7 +145,7 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
         path=directory,
         format=f"{next(iter(opened.values())).format}, {len(opened)} shards",
         tensors=collect({opened[file]: names for file, names in kept.items()}),
-        size=sum((directory / file).stat().st_size for file in opened),
+        size=sum(size_of(directory / file) for file in opened),
         config=config,
         hyper_parameters={key: value for container in opened.values() for key, value in container.settings.items()},
         train_step=step_of(directory.absolute()),
@@ -150,7 +155,11 @@ def _read(directory: Path, promised: Mapping[str, set[str] | None], origin: str)
     )
 
 
-def _owned(directory: Path, opened: Mapping[str, Container], home: Mapping[str, str]) -> dict[str, list[str]]:
+def _is_inside(file: str) -> bool:
+    return not Path(file).is_absolute() and ".." not in Path(file).parts
+
+
+def _owned(directory: Location, opened: Mapping[str, Container], home: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the tensors to read from each shard. Raises PartialModelError where two hold one name and differ."""
     owner: dict[str, str] = {}
     shared: dict[tuple[str, str], list[str]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,6 +14,7 @@ from ssmdiag.cli.options import (
     EveryChannel,
     Length,
     MapFile,
+    OnePath,
     Output,
     Plots,
     Quiet,
@@ -28,7 +28,7 @@ from ssmdiag.guard import guard
 
 
 def capacity(
-    path: Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)],
+    path: OnePath,
     layer: Annotated[
         str | None,
         typer.Option("--layer", help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4."),
@@ -89,6 +89,7 @@ def capacity(
     from ssmdiag.capacity.report import CapacityReport, report_capacity
     from ssmdiag.capacity.rounding import Rounding
     from ssmdiag.diagnosis import context_length_of
+    from ssmdiag.families.reading_ahead import read_ahead
     from ssmdiag.reports.capacity_text import document, report
     from ssmdiag.reports.json import render
     from ssmdiag.reports.words import heading
@@ -103,6 +104,8 @@ def capacity(
     context = known or DEFAULT_CONTEXT
     layers: list[CapacityReport] = []
     problems: list[LayerError] = []
+    if layer is None:
+        read_ahead(found.layers)
     for part in found.layers if layer is None else [None]:
         try:
             recurrences = read_layers(found.layers, layer) if part is None else part.read()

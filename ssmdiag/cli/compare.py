@@ -24,12 +24,16 @@ from ssmdiag.cli.options import (
     choose_device,
     load_families,
     parse_assumptions,
+    parse_location,
 )
 from ssmdiag.cli.progress import Progress
 from ssmdiag.errors import CheckpointError, DifferentModelsError, SsmdiagError
 
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
     from ssmdiag.reports import Settings
+else:
+    Location = Path
 
 
 FailOn = Literal["never", "crossing", "converging"]
@@ -48,9 +52,10 @@ class _Compared:
 
 def compare(
     paths: Annotated[
-        list[Path],
+        list[Location],
         typer.Argument(
             metavar="PATH",
+            parser=parse_location,
             help="Checkpoints of one run, in any order, or the directory they are in; or models. Of several "
             "directories of runs, the last checkpoint of each.",
             show_default=False,

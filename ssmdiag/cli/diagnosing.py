@@ -18,6 +18,7 @@ from ssmdiag.cli.tally import Tally
 from ssmdiag.errors import AssumptionError, CheckpointError, Failure, SsmdiagError
 
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.output.writer import Target
     from ssmdiag.probing.saved import SavedProbe
@@ -46,7 +47,7 @@ class Options:
 
 
 def diagnose_paths(
-    paths: Sequence[Path], options: Options, *, quiet: bool, jobs: int | None = None
+    paths: Sequence[Location], options: Options, *, quiet: bool, jobs: int | None = None
 ) -> Generator[Diagnosis | Failure]:
     """Yield the diagnosis of every path, in their order; many are shared out between the processor's cores.
 
@@ -101,18 +102,18 @@ def _keep_to_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _lost(path: Path, code: int) -> Failure:
+def _lost(path: Location, code: int) -> Failure:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     advice = "check whether memory ran out; run this path alone to see its error."
     seen = f"{path.name}: the process that read it {how}."
     return _failure(path, CheckpointError(seen, advice=advice), modified(path))
 
 
-def _failure(path: Path, error: SsmdiagError, time: float | None) -> Failure:
+def _failure(path: Location, error: SsmdiagError, time: float | None) -> Failure:
     return replace(Failure.of(str(path), error), given=os.fspath(path), modified=time)
 
 
-def modified(path: Path) -> float | None:
+def modified(path: Location) -> float | None:
     """Return when a file, or the newest entry of a folder, was last modified, in seconds; None where none is there."""
     try:
         times = [os.stat(path).st_mtime]
@@ -124,7 +125,7 @@ def modified(path: Path) -> float | None:
     return round(max(times), 6)
 
 
-def diagnose_path(path: Path, options: Options, *, quiet: bool) -> Diagnosis | Failure:
+def diagnose_path(path: Location, options: Options, *, quiet: bool) -> Diagnosis | Failure:
     """Return the diagnosis of one path, or why there is none. Raises AssumptionError: that is the command's fault."""
     from ssmdiag.assessment.assess import MOST_CHANNELS
     from ssmdiag.checkpoint import read_checkpoint

@@ -17,6 +17,7 @@ from ssmdiag.cli.options import (
     ComputeDevice,
     Length,
     MapFile,
+    OnePath,
     Plots,
     Quiet,
     ReportFormat,
@@ -45,7 +46,7 @@ TOO_LARGE = "--memory-limit GIB allows more; --channel, or a smaller --length, a
 
 
 def kernel(
-    path: Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)],
+    path: OnePath,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -157,6 +158,9 @@ class _Chosen:
         return self._each(progress)
 
     def _each(self, progress: Progress) -> Generator[Recurrence]:
+        from ssmdiag.families.reading_ahead import read_ahead
+
+        read_ahead(self.layers)
         for position, layer in enumerate(self.layers):
             progress.update(position, len(self.layers))
             try:

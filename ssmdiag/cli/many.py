@@ -19,6 +19,7 @@ from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
     from ssmdiag.check.configuration import Configuration
+    from ssmdiag.checkpoint.location import Location
     from ssmdiag.cli.diagnosing import Options
     from ssmdiag.output.writer import Target
     from ssmdiag.reports import Settings
@@ -28,7 +29,7 @@ class Many:
     """The paths of one command, by its arguments and the options on many. Raises SsmdiagError for a bad list."""
 
     def __init__(
-        self, arguments: Sequence[Path], jobs: int | None, shard: Shard | None, resume: bool, retry_errors: bool
+        self, arguments: Sequence[Location], jobs: int | None, shard: Shard | None, resume: bool, retry_errors: bool
     ) -> None:
         if retry_errors and not resume:
             raise SsmdiagError("--retry-errors is for --resume, which is not given.", advice="add --resume.")
@@ -42,7 +43,7 @@ class Many:
 
     def left(
         self, target: Target | None, settings: Settings, format: str, *, fail_on: str | None, alone: bool = True
-    ) -> list[Path]:
+    ) -> list[Location]:
         """Return the paths to be diagnosed; with --resume, those that the file of lines lacks.
 
         `alone`: nothing else is made of the results, neither a copy nor a baseline. Raises SsmdiagError.

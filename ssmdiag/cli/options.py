@@ -14,13 +14,39 @@ from ssmdiag.errors import AssumptionError, SsmdiagError
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
+    from ssmdiag.checkpoint.location import Location
     from ssmdiag.families import Family
     from ssmdiag.families.layer import Layer
     from ssmdiag.families.recognition import Recognition
     from ssmdiag.recurrence.modal import Recurrence
 
+if not TYPE_CHECKING:
+    Location = Path  # Typer takes no union of types, and leaves the choice to the parser
 MAX_LENGTH = 2**40
 """`kernel.powers.MAX_LAG`, which cannot be imported without torch."""
+
+
+def parse_location(text: str) -> Location:
+    """Return where a path or an address leads to."""
+    from ssmdiag.checkpoint.location import locate
+
+    return locate(text)
+
+
+def only_here(text: str) -> Path:
+    """Return a path. Raises SsmdiagError for an address: the command needs all of the file on this machine."""
+    from ssmdiag.checkpoint.location import is_address
+    from ssmdiag.checkpoint.remote_path import without_secrets
+
+    if is_address(text):
+        model, _, revision = text.removeprefix("hf://").partition("@")
+        download = f"hf download {model}{f' --revision {revision}' if revision else ''} --local-dir DIR"
+        raise SsmdiagError(
+            f"{without_secrets(text)}: this command reads whole files, or watches a folder, on this machine.",
+            expected="a path",
+            advice=f"{download if text.startswith('hf://') else 'download it'}, and name the copy.",
+        )
+    return Path(text)
 
 
 def check_length(steps: int | None) -> int | None:
@@ -31,12 +57,18 @@ def check_length(steps: int | None) -> int | None:
 
 
 Paths = Annotated[
-    list[Path],
+    list[Location],
     typer.Argument(
         metavar="PATH",
-        help="Checkpoint files, shard indexes or model directories; @FILE: those it names, one a line; @-: stdin.",
+        parser=parse_location,
+        help="Checkpoint files, shard indexes, model directories, hf://org/model, https://…, s3://…; @FILE: those it "
+        "names, one a line; @-: stdin.",
         show_default=False,
     ),
+]
+OnePath = Annotated[
+    Location,
+    typer.Argument(metavar="PATH", parser=parse_location, help="A checkpoint.", show_default=False),
 ]
 Length = Annotated[
     int | None,
@@ -106,7 +138,7 @@ def load_families(map_file: Path | None) -> list[Family]:
 
 
 def recognise_layers(
-    path: Path, assume: list[str] | None, map_file: Path | None, device: Device
+    path: Location, assume: list[str] | None, map_file: Path | None, device: Device
 ) -> tuple[Checkpoint, Recognition]:
     """Return a checkpoint and its layers. Raises SsmdiagError where it has none that is known."""
     from ssmdiag.checkpoint import read_checkpoint
@@ -150,9 +182,13 @@ def read_layers(layers: Sequence[Layer], wanted: str | None) -> list[Recurrence]
 
     Raises SsmdiagError where no layer has that name or several do, LayerError where it cannot be read.
     """
+    from ssmdiag.families.reading_ahead import read_ahead
+
     if wanted is None:
+        read_ahead(layers)
         return [recurrence for layer in layers for recurrence in layer.read()]
     chosen = choose_layers(layers, wanted)
+    read_ahead(chosen)
     found = [recurrence for layer in chosen for recurrence in layer.read()]
     branch = _split(wanted)[1]
     if branch or len({layer.path for layer in chosen}) > 1:  # a number of several: reports call one of them by it

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from ssmdiag.errors import SsmdiagError
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
 
 Named = TypeVar("Named")
 MOST_LIST = 256 << 20
@@ -83,19 +86,21 @@ Resume = Annotated[
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="With --resume: also what could not be read before.")]
 
 
-def expand(arguments: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def expand(arguments: Sequence[Location]) -> tuple[list[Location], list[Path]]:
     """Return the paths, each `@FILE` replaced by those in it, one a line, and the files of lists; `@-` is stdin.
 
     Raises SsmdiagError for a list that cannot be read, and where all lists are empty.
     """
-    paths: list[Path] = []
+    from ssmdiag.checkpoint.location import locate
+
+    paths: list[Location] = []
     lists: list[Path] = []
     for argument in arguments:
         name = os.fspath(argument)
         if not name.startswith(LIST):
             paths.append(argument)
             continue
-        paths += [Path(line) for line in _lines(name)]
+        paths += [locate(line) for line in _lines(name)]
         if name != f"{LIST}-":
             lists.append(Path(name.removeprefix(LIST)))
     if not paths:

@@ -18,6 +18,7 @@ from ssmdiag.cli.options import (
     Quiet,
     ReportFormat,
     choose_device,
+    only_here,
     parse_assumptions,
 )
 from ssmdiag.cli.process import import_torch, silence_other_ranks
@@ -33,7 +34,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 def probe(
     path: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="A directory that transformers' save_pretrained wrote.")
+        Path | None,
+        typer.Argument(parser=only_here, metavar="[DIR]", help="A directory that transformers' save_pretrained wrote."),
     ] = None,
     text: Annotated[
         list[Path] | None, typer.Option("--text", metavar="FILE", help="What the model reads; several are one sample.")

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssmdiag.cli.diagnosing import modified
 from ssmdiag.cli.tally import Tally
@@ -20,19 +20,22 @@ from ssmdiag.output.writer import Target, is_json
 from ssmdiag.reports.json import plain
 from ssmdiag.rules.finding import SEVERITIES
 
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
+
 LONGEST_SHOWN = 80
 """Most characters of a setting in a message."""
 
 
 def remaining(
     target: Target,
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     settings: Mapping[str, Any],
     tally: Tally,
     *,
     fail_on: str | None,
     retry_errors: bool,
-) -> list[Path]:
+) -> list[Location]:
     """Return the paths that the file has no valid line of, each once, and count the others in the tally.
 
     Lines to be done again are taken out of the file. Raises OutputError where it was made with other settings, or is no

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Assume, Color, ComputeDevice, Plots, Quiet, choose_device, parse_assumptions
+from ssmdiag.cli.options import Assume, Color, ComputeDevice, Plots, Quiet, choose_device, only_here, parse_assumptions
 from ssmdiag.cli.process import import_torch, silence_other_ranks
 from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
@@ -33,7 +33,9 @@ def retrain(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[PATH]", help="A checkpoint retrain saved, or a directory of transformers, to go on from."
+            parser=only_here,
+            metavar="[PATH]",
+            help="A checkpoint retrain saved, or a directory of transformers, to go on from.",
         ),
     ] = None,
     param: Annotated[

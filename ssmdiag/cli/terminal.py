@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from ssmdiag.printable import harmless
 
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
     from ssmdiag.output.writer import Stream, Target
     from ssmdiag.reports import Settings
 
@@ -118,7 +119,7 @@ def claim_outputs(
     output: Path | None,
     also: Sequence[tuple[str, Path]] = (),
     *,
-    reads: Iterable[Path | None],
+    reads: Iterable[Location | None],
     format: str = "text",
     baseline: Path | None = None,
 ) -> tuple[Target | None, list[Target]]:
@@ -129,7 +130,7 @@ def claim_outputs(
     """
     from ssmdiag.output.writer import Target, claim, keep_streams_off
 
-    read = tuple(path for path in (*reads, baseline) if path is not None)
+    read = tuple(path for path in (*reads, baseline) if isinstance(path, Path))
     keep_streams_off(read)
     main = None if output is None else Target(output, "--output", read, lines=format == "jsonl")
     others = [Target(path, f"--also {form}", read, lines=form == "jsonl") for form, path in also]

@@ -19,6 +19,7 @@ from ssmdiag.cli.options import (
     MapFile,
     choose_device,
     load_families,
+    only_here,
     parse_assumptions,
 )
 from ssmdiag.errors import Failure, SsmdiagError, UnknownFamilyError
@@ -36,6 +37,7 @@ def watch(
     directory: Annotated[
         Path,
         typer.Argument(
+            parser=only_here,
             metavar="RUN_DIR",
             help="Directory that checkpoints are written to; it need not be there yet.",
             show_default=False,

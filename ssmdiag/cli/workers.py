@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ssmdiag.cli.process import STOPPING
 from ssmdiag.errors import SsmdiagError
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
 
 Result = TypeVar("Result")
 AHEAD = 2
@@ -34,12 +36,12 @@ _READY = "ready"
 
 
 def in_order(
-    work: Callable[[Path], Result],
-    paths: Sequence[Path],
+    work: Callable[[Location], Result],
+    paths: Sequence[Location],
     workers: int,
     *,
     prepare: Callable[[], None],
-    lost: Callable[[Path, int], Result],
+    lost: Callable[[Location, int], Result],
     imports: Sequence[str] = (),
     first_here: bool = False,
 ) -> Iterator[Result]:
@@ -106,7 +108,7 @@ class _Answer(Generic[Result]):
 
 
 class _Worker(Generic[Result]):
-    def __init__(self, work: Callable[[Path], Result], prepare: Callable[[], None], imports: Sequence[str]) -> None:
+    def __init__(self, work: Callable[[Location], Result], prepare: Callable[[], None], imports: Sequence[str]) -> None:
         # Never forked from this process: torch's threads do not survive that. The server it is forked from has only
         # imported; on macOS even that is not safe.
         self.pipe, its = multiprocessing.Pipe()
@@ -117,12 +119,12 @@ class _Worker(Generic[Result]):
         self.process = process(target=_serve, args=(its, work, prepare), daemon=True)
         self.process.start()
         its.close()
-        self.held: deque[tuple[int, Path]] = deque()
+        self.held: deque[tuple[int, Location]] = deque()
         self.begun = False
         """Whether it was ready, and so has begun with a path."""
         self.ended = False
 
-    def give(self, waiting: deque[tuple[int, Path]]) -> None:
+    def give(self, waiting: deque[tuple[int, Location]]) -> None:
         """Hand over the next path, if there is one and it has not enough already."""
         if waiting and len(self.held) < AHEAD and not self.ended:
             self.held.append(waiting.popleft())
@@ -149,7 +151,7 @@ def _with_news(team: Sequence[_Worker[Result]]) -> list[_Worker[Result]]:
     return [worker for worker in team if worker.pipe in there]
 
 
-def _serve(pipe: Connection[Any, Any], work: Callable[[Path], Result], prepare: Callable[[], None]) -> None:
+def _serve(pipe: Connection[Any, Any], work: Callable[[Location], Result], prepare: Callable[[], None]) -> None:
     """Answer every path with its result, or with what was raised, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):

@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 
 import torch
 
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.checkpoint.location import Location
 from ssmdiag.compare.forward_settings import SettingDifference, differing_settings
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
@@ -29,6 +29,7 @@ from ssmdiag.diagnosis import longest_context
 from ssmdiag.errors import ConfigurationError, SsmdiagError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
+from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
 from ssmdiag.recurrence.modal import Recurrence
@@ -116,8 +117,8 @@ class ConversionProof:
 
 @one_thread()
 def prove_conversion(
-    a: str | Path | Checkpoint,
-    b: str | Path | Checkpoint,
+    a: str | Location | Checkpoint,
+    b: str | Location | Checkpoint,
     *,
     tolerance: float | None = None,
     assume: Mapping[str, str] | None = None,
@@ -142,6 +143,7 @@ def prove_conversion(
     problems: list[str] = []
     for side, recognition in zip(sides, found, strict=True):
         recognition.require_layers(side)
+        read_ahead(recognition.layers)
         problems += [f"{side.path.name}: {p}" for p in (*side.problems, *recognition.problems)]
     lags = log_lags(context_length or longest_context(sides) or DEFAULT_CONTEXT)
     proofs: list[LayerProof] = []

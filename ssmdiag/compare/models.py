@@ -12,6 +12,7 @@ from typing import Literal
 
 from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE, LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.checkpoint.location import Location, locate
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import Diagnosis, diagnose, longest_context
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
@@ -86,8 +87,8 @@ class ModelComparison:
 
 @one_thread()
 def compare_models(
-    a: str | Path | Checkpoint,
-    b: str | Path | Checkpoint,
+    a: str | Location | Checkpoint,
+    b: str | Location | Checkpoint,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -134,7 +135,7 @@ class ModelTable:
 
 @one_thread()
 def tabulate_models(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Location],
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -169,15 +170,15 @@ def tabulate_models(
     return ModelTable(tuple(models), tuple(map(_shares, models)), tuple(unread), tuple(notes))
 
 
-def sentence_on(path: str | Path, error: SsmdiagError) -> str:
+def sentence_on(path: str | Location, error: SsmdiagError) -> str:
     """Return an error's sentence, the file's name before it unless the sentence has it."""
-    name = Path(path).name
+    name = locate(path).name
     return error.sentence if name in error.sentence else f"{name}: {error.sentence}"
 
 
 def same_structure(
-    a: str | Path,
-    b: str | Path,
+    a: str | Location,
+    b: str | Location,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -199,7 +200,7 @@ def same_layers(a: Recognition, b: Recognition) -> bool:
     )
 
 
-def require_one_model(first: tuple[Path, Recognition], other: tuple[Path, Recognition]) -> None:
+def require_one_model(first: tuple[Location, Recognition], other: tuple[Location, Recognition]) -> None:
     """Raise DifferentModelsError where two checkpoints, given with their paths, have other layers."""
     if not same_layers(first[1], other[1]):
         names = " and ".join(f"{path.absolute().parent.name}/{path.name}" for path, _ in (first, other))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.checkpoint.location import Location, locate
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
@@ -35,6 +36,7 @@ from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, LayerError, SsmdiagError
 from ssmdiag.families.interface import Family
+from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
 from ssmdiag.recurrence.modal import Recurrence
@@ -96,7 +98,7 @@ class RunComparison:
 
 @one_thread()
 def compare_run(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Location],
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -198,14 +200,14 @@ class _Collected:
     rates: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     """Of every layer at the first checkpoint that has it in its present shape: its step and its rates."""
     notes: list[str] = field(default_factory=list)
-    whole: tuple[Path, Recognition] | None = None
+    whole: tuple[Location, Recognition] | None = None
     """The first checkpoint that was recognised without a problem."""
-    last: tuple[Path, Checkpoint] | None = None
+    last: tuple[Location, Checkpoint] | None = None
     """The last of those."""
     unread: dict[str, None] = field(default_factory=dict)
     """Unreadable files beside checkpoints, each reported once."""
 
-    def require_related(self, path: Path, checkpoint: Checkpoint, found: Recognition) -> None:
+    def require_related(self, path: Location, checkpoint: Checkpoint, found: Recognition) -> None:
         """Raise DifferentModelsError where neither files nor names show a run, and the weights are unrelated."""
         claimed = {name for layer in found.layers for name in layer.names.values()}
         if self.last and not self.certain and (why := why_unrelated(self.last[1], checkpoint, claimed)):
@@ -241,10 +243,10 @@ class _Collected:
             self.layers.setdefault(name, []).append(point)
 
 
-def _open(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, int | None]], list[str]]:
+def _open(paths: Sequence[str | Location]) -> tuple[list[tuple[Location, int | None]], list[str]]:
     """Return the paths that can be opened with their stored train steps, and a sentence on each that cannot."""
     opened, problems = [], []
-    for path in dict.fromkeys(map(Path, paths)):
+    for path in dict.fromkeys(map(locate, paths)):
         try:
             opened.append((path, read_checkpoint(path).train_step))
         except SsmdiagError as error:
@@ -273,10 +275,10 @@ def _require_common_layers(layers: Mapping[str, Sequence[LayerPoint]], checkpoin
 
 
 def _without_repeats(
-    paths: Sequence[Path], steps: Sequence[int], unit: str
-) -> tuple[list[str], list[tuple[Path, int]]]:
+    paths: Sequence[Location], steps: Sequence[int], unit: str
+) -> tuple[list[str], list[tuple[Location, int]]]:
     """Return the first checkpoint of every step, and a note on each that was left out."""
-    first: dict[int, Path] = {}
+    first: dict[int, Location] = {}
     notes = []
     for path, step in zip(paths, steps, strict=True):
         if step in first:
@@ -287,7 +289,7 @@ def _without_repeats(
 
 
 def _recurrences(
-    path: Path, checkpoint: Checkpoint, found: Recognition, collected: _Collected, problems: list[str]
+    path: Location, checkpoint: Checkpoint, found: Recognition, collected: _Collected, problems: list[str]
 ) -> Iterator[tuple[Recurrence, str]]:
     """Yield the recurrences of one checkpoint with their family's title, one layer in memory at a time."""
     found.require_layers(checkpoint)
@@ -298,6 +300,7 @@ def _recurrences(
         require_one_model(collected.whole, (path, found))
         collected.require_related(path, checkpoint, found)
     collected.context = collected.context or context_length_of(checkpoint.settings)
+    read_ahead(found.layers)
     for layer in found.layers:
         try:
             recurrences = layer.read()

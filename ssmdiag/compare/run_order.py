@@ -13,6 +13,7 @@ from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.checkpoint.directories import holds_checkpoint, runs_in, several_runs
 from ssmdiag.checkpoint.file_names import INDEX, SHARD, WEIGHTS
 from ssmdiag.checkpoint.formats import suffixes
+from ssmdiag.checkpoint.location import Location, entries, locate
 from ssmdiag.errors import CheckpointError, SsmdiagError
 
 COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
@@ -50,16 +51,16 @@ class RunOrder:
         return sorted(range(len(self.steps)), key=lambda i: (self.steps[i], i))
 
 
-def expand_run(paths: Sequence[str | Path]) -> list[Path]:
+def expand_run(paths: Sequence[str | Location]) -> list[Location]:
     """Return the checkpoints that paths name: unexpanded patterns, and one directory of a run.
 
     A directory stands for the numbered checkpoint files and model directories in it, if there are two or more.
 
     Raises CheckpointError for a directory of whole runs: checkpoints of different runs have no order.
     """
-    expanded: list[Path] = []
-    for path in map(Path, paths):
-        pattern = not path.exists() and any(character in str(path) for character in "*?[")
+    expanded: list[Location] = []
+    for path in map(locate, paths):
+        pattern = isinstance(path, Path) and not path.exists() and any(character in str(path) for character in "*?[")
         found = sorted(map(Path, glob(str(path)))) if pattern else []
         expanded += found or [path]
     if len(expanded) == 1 and expanded[0].is_dir():
@@ -70,7 +71,7 @@ def expand_run(paths: Sequence[str | Path]) -> list[Path]:
     return expanded
 
 
-def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+def last_checkpoints(paths: Sequence[Location]) -> tuple[list[Location], tuple[str, ...]]:
     """Return several paths with the last checkpoint in place of each directory of a run, and a note on each of those.
 
     A directory that holds a model's weights under their usual name is that model, whatever else is in it.
@@ -99,7 +100,7 @@ def last_checkpoints(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]
     return ends, tuple(notes)
 
 
-def stored_step(path: Path) -> int | None:
+def stored_step(path: Location) -> int | None:
     """Return the train step that a checkpoint gives; None where it gives none or cannot be opened."""
     try:
         return read_checkpoint(path).train_step
@@ -107,20 +108,20 @@ def stored_step(path: Path) -> int | None:
         return None
 
 
-def numbered_in(directory: Path) -> list[Path]:
+def numbered_in(directory: Location) -> list[Location]:
     """Return the checkpoint files and model directories in a directory that have a number in their name, by name."""
     return [entry for entry in _entries(directory) if _is_numbered_checkpoint(entry)]
 
 
-def _entries(directory: Path) -> list[Path]:
+def _entries(directory: Location) -> list[Location]:
     """Return a directory's entries, in order; none where it may not be listed: opening it reports the reason."""
     try:
-        return sorted(directory.iterdir())
+        return entries(directory)
     except OSError:
         return []
 
 
-def _is_numbered_checkpoint(entry: Path) -> bool:
+def _is_numbered_checkpoint(entry: Location) -> bool:
     if not any(character.isdigit() for character in entry.stem) or SHARD.search(entry.name):
         return False
     if entry.is_dir():
@@ -128,7 +129,7 @@ def _is_numbered_checkpoint(entry: Path) -> bool:
     return entry.suffix in suffixes()
 
 
-def order_checkpoints(paths: Sequence[str | Path], stored: Sequence[int | None]) -> RunOrder:
+def order_checkpoints(paths: Sequence[str | Location], stored: Sequence[int | None]) -> RunOrder:
     """Return the order of a run's checkpoints; `stored` are the train steps in the files, None where one has none.
 
     Stored steps count where every file has one and they differ; else the one number that varies from name to
@@ -142,7 +143,7 @@ def order_checkpoints(paths: Sequence[str | Path], stored: Sequence[int | None])
     return RunOrder(OrderSource.GIVEN, "checkpoint", tuple(range(1, len(paths) + 1)), False)
 
 
-def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...], bool] | None:
+def numbers_in_names(paths: Sequence[str | Location]) -> tuple[str, tuple[int, ...], bool] | None:
     """Return what the number that varies between names counts, its values, and whether a word beside it says so; None
     where no one number varies.
 
@@ -160,7 +161,7 @@ def numbers_in_names(paths: Sequence[str | Path]) -> tuple[str, tuple[int, ...],
     ('step', (1, 2), False)
     >>> numbers_in_names(["a.pt", "b.pt"])
     """
-    levels = zip(*(reversed(Path(path).absolute().parts) for path in paths), strict=False)
+    levels = zip(*(reversed(locate(path).absolute().parts) for path in paths), strict=False)
     depth, names = next(((depth, level) for depth, level in enumerate(levels) if len(set(level)) > 1), (0, ()))
     if not names:
         return None

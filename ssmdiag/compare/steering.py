@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from filecmp import cmp
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ssmdiag.checkpoint import StoredTensor
 from ssmdiag.checkpoint.dtypes import is_number
+from ssmdiag.checkpoint.location import Location
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.interface import Steering
 from ssmdiag.families.layer import Layer
@@ -170,7 +172,13 @@ def _same_files(a: Layer, b: Layer) -> bool:
     if a.path != b.path or names != b.checkpoint.below(b.path):
         return False
     pairs = {(a.checkpoint[name].container.path, b.checkpoint[name].container.path) for name in names}
-    return all(one and other and cmp(one, other, shallow=False) for one, other in pairs)
+    return all(_is_copy(one, other) for one, other in pairs)
+
+
+def _is_copy(one: Location | None, other: Location | None) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return cmp(one, other, shallow=False)
+    return one is not None and one == other
 
 
 def _by_role(layer: Layer) -> dict[str, _Found | str]:

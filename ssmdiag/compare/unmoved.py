@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
+from ssmdiag.checkpoint.location import Location
 from ssmdiag.compare.layer_history import LayerHistory
 from ssmdiag.compare.steering import compare_steering
 from ssmdiag.errors import SsmdiagError
@@ -14,7 +14,7 @@ from ssmdiag.guard import guard
 
 
 def find_steering_changed(
-    ends: Sequence[str | Path], layers: Sequence[LayerHistory], find: Callable[[Checkpoint], Recognition]
+    ends: Sequence[str | Location], layers: Sequence[LayerHistory], find: Callable[[Checkpoint], Recognition]
 ) -> dict[str, tuple[str, ...]] | None:
     """Return what `RunComparison.steering_changed` holds, from the first and the last checkpoint.
 

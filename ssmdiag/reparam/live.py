@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class LiveModule:
         values = _evaluate(self.places[name])
         # Values already read must not change with training.
         return self._value(name, values) if self._value else values.clone()
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Do nothing: all of it is in memory."""
 
 
 def read_module(module: nn.Module, *, config: Mapping[str, Any] | None = None) -> Checkpoint:

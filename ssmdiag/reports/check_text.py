@@ -74,7 +74,8 @@ def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
     if settings.quiet and not diagnosis.findings and not diagnosis.problems:
         return
     worst = COLOURS[diagnosis.findings[0].severity] if diagnosis.findings else "green"
-    head = f"{diagnosis.path}: {verdict(diagnosis)}"
+    moved = f" ({words.moved(diagnosis.source)})" if diagnosis.source else ""
+    head = f"{diagnosis.path}: {verdict(diagnosis)}{moved}"
     yield from _paragraph(head, settings, "bold red" if diagnosis.problems else worst, hanging=2)
     yield from _paragraph(f"  {diagnosis.guess or ''}", settings, "yellow")
     for problem in diagnosis.problems:

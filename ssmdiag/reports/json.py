@@ -80,6 +80,7 @@ def document(result: Diagnosis | Failure, run: Mapping[str, Any] | None = None) 
         **head(result),
         "settings": run,
         "checkpoint": pick(result, "path given modified format bytes=size bytes_read train_step"),
+        "source": result.source,
         **pick(result, "context_length guess"),
         "layers": [layer_document(layer) for layer in result.layers],
         "assumptions": [

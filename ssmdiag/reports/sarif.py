@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ssmdiag.checkpoint.location import is_address
 from ssmdiag.errors import Failure
 from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import pick, render
@@ -72,6 +73,8 @@ def address(path: str) -> str:
     >>> address("runs/step 100%.pt"), address("/models/a.pt"), address("a:b.pt")
     ('runs/step%20100%25.pt', 'file:///models/a.pt', 'a%3Ab.pt')
     """
+    if is_address(path):
+        return quote(path, safe="/-._~:@")
     posix = PurePath(path).as_posix()
     encoded = quote(posix.encode("utf-8", "surrogateescape"), safe="/-._~")
     return f"file://{encoded}" if encoded.startswith("/") else encoded

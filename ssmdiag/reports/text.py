@@ -60,8 +60,9 @@ def _header(diagnosis: Diagnosis) -> str:
     families = words.families(layer.title for layer in diagnosis.layers)
     step = f"  step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
     read = f"reads {words.share_read(diagnosis.bytes_read, diagnosis.size)}"
+    moved = f", {words.moved(diagnosis.source)}" if diagnosis.source else ""
     name = words.checkpoint_name(diagnosis.path)
-    return f"{name}{step}  {families or 'no layer read'}  {read}  {diagnosis.device} {diagnosis.seconds:.1f} s"
+    return f"{name}{step}  {families or 'no layer read'}  {read}{moved}  {diagnosis.device} {diagnosis.seconds:.1f} s"
 
 
 def _columns(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> list[Column]:

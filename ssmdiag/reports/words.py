@@ -13,7 +13,7 @@ from ssmdiag.printable import first_of, printable
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
-    from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.diagnosis import Diagnosis, RemoteSource
     from ssmdiag.reports.interface import Settings
 
 ASCII = str.maketrans({
@@ -40,7 +40,11 @@ def checkpoint_name(path: str) -> str:
 
     >>> checkpoint_name("runs/step-100.ckpt"), checkpoint_name("hub/models--tiiuae--falcon-mamba-7b/snapshots/5337fd")
     ('step-100.ckpt', 'tiiuae/falcon-mamba-7b')
+    >>> checkpoint_name("hf://tiiuae/falcon-mamba-7b@main")
+    'tiiuae/falcon-mamba-7b'
     """
+    if path.startswith("hf://"):
+        return printable("/".join(path.removeprefix("hf://").partition("@")[0].split("/")[:2]))
     whole = Path(path).absolute()
     hub = next((part for part in whole.parts if part.startswith("models--")), None)
     file = Path(path).name or whole.resolve().name
@@ -101,6 +105,14 @@ def margin(value: float | None) -> str:
     size = abs(value)
     text = f"{size:.2g}" if size >= 0.0095 else f"{size:.1e}".replace("e-0", "e-")
     return ("−" if value < 0 else "") + text
+
+
+def moved(source: RemoteSource) -> str:
+    """Return how much of what is not on this machine was moved, and of which version."""
+    version = (source.revision or "").strip('W/"')
+    of = f", revision {version[:12]}" if version else ""
+    size = f"{source.bytes / 1e6:.1f} MB" if source.bytes >= 1e6 else f"{source.bytes / 1e3:.0f} kB"
+    return f"{size} moved in {plural(source.requests, 'request')}{of}"
 
 
 def share_read(read: int, size: int) -> str:

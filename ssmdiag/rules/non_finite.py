@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssmdiag.assessment.evidence import PLAIN, LayerEvidence
+from ssmdiag.assessment.evidence import MOST_BYTES, MOST_OWN_BYTES, PLAIN, LayerEvidence
 from ssmdiag.errors import CheckpointError
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
@@ -46,11 +46,6 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
                 tensor=name,
             )
 
-
-MOST_BYTES = 200_000
-"""Larger tensors (projections) are not read: a check reads the recurrence, not the whole model."""
-MOST_OWN_BYTES = 1_000_000
-"""The same for tensors that the family reads, such as B and C of wide layers."""
 
 RULE = Rule(
     code="SSM401",

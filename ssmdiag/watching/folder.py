@@ -65,7 +65,9 @@ class RunFolder:
 
         Raises CheckpointError where the folder holds the folders of runs.
         """
-        inside = [entry for entry in numbered_in(self.path) if not UNFINISHED.search(entry.name)]
+        inside = [
+            entry for entry in numbered_in(self.path) if isinstance(entry, Path) and not UNFINISHED.search(entry.name)
+        ]
         before, self._now = self._now, {entry: state for entry in inside if (state := _state(entry))}
         self.changed = before != self._now
         others = (self.changed or not inside) and not any(entry.is_file() for entry in inside)

@@ -184,6 +184,11 @@ DIAGNOSIS = record(
     checkpoint=record(
         **NAMED, format=TEXT, bytes=COUNT, bytes_read=COUNT, train_step={"type": ["integer", "null"]},
     ),
+    source={
+        "anyOf": [
+            {"type": "null"}, record(url=TEXT, revision={"type": ["string", "null"]}, bytes=COUNT, requests=COUNT),
+        ]
+    },
     context_length={"type": ["integer", "null"]}, guess=NAME, layers={"type": "array", "items": LAYER},
     assumptions={"type": "array", "items": ASSUMPTION}, findings={"type": "array", "items": FINDING},
     known_findings={"type": "array", "items": FINDING},

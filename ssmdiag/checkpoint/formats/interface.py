@@ -63,7 +63,7 @@ class Refusal:
 
     def error(self, source: Source) -> CheckpointError:
         kind = PartialModelError if self.partial else CheckpointError
-        folder = source.path.parent if source.path else "DIR"
+        folder = source.path.parent if isinstance(source.path, Path) else "DIR"
         return kind(f"{source.name} is {self.what}.", advice=self.advice.format(folder=folder))
 
 

@@ -9,13 +9,15 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
 from ssmdiag.checkpoint.budget import Allowance, shortened
 from ssmdiag.checkpoint.formats.interface import FirstLook, Format, Refusal, Source, Tensor
 from ssmdiag.checkpoint.formats.table import Entry, TensorTable
-from ssmdiag.checkpoint.formats.zip_file import PICKLES, beginning_of, member_names, open_zip
+from ssmdiag.checkpoint.formats.zip_file import PICKLES, beginning_of, extents_of, member_names, open_zip
 from ssmdiag.errors import CheckpointError
 from ssmdiag.printable import first_of
 
@@ -29,6 +31,8 @@ BROKEN = (
 """Exceptions that reading a damaged or forged file can raise, those of NumPy's header parser included."""
 LONGEST_HEADER = 10_000
 """Most bytes of an array's header: NumPy's own limit."""
+FIRST_BYTES = LONGEST_HEADER + 2048
+"""What is fetched of each array first: its header, and what zip puts before it."""
 MOST_DESCRIBED = 2_000_000
 """Most characters of headers that are passed to NumPy, which takes a second for a million of a structured dtype."""
 _WIDEST = {"float128": "float64", "longdouble": "float64", "complex256": "complex128", "clongdouble": "complex128"}
@@ -48,6 +52,7 @@ class NpzFile(TensorTable):
         skipped: dict[str, list[str]] = {}
         try:
             self._zip = open_zip(source)
+            source.prefetch((at, min(length, FIRST_BYTES)) for at, length in self._each_extent())
             for member in self._zip.infolist():
                 if member.filename.endswith(".npy"):
                     self._read_header(member, skipped)
@@ -71,6 +76,16 @@ class NpzFile(TensorTable):
         if _is_bfloat16(array.dtype):
             return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(np.array(array, dtype=self.dtype(name), order="C"))
+
+    def pieces(self, name: str) -> Iterable[tuple[int, int]]:
+        return [self._extents[name + ".npy"]]
+
+    @cached_property
+    def _extents(self) -> dict[str, tuple[int, int]]:
+        return extents_of(self._zip)
+
+    def _each_extent(self) -> Iterator[tuple[int, int]]:
+        yield from self._extents.values()
 
     def _read_header(self, member: zipfile.ZipInfo, skipped: dict[str, list[str]]) -> None:
         from numpy.lib import format as npy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,13 @@ class TensorTable:
             raise CheckpointError(
                 f"{self.name}: {self.called} {name} cannot be read ({shortened(str(error), 200)}).", advice=self.again
             ) from error
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        self.source.prefetch(piece for name in names for piece in self.pieces(name))
+
+    def pieces(self, name: str) -> Iterable[tuple[int, int]]:
+        """Return where the values of a tensor are in the file, as start and length; nothing where that is not known."""
+        return getattr(self.entries[name], "pieces", ())
 
     def values(self, name: str) -> Tensor:
         """Read one tensor; raises the exceptions in `broken`."""

@@ -11,8 +11,9 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
 from ssmdiag.checkpoint.formats.interface import Source, Tensor
 from ssmdiag.checkpoint.formats.sequential import TornError
-from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, is_zip, open_zip, read_member
+from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, extents_of, is_zip, open_zip, read_member
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 _STORAGE_DTYPES = {
@@ -176,6 +177,15 @@ class TorchZip:
             raise TornError(f"ends after {len(content):,} of {length:,} bytes of a tensor")
         return content
 
+    def pieces(self, record: TensorRecord) -> Iterable[tuple[int, int]]:
+        """Return where a tensor's values are in the file, with all that must be read to reach them."""
+        found = self._extents.get(f"{self._prefix}data/{record.storage.key}")
+        return [found] if found else []
+
+    @cached_property
+    def _extents(self) -> dict[str, tuple[int, int]]:
+        return extents_of(self._zip)
+
     def _storage(self, pid: Any) -> Any:
         _, kind, key, _, numel = pid
         return _storage(kind, numel, key)
@@ -220,8 +230,16 @@ class TorchPickles:
         at = self._start[key] + start + int(view or 0) * DTYPE_BITS[storage.dtype] // 8
         return bytes(self._source.read(at, length))
 
+    def pieces(self, record: TensorRecord) -> Iterable[tuple[int, int]]:
+        """Return where a tensor's values are in the file."""
+        key, _, view = record.storage.key.partition("@")
+        width = DTYPE_BITS[record.storage.dtype] // 8
+        return [(self._start[key] + int(view or 0) * width, record.storage.numel * width)]
+
     def _place(self, file: IO[bytes], keys: Iterable[Any], storages: dict[str, Storage]) -> None:
         """Find where each storage starts: eight bytes of length, then its values."""
+        keys = list(keys)
+        self._source.prefetch(_lengths_in(file.tell(), [storages[_storage_key(key)] for key in keys]))
         for key in keys:
             storage = storages[_storage_key(key)]
             (numel,) = struct.unpack("<q", file.read(8))
@@ -232,6 +250,13 @@ class TorchPickles:
 
     def _unpickle(self, file: _Bounded, load_storage: Callable[[Any], Any]) -> Any:
         return InertUnpickler(file, KNOWN, load_storage, self._source.size).load()  # type: ignore[arg-type]
+
+
+def _lengths_in(start: int, storages: Iterable[Storage]) -> Iterator[tuple[int, int]]:
+    """Yield where the lengths stand that begin each of some storages, as start and length."""
+    for storage in storages:
+        yield start, 8
+        start += 8 + storage.numel * DTYPE_BITS[storage.dtype] // 8
 
 
 class _Bounded:

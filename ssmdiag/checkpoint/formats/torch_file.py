@@ -85,6 +85,9 @@ class TorchFile(TensorTable):
     def values(self, name: str) -> Tensor:
         return self.entries[name].load(self.archive.read)
 
+    def pieces(self, name: str) -> Iterable[tuple[int, int]]:
+        return self.archive.pieces(self.entries[name])
+
     def place(self, name: str) -> Hashable:
         """Return the location of a tensor's values; tied tensors, which are stored once, have the same one."""
         return self.entries[name].place

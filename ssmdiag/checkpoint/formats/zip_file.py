@@ -132,6 +132,16 @@ def beginning_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int)
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, length)
 
 
+def extents_of(archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:
+    """Return where each member is in the file, as start and length, with what stands before it."""
+    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    ends = [*(member.header_offset for member in members[1:]), archive.start_dir]
+    return {
+        member.filename: (member.header_offset, max(0, end - member.header_offset))
+        for member, end in zip(members, ends, strict=False)
+    }
+
+
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     """Return the content of a member of at most so many bytes. Raises ZipError where it announces more."""
     member = archive.getinfo(name)

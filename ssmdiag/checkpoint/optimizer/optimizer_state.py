@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ssmdiag.checkpoint.budget import require_file
@@ -22,6 +21,7 @@ from ssmdiag.checkpoint.formats.jax_tree import JaxTree
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.checkpoint.formats.torch_file import TorchFile
+from ssmdiag.checkpoint.location import Location, entries, source_of
 from ssmdiag.checkpoint.names import clean_names
 from ssmdiag.checkpoint.optimizer.group_membership import certain_groups
 from ssmdiag.checkpoint.optimizer.groups import OptimizerGroup, OptimizerState
@@ -34,7 +34,6 @@ from ssmdiag.checkpoint.optimizer.saved_optimizer import (
     number,
     other_settings,
 )
-from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 BESIDE = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
@@ -202,7 +201,7 @@ def _resolve(names: Sequence[str], checkpoint: Checkpoint) -> dict[str, str]:
     return best
 
 
-def _beside(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
+def _beside(directory: Location, notes: list[str]) -> list[SavedOptimizer]:
     """Return the optimisers in files beside the weights; add a note for each file that cannot be read."""
     try:
         present = sorted(entry.name for entry in directory.iterdir())
@@ -214,7 +213,7 @@ def _beside(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
         return []
 
 
-def _in_file(path: Path, notes: list[str]) -> list[SavedOptimizer]:
+def _in_file(path: Location, notes: list[str]) -> list[SavedOptimizer]:
     content = _open(path, notes)
     found = find_optimizers(content.content, content.read) if content else []
     if content and not found:
@@ -222,10 +221,10 @@ def _in_file(path: Path, notes: list[str]) -> list[SavedOptimizer]:
     return found
 
 
-def _open(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
+def _open(path: Location, notes: list[str]) -> TorchZip | TorchPickles | None:
     try:
         require_file(path)
-        return open_archive(LocalFile(path))
+        return open_archive(source_of(path))
     except UnsafePickleError:
         raise
     except (CheckpointError, OSError) as error:
@@ -233,15 +232,15 @@ def _open(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
         return None
 
 
-def _newest_step(directory: Path, present: Sequence[str]) -> Path:
+def _newest_step(directory: Location, present: Sequence[str]) -> Location:
     """Return where DeepSpeed put the files of the last step: the directory itself, or one in it."""
     steps = {name: int(name.removeprefix("global_step")) for name in present if re.fullmatch(r"global_step\d+", name)}
     return directory / max(steps, key=steps.__getitem__) if steps else directory
 
 
-def _partitioned(directory: Path, notes: list[str]) -> list[SavedOptimizer]:
+def _partitioned(directory: Location, notes: list[str]) -> list[SavedOptimizer]:
     """Return DeepSpeed's optimisers; the first rank's files give the groups and all names in them."""
-    states, weights = (sorted(directory.glob(pattern)) for pattern in (PARTITIONED, SHAPES))
+    states, weights = (entries(directory, pattern) for pattern in (PARTITIONED, SHAPES))
     state = _open(states[0], notes) if states else None
     if state is None:
         return []

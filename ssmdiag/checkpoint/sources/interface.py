@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import IO, Protocol
+from collections.abc import Iterable
+from typing import IO, TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
 
 
 class Source(Protocol):
@@ -15,8 +18,8 @@ class Source(Protocol):
     """In bytes."""
 
     @property
-    def path(self) -> Path | None:
-        """The file, where it is on this machine, so that others can be looked for beside it; else None."""
+    def path(self) -> Location | None:
+        """Where the file is, so that others can be looked for beside it; None for a part of another file."""
 
     def read(self, start: int, length: int) -> bytearray:
         """Return bytes, in memory that the caller owns.
@@ -27,3 +30,6 @@ class Source(Protocol):
 
     def open(self) -> IO[bytes]:
         """Return the whole content as a seekable file, for code that reads files. Raises the errors of `read`."""
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say which bytes will be read, each range as start and length: what is far away begins to fetch them."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ssmdiag.checkpoint.budget import open_regular
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.location import Location
 
 
 class LocalFile:
     """A local file, read in pieces by offset, that must not change once it is opened.
 
     Not memory-mapped: a file that shrinks while it is mapped kills the process. Raises OSError unless it is a regular
-    file.
+    file. `copy_of`: the file it is a copy of, where others are looked for beside that one.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.name
+    def __init__(self, path: Path, copy_of: Location | None = None) -> None:
+        self._file = path
+        self.path: Location = copy_of or path
+        self.name = self.path.name
         with open_regular(path) as file:
             self._state = _state_of(file)
         self.size = self._state[0]
@@ -36,11 +41,14 @@ class LocalFile:
 
     def open(self) -> IO[bytes]:
         """Return the file, open for reading. Raises EOFError where it was changed."""
-        file = open_regular(self.path)
+        file = open_regular(self._file)
         if _state_of(file) != self._state:
             file.close()
             raise EOFError("the file was changed while it was read")
         return file
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Do nothing: the system reads ahead."""
 
 
 def _state_of(file: IO[bytes]) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,9 @@ class Slice:
 
     def open(self) -> IO[bytes]:
         return io.BufferedReader(_SliceFile(self._whole.open(), self._start, self.size))  # type: ignore[type-var]
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._whole.prefetch((self._start + start, length) for start, length in ranges)
 
 
 class _SliceFile(io.RawIOBase):
