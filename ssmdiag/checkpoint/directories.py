@@ -76,11 +76,26 @@ def read_directory(path: Path) -> Checkpoint:
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
     if not owners:
+        if (inner := inner_checkpoint(path)) and not candidates:
+            read = read_directory(inner)
+            step = step_of(path.absolute()) if read.train_step is None else read.train_step
+            return replace(read, path=path, train_step=step, notes=(*read.notes, f"{inner.name}/ in it was read"))
         if len(candidates) == 1:
             return replace(read_single(path / candidates[0]), path=path, directory=path)
         if marked := next(filter(may_be_marked, candidates), None):
             require_no_rank(open_container(path / marked))
     raise _decline(path, present, candidates)
+
+
+def inner_checkpoint(path: Path) -> Path | None:
+    """Return the one folder inside a checkpoint's folder that holds the weights, as accelerate and NeMo lay it out."""
+    formats = [format for format in known_formats() if format.inner_folder]
+    found = [
+        folder
+        for folder, names in _folders_in(path)
+        if any(re.fullmatch(f.inner_folder, folder.name) and _any_matches(f.owns_folder, names) for f in formats)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _size_of(path: Path) -> int:
@@ -137,7 +152,11 @@ def _decline(path: Path, present: set[str], candidates: list[str]) -> Checkpoint
             advice=f"ssmdiag inspect {steps[-1]}" + f", or ssmdiag compare {path}" * (len(steps) > 1),
         )
     ends = (*suffixes(), INDEX)
-    inside = [folder for folder, names in _folders_in(path) if any(name.endswith(ends) for name in names)]
+    inside = [
+        folder
+        for folder, names in _folders_in(path)
+        if any(name.endswith(ends) for name in names) or holds_checkpoint(names)
+    ]
     below = [*inside, *(folder for folder, _ in _folders_in(path / "snapshots"))]  # the Hugging Face cache
     listing = ", ".join(sorted(present)[:6]) or "nothing"
     return CheckpointError(

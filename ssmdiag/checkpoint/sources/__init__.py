@@ -2,5 +2,6 @@
 
 from ssmdiag.checkpoint.sources.interface import Source
 from ssmdiag.checkpoint.sources.local import LocalFile
+from ssmdiag.checkpoint.sources.part import Part
 
-__all__ = ["LocalFile", "Source"]
+__all__ = ["LocalFile", "Part", "Source"]
