@@ -12,11 +12,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from ssmdiag.checkpoint.budget import shortened
 from ssmdiag.checkpoint.dtypes import DTYPE_BITS
-from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, StandIn, UnsafeName
+from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, StandIn, UnsafeName, without_collection
 from ssmdiag.checkpoint.formats.interface import Source
 from ssmdiag.checkpoint.formats.torch_archive import BROKEN, MOST_AXES
 from ssmdiag.errors import CheckpointError, UnsafePickleError
@@ -27,8 +27,7 @@ LONGEST_FILE = 255
 Offsets = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where some bytes are."""
 
     file: str
@@ -36,8 +35,7 @@ class Place:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A block of a tensor, and where its values are."""
 
     offsets: Offsets
@@ -81,8 +79,9 @@ def read_metadata(source: Source) -> Metadata:
         )
     try:
         content = io.BytesIO(source.read(0, source.size))
-        # Twice the usual number of instructions: a chunk has 70 of them, in 140 bytes.
-        return _metadata(InertUnpickler(content, {}, lambda pid: None, 2 * source.size).load())
+        with without_collection():
+            # Twice the usual number of instructions: a chunk has 70 of them, in 140 bytes.
+            return _metadata(InertUnpickler(content, {}, lambda pid: None, 2 * source.size).load())
     except UnsafeName as error:
         raise UnsafePickleError(
             f"{source.name} is refused: its pickle calls for {error.name}. Nothing of it was run.",
@@ -145,7 +144,7 @@ def _places(places: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, Offsets], Pl
                 "an extension of the writer compressed or encrypted its files",
                 "save it again without _extensions, or load it with torch and the same extensions.",
             )
-        if not _are_sizes((start, length)) or not _are_sizes(offsets) or not isinstance(name, str):
+        if type(name) is not str or not _are_sizes((start, length)) or not _are_sizes(offsets):
             raise InvalidMetadataError("a place that is no name and numbers")
         if file not in files:
             files[file] = _file_name(file)

@@ -15,13 +15,14 @@ hashed, because hashing a deep tuple can crash the process and keys can be made 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import pickle
 import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -251,6 +252,18 @@ class _Counted:
         return self._table[number]
 
 
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Collect no garbage: while objects are read there is none, and to look for some takes as long as the reading."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 class _Rest:
     """What is left of a pickle in memory, for the instructions that `pickle` itself carries out."""
 
@@ -336,16 +349,12 @@ class InertUnpickler(pickle._Unpickler):
         """Return the object; from a pickle in memory in a third of the time."""
         if not isinstance(self._file, io.BytesIO):
             return super().load()
-        collecting = gc.isenabled()
-        gc.disable()  # nothing is garbage before the end, and to look for some takes as long as the reading
         try:
-            return self._run(self._file.getvalue())
+            with without_collection():
+                return self._run(self._file.getvalue())
         except _SparseMemoError:
             self.memo = {}
             return super().load()
-        finally:
-            if collecting:
-                gc.enable()
 
     def _run(self, code: bytes) -> Any:
         """Carry out the instructions of a pickle in memory: frequent ones here, the others as `pickle` does them.
