@@ -13,8 +13,9 @@ from ssmdiag.checkpoint.checkpoint import Checkpoint, Container, collect
 from ssmdiag.checkpoint.companions import read_config, step_in, step_of
 from ssmdiag.checkpoint.file_names import DEEPSPEED_WEIGHTS, INDEX, SHARD, WEIGHTS, may_hold_weights
 from ssmdiag.checkpoint.formats import known_formats, suffixes
+from ssmdiag.checkpoint.megatron_ranks import FOLDER, read_ranks
 from ssmdiag.checkpoint.opening import open_container
-from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
+from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, MERGE, is_marked, join_ranks, may_be_marked, require_no_rank
 from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
 from ssmdiag.errors import CheckpointError, PartialModelError
 from ssmdiag.printable import first_of
@@ -73,6 +74,9 @@ def read_directory(path: Path) -> Checkpoint:
             return _checkpoint(container, path, path, size, step)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
     candidates = sorted(name for name in weights if not (path / name).is_dir())
+    if candidates and all(map(HF_DISTRIBUTED.fullmatch, candidates)) and (joined := join_ranks(path, candidates)):
+        size = sum((path / name).stat().st_size for name in candidates)
+        return _checkpoint(joined, path, path, size, step_of(path.absolute()))
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
     if not owners:
@@ -80,6 +84,12 @@ def read_directory(path: Path) -> Checkpoint:
             read = read_directory(inner)
             step = step_of(path.absolute()) if read.train_step is None else read.train_step
             return replace(read, path=path, train_step=step, notes=(*read.notes, f"{inner.name}/ in it was read"))
+        ranks = sorted(name for name in present if FOLDER.match(name) and (path / name).is_dir())
+        if ranks and not candidates:
+            container = read_ranks(path, ranks)
+            size = sum(file.stat().st_size for rank in ranks for file in (path / rank).iterdir() if file.is_file())
+            step = step_of(path.absolute()) if container.train_step is None else container.train_step
+            return _checkpoint(container, path, path, size, step)
         if len(candidates) == 1:
             return replace(read_single(path / candidates[0]), path=path, directory=path)
         if marked := next(filter(may_be_marked, candidates), None):

@@ -89,9 +89,10 @@ def read_metadata(source: Source) -> Metadata:
             advice="ask whoever made the folder for a .safetensors; do not load this one.",
         ) from error
     except (*BROKEN, InvalidMetadataError) as error:
+        why = str(error) if isinstance(error, InvalidMetadataError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(
             f"{_folder(source)}{source.name} is torn, or not what a torch.distributed checkpoint has "
-            f"({shortened(str(error) or type(error).__name__, 300)}).",
+            f"({shortened(why, 300)}).",
             advice=error.advice if isinstance(error, InvalidMetadataError) else "copy or save the folder again.",
         ) from error
 
