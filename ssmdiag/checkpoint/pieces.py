@@ -43,7 +43,8 @@ class Assembled:
     def __init__(
         self, folder: Path, format: str, pieces: Mapping[str, Sequence[Piece]], settings: Mapping[str, Any]
     ) -> None:
-        self.name, self.path, self.format = folder.name, folder, format
+        self.name, self.format = folder.name, format
+        self.path: Path | None = folder
         self.notes: list[str] = []
         self.settings = settings
         self.train_step: int | None = None

@@ -66,8 +66,10 @@ _LONG_BINGET = pickle.LONG_BINGET[0]
 _MARK = pickle.MARK[0]
 _MEMOIZE = pickle.MEMOIZE[0]
 _SETITEMS = pickle.SETITEMS[0]
+_SHORT_BINUNICODE = pickle.SHORT_BINUNICODE[0]
 _STOP = pickle.STOP[0]
-_TUPLE2 = pickle.TUPLE2[0]
+_TUPLE1 = pickle.TUPLE1[0]
+_TUPLE3 = pickle.TUPLE3[0]
 _CALLED_WITH_IT = pickle.MEMOIZE + pickle.TUPLE1 + pickle.MEMOIZE + pickle.REDUCE + pickle.MEMOIZE
 """After a tuple: a class is called with it, as torch.Size((2, 3))."""
 _OBJECT_AND_DICT = pickle.NEWOBJ + pickle.MEMOIZE + pickle.EMPTY_DICT + pickle.MEMOIZE + pickle.MARK
@@ -359,7 +361,7 @@ class InertUnpickler(pickle._Unpickler):
     def _run(self, code: bytes) -> Any:
         """Carry out the instructions of a pickle in memory: frequent ones here, the others as `pickle` does them.
 
-        Three runs of instructions, of which Python writes objects with attributes, are taken in one step.
+        Some runs of instructions, of which Python writes objects with attributes, are taken in one step.
         """
         rest = self._unframer = _Rest(code)
         self.read, self.readline = rest.read, rest.readline
@@ -382,9 +384,12 @@ class InertUnpickler(pickle._Unpickler):
                 at += 1
             elif instruction == _MEMOIZE:
                 memo.append(stack[-1])
-            elif instruction == _TUPLE2:
-                last = stack.pop()
-                stack[-1] = only = (stack[-1], last)
+            elif _TUPLE1 <= instruction <= _TUPLE3:
+                length = instruction - _TUPLE1 + 1
+                only = tuple(stack[-length:])
+                if len(only) < length:
+                    raise IndexError("its pickle takes more than there is")
+                stack[-length:] = (only,)
                 if code.startswith(_CALLED_WITH_IT, at):
                     self._count(5)
                     stack.pop()
@@ -426,6 +431,10 @@ class InertUnpickler(pickle._Unpickler):
                 marks.append(stack)
                 self.stack = stack = []
                 self.append = stack.append
+            elif instruction == _SHORT_BINUNICODE:
+                end = at + 1 + code[at]
+                stack.append(code[at + 1 : end].decode("utf-8", "surrogatepass"))
+                at = end
             elif instruction == _STOP:
                 return stack.pop()
             else:
@@ -502,7 +511,7 @@ _INSTRUCTIONS: dict[int, Callable[[Any], None]] = {
     pickle.NEWOBJ_EX[0]: InertUnpickler._newobj_ex,
     pickle.LONG1[0]: lambda self: self._long("<B"),
     pickle.LONG4[0]: lambda self: self._long("<i"),
-    pickle.EMPTY_DICT[0]: lambda self: self.append(_Dict()),
+    pickle.EMPTY_DICT[0]: lambda self: self.append(dict.__new__(_Dict)),
     pickle.DICT[0]: InertUnpickler._dict,
     pickle.EMPTY_SET[0]: lambda self: self.append([]),
     pickle.FROZENSET[0]: lambda self: self.append(self.pop_mark()),
