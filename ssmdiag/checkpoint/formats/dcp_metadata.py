@@ -23,6 +23,8 @@ from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 MOST_METADATA = 256 << 20
 """Most bytes of a .metadata; one of 192,000 chunks has 27 million."""
+LONG_METADATA = 4 << 20
+"""Bytes of a .metadata that take more than a second to read, which is announced."""
 LONGEST_FILE = 255
 Offsets = tuple[int, ...]
 
@@ -77,6 +79,11 @@ def read_metadata(source: Source) -> Metadata:
         raise CheckpointError(
             f"{source.name} has {source.size:,} bytes.", expected=f"at most {MOST_METADATA:,}", advice="save it again."
         )
+    if source.size > LONG_METADATA:
+        import logging
+
+        text = "reading the table of chunks of %s%s, %s bytes …"
+        logging.getLogger("ssmdiag.progress").info(text, _folder(source), source.name, f"{source.size:,}")
     try:
         content = io.BytesIO(source.read(0, source.size))
         with without_collection():

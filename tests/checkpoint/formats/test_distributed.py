@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import shutil
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter, Serializat
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 
 from ssmdiag import diagnose, read_checkpoint
+from ssmdiag.checkpoint.formats import dcp_metadata
 from ssmdiag.checkpoint.sources import LocalFile
 from ssmdiag.compare.run_order import expand_run, order_checkpoints, stored_step
 from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
@@ -343,3 +345,15 @@ def test_weights_that_are_no_numbers_are_read(tmp_path: Path) -> None:
     state = {**STATE, "layers.0.mixer.D": torch.full((10,), torch.nan)}
     checkpoint = read_checkpoint(one_rank(tmp_path / "m", {"model": state}))
     assert checkpoint["layers.0.mixer.D"].load().isnan().all()
+
+
+def test_a_long_table_of_chunks_is_announced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "ssmdiag.progress"):
+        read_checkpoint(folder)
+        assert "table of chunks" not in caplog.text
+        monkeypatch.setattr(dcp_metadata, "LONG_METADATA", 10)
+        monkeypatch.setattr(logging.getLogger("ssmdiag.progress"), "propagate", True)
+        read_checkpoint(folder)
+    assert "reading the table of chunks of step-700/.metadata" in caplog.text
