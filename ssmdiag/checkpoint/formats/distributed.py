@@ -121,7 +121,12 @@ class DistributedCheckpoint:
         """Return bytes of a tensor of the training state."""
         import torch
 
-        values = self._load(storage.key).contiguous().flatten()
+        try:
+            values = self._load(storage.key).contiguous().flatten()
+        except UnsafePickleError:
+            raise
+        except CheckpointError as error:  # an optimiser that cannot be read leaves the weights readable
+            raise EOFError(error.seen) from error
         return bytes(values.view(torch.uint8)[start : start + length].tolist())
 
     # --- what is a weight -------------------------------------------------------------------------
@@ -268,6 +273,15 @@ class DistributedCheckpoint:
                 self._same[raw] = None
         return self._same[raw]
 
+    def _number(self, name: str) -> int | None:
+        """Return the value of a tensor of one number; None where it cannot be read."""
+        try:
+            return int(self._load(name).item())
+        except UnsafePickleError:
+            raise
+        except CheckpointError:
+            return None
+
     def _stored_step(self) -> int | None:
         """Return the step that the trainer saved."""
         for name in (*self._metadata.items, *self._metadata.tensors):
@@ -279,8 +293,7 @@ class DistributedCheckpoint:
                 value = self._item(name)
             else:
                 tensor = self._tensor(name)
-                whole = prod(tensor.shape) == 1 and tensor.dtype.startswith(("int", "uint"))
-                value = self._load(name).item() if whole else None
+                value = self._number(name) if tensor.shape in ((), (1,)) and tensor.dtype.startswith("int") else None
             if (step := train_step(value)) is not None:
                 return step
         return None

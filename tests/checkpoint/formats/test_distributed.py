@@ -289,6 +289,22 @@ def test_a_missing_or_cut_file_is_named(folder: Path) -> None:
     assert re.fullmatch(r"__2_0\.distcp has 4,000 of [\d,]+ bytes", caught.value.details[1])
 
 
+def test_what_is_missing_of_the_optimizer_leaves_the_weights_readable(tmp_path: Path) -> None:
+    groups = [{"lr": torch.tensor(0.1), "params": list(STATE)}]
+    state = {"model": STATE, "optimizer": {"state": {}, "param_groups": groups}}
+    writer = FileSystemWriter(tmp_path / "m", single_file_per_rank=False)
+    dcp.save({**state, "train_state": {"step": torch.tensor(7)}}, storage_writer=writer, no_dist=True)
+    metadata = pickle.loads((tmp_path / "m" / ".metadata").read_bytes())
+    assert read_checkpoint(tmp_path / "m").train_step == 7
+    for index, place in metadata.storage_data.items():
+        if not index.fqn.startswith("model."):
+            (tmp_path / "m" / place.relative_path).unlink()
+    require_equal(tmp_path / "m", STATE)
+    checkpoint = read_checkpoint(tmp_path / "m")
+    assert checkpoint.train_step is None
+    assert all(group.learning_rate is None for group in checkpoint.optimizer_groups)
+
+
 def test_a_folder_without_its_metadata_is_still_being_written(folder: Path) -> None:
     (folder / ".metadata").rename(folder / ".metadata.tmp")
     with pytest.raises(PartialModelError, match=r"without its \.metadata: it is still being written"):
