@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,19 @@ def test_every_tensor_that_ranks_wrote_is_whole(world: int, writer: str, dim: in
     """Ten rows on eight ranks: some ranks have one, the last ones none."""
     save(tmp_path / "m", lambda rank: {"model": sharded(STATE, rank, world, dim)}, world, WRITERS[writer])
     require_equal(tmp_path / "m", STATE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_processes_wrote_together_is_whole(ranks: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "tests.checkpoint.formats.gloo_ranks", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3], env=environment, timeout=300)
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == 8
+    for folder in folders:
+        require_equal(folder, STATE)
 
 
 def test_torch_itself_loads_the_same(written: Path) -> None:
