@@ -146,7 +146,8 @@ def test_folders_of_steps_are_a_run(folder: Path) -> None:
     assert run.order == [1, 0]
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(folder.parent)
-    assert caught.value.advice == f"ssmdiag inspect {folder.parent}/step-1000 {folder}"
+    assert "step-700" in caught.value.seen
+    assert f"ssmdiag inspect {folder.parent}/step-" in str(caught.value.advice)
 
 
 # --- layouts of trainers ----------------------------------------------------------------------------
