@@ -14,8 +14,9 @@ from ssmdiag.checkpoint.companions import read_config, step_in, step_of
 from ssmdiag.checkpoint.file_names import DEEPSPEED_WEIGHTS, INDEX, SHARD, WEIGHTS, may_hold_weights
 from ssmdiag.checkpoint.formats import known_formats, suffixes
 from ssmdiag.checkpoint.location import Location, entries, size_of
+from ssmdiag.checkpoint.megatron_ranks import FOLDER, read_ranks
 from ssmdiag.checkpoint.opening import open_container
-from ssmdiag.checkpoint.ranks import MERGE, is_marked, may_be_marked, require_no_rank
+from ssmdiag.checkpoint.ranks import HF_DISTRIBUTED, MERGE, is_marked, join_ranks, may_be_marked, require_no_rank
 from ssmdiag.checkpoint.shards import read_index, read_set, require_no_shard
 from ssmdiag.errors import CheckpointError, PartialModelError
 from ssmdiag.printable import first_of
@@ -81,14 +82,38 @@ def read_directory(path: Location) -> Checkpoint:
             return _checkpoint(container, path, path, step, size)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
     candidates = sorted(name for name in weights if not (path / name).is_dir())
+    if candidates and all(map(HF_DISTRIBUTED.fullmatch, candidates)) and (joined := join_ranks(path, candidates)):
+        size = sum(size_of(path / name) for name in candidates)
+        return _checkpoint(joined, path, path, step_of(path.absolute()), size)
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
     if not owners:
+        if (inner := inner_checkpoint(path)) and not candidates:
+            read = read_directory(inner)
+            step = step_of(path.absolute()) if read.train_step is None else read.train_step
+            return replace(read, path=path, train_step=step, notes=(*read.notes, f"{inner.name}/ in it was read"))
+        ranks = sorted(name for name in present if FOLDER.match(name) and (path / name).is_dir())
+        if ranks and not candidates:
+            container = read_ranks(path, ranks)
+            size = sum(size_of(file) for rank in ranks for file in entries(path / rank) if file.is_file())
+            step = step_of(path.absolute()) if container.train_step is None else container.train_step
+            return _checkpoint(container, path, path, step, size)
         if len(candidates) == 1:
             return replace(read_single(path / candidates[0]), path=path, directory=path)
         if marked := next(filter(may_be_marked, candidates), None):
             require_no_rank(open_container(path / marked))
     raise _decline(path, present, candidates)
+
+
+def inner_checkpoint(path: Location) -> Location | None:
+    """Return the one folder inside a checkpoint's folder that holds the weights, as accelerate and NeMo lay it out."""
+    formats = [format for format in known_formats() if format.inner_folder]
+    found = [
+        folder
+        for folder, names in _folders_in(path)
+        if any(re.fullmatch(f.inner_folder, folder.name) and _any_matches(f.owns_folder, names) for f in formats)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _size_of(path: Path) -> int:
@@ -145,7 +170,11 @@ def _decline(path: Location, present: set[str], candidates: list[str]) -> Checkp
             advice=f"ssmdiag inspect {steps[-1]}" + f", or ssmdiag compare {path}" * (len(steps) > 1),
         )
     ends = (*suffixes(), INDEX)
-    inside = [folder for folder, names in _folders_in(path) if any(name.endswith(ends) for name in names)]
+    inside = [
+        folder
+        for folder, names in _folders_in(path)
+        if any(name.endswith(ends) for name in names) or holds_checkpoint(names)
+    ]
     below = [*inside, *(folder for folder, _ in _folders_in(path / "snapshots"))]  # the Hugging Face cache
     listing = ", ".join(sorted(present)[:6]) or "nothing"
     return CheckpointError(

@@ -15,10 +15,11 @@ from ssmdiag.checkpoint.checkpoint import Container
 from ssmdiag.checkpoint.copies import first_difference
 from ssmdiag.checkpoint.location import Location
 from ssmdiag.checkpoint.opening import open_container
+from ssmdiag.checkpoint.pieces import Assembled, Piece
 from ssmdiag.errors import CheckpointError, PartialModelError
 from ssmdiag.printable import first_of
 
-HF_DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+HF_DISTRIBUTED = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
 """A file of torch.distributed.checkpoint.HuggingFaceStorageWriter: every rank writes its rows under the same names."""
 OFFSETS = "DCP_SHARDING_INFO"
 """Where that writer records, in each file's header, the row and column of a tensor at which the file's part begins."""
@@ -66,6 +67,34 @@ def require_no_rank(container: Container) -> None:
                         f"the parts of all {len(others) + 1:,} merged")  # fmt: skip
 
 
+def join_ranks(directory: Location, names: Iterable[str]) -> Container | None:
+    """Return the model whose rows the ranks of torch's Hugging Face writer have in these files.
+
+    None for files of one rank, of no offsets or with a gap in their numbers: these are no whole model. What the last
+    ranks wrote can be absent all the same, as no file says how many there were.
+    """
+    found = {(int(f[1]), int(f[2])): name for name in names if (f := HF_DISTRIBUTED.fullmatch(name))}
+    ranks, files = {rank for rank, _ in found}, {file for _, file in found}
+    if len(ranks) < 2 or ranks != set(range(1, len(ranks) + 1)) or max(files) != len(files):
+        return None
+    opened = [open_container(directory / name) for _, name in sorted(found.items())]
+    pieces: dict[str, list[Piece]] = {}
+    for container in opened:
+        for name in container.names():
+            offsets, sizes = container.settings.get(f"{OFFSETS}.{name}.saved_offsets"), container.shape(name)
+            if not isinstance(offsets, list) or len(offsets) != len(sizes):
+                return None
+            if any(type(offset) is not int or not 0 <= offset < 2**60 for offset in offsets):
+                return None
+            pieces.setdefault(name, []).append(Piece(container, name, tuple(offsets), sizes))
+    model = Assembled(directory, f"safetensors of {len(ranks)} ranks", pieces, {})
+    model.notes.append(
+        f"the rows of {len(ranks)} ranks were put together; no file says how many ranks there were, so that rows of "
+        "further ranks could be missing"
+    )
+    return model
+
+
 def continues(names: Iterable[str], others: Iterable[str]) -> bool:
     """Whether two files share no name, and both hold layers of one kind: the same names but for their numbers."""
     one, other = set(names), set(others)
@@ -109,6 +138,8 @@ def _part(container: Container, what: str, expected: str) -> PartialModelError:
     deepspeed = path.name.endswith("model_states.pt")
     kind = "deepspeed" if deepspeed else "megatron" if "rank" in f"{path.parent.name}/{path.name}" else "consolidated"
     advice = MERGE[kind].format(folder=_folder(container.path))
+    if re.fullmatch(r"mp_rank_\d+(_\d+)?", path.absolute().parent.name):
+        advice = f"ssmdiag inspect {path.parent.parent}, the folder of all ranks; or {advice}"
     return PartialModelError(f"{_named(path, path)} is {what}.", expected=expected, advice=advice)
 
 

@@ -35,6 +35,7 @@ def main() -> NoReturn:
 
     terminal.guard_errors()
     terminal.show_tracebacks()
+    terminal.show_progress(sys.argv[1:])
     try:
         _require_no_empty(sys.argv[1:])
         make_app(sys.argv[1:])()

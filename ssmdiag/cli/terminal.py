@@ -197,3 +197,17 @@ def show_tracebacks() -> None:
         logger = logging.getLogger("ssmdiag")
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.DEBUG)
+
+
+def show_progress(arguments: Sequence[str]) -> None:
+    """Write what the library logs of long readings to stderr, unless the arguments ask for quiet."""
+    import logging
+
+    class Remarks(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            remark(record.getMessage())
+
+    logger = logging.getLogger("ssmdiag.progress")
+    logger.propagate = False
+    logger.handlers = [] if {"-q", "--quiet"} & set(arguments) else [Remarks()]
+    logger.setLevel(logging.INFO)

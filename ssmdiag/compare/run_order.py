@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 
 from ssmdiag.checkpoint import read_checkpoint
-from ssmdiag.checkpoint.directories import holds_checkpoint, runs_in, several_runs
+from ssmdiag.checkpoint.directories import holds_checkpoint, inner_checkpoint, runs_in, several_runs
 from ssmdiag.checkpoint.file_names import INDEX, SHARD, WEIGHTS
 from ssmdiag.checkpoint.formats import suffixes
 from ssmdiag.checkpoint.location import Location, entries, locate
@@ -125,7 +125,7 @@ def _is_numbered_checkpoint(entry: Location) -> bool:
     if not any(character.isdigit() for character in entry.stem) or SHARD.search(entry.name):
         return False
     if entry.is_dir():
-        return holds_checkpoint([file.name for file in _entries(entry)])
+        return holds_checkpoint([file.name for file in _entries(entry)]) or inner_checkpoint(entry) is not None
     return entry.suffix in suffixes()
 
 

@@ -897,3 +897,26 @@ def shards_of_many_counts(folder: Path) -> Path:
 @case
 def a_step_of_250_digits_in_the_name(folder: Path) -> Path:
     return sound(folder).rename(folder / f"step-{'9' * 230}.safetensors")
+
+
+# --- torch.distributed ------------------------------------------------------------------------------
+
+
+def _metadata(folder: Path, content: bytes) -> Path:
+    (folder / ".metadata").write_bytes(content)
+    return folder
+
+
+@large
+def distributed_metadata_of_dicts(folder: Path) -> Path:
+    return _metadata(folder, b"\x80\x04" + b"}" * 9_900_000 + b".")
+
+
+@large
+def distributed_metadata_of_objects(folder: Path) -> Path:
+    return _metadata(folder, b"\x80\x04ca\nb\n\x940" + b"h\0)\x81\x94}\x94(" * 1_200_000 + b".")
+
+
+@case
+def distributed_metadata_of_sizes(folder: Path) -> Path:
+    return _metadata(folder, b"\x80\x04ctorch\nSize\n\x940" + b"h\0K\1K\2\x86\x94\x85\x94R\x94" * 100_000 + b".")

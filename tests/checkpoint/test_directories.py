@@ -273,7 +273,7 @@ def test_names_too_long_for_the_system_are_a_known_problem(tmp_path: Path) -> No
     [
         (["latest", "zero_to_fp32.py", "global_step100/"], "DeepSpeed", "zero_to_fp32.py"),
         (["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"], "DeepSpeed", "zero_to_fp32.py"),
-        ([".metadata", "__0_0.distcp", "__1_0.distcp"], "torch.distributed", "dcp_to_torch"),
+        ([".metadata", "__0_0.distcp", "__1_0.distcp"], "torch.distributed", "copy or save"),
         (["_CHECKPOINT_METADATA", "default/"], "orbax", "numpy.savez"),
         (["manifest.ocdbt", "d/"], "orbax", "numpy.savez"),
         (["_METADATA", "manifest.ocdbt", "d/"], "orbax", "save or copy it again"),

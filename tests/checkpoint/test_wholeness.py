@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ssmdiag import diagnose, read_checkpoint
 from ssmdiag.errors import CheckpointError, PartialModelError
+from tests.checkpoint.formats import distributed_files
 
 State = dict[str, torch.Tensor]
 HEADS, WIDTH = 32, 64
@@ -83,7 +84,7 @@ def write_by_rank(directory: Path, state: State, ranks: int) -> list[Path]:
 
 def test_ranks_of_one_name_are_never_read_as_the_model(tmp_path: Path) -> None:
     files = write_by_rank(tmp_path / "m", mamba2(0, 1), 2)
-    for path in (tmp_path / "m", *files):
+    for path in files:
         refused(path, "shard-0000", "rows of each tensor", "consolidate_safetensors_files", "enable_consolidation")
     files[1].unlink()  # how many ranks there were is in no file
     refused(tmp_path / "m", "shard-00001")
@@ -114,6 +115,30 @@ def test_what_torch_itself_writes_is_refused_by_rank_and_read_when_consolidated(
     assert layers_of(tmp_path / "whole") == layers_of(tmp_path / "plain") == 2
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_rows_of_all_ranks_are_put_together(ranks: int, dim: int, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    state = mamba2(0, 1)
+    files = {name: 1 + number % 2 for number, name in enumerate(state)}
+
+    def writer(folder: Path) -> Any:
+        return dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, fqn_to_index_mapping=files)
+
+    distributed_files.save(
+        tmp_path / "m", lambda rank: distributed_files.sharded(state, rank, ranks, dim), ranks, writer
+    )
+    checkpoint = read_checkpoint(tmp_path / "m")
+    assert set(checkpoint) == set(state)
+    assert all(torch.equal(checkpoint[name].load(), value) for name, value in state.items())
+    (note,) = checkpoint.notes
+    assert note.startswith(f"the rows of {ranks} ranks were put together; no file says how many")
+    for file in (tmp_path / "m").glob("shard-00001-*"):
+        file.unlink()
+    refused(tmp_path / "m", "rows of each tensor")
+
+
 # --- ranks of tensor and pipeline parallelism -----------------------------------------------------
 
 
@@ -133,7 +158,57 @@ def test_one_rank_of_megatron_is_refused_by_its_arguments(key: str, alone: bool,
     else:
         for path in (tmp_path / "iter/mp_rank_00", tmp_path / "iter/mp_rank_01/model_optim_rng.pt"):
             refused(path, f"{key} = 2")
-        refused(tmp_path / "iter", "the parts of 2 ranks: mp_rank_00, mp_rank_01")
+            assert f"ssmdiag inspect {tmp_path / 'iter'}," in refused(path).advice
+        if key.startswith("pipeline"):
+            refused(tmp_path / "iter", "holds 2 ranks of a model that has 2 tensor by 2 pipeline ranks")
+
+
+WIDE, DEEP = 2, 2
+"""Tensor ranks and stages."""
+
+
+def shared(state: State, rank: int) -> State:
+    """Return a tensor rank's share, as megatron/core/ssm divides it: of each part of a projection, its part."""
+    inner, convolved = 2 * WIDTH, 2 * WIDTH + 8
+    parts = {"in_proj.weight": [inner, inner, 4, 4, HEADS], "conv1d": [inner, 4, 4]}
+    share: State = {}
+    for name, value in state.items():
+        sizes = next((sizes for kind, sizes in parts.items() if kind in name), [len(value)])
+        if name.endswith("layers.0.norm.weight") or name.endswith("layers.1.norm.weight"):
+            share[name] = value
+        elif name.endswith("out_proj.weight"):
+            share[name] = value.chunk(WIDE, 1)[rank].contiguous()
+        else:
+            share[name] = torch.cat([part.chunk(WIDE)[rank] for part in value.split(sizes)])
+    assert convolved == sum(parts["conv1d"])
+    return share
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_folder_of_all_ranks_of_megatron_is_the_model(stages: int, tmp_path: Path) -> None:
+    whole = mamba2(*range(2 * stages), name="decoder.layers")
+    sizes = {"tensor_model_parallel_size": WIDE, "pipeline_model_parallel_size": stages}
+    for stage in range(stages):
+        number = {f".{2 * stage + layer}.": f".{layer}." for layer in range(2)}
+        local = {
+            name.replace(old, new): value for old, new in number.items() for name, value in whole.items() if old in name
+        }
+        for rank in range(WIDE):
+            folder = f"mp_rank_{rank:02d}" + f"_{stage:03d}" * (stages > 1)
+            mlp = {"decoder.layers.0.mlp.linear_fc1.weight": torch.randn(4, 4)}
+            save(megatron(shared(local, rank) | mlp, **sizes), tmp_path / "iter" / folder / "model_optim_rng.pt")
+    checkpoint = read_checkpoint(tmp_path / "iter")
+    assert set(checkpoint) == set(whole)
+    for name, value in whole.items():
+        assert torch.equal(checkpoint[name].load(), value), name
+    assert checkpoint.train_step == 100
+    (note,) = checkpoint.notes
+    assert note.startswith(f"{stages} tensors that cannot be joined were left out: decoder.layers.0.mlp.linear_fc1")
+    assert layers_of(tmp_path / "iter") == 2 * stages
+    one = tmp_path / "iter" / ("mp_rank_01" + f"_{stages - 1:03d}" * (stages > 1))
+    (one / "model_optim_rng.pt").unlink()
+    one.rmdir()
+    refused(tmp_path / "iter", f"{WIDE} tensor by {stages} pipeline ranks")
 
 
 def test_a_rank_without_arguments_is_told_by_its_neighbours(tmp_path: Path) -> None:
@@ -223,7 +298,7 @@ def test_independent_checkpoints_of_a_folder_are_each_a_model(names: tuple[str, 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("__0_0.distcp", "dcp_to_torch"),
+        ("__0_0.distcp", "ssmdiag inspect"),
         ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_to_fp32.py"),
         ("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "zero_to_fp32.py"),
     ],
@@ -236,7 +311,7 @@ def test_a_part_is_known_by_its_name_and_none_of_it_is_read(name: str, says: str
 @pytest.mark.parametrize("stray", ["common.pt", "meta.pt", "sampler.bin", "model_weights.pt"])
 @pytest.mark.parametrize(
     ("beside", "says"),
-    [(".metadata", "dcp_to_torch"), ("__0_0.distcp", "dcp_to_torch"), ("zero_to_fp32.py", "run its")],
+    [(".metadata", "copy or save"), ("__0_0.distcp", "wait for it"), ("zero_to_fp32.py", "run its")],
 )
 def test_a_file_beside_a_distributed_checkpoint_is_not_the_model(
     beside: str, says: str, stray: str, tmp_path: Path

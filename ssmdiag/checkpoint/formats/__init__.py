@@ -10,8 +10,8 @@ from ssmdiag.guard import discover
 __all__ = ["FirstLook", "Format", "Refusal", "known_formats", "suffixes"]
 
 MACHINERY = frozenset({
-    "inert_pickle", "interface", "jax_tree", "msgpack", "pickled_settings", "sequential", "table", "torch_archive",
-    "zarr_metadata",
+    "dcp_metadata", "inert_pickle", "interface", "jax_tree", "megatron_parts", "msgpack", "pickled_settings",
+    "sequential", "table", "torch_archive", "zarr_metadata",
 })  # fmt: skip
 """Modules of this package that are not formats."""
 

@@ -91,5 +91,7 @@ class Format:
     owns_folder: str = ""
     """Regular expression of names that only this format leaves in a folder: a file beside them with a suffix of weights
     is not a checkpoint by itself."""
+    inner_folder: str = ""
+    """Regular expression of the folder in which trainers put such weights, inside the folder of a checkpoint."""
     envelope: bool = False
     """Whether other formats are packed in this one: it is tried after them."""

@@ -17,6 +17,7 @@ from ssmdiag.checkpoint.budget import require_file
 from ssmdiag.checkpoint.checkpoint import Checkpoint, StoredTensor
 from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.file_names import LEFT_BY_TRANSFORMERS
+from ssmdiag.checkpoint.formats.distributed import DistributedCheckpoint
 from ssmdiag.checkpoint.formats.jax_tree import JaxTree
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import TensorRecord, TorchPickles, TorchZip, open_archive
@@ -79,6 +80,13 @@ def read_optimizer_state(checkpoint: Checkpoint) -> OptimizerState:
         return OptimizerState(tuple(found))
     archives = [file.archive for file in files if isinstance(file, TorchFile)]
     saved = [optimizer for archive in archives for optimizer in find_optimizers(archive.content, archive.read)]
+    saved += [
+        optimizer
+        for file in files
+        if isinstance(file, DistributedCheckpoint)
+        for state, read in file.training_states(notes)
+        for optimizer in find_optimizers(state, read)
+    ]
     if not saved and checkpoint.directory is not None:
         saved = _beside(checkpoint.directory, notes)
     if not saved:
