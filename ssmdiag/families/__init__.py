@@ -11,7 +11,7 @@ __all__ = ["Family", "ForwardSetting", "Option", "Spelling", "Steering", "known_
 
 MACHINERY = frozenset({
     "forward", "initial_spectra", "initialisations", "interface", "layer", "layouts", "map_template", "mapfile",
-    "mlx_packed", "packed", "recognition", "submodules", "unknown_decay",
+    "mlx_packed", "packed", "recognition", "stacked", "submodules", "unknown_decay",
 })  # fmt: skip
 """Modules of this package that are not families."""
 
