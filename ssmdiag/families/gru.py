@@ -43,6 +43,11 @@ FAMILY = Family(
     memory="nominal",
     traits=frozenset({"fast channels", "feedback"}),
     spellings=tuple(stacked.spellings(3, "GRU")),
+    repositories=("pytorch/pytorch",),
+    model_types=(
+        "slanet",
+        "slanext",
+    ),
     read=read,
     clock=clock,
     steering=stacked.steering,

@@ -153,6 +153,12 @@ class Family:
     """Tensors through which the input controls its memory; None if unknown: only equal files are then proven equal."""
     forward: tuple[ForwardSetting, ...] = ()
     """Settings that change its memory while its weights stay the same."""
+    repositories: tuple[str, ...] = ()
+    """GitHub's owner/name of the code whose checkpoints have layers of it."""
+    model_types: tuple[str, ...] = ()
+    """Values of `model_type` whose models, as transformers builds them, have layers of this family."""
+    gguf: tuple[str, ...] = ()
+    """Values of `general.architecture` of GGUF files that have layers of it."""
     traits: frozenset[Trait] = frozenset()
     options: tuple[Option, ...] = ()
     caveat: str = ""

@@ -98,6 +98,7 @@ FAMILY = Family(
     memory="nominal",
     traits=frozenset({"feedback", "linearised"}),
     spellings=tuple(stacked.spellings(1, "RNN")),
+    repositories=("pytorch/pytorch",),
     read=read,
     steering=stacked.steering,
     options=(
