@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ssmdiag import known_families
+from ssmdiag.families.coverage import covered
 from tests.cli.conftest import run as run
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,10 @@ def test_console_block_is_what_the_program_prints(
 
 def test_every_family_stands_in_the_readme(request: pytest.FixtureRequest) -> None:
     text = README.read_text(encoding="utf-8")
-    rows = [f"| `{family.name}` | {family.title} – {family.paper} | {family.memory} |" for family in known_families()]
+    rows = [
+        f"| `{family.name}` | {family.title} – {family.paper} | {family.memory} | {'; '.join(covered(family))} |"
+        for family in known_families()
+    ]
     if request.config.getoption("--update-golden"):
         text = re.sub(
             r"(\| family \|[^\n]*\n\|---[^\n]*\n)(?:\|[^\n]*\n|FAMILY_TABLE\n)*",

@@ -43,7 +43,7 @@ class LayerDiagnosis:
     nonfinite: int
     """Modes that are NaN or infinite, left out of everything else."""
     unstable: int
-    """Modes with |λ̄| > 1."""
+    """Modes with |λ̄| > 1; none of a linearised recurrence, which saturates."""
     marginal: int
     """Modes with |λ̄| = 1 exactly."""
     histogram: tuple[int, ...]
@@ -98,7 +98,7 @@ def summarise(recurrence: Recurrence, title: str) -> LayerDiagnosis:
         spectral_radius=None if slowest is None else math.exp(min(-slowest, 700.0)),
         margin=None if slowest is None else -math.expm1(min(-slowest, 700.0)),
         nonfinite=int((~finite).sum()),
-        unstable=int((rate < 0).sum()),
+        unstable=0 if recurrence.linearised else int((rate < 0).sum()),
         marginal=int((rate == 0).sum()),
         histogram=_histogram(time_constant),
         eigenvalues=_sample(rate, frequency),

@@ -1,14 +1,14 @@
-"""`ssmdiag families`: what is recognised, without importing torch."""
+"""`ssmdiag families`: what is recognised and what that covers, without importing torch."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import Format
-from ssmdiag.errors import AssumptionError
 from ssmdiag.reports.json import pick, render
 
 if TYPE_CHECKING:
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
 
 def families(
     name: Annotated[
-        str | None, typer.Argument(help="One family: its tensors and settings.", show_default=False)
+        str | None,
+        typer.Argument(help="A family, a model type of transformers, an architecture of GGUF.", show_default=False),
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="Format of the list.")] = "text",
 ) -> None:
     """List the model families ssmdiag reads.
 
-    With NAME: the tensors it is known by, and the settings that they do not determine.
+    With NAME: what it covers, the tensors it is known by, and the settings that they do not determine.
     """
     from ssmdiag.families import known_families
+    from ssmdiag.families.coverage import find_families
 
     known = known_families()
     if name is not None:
-        known = tuple(family for family in known if family.name == name)
-        if not known:
-            raise AssumptionError(
-                f"no family is called {name}.", expected=", ".join(family.name for family in known_families())
-            )
+        known = find_families(name, known)
     if format == "json":
         terminal.emit(render([_document(family) for family in known], ascii=False), None)
     else:
-        terminal.emit(_detail(known[0]) if name else _list(known), None)
+        terminal.emit("\n".join(map(_detail, known)) if name else _list(known), None)
 
 
 def _list(known: tuple[Family, ...]) -> str:
+    from ssmdiag.families.coverage import NOT_READ
+
     wide = max(len(family.name) for family in known)
     title = max(len(family.title) for family in known)
     lines = [
-        f"{len(known)} families; `ssmdiag families NAME` shows tensors and settings.",
+        f"{len(known)} families; `ssmdiag families NAME` shows what one covers, its tensors and its",
+        "settings, and finds it by a model type or a GGUF architecture too.",
         "",
         *(f"  {each.name:<{wide}}  {each.title:<{title}}  {each.memory:<7}  {each.paper}" for each in known),
         "",
@@ -53,16 +54,21 @@ def _list(known: tuple[Family, ...]) -> str:
     ]
     blind = [family.name for family in known if family.memory == "nominal" and family.clock is None]
     lines += [f"Not that of {', '.join(blind)}."] if blind else []
+    lines.append(f"Not read: {', '.join(NOT_READ)}.")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _detail(family: Family) -> str:
+    from ssmdiag.families.coverage import covered
+
     lines = [f"{family.name}: {family.title} ({family.paper}), {family.memory}"]
     lines += [f"  {family.caveat}"] if family.caveat else []
     if family.memory == "nominal":
         lines.append(
             f"  The decay of a live model can{'not' if family.clock is None else ''} be observed on real input."
         )
+    for text in covered(family):
+        lines += textwrap.wrap(text, 88, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     for spelling in family.spellings:
         lines += ["", f"  {spelling.name}"]
         rows = [(local, axes, "") for local, axes in spelling.tensors.items()]
@@ -82,6 +88,7 @@ def _document(family: Family) -> dict[str, object]:
         **pick(family, "name title paper memory"),
         "caveat": family.caveat or None,
         "clock": family.clock is not None,
+        **pick(family, "repositories model_types gguf_architectures=gguf"),
         "spellings": [pick(spelling, "name tensors optional") for spelling in family.spellings],
         "options": [pick(option, "name choices usual meaning") for option in family.options],
     }

@@ -136,4 +136,5 @@ def _spread(recurrence: Recurrence, title: str) -> tuple[Quantiles | None, int, 
         return numbers.rate, numbers.nonfinite, numbers.unstable, numbers.marginal
     # All that is needed for sound weights: a tenth of the work of `summarise`, over a hundred checkpoints.
     ordered = ell.real.neg().flatten().sort().values
-    return Quantiles.of_sorted(ordered), 0, int((ordered < 0).sum()), int((ordered == 0).sum())
+    grow = 0 if recurrence.linearised else int((ordered < 0).sum())
+    return Quantiles.of_sorted(ordered), 0, grow, int((ordered == 0).sum())

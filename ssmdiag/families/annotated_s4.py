@@ -91,6 +91,7 @@ FAMILY = Family(
         Spelling("S4D", {"A_re": _PLANE, "A_im": _PLANE, "C": f"{_PLANE} 2", "log_step": "1 channel"}),
         Spelling("DSS", {"Lambda_re": _PLANE, "Lambda_im": _PLANE, "W": "1 channel mode 2", "log_step": "1 channel"}),
     ),
+    repositories=("srush/annotated-s4",),
     read=read,
     options=(
         Option("l_max", ("unknown",), "unknown", "sequence length that S4 and DSS make their kernel for", number=True),

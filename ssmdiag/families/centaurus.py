@@ -60,5 +60,6 @@ FAMILY = Family(
             "SforAiDl/lrnnx, pointwise", {**_STATES, "B": "state*mode input", "C": "output state*mode"}, absent=("E",)
         ),
     ),
+    repositories=("SforAiDl/lrnnx",),
     read=read,
 )

@@ -98,6 +98,7 @@ FAMILY = Family(
             {"g.linear1.weight": "_ state"},
         ),
     ),
+    repositories=("radarFudan/Curse-of-memory",),
     read=read,
     options=(
         Option(

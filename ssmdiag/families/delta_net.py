@@ -57,6 +57,7 @@ FAMILY = Family(
             settings={"model_type": ("gated_deltaproduct",)},
         ),
     ),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     steering=steering,
     forward=(NEGATIVE_EIGENVALUES,),

@@ -100,6 +100,7 @@ FAMILY = Family(
         for version, tensors in _LAMBDA.items()
         for steps, axes in _STEPS.items()
     ),
+    repositories=("ag1988/dss",),
     read=read,
     forward=(BIDIRECTIONAL,),
     options=(

@@ -84,6 +84,7 @@ FAMILY = Family(
         Spelling("fla, simple GLA", {"gk_proj.bias": "head"}, absent=("A_log",)),
         Spelling("fla, gated slot attention", {"f_proj.weight": "_ _"}, settings={"model_type": ("gsa",)}),
     ),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     clock=clock,
     steering=steering,

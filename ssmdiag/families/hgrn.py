@@ -90,6 +90,7 @@ FAMILY = Family(
         Spelling("fla, HGRN2", {**_GATE, "q_proj.weight": "_ _"}, absent=_BIASED),
         Spelling("fla, HGRN", {**_GATE}, absent=(*_BIASED, "q_proj.weight")),
     ),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     clock=clock,
     steering=steering,

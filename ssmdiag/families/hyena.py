@@ -129,6 +129,7 @@ FAMILY = Family(
             {**_LINEAR, **_BIAS, **_SINES, "bias": "channel"},
         ),
     ),
+    repositories=("HazyResearch/safari",),
     read=read,
     options=(
         Option(

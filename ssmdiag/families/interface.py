@@ -24,7 +24,8 @@ else:
 
 Trait = Literal[
     "fixed decay", "float32 decay", "fast channels", "layers alike", "slow recurrence", "matrix memory",
-    "attention inside", "gates without bias", "undecayed skip", "constant step", "overwrites",
+    "attention inside", "gates without bias", "undecayed skip", "constant step", "overwrites", "feedback",
+    "linearised",
 ]  # fmt: skip
 """Facts about a family, beside its tensors, that rules need.
 
@@ -35,7 +36,9 @@ model have the same tensors. `slow recurrence`: its own training code gives the 
 `attention inside`: a moving average before attention in the same layer. `gates without bias`: their decay at zero
 input shows nothing of what they learnt. `undecayed skip`: its own training code exempts D from weight decay.
 `constant step`: some of its own code (Megatron, transformers) starts dt_bias at a constant 1. `overwrites`: writing
-replaces what is stored (delta rule), so that decay bounds memory from above.
+replaces what is stored (delta rule), so that decay bounds memory from above. `feedback`: gates and writing read the
+state through a matrix, which a nominal decay leaves out. `linearised`: the recurrence is nonlinear and read by its
+slope at zero; a mode that grows there saturates.
 """
 
 
@@ -150,6 +153,12 @@ class Family:
     """Tensors through which the input controls its memory; None if unknown: only equal files are then proven equal."""
     forward: tuple[ForwardSetting, ...] = ()
     """Settings that change its memory while its weights stay the same."""
+    repositories: tuple[str, ...] = ()
+    """GitHub's owner/name of the code whose checkpoints have layers of it."""
+    model_types: tuple[str, ...] = ()
+    """Values of `model_type` whose models, as transformers builds them, have layers of this family."""
+    gguf: tuple[str, ...] = ()
+    """Values of `general.architecture` of GGUF files that have layers of it."""
     traits: frozenset[Trait] = frozenset()
     options: tuple[Option, ...] = ()
     caveat: str = ""

@@ -268,7 +268,7 @@ class Layer:
         rate = next((w for w in record.weights if w.role == "rate"), None)
         nominal = self.family.memory == "nominal"
         fields.setdefault("operating_point", "the gates at their bias" if nominal else None)
-        name = f"{self.path} ({branch})" if branch else self.path
+        name = f"{self.path} ({branch})".lstrip() if branch else self.path
         try:
             return Recurrence(
                 layer=name,
@@ -276,6 +276,7 @@ class Layer:
                 spelling=self.spelling.name,
                 log_eigenvalues=as_complex(log_eigenvalues),
                 time_invariant=fields.pop("time_invariant", not nominal),
+                linearised="linearised" in self.family.traits,
                 weights=tuple(record.weights),
                 tensors=tuple(record.tensors),
                 dtype=rate.dtype if rate else self.stored(self.spelling.telltale).dtype,
@@ -326,7 +327,8 @@ def _values_of(stored: StoredTensor) -> Tensor:
 def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, int] | None, str | None]:
     """Return the axis sizes of a spelling in these tensors, and a sentence if tensors disagree.
 
-    The axes are None where the number of axes, fixed sizes or dtypes rule the spelling out.
+    The axes are None where the number of axes, fixed sizes, dtypes or a required tensor's own proportions (4 × hidden,
+    hidden) rule the spelling out.
     """
     axes: dict[str, int] = {}
     source: dict[str, str] = {}
@@ -347,6 +349,8 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
             if local in spelling.tensors:
                 return None, None
             continue
+        if local in spelling.tensors and not _has_proportions(tokens, shape):
+            return None, None
         for token, size in zip(tokens, shape, strict=True):
             if token.isdigit():
                 if int(token) != size and local in spelling.tensors:
@@ -368,6 +372,18 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
         if "*" not in token:
             axes.setdefault(token, size)
     return axes, defect
+
+
+def _has_proportions(tokens: list[str], shape: tuple[int, ...]) -> bool:
+    """Whether sizes agree with each other where a tensor's pattern relates them."""
+    own = {token: size for token, size in zip(tokens, shape, strict=True) if token.isidentifier() and token != "_"}
+    for token, size in zip(tokens, shape, strict=True):
+        factors = token.split("*")
+        if all(factor.isdigit() or factor in own for factor in factors):
+            wanted = math.prod(int(factor) if factor.isdigit() else own[factor] for factor in factors)
+            if wanted != size:
+                return False
+    return True
 
 
 def _disagree(tensor: StoredTensor, but: str) -> str:

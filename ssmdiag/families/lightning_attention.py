@@ -64,6 +64,7 @@ FAMILY = Family(
             settings={"model_type": ("minimax_text_01", "minimax_m1")},
         ),
     ),
+    model_types=("minimax",),
     read=read,
     steering=steering,
     forward=(ACTIVATION,),

@@ -59,6 +59,7 @@ FAMILY = Family(
             settings={"model_type": ("linear_attn",)},
         ),
     ),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     steering=steering,
     caveat="Nothing decays: old and new add up, so that what can be read back is limited by the size of the state.",

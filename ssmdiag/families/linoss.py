@@ -116,6 +116,10 @@ FAMILY = Family(
         Spelling("tk-rusch/linoss", {"A_diag": "oscillator", "steps": "oscillator", **_IO}, _DAMPING),
         Spelling("jaredbmit/damped-linoss", {"A_diag": "oscillator", "dt": "oscillator", **_IO}, _DAMPING),
     ),
+    repositories=(
+        "jaredbmit/damped-linoss",
+        "tk-rusch/linoss",
+    ),
     read=read,
     options=(
         Option(

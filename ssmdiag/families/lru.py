@@ -119,6 +119,11 @@ FAMILY = Family(
             },
         ),
     ),
+    repositories=(
+        "NicolasZucchet/minimal-LRU",
+        "SforAiDl/lrnnx",
+        "yueqirex/LRURec",
+    ),
     read=read,
     options=(Option("bidirectional", ("true", "false"), "true", "whether half of sbi's state reads backward"),),
 )

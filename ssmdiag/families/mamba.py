@@ -221,6 +221,23 @@ FAMILY = Family(
             optional={"Conv_0.bias": "channel", "Dense_0.bias": "_"},
         ),
     ),
+    repositories=(
+        "state-spaces/mamba",
+        "fla-org/flash-linear-attention",
+        "hustvl/Vim",
+        "MzeroMiko/VMamba",
+        "NVlabs/hymba",
+        "alxndrTL/mamba.py",
+    ),
+    model_types=(
+        "falcon_mamba",
+        "jamba",
+        "mamba",
+    ),
+    gguf=(
+        "jamba",
+        "mamba",
+    ),
     read=read,
     clock=clock,
     scan=scan,

@@ -81,6 +81,10 @@ FAMILY = Family(
             absent=("A_log",),
         ),
     ),
+    repositories=(
+        "state-spaces/mamba",
+        "fla-org/flash-linear-attention",
+    ),
     read=read,
     clock=clock,
     steering=steering,

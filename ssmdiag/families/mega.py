@@ -92,5 +92,9 @@ FAMILY = Family(
             absent=("omega",),
         ),
     ),
+    repositories=(
+        "facebookresearch/mega",
+        "state-spaces/s4",
+    ),
     read=read,
 )

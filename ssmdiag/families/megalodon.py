@@ -51,5 +51,6 @@ FAMILY = Family(
             },
         ),
     ),
+    repositories=("XuezheMax/megalodon",),
     read=read,
 )

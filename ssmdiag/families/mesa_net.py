@@ -51,6 +51,7 @@ FAMILY = Family(
     spellings=(
         Spelling("fla", {"lambda_params": "head*key", "a_proj.bias": "head"}, {"b_proj.bias": "head"}, ("A_log",)),
     ),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     clock=clock,
     steering=steering,

@@ -55,6 +55,7 @@ FAMILY = Family(
         Spelling("minGRU", {"to_hidden_and_gate.weight": "2*channel _"}),
         Spelling("minLSTM", {"to_hidden_and_f_i_gate.weight": "3*channel _"}),
     ),
+    repositories=("lucidrains/minGRU-pytorch",),
     read=read,
     clock=clock,
     steering=steering,

@@ -99,6 +99,8 @@ FAMILY = Family(
         Spelling("xLSTM-large, fused weights", {"ifgate_preact.bias": "_", "qkv_opreact.weight": "_ _"}),
         Spelling("NX-AI/xlstm", {_CELL: "head", "mlstm_cell.igate.bias": "head"}),
     ),
+    repositories=("NX-AI/xlstm",),
+    model_types=("xlstm",),
     read=read,
     clock=clock,
     steering=steering,

@@ -104,6 +104,7 @@ FAMILY = Family(
             settings={"model_type": ("raven",)},
         ),
     ),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     clock=clock,
     steering=steering,

@@ -64,6 +64,7 @@ FAMILY = Family(
             settings={"model_type": ("retnet",)},
         ),
     ),
+    repositories=("microsoft/torchscale", "fla-org/flash-linear-attention"),
     read=read,
     steering=steering,
     caveat="The decay is the same at every token; what is written and read depends on the input.",

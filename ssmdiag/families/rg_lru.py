@@ -91,6 +91,8 @@ FAMILY = Family(
         ),
         Spelling("lrnnx", {"a_log": "channel 1", "recurrent_gate_proj.bias": "channel"}),
     ),
+    repositories=("google-deepmind/recurrentgemma",),
+    model_types=("recurrent_gemma",),
     read=read,
     clock=clock,
     steering=steering,

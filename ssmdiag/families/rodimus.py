@@ -58,6 +58,7 @@ FAMILY = Family(
     memory="nominal",
     traits=frozenset({"layers alike", "matrix memory"}),
     spellings=(Spelling("fla", {"g_gate_proj.bias": "channel", "tau_gate_proj.bias": "channel"}),),
+    repositories=("fla-org/flash-linear-attention",),
     read=read,
     clock=clock,
     steering=steering,

@@ -52,6 +52,8 @@ FAMILY = Family(
             absent=_LATER,
         ),
     ),
+    repositories=("BlinkDL/RWKV-LM",),
+    model_types=("rwkv",),
     read=read,
     steering=steering,
     caveat="The decay is the same at every token, but what it is applied to is weighted by exp(key).",

@@ -53,6 +53,7 @@ FAMILY = Family(
         Spelling("RWKV-5.0", {"time_first": "head", "time_decay": "head", "ln_x.weight": "_"}, absent=_LATER),
         Spelling(CONVERTED, {"time_first": "head key 1", "time_decay": "head key 1"}, absent=_LATER),
     ),
+    repositories=("BlinkDL/RWKV-LM",),
     read=read,
     steering=steering,
     caveat="The decay is the same at every token; what is written and read depends on the input.",

@@ -105,6 +105,11 @@ FAMILY = Family(
             optional={"time_mix_first.weight": "head key", "time_mix_decay_w2.weight": "_ _"},
         ),
     ),
+    repositories=(
+        "BlinkDL/RWKV-LM",
+        "fla-org/flash-linear-attention",
+    ),
+    gguf=("rwkv6",),
     read=read,
     clock=clock,
     steering=steering,

@@ -81,6 +81,11 @@ FAMILY = Family(
         Spelling("fla", {"w_lora.lora.2.bias": "head*key", "r_k": "head key"}),
         Spelling("llama.cpp", {"time_mix_w0.weight": "channel", "time_mix_k_k.weight": "channel"}),
     ),
+    repositories=(
+        "BlinkDL/RWKV-LM",
+        "fla-org/flash-linear-attention",
+    ),
+    gguf=("rwkv7",),
     read=read,
     clock=clock,
     steering=steering,

@@ -203,6 +203,7 @@ FAMILY = Family(
             absent=("A_real", "P", "inv_A_real"),
         ),
     ),
+    repositories=("state-spaces/s4",),
     read=read,
     forward=(BIDIRECTIONAL,),
     options=TRANSFORM_OPTIONS,

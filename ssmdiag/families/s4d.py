@@ -189,6 +189,10 @@ FAMILY = Family(
             path=r"^(?!.*stablessm_layers)",  # StableSSM: the same tensors under other maps
         ),
     ),
+    repositories=(
+        "state-spaces/s4",
+        "HazyResearch/H3",
+    ),
     read=read,
     forward=(BIDIRECTIONAL,),
     options=(

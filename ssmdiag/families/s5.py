@@ -158,6 +158,10 @@ FAMILY = Family(
             {"A": "mode 2", "log_dt": "mode", "B": "mode feature 2", "C": "feature mode 2", "D": "feature"},
         ),
     ),
+    repositories=(
+        "lindermanlab/S5",
+        "SforAiDl/lrnnx",
+    ),
     read=read,
     options=(
         Option(

@@ -47,6 +47,7 @@ FAMILY = Family(
     paper="arXiv 2410.03464",
     memory="nominal",
     spellings=(Spelling("lrnnx", {"base_params": "mode", "x_proj.weight": "_ _"}),),
+    repositories=("SforAiDl/lrnnx",),
     read=read,
     clock=clock,
     steering=steering,

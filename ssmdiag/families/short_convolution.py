@@ -48,5 +48,16 @@ FAMILY = Family(
         Spelling("Inkling, as saved", {"weight": "channel 1 tap"}, path="sconv$"),
         Spelling("vortex, Evo 2", {"h": "filter 1 tap", "short_filter_weight": "_ 1 _"}),
     ),
+    model_types=(
+        "inkling2",
+        "inkling2_loop",
+        "inkling2_loop_text",
+        "inkling2_text",
+        "inkling_mm_model",
+        "inkling_text",
+        "lfm3",
+        "lfm3_vl",
+    ),
+    gguf=("lfm2",),
     read=read,
 )

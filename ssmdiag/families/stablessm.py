@@ -34,6 +34,7 @@ FAMILY = Family(
     memory="exact",
     traits=frozenset({"slow recurrence"}),
     spellings=(Spelling("radarFudan/StableSSM", MINIMAL, path="stablessm_layers"),),
+    repositories=("radarFudan/StableSSM",),
     read=read,
     options=(
         # `direct` is what every configuration of the repository trains, although the constructor's

@@ -42,5 +42,9 @@ FAMILY = Family(
         Spelling("StripedHyena, Evo", {"poles": "filter mode 1 2", "residues": "filter mode 1 2"}, _BESIDE),
         Spelling("vortex, Evo 2", {"log_poles": "filter mode 1", "residues": "filter mode"}, _BESIDE),
     ),
+    repositories=(
+        "togethercomputer/stripedhyena",
+        "Zymrael/vortex",
+    ),
     read=read,
 )

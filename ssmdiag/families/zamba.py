@@ -66,6 +66,7 @@ FAMILY = Family(
             optional={"dt_proj_weight": "head channel _", "x_proj_weight": "head _ channel", "conv1d.bias": "_"},
         ),
     ),
+    model_types=("zamba",),
     read=read,
     clock=clock,
     steering=steering,

@@ -199,18 +199,31 @@ def _clock(one: ObservedLayer, device: torch.device, arguments: tuple[Any, ...],
             advice="load the model without offloading to the CPU or to disk.",
         )
     _require_whole(one, input, named.get("attention_mask"))
-    further = {name: named[name] for name in [*signature(one.compute).parameters][2:] if name in named}
+    further = _further(one, arguments, named)
     with guard(one.name, f"computing the clock of {one.family.title}"):
         return one.compute(one.module, input.detach().to(device), **further)
 
 
+def _further(one: ObservedLayer, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what else a clock asks for of what its layer was called with, by name or by position."""
+    wanted = [*signature(one.compute).parameters][2:]
+    try:
+        given = {**signature(one.module.forward).bind(*arguments, **named).arguments, **named} if wanted else {}
+    except TypeError:  # a wrapper takes other arguments than the layer itself
+        given = dict(named)
+    return {name: given[name] for name in wanted if name in given}
+
+
 def input_of(one: ObservedLayer, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """Return the first (batch, time, feature) tensor that a layer was called with. Raises LayerError without one."""
+    """Return the first (batch, time, feature) tensor that a layer was called with. Raises LayerError without one.
+
+    torch's recurrent modules have time first unless they say `batch_first`.
+    """
     tensors = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
     input = next((value for value in tensors if value.ndim == 3 and value.is_floating_point()), None)
     if input is None:
         raise LayerError(f"{one.title} was called without an input.", expected="a tensor (batch, time, feature)")
-    return input
+    return input.transpose(0, 1) if getattr(one.module, "batch_first", True) is False else input
 
 
 def _require_whole(one: ObservedLayer, input: Tensor, mask: Any) -> None:

@@ -78,6 +78,8 @@ class Recurrence:
     """False: the decay depends on the input, and this is its value at `operating_point`."""
     operating_point: str | None = None
     """For selective layers, the input at which the decay was read, in words."""
+    linearised: bool = False
+    """True: this is the slope of a nonlinear recurrence at `operating_point`; a mode that grows there saturates."""
     conjugate_pairs: bool = False
     """True: one of each conjugate pair is stored; the full spectrum has the conjugates too."""
     kernel_factor: float = 1.0

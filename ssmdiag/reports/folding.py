@@ -79,6 +79,8 @@ def label_layers(names: Sequence[str]) -> list[str]:
     ['0', '1']
     >>> label_layers(["enc.layers_0.seq (forward)", "enc.layers_0.seq (backward)", "dec.layers_0.seq (forward)"])
     ['enc (forward)', 'enc (backward)', 'dec (forward)']
+    >>> label_layers(["gru", "lstm (l0)", "lstm (l1)"]), label_layers([""])
+    (['gru', 'lstm (l0)', 'lstm (l1)'], ['0'])
     """
     split = [re.fullmatch(r"(.*?)(?: \((.*)\))?", name) for name in names]
     paths = [match.group(1).split(".") if match else [name] for match, name in zip(split, names, strict=True)]
@@ -90,7 +92,8 @@ def label_layers(names: Sequence[str]) -> list[str]:
         tail += 1
     middles = [path[head : len(path) - tail] for path in paths]
     numbers = [[element for element in middle if element.isdigit()] for middle in middles]
-    if len({(*n, match and match.group(2)) for n, match in zip(numbers, split, strict=True)}) == len(names) > 1:
+    distinct = {(*n, match and match.group(2)) for n, match in zip(numbers, split, strict=True)}
+    if all(numbers) and len(distinct) == len(names) > 1:
         middles = numbers
     if len({tuple(path) for path in paths}) == 1:
         digits = [element for element in paths[0] if element.isdigit()]
@@ -98,7 +101,7 @@ def label_layers(names: Sequence[str]) -> list[str]:
     stems = {re.sub(r"\d+$", "", middle[0]) for middle in middles if len(middle) == 1}
     labels = []
     for middle, match in zip(middles, split, strict=True):
-        text = ".".join(middle)
+        text = ".".join(middle) or "0"  # a file that holds one layer and nothing around it
         if len(stems) == 1 and len(middle) == 1 and re.search(r"\d$", text):
             text = text[len(next(iter(stems))) :]
         branch = match.group(2) if match else None

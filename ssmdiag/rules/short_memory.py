@@ -72,11 +72,11 @@ def _horizon(layer: LayerDiagnosis) -> float:
 
 
 def _is_not_all(evidence: CheckpointEvidence) -> bool:
-    """Whether the rates are not all that carries memory: attention beside the layers, or gates without bias."""
+    """Whether the rates are not all that carries memory: attention, gates without bias, or a state fed back."""
     traits = {trait for layer in evidence.recognition.layers for trait in layer.family.traits}
     own = {name for names in evidence.names_by_layer.values() for name in names}
     beside = any(ATTENTION.search(name) for name in evidence.checkpoint if name not in own)
-    return beside or not traits.isdisjoint({"attention inside", "gates without bias"})
+    return beside or not traits.isdisjoint({"attention inside", "feedback", "gates without bias"})
 
 
 RULE = Rule(

@@ -88,6 +88,8 @@ class Alarm:
         name, margin = printable(layer.name) or "the model", layer.margin
         if layer.nonfinite:
             return Level.BROKEN, f"{layer.nonfinite:,} of {layer.modes:,} modes of {name} are NaN or infinite."
+        if layer.linearised:
+            return Level.FINE, ""
         if margin < (-self.limit if track.starts_there else 0.0):
             return Level.GROWS, f"a mode of {name} grows with every step, by a factor of 1 + {-margin:.2g}."
         if not margin > self.limit and not track.starts_there:

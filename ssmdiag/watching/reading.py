@@ -47,6 +47,8 @@ class LayerReading:
     """The rate at which the model's own arithmetic overflows."""
     linear: bool
     """Whether its weight is the rate itself: then it falls to 0 along a line, else its logarithm does."""
+    linearised: bool = False
+    """Whether it is the slope of a nonlinear recurrence, which past the boundary saturates."""
     law: str | None = None
     """How its kernel decays; None where that was not sought at this reading."""
     horizon: float | None = None
@@ -116,6 +118,7 @@ def read_layer(recurrence: Recurrence, law: str | None = None, horizon: float | 
         fastest_rate=fastest,
         ceiling=ceiling,
         linear=any(weight.role == "rate" and weight.map in REACHES for weight in recurrence.weights),
+        linearised=recurrence.linearised,
         law=law,
         horizon=horizon,
     )

@@ -18,10 +18,14 @@ FUNCTIONS = """
 import torch
 from torch import nn
 
+class Taps(nn.Conv1d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x.transpose(1, 2), (3, 0))).transpose(1, 2), None
+
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.core = nn.LSTM(3, 4, batch_first=True)
+        self.core = Taps(3, 4, 4)
 
     def forward(self, x):
         return self.core(x)[0]

@@ -16,6 +16,13 @@ _KDA = {**_QKV, **_CONVOLUTIONS, "b_proj.weight": (4, 4)}
 _RWKV = {"key.weight": (16, 4), "value.weight": (16, 4), "receptance.weight": (16, 4)}
 _FLA_RWKV = {"k_proj.weight": (16, 4), "v_proj.weight": (16, 4), "r_proj.weight": (16, 4)}
 
+
+def _torch(gates: int, end: str) -> dict[str, tuple[int, ...]]:
+    rows = 4 * gates
+    shapes = {"weight_ih": (rows, 4), "weight_hh": (rows, 4), "bias_ih": (rows,), "bias_hh": (rows,)}
+    return {f"{name}{end}": shape for name, shape in shapes.items()}
+
+
 STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
     "mamba": {
         "state-spaces": {**_MAMBA, **_IN_PROJ, "in_proj.bias": (8,), "dt_layernorm.weight": (2,)},
@@ -300,6 +307,18 @@ STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
             "x_w": (1, 1, 4),
         },
     },
+    "lstm": {
+        "torch.nn.LSTMCell": _torch(4, ""),
+        "torch.nn.LSTM, with a projection": {**_torch(4, "_l0"), "weight_hr_l0": (4, 4)},
+        "torch.nn.LSTM": {
+            **_torch(4, "_l0"),
+            **_torch(4, "_l0_reverse"),
+            **_torch(4, "_l1"),
+            **_torch(4, "_l1_reverse"),
+        },
+    },
+    "gru": {"torch.nn.GRUCell": _torch(3, ""), "torch.nn.GRU": _torch(3, "_l0")},
+    "rnn": {"torch.nn.RNNCell": _torch(1, ""), "torch.nn.RNN": _torch(1, "_l0")},
     "min_gru": {"minGRU": {"to_hidden_and_gate.weight": (8, 4)}, "minLSTM": {"to_hidden_and_f_i_gate.weight": (12, 4)}},
 }
 """What steers each selective family by its paper and its published code, by the start of a spelling's name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,8 @@ from torch import nn
 
 from ssmdiag.diagnosis import extract_recurrences
 from ssmdiag.recurrence.modal import Recurrence
-from tests.families.tiny_transformers import TINY, save_tiny
+from tests.families.tiny_transformers import save_tiny
 from tests.tolerances import EIGENVALUES
-
-_SIZES = {
-    "vocab_size": 64, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128, "num_experts_per_tok": 1,
-    "moe_intermediate_size": 16,
-}  # fmt: skip
-_MORE: dict[str, dict[str, Any]] = {
-    "qwen4_exp_text": {
-        **_SIZES, "num_key_value_heads": 2, "head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 2,
-        "shared_expert_intermediate_size": 16, "ple_layer_ids": [], "ple_embed_dim": 32, "indexer_n_heads": 2,
-        "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4,
-        "ngram_vocab_size_base": 64, "split_ngram_parts": 2, "heads_per_ngram": 2, "hc_lowrank": 8,
-        "make_ngram_vocab_size_divisible_by": 8,
-    },
-    "glm5_next_text": {
-        **_SIZES, "num_key_value_heads": 4, "intermediate_size": 48, "linear_head_dim": 8, "linear_num_heads": 4,
-        "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 0, "v_head_dim": 8, "qk_nope_head_dim": 8,
-        "n_routed_experts": 2, "index_head_dim": 8, "index_n_heads": 2,
-    },
-}  # fmt: skip
 
 ZERO = torch.zeros(1, 6, 32, dtype=torch.float64)
 
@@ -48,22 +28,7 @@ def _all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
-    def save(model_type: str, **overrides: Any) -> tuple[Any, Path]:
-        if model_type in TINY:
-            return save_tiny(model_type, tmp_path, **overrides)
-        import transformers
-
-        torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(model_type, **{**_MORE[model_type], **overrides})
-        auto = transformers.AutoModel if model_type.startswith("glm") else transformers.AutoModelForCausalLM
-        model = auto.from_config(config).double().eval()
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.3 * torch.randn_like(weight))
-        model.save_pretrained(tmp_path / model_type)
-        return model, tmp_path / model_type
-
-    return save
+    return partial(save_tiny, tmp_path=tmp_path)
 
 
 def capture(owner: Any, name: str, key: str, call: Callable[[], Any]) -> torch.Tensor:
@@ -146,12 +111,20 @@ OWN_CODE: dict[str, Callable[[nn.Module], list[torch.Tensor]]] = {
     "qwen3_next": delta_rule_decay,
     "qwen3_5_text": delta_rule_decay,
     "qwen3_5_moe_text": delta_rule_decay,
+    "qwen3_5": delta_rule_decay,
+    "qwen3_5_moe": delta_rule_decay,
+    "qwen4_exp": delta_rule_decay,
+    "jev": delta_rule_decay,
+    "minicpm_ocr": delta_rule_decay,
+    "minicpmv4_6": delta_rule_decay,
+    "minicpmv4_7": delta_rule_decay,
     "qwen4_exp_text": delta_rule_decay,
     "lara_mini": delta_rule_decay,
     "olmo_hybrid": delta_rule_decay,
     "kimi_linear": forget_gate_decay,
     "bailing_hybrid": forget_gate_decay,
     "glm5_next_text": forget_gate_decay,
+    "glm5_next": forget_gate_decay,
     "recurrent_gemma": rg_lru_decay,
     "rwkv": rwkv_decay,
     "xlstm": mlstm_decay,

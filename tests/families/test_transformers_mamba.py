@@ -160,3 +160,12 @@ def test_zero_input_is_another_operating_point_as_the_report_says(model_type: st
         ell = recurrence.log_eigenvalues.real
         own = forgotten(model, mixer, 1).reshape(ell.shape)
         assert float((own / ell - 1).abs().max()) > 0.05
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_the_language_model_inside_one_that_sees_forgets_as_much_as_the_file_says(tmp_path: Path) -> None:
+    model, directory = save_tiny("nemotron_h_omni", tmp_path)
+    (inner,) = (module for module in model.modules() if type(module).__name__ == "NemotronHModel")
+    (mixer,) = recurrent_layers(inner)
+    (recurrence,) = extract_recurrences(directory)
+    assert_forgets(inner, mixer, 1, recurrence.log_eigenvalues.real, rtol=1e-11)

@@ -79,6 +79,44 @@ TINY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings of the smallest model of each `model_type` that still has every kind of recurrent layer."""
 
+_INDEXED = {
+    **_SIZES, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128,
+    "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {
+    "qwen4_exp_text": {
+        **_INDEXED, **_GDN, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 2,
+        "shared_expert_intermediate_size": 16, "ple_layer_ids": [], "ple_embed_dim": 32, "indexer_n_heads": 2,
+        "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 64, "split_ngram_parts": 2, "heads_per_ngram": 2, "hc_lowrank": 8,
+        "make_ngram_vocab_size_divisible_by": 8,
+    },
+    "glm5_next_text": {
+        **_INDEXED, **_KDA, "num_key_value_heads": 4, "intermediate_size": 48, "kv_lora_rank": 16, "q_lora_rank": 16,
+        "qk_rope_head_dim": 0, "v_head_dim": 8, "qk_nope_head_dim": 8, "n_routed_experts": 2, "index_head_dim": 8,
+        "index_n_heads": 2,
+    },
+}  # fmt: skip
+"""The same, of types that few tests need."""
+
+MORE["jev"] = {"hidden_size": 32, "text_config": {**TINY["qwen3_5_text"], "model_type": "qwen3_5_text"}}
+
+_VISION = {
+    "hidden_size": 32, "depth": 1, "num_hidden_layers": 1, "num_heads": 4, "num_attention_heads": 4,
+    "intermediate_size": 48, "out_hidden_size": 32, "deepstack_visual_indexes": [],
+}  # fmt: skip
+_WITH_VISION = {
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text",
+    "glm5_next": "glm5_next_text", "minicpm_ocr": "qwen3_5_text", "minicpmv4_6": "qwen3_5_text",
+    "minicpmv4_7": "qwen3_5_text", "nemotron_h_omni": "nemotron_h",
+}  # fmt: skip
+"""model_type of a model that sees → that of the model inside it."""
+for _type, _text in _WITH_VISION.items():
+    MORE[_type] = {
+        "text_config": {**{**TINY, **MORE}[_text], "model_type": _text},
+        "vision_config": {**_VISION, **({"video_temporal_patch_size": 2} if _type == "nemotron_h_omni" else {})},
+    }
+
 
 @cache
 def _quiet() -> Any:
@@ -92,11 +130,12 @@ def _quiet() -> Any:
 def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> Any:
     """Return a tiny random float64 model in eval mode; every parameter is moved off its initial value."""
     transformers = _quiet()
-    settings = {**TINY.get(model_type, {}), **overrides}
+    settings = {**{**MORE, **TINY}.get(model_type, {}), **overrides}
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(model_type, **settings)
-    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    model = (transformers.AutoModelForCausalLM if causal else transformers.AutoModel).from_config(config)
+    names = "ForCausalLM", "", "ForImageTextToText", "ForDecision"
+    kinds = [getattr(transformers, f"AutoModel{name}") for name in names]
+    model = next(kind for kind in kinds if type(config) in kind._model_mapping).from_config(config)
     model = model.double().eval()
     with torch.no_grad():
         for weight in model.parameters():

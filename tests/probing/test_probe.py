@@ -101,12 +101,40 @@ class Answering(nn.Module):
         return answer[0] if isinstance(answer, tuple) else answer
 
 
-@pytest.mark.parametrize("core", [nn.LSTM(3, 5, batch_first=True), nn.GRU(3, 5, batch_first=True)], ids=["lstm", "gru"])
-def test_a_module_without_a_selective_layer_has_its_use_measured(core: nn.Module) -> None:
+class Taps(nn.Module):
+    """A causal convolution of a few steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(3, 5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(nn.functional.pad(x.transpose(1, 2), (3, 0)))
+        return mixed.transpose(1, 2)
+
+
+def test_a_module_without_a_selective_layer_has_its_use_measured() -> None:
     torch.manual_seed(0)
-    found = ssmdiag.probe(Answering(core.double()), [torch.randn(2, 32, 3, dtype=torch.float64)], cuts=2)
+    found = ssmdiag.probe(Answering(Taps().double()), [torch.randn(2, 32, 3, dtype=torch.float64)], cuts=2)
     assert found.layers == ()
     assert found.digest is None
+    assert found.use is not None
+    assert found.use.by_cutting.tested == 16
+    assert found.use_reason is None
+
+
+@pytest.mark.parametrize(
+    "core", [nn.LSTM(3, 5, batch_first=True), nn.GRU(3, 5, 2, bidirectional=True)], ids=["lstm", "gru"]
+)
+def test_the_gates_of_an_lstm_or_gru_are_observed_and_its_use_is_measured(core: nn.Module) -> None:
+    torch.manual_seed(0)
+    texts = torch.randn(2, 32, 3, dtype=torch.float64)
+    found = ssmdiag.probe(Answering(core.double()), [texts], cuts=2)
+    (layer,) = found.layers
+    assert layer.error is None
+    assert layer.observed is not None
+    assert layer.channels == (5 if isinstance(core, nn.LSTM) else 10)
+    assert found.digest is not None
     assert found.use is not None
     assert found.use.by_cutting.tested == 16
     assert found.use_reason is None

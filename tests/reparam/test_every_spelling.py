@@ -23,6 +23,7 @@ each_spelling = pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
 
 NO_RATE_TO_SWAP = {
     "delta_net": "there is no decay",
+    "gru": "two biases are added",
     "hgrn": "the gates have no bias; the lower bounds are a softmax over layers",
     "gla:fla, gated slot attention": "the gate has no bias",
     "hyena": "a convolution has no rate",
@@ -35,10 +36,12 @@ NO_RATE_TO_SWAP = {
     "lightning_attention:MiniMax-Text-01": "slopes are computed from the size of the model",
     "linoss": "the decay follows from the step, or from damping that two weights share",
     "long_convolution": "a convolution has no rate",
+    "lstm": "two biases are added",
     "mamba3": "the rate is projected from the input",
     "min_gru": "the gate has no bias",
     "mlstm:xLSTM-large": "the gate is capped by a tanh before its logsigmoid",
     "rwkv5:the rwkv package": "a converted copy holds the factors themselves",
+    "rnn": "a full state matrix",
     "s4:state-spaces/s4 v4, SSMKernelDense": "a full state matrix",
     "s4:state-spaces/s4 v4, companion": "a companion matrix",
     "short_convolution": "a convolution has no rate",

@@ -219,6 +219,29 @@ def min_gru(g: Generator, layer: int, layers: int) -> State:
     return {"to_hidden_and_gate.weight": linear(g, 2 * MODEL, MODEL)}
 
 
+def torch_recurrence(g: Generator, gates: int) -> State:
+    """torch.nn.LSTM, GRU and RNN of two layers: all weights are uniform within 1/√hidden."""
+    spread = MODEL**-0.5
+    shapes = {"weight_ih": (gates * MODEL, MODEL), "weight_hh": (gates * MODEL, MODEL)}
+    shapes |= {"bias_ih": (gates * MODEL,), "bias_hh": (gates * MODEL,)}
+    return {
+        f"{name}_l{layer}": uniform(g, *shape, low=-spread, high=spread)
+        for layer in range(2) for name, shape in shapes.items()
+    }  # fmt: skip
+
+
+def lstm(g: Generator, layer: int, layers: int) -> State:
+    return torch_recurrence(g, 4)
+
+
+def gru(g: Generator, layer: int, layers: int) -> State:
+    return torch_recurrence(g, 3)
+
+
+def rnn(g: Generator, layer: int, layers: int) -> State:
+    return torch_recurrence(g, 1)
+
+
 def retention(g: Generator, layer: int, layers: int) -> State:
     """microsoft/torchscale: γ = 1 − 2^(−5−h)."""
     return {"decay": (1 - 2 ** (-5 - torch.arange(8).float())).log(), "angle": 10000 ** -uniform(g, 64, low=0)}
@@ -526,6 +549,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gla": Architecture(gla, _FLA, config=_LONG | {"num_heads": 4}),
     "hgrn": Architecture(hgrn, _FLA, config=_LONG, shared=lower_bounds),
     "min-gru": Architecture(min_gru, "layers.{}.1"),
+    "lstm": Architecture(lstm, "rnns.{}"),
+    "gru": Architecture(gru, "rnns.{}", config=_LONG),
+    "rnn": Architecture(rnn, "rnns.{}", config=_LONG),
     "retnet": Architecture(
         retention, "decoder.retnet_rel_pos", "decoder.norm.weight", layers=1, fixed=frozenset({"decay", "angle"})
     ),
