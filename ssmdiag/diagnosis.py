@@ -24,6 +24,7 @@ from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import recognise
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import Selection, select_rules
@@ -59,7 +60,7 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(InNotebook):
     """Everything ssmdiag knows about one checkpoint."""
 
     path: str

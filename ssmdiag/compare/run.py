@@ -37,6 +37,7 @@ from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsErro
 from ssmdiag.families.interface import Family
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -58,7 +59,7 @@ class RunCheckpoint:
 
 
 @dataclass(frozen=True)
-class RunComparison:
+class RunComparison(InNotebook):
     """A run over its checkpoints."""
 
     checkpoints: tuple[RunCheckpoint, ...]
