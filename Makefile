@@ -30,6 +30,9 @@ slow: $(VENV)/.installed-test  ## what takes minutes: simulations, fuzzing, larg
 gpu: $(VENV)/.installed-test  ## what needs a CUDA device; its absence is a failure
 	SSMDIAG_REQUIRE_CUDA=1 $(BIN)/python -m pytest -m gpu
 
+browser: $(VENV)/.installed-test  ## every page in a headless Chromium; its absence is a failure
+	SSMDIAG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/reports/test_browser.py -m ""
+
 bench: $(VENV)/.installed-test  ## every benchmark; DEVICE=cuda for a GPU
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name --device $(DEVICE) || exit 1; done
 

@@ -108,7 +108,7 @@ class Node:
 class Reader(HTMLParser):
     """Reads a page into nodes; one whose elements are not closed in order is refused."""
 
-    VOID = ("meta", "link")
+    VOID = ("meta", "link", "br")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ def assert_shaded(heat: Heat) -> None:
 ALLOWED = frozenset({
     "html", "head", "meta", "link", "title", "body", "main", "div", "style", "h1", "h2", "h3", "p", "b", "ul", "li",
     "table", "caption", "span", "thead", "tbody", "tr", "th", "td", "data", "bdi", "figure", "figcaption", "details",
-    "summary", "pre", "svg", "desc", "g", "path", "rect", "circle", "text", "#text",
+    "summary", "pre", "br", "svg", "desc", "g", "path", "rect", "circle", "text", "#text",
 })  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, line, text
 ROW = 15
 TOP, BOTTOM, RIGHT = 8, 58, 12
 MOST_LETTERS = 22
+LETTER = 6.8
+"""Units a letter is wide, or a little less."""
 LEVELS = 16
 """Shades: the table has the numbers."""
 MOST_ROWS = 96
@@ -43,7 +45,7 @@ class Heat(Picture):
 
     @cached_property
     def _left(self) -> float:
-        return 14 + 6.8 * min(max((len(label) for label in self.labels), default=0), MOST_LETTERS)
+        return 14 + LETTER * min(max((len(label) for label in self.labels), default=0), MOST_LETTERS)
 
     def _across(self, column: float) -> float:
         return self._left + (WIDE - RIGHT - self._left) * column / max(len(self.columns), 1)
@@ -72,11 +74,15 @@ class Heat(Picture):
             anchor = "end" if at > WIDE - 110 else "start" if at < 110 else "middle"
             parts += [line(at, TOP, at, below + 22, "limit"), text(at, below + 34, self.mark[1], anchor=anchor)]
         low = below + 34 + 16 * (self.mark is not None)
-        return "".join([*parts, text(self._left, low, self.across, "quiet"), *self._scale(low + 18)])
+        return "".join([*parts, text(self._under(self.across), low, self.across, "quiet"), *self._scale(low + 18)])
 
     def numbers(self) -> Numbers:
         rows = [[label, *values] for label, values in zip(self.labels, self.values, strict=True)]
         return Numbers(["row", *(f"{column:.6g}" for column in self.columns)], rows)
+
+    def _under(self, said: str) -> float:
+        """Return where words below begin: with the cells, farther left where long labels leave them no room."""
+        return max(4.0, min(self._left, WIDE - RIGHT - LETTER * len(said)))
 
     def _level(self, value: float | None) -> int:
         if value is None or not math.isfinite(value) or value <= 0 or self.most <= 0:
@@ -85,7 +91,8 @@ class Heat(Picture):
 
     def _scale(self, y: float) -> list[str]:
         """Return the key: shades from nothing to the most."""
-        at = self._left + 8 + 6.6 * len(self.shade)
+        start = self._under(self.shade + " " * 20)
+        at = start + 8 + LETTER * len(self.shade)
         swatches = [
             f'<rect class="heat" fill-opacity="{level / LEVELS:.3g}" x="{at + 20 + 3 * level:.0f}" y="{y - 10:.0f}"'
             ' width="6" height="11"/>'
@@ -93,7 +100,7 @@ class Heat(Picture):
         ]
         most = f"{self.most:.3g}" if self.most < 1e4 else f"{self.most:,.0f}"
         end = at + 20 + 3 * LEVELS + 14
-        return [text(self._left, y, self.shade, "quiet"), text(at + 12, y, "0"), *swatches, text(end, y, most)]
+        return [text(start, y, self.shade, "quiet"), text(at + 12, y, "0"), *swatches, text(end, y, most)]
 
 
 def _runs(levels: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ from ssmdiag.reports.drawing.axis import Axis
 from ssmdiag.reports.drawing.colours import CURVES
 from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, line, path, text
 
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 10, 42
 ROOM = 210
 """Units of the axes from top to bottom."""
 MOST_POINTS = 200

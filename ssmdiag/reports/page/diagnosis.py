@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports.drawing.picture import Picture
 
+STATES: Mapping[str, State] = {"error": "error", "warning": "warning", "note": "note"}
+"""Severity → the state of what is said of it."""
 MOST_FINDINGS = 100
 """Findings of one rule listed one by one."""
 COLUMNS = (
-    "layer", "family", "channels", "modes", "half-life, median", "half-life, slowest", "τ, slowest", "margin 1−|λ̄|",
+    "layer", "family", "channels", "modes", "half-life, median", "half-life, slowest", "τ, slowest", "margin",
     "horizon, longest", "law", "law, over lags", "90 % of energy after", "length", "modes left", "grow", "flat", "NaN",
     "stored", "module",
 )  # fmt: skip
@@ -52,8 +54,7 @@ def state_of(diagnosis: Diagnosis) -> State:
     if diagnosis.problems or any(layer.unstable or layer.nonfinite for layer in diagnosis.layers):
         return "error"
     if diagnosis.findings:
-        worst = diagnosis.findings[0].severity
-        return "error" if worst == "error" else "warning" if worst == "warning" else "note"
+        return STATES[diagnosis.findings[0].severity]
     return "ok" if diagnosis.rules else "plain"
 
 
@@ -164,17 +165,14 @@ def _findings(made: Page, diagnosis: Diagnosis, level: int) -> None:
         return
     groups = group_findings(diagnosis)
     made.heading(f"Findings: {count_findings(diagnosis.findings)}" if groups else "Findings: none", level)
-    if groups:
-        rows = [
-            [
-                f"{group.worst.code} {group.worst.rule}", group.worst.severity, group.where or "the checkpoint",
-                f"{group.worst_label}: {group.worst.message}" if group.worst_label else group.worst.message,
-                words.capitalised(group.worst.advice),
-            ]
-            for group in groups
-        ]  # fmt: skip
-        heads = ["rule", "severity", "where", "what was seen, at worst", "what to do"]
-        made.table("What was found, worst first", heads, rows, [group.worst.severity for group in groups])
+    for group in groups:
+        name = f"{group.worst.code} {group.worst.rule}, {group.worst.severity}"
+        made.finding(
+            name,
+            f"{words.capitalised(group.text)}.",
+            words.capitalised(group.worst.advice),
+            STATES[group.worst.severity],
+        )
     for group in groups:
         if len(group.findings) > 1:
             each = [[f.layer or "", f.tensor or "", f.value, f.message] for f in group.findings[:MOST_FINDINGS]]

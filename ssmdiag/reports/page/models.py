@@ -51,11 +51,15 @@ def page(compared: ModelComparison | ModelTable, *, command: str = "") -> Page:
         "modes",
         "half-life, median",
         "half-life, slowest",
-        "margin 1−|λ̄|",
+        "margin",
         "horizon",
         "law",
     ]
-    made.table("One row for each model; half-lives and horizons in steps", heads, rows)
+    made.table(
+        "One row for each model; half-lives and horizons in steps, margin 1−|λ̄| from the stability boundary",
+        heads,
+        rows,
+    )
     made.remarks(remarks(compared))
     made.heading("Pictures")
     made.gallery([_time_constants(sides)])

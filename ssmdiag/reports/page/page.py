@@ -14,8 +14,8 @@ from ssmdiag.reports.page.style import STYLE
 State = Literal["ok", "note", "warning", "error", "plain"]
 SAID = {"ok": "OK", "note": "Note", "warning": "Warning", "error": "Problem", "plain": ""}
 """The state in a word: no colour alone says it."""
-SENTENCE = 48
-"""Letters from which on what stands in a cell may have several lines."""
+NAME, SENTENCE = 30, 48
+"""Letters from which on the name of a row, and what stands in a cell, may have several lines."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """What a browser lets the page do: nothing but look as it does."""
 
@@ -50,6 +50,12 @@ class Page:
     def answer(self, text: str, state: State) -> None:
         """Add the verdict of one of several."""
         self.parts.append(_verdict(text, state))
+
+    def finding(self, name: str, text: str, advice: str, state: State) -> None:
+        """Add what was found: its name, what was seen and what to do, one below the other as on a phone."""
+        self.parts.append(
+            f'<div class="finding {state}"><b>{escape(name)}</b><br>{escape(text)}<br>{escape(advice)}</div>\n'
+        )
 
     def paragraph(self, text: str) -> None:
         if text:
@@ -181,7 +187,9 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], st
     for number, row in enumerate(rows):
         state = f' class="{states[number]}"' if number < len(states) and states[number] else ""
         cells = "".join(_cell(row[k], k in left) for k in used[1:])
-        lines.append(f'<tr{state}><th scope="row">{_content(row[used[0]])}</th>{cells}</tr>\n')
+        first = row[used[0]]
+        kind = ' class="words"' if isinstance(first, str) and len(first) > NAME else ""
+        lines.append(f'<tr{state}><th scope="row"{kind}>{_content(first)}</th>{cells}</tr>\n')
     return (
         f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
         f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody>"

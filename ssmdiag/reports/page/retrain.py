@@ -46,12 +46,12 @@ def page(result: RetrainResult, *, command: str = "") -> Page:
         "arm",
         *(
             f"{what}, {when}"
-            for what in ("half-life, slowest", "margin 1−|λ̄|", "horizon", "length")
+            for what in ("half-life, slowest", "margin", "horizon", "length")
             for when in ("before", "after")
         ),
     ]
     rows = [[name, *_memory(arm["memory"])] for name, arm in zip(names, data["arms"], strict=True)]
-    made.table("Of all layers of an arm: the longest, the smallest margin; in steps", heads, rows)
+    made.table("Of all layers of an arm: the longest, in steps, and the smallest margin 1−|λ̄|", heads, rows)
     made.remarks([*(law_remark(run, name) or "" for run, name in zip(result.arms, names, strict=True)), *result.notes])
     made.heading("Pictures")
     made.gallery(_pictures(result, names))

@@ -42,14 +42,14 @@ def page(run: RunComparison, *, command: str = "") -> Page:
     made.remarks(f"Layer {labels[k]}: {said_of(run.layers[k], run)}." for k in order)
     made.heading("Layers")
     heads = [
-        "layer", "verdict", "margin 1−|λ̄|, first", "margin, last", "slowest τ, first", "slowest τ, last",
+        "layer", "verdict", "margin, first", "margin, last", "slowest τ, first", "slowest τ, last",
         "slowest τ grows by", "modes moved", "horizon, first", "horizon, last", "law, first", "law, last",
         "modes that round to 1 in bfloat16", "module",
     ]  # fmt: skip
     rows = [
         _row(layer, label, run.layers[k]) for k, (layer, label) in enumerate(zip(data["layers"], labels, strict=True))
     ]
-    made.table("First and last checkpoint of every layer; τ and horizon in time steps", heads, rows,
+    made.table("First and last checkpoint of every layer; τ and horizon in time steps, margin 1−|λ̄|", heads, rows,
                [_colour(layer.verdict) for layer in run.layers])  # fmt: skip
     made.remarks(remarks(run))
     made.heading("Pictures")

@@ -13,6 +13,7 @@ sans-serif;max-width:1040px;margin:0 auto;padding:16px;overflow-wrap:anywhere;te
 .ssmdiag h2{font-size:1.1rem;margin:1.6em 0 .5em;border-bottom:1px solid var(--edge);padding-bottom:.2em}
 .ssmdiag h3{font-size:1rem;margin:1.2em 0 .4em}
 .ssmdiag .verdict{border-left:5px solid var(--edge);background:var(--raised);padding:.7em .9em;margin:.6em 0}
+.ssmdiag .finding{border-left:5px solid var(--edge);padding:.2em .9em;margin:.6em 0}
 .ssmdiag .ok{border-color:var(--good)} .ssmdiag .ok b{color:var(--good)}
 .ssmdiag .note{border-color:var(--note)} .ssmdiag .note b{color:var(--note)}
 .ssmdiag .warning{border-color:var(--warning)} .ssmdiag .warning b,.ssmdiag tr.warning th{color:var(--warning)}
@@ -26,9 +27,10 @@ min-width:min(100%,30em)}
 .ssmdiag th,.ssmdiag td{padding:.25em .6em;border-bottom:1px solid var(--edge);text-align:right;vertical-align:top;
 white-space:nowrap;overflow-wrap:normal;background:var(--ground);color:var(--ink)}
 .ssmdiag thead th{color:var(--quiet);font-weight:600;white-space:normal;vertical-align:bottom;max-width:9em}
-.ssmdiag tbody th{font-weight:600;max-width:22em;white-space:normal;overflow-wrap:anywhere}
+.ssmdiag tbody th{font-weight:600}
 .ssmdiag th:first-child{text-align:left;position:sticky;left:0}
 .ssmdiag .word,.ssmdiag .words{text-align:left} .ssmdiag .words{white-space:normal;min-width:18em;max-width:34em}
+.ssmdiag th.words{min-width:9em;max-width:20em;overflow-wrap:anywhere}
 .ssmdiag ul{padding-left:1.2em;margin:.5em 0} .ssmdiag li{margin:.25em 0}
 .ssmdiag pre{background:var(--raised);padding:.6em .8em;font-size:.875rem;white-space:pre;overflow-wrap:normal}
 .ssmdiag .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr));gap:8px 24px;
