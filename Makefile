@@ -11,7 +11,7 @@ DEVICE ?= cpu
 # Every process of the suite would compile the tests and the tool anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint slow gpu bench newest renew clean
+.PHONY: demo test lint slow gpu browser bench newest renew clean
 
 demo: $(VENV)/.installed  ## inspect the trained checkpoints shipped in examples/
 	$(BIN)/ssmdiag inspect examples/s4d-digits/step-02000.safetensors examples/lru-digits/step-02000.safetensors

@@ -45,7 +45,10 @@ def check_memory_limit(gib: float) -> float:
 
 MOST_MEMORY = 2**20
 """GiB; more than any machine has."""
-REPORTED = (".svg", ".html", ".htm", ".json", ".txt")
+WRITTEN = (".safetensors", ".npz")
+"""Suffixes of --output that name a file of kernels."""
+NAMED = (".svg", ".html", ".json")
+REPORTED = (*NAMED, ".htm")
 """Suffixes of --output that name a report of one layer, and no file of kernels."""
 TOO_LARGE = "--memory-limit GIB allows more; --channel, or a smaller --length, asks for less."
 
@@ -101,6 +104,8 @@ def kernel(
     from ssmdiag.reports.words import heading
 
     reported = output is None or suffix_of(output) in REPORTED
+    if output is not None and output.suffix not in WRITTEN and not reported:
+        raise SsmdiagError(f"--output {output}: unknown ending.", expected=f"one of {', '.join((*WRITTEN, *NAMED))}")
     places = claim(output if reported else None, also, format=format, known=FORMATS, reads=[path, map_file])
     if also and not reported:
         raise SsmdiagError("--also: kernels are written, and no report.", expected="--output FILE.svg, .html or .json")

@@ -306,7 +306,7 @@ WRITES = {
     "check": {".html", ".HTML", ".json", ".jsonl", ".md", ".sarif", ".sarif.json", ".xml", ".txt"},
     "capacity": {".html", ".HTML", ".svg", ".json", ".txt"},
     "compare models": {".html", ".HTML", ".svg", ".json", ".txt"},
-    "kernel": {".html", ".HTML", ".svg", ".json", ".txt"},
+    "kernel": {".html", ".HTML", ".svg", ".json"},
 }
 
 
