@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ssmdiag.assessment.memory import assess_memory
 from ssmdiag.capacity.capacity import assess_capacity
 from ssmdiag.capacity.report import CapacityReport, report_capacity
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import OutputError
 from ssmdiag.output.notebook import InNotebook
-from ssmdiag.reports import Settings, render
+from ssmdiag.reports import Settings, kernel_text, render
 from ssmdiag.reports.capacity_text import document as capacity_document
 from ssmdiag.reports.compare.json import conversion_document, models_document, run_document, table_document
 from ssmdiag.reports.drawing import colours
@@ -28,7 +29,7 @@ from ssmdiag.reports.drawing.heat import LEVELS, Heat
 from ssmdiag.reports.drawing.picture import Picture
 from ssmdiag.reports.drawing.plot import MOST_POINTS, Plot
 from ssmdiag.reports.json import document, plain
-from ssmdiag.reports.page import PAGES, main_picture_of, page_of
+from ssmdiag.reports.page import PAGES, kernel, main_picture_of, page_of
 from ssmdiag.reports.page.page import Page
 from ssmdiag.reports.probe.json import document as probe_document
 from ssmdiag.reports.retrain.json import document as retrain_document
@@ -365,6 +366,25 @@ def test_what_a_page_cannot_hold_is_said() -> None:
     assert all(
         len(curve.points) <= MOST_POINTS for plot in made.pictures if isinstance(plot, Plot) for curve in plot.curves
     )
+
+
+STRANGE = {
+    "never forgets": [0.0, 0.0], "grows": [-0.01, 0.1], "one NaN": [math.nan, 0.1], "all NaN": [math.nan],
+    "forgets at once": [50.0, 60.0], "infinite": [math.inf, 1.0], "nearly constant": [1e-14, 1e-13],
+    "beyond float64": [-900.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_strange_layer_has_a_page(case: str) -> None:
+    one = recurrence(STRANGE[case])
+    memory = assess_memory(one, 64, every_passing=True)
+    for made in (page_of(report_capacity(one, 64)), kernel.page(memory, kernel_text.Shown("a.pt"))):
+        root = read(made.document())
+        assert next(root.all("p")).said.strip()
+        assert not {"nan", "inf", "None"} & {node.said for node in root.all("td")}
+        for picture in made.pictures:
+            assert not re.search("nan|inf", re.sub("<title.*?</desc>", "", picture.svg()))
 
 
 @pytest.mark.parametrize("scale", ["linear", "log", "log1p"])

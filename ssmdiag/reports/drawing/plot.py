@@ -72,7 +72,8 @@ class Plot(Picture):
         rows: list[list[float | str | None]] = [[a, *(column.get(a) for column in columns)] for a in at]
         blank = [None] * (len(columns) - 1)
         for mark in self.marks:
-            rows.append([mark.value, mark.name, *blank] if mark.axis == "x" else [mark.name, mark.value, *blank])
+            axis = self.x if mark.axis == "x" else self.y
+            rows.append([f"{mark.name} ({axis.label})", mark.value, *blank])
         return Numbers([self.x.label, *(curve.name for curve in self.curves)], rows)
 
     def _axes(self) -> tuple[Axis, Axis]:
