@@ -29,7 +29,7 @@ from ssmdiag.cli.options import (
 from ssmdiag.cli.outputs import claim
 from ssmdiag.cli.path_list import Jobs, OneShard, Resume, RetryErrors
 
-Format = Literal["text", "json", "jsonl", "markdown", "html", "svg"]
+Format = Literal["text", "json", "jsonl", "markdown", "html", "csv", "svg"]
 """Values of --format."""
 
 

@@ -92,7 +92,7 @@ def test_formats_are_the_modules_that_render_a_diagnosis() -> None:
 
 def test_every_command_offers_the_formats_there_are() -> None:
     assert sorted(get_args(check.Format)) == sorted(formats())
-    assert set(get_args(inspect.Format)) - ssmdiag.reports.PICTURES < set(formats())
+    assert set(get_args(inspect.Format)) - ssmdiag.reports.NUMBERS < set(formats())
     assert parse_also([f"{format}=file" for format in formats() if format != "text"], formats())
     assert set(get_args(families.Format)) == {"text", "json"}
     assert set(get_args(retrain.Format)) - {"markdown"} == set(FORMATS) == {"text", "json", "html", "svg"}
