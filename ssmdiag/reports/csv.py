@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
 
 PLAIN = (
-    "name", "family", "time_invariant", "channels", "modes", "dtype", "spectral_radius", "margin", "nonfinite_modes",
-    "unstable_modes", "marginal_modes",
+    "name", "family", "time_invariant", "channels", "modes", "taps", "dtype", "spectral_radius", "margin",
+    "nonfinite_modes", "unstable_modes", "marginal_modes",
 )  # fmt: skip
 QUANTILES = ("rate", "half_life", "time_constant", "horizon")
 LAW = ("law", "exponent", "rate", "offset")

@@ -26,7 +26,7 @@ STATES: Mapping[str, State] = {"error": "error", "warning": "warning", "note": "
 MOST_FINDINGS = 100
 """Findings of one rule listed one by one."""
 COLUMNS = (
-    "layer", "family", "channels", "modes", "half-life, median", "half-life, slowest", "τ, slowest", "margin",
+    "layer", "family", "channels", "modes", "taps", "half-life, median", "half-life, slowest", "τ, slowest", "margin",
     "horizon, longest", "law", "law, over lags", "90 % of energy after", "length", "modes left", "grow", "flat", "NaN",
     "stored", "module",
 )  # fmt: skip
@@ -149,7 +149,8 @@ def layer_row(data: Mapping[str, Any], label: str, layer: LayerDiagnosis) -> lis
     decay, capacity = layer.decay, data["capacity"]
     law, window = decay.law if decay else (None, None)
     return [
-        label, layer.title, data["channels"], data["modes"],
+        label, layer.title, data["channels"],
+        None if data["taps"] else data["modes"], data["taps"],
         steps(at(data, "half_life", "median")), steps(at(data, "half_life", "max")),
         steps(at(data, "time_constant", "max")), margin(data["margin"]), steps(at(data, "horizon", "max")),
         law, f"{window[0]:,}–{window[1]:,}" if window else None,

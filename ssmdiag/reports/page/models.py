@@ -38,9 +38,10 @@ def page(compared: ModelComparison | ModelTable, *, command: str = "") -> Page:
     rows = []
     for name, side in zip(names, sides, strict=True):
         whole = Row(name, side.layers)
-        modes = sum(layer.channels * layer.modes for layer in side.layers)
+        count = sum(layer.channels * layer.modes for layer in side.layers if layer.taps is None)
+        modes = f"{count:,}" if count else None
         rows.append([
-            name, side_name(side), words.families(layer.title for layer in side.layers), f"{modes:,}",
+            name, side_name(side), words.families(layer.title for layer in side.layers), modes,
             steps(whole.median_half_life), steps(whole.longest("half_life")), margin(whole.margin),
             steps(whole.longest("horizon")), whole.law,
         ])  # fmt: skip

@@ -24,8 +24,9 @@ DEEPEST = -120.0
 def decay_plot(decay: LayerDecay, what: str) -> Plot:
     """Return a layer's envelope in dB over log lag, with the laws that were compared."""
     low = max(min(level for _, level in decay.envelope), DEEPEST)
-    found = decay.tail or decay.whole.law.value != "undetermined"
-    chosen = f"Chosen: {decay.law[0]}." if found else "None of the laws was chosen."
+    said = decay.law[0]
+    compared = said in {law.value for law in decay.curves}
+    chosen = f"Chosen: {said}." if compared else f"None of them was chosen ({said})."
     curves = [Curve("as read", decay.envelope, "dots")]
     curves += [Curve(law.value, curve) for law, curve in decay.curves.items()]
     return Plot(
