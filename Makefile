@@ -11,7 +11,7 @@ DEVICE ?= cpu
 # Every process of the suite would compile the tests and the tool anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint slow gpu bench newest renew clean
+.PHONY: demo test lint slow gpu browser bench newest renew clean
 
 demo: $(VENV)/.installed  ## inspect the trained checkpoints shipped in examples/
 	$(BIN)/ssmdiag inspect examples/s4d-digits/step-02000.safetensors examples/lru-digits/step-02000.safetensors
@@ -29,6 +29,9 @@ slow: $(VENV)/.installed-test  ## what takes minutes: simulations, fuzzing, larg
 
 gpu: $(VENV)/.installed-test  ## what needs a CUDA device; its absence is a failure
 	SSMDIAG_REQUIRE_CUDA=1 $(BIN)/python -m pytest -m gpu
+
+browser: $(VENV)/.installed-test  ## every page in a headless Chromium; its absence is a failure
+	SSMDIAG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/reports/test_browser.py -m ""
 
 bench: $(VENV)/.installed-test  ## every benchmark; DEVICE=cuda for a GPU
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name --device $(DEVICE) || exit 1; done

@@ -26,6 +26,7 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import recognise
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import Selection, select_rules
@@ -74,7 +75,7 @@ class RemoteSource:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(InNotebook):
     """Everything ssmdiag knows about one checkpoint."""
 
     path: str

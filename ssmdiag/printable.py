@@ -70,7 +70,14 @@ def printable_record(record: Record) -> Record:
     return _of(record, {})
 
 
+_NUMBERS = frozenset({float, int, bool, type(None)})
+"""Types of what is most of a result, and holds no text."""
+
+
 def _of(value: Any, seen: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _NUMBERS or (kind is tuple and _NUMBERS.issuperset(map(type, value))):
+        return value
     if isinstance(value, str):
         return value if isinstance(value, Enum) else printable(value)
     if value is None or isinstance(value, int | float | complex | Enum | type):
@@ -132,3 +139,13 @@ def first_of(names: Sequence[str], most: int = 3) -> str:
     ('a, b', 'a, b, c …')
     """
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
+def without_secrets(command: str) -> str:
+    """Return a command without what opens an account: a password or a signature in an address.
+
+    >>> without_secrets("ssmdiag inspect https://me:pass@host/m.pt?X-Signature=1 -o r.html")
+    'ssmdiag inspect https://…@host/m.pt?… -o r.html'
+    """
+    command = re.sub(r"(?<=://)[^/\s@]+@", "…@", command)
+    return re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]+", r"\1…", command)

@@ -18,6 +18,7 @@ from ssmdiag.capacity.hankel import hankel_singular_values
 from ssmdiag.capacity.noise import complete
 from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.capacity.timescale import recommend_step, trade_off
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.recurrence.channels import sample_channels
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class StepAdvice:
 
 
 @dataclass(frozen=True)
-class CapacityReport:
+class CapacityReport(InNotebook):
     """One layer's capacity with what it is compared with."""
 
     name: str

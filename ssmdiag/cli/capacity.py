@@ -8,6 +8,8 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import (
+    FORMATS,
+    Also,
     Assume,
     Color,
     ComputeDevice,
@@ -23,8 +25,10 @@ from ssmdiag.cli.options import (
     read_layers,
     recognise_layers,
 )
+from ssmdiag.cli.outputs import claim
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
+from ssmdiag.printable import printable_record
 
 
 def capacity(
@@ -72,8 +76,9 @@ def capacity(
         ),
     ] = None,
     every_channel: EveryChannel = False,
-    format: ReportFormat = "text",
+    format: ReportFormat = None,
     output: Output = None,
+    also: Also = None,
     assume: Assume = None,
     map_file: MapFile = None,
     plots: Plots = True,
@@ -92,13 +97,15 @@ def capacity(
     from ssmdiag.families.reading_ahead import read_ahead
     from ssmdiag.reports.capacity_text import document, report
     from ssmdiag.reports.json import render
+    from ssmdiag.reports.page.capacity import main_picture, page
+    from ssmdiag.reports.svg import alone
     from ssmdiag.reports.words import heading
 
     try:
         rounding = Rounding(input_mean=input_mean, input_scale=input_scale, int8_scale=int8_scale or "state")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    target, _ = terminal.claim_outputs(output, reads=[path, map_file])
+    places = claim(output, also, format=format, known=FORMATS, reads=[path, map_file])
     checkpoint, found = recognise_layers(path, assume, map_file, device)
     known = length or context_length_of(checkpoint.settings)
     context = known or DEFAULT_CONTEXT
@@ -134,12 +141,20 @@ def capacity(
         raise typer.BadParameter(
             f"the state is not int8 but {layers[0].own.state_dtype}: --state-dtype int8", param_hint="'--int8-scale'"
         )
-    settings = terminal.settings(color, output, text=format == "text", plots=plots, quiet=quiet)
-    if format == "json":
-        text = render(document(str(path), layers, context) | {"guess": found.guess})
-    else:
-        text = heading(found.guess, settings.width) + report(str(path), layers, context, known is not None, settings)
-    terminal.emit(text, target, colours=settings.colour)
+    settings = terminal.settings(color, output, text=places.format == "text", plots=plots, quiet=quiet)
+    places.write(
+        {
+            "text": lambda settings: (
+                heading(found.guess, settings.width) + report(str(path), layers, context, known is not None, settings)
+            ),
+            "json": lambda settings: render(document(str(path), layers, context) | {"guess": found.guess}),
+            "html": lambda settings: page(
+                *printable_record((layers, str(path))), context, found.guess, command=settings.command
+            ).document(),
+            "svg": lambda settings: alone(main_picture(printable_record(layers))),
+        },
+        settings,
+    )
     terminal.remark_problems("not read", checkpoint.problems)
     terminal.remark_problems("left out", [problem.sentence for problem in problems])
     raise typer.Exit(2 if checkpoint.problems or problems else 0)

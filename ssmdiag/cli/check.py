@@ -15,6 +15,7 @@ from ssmdiag.cli import terminal
 from ssmdiag.cli.diagnosing import Options, diagnose_paths, exit_code, report
 from ssmdiag.cli.many import Many, said
 from ssmdiag.cli.options import (
+    Also,
     Assume,
     Color,
     ComputeDevice,
@@ -26,8 +27,8 @@ from ssmdiag.cli.options import (
     Paths,
     choose_device,
     parse_assumptions,
-    parse_outputs,
 )
+from ssmdiag.cli.outputs import claim
 from ssmdiag.cli.path_list import Jobs, OneShard, Resume, RetryErrors
 from ssmdiag.cli.process import working_folder
 from ssmdiag.errors import SsmdiagError
@@ -64,10 +65,7 @@ def check(
         typer.Option("--format", "-f", help="Format of the findings; text unless configured.", show_default=False),
     ] = None,
     output: Lines = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option("--also", metavar="FORMAT=FILE", help="Also write them to a file in this format; repeatable."),
-    ] = None,
+    also: Also = None,
     baseline: Annotated[
         Path | None,
         typer.Option("--baseline", metavar="FILE", help="Known findings: only new or worse ones fail."),
@@ -107,19 +105,20 @@ def check(
     from ssmdiag.reports.check_text import render_each
 
     many = Many(paths, jobs, shard, resume, retry_errors)
-    besides = parse_outputs(also)
     settings_ = read_configuration(working_folder(), config, isolated).overridden(
-        select=select, ignore=ignore, fail_on=fail_on, format=format, context_length=length, baseline=baseline
+        select=select, ignore=ignore, fail_on=fail_on, context_length=length, baseline=baseline
     )
     if write_baseline and settings_.baseline is None:
         raise SsmdiagError(
             "--write-baseline: there is no baseline to write.", expected="--baseline FILE, or baseline in ssmdiag.toml"
         )
-    target, copies = terminal.claim_outputs(
+    places = claim(
         output,
-        besides,
+        also,
+        format=format,
+        known=formats(),
+        usual=settings_.format,
         reads=[*many.reads, map_file, settings_.path, probe],
-        format=settings_.format,
         baseline=settings_.baseline,
     )
     options = Options(
@@ -129,26 +128,16 @@ def check(
         settings_.context_length,
         every_channel,
         settings_.selection(),
-        tails=any(declares(form, "TAILS") for form in (settings_.format, *(form for form, _ in besides))),
+        tails=any(declares(form, "TAILS") for form in places.formats),
         probe=read_probe(probe) if probe else None,
     )
-    settings = terminal.settings(color, output, text=settings_.format == "text", quiet=quiet, fail_on=settings_.fail_on)
+    settings = terminal.settings(color, output, text=places.format == "text", quiet=quiet, fail_on=settings_.fail_on)
     settings = replace(settings, run=said("check", options, settings_, probe))
-    alone = not besides and settings_.baseline is None
-    left = many.left(target, settings, settings_.format, fail_on=settings_.fail_on, alone=alone)
+    alone = not places.also and settings_.baseline is None
+    left = many.left(places.target, settings, places.format, fail_on=settings_.fail_on, alone=alone)
     diagnosed = diagnose_paths(left, options, quiet=quiet, jobs=jobs)
     diagnosed = _against_baseline(diagnosed, settings_, write_baseline)
-    also_to = list(zip((form for form, _ in besides), copies, strict=True))
-    report(
-        diagnosed,
-        settings_.format,
-        settings,
-        target,
-        tally=many.tally,
-        fail_on=settings_.fail_on,
-        also=also_to,
-        text=render_each,
-    )
+    report(diagnosed, settings, places, tally=many.tally, fail_on=settings_.fail_on, text=render_each)
     many.finish(settings_.fail_on, quiet=quiet)
 
 

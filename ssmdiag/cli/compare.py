@@ -11,7 +11,9 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import (
+    FORMATS,
     AllLayers,
+    Also,
     Assume,
     Color,
     ComputeDevice,
@@ -26,6 +28,7 @@ from ssmdiag.cli.options import (
     parse_assumptions,
     parse_location,
 )
+from ssmdiag.cli.outputs import Report, claim
 from ssmdiag.cli.progress import Progress
 from ssmdiag.errors import CheckpointError, DifferentModelsError, SsmdiagError
 
@@ -48,6 +51,20 @@ class _Compared:
     report: Callable[[Any, Settings], str]
     document: Callable[[Any], dict[str, Any]]
     code: int
+
+    def reports(self, guess: str | None) -> dict[str, Report]:
+        """Return how it is written in each format."""
+        from ssmdiag.reports.json import render
+        from ssmdiag.reports.page import main_picture_of, page_of
+        from ssmdiag.reports.svg import alone
+        from ssmdiag.reports.words import heading
+
+        return {
+            "text": lambda settings: heading(guess, settings.width) + self.report(self.result, settings),
+            "json": lambda settings: render(self.document(self.result) | {"guess": guess}),
+            "html": lambda settings: page_of(self.result, guess=guess, command=settings.command).document(),
+            "svg": lambda settings: alone(main_picture_of(self.result)),
+        }
 
 
 def compare(
@@ -81,8 +98,9 @@ def compare(
             help="Exit 1 if a layer converges to the boundary; or only if it reached a limit or is projected to.",
         ),
     ] = "never",
-    format: ReportFormat = "text",
+    format: ReportFormat = None,
     output: Output = None,
+    also: Also = None,
     length: Length = None,
     memory: Annotated[
         Literal["none", "ends", "all"],
@@ -109,8 +127,6 @@ def compare(
     from ssmdiag.compare.run_order import expand_run, last_checkpoints
     from ssmdiag.families.recognition import guess_of
     from ssmdiag.reports.compare import conversion, json, models, run
-    from ssmdiag.reports.json import render
-    from ssmdiag.reports.words import heading
 
     paths, notes = last_checkpoints(expand_run(paths))
     if len(paths) < 2:
@@ -119,7 +135,7 @@ def compare(
             expected="two or more, or a directory of numbered checkpoints",
             advice="`ssmdiag inspect` reports on one.",
         )
-    target, _ = terminal.claim_outputs(output, reads=[*paths, map_file])
+    places = claim(output, also, format=format, known=FORMATS, reads=[*paths, map_file])
     strict = strict or tolerance is not None
     if strict and len(paths) != 2:
         raise SsmdiagError(f"--strict compares two checkpoints, {len(paths)} were given.")
@@ -178,10 +194,8 @@ def compare(
             found = _Compared(history, run.report, json.run_document, history.exit_code(fail_on))
         except DifferentModelsError as error:
             found = side_by_side(error.seen, (*notes, error.seen))
-    settings = terminal.settings(color, output, text=format == "text", plots=plots, all_layers=all_layers, quiet=quiet)
-    if format == "json":
-        text = render(found.document(found.result) | {"guess": guess_of(families)})
-    else:
-        text = heading(guess_of(families), settings.width) + found.report(found.result, settings)
-    terminal.emit(text, target, colours=settings.colour)
+    settings = terminal.settings(
+        color, output, text=places.format == "text", plots=plots, all_layers=all_layers, quiet=quiet
+    )
+    places.write(found.reports(guess_of(families)), settings)
     raise typer.Exit(found.code)

@@ -19,8 +19,8 @@ from ssmdiag.errors import AssumptionError, CheckpointError, Failure, SsmdiagErr
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint.location import Location
+    from ssmdiag.cli.outputs import Outputs
     from ssmdiag.diagnosis import Diagnosis
-    from ssmdiag.output.writer import Target
     from ssmdiag.probing.saved import SavedProbe
     from ssmdiag.reports import Settings
     from ssmdiag.rules.selection import Selection
@@ -155,22 +155,21 @@ def diagnose_path(path: Location, options: Options, *, quiet: bool) -> Diagnosis
 
 def report(
     results: Generator[Diagnosis | Failure],
-    format: str,
     settings: Settings,
-    output: Target | None,
+    places: Outputs,
     *,
     tally: Tally,
     fail_on: str | None = None,
-    also: Sequence[tuple[str, Target]] = (),
     text: Callable[[Iterable[Diagnosis | Failure], Settings], Iterator[str]] | None = None,
 ) -> None:
     """Write the results, in streaming formats each as soon as it is there, and count them in the tally.
 
-    In text, failures go to stderr. `text` is the command's own text format, if it has one; `also` are formats and
-    files to write besides. Lines of JSON are written and forgotten.
+    In text, failures go to stderr. `text` is the command's own text format, if it has one. Lines of JSON are written
+    and forgotten.
     """
     from ssmdiag.reports import declares, render, render_each
 
+    format, output, also = places.format, places.target, places.also
     whole: list[Diagnosis | Failure] = []
     failures: list[Failure] = []
     shown = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -12,6 +12,7 @@ from ssmdiag.cli.diagnosing import Options, diagnose_paths, report
 from ssmdiag.cli.many import Many, said
 from ssmdiag.cli.options import (
     AllLayers,
+    Also,
     Assume,
     Color,
     ComputeDevice,
@@ -25,16 +26,26 @@ from ssmdiag.cli.options import (
     choose_device,
     parse_assumptions,
 )
+from ssmdiag.cli.outputs import claim
 from ssmdiag.cli.path_list import Jobs, OneShard, Resume, RetryErrors
 
-Format = Literal["text", "json", "jsonl"]
+Format = Literal["text", "json", "jsonl", "markdown", "html", "csv", "svg"]
 """Values of --format."""
 
 
 def inspect(
     paths: Paths,
-    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the report.")] = "text",
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Format of the report; by default what --output ends in, else text.",
+            show_default=False,
+        ),
+    ] = None,
     output: Lines = None,
+    also: Also = None,
     length: Length = None,
     assume: Assume = None,
     map_file: MapFile = None,
@@ -56,12 +67,12 @@ def inspect(
     """
     many = Many(paths, jobs, shard, resume, retry_errors)
     assumptions = parse_assumptions(assume)
-    target, _ = terminal.claim_outputs(output, reads=[*many.reads, map_file], format=format)
+    places = claim(output, also, format=format, known=get_args(Format), reads=[*many.reads, map_file])
     looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose}
-    settings = terminal.settings(color, output, text=format == "text", **looks)
+    settings = terminal.settings(color, output, text=places.format == "text", **looks)
     options = Options(assumptions, map_file, choose_device(device), length, every_channel)
     settings = replace(settings, run=said("inspect", options))
-    left = many.left(target, settings, format, fail_on=None)
+    left = many.left(places.target, settings, places.format, fail_on=None, alone=not places.also)
     results = diagnose_paths(left, options, quiet=quiet, jobs=jobs)
-    report(results, format, settings, target, tally=many.tally)
+    report(results, settings, places, tally=many.tally)
     many.finish(None, quiet=quiet)

@@ -12,6 +12,8 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import (
+    FORMATS,
+    Also,
     Assume,
     Color,
     ComputeDevice,
@@ -24,9 +26,11 @@ from ssmdiag.cli.options import (
     read_layers,
     recognise_layers,
 )
+from ssmdiag.cli.outputs import claim, suffix_of
 from ssmdiag.cli.progress import Progress
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.guard import guard
+from ssmdiag.printable import printable_record
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -42,6 +46,11 @@ def check_memory_limit(gib: float) -> float:
 
 MOST_MEMORY = 2**20
 """GiB; more than any machine has."""
+WRITTEN = (".safetensors", ".npz")
+"""Suffixes of --output that name a file of kernels."""
+NAMED = (".svg", ".html", ".json")
+REPORTED = (*NAMED, ".htm")
+"""Suffixes of --output that name a report of one layer, and no file of kernels."""
 TOO_LARGE = "--memory-limit GIB allows more; --channel, or a smaller --length, asks for less."
 
 
@@ -57,7 +66,13 @@ def kernel(
     channel: Annotated[int | None, typer.Option("--channel", min=0, help="One channel of the layer.")] = None,
     length: Length = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write kernels to this .safetensors or .npz.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write kernels to this .safetensors or .npz, or the report to this .svg, .html or .json.",
+        ),
     ] = None,
     memory_limit: Annotated[
         float,
@@ -69,7 +84,8 @@ def kernel(
             help="Most memory for the kernel of one layer; with --output.",
         ),
     ] = 2.0,
-    format: ReportFormat = "text",
+    format: ReportFormat = None,
+    also: Also = None,
     assume: Assume = None,
     map_file: MapFile = None,
     plots: Plots = True,
@@ -84,15 +100,24 @@ def kernel(
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.diagnosis import context_length_of
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
+    from ssmdiag.reports.page.kernel import main_picture, page
+    from ssmdiag.reports.svg import alone
     from ssmdiag.reports.words import heading
 
-    terminal.claim_outputs(None, reads=[path, map_file])
+    reported = output is None or suffix_of(output) in REPORTED
+    if output is not None and output.suffix not in WRITTEN and not reported:
+        raise SsmdiagError(f"--output {output}: unknown ending.", expected=f"one of {', '.join((*WRITTEN, *NAMED))}")
+    places = claim(output if reported else None, also, format=format, known=FORMATS, reads=[path, map_file])
+    if also and not reported:
+        raise SsmdiagError("--also: kernels are written, and no report.", expected="--output FILE.svg, .html or .json")
     checkpoint, found = recognise_layers(path, assume, map_file, device)
     stated = length or context_length_of(checkpoint.settings)
     context = stated or DEFAULT_CONTEXT
-    settings = terminal.settings(color, text=format == "text", plots=plots, quiet=quiet)
+    settings = terminal.settings(
+        color, output if reported else None, text=places.format == "text", plots=plots, quiet=quiet
+    )
     asked = _Chosen(found.layers, layer, channel)
-    if output is not None:
+    if output is not None and not reported:
         from ssmdiag.kernel.file import write_kernels
         from ssmdiag.kernel.kernel import KernelSizeError
 
@@ -109,20 +134,25 @@ def kernel(
         except KernelSizeError as error:
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
         text = file_report(written, settings, output=str(output), stated_context=stated)
+        terminal.emit(heading(found.guess, settings.width) + text, None, colours=settings.colour)
         problems = [*asked.problems, *written.problems]
     else:
         recurrence, branches = asked.first()
         with guard(recurrence.layer, "its kernel"):
             memory = assess_memory(recurrence, context, every_passing=True)
         shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
-        if format == "json":
-            text = render(document(memory, shown) | {"guess": found.guess})
-        else:
-            text = report(memory, settings, shown)
+        places.write(
+            {
+                "text": lambda settings: heading(found.guess, settings.width) + report(memory, settings, shown),
+                "json": lambda settings: render(document(memory, shown) | {"guess": found.guess}),
+                "html": lambda settings: page(
+                    *printable_record((memory, shown)), found.guess, command=settings.command
+                ).document(),
+                "svg": lambda settings: alone(main_picture(printable_record(memory))),
+            },
+            settings,
+        )
         problems = []
-    if format == "text" or output is not None:
-        text = heading(found.guess, settings.width) + text
-    terminal.emit(text, None, colours=settings.colour)
     terminal.remark_problems("not written", [problem.sentence for problem in problems])
     terminal.remark_problems("not read", checkpoint.problems)
     raise typer.Exit(2 if checkpoint.problems or problems else 0)

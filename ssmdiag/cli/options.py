@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -108,10 +108,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the answe
 
 
 Format = Literal["text", "json"]
-"""Values of --format, of commands whose report is a text or a document."""
+"""Values of --format, of commands that print a list or a page of help."""
+Shown = Literal["text", "json", "html", "svg"]
+"""Values of --format, of commands whose report is a text, a document, a page or its main picture."""
+FORMATS: tuple[str, ...] = get_args(Shown)
 Device = Literal["auto", "cpu", "cuda"]
 """Values of --device."""
-ReportFormat = Annotated[Format, typer.Option("--format", "-f", help="Format of the report.")]
+ReportFormat = Annotated[
+    Shown | None,
+    typer.Option(
+        "--format", "-f", help="Format of the report; by default what --output ends in, else text.", show_default=False
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", metavar="FORMAT=FILE", help="Also write it to a file in this format; repeatable."),
+]
 ComputeDevice = Annotated[Device, typer.Option("--device", help="Where to compute; auto is the CPU.")]
 
 
@@ -160,20 +172,6 @@ def parse_assumptions(pairs: list[str] | None) -> dict[str, str]:
                 f"--assume {pair}: not a pair.", expected="KEY=VALUE, such as real_transform=softplus"
             )
         parsed[key.strip()] = value.strip()
-    return parsed
-
-
-def parse_outputs(pairs: list[str] | None) -> list[tuple[str, Path]]:
-    """Return --also's pairs. Raises SsmdiagError for anything but FORMAT=FILE."""
-    from ssmdiag.reports import formats
-
-    known = [format for format in formats() if format != "text"]
-    parsed = []
-    for pair in pairs or ():
-        format, _, file = pair.partition("=")
-        if format not in known or not file:
-            raise SsmdiagError(f"--also {pair}: not understood.", expected=f"FORMAT=FILE; FORMAT: {', '.join(known)}")
-        parsed.append((format, Path(file)))
     return parsed
 
 

@@ -10,6 +10,8 @@ import typer
 
 from ssmdiag.cli import terminal
 from ssmdiag.cli.options import (
+    FORMATS,
+    Also,
     Assume,
     Color,
     ComputeDevice,
@@ -21,6 +23,7 @@ from ssmdiag.cli.options import (
     only_here,
     parse_assumptions,
 )
+from ssmdiag.cli.outputs import claim
 from ssmdiag.cli.process import import_torch, silence_other_ranks
 from ssmdiag.cli.progress import Progress
 
@@ -94,8 +97,9 @@ def probe(
         ),
     ] = None,
     assume: Assume = None,
-    format: ReportFormat = "text",
+    format: ReportFormat = None,
     output: Output = None,
+    also: Also = None,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
@@ -110,13 +114,16 @@ def probe(
     import_torch()
     from ssmdiag.cli.probing import Asked
     from ssmdiag.reports.json import render
+    from ssmdiag.reports.page import main_picture_of, page_of
     from ssmdiag.reports.probe.json import document
     from ssmdiag.reports.probe.text import report
+    from ssmdiag.reports.svg import alone
     from ssmdiag.retrain.distributed import joined
 
     with joined("cuda" if device == "cuda" else "cpu") as ranks:
         reads = [path, *(text or ()), *(compare or ())]
-        target, _ = terminal.claim_outputs(output if ranks.first else None, reads=reads)
+        first = (output, also) if ranks.first else (None, None)
+        places = claim(*first, format=format, known=FORMATS, reads=reads)
         choose_device(device)
         asked = Asked(
             path, model, data, tuple(text or ()), tuple(compare or ()), length, texts, batch,
@@ -132,11 +139,16 @@ def probe(
     if not ranks.first:
         return
     (shown, memory), *others = found
-    settings = terminal.settings(color, output, text=format == "text", plots=plots, quiet=quiet)
-    if format == "json":
-        terminal.emit(render(document(memory, shown, others)), target)
-    else:
-        terminal.emit(report(memory, shown, settings, others), target, colours=settings.colour)
+    settings = terminal.settings(color, output, text=places.format == "text", plots=plots, quiet=quiet)
+    places.write(
+        {
+            "text": lambda settings: report(memory, shown, settings, others),
+            "json": lambda settings: render(document(memory, shown, others)),
+            "html": lambda settings: page_of(memory, shown, others, command=settings.command).document(),
+            "svg": lambda settings: alone(main_picture_of(memory)),
+        },
+        settings,
+    )
     terminal.remark_problems("note", source.notes)
     raise typer.Exit(2 if any(_lacks(memory, cuts) for _, memory in found) else 0)
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from ssmdiag.cli import terminal
-from ssmdiag.cli.options import Assume, Color, ComputeDevice, Plots, Quiet, choose_device, only_here, parse_assumptions
+from ssmdiag.cli.options import (
+    Also,
+    Assume,
+    Color,
+    ComputeDevice,
+    Plots,
+    Quiet,
+    choose_device,
+    only_here,
+    parse_assumptions,
+)
+from ssmdiag.cli.outputs import Outputs, claim, require_folder
 from ssmdiag.cli.process import import_torch, silence_other_ranks
 from ssmdiag.cli.training_watch import Watch
 from ssmdiag.errors import ConfigurationError
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
     from ssmdiag.retrain.results import RetrainResult
 
 
-Format = Literal["text", "json", "markdown"]
+Format = Literal["text", "json", "markdown", "html", "svg"]
 """Values of --format."""
 REFERENCE = "exp"
 """What a single --param is compared with: the map of S4, S4D, LRU and Mamba."""
@@ -112,6 +123,7 @@ def retrain(
     ] = False,
     together: Annotated[int, typer.Option("--together", min=1, help="Arms trained as one batch.")] = 12,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = "text",
+    also: Also = None,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
@@ -137,6 +149,7 @@ def retrain(
         raise InterruptedTraining(number)
 
     settings = terminal.settings(color, text=format == "text", plots=plots, quiet=quiet)
+    require_folder(output)
     with joined("cuda" if device == "cuda" else "cpu") as ranks:
         if resume and output is None:
             raise ConfigurationError("--resume: there is nothing to resume from.", expected="--output DIR of the run")
@@ -156,6 +169,7 @@ def retrain(
         )
         reads = [Path(read) for read in (path, text, data) if read is not None and os.path.exists(read)]
         keep_streams_off(reads)
+        places = claim(None, also if ranks.first else None, format=format, known=get_args(Format), reads=reads)
         if output is not None:
             require_apart(output, arms, reads)
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
@@ -176,14 +190,14 @@ def retrain(
             watch.close()
             known = getattr(interruption, "result", None)
             if ranks.first and known is not None and any(arm.history for arm in known.arms):
-                _show(known, format, settings)
+                _show(known, places, settings)
             if ranks.first:
                 terminal.remark(_how_to_go_on(output))
             raise SystemExit(128 + signal_of(interruption)) from None
         finally:
             watch.close()
         if ranks.first:
-            _show(result, format, settings)
+            _show(result, places, settings)
 
 
 def _how_to_go_on(output: Path | None) -> str:
@@ -196,9 +210,18 @@ def _how_to_go_on(output: Path | None) -> str:
     return "stopped before there was anything to keep"
 
 
-def _show(result: RetrainResult, format: Format, settings: Settings) -> None:
+def _show(result: RetrainResult, places: Outputs, settings: Settings) -> None:
+    from ssmdiag.reports.page import main_picture_of, page_of
     from ssmdiag.reports.retrain import json, markdown, text
+    from ssmdiag.reports.svg import alone
 
-    reports = {"json": json.render, "markdown": markdown.render}
-    report = text.report(result, settings) if format == "text" else reports[format](result)
-    terminal.emit(report, None, colours=settings.colour)
+    places.write(
+        {
+            "text": lambda settings: text.report(result, settings),
+            "json": lambda settings: json.render(result),
+            "markdown": lambda settings: markdown.render(result),
+            "html": lambda settings: page_of(result, command=settings.command).document(),
+            "svg": lambda settings: alone(main_picture_of(result)),
+        },
+        settings,
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ssmdiag.printable import harmless
+from ssmdiag.printable import harmless, without_secrets
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint.location import Location
@@ -64,7 +65,8 @@ def settings(color: Colour, output: Path | None = None, *, text: bool = True, **
     from ssmdiag.reports import Settings
 
     coloured = text and output is None and colour(color)
-    return Settings(width=width(), colour=coloured, unicode=output is not None or unicode(), **looks)
+    command = without_secrets(shlex.join(["ssmdiag", *sys.argv[1:]]))
+    return Settings(width=width(), colour=coloured, unicode=output is not None or unicode(), command=command, **looks)
 
 
 def emit(text: str, output: Target | None, *, colours: bool = False, commands: bool = False) -> None:

@@ -22,6 +22,7 @@ from ssmdiag.cli.options import (
     only_here,
     parse_assumptions,
 )
+from ssmdiag.cli.outputs import claim
 from ssmdiag.errors import Failure, SsmdiagError, UnknownFamilyError
 from ssmdiag.printable import printable
 
@@ -65,7 +66,12 @@ def watch(
             help="End with 1 once `compare --fail-on` would of the checkpoints so far.",
         ),
     ] = "never",
-    format: Annotated[Literal["text", "jsonl"], typer.Option("--format", "-f", help="Form of the lines.")] = "text",
+    format: Annotated[
+        Literal["text", "jsonl"] | None,
+        typer.Option(
+            "--format", "-f", help="Form of the lines; by default what --output ends in, else text.", show_default=False
+        ),
+    ] = None,
     output: Lines = None,
     length: Length = None,
     assume: Assume = None,
@@ -86,12 +92,12 @@ def watch(
         raise SsmdiagError(
             f"{directory} is a file.", expected="the directory of a run", advice="`ssmdiag inspect` reports on one."
         )
-    target, _ = terminal.claim_outputs(output, reads=[directory, map_file], format=format)
+    places = claim(output, None, format=format, known=("text", "jsonl"), reads=[directory, map_file])
     families = load_families(map_file)
     options = Options(parse_assumptions(assume), map_file, choose_device(device), length)
     folder = RunFolder(directory, interval)
     run = RunSoFar(options.assume, families, options.device, length)
-    watching = _Watching(folder, run, options, fail_on, format, target, quiet)
+    watching = _Watching(folder, run, options, fail_on, places.format, places.target, quiet)
     try:
         for ready in follow(folder, None if idle is None else 60 * idle):
             if watching.take(ready):

@@ -32,6 +32,7 @@ from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -89,7 +90,7 @@ class LayerProof:
 
 
 @dataclass(frozen=True)
-class ConversionProof:
+class ConversionProof(InNotebook):
     """Two checkpoints that should hold one memory."""
 
     a: str

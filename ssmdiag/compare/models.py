@@ -18,6 +18,7 @@ from ssmdiag.diagnosis import Diagnosis, diagnose, longest_context
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.recognition import Recognition, recognise
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.rules.selection import Selection
 
 LEAST_SHARE = 0.01
@@ -55,7 +56,7 @@ class DepthRow:
 
 
 @dataclass(frozen=True)
-class ModelComparison:
+class ModelComparison(InNotebook):
     """Two models, each diagnosed over the same context."""
 
     a: Diagnosis
@@ -111,7 +112,7 @@ def compare_models(
 
 
 @dataclass(frozen=True)
-class ModelTable:
+class ModelTable(InNotebook):
     """Three models or more, each diagnosed over the same context."""
 
     models: tuple[Diagnosis, ...]

@@ -39,6 +39,7 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -60,7 +61,7 @@ class RunCheckpoint:
 
 
 @dataclass(frozen=True)
-class RunComparison:
+class RunComparison(InNotebook):
     """A run over its checkpoints."""
 
     checkpoints: tuple[RunCheckpoint, ...]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
+from ssmdiag.output.notebook import InNotebook
 from ssmdiag.probing.answers import device_of, in_evaluation, running
 from ssmdiag.probing.batches import MASKS, Shown, shown
 from ssmdiag.probing.clocks import ObservedLayer, observing
@@ -86,7 +87,7 @@ class Unobserved:
 
 
 @dataclass(frozen=True)
-class ProbedMemory:
+class ProbedMemory(InNotebook):
     """What a model does with its memory on some texts."""
 
     model: str

@@ -24,12 +24,14 @@ MACHINERY = frozenset(
     {"interface", "words", "console", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
 )
 """Modules of this package that are not formats of a diagnosis; nor are its packages."""
+NUMBERS = frozenset({"csv", "svg"})
+"""Formats of numbers alone, or of one picture: they do not say what was found."""
 
 
 def formats() -> tuple[str, ...]:
-    """Return the names of all formats."""
+    """Return the names of all formats that say what was found."""
     modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-    return tuple(sorted(name for name in modules if name not in MACHINERY))
+    return tuple(sorted(name for name in modules if name not in MACHINERY | NUMBERS))
 
 
 def declares(format: str, what: Literal["EXACT", "COMMANDS", "TAILS"]) -> bool:
@@ -62,6 +64,6 @@ def render_each(results: Iterable[Diagnosis | Failure], format: str, settings: S
 
 
 def _module(format: str) -> ModuleType:
-    if format not in formats():
+    if format not in formats() and format not in NUMBERS:
         raise ValueError(f"unknown format {format!r}; expected one of {', '.join(formats())}")
     return importlib.import_module(f"{__name__}.{format}")

@@ -28,15 +28,15 @@ def report(path: str, layers: Sequence[CapacityReport], context: int, stated: bo
     families = ", ".join(dict.fromkeys(layer.family for layer in layers))
     where = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
     head = f"{words.checkpoint_name(path)}  {families}  {words.plural(len(layers), 'layer')}  {where}"
-    lines = [*wrap(head, settings), *wrap(_answer(layers, labels), settings)]
+    lines = [*wrap(head, settings), *wrap(answer(layers, labels), settings)]
     if not settings.quiet:
         lines += ["", *_table(layers, labels), ""]
         if settings.plots:
             lines += [*_heat(layers, labels, settings), ""]
         for layer, label in zip(layers, labels, strict=True):
-            lines += _against_initial(layer, label) if layer is _best(layers) else []
+            lines += _against_initial(layer, label) if layer is best(layers) else []
             lines += _other_steps(layer, label, settings)
-        lines += [line for remark in _remarks(layers, labels) for line in wrap(f"  {remark}", settings, hanging=1)]
+        lines += [line for remark in remarks(layers, labels) for line in wrap(f"  {remark}", settings, hanging=1)]
     while not lines[-1]:
         lines.pop()
     return joined(lines, settings)
@@ -62,7 +62,8 @@ def document(path: str, layers: Sequence[CapacityReport], context: int) -> dict[
     })  # fmt: skip
 
 
-def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
+def answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
+    """Return how far back inputs can be rebuilt, and how many modes a rounded state leaves."""
     known = [layer for layer in layers if layer.own.length_half]
     nominal = "At the nominal point: " if any(not layer.time_invariant for layer in layers) else ""
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
@@ -76,17 +77,17 @@ def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
     if not known:
         text = f"no channel rebuilds even its present input to one half; {spent}."
     else:
-        best = _best(layers)
-        assert best.own.length_half is not None
-        label = labels[list(layers).index(best)]
+        farthest = best(layers)
+        assert farthest.own.length_half is not None
+        label, length = labels[list(layers).index(farthest)], farthest.own.length_half
         text = (
-            f"inputs can be rebuilt to one half or better {words.steps(best.own.length_half.max)} steps back at most "
-            f"(layer {label}), {words.steps(best.own.length_half.median)} in its median channel; {spent}."
+            f"inputs can be rebuilt to one half or better {words.steps(length.max)} steps back at most "
+            f"(layer {label}), {words.steps(length.median)} in its median channel; {spent}."
         )
     return nominal + text if nominal else words.capitalised(text)
 
 
-def _best(layers: Sequence[CapacityReport]) -> CapacityReport:
+def best(layers: Sequence[CapacityReport]) -> CapacityReport:
     """Return the layer whose median channel rebuilds farthest."""
     return max(layers, key=lambda layer: _reach(layer.own))
 
@@ -154,30 +155,31 @@ def _cells(own: CapacitySummary) -> list[str]:
     ]
 
 
-def _remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
-    remarks = [f"assumed: {sentence}" for sentence in dict.fromkeys(layer.own.assumes for layer in layers)]
+def remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
+    """Return what was assumed, and what was left out."""
+    said = [f"assumed: {sentence}" for sentence in dict.fromkeys(layer.own.assumes for layer in layers)]
     if bounds := [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]:
         share, most = max(bounds)
         where = f"{100 * share:.0f} % of the numbers of layer {labels[most]}{_others(len(bounds) - 1)}"
-        remarks.append(
+        said.append(
             f"rounding to {layers[most].own.state_dtype} swallows a tenth or more of what a step adds in {where}: they "
             "decay more slowly than the weights say, and the modes left are a bound from below, to 0.3 modes"
         )
     if sampled := [layer for layer in layers if layer.own.channels < layer.channels]:
         count = sampled[0].own.channels
-        remarks.append(f"figures are of {count} channels a layer, the slowest among them: --every-channel")
+        said.append(f"figures are of {count} channels a layer, the slowest among them: --every-channel")
     excluded: Counter[str] = Counter()
     for layer in layers:
         excluded.update(layer.own.excluded)
-    remarks += [
+    said += [
         f"left out: {words.plural(count, 'mode')}, {reason.replace('_', ' ')}" for reason, count in (+excluded).items()
     ]
     if without := sum(layer.own.without_half for layer in layers):
         total = sum(layer.own.channels for layer in layers)
-        remarks.append(f"{without:,} of {total:,} channels rebuild not even their present input to one half")
+        said.append(f"{without:,} of {total:,} channels rebuild not even their present input to one half")
     if unknown := sum(layer.own.unknown for layer in layers):
-        remarks.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
-    return remarks
+        said.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
+    return said
 
 
 def _others(count: int) -> str:

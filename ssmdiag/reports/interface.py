@@ -31,6 +31,8 @@ class Settings:
     """True: the answer alone."""
     verbose: bool = False
     """True: also full names and the tensors read."""
+    command: str = ""
+    """What was typed, for formats that say how they were made."""
     fail_on: str = "error"
     """Least severity that fails a check; for formats that say which findings do."""
     run: Mapping[str, Any] | None = None

@@ -39,6 +39,8 @@ def render(data: Any, *, ascii: bool = True) -> str:
 
 def plain(value: Any) -> Any:
     """Return nested data as JSON holds it: a record as an object, NaN as None, infinity as the string "inf"."""
+    if type(value) in (str, int, bool, type(None)):
+        return value
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -63,9 +63,14 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     if not settings.quiet:
         if settings.plots and bool(memory.whole.fitted[0]):
             lines += ["", *decay_picture(decay, "", settings)]
-        details = [*_fits(decay.whole), *_exponents(decay), *_remarks(memory, shown)]
-        lines += ["", *_indented(details, settings)] if details else []
+        said = details(memory, decay, shown)
+        lines += ["", *_indented(said, settings)] if said else []
     return joined(lines, settings)
+
+
+def details(memory: LayerMemory, decay: LayerDecay, shown: Shown) -> list[str]:
+    """Return sentences on the fits, on how steep each decade is, on the channels and the other layers."""
+    return [*_fits(decay.whole), *_exponents(decay), *_remarks(memory, shown)]
 
 
 def horizons(memory: LayerMemory) -> str:

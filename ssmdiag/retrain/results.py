@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ssmdiag.output.notebook import InNotebook
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -120,7 +122,7 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
-class RetrainResult:
+class RetrainResult(InNotebook):
     """One comparison."""
 
     task: str

@@ -115,6 +115,11 @@ CASES: dict[str, list[str]] = {
     "compare two": ["compare", "1", "\x1b"],
     "compare strictly": ["compare", "--strict", "1", "2"],
     "compare what cannot be read": ["compare", "torn", "lost"],
+    "a page": ["inspect", "\x1b", "1", "torn", "-f", "html"],
+    "a page of capacity": ["capacity", "1", "-f", "html"],
+    "a page of a kernel": ["kernel", "1", "-f", "html"],
+    "a page of two": ["compare", "1", "\x1b", "-f", "html"],
+    "a picture": ["kernel", "1", "-f", "svg"],
 }
 
 

@@ -287,3 +287,95 @@ def test_settings_are_shown_into_a_new_file(folder: Path) -> None:
         shown = subprocess.run([sys.executable, "-m", "ssmdiag", "config", "show"], stdout=new, stderr=subprocess.PIPE)
     assert (shown.returncode, shown.stderr) == (0, b"")
     assert b"fail-on" in Path("ssmdiag.toml").read_bytes()
+
+
+SHOWING = {
+    "inspect": ["inspect", FILE],
+    "check": ["check", FILE],
+    "capacity": ["capacity", FILE],
+    "compare models": ["compare", FILE, "other"],
+    "kernel": ["kernel", FILE, "--layer", "1"],
+}
+BEGINS = {
+    ".html": "<!DOCTYPE html>", ".svg": "<svg ", ".json": '{\n  "schema_version"', ".jsonl": '{"schema_version"',
+    ".md": "**", ".sarif": '{\n  "$schema"', ".xml": "<?xml", ".txt": "", ".HTML": "<!DOCTYPE html>",
+    ".sarif.json": '{\n  "$schema"', ".csv": "checkpoint,train_step,",
+}  # fmt: skip
+WRITES = {
+    "inspect": {".html", ".HTML", ".svg", ".csv", ".json", ".jsonl", ".md", ".txt"},
+    "check": {".html", ".HTML", ".json", ".jsonl", ".md", ".sarif", ".sarif.json", ".xml", ".txt"},
+    "capacity": {".html", ".HTML", ".svg", ".json", ".txt"},
+    "compare models": {".html", ".HTML", ".svg", ".json", ".txt"},
+    "kernel": {".html", ".HTML", ".svg", ".json"},
+}
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("suffix", [*BEGINS, ".pdf"])
+@pytest.mark.parametrize("command", SHOWING)
+def test_the_format_follows_the_suffix_or_the_suffix_is_refused(
+    command: str, suffix: str, run: Run, folder: Path
+) -> None:
+    before = contents(folder)
+    code, out, err = run(*SHOWING[command], "-o", f"report{suffix}")
+    if suffix in WRITES[command]:
+        assert (code, out) == (0, ""), err
+        text = Path(f"report{suffix}").read_text()
+        assert text.startswith(BEGINS[suffix])
+        assert suffix != ".txt" or not text.startswith(("<", "{"))
+    else:
+        assert (code, out) == (2, "")
+        assert f"report{suffix}" in err
+        assert suffix.rpartition(".")[2] in err
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", FILE, "-f", "json", "-o", "r.html"], "--output r.html: .html is html, and --format says json"),
+        (["check", FILE, "-f", "sarif", "-o", "r.xml"], "--output r.xml: .xml is junit, and --format says sarif"),
+        (["compare", FILE, "other", "-f", "text", "-o", "r.json"], "and --format says text"),
+        (["check", FILE, "--also", "json=r.html"], "--also json=r.html: .html is html"),
+        (["capacity", FILE, "--also", "sarif=r.sarif"], "--also sarif=r.sarif: not understood"),
+        (["kernel", FILE, "-o", "k.npz", "--also", "svg=k.svg"], "kernels are written, and no report"),
+        (["inspect", FILE, "other", "-o", "r.svg"], "a picture is of one checkpoint"),
+        (["compare", "--strict", FILE, FILE, "-o", "r.svg"], "there is nothing to draw"),
+        (["retrain", "--steps", "1", "-o", "r.html"], "--also html=r.html writes the report there"),
+        (["watch", "other", "--idle", "0", "-o", "r.html"], "this command writes no .html"),
+    ],
+)
+def test_a_suffix_that_disagrees_is_refused(arguments: list[str], said: str, run: Run, folder: Path) -> None:
+    before = contents(folder)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+    assert contents(folder) == before
+
+
+def test_a_name_without_a_suffix_and_a_given_format_agree_with_any(run: Run, folder: Path) -> None:
+    for arguments in (["-o", "r"], ["-f", "json", "-o", "r.of-today"], ["-f", "html", "-o", "step-0.5"]):
+        assert run("inspect", FILE, *arguments)[0] == 0
+    assert Path("r").read_text().startswith("model")
+    assert json.loads(Path("r.of-today").read_text())
+    assert Path("step-0.5").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_copies_are_written_besides_and_the_page_says_what_was_typed_without_secrets(run: Run, folder: Path) -> None:
+    code, out, _ = run("capacity", FILE, "--also", "html=r.html", "--also", "svg=r.svg", "--also", "json=r.json")
+    assert code == 0
+    assert out.startswith("model")
+    assert Path("r.svg").read_text().startswith("<svg ")
+    page = Path("r.html").read_text()
+    assert "ssmdiag capacity model/model.safetensors --also html=r.html" in page
+    assert all(layer["name"] in page for layer in json.loads(Path("r.json").read_text())["layers"])
+
+
+@pytest.mark.slow
+def test_the_arms_of_a_training_are_a_page(run: Run, folder: Path) -> None:
+    few = ["--steps", "4", "--width", "2", "--modes", "2", "--length", "16", "--samples", "8", "--batch", "4"]
+    code, out, err = run("retrain", *few, "-q", "--perturb", "--also", "html=r.html", "--also", "svg=r.svg")
+    assert (code, out != "") == (0, True), err
+    page = Path("r.html").read_text()
+    for said in ("Validation loss over training", "Learned kernels", "Loss with noise on the rates", "ssmdiag retrain"):
+        assert said in page

@@ -196,6 +196,16 @@ def test_the_report_goes_to_a_file(run: Run, folder: Path, text: Path, tmp_path:
     assert "text.txt" in errors
 
 
+def test_a_probe_is_a_page_with_its_pictures(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
+    page, data = tmp_path / "p.html", tmp_path / "p.json"
+    assert run("probe", folder, "--text", text, *SMALL, "-o", page, "--also", f"json={data}")[0] == 0
+    shown, layers = page.read_text(), json.loads(data.read_text())["layers"]
+    assert "Retention of layer" in shown
+    assert "Use of the past" in shown
+    for layer in layers:
+        assert f'<data value="{layer["observed"]["half_life"]["median"]!r}">' in shown
+
+
 def test_check_judges_what_a_probe_observed(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
     kept = tmp_path / "p.json"
     run("probe", folder, "--text", text, *SMALL, "-f", "json", "-o", kept)

@@ -33,15 +33,16 @@ def conversion_report(proof: ConversionProof, settings: Settings) -> str:
         names = [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
     layers = words.plural(len(proof.layers), "layer")
     page.paragraph(f"a {names[0]}  b {names[1]}  {layers}  {proof.device} {proof.seconds:.1f} s", "bold")
-    page.paragraph(_answer(proof, labels), "bold green" if proof.proven else "bold red")
+    page.paragraph(proof_answer(proof, labels), "bold green" if proof.proven else "bold red")
     page.problems(proof.problems)
     if not settings.quiet:
         _write_table(page, proof, labels)
-        page.remarks(_remarks(proof, labels))
+        page.remarks(proof_remarks(proof, labels))
     return page.text()
 
 
-def _answer(proof: ConversionProof, labels: Sequence[str]) -> str:
+def proof_answer(proof: ConversionProof, labels: Sequence[str]) -> str:
+    """Return whether the conversion is proven, and where it differs most."""
     wrong = [i for i, layer in enumerate(proof.layers) if not (layer.proven or layer.outcome is Outcome.NOMINAL)]
     if wrong:
         worst = max(wrong, key=lambda i: _size(proof.layers[i]))
@@ -161,7 +162,8 @@ def _memory(layer: LayerProof) -> str:
     return _NOMINAL if layer.outcome is Outcome.NOMINAL else layer.outcome.value
 
 
-def _remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
+def proof_remarks(proof: ConversionProof, labels: Sequence[str]) -> list[str]:
+    """Return what was and was not looked at."""
     noted: dict[str, list[str]] = {}
     for layer, label in zip(proof.layers, labels, strict=True):
         for note in (*layer.notes, *(layer.steering.unseen if layer.steering else ())):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
+from ssmdiag.compare.models import ModelComparison
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.console import Column, Page
@@ -17,7 +18,7 @@ from ssmdiag.reports.pictures import time_constant_strip
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
-    from ssmdiag.compare.models import Gap, ModelComparison, ModelTable
+    from ssmdiag.compare.models import Gap, ModelTable
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports.interface import Settings
 
@@ -28,12 +29,12 @@ def models_report(pair: ModelComparison, settings: Settings) -> str:
     page = Page(settings)
     page.paragraph(f"a  {_header(pair.a)}", "bold")
     page.paragraph(f"b  {_header(pair.b)}", "bold")
-    page.paragraph(_answer(pair), "bold green" if not pair.problems else "bold red")
+    page.paragraph(pair_answer(pair), "bold green" if not pair.problems else "bold red")
     page.problems(pair.problems)
     if not settings.quiet:
         page.table(_columns(pair, settings))
         _draw(page, [Row("a", pair.a.layers), Row("b", pair.b.layers)], pair.a.context_length)
-        page.remarks(_remarks(pair))
+        page.remarks(remarks(pair))
     return page.text()
 
 
@@ -44,11 +45,11 @@ def table_report(table: ModelTable, settings: Settings) -> str:
     """Return the report of three models or more, one row each."""
     table = printable_record(table)
     page = Page(settings)
-    names = [LETTERS[i] if i < len(LETTERS) else str(i + 1) for i in range(len(table.models))]
+    names = letters(len(table.models))
     width = max(map(len, names))
     for name, side in zip(names, table.models, strict=True):
         page.paragraph(f"{name:<{width}}  {_header(side)}", "bold")
-    page.paragraph(_longest(table, names), "bold green" if not table.problems else "bold red")
+    page.paragraph(table_answer(table, names), "bold green" if not table.problems else "bold red")
     page.problems(table.problems)
     if not settings.quiet:
         rows = [Row(name, side.layers) for name, side in zip(names, table.models, strict=True)]
@@ -61,11 +62,16 @@ def table_report(table: ModelTable, settings: Settings) -> str:
             Column("\nlaw", [row.law for row in rows], "left"),
         ])  # fmt: skip
         _draw(page, rows, table.models[0].context_length)
-        page.remarks([*table.notes, *_nominal(table.models), *_context(table.models[0])])
+        page.remarks(remarks(table))
     return page.text()
 
 
-def _longest(table: ModelTable, names: Sequence[str]) -> str:
+def letters(count: int) -> list[str]:
+    """Return a letter for each model, numbers where letters end."""
+    return [LETTERS[i] if i < len(LETTERS) else str(i + 1) for i in range(count)]
+
+
+def table_answer(table: ModelTable, names: Sequence[str]) -> str:
     """Return which models remember longest and shortest."""
     reach = [Row("", side.layers).longest("horizon") for side in table.models]
     known = sorted((value, name) for value, name in zip(reach, names, strict=True) if value is not None)
@@ -82,11 +88,16 @@ def _longest(table: ModelTable, names: Sequence[str]) -> str:
 def _header(side: Diagnosis) -> str:
     families = words.families(layer.title for layer in side.layers)
     modes = sum(layer.channels * layer.modes for layer in side.layers)
-    folder = printable(Path(side.path).absolute().parent.name)
-    return f"{folder}/{words.checkpoint_name(side.path)}  {families}, {modes:,} modes"
+    return f"{side_name(side)}  {families}, {modes:,} modes"
 
 
-def _answer(pair: ModelComparison) -> str:
+def side_name(side: Diagnosis) -> str:
+    """Return a model's file with its folder: files of models are often of one name."""
+    return f"{printable(Path(side.path).absolute().parent.name)}/{words.checkpoint_name(side.path)}"
+
+
+def pair_answer(pair: ModelComparison) -> str:
+    """Return what memory one of two models has that the other lacks."""
     sentences = [_said(gap, pair) for gap in pair.gaps[:3]] or ["Neither lacks time constants that the other has."]
     a, b = (words.steps(Row("", side.layers).longest("horizon")) for side in (pair.a, pair.b))
     return " ".join([*sentences, f"99 % of the energy has passed after {a} steps in a, {b} in b."])
@@ -130,15 +141,22 @@ def _draw(page: Page, rows: Sequence[Row], context: int | None) -> None:
         page.picture([line.replace(" layer", " model", 1) for line in strip], caption)
 
 
-def _remarks(pair: ModelComparison) -> list[str]:
-    remarks = list(pair.notes)
+def remarks(compared: ModelComparison | ModelTable) -> list[str]:
+    """Return what a reader must know of how the models were read."""
+    if isinstance(compared, ModelComparison):
+        return _of_pair(compared)
+    return [*compared.notes, *_nominal(compared.models), *_context(compared.models[0])]
+
+
+def _of_pair(pair: ModelComparison) -> list[str]:
+    notes = list(pair.notes)
     laws = [
         f"{name}: "
         + ", ".join(f"{n} {law}" for law, n in Counter(x.decay.law[0] for x in side.layers if x.decay).most_common())
         for name, side in (("a", pair.a), ("b", pair.b))
     ]
-    remarks.append(f"decay laws of layers; {'; '.join(laws)}")
-    return [*remarks, *_nominal((pair.a, pair.b)), *_context(pair.a)]
+    notes.append(f"decay laws of layers; {'; '.join(laws)}")
+    return [*notes, *_nominal((pair.a, pair.b)), *_context(pair.a)]
 
 
 def _nominal(sides: Sequence[Diagnosis]) -> list[str]:

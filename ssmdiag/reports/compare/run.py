@@ -44,7 +44,7 @@ def report(run: RunComparison, settings: Settings) -> str:
             page.table(columns, [_STYLES.get(row.verdict, "") for row in rows])
         if settings.plots:
             _draw(page, run, labels)
-        page.remarks([*layer_sentences(run, labels), *_remarks(run)])
+        page.remarks([*layer_sentences(run, labels), *remarks(run)])
     return page.text()
 
 
@@ -186,9 +186,10 @@ def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
     page.picture(run_picture(curves, limits, page.settings), caption)
 
 
-def _remarks(run: RunComparison) -> list[str]:
+def remarks(run: RunComparison) -> list[str]:
+    """Return what a reader must know of how the run was judged."""
     nominal = dict.fromkeys(layer.last.title for layer in run.layers if not layer.last.time_invariant)
-    remarks = {
+    applying = {
         f"order: {run.order.value}": True,
         f"modes moved: those whose rate changed by over {100 * math.expm1(LEAST_CHANGE):.0f} %": any(
             layer.last.moved for layer in run.layers
@@ -199,4 +200,4 @@ def _remarks(run: RunComparison) -> list[str]:
         reach_note(run): any(limit.projection for layer in run.layers for limit in layer.limits),
         f"nominal: the decay of {', '.join(nominal)} depends on the input; read with its gates at rest": nominal,
     }
-    return [*(remark for remark, applies in remarks.items() if applies), *run.notes]
+    return [*(remark for remark, applies in applying.items() if applies), *run.notes]

@@ -35,7 +35,7 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
     memory, shown, compared = printable_record((memory, shown, tuple(compared)))
     labels = label_layers([layer.name for layer in memory.layers])
     page = Page(settings)
-    page.paragraph(_answer(memory, labels), "bold")
+    page.paragraph(answer(memory, labels), "bold")
     page.paragraph(_heading(memory, shown))
     if not settings.quiet and memory.layers:
         page.table(_columns(memory.layers, labels, settings))
@@ -47,10 +47,10 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
         page.gap()
         page.paragraph(ROUNDED_CAPTION)
         page.table(_rounded(memory.layers, labels))
-    page.remarks([*_use_rows(memory), *_remarks(memory, labels, settings.width >= WIDE)])
+    page.remarks([*use_remarks(memory), *remarks(memory, labels, settings.width >= WIDE)])
     for texts, other in compared:
         page.gap()
-        page.paragraph(f"On {', '.join(texts.texts)}: {_uncapitalised(_answer(other, labels))}", "bold")
+        page.paragraph(f"On {', '.join(texts.texts)}: {_uncapitalised(answer(other, labels))}", "bold")
         if not settings.quiet and other.layers:
             page.table(_columns(other.layers, labels, settings))
     return page.text()
@@ -63,7 +63,7 @@ def _heading(memory: ProbedMemory, shown: Shown) -> str:
     return f"{words.checkpoint_name(shown.model)}  {families}  {texts}{source}  {memory.device} {memory.dtype}"
 
 
-def _answer(memory: ProbedMemory, labels: Sequence[str]) -> str:
+def answer(memory: ProbedMemory, labels: Sequence[str]) -> str:
     """Return what the model uses of its past and what its layers retain of it, in a sentence each."""
     return " ".join(part for part in (memory.use.sentence if memory.use else "", _retained(memory, labels)) if part)
 
@@ -103,7 +103,7 @@ def _steps(lives: HalfLives, name: str) -> str:
     return f"{'≥ ' * (name in lives.at_least)}{words.steps(getattr(lives, name))}"
 
 
-def _use_rows(memory: ProbedMemory) -> Iterator[str]:
+def use_remarks(memory: ProbedMemory) -> Iterator[str]:
     """Yield what is known of the use of the past beyond the headline."""
     use = memory.use
     if use is None:
@@ -225,7 +225,8 @@ def _pictures(page: Page, layers: Sequence[ProbedLayer], labels: Sequence[str]) 
         page.picture(heat_map(rows, page.settings), "the same of every layer, observed")
 
 
-def _remarks(memory: ProbedMemory, labels: Sequence[str], wide: bool) -> Iterator[str]:
+def remarks(memory: ProbedMemory, labels: Sequence[str], wide: bool) -> Iterator[str]:
+    """Yield what a reader must know of how it was observed; `wide`: the table names the families."""
     for layer, label in zip(memory.layers, labels, strict=True):
         if layer.error:
             yield f"not observed: layer {label}: {layer.error}"
