@@ -481,7 +481,7 @@ def test_an_infinite_weight_is_out_of_range() -> None:
 
 
 def test_a_model_without_a_known_recurrence_says_so() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Conv1d(3, 3, 4))
     for call in (ssmdiag.reparameterize, ssmdiag.freeze, lambda m: ssmdiag.parameter_groups(m, lr=1.0)):
         with pytest.raises(UnknownFamilyError, match="no recurrent layer recognised in Sequential"):
             call(model)
