@@ -1,10 +1,9 @@
 """Diagnose memory in trained sequence models.
 
     import ssmdiag
-    checkpoint = ssmdiag.read_checkpoint("model.safetensors")
-    for recurrence in ssmdiag.extract_recurrences(checkpoint):
+    ssmdiag.diagnose("model.safetensors")    # or a directory, hf://org/model, a torch.nn.Module, a state dict
+    for recurrence in ssmdiag.extract_recurrences(model):
         print(recurrence.layer, recurrence.half_life.median())
-    ssmdiag.diagnose(checkpoint)
 
 Names are imported on first use, so that `import ssmdiag` does not import torch.
 """
@@ -47,7 +46,8 @@ _WHERE = {
     "probe": "ssmdiag.probing.probe",
     "prove_conversion": "ssmdiag.compare.conversion",
     "read_checkpoint": "ssmdiag.checkpoint",
-    "read_module": "ssmdiag.reparam",
+    "read_module": "ssmdiag.checkpoint.live",
+    "read_state_dict": "ssmdiag.checkpoint.state_dict",
     "recognise": "ssmdiag.families.recognition",
     "recommend_step": "ssmdiag.capacity.timescale",
     "relative_perturbation": "ssmdiag.stability.sensitivity",
@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from ssmdiag.capacity.timescale import trade_off as trade_off
     from ssmdiag.checkpoint import Checkpoint as Checkpoint
     from ssmdiag.checkpoint import read_checkpoint as read_checkpoint
+    from ssmdiag.checkpoint.live import read_module as read_module
+    from ssmdiag.checkpoint.state_dict import read_state_dict as read_state_dict
     from ssmdiag.compare.conversion import prove_conversion as prove_conversion
     from ssmdiag.compare.models import compare_models as compare_models
     from ssmdiag.compare.run import compare_run as compare_run
@@ -92,7 +94,6 @@ if TYPE_CHECKING:
     from ssmdiag.reparam import folded_state_dict as folded_state_dict
     from ssmdiag.reparam import freeze as freeze
     from ssmdiag.reparam import parameter_groups as parameter_groups
-    from ssmdiag.reparam import read_module as read_module
     from ssmdiag.reparam import reparameterize as reparameterize
     from ssmdiag.stability.sensitivity import gradient_scale as gradient_scale
     from ssmdiag.stability.sensitivity import relative_perturbation as relative_perturbation

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ssmdiag.checkpoint.live import Place
 from ssmdiag.errors import LayerError, MapError
 from ssmdiag.recurrence.maps import StableMap, best, find_map
-from ssmdiag.reparam.live import Place
 from ssmdiag.reparam.weights import LiveWeight, flatten_numbers
 
 ROOM = 1.25

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ssmdiag.checkpoint.live import Place, links_of, owners_of
 from ssmdiag.errors import LayerError, MapError
 from ssmdiag.families.interface import Family
 from ssmdiag.recurrence.maps import StableMap, find_map
 from ssmdiag.reparam.fit import best_for, first_of, rate_map, require_fit, without_ties
-from ssmdiag.reparam.live import Place, links_of, owners_of
 from ssmdiag.reparam.parametrisations import MapSwap, order_of
 from ssmdiag.reparam.weights import LeftAlone, LiveWeight, Role, find_recurrence
 
