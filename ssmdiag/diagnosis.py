@@ -25,7 +25,7 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import recognise
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import Selection, select_rules
@@ -74,8 +74,8 @@ class RemoteSource:
     requests: int
 
 
-@dataclass(frozen=True)
-class Diagnosis(InNotebook):
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """Everything ssmdiag knows about one checkpoint."""
 
     path: str

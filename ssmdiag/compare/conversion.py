@@ -32,7 +32,7 @@ from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -92,8 +92,8 @@ class LayerProof:
         return self.outcome in (Outcome.SAME, Outcome.REORDERED)
 
 
-@dataclass(frozen=True)
-class ConversionProof(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ConversionProof(Result):
     """Two checkpoints that should hold one memory."""
 
     a: str

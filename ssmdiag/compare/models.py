@@ -19,7 +19,7 @@ from ssmdiag.diagnosis import Diagnosis, diagnose, longest_context
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.recognition import Recognition, recognise
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.rules.selection import Selection
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class DepthRow:
     b: tuple[LayerDiagnosis, ...]
 
 
-@dataclass(frozen=True)
-class ModelComparison(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ModelComparison(Result):
     """Two models, each diagnosed over the same context."""
 
     a: Diagnosis
@@ -115,8 +115,8 @@ def compare_models(
     return ModelComparison(first, second, tuple(_gaps(first, second)), shares, tuple(notes))
 
 
-@dataclass(frozen=True)
-class ModelTable(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ModelTable(Result):
     """Three models or more, each diagnosed over the same context."""
 
     models: tuple[Diagnosis, ...]

@@ -39,7 +39,7 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -60,8 +60,8 @@ class RunCheckpoint:
     """What of it could not be read."""
 
 
-@dataclass(frozen=True)
-class RunComparison(InNotebook):
+@dataclass(frozen=True, repr=False)
+class RunComparison(Result):
     """A run over its checkpoints."""
 
     checkpoints: tuple[RunCheckpoint, ...]
