@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmdiag.checkpoint.budget import shortened, train_step
 from ssmdiag.checkpoint.checkpoint import Checkpoint, collect
@@ -86,6 +86,7 @@ def _weights_in(state: Mapping[Any, Any]) -> tuple[Any, Any]:
     direct = sum(_is_array(value) and bool(prod(value.shape)) and value.ndim > 0 for value in state.values())
     for key in STATE_DICT_KEYS:
         inner = state.get(key)
+        inner = inner.state_dict() if isinstance(inner, nn.Module) else inner
         if isinstance(inner, Mapping) and sum(1 for _ in _leaves(inner)) > direct:
             deeper, weights = _weights_in(inner)
             return key, weights if deeper in ("state_dict", "params") else inner
@@ -99,6 +100,8 @@ def _leaves(tree: Any, path: tuple[str, ...] = (), above: tuple[int, ...] = ()) 
     for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
         if _is_array(value):
             yield ".".join((*path, str(key))), value
+        elif isinstance(value, nn.Module):
+            yield from _leaves(value.state_dict(), (*path, str(key)), above)
         elif isinstance(value, (Mapping, list, tuple)):
             yield from _leaves(value, (*path, str(key)), (*above, id(tree)))
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.checkpoint.location import Location, locate
+from ssmdiag.checkpoint.remote_path import RemotePath
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
@@ -247,6 +249,12 @@ class _Collected:
 def _open(paths: Sequence[str | Location]) -> tuple[list[tuple[Location, int | None]], list[str]]:
     """Return the paths that can be opened with their stored train steps, and a sentence on each that cannot."""
     opened, problems = [], []
+    if other := next(
+        (type(path).__name__ for path in paths if not isinstance(path, (str, PathLike, RemotePath))), None
+    ):
+        raise TypeError(
+            f"a run is compared from paths, not from a {other}; `compare_models` takes two models in memory"
+        )
     for path in dict.fromkeys(map(locate, paths)):
         try:
             opened.append((path, read_checkpoint(path).train_step))

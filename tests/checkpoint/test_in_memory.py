@@ -63,6 +63,7 @@ def test_a_state_dict_is_diagnosed_as_its_file(tmp_path: Path) -> None:
         state,
         {name: value.numpy() for name, value in state.items()},
         {"state_dict": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3},
+        {"model": mamba(), "epoch": 3},
         {"layers": [{"mixer": nested(state, f"layers.{n}.mixer.")} for n in range(2)]},
     ):
         assert_same(ssmdiag.diagnose(form), in_file)
@@ -189,6 +190,11 @@ def test_what_holds_no_weights_is_named() -> None:
         ssmdiag.diagnose([torch.ones(3)])  # type: ignore[arg-type]
     with pytest.raises(UnknownFamilyError, match="no recurrent layer recognised in Linear"):
         ssmdiag.diagnose(nn.Linear(3, 3))
+
+
+def test_a_run_of_models_in_memory_is_refused_with_what_takes_them() -> None:
+    with pytest.raises(TypeError, match="from paths, not from a Bag; `compare_models` takes two models in memory"):
+        ssmdiag.compare_run([mamba(), mamba()])  # type: ignore[list-item]
 
 
 def test_a_mapping_that_holds_itself_ends() -> None:
