@@ -1,10 +1,9 @@
 """Diagnose memory in trained sequence models.
 
     import ssmdiag
-    checkpoint = ssmdiag.read_checkpoint("model.safetensors")
-    for recurrence in ssmdiag.extract_recurrences(checkpoint):
+    ssmdiag.diagnose("model.safetensors")    # or a directory, hf://org/model, a torch.nn.Module, a state dict
+    for recurrence in ssmdiag.extract_recurrences(model):
         print(recurrence.layer, recurrence.half_life.median())
-    ssmdiag.diagnose(checkpoint)
 
 Names are imported on first use, so that `import ssmdiag` does not import torch.
 """
@@ -16,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 from ssmdiag.version import __version__ as __version__
 
 _WHERE = {
+    "CapacityReport": "ssmdiag.capacity.report",
     "Checkpoint": "ssmdiag.checkpoint",
+    "ConversionProof": "ssmdiag.compare.conversion",
     "Diagnosis": "ssmdiag.diagnosis",
     "Family": "ssmdiag.families",
+    "LayerCapacity": "ssmdiag.capacity.capacity",
+    "ModelComparison": "ssmdiag.compare.models",
+    "ModelTable": "ssmdiag.compare.models",
     "Option": "ssmdiag.families",
+    "ProbedMemory": "ssmdiag.probing.probe",
     "Recurrence": "ssmdiag.recurrence.modal",
+    "RetrainResult": "ssmdiag.retrain.results",
+    "RunComparison": "ssmdiag.compare.run",
     "Spelling": "ssmdiag.families",
     "SsmdiagError": "ssmdiag.errors",
     "Watch": "ssmdiag.watching.watch",
@@ -47,31 +54,44 @@ _WHERE = {
     "probe": "ssmdiag.probing.probe",
     "prove_conversion": "ssmdiag.compare.conversion",
     "read_checkpoint": "ssmdiag.checkpoint",
-    "read_module": "ssmdiag.reparam",
+    "read_module": "ssmdiag.checkpoint.live",
+    "read_state_dict": "ssmdiag.checkpoint.state_dict",
     "recognise": "ssmdiag.families.recognition",
     "recommend_step": "ssmdiag.capacity.timescale",
     "relative_perturbation": "ssmdiag.stability.sensitivity",
     "reparameterize": "ssmdiag.reparam",
+    "report_capacity": "ssmdiag.capacity.report",
     "rounding_step": "ssmdiag.stability.sensitivity",
     "stability_bound": "ssmdiag.stability.sensitivity",
+    "tabulate_models": "ssmdiag.compare.models",
     "trade_off": "ssmdiag.capacity.timescale",
 }
 
-__all__ = sorted(_WHERE)
+__all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.memory import assess_memory as assess_memory
+    from ssmdiag.capacity.capacity import LayerCapacity as LayerCapacity
     from ssmdiag.capacity.capacity import assess_capacity as assess_capacity
     from ssmdiag.capacity.hankel import hankel_singular_values as hankel_singular_values
     from ssmdiag.capacity.noise import noisy_capacity as noisy_capacity
     from ssmdiag.capacity.noise import noisy_memory_function as noisy_memory_function
     from ssmdiag.capacity.reconstruction import memory_function as memory_function
+    from ssmdiag.capacity.report import CapacityReport as CapacityReport
+    from ssmdiag.capacity.report import report_capacity as report_capacity
     from ssmdiag.capacity.timescale import recommend_step as recommend_step
     from ssmdiag.capacity.timescale import trade_off as trade_off
     from ssmdiag.checkpoint import Checkpoint as Checkpoint
     from ssmdiag.checkpoint import read_checkpoint as read_checkpoint
+    from ssmdiag.checkpoint.live import read_module as read_module
+    from ssmdiag.checkpoint.state_dict import read_state_dict as read_state_dict
+    from ssmdiag.compare.conversion import ConversionProof as ConversionProof
     from ssmdiag.compare.conversion import prove_conversion as prove_conversion
+    from ssmdiag.compare.models import ModelComparison as ModelComparison
+    from ssmdiag.compare.models import ModelTable as ModelTable
     from ssmdiag.compare.models import compare_models as compare_models
+    from ssmdiag.compare.models import tabulate_models as tabulate_models
+    from ssmdiag.compare.run import RunComparison as RunComparison
     from ssmdiag.compare.run import compare_run as compare_run
     from ssmdiag.diagnosis import Diagnosis as Diagnosis
     from ssmdiag.diagnosis import diagnose as diagnose
@@ -85,6 +105,7 @@ if TYPE_CHECKING:
     from ssmdiag.families.recognition import recognise as recognise
     from ssmdiag.kernel.energy import horizon as horizon
     from ssmdiag.kernel.kernel import compute_kernel as compute_kernel
+    from ssmdiag.probing.probe import ProbedMemory as ProbedMemory
     from ssmdiag.probing.probe import probe as probe
     from ssmdiag.recurrence.maps import find_map as find_map
     from ssmdiag.recurrence.modal import Recurrence as Recurrence
@@ -92,8 +113,8 @@ if TYPE_CHECKING:
     from ssmdiag.reparam import folded_state_dict as folded_state_dict
     from ssmdiag.reparam import freeze as freeze
     from ssmdiag.reparam import parameter_groups as parameter_groups
-    from ssmdiag.reparam import read_module as read_module
     from ssmdiag.reparam import reparameterize as reparameterize
+    from ssmdiag.retrain.results import RetrainResult as RetrainResult
     from ssmdiag.stability.sensitivity import gradient_scale as gradient_scale
     from ssmdiag.stability.sensitivity import relative_perturbation as relative_perturbation
     from ssmdiag.stability.sensitivity import rounding_step as rounding_step
@@ -110,4 +131,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted({*globals(), *_WHERE})

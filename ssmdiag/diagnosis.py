@@ -18,7 +18,6 @@ from ssmdiag.assessment.attention import count_attention
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
-from ssmdiag.checkpoint.location import Location
 from ssmdiag.checkpoint.remote_path import RemotePath
 from ssmdiag.cores import one_thread
 from ssmdiag.errors import LayerError
@@ -26,13 +25,14 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import recognise
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import Selection, select_rules
 from ssmdiag.version import __version__
 
 if TYPE_CHECKING:
+    from ssmdiag.checkpoint.reading import CheckpointLike
     from ssmdiag.probing.saved import SavedProbe
 
 CONTEXT_SETTINGS = (
@@ -74,8 +74,8 @@ class RemoteSource:
     requests: int
 
 
-@dataclass(frozen=True)
-class Diagnosis(InNotebook):
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """Everything ssmdiag knows about one checkpoint."""
 
     path: str
@@ -126,17 +126,17 @@ class Diagnosis(InNotebook):
 
 
 def extract_recurrences(
-    checkpoint: Checkpoint | str | Location,
+    checkpoint: CheckpointLike,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
     device: str = "cpu",
 ) -> list[Recurrence]:
-    """Return every recurrence of a checkpoint, in layer order, all in memory at once.
+    """Return every recurrence of a checkpoint, in layer order, all in memory at once; of anything `diagnose` takes.
 
     Raises UnknownFamilyError if there is none, LayerError at the first layer that cannot be read.
     """
-    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
+    checkpoint = read_checkpoint(checkpoint)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     read_ahead(found.layers)
@@ -145,7 +145,7 @@ def extract_recurrences(
 
 @one_thread()
 def diagnose(
-    checkpoint: Checkpoint | str | Location,
+    checkpoint: CheckpointLike,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -162,6 +162,9 @@ def diagnose(
 
     Parameters
     ----------
+    checkpoint
+        A path or an address, as for `read_checkpoint`; or what is in memory: a torch.nn.Module on any device, a state
+        dict of tensors or arrays, a `Checkpoint`.
     assume
         Values for options that tensors do not decide, and `family` where several claim a layer.
     families
@@ -191,7 +194,7 @@ def diagnose(
         If the probe is of another model.
     """
     start = time.perf_counter()
-    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
+    checkpoint = read_checkpoint(checkpoint)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
     context = context_length or context_length_of(checkpoint.settings)

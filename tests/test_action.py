@@ -199,6 +199,9 @@ def test_without_one_this_version_is_installed_into_an_environment_of_its_own(tm
     assert asked[:-1] == ["-m", "pip", "install", "--quiet"]
     assert (Path(asked[-1]) / "pyproject.toml").samefile(ROOT / "pyproject.toml")
     assert bare.files["GITHUB_PATH"].read_text() == f"{bare.temp}/ssmdiag-venv/bin\n"
+    # Where the folder was copied to another repository, that one is not ssmdiag, and is not installed for it.
+    bare.environment["GITHUB_ACTION_PATH"] = str(bare.workspace / ".github" / "actions" / "check")
+    assert shlex.split(bare.step("Install ssmdiag").stdout)[-1] == "ssmdiag"
 
 
 @pytest.fixture

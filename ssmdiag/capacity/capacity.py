@@ -31,7 +31,7 @@ from ssmdiag.cores import one_thread
 from ssmdiag.families.initial_spectra import initial_spectra
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.channels import each_layer, sample_channels
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
@@ -59,8 +59,8 @@ _MEASURES = (
 _STATE_OF = {"bfloat16": "bf16", "float16": "fp16"}
 
 
-@dataclass(frozen=True, eq=False)
-class LayerCapacity(InNotebook):
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerCapacity(Result):
     """Memory of every channel of one layer. Tensors are (channel,) float64, NaN where there is no value."""
 
     layer: str

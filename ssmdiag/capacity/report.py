@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ssmdiag.capacity.capacity import (
     WORK,
     CapacitySummary,
+    LayerCapacity,
     affordable_channels,
     assess_capacity,
     initial_capacities,
@@ -18,7 +19,7 @@ from ssmdiag.capacity.hankel import hankel_singular_values
 from ssmdiag.capacity.noise import complete
 from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.capacity.timescale import recommend_step, trade_off
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.channels import sample_channels
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class StepAdvice:
     sentence: str
 
 
-@dataclass(frozen=True)
-class CapacityReport(InNotebook):
+@dataclass(frozen=True, repr=False)
+class CapacityReport(Result):
     """One layer's capacity with what it is compared with."""
 
     name: str
@@ -111,6 +112,13 @@ def report_capacity(
         wanted=_advise(sample, wanted, state_dtype, whole) if wanted else None,
         states_used=_states_used(few),
     )
+
+
+def report_alone(capacity: LayerCapacity) -> CapacityReport:
+    """Return the report of a capacity that is already known, beside which nothing is put."""
+    own = summarise_capacity(capacity)
+    modes = int(capacity.modes.max()) if capacity.modes.numel() else 0
+    return CapacityReport(capacity.layer, capacity.family, not capacity.gated, own.channels, modes, own)
 
 
 def _advise(recurrence: Recurrence, wanted: int, state_dtype: str | None, rounding: Rounding) -> StepAdvice:

@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
-from ssmdiag.checkpoint import Checkpoint, read_checkpoint
-from ssmdiag.checkpoint.location import Location
+from ssmdiag.checkpoint import read_checkpoint
 from ssmdiag.compare.forward_settings import SettingDifference, differing_settings
 from ssmdiag.compare.spectrum_matching import Difference, compare_kernels, match_spectra
 from ssmdiag.compare.steering import SteeringComparison, compare_steering
@@ -32,9 +32,12 @@ from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.reading import CheckpointLike
 
 TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative tolerance of a rate where the coarser side stores this type and the other does not.
@@ -89,8 +92,8 @@ class LayerProof:
         return self.outcome in (Outcome.SAME, Outcome.REORDERED)
 
 
-@dataclass(frozen=True)
-class ConversionProof(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ConversionProof(Result):
     """Two checkpoints that should hold one memory."""
 
     a: str
@@ -118,8 +121,8 @@ class ConversionProof(InNotebook):
 
 @one_thread()
 def prove_conversion(
-    a: str | Location | Checkpoint,
-    b: str | Location | Checkpoint,
+    a: CheckpointLike,
+    b: CheckpointLike,
     *,
     tolerance: float | None = None,
     assume: Mapping[str, str] | None = None,
@@ -139,7 +142,7 @@ def prove_conversion(
             f"a tolerance of {tolerance:g} proves nothing.", expected="a share under 1, such as 0.001 of a rate"
         )
     start = time.perf_counter()
-    sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
+    sides = [read_checkpoint(side) for side in (a, b)]
     found = [recognise(side, assume=assume, families=families, device=device) for side in sides]
     problems: list[str] = []
     for side, recognition in zip(sides, found, strict=True):

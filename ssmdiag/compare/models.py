@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE, LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.checkpoint.location import Location, locate
+from ssmdiag.checkpoint.remote_path import RemotePath
 from ssmdiag.cores import one_thread
 from ssmdiag.diagnosis import Diagnosis, diagnose, longest_context
 from ssmdiag.errors import AssumptionError, CheckpointError, DifferentModelsError, SsmdiagError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.recognition import Recognition, recognise
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.rules.selection import Selection
+
+if TYPE_CHECKING:
+    from ssmdiag.checkpoint.reading import CheckpointLike
 
 LEAST_SHARE = 0.01
 """Smallest share of a model's modes in a range of time constants that is reported."""
@@ -55,8 +59,8 @@ class DepthRow:
     b: tuple[LayerDiagnosis, ...]
 
 
-@dataclass(frozen=True)
-class ModelComparison(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ModelComparison(Result):
     """Two models, each diagnosed over the same context."""
 
     a: Diagnosis
@@ -88,8 +92,8 @@ class ModelComparison(InNotebook):
 
 @one_thread()
 def compare_models(
-    a: str | Location | Checkpoint,
-    b: str | Location | Checkpoint,
+    a: CheckpointLike,
+    b: CheckpointLike,
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -98,12 +102,12 @@ def compare_models(
     on_layer: Callable[[int, int], None] | None = None,
     notes: Sequence[str] = (),
 ) -> ModelComparison:
-    """Return two models side by side; laws and horizons of both over one context.
+    """Return two models side by side; laws and horizons of both over one context. Each is what `diagnose` takes.
 
     The context is `context_length`, else the longer of the two that the models state.
     Raises what `diagnose` raises.
     """
-    sides = [side if isinstance(side, Checkpoint) else read_checkpoint(side) for side in (a, b)]
+    sides = [read_checkpoint(side) for side in (a, b)]
     context_length = longest_context(sides) if context_length is None else context_length
     examine = partial(diagnose, assume=assume, families=families, device=device, rules=Selection(()), on_layer=on_layer)
     first, second = (examine(side, context_length=context_length) for side in sides)
@@ -111,8 +115,8 @@ def compare_models(
     return ModelComparison(first, second, tuple(_gaps(first, second)), shares, tuple(notes))
 
 
-@dataclass(frozen=True)
-class ModelTable(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ModelTable(Result):
     """Three models or more, each diagnosed over the same context."""
 
     models: tuple[Diagnosis, ...]
@@ -136,7 +140,7 @@ class ModelTable(InNotebook):
 
 @one_thread()
 def tabulate_models(
-    paths: Sequence[str | Location],
+    paths: Sequence[CheckpointLike],
     *,
     assume: Mapping[str, str] | None = None,
     families: Sequence[Family] | None = None,
@@ -171,9 +175,9 @@ def tabulate_models(
     return ModelTable(tuple(models), tuple(map(_shares, models)), tuple(unread), tuple(notes))
 
 
-def sentence_on(path: str | Location, error: SsmdiagError) -> str:
+def sentence_on(path: CheckpointLike, error: SsmdiagError) -> str:
     """Return an error's sentence, the file's name before it unless the sentence has it."""
-    name = locate(path).name
+    name = locate(path).name if isinstance(path, (str, Path, RemotePath)) else ""
     return error.sentence if name in error.sentence else f"{name}: {error.sentence}"
 
 

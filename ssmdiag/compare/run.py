@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.checkpoint.location import Location, locate
+from ssmdiag.checkpoint.remote_path import RemotePath
 from ssmdiag.compare.layer_history import LayerHistory, judge_layers
 from ssmdiag.compare.layer_point import LayerPoint, read_point
 from ssmdiag.compare.learning_rate import read_learning_rates
@@ -39,7 +41,7 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -60,8 +62,8 @@ class RunCheckpoint:
     """What of it could not be read."""
 
 
-@dataclass(frozen=True)
-class RunComparison(InNotebook):
+@dataclass(frozen=True, repr=False)
+class RunComparison(Result):
     """A run over its checkpoints."""
 
     checkpoints: tuple[RunCheckpoint, ...]
@@ -247,6 +249,12 @@ class _Collected:
 def _open(paths: Sequence[str | Location]) -> tuple[list[tuple[Location, int | None]], list[str]]:
     """Return the paths that can be opened with their stored train steps, and a sentence on each that cannot."""
     opened, problems = [], []
+    if other := next(
+        (type(path).__name__ for path in paths if not isinstance(path, (str, PathLike, RemotePath))), None
+    ):
+        raise TypeError(
+            f"a run is compared from paths, not from a {other}; `compare_models` takes two models in memory"
+        )
     for path in dict.fromkeys(map(locate, paths)):
         try:
             opened.append((path, read_checkpoint(path).train_step))

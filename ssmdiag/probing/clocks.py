@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint.live import LiveModule, as_checkpoint
 from ssmdiag.checkpoint.names import clean_names
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.families.interface import Family
@@ -26,7 +27,6 @@ from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
 from ssmdiag.recurrence.clock import Clock
-from ssmdiag.reparam.live import LiveModule, as_checkpoint
 
 HOLDERS = frozenset({"_fp32_params", "base_layer"})
 """Path elements of modules that hold tensors of the layer around them, and are not the layer."""

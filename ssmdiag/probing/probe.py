@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.probing.answers import device_of, in_evaluation, running
 from ssmdiag.probing.batches import MASKS, Shown, shown
 from ssmdiag.probing.clocks import ObservedLayer, observing
@@ -86,8 +86,8 @@ class Unobserved:
     why: str
 
 
-@dataclass(frozen=True)
-class ProbedMemory(InNotebook):
+@dataclass(frozen=True, repr=False)
+class ProbedMemory(Result):
     """What a model does with its memory on some texts."""
 
     model: str

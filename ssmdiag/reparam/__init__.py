@@ -8,10 +8,10 @@ The families that read checkpoints also find the recurrent weights (`weights`), 
 without extra code.
 """
 
+from ssmdiag.checkpoint.live import read_module
 from ssmdiag.reparam.folding import fold, folded_state_dict
 from ssmdiag.reparam.freezing import FrozenTensor, freeze
 from ssmdiag.reparam.groups import parameter_groups
-from ssmdiag.reparam.live import read_module
 from ssmdiag.reparam.swap import Reparameterisation, SwappedWeight, reparameterize
 from ssmdiag.reparam.weights import LeftAlone, LiveRecurrence, LiveWeight, find_recurrence
 

@@ -9,10 +9,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ssmdiag.checkpoint.live import Place
 from ssmdiag.errors import LayerError, MapError
-from ssmdiag.recurrence.maps import StableMap, find_map
-from ssmdiag.reparam.live import Place
+from ssmdiag.recurrence.maps import StableMap, best, find_map
 from ssmdiag.reparam.weights import LiveWeight, flatten_numbers
+
+ROOM = 1.25
+"""How far beyond the fastest rate the range of `best` ends."""
 
 
 def rate_map(weight: LiveWeight) -> StableMap:
@@ -52,6 +55,27 @@ def without_ties(chosen: list[LiveWeight], places: Mapping[str, Place]) -> list[
     return list(first.values())
 
 
+def best_for(chosen: list[LiveWeight], places: Mapping[str, Place]) -> StableMap:
+    """Return `best` with the paper's b where it ends `ROOM` times beyond these rates, else with a b by which it does.
+
+    A rate at the very end of the map is at w = 0, where the gradient is 0 too. Rates that no map holds change nothing.
+    """
+    paper = best()
+    fastest, allowed = 0.0, math.inf
+    for weight in chosen:
+        old = rate_map(weight)
+        magnitude = old(_numbers(weight, getattr(*places[weight.name]).detach()))
+        if not magnitude.numel() or not bool((magnitude.isfinite() & (magnitude > 0)).all()):
+            return paper
+        fastest, allowed = (
+            max(fastest, float(magnitude.max())) if magnitude.numel() else fastest,
+            min(allowed, old.high),
+        )
+    if ROOM * fastest <= paper.high < allowed or not fastest < allowed or 1 / fastest <= sys.float_info.min:
+        return paper
+    return best(b=float(_b_beyond(fastest, allowed)))
+
+
 def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: StableMap) -> None:
     """Raise where a weight is NaN, or its rate is not a value of the map; the error names all such weights."""
     broken, outside = [], []
@@ -60,10 +84,8 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
     for weight in chosen:
         tensor = getattr(*places[weight.name]).detach()
         old = rate_map(weight)
-        _require_plain(weight, tensor)
+        numbers = _numbers(weight, tensor)
         _require_reach(weight, old, new)
-        numbers = flatten_numbers(tensor)
-        numbers = (numbers if weight.entries is None else numbers[weight.entries.to(numbers.device)]).double()
         if nans := int(numbers.isnan().sum()):
             broken.append(f"{weight.name}: {nans} of {numbers.numel()} are NaN")
             continue
@@ -91,6 +113,13 @@ def require_fit(chosen: list[LiveWeight], places: Mapping[str, Place], new: Stab
             expected=f"values in ({new.low:g}, {new.high:g}{edge}",
             advice=advise(new, fastest, allowed, grows),
         )
+
+
+def _numbers(weight: LiveWeight, tensor: Tensor) -> Tensor:
+    """Return the numbers of a weight in float64 on one axis. Raises LayerError where it has no usable ones."""
+    _require_plain(weight, tensor)
+    numbers = flatten_numbers(tensor)
+    return (numbers if weight.entries is None else numbers[weight.entries.to(numbers.device)]).double()
 
 
 def _require_plain(weight: LiveWeight, tensor: Tensor) -> None:
@@ -126,10 +155,14 @@ def advise(new: StableMap, fastest: float, allowed: float, grows: bool) -> str:
     if math.isinf(fastest):
         return "no map holds an infinite rate: go back to a checkpoint without one."
     if new.name.startswith("best") and 1 / fastest > sys.float_info.min:
-        # A quarter beyond the fastest rate, so that it can still grow, within the range of the model's own map.
-        top = min(1.25 * fastest, (fastest + allowed) / 2)
-        return f"best(b={_round_down(1 / top, 1 / allowed)}) reaches beyond {fastest:.4g}, the fastest."
+        return f"best(b={_b_beyond(fastest, allowed)}) reaches beyond {fastest:.4g}, the fastest."
     return "exp, softplus and heavy-tail hold every positive rate."
+
+
+def _b_beyond(fastest: float, allowed: float) -> str:
+    """Return a b with which `best` ends `ROOM` times beyond the fastest rate, so that it can grow; below `allowed`."""
+    top = min(ROOM * fastest, (fastest + allowed) / 2)
+    return _round_down(1 / top, 1 / allowed)
 
 
 def _round_down(value: float, above: float) -> str:

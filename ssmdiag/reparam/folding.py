@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ssmdiag.reparam.live import stored_tensor
+from ssmdiag.checkpoint.live import stored_tensor
 from ssmdiag.reparam.parametrisations import order_of, ours
 
 

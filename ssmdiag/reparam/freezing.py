@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ssmdiag.checkpoint.live import links_of, owners_of, stored_tensor
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
-from ssmdiag.reparam.live import links_of, owners_of, stored_tensor
 from ssmdiag.reparam.parametrisations import Hold, OnEntries, order_of
 from ssmdiag.reparam.weights import LiveRecurrence, count_numbers, find_recurrence, flatten_numbers
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint.live import stored_tensor
 from ssmdiag.families.interface import Family
-from ssmdiag.reparam.live import stored_tensor
 from ssmdiag.reparam.weights import find_recurrence
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ssmdiag.checkpoint.live import Place, links_of
 from ssmdiag.recurrence.maps import StableMap
-from ssmdiag.reparam.live import Place, links_of
 from ssmdiag.reparam.weights import flatten_numbers, unflatten_numbers
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ssmdiag.checkpoint.live import Place, links_of, owners_of
 from ssmdiag.errors import LayerError, MapError
 from ssmdiag.families.interface import Family
 from ssmdiag.recurrence.maps import StableMap, find_map
-from ssmdiag.reparam.fit import first_of, rate_map, require_fit, without_ties
-from ssmdiag.reparam.live import Place, links_of, owners_of
+from ssmdiag.reparam.fit import best_for, first_of, rate_map, require_fit, without_ties
 from ssmdiag.reparam.parametrisations import MapSwap, order_of
 from ssmdiag.reparam.weights import LeftAlone, LiveWeight, Role, find_recurrence
 
@@ -63,7 +63,9 @@ def reparameterize(
     Parameters
     ----------
     map
-        A name in `maps.MAPS`, or `best(a=…, b=…)`. Where the model has no step, the rate is −log |λ̄|.
+        A name in `maps.MAPS`, or `best(a=…, b=…)`. Where the model has no step, the rate is −log |λ̄|. `best` by its
+        name alone is 1/(w² + b) with the paper's b = 0.5 where no rate is above 1.6, else with a b by which its range
+        ends a quarter beyond the fastest: `SwappedWeight.new` says which.
     target
         Which weights: those of the rate (Re λ), of the step Δ, or both.
     assume, families
@@ -103,6 +105,8 @@ def reparameterize(
             advice="`freeze` also holds weights that no map can be put under.",
         )
     chosen = without_ties(chosen, found.places)
+    if map == "best":
+        new = best_for(chosen, found.places)
     require_fit(chosen, found.places, new)
     return Reparameterisation(tuple(_swap(weight, found.places, new) for weight in chosen), tuple(left))
 

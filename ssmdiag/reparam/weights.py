@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint.live import LiveModule, Place, as_checkpoint
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import recognise
-from ssmdiag.reparam.live import LiveModule, Place, as_checkpoint
 
 Role = Literal["rate", "frequency", "step"]
 

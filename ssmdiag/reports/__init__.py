@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "Settings", "declares", "formats", "render", "render_each"]
 
 MACHINERY = frozenset(
-    {"interface", "words", "console", "folding", "grouping", "pictures", "kernel_text", "check_text", "capacity_text"}
+    {
+        "capacity_text",
+        "check_text",
+        "console",
+        "folding",
+        "grouping",
+        "interface",
+        "kernel_text",
+        "pictures",
+        "summary",
+        "words",
+    }
 )
 """Modules of this package that are not formats of a diagnosis; nor are its packages."""
 NUMBERS = frozenset({"csv", "svg"})

@@ -33,12 +33,13 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     table = csv.DictWriter(text, HEADS, lineterminator="\n")
     table.writeheader()
     for result in results:
-        for row in _rows(document(result)):
+        for row in rows_of(document(result)):
             table.writerow({name: _cell(value) for name, value in row.items()})
     return text.getvalue()
 
 
-def _rows(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def rows_of(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the row of each layer in a document; of a checkpoint that was not read, one with its error."""
     where = {"checkpoint": data["checkpoint"]["path"]}
     if "error" in data:
         yield where | {"error": data["error"]["seen"]}

@@ -12,6 +12,7 @@ from copy import deepcopy
 from torch import nn
 
 from ssmdiag.errors import ConfigurationError, LayerError
+from ssmdiag.recurrence.maps import find_map
 from ssmdiag.reparam import Reparameterisation, find_recurrence, freeze, reparameterize
 from ssmdiag.reparam.fit import rate_map
 from ssmdiag.retrain.arms import OWN, Arm, Budget
@@ -113,7 +114,8 @@ def _prepared(prototype: nn.Module, arm: Arm, assume: Mapping[str, str] | None) 
         ) from error
     swap = Reparameterisation((), ())
     if arm.param != OWN:
-        swap = reparameterize(module, arm.param, assume=assume)
+        # As a map: arms that are compared have the very one that they name, and `best` by its name adapts to the model.
+        swap = reparameterize(module, find_map(arm.param), assume=assume)
     if arm.freeze != "none":
         freeze(module, arm.freeze, assume=assume)
     return module, swap

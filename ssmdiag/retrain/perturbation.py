@@ -18,7 +18,7 @@ from statistics import median_high
 import torch
 from torch import Tensor, nn
 
-from ssmdiag.reparam.live import links_of, stored_tensor
+from ssmdiag.checkpoint.live import links_of, stored_tensor
 from ssmdiag.reparam.parametrisations import Hold
 from ssmdiag.reparam.weights import LiveRecurrence, find_recurrence, flatten_numbers, unflatten_numbers
 from ssmdiag.retrain.gradients import validate

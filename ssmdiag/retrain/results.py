@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,8 +121,8 @@ class ArmResult:
         return next((point.step for point in self.history if point.loss <= level), None)
 
 
-@dataclass(frozen=True)
-class RetrainResult(InNotebook):
+@dataclass(frozen=True, repr=False)
+class RetrainResult(Result):
     """One comparison."""
 
     task: str

@@ -14,6 +14,8 @@ from torch import nn
 
 from ssmdiag.assessment.assess import MOST_CHANNELS
 from ssmdiag.assessment.memory import DEFAULT_CONTEXT
+from ssmdiag.checkpoint.live import LiveModule, Place, as_checkpoint, stored_tensor
+from ssmdiag.checkpoint.wrapped import require_unsharded, unwrap, whole_values
 from ssmdiag.diagnosis import context_length_of
 from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
@@ -22,10 +24,8 @@ from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
 from ssmdiag.recurrence.channels import sample_channels
 from ssmdiag.recurrence.modal import Recurrence
-from ssmdiag.reparam.live import LiveModule, Place, as_checkpoint, stored_tensor
 from ssmdiag.watching.alarm import Alarm
 from ssmdiag.watching.reading import LayerReading, Reading, find_laws, read_layer
-from ssmdiag.watching.wrappers import require_unsharded, settings_of, unwrap, whole_values
 
 LIMIT = 1e-6
 """Smallest margin that is no reason to warn: a half-life of 700,000 steps. In float32 a decay rounds to 1 at 3e-8."""
@@ -69,9 +69,8 @@ class Watch:
             raise ValueError("every and keep are at least 1, laws_every at least 0, limit between 0 and 1")
         require_unsharded(self.model)
         module = unwrap(self.model)
-        settings = settings_of(module) if self.config is None else self.config
         live = LiveModule(module, whole_values)
-        checkpoint = as_checkpoint(live, module, settings)
+        checkpoint = as_checkpoint(live, module, self.config)
         found = recognise(checkpoint, assume=self.assume, families=self.families)
         found.require_layers(checkpoint)
         self.readings = deque(maxlen=self.keep)

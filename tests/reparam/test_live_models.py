@@ -49,6 +49,18 @@ def test_a_swap_leaves_the_output_as_it_was(live: Live) -> None:
     assert difference(output(live, model), before) < 1e-5
 
 
+@pytest.mark.one_in(12)
+@each_swappable
+def test_the_default_map_holds_the_rates_of_every_model(live: Live) -> None:
+    """As Mamba's, from 1 to its state size, which the paper's b does not hold."""
+    model = live.build(0)
+    before = output(live, model)
+    assert ssmdiag.reparameterize(model).swapped
+    assert difference(output(live, model), before) < 1e-5
+    ssmdiag.fold(model)
+    assert difference(output(live, model), before) < 1e-5
+
+
 @pytest.mark.one_in(32)
 @each_swappable
 def test_what_is_trained_and_folded_loads_into_the_original_code(live: Live, tmp_path: Path) -> None:

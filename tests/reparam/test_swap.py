@@ -431,7 +431,7 @@ def test_rates_out_of_range_are_counted_and_a_map_that_holds_them_is_named() -> 
         mixer(model, 2).A_log[0, 0] = math.log(3.0)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(MapError) as error:
-        ssmdiag.reparameterize(model, "best", target="both")
+        ssmdiag.reparameterize(model, "best(b=0.5)", target="both")
     text = str(error.value)
     assert "best, f(w) = 1/(w² + 0.5), cannot hold the rates and steps of 7 tensors." in text
     assert "layers.0.mixer.A_log: 3 of 12, from 16 to 16" in text
@@ -448,7 +448,35 @@ def test_a_rate_a_hair_above_the_range_is_shown_with_its_digits() -> None:
     with torch.no_grad():
         mixer(model).A_log.fill_(math.log(2.0))  # whose float32 is above log 2
     with pytest.raises(MapError, match=r"12 of 12, from 2\.00000\d+ to 2\.00000\d+"):
-        ssmdiag.reparameterize(model, "best")
+        ssmdiag.reparameterize(model, "best(b=0.5)")
+
+
+def test_best_by_its_name_alone_is_the_papers_where_that_holds_the_rates() -> None:
+    assert {done.new for done in ssmdiag.reparameterize(mamba(layers=2)).swapped} == {"best"}
+
+
+@pytest.mark.parametrize(("fastest", "new"), [(2.0, "best(b=0.4)"), (15.0, "best(b=0.05)"), (3e7, "best(b=2e-08)")])
+def test_best_by_its_name_alone_reaches_a_quarter_beyond_the_fastest_rate(fastest: float, new: str) -> None:
+    """Also at 2, the very end of the paper's: its weight would be at 0, where the gradient is 0, and never move."""
+    model = mamba(layers=2, dtype=torch.float64)
+    with torch.no_grad():
+        mixer(model, 1).A_log[2, 1] = math.log(fastest)
+    before = mixer(model, 1).A_log.detach().clone()
+    done = ssmdiag.reparameterize(model, target="both").swapped
+    assert {one.new for one in done} == {new}
+    torch.testing.assert_close(mixer(model, 1).A_log, before, rtol=1e-9, atol=1e-9)
+    mixer(model, 1).A_log[2, 1].backward()
+    assert mixer(model, 1).parametrizations.A_log.original.grad[2, 1] != 0
+    ssmdiag.fold(model)
+    torch.testing.assert_close(mixer(model, 1).A_log.detach(), before, rtol=1e-9, atol=1e-9)
+
+
+def test_best_by_its_name_alone_stays_within_the_models_own_map() -> None:
+    """σ ends at 1, which the paper's best would pass."""
+    axes = {"w0": torch.full((1, 1, 4), -1.0), "r_k": torch.ones(2, 2), "k_k": torch.ones(1, 1, 4)}
+    model = Bag({f"att.{name}": value for name, value in axes.items()})
+    (done,) = ssmdiag.reparameterize(model).swapped
+    assert find_map("sigmoid")(torch.tensor(-1.0)) < find_map(done.new).high < 1
 
 
 def test_a_mode_that_grows_has_no_stable_map() -> None:

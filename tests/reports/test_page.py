@@ -19,7 +19,7 @@ from ssmdiag.capacity.capacity import assess_capacity
 from ssmdiag.capacity.report import CapacityReport, report_capacity
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import OutputError
-from ssmdiag.output.notebook import InNotebook
+from ssmdiag.output.result import Result
 from ssmdiag.reports import Settings, kernel_text, render
 from ssmdiag.reports.capacity_text import document as capacity_document
 from ssmdiag.reports.compare.json import conversion_document, models_document, run_document, table_document
@@ -303,7 +303,7 @@ def test_a_notebook_shows_the_page_without_its_frame(case: str) -> None:
 
 
 def test_every_result_has_a_page() -> None:
-    assert {kind.__name__ for kind in InNotebook.__subclasses__()} == set(PAGES)
+    assert {kind.__name__ for kind in Result.__subclasses__()} == set(PAGES)
     found = assess_capacity(recurrence([0.01, 0.1]), 64)
     assert "Memory function" in found._repr_html_()
 

@@ -280,6 +280,16 @@ def test_a_map_that_cannot_reach_names_one_that_can_before_anything_is_trained()
     assert compare([Arm(named)], Budget(1, 8, 1)).arms[0].diverged_at is None
 
 
+def test_best_is_the_papers_in_an_experiment_whatever_the_models_rates() -> None:
+    def fast(seed: int) -> nn.Module:
+        model = Net()
+        model.lru.nu_log.data[0] = math.log(3.0)
+        return model
+
+    with pytest.raises(MapError, match=r"best, f\(w\) = 1/\(w² \+ 0.5\), cannot hold"):
+        compare_modules([Arm("best")], ModelSource("f", fast), read_data(f"{GIVEN}:pairs", 8), Budget(1, 8), task="t")
+
+
 def test_weights_that_are_nan_are_named() -> None:
     def broken(seed: int) -> nn.Module:
         from ssmdiag.retrain.sources import without_nan

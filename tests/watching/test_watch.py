@@ -255,7 +255,7 @@ class Distributed:
 
 
 def test_of_a_dtensor_what_this_rank_holds_whole_is_read_and_a_part_refused() -> None:
-    from ssmdiag.watching.wrappers import whole_values
+    from ssmdiag.checkpoint.wrapped import whole_values
 
     values = torch.arange(3.0)
     assert whole_values("A", values) is values

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.capacity.capacity import LayerCapacity, summarise_capacity
-from ssmdiag.capacity.report import CapacityReport
+from ssmdiag.capacity.capacity import LayerCapacity
+from ssmdiag.capacity.report import CapacityReport, report_alone
 from ssmdiag.reports import words
 from ssmdiag.reports.capacity_text import answer, best, document, remarks
 from ssmdiag.reports.drawing.plot import Mark
@@ -97,9 +97,7 @@ def _reports(found: Sequence[CapacityReport] | CapacityReport | LayerCapacity) -
     if isinstance(found, CapacityReport):
         return [found]
     if isinstance(found, LayerCapacity):
-        own = summarise_capacity(found)
-        modes = int(found.modes.max()) if found.modes.numel() else 0
-        return [CapacityReport(found.layer, found.family, not found.gated, own.channels, modes, own)]
+        return [report_alone(found)]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ssmdiag.checkpoint import Checkpoint
-from ssmdiag.checkpoint.checkpoint import collect
+from ssmdiag.checkpoint.checkpoint import Checkpoint, collect
+from ssmdiag.checkpoint.wrapped import require_unsharded, unwrap, whole_values
+from ssmdiag.errors import CheckpointError
 
+LOAD_FIRST = "load its weights first: from_pretrained, or load_state_dict(…, assign=True)."
 Place = tuple[nn.Module, str]
 """A submodule and the attribute that holds a tensor in it."""
 
@@ -54,16 +57,22 @@ class LiveModule:
         """Do nothing: all of it is in memory."""
 
 
-def read_module(module: nn.Module, *, config: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Return a live module as a checkpoint: `ssmdiag.diagnose(ssmdiag.read_module(model))`.
+def read_module(module: nn.Module, *, config: Any = None) -> Checkpoint:
+    """Return a live module as a checkpoint: `ssmdiag.diagnose(ssmdiag.read_module(model, config=settings))`.
 
     Values are copied on request: the checkpoint follows the training, values read earlier do not. `config` has
-    settings as in config.json; by default those of `module.config`, if it has one.
+    settings as in config.json, or is a model's config; by default it is `module.config`, if there is one. The model may
+    be under DistributedDataParallel, torch.compile and parametrisations. Raises CheckpointError where it is sharded, or
+    none of its tensors has values.
     """
-    return as_checkpoint(LiveModule(module), module, config)
+    require_unsharded(module)
+    module = unwrap(module)
+    container = LiveModule(module, copied)
+    require_values(container.name, map(stored_tensor, container.places.values()))
+    return as_checkpoint(container, module, config)
 
 
-def as_checkpoint(container: LiveModule, module: nn.Module, config: Mapping[str, Any] | None = None) -> Checkpoint:
+def as_checkpoint(container: LiveModule, module: nn.Module, config: Any = None) -> Checkpoint:
     """Return the checkpoint of one live container."""
     tensors = collect({container: container.names()})
     return Checkpoint(
@@ -71,8 +80,26 @@ def as_checkpoint(container: LiveModule, module: nn.Module, config: Mapping[str,
         format=container.format,
         tensors=tensors,
         size=sum(tensor.nbytes for tensor in tensors.values()),
-        config=settings_of(module) if config is None else config,
+        config=settings_of(module) if config is None else settings_in(config),
     )
+
+
+def copied(name: str, values: Tensor) -> Tensor:
+    """Return a copy, which does not change with training. Raises CheckpointError for a tensor without values."""
+    if values.device.type == "meta":
+        raise CheckpointError(f"{name} is on the meta device: it has a shape and no values.", advice=LOAD_FIRST)
+    return whole_values(name, values.detach()).clone()
+
+
+def require_values(name: str, tensors: Iterable[Any]) -> None:
+    """Raise CheckpointError where all tensors are on the meta device; one layer of them costs that layer alone."""
+    devices = [getattr(getattr(tensor, "device", None), "type", "cpu") for tensor in tensors]
+    if devices and all(device == "meta" for device in devices):
+        raise CheckpointError(
+            f"{name} has names and shapes but no values: all of its {len(devices):,} tensors are on the meta device.",
+            expected="a model whose weights are loaded",
+            advice=LOAD_FIRST,
+        )
 
 
 def find_places(module: nn.Module) -> dict[str, Place]:
@@ -117,10 +144,18 @@ def _evaluate(place: Place) -> Tensor:
 
 
 def settings_of(module: nn.Module) -> Mapping[str, Any]:
-    """Return the settings in a model's `config`: transformers' config, a dataclass or a mapping."""
-    config: Any = getattr(module, "config", None)
+    """Return a model's settings; those of the model inside a LightningModule, or any other module around one."""
+    own = settings_in(getattr(module, "config", None))
+    inside = [found for part in module.children() if (found := settings_in(getattr(unwrap(part), "config", None)))]
+    return own or (inside[0] if len(inside) == 1 else {})
+
+
+def settings_in(config: Any) -> Mapping[str, Any]:
+    """Return the settings in a config: transformers' own, a dataclass, a Namespace or a mapping; {} for others."""
+    if isinstance(config, Mapping):
+        return dict(config)
     if callable(getattr(config, "to_dict", None)):
         return dict(config.to_dict())
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return dataclasses.asdict(config)
-    return dict(config) if isinstance(config, Mapping) else {}
+    return vars(config) if isinstance(config, Namespace) else {}

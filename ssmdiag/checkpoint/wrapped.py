@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ssmdiag.errors import SsmdiagError
-from ssmdiag.reparam.live import settings_of as own_settings
+from ssmdiag.errors import CheckpointError
 
-INSTEAD = "watch the checkpoints that training writes: `ssmdiag watch RUN_DIR`."
+INSTEAD = "diagnose a full state dict, or watch the checkpoints that training writes: `ssmdiag watch RUN_DIR`."
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -24,14 +22,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inside
 
 
-def settings_of(module: nn.Module) -> Mapping[str, Any]:
-    """Return a model's settings; those of the model inside a LightningModule, or any other module around one."""
-    inside = [found for part in module.children() if (found := own_settings(unwrap(part)))]
-    return own_settings(module) or (inside[0] if len(inside) == 1 else {})
-
-
 def require_unsharded(model: nn.Module) -> None:
-    """Raise SsmdiagError where FSDP's first version or ZeRO-3 has replaced the weights by pieces of them."""
+    """Raise CheckpointError where FSDP's first version or ZeRO-3 has replaced the weights by pieces of them."""
     if any(_is(part, "FullyShardedDataParallel") for part in model.modules()):
         raise _sharded("its weights are in FullyShardedDataParallel's flat pieces")
     if any(hasattr(parameter, "ds_shape") for parameter in model.parameters()):
@@ -39,21 +31,21 @@ def require_unsharded(model: nn.Module) -> None:
 
 
 def whole_values(name: str, values: Tensor) -> Tensor:
-    """Return a weight as it is on this rank. Raises SsmdiagError for a DTensor of which the rank has a part."""
+    """Return a weight as it is on this rank. Raises CheckpointError for a DTensor of which the rank has a part."""
     sharded: Any = values
     if not hasattr(sharded, "to_local"):
         return values
     if sharded.device_mesh.size() > 1 and not all(placement.is_replicate() for placement in sharded.placements):
         raise _sharded(
             f"{name} is a DTensor over {sharded.device_mesh.size():,} ranks",
-            "leave what decides the decays out of the sharding, fully_shard(…, ignored_params=…), or ",
+            "leave what decides the decays out of the sharding, fully_shard(…, ignored_params=…), ",
         )
     local: Tensor = sharded.to_local()
     return local
 
 
-def _sharded(seen: str, advice: str = "") -> SsmdiagError:
-    return SsmdiagError(
+def _sharded(seen: str, advice: str = "") -> CheckpointError:
+    return CheckpointError(
         f"{seen}: no rank has a layer whole.", expected="whole weights on this rank", advice=advice + INSTEAD
     )
 
