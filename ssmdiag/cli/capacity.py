@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     FORMATS,
     Also,
@@ -70,7 +71,7 @@ def capacity(
         typer.Option(
             "--for-length",
             metavar="STEPS",
-            min=1,
+            parser=a_count(context=True),
             callback=check_length,
             help="Find the steps Δ that would rebuild inputs this far back.",
         ),

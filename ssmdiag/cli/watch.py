@@ -82,9 +82,7 @@ def watch(
     """Follow a run: a line for each of its checkpoints, as soon as it is whole.
 
     Step, the layer with the smallest margin, its longest half-life and law, findings; `!` where something is wrong.
-    Exit 0: ended by Ctrl-C, or after --idle. Exit 1: --fail-on found what it looks for. Exit 2: the directory cannot
-    be watched; a checkpoint that cannot be read is a remark, and tried again.
-    """  # fmt: skip
+    """
     from ssmdiag.watching.folder import RunFolder, follow
     from ssmdiag.watching.run_so_far import RunSoFar
 

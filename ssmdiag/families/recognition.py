@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.checkpoint.names import join, layer_numbers
-from ssmdiag.errors import AssumptionError, UnknownFamilyError
+from ssmdiag.errors import AssumptionError, UnknownFamilyError, closest
 from ssmdiag.families import known_families
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
@@ -263,12 +263,22 @@ def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) ->
         if not (named := [option for option in options if option.name == name]):
             known = ", ".join(sorted({option.name for option in options}))
             raise AssumptionError(
-                f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"
+                f"--assume {name}={value}: no family has a setting {name}.",
+                expected=f"one of {known}",
+                instead=_meant_pair(name, value, closest(name, [option.name for option in options]), value),
             )
         if not any(option.allows(value) for option in named):
             choices = dict.fromkeys(choice for option in named for choice in option.choices)
             what = "family" if name == "family" else "value"
-            raise AssumptionError(f"--assume {name}={value}: no such {what}.", expected=f"one of {', '.join(choices)}")
+            raise AssumptionError(
+                f"--assume {name}={value}: no such {what}.",
+                expected=f"one of {', '.join(choices)}",
+                instead=_meant_pair(name, value, name, closest(value, choices)),
+            )
+
+
+def _meant_pair(name: str, value: str, meant_name: str | None, meant_value: str | None) -> tuple[str, str] | None:
+    return (f"{name}={value}", f"{meant_name}={meant_value}") if meant_name and meant_value else None
 
 
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:

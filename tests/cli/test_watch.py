@@ -244,7 +244,7 @@ def test_no_checkpoint_is_written_over(watch: Run, tmp_path: Path) -> None:
     for format in ("text", "jsonl"):
         code, out, err = watch(tmp_path, "-o", tmp_path / "step-00250.safetensors", "-f", format)
         assert (code, out) == (2, "")
-        assert err.startswith("OutputError: --output")
+        assert err.startswith("error: --output")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
