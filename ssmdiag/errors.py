@@ -67,21 +67,26 @@ ALIKE = 0.7
 """Least share of matching characters of a name that is suggested."""
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like this one; None where none is.
+def alike(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that are like this one, the most alike first; two letters swapped are nearest.
 
     The only one that begins with it, or that it begins, is like it too. Case, `-`, `_` and `.` make no difference.
 
-    >>> [closest(name, ["mamba", "mamba2", "lru"]) for name in ("Mamba-2", "mamab", "lr", "s4")]
-    ['mamba2', 'mamba', 'lru', None]
+    >>> [alike(name, ["mamba", "mamba2", "lru"]) for name in ("Mamba-2", "mamab", "lr", "s4")]
+    [['mamba2'], ['mamba', 'mamba2'], ['lru'], []]
     """
     plain = {_plain(each): each for each in known}
     wanted = _plain(name)
     if wanted in plain:
-        return plain[wanted]
+        return [plain[wanted]]
     begun = [each for each in plain if wanted and (each.startswith(wanted) or wanted.startswith(each))]
-    found = difflib.get_close_matches(wanted, plain, n=1, cutoff=ALIKE) or (begun if len(begun) == 1 else [])
-    return plain[found[0]] if found else None
+    found = difflib.get_close_matches(wanted, plain, n=3, cutoff=ALIKE) or (begun if len(begun) == 1 else [])
+    return [plain[each] for each in sorted(found, key=lambda each: sorted(each) != sorted(wanted))]
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one; None where none is."""
+    return next(iter(alike(name, known)), None)
 
 
 def meant(name: str, known: Iterable[str]) -> tuple[str, str] | None:

@@ -36,7 +36,11 @@ def capacity(
     path: OnePath,
     layer: Annotated[
         str | None,
-        typer.Option("--layer", help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4."),
+        typer.Option(
+            "--layer",
+            metavar="LAYER",
+            help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4.",
+        ),
     ] = None,
     length: Length = None,
     state_dtype: Annotated[

@@ -60,6 +60,7 @@ def kernel(
         str | None,
         typer.Option(
             "--layer",
+            metavar="LAYER",
             help="Number or path of one layer, or the path's start; by default all to a file, the first shown.",
         ),
     ] = None,

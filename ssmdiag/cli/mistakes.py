@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from ssmdiag.cli.help_pages import FLAGS
-from ssmdiag.errors import SsmdiagError, closest
+from ssmdiag.errors import SsmdiagError, alike, closest
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Of Click, which Typer imports or has a copy of."""
@@ -70,7 +70,7 @@ def unknown_command(group: Any, context: Any, arguments: Sequence[str]) -> Ssmdi
     name, *rest = arguments
     path = context.command_path
     known = group.list_commands(context)
-    if found := closest(name, known):
+    if not os.path.lexists(name) and (found := closest(name, known)):
         return SsmdiagError(
             f"{path} has no command {name}; did you mean {found}?", advice=shlex.join([*path.split(), found, *rest])
         )
@@ -115,17 +115,20 @@ def _unknown_option(
     commands, command_named = app["commands"], app["command_named"]
     path = _path_of(command, parent)
     own = _options_of(command)
-    if found := closest(option, own):
+    if near := alike(option, own):
+        lines = [_first_that_parses(((command, each) for each in _replaced(arguments, option, found)), parent)
+                 for found in near]  # fmt: skip
+        works = {found: line for found, line in zip(near, lines, strict=True) if line}
+        found = next(iter(works), near[0])
         seen = f"{path} has no option {option}; did you mean {found}?"
-        tried = [(command, each) for each in _replaced(arguments, option, found)]
-        return SsmdiagError(seen, advice=_first_that_parses(tried, parent) or f"{path} --help")
+        return SsmdiagError(seen, advice=works.get(found, f"{path} --help"))
     if parent is None:  # an option that stands before the command
         rest = [argument for argument in arguments if argument != option]
         if rest and rest[0] in commands:
             command = command_named(rest[0])
             tried = [(command, [*rest[1:], option])]
-            if works := _first_that_parses(tried, None):
-                return SsmdiagError(f"{option} is an option of {path} {rest[0]}, and comes after it.", advice=works)
+            if line := _first_that_parses(tried, None):
+                return SsmdiagError(f"{option} is an option of {path} {rest[0]}, and comes after it.", advice=line)
         return SsmdiagError(f"{path} has no option {option}.", advice=f"{path} --help")
     others = [other for other in commands if other != command.name and option in _options_of(command_named(other))]
     if others:

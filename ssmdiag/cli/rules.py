@@ -62,7 +62,7 @@ def explain(
         documents = [*map(_document, known), *map(_term_document, TERMS)]
         text = f"{_glossary(width)}\n{_list(known, width)}"
     else:
-        found = list(dict.fromkeys(one for name in _phrases(what) for one in _meant_by(name)))
+        found = list({one.name: one for name in _phrases(what) for one in _meant_by(name)}.values())
         documents = [_term_document(one) if isinstance(one, Term) else _document(one) for one in found]
         text = "\n".join(_term_page(one, width) if isinstance(one, Term) else _page(one, width) for one in found)
     if format == "json":

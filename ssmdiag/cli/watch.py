@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -88,7 +89,9 @@ def watch(
 
     if directory.exists() and not directory.is_dir():
         raise SsmdiagError(
-            f"{directory} is a file.", expected="the directory of a run", advice="`ssmdiag inspect` reports on one."
+            f"{directory} is a file.",
+            expected="the directory of a run",
+            advice=f"ssmdiag inspect {shlex.quote(str(directory))} reports on one.",
         )
     places = claim(output, None, format=format, known=("text", "jsonl"), reads=[directory, map_file])
     families = load_families(map_file)

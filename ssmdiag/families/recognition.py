@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -281,8 +282,17 @@ def _meant_pair(name: str, value: str, meant_name: str | None, meant_value: str 
     return (f"{name}={value}", f"{meant_name}={meant_value}") if meant_name and meant_value else None
 
 
+_OF_AN_OPTIMISER = re.compile(r"^state\..*\.(?:step|exp_avg|exp_avg_sq|momentum_buffer|max_exp_avg_sq)$")
+
+
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:
     """Return the error for a file without a known layer: the closest family, and a map file to start from."""
+    if len(checkpoint) and all(map(_OF_AN_OPTIMISER.search, checkpoint)):
+        return UnknownFamilyError(
+            f"{checkpoint.path.name} holds the state of an optimiser, and no weights.",
+            expected="the file of weights beside it, or their directory",
+            advice=f"ssmdiag inspect {shlex.quote(str(checkpoint.path.parent))}",
+        )
     details = list(recognition.problems)
     shown: dict[str, NearMiss] = {}
     for miss in recognition.near_misses:
