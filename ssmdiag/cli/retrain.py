@@ -197,7 +197,7 @@ def retrain(
         if output is not None:
             require_apart(output, arms, reads)
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
-        watch = Watch(quiet or not ranks.first)
+        watch = Watch(quiet or not ranks.first, len(ranks.share(arms) if ranks.spreads(arms) else arms))
         keep_freed_memory()
         try:
             with on_ending_signals(stop):
