@@ -180,7 +180,9 @@ def _decline(path: Location, present: set[str], candidates: list[str]) -> Checkp
     return CheckpointError(
         f"{path} is a directory without a checkpoint; it holds {listing}.",
         expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(suffixes())} file",
-        advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else f"list what is there: ls {path}",
+        advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}"
+        if below
+        else f"name the file with the weights: ls {path} lists what is there.",
     )
 
 
