@@ -33,8 +33,9 @@ class Command(TyperCommand):
         except UsageError as error:
             raise explained(error, self, given, parent) from None
         if not context.resilient_parsing:
+            read = {param.name for param in self.params if param.param_type_name == "argument"}
             for name, value in context.params.items():
-                context.params[name] = found_again(value)
+                context.params[name] = found_again(value, patterns=name in read)
             if mistake := unquoted(context.params.get("paths")):
                 raise with_next_command(mistake, self, given, parent)
         return context
@@ -139,26 +140,27 @@ class Group(TyperGroup):
     format_epilog = Command.format_epilog
 
 
-def found_again(value: Any) -> Any:
+def found_again(value: Any, *, patterns: bool) -> Any:
     """Return a path, or paths, with `~` and patterns replaced that a shell left: a quoted one, PowerShell's.
 
-    A path that is there under the name it was given stays.
+    A path that is there under the name it was given stays. Without `patterns` only `~` is replaced: what is written
+    must not be a file that only looks like it.
     """
     if isinstance(value, (list, tuple)) and any(isinstance(each, Path) for each in value):
-        return [path for each in value for path in (_paths(each) if isinstance(each, Path) else [each])]
+        return [path for each in value for path in (_paths(each, patterns) if isinstance(each, Path) else [each])]
     if isinstance(value, Path):
-        paths = list(_paths(value))
+        paths = list(_paths(value, patterns))
         return paths[0] if len(paths) == 1 else value
     return value
 
 
-def _paths(path: Path) -> Iterator[Path]:
+def _paths(path: Path, patterns: bool) -> Iterator[Path]:
     name = os.fspath(path)
     if not (name.startswith("~") or any(mark in name for mark in "*?[")) or os.path.lexists(path):
         yield path
         return
     name = os.path.expanduser(name)
-    yield from map(Path, sorted(glob.glob(name)) or [name])
+    yield from map(Path, (sorted(glob.glob(name)) if patterns else []) or [name])
 
 
 def _name_of(context: Any) -> str:

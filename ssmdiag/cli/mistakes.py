@@ -188,7 +188,7 @@ def _too_many(extra: str, command: Any, arguments: Sequence[str], parent: Any) -
         return SsmdiagError(seen, advice=_first_that_parses(tried, parent) or f"{path} --help")
     takes = [str(each.metavar or each.name).strip("[]").upper() for each in command.params if each.nargs == 1
              and each.param_type_name == "argument"]  # fmt: skip
-    seen = f"{path} takes {f'one {takes[0]}' if takes else 'no argument'}; {extra} is too much."
+    seen = f"{path} takes {f'one {takes[0]}' if takes else 'no argument'}; {' '.join(map(_shown, words))} is too much."
     return SsmdiagError(seen, advice=_first_that_parses([(command, kept)], parent) or f"{path} --help")
 
 

@@ -153,13 +153,23 @@ def test_a_name_with_a_star_in_it_is_itself(desk: Path, run: Run) -> None:
     assert out.startswith("m*.safetensors")
 
 
+def test_what_is_written_is_not_a_file_that_a_pattern_matches(desk: Path, run: Run) -> None:
+    Path("report1.json").write_text("{}")
+    run("inspect", "model.safetensors", "-o", "report?.json")
+    assert Path("report1.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("typed", [["help"], ["help", "check"], ["help", "config", "show"]])
 def test_help_is_a_command(typed: list[str], run: Run) -> None:
     assert run(*typed) == run(*typed[1:], "--help")
 
 
 def test_a_secret_in_an_address_is_not_repeated(desk: Path, run: Run) -> None:
-    code, out, errors = run("inspect", "https://me:secret@example.org/m.pt?signature=secret", "--lenght", "4")
+    address = "https://me:secret@example.org/m.pt?signature=secret"
+    code, out, errors = run("inspect", address, "--lenght", "4")
     assert code == 2
     assert "--length 4" in errors
-    assert "secret" not in out + errors
+    more = run("capacity", "model.safetensors", address)
+    assert more[0] == 2
+    assert "example.org" in more[2]
+    assert "secret" not in out + errors + more[2]
