@@ -5,7 +5,8 @@ Misuse of the Python API raises built-in exceptions instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ssmdiag.printable import printable
@@ -15,7 +16,8 @@ class SsmdiagError(Exception):
     """A known problem: what was seen, what was expected, what to do. The CLI exits 2.
 
     Each part may hold names from a file, so it is one line: characters that break lines are escaped. Further lines go
-    into `details`, shown below what was seen, or into `sample`, a text to copy, shown last.
+    into `details`, shown below what was seen, or into `sample`, a text to copy, shown last. `instead` is a name that is
+    not known and what it was probably meant to be; without other advice, that is the advice.
     """
 
     def __init__(
@@ -26,13 +28,18 @@ class SsmdiagError(Exception):
         advice: str | None = None,
         details: Sequence[str] = (),
         sample: Sequence[str] = (),
+        instead: tuple[str, str] | None = None,
     ) -> None:
         self.seen = seen
         self.expected = expected
-        self.advice = advice
+        self.instead = instead
+        self.advice = advice or (f"did you mean {instead[1]}?" if instead else None)
         self.details = tuple(details)
         self.sample = tuple(sample)
-        super().__init__("\n".join(message_lines(seen, expected, advice, self.details, self.sample)))
+        super().__init__(seen)
+
+    def __str__(self) -> str:
+        return "\n".join(message_lines(self.seen, self.expected, self.advice, self.details, self.sample))
 
     @property
     def sentence(self) -> str:
@@ -54,6 +61,42 @@ def message_lines(
     lines += [f"  expected: {expected}"] if expected else []
     lines += [f"  next: {advice}"] if advice else []
     return [printable(line) for line in [*lines, *sample]]
+
+
+ALIKE = 0.7
+"""Least share of matching characters of a name that is suggested."""
+
+
+def alike(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that are like this one, the most alike first; two letters swapped are nearest.
+
+    The only one that begins with it, or that it begins, is like it too. Case, `-`, `_` and `.` make no difference.
+
+    >>> [alike(name, ["mamba", "mamba2", "lru"]) for name in ("Mamba-2", "mamab", "lr", "s4")]
+    [['mamba2'], ['mamba', 'mamba2'], ['lru'], []]
+    """
+    plain = {_plain(each): each for each in known}
+    wanted = _plain(name)
+    if wanted in plain:
+        return [plain[wanted]]
+    begun = [each for each in plain if wanted and (each.startswith(wanted) or wanted.startswith(each))]
+    found = difflib.get_close_matches(wanted, plain, n=3, cutoff=ALIKE) or (begun if len(begun) == 1 else [])
+    return [plain[each] for each in sorted(found, key=lambda each: sorted(each) != sorted(wanted))]
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one; None where none is."""
+    return next(iter(alike(name, known)), None)
+
+
+def meant(name: str, known: Iterable[str]) -> tuple[str, str] | None:
+    """Return a name and what it was probably meant to be, for `SsmdiagError(…, instead=…)`."""
+    found = closest(name, known)
+    return (name, found) if found else None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().translate({ord(mark): None for mark in "-_."})
 
 
 class CheckpointError(SsmdiagError):

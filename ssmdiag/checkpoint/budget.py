@@ -94,11 +94,11 @@ def _neighbours(path: Location) -> str:
         present = [entry.name for entry in itertools.islice(beside, MOST_COMPARED)]
     except OSError:
         if _ON_THE_HUB.fullmatch(str(path)):
-            return f"for the model of that name on the Hugging Face hub: hf://{path}"
+            return f"ssmdiag inspect hf://{path}, if it is a model on the Hugging Face hub."
         return f"there is no directory {path.parent}."
     close = difflib.get_close_matches(path.name, present, n=3)
     return (
-        f"did you mean {', '.join(close)}?"
+        f"did you mean {', '.join(close)}? ssmdiag inspect {shlex.quote(str(path.parent / close[0]))}"
         if close
         else f"list what is there: ls {path.parent}"
         if isinstance(path, Path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -176,11 +177,12 @@ def _decline(path: Location, present: set[str], candidates: list[str]) -> Checkp
         if any(name.endswith(ends) for name in names) or holds_checkpoint(names)
     ]
     below = [*inside, *(folder for folder, _ in _folders_in(path / "snapshots"))]  # the Hugging Face cache
+    missing = f"name the file with the weights: ls {shlex.quote(str(path))} lists what is there."
     listing = ", ".join(sorted(present)[:6]) or "nothing"
     return CheckpointError(
         f"{path} is a directory without a checkpoint; it holds {listing}.",
         expected=f"one of {', '.join(WEIGHTS)}, an index.json with shards, or one {' '.join(suffixes())} file",
-        advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else "name the file with the weights.",
+        advice=f"ssmdiag inspect {' '.join(map(str, below[:3]))}" if below else missing,
     )
 
 

@@ -30,7 +30,7 @@ def main() -> NoReturn:
     # Read when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ssmdiag.cli import process, terminal
-    from ssmdiag.cli.app import make_app
+    from ssmdiag.cli.app import make_app, spelled_out
     from ssmdiag.errors import SsmdiagError
 
     terminal.guard_errors()
@@ -38,9 +38,10 @@ def main() -> NoReturn:
     terminal.show_progress(sys.argv[1:])
     try:
         _require_no_empty(sys.argv[1:])
-        make_app(sys.argv[1:])()
+        arguments = spelled_out(sys.argv[1:])
+        make_app(arguments)(arguments, prog_name="ssmdiag")
     except SsmdiagError as error:
-        process.say(f"{type(error).__name__}: {error}")
+        process.say(f"error: {error}")
     except (BrokenPipeError, SystemExit) as stop:
         if process.ended_by_its_reader(stop):
             process.drop_output()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     FORMATS,
     Also,
@@ -35,7 +36,11 @@ def capacity(
     path: OnePath,
     layer: Annotated[
         str | None,
-        typer.Option("--layer", help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4."),
+        typer.Option(
+            "--layer",
+            metavar="LAYER",
+            help="Number or path of one layer; then also its step Δ scaled by ½, 1, 2 and 4.",
+        ),
     ] = None,
     length: Length = None,
     state_dtype: Annotated[
@@ -70,7 +75,7 @@ def capacity(
         typer.Option(
             "--for-length",
             metavar="STEPS",
-            min=1,
+            parser=a_count(context=True),
             callback=check_length,
             help="Find the steps Δ that would rebuild inputs this far back.",
         ),

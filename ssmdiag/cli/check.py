@@ -96,10 +96,7 @@ def check(
         bool, typer.Option("--quiet", "-q", help="Only checkpoints with findings, and no advice.")
     ] = False,
 ) -> None:
-    """Look for what is wrong with a checkpoint's memory, and fail a build that has it.
-
-    Exit 0: clean. Exit 1: findings at --fail-on or above. Exit 2: a path, or part of one, could not be diagnosed.
-    """
+    """Look for what is wrong with a checkpoint's memory, and fail a build that has it."""
     from ssmdiag.check.configuration import read_configuration
     from ssmdiag.probing.saved import read_probe
     from ssmdiag.reports.check_text import render_each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,7 @@ def compare(
     """Say which layers of a run converge to the stability boundary, and when they reach it.
 
     Two different models: what memory one has that the other lacks; of more, a table. With --strict: whether a
-    conversion kept the memory. Exit 0: read. Exit 1: --strict or --fail-on found what it looks for, or what
-    --strict is to prove could not be seen. Exit 2: a checkpoint, or part of one, could not be read; what could
-    be is still compared.
+    conversion kept the memory.
     """
     from ssmdiag.compare.conversion import prove_conversion
     from ssmdiag.compare.models import compare_models, same_structure, tabulate_models
@@ -133,7 +132,7 @@ def compare(
         raise SsmdiagError(
             "one checkpoint alone has nothing to be compared with.",
             expected="two or more, or a directory of numbered checkpoints",
-            advice="`ssmdiag inspect` reports on one.",
+            advice=f"{shlex.join(['ssmdiag', 'inspect', *map(str, paths)])} reports on one.",
         )
     places = claim(output, also, format=format, known=FORMATS, reads=[*paths, map_file])
     strict = strict or tolerance is not None

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.command import Command, Group
 from ssmdiag.cli.options import Isolated
 from ssmdiag.cli.process import working_folder
 
-app = typer.Typer(no_args_is_help=True, help="Settings of `ssmdiag check`.", rich_markup_mode=None)
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Settings of `ssmdiag check`.", rich_markup_mode=None)
 
 
 @app.callback()
@@ -19,7 +20,7 @@ def config() -> None:
     """Settings of `ssmdiag check`."""
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="This file, not the nearest ssmdiag.toml.")

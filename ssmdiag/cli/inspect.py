@@ -61,10 +61,7 @@ def inspect(
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also module paths and the tensors read.")] = False,
 ) -> None:
-    """Report how long each recurrent layer of a checkpoint remembers.
-
-    Exit 0: read. Exit 2: a path, or part of one, could not be read; what could be is still reported.
-    """
+    """Report how long each recurrent layer of a checkpoint remembers."""
     many = Many(paths, jobs, shard, resume, retry_errors)
     assumptions = parse_assumptions(assume)
     places = claim(output, also, format=format, known=get_args(Format), reads=[*many.reads, map_file])

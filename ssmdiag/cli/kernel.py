@@ -60,10 +60,13 @@ def kernel(
         str | None,
         typer.Option(
             "--layer",
+            metavar="LAYER",
             help="Number or path of one layer, or the path's start; by default all to a file, the first shown.",
         ),
     ] = None,
-    channel: Annotated[int | None, typer.Option("--channel", min=0, help="One channel of the layer.")] = None,
+    channel: Annotated[
+        int | None, typer.Option("--channel", metavar="N", min=0, help="One channel of the layer.")
+    ] = None,
     length: Length = None,
     output: Annotated[
         Path | None,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.process import import_torch
 from ssmdiag.cli.terminal import Colour
-from ssmdiag.errors import AssumptionError, SsmdiagError
+from ssmdiag.errors import AssumptionError, SsmdiagError, meant
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
@@ -74,10 +75,11 @@ Length = Annotated[
     int | None,
     typer.Option(
         "--length",
+        "--context",
         metavar="STEPS",
-        min=1,
+        parser=a_count(context=True),
         callback=check_length,
-        help="Context length; by default what config.json says.",
+        help="Context length, 4096 or 4k; by default what config.json says.",
     ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report to this file.")]
@@ -133,7 +135,7 @@ def choose_device(choice: Device) -> str:
     import torch
 
     if choice == "cuda" and not torch.cuda.is_available():
-        raise SsmdiagError("--device cuda: torch sees no CUDA device.", advice="--device cpu")
+        raise SsmdiagError("--device cuda: torch sees no CUDA device.", instead=("cuda", "cpu"))
     return "cpu" if choice == "auto" else choice
 
 
@@ -220,7 +222,11 @@ def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
             break
     else:
         some = ", ".join(labels[:12]) + ", …" * (len(labels) > 12)
-        raise SsmdiagError(f"--layer {wanted}: there is no such layer.", expected=f"one of {some}, or a full path")
+        raise SsmdiagError(
+            f"--layer {wanted}: there is no such layer.",
+            expected=f"one of {some}, or a full path",
+            instead=meant(wanted, [*labels, *paths]),
+        )
     if len({layer.path for layer in chosen}) > 1 and not name.isdecimal():
         several = ", ".join(layer.path for layer in chosen[:6]) + ", …" * (len(chosen) > 6)
         raise SsmdiagError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     FORMATS,
     Also,
@@ -59,8 +60,9 @@ def probe(
         int | None,
         typer.Option(
             "--length",
+            "--context",
             metavar="STEPS",
-            min=2,
+            parser=a_count(2, context=True),
             help="Tokens of every text that is read.  [default: 1,024 on a CPU, 4,096 on a GPU]",
             show_default=False,
         ),
@@ -68,23 +70,36 @@ def probe(
     texts: Annotated[
         int | None,
         typer.Option(
-            "--texts", metavar="N", min=1, help="Texts of that length, most.  [default: 4 on a CPU, 16 on a GPU]"
+            "--texts",
+            metavar="N",
+            parser=a_count(),
+            help="Texts of that length, most.  [default: 4 on a CPU, 16 on a GPU]",
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", min=1, help="Texts at once; by default what is cheap to hold.")
+        int | None,
+        typer.Option("--batch", metavar="N", parser=a_count(), help="Texts at once; by default what is cheap to hold."),
     ] = None,
     cuts: Annotated[
         int,
         typer.Option(
-            "--cuts", metavar="N", min=0, help="Passes of half a text for the use of the past; 0: leave it out."
+            "--cuts",
+            metavar="N",
+            parser=a_count(0),
+            help="Passes of half a text for the use of the past; 0: leave it out.",
         ),
     ] = 6,
-    channels: Annotated[int, typer.Option("--channels", metavar="N", min=1, help="Channels of a layer, most.")] = 64,
-    positions: Annotated[int, typer.Option("--positions", metavar="N", min=1, help="Positions of a text, most.")] = 128,
+    channels: Annotated[
+        int, typer.Option("--channels", metavar="N", parser=a_count(), help="Channels of a layer, most.")
+    ] = 64,
+    positions: Annotated[
+        int, typer.Option("--positions", metavar="N", parser=a_count(), help="Positions of a text, most.")
+    ] = 128,
     state_channels: Annotated[
         int,
-        typer.Option("--state-channels", metavar="N", min=0, help="Channels stepped with a rounded state; 0: none."),
+        typer.Option(
+            "--state-channels", metavar="N", parser=a_count(0), help="Channels stepped with a rounded state; 0: none."
+        ),
     ] = 32,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of where texts are cut and resampled.")] = 0,
     dtype: Annotated[

@@ -97,7 +97,7 @@ def say(text: str) -> None:
 def say_unwritable(error: OSError) -> None:
     """Report that stdout cannot be written."""
     reason = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
-    say(f"OutputError: stdout cannot be written ({reason}).\n  next: --output FILE, where the command has it.")
+    say(f"error: stdout cannot be written ({reason}).\n  next: --output FILE, where the command has it.")
 
 
 def ended_by_its_reader(error: BaseException | None) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     Also,
     Assume,
@@ -61,11 +62,17 @@ def retrain(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", help="What to learn.  [default: lf-poly, or what --text or --data say]", show_default=False
+            "--task",
+            metavar="TASK",
+            help="What to learn.  [default: lf-poly, or what --text or --data say]",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="s4d or lru, built in; or package.module:function, which returns a Module.")
+        str,
+        typer.Option(
+            "--model", metavar="MODEL", help="s4d or lru, built in; or package.module:function, which returns a Module."
+        ),
     ] = "s4d",
     freeze: Annotated[
         list[str] | None,
@@ -91,16 +98,29 @@ def retrain(
             help="On every weight; of your own model, on all but the recurrence's.  [default: 0]",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps of every arm.")] = 1000,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a step.")] = 128,
-    width: Annotated[int, typer.Option("--width", min=1, help="Channels.")] = 64,
-    modes: Annotated[int, typer.Option("--modes", min=1, help="Modes of a channel; one of each conjugate pair.")] = 32,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Residual blocks.")] = 1,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="STEPS", parser=a_count(0), help="Training steps of every arm.")
+    ] = 1000,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", parser=a_count(), help="Sequences a step.")] = 128,
+    width: Annotated[int, typer.Option("--width", metavar="N", parser=a_count(), help="Channels.")] = 64,
+    modes: Annotated[
+        int,
+        typer.Option("--modes", metavar="N", parser=a_count(), help="Modes of a channel; one of each conjugate pair."),
+    ] = 32,
+    depth: Annotated[int, typer.Option("--depth", metavar="N", parser=a_count(), help="Residual blocks.")] = 1,
     length: Annotated[
-        int | None, typer.Option("--length", metavar="STEPS", min=2, help="Sequence length; the task's own by default.")
+        int | None,
+        typer.Option(
+            "--length",
+            "--context",
+            metavar="STEPS",
+            parser=a_count(2, context=True),
+            help="Sequence length; the task's own by default.",
+        ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="Training sequences; the task's own by default.")
+        int | None,
+        typer.Option("--samples", metavar="N", parser=a_count(), help="Training sequences; the task's own by default."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", metavar="FILE", help="What a language model or --task text learns.")
@@ -116,12 +136,16 @@ def retrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --output.")] = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option("--checkpoint-every", metavar="STEPS", min=1, help="Keep a checkpoint every so many steps."),
+        typer.Option(
+            "--checkpoint-every", metavar="STEPS", parser=a_count(), help="Keep a checkpoint every so many steps."
+        ),
     ] = None,
     perturb: Annotated[
         bool, typer.Option("--perturb", help="Add each arm's loss with noise on its trained rates.")
     ] = False,
-    together: Annotated[int, typer.Option("--together", min=1, help="Arms trained as one batch.")] = 12,
+    together: Annotated[
+        int, typer.Option("--together", metavar="N", parser=a_count(), help="Arms trained as one batch.")
+    ] = 12,
     format: Annotated[Format, typer.Option("--format", "-f", help="Form of the comparison.")] = "text",
     also: Also = None,
     plots: Plots = True,
@@ -173,7 +197,7 @@ def retrain(
         if output is not None:
             require_apart(output, arms, reads)
         budget = Budget(steps, batch, validate_every=max(1, min(50, steps // 20)), checkpoint_every=checkpoint_every)
-        watch = Watch(quiet or not ranks.first)
+        watch = Watch(quiet or not ranks.first, len(ranks.share(arms) if ranks.spreads(arms) else arms))
         keep_freed_memory()
         try:
             with on_ending_signals(stop):

@@ -1,15 +1,17 @@
-"""`ssmdiag rules` and `ssmdiag explain CODE`: what is checked and why, without importing torch."""
+"""`ssmdiag rules` and `ssmdiag explain`: what is checked and why, what words mean; without importing torch."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssmdiag.cli import terminal
+from ssmdiag.cli.glossary import TERMS, Term, find_term
 from ssmdiag.cli.options import Format
-from ssmdiag.errors import ConfigurationError
+from ssmdiag.errors import ConfigurationError, meant
 from ssmdiag.reports.json import pick, render
 
 if TYPE_CHECKING:
@@ -38,19 +40,79 @@ def rules(
 
 
 def explain(
-    code: Annotated[str, typer.Argument(help="Code or name of a rule.", show_default=False)],
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WHAT]...",
+            help="Rules, by code (SSM404, 404), by the start of one (SSM4) or by name; words of the reports.",
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="Format of the page.")] = "text",
 ) -> None:
-    """Explain one rule: formula, why it hurts, how to fix it, a public example."""
+    """Explain rules (formula, why it hurts, how to fix it, a public example) and words of the reports.
+
+    Alone it lists both.
+    """
     from ssmdiag.rules import known_rules
 
-    rule = next((rule for rule in known_rules() if code.upper() == rule.code or code == rule.name), None)
-    if rule is None:
-        raise ConfigurationError(
-            f"{code} is not a rule.", expected=", ".join(rule.code for rule in known_rules()), advice="`ssmdiag rules`"
-        )
-    text = render(_document(rule), ascii=False) if format == "json" else _page(rule, min(terminal.width(), 100))
+    width = min(terminal.width(), 100)
+    if not what:
+        known = known_rules()
+        documents = [*map(_document, known), *map(_term_document, TERMS)]
+        text = f"{_glossary(width)}\n{_list(known, width)}"
+    else:
+        found = list({one.name: one for name in _phrases(what) for one in _meant_by(name)}.values())
+        documents = [_term_document(one) if isinstance(one, Term) else _document(one) for one in found]
+        text = "\n".join(_term_page(one, width) if isinstance(one, Term) else _page(one, width) for one in found)
+    if format == "json":
+        text = render(documents[0] if what and len(documents) == 1 else documents, ascii=False)
     terminal.emit(text, None)
+
+
+def _phrases(words: list[str]) -> list[str]:
+    """Return what is asked for: all words together where they are one term, else each of them."""
+    whole = " ".join(words)
+    return [whole] if find_term(whole) else words
+
+
+def _meant_by(name: str) -> tuple[Rule | Term, ...]:
+    """Return the rules and the term of one name. Raises ConfigurationError where there are none."""
+    from ssmdiag.rules import known_rules
+
+    known = known_rules()
+    code = f"SSM{name}" if re.fullmatch(r"[1-9]\d{0,2}", name) else name.upper()
+    found = [rule for rule in known if name.lower() == rule.name or (code[3:].isdigit() and rule.code.startswith(code))]
+    if term := find_term(name):
+        return (term, *found)
+    if not found:
+        names = [*(term.name for term in TERMS), *(rule.code for rule in known), *(rule.name for rule in known)]
+        raise ConfigurationError(
+            f"{name} is neither a rule nor a word of the reports.",
+            expected=f"a code such as SSM404, the name of a rule, or one of {', '.join(term.name for term in TERMS)}",
+            advice="ssmdiag explain",
+            instead=meant(name, names),
+        )
+    return tuple(found)
+
+
+def _glossary(width: int) -> str:
+    wide = max(len(term.name) for term in TERMS)
+    lines = [f"{len(TERMS)} words of the reports; `ssmdiag explain WORD` says what they mean.", ""]
+    lines += [f"  {term.name:<{wide}}  {term.summary}" for term in TERMS]
+    return "\n".join(lines) + "\n"
+
+
+def _term_page(term: Term, width: int) -> str:
+    lines = [f"{term.name}: {term.summary}"]
+    for text in (term.meaning, f"Example. {term.reading}"):
+        lines += ["", *textwrap.wrap(text, width - 1, break_on_hyphens=False, break_long_words=False)]
+    lines += ["", *textwrap.wrap(f"Also: {', '.join(term.also)}.", width - 1)] if term.also else []
+    return "\n".join(lines) + "\n"
+
+
+def _term_document(term: Term) -> dict[str, object]:
+    return {"term": term.name, **pick(term, "summary meaning reading also")}
 
 
 def _list(known: tuple[Rule, ...], width: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -82,15 +83,15 @@ def watch(
     """Follow a run: a line for each of its checkpoints, as soon as it is whole.
 
     Step, the layer with the smallest margin, its longest half-life and law, findings; `!` where something is wrong.
-    Exit 0: ended by Ctrl-C, or after --idle. Exit 1: --fail-on found what it looks for. Exit 2: the directory cannot
-    be watched; a checkpoint that cannot be read is a remark, and tried again.
-    """  # fmt: skip
+    """
     from ssmdiag.watching.folder import RunFolder, follow
     from ssmdiag.watching.run_so_far import RunSoFar
 
     if directory.exists() and not directory.is_dir():
         raise SsmdiagError(
-            f"{directory} is a file.", expected="the directory of a run", advice="`ssmdiag inspect` reports on one."
+            f"{directory} is a file.",
+            expected="the directory of a run",
+            advice=f"ssmdiag inspect {shlex.quote(str(directory))} reports on one.",
         )
     places = claim(output, None, format=format, known=("text", "jsonl"), reads=[directory, map_file])
     families = load_families(map_file)

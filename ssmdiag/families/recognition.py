@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.checkpoint.names import join, layer_numbers
-from ssmdiag.errors import AssumptionError, UnknownFamilyError
+from ssmdiag.errors import AssumptionError, UnknownFamilyError, closest
 from ssmdiag.families import known_families
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
@@ -263,16 +264,35 @@ def _check_assumptions(assume: Mapping[str, str], families: Sequence[Family]) ->
         if not (named := [option for option in options if option.name == name]):
             known = ", ".join(sorted({option.name for option in options}))
             raise AssumptionError(
-                f"--assume {name}={value}: no family has a setting {name}.", expected=f"one of {known}"
+                f"--assume {name}={value}: no family has a setting {name}.",
+                expected=f"one of {known}",
+                instead=_meant_pair(name, value, closest(name, [option.name for option in options]), value),
             )
         if not any(option.allows(value) for option in named):
             choices = dict.fromkeys(choice for option in named for choice in option.choices)
             what = "family" if name == "family" else "value"
-            raise AssumptionError(f"--assume {name}={value}: no such {what}.", expected=f"one of {', '.join(choices)}")
+            raise AssumptionError(
+                f"--assume {name}={value}: no such {what}.",
+                expected=f"one of {', '.join(choices)}",
+                instead=_meant_pair(name, value, name, closest(value, choices)),
+            )
+
+
+def _meant_pair(name: str, value: str, meant_name: str | None, meant_value: str | None) -> tuple[str, str] | None:
+    return (f"{name}={value}", f"{meant_name}={meant_value}") if meant_name and meant_value else None
+
+
+_OF_AN_OPTIMISER = re.compile(r"^state\..*\.(?:step|exp_avg|exp_avg_sq|momentum_buffer|max_exp_avg_sq)$")
 
 
 def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownFamilyError:
     """Return the error for a file without a known layer: the closest family, and a map file to start from."""
+    if len(checkpoint) and all(map(_OF_AN_OPTIMISER.search, checkpoint)):
+        return UnknownFamilyError(
+            f"{checkpoint.path.name} holds the state of an optimiser, and no weights.",
+            expected="the file of weights beside it, or their directory",
+            advice=f"ssmdiag inspect {shlex.quote(str(checkpoint.path.parent))}",
+        )
     details = list(recognition.problems)
     shown: dict[str, NearMiss] = {}
     for miss in recognition.near_misses:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ssmdiag.errors import MapError
+from ssmdiag.errors import MapError, meant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -289,4 +289,5 @@ def find_map(name: str) -> StableMap:
     raise MapError(
         f"no map is called {name!r}.",
         expected=f"one of {', '.join(STABLE_MAPS)}, best(a=…, b=…); or, as some models have it, {others}",
+        instead=meant(name, STABLE_MAPS),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any, Literal
 
-from ssmdiag.errors import ConfigurationError
+from ssmdiag.errors import ConfigurationError, meant
 from ssmdiag.recurrence.maps import find_map
 
 FREEZES = ("none", "eigenvalues", "step", "both")
@@ -90,7 +90,11 @@ def product_of(param: Sequence[str], **others: Sequence[Any] | None) -> tuple[Ar
     for name, known in (("freeze", FREEZES), ("init", STARTS)):
         for value in asked[name]:
             if value not in known:
-                raise ConfigurationError(f"--{name} {value}: no such value.", expected=f"one of {', '.join(known)}")
+                raise ConfigurationError(
+                    f"--{name} {value}: no such value.",
+                    expected=f"one of {', '.join(known)}",
+                    instead=meant(value, known),
+                )
     smallest = {"lr": SMALLEST, "recurrence_lr": 0.0, "weight_decay": 0.0}
     for name, least in smallest.items():
         for number in asked[name]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssmdiag.errors import ConfigurationError
+from ssmdiag.errors import ConfigurationError, meant
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.convolution import gate, linear
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms
@@ -42,7 +42,9 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.recurrence not in RECURRENCES:
             raise ConfigurationError(
-                f"--model {self.recurrence}: no such recurrence.", expected=f"one of {', '.join(RECURRENCES)}"
+                f"--model {self.recurrence}: no such recurrence.",
+                expected=f"one of {', '.join(RECURRENCES)}",
+                instead=meant(self.recurrence, RECURRENCES),
             )
 
     @property

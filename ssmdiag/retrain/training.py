@@ -28,6 +28,8 @@ from ssmdiag.retrain.saving import Contents, checkpoints_of, save_checkpoint
 
 DIVERGED = 1e4
 """A loss this many times that of predicting nothing has diverged."""
+PRICED_AFTER = 20
+"""Steps after which it can be told how long the others will take."""
 
 
 class Trainee(Protocol):
@@ -80,7 +82,7 @@ class Trainee(Protocol):
 
 @dataclass
 class Progress:
-    """How far a group of arms is; `on_progress` gets one after each validation."""
+    """How far a group of arms is; `on_progress` gets one after each validation, and one after `PRICED_AFTER` steps."""
 
     step: int
     steps: int
@@ -153,13 +155,15 @@ class _Training:
 
     def go_on(self, stopping: Callable[[], int]) -> None:
         """Train to the end of the budget, or until every arm has diverged, or a signal came."""
-        run, ranks = self.run, self.trainee.ranks
+        run, ranks, begun = self.run, self.trainee.ranks, self.run.step
         while any(self._running()):
             self._validate_and_save()
             if run.step == self.budget.steps:
                 return
             if any(self._running()):
                 self._step()
+            if run.step == begun + PRICED_AFTER and run.step % self.budget.validate_every:
+                self._report()
             if ranks.any(bool(stopping())):
                 self._save_state()
                 raise InterruptedTraining(stopping() or signal.SIGINT)
@@ -211,7 +215,13 @@ class _Training:
                     save_checkpoint(self.state.folder, self.trainee.arms[k], run.step, budget, self.trainee.contents(k))
         if due or budget.keeps(run.step):
             self._save_state()
-        if due and self.on_progress:
+        if due:
+            self._report()
+
+    def _report(self) -> None:
+        """Tell how far it is."""
+        if self.on_progress:
+            run, budget = self.run, self.budget
             losses = zip(run.history, self._running(), strict=True)
             latest = tuple(points[-1].loss if runs else math.nan for points, runs in losses)
             self.on_progress(Progress(run.step, budget.steps, self.trainee.arms, latest))

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
-from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.errors import ConfigurationError, SsmdiagError, meant
 from ssmdiag.guard import guard
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.finding import Finding
@@ -109,7 +109,7 @@ def codes_of(keys: Iterable[str]) -> set[str]:
         if not codes or not key:
             raise ConfigurationError(
                 f"{key!r} is not a rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",
-                advice="`ssmdiag rules` lists them.",
+                advice="`ssmdiag rules` lists them.", instead=meant(key, [rule.name for rule in known_rules()]),
             )  # fmt: skip
         found |= codes
     return found

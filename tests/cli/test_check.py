@@ -176,7 +176,8 @@ def test_rules_and_explain_know_every_rule(run: Run) -> None:
         assert "https://" in page
     code, _, err = run("explain", "SSM000")
     assert code == 2
-    assert "SSM101" in err
+    assert "SSM000" in err
+    assert "next: ssmdiag explain" in err
 
 
 @pytest.mark.one_in(3)

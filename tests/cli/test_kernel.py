@@ -133,7 +133,7 @@ def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: P
         (["--length", "99999999999", "--output", "k.npz"], "next: --memory-limit GIB allows more; --channel"),
         (["--memory-limit", "0.001", "--length", "99999", "--output", "k.npz"], "0.0 are allowed"),
         *(
-            (["--memory-limit", limit, "--output", "k.npz"], "Invalid value for '--memory-limit'")
+            (["--memory-limit", limit, "--output", "k.npz"], "--memory-limit: ")
             for limit in ("inf", "nan", "1e300", "1e400", "0", "-1")
         ),
         (["--output", "k.txt"], "unknown ending"),

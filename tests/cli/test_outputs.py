@@ -91,7 +91,7 @@ def test_what_is_read_is_not_written_over_and_the_work_is_not_begun(
     code, out, err = run(*REFUSED[case])
     assert (code, out) == (2, "")
     assert "Traceback" not in err
-    assert err.startswith(("OutputError: --", "SsmdiagError: --output"))
+    assert err.startswith(("error: --", "SsmdiagError: --output"))
     assert contents(folder) == before
 
 
@@ -132,7 +132,7 @@ def test_json_lines_are_added_to_those_of_an_earlier_run(run: Run, folder: Path)
 def test_no_output_ends_in_a_traceback(command: str, output: str, run: Run, folder: Path) -> None:
     code, out, err = run(command, FILE, *(["other"] * (command == "compare")), "-o", output)
     assert (code, out) == (2, "")
-    assert err.startswith("OutputError: --output ")
+    assert err.startswith("error: --output ")
     assert "Traceback" not in err
 
 
@@ -262,7 +262,7 @@ def test_an_empty_argument_is_not_taken_for_the_folder(case: str, run: Run, fold
     before = contents(folder)
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
-    assert err.startswith(f"SsmdiagError: {where} is followed by an empty argument.")
+    assert err.startswith(f"error: {where} is followed by an empty argument.")
     assert contents(folder) == before
 
 

@@ -88,7 +88,7 @@ def test_a_list_is_not_written_over(run: Run, tmp_path: Path) -> None:
     file.write_text("m.safetensors\n")
     code, out, err = run("inspect", f"@{file}", "-o", file)
     assert (code, out) == (2, "")
-    assert err.startswith("OutputError: --output")
+    assert err.startswith("error: --output")
     assert file.read_text() == "m.safetensors\n"
 
 

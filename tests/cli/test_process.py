@@ -44,7 +44,7 @@ def test_a_full_or_closed_stdout_exits_two_with_a_sentence(command: str, unbuffe
             continue
         run = shell(f"$S {command} {redirection}", PYTHONUNBUFFERED=unbuffered)
         assert run.returncode == 2
-        assert run.stderr.startswith(f"OutputError: stdout cannot be written ({reason}).")
+        assert run.stderr.startswith(f"error: stdout cannot be written ({reason}).")
         assert "Traceback" not in run.stderr
         assert "Exception ignored" not in run.stderr
 
@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_in_the_middle_exits_two(unbuffered: str, tmp_path:
     run = shell(f"(ulimit -f 1; $S families > {tmp_path}/x; echo $?)", PYTHONUNBUFFERED=unbuffered)
     assert (tmp_path / "x").stat().st_size <= 1024
     assert run.stdout == "2\n"
-    assert run.stderr.startswith("OutputError: stdout cannot be written (File too large).")
+    assert run.stderr.startswith("error: stdout cannot be written (File too large).")
 
 
 @pytest.mark.one_in(6)
@@ -155,7 +155,7 @@ def test_a_working_folder_that_is_gone_is_a_sentence(command: str, tmp_path: Pat
     root = Path(__file__).parents[2]
     run = shell(f"cd {gone}; rmdir {gone}; $S {command}", PYTHONPATH=str(root))
     assert run.returncode == 2
-    assert run.stderr.startswith("SsmdiagError: the current folder no longer exists")
+    assert run.stderr.startswith("error: the current folder no longer exists")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

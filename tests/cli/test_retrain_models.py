@@ -67,18 +67,18 @@ def test_a_checkpoint_is_gone_on_from_with_its_sizes_and_loss(run: Run, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "no_such_module:make"), "ConfigurationError: --model no_such_module:make: there is no module"),
-        (("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:regressor"), "ConfigurationError: --data"),
+        (("--model", "no_such_module:make"), "error: --model no_such_module:make: there is no module"),
+        (("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:regressor"), "error: --data"),
         (
             ("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:pairs", "--param", "best(b=90)"),
-            "MapError: best(b=90), f(w) = 1/(w² + 90), cannot hold the rates",
+            "error: best(b=90), f(w) = 1/(w² + 90), cannot hold the rates",
         ),
         (
             ("--model", f"{GIVEN}:regressor", "--data", f"{GIVEN}:pairs", "--init", "long"),
-            "ConfigurationError: --init long",
+            "error: --init long",
         ),
-        (("--data", f"{GIVEN}:pairs"), "ConfigurationError: --data tests.retrain.given_models:pairs: returned tuple"),
-        (("no-such-file.safetensors",), "CheckpointError: no-such-file.safetensors does not exist"),
+        (("--data", f"{GIVEN}:pairs"), "error: --data tests.retrain.given_models:pairs: returned tuple"),
+        (("no-such-file.safetensors",), "error: no-such-file.safetensors does not exist"),
     ],
 )
 def test_what_cannot_be_trained_exits_with_2_and_one_message(

@@ -44,7 +44,7 @@ def test_an_option_that_is_ignored_is_refused(
     arguments, why = IGNORED[option]
     code, output, errors = run("retrain", *arguments, *SMALL)
     assert (code, output) == (2, "")
-    assert errors.startswith(f"ConfigurationError: --{option.strip()}: ")
+    assert errors.startswith(f"error: --{option.strip()}: ")
     assert why in errors
     assert "next: " in errors
 

@@ -82,7 +82,7 @@ def test_a_run_with_another_setting_is_refused_by_name(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, output, errors = run("retrain", *model, *TASK, *SIZE, *given, "--output", folder, "--resume")
     assert (code, output) == (2, "")
-    assert errors.startswith("ConfigurationError: --resume: ")
+    assert errors.startswith("error: --resume: ")
     assert says in errors
     assert "next: " in errors
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -274,7 +274,7 @@ def test_a_damaged_state_is_refused(model: tuple[object, ...], damage: str, run:
     harm(state)
     code, output, errors = run("retrain", *options)
     assert (code, output) == (2, "")
-    assert errors.startswith(f"SsmdiagError: {state}: {says}")
+    assert errors.startswith(f"error: {state}: {says}")
     assert "delete it to start these arms anew" in errors
     # Another arm asked for alone: the folder is looked through.
     code, output, errors = run("retrain", *options, "--lr", 0.3)

@@ -227,8 +227,8 @@ def test_it_waits_with_a_remark_where_nothing_is_written_yet(there: bool, watch:
         ([S4D / "step-00100.safetensors"], "is a file"),
         ([EXAMPLES], "holds runs in folders of their own"),
         ([S4D, "--assume", "family=none"], "no such family"),
-        ([S4D, "--interval", "nan"], "'--interval'"),
-        ([S4D, "--idle", "nan"], "'--idle'"),
+        ([S4D, "--interval", "nan"], "--interval"),
+        ([S4D, "--idle", "nan"], "--idle"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(arguments: list[object], seen: str, run: Run, clock: Time) -> None:
@@ -244,7 +244,7 @@ def test_no_checkpoint_is_written_over(watch: Run, tmp_path: Path) -> None:
     for format in ("text", "jsonl"):
         code, out, err = watch(tmp_path, "-o", tmp_path / "step-00250.safetensors", "-f", format)
         assert (code, out) == (2, "")
-        assert err.startswith("OutputError: --output")
+        assert err.startswith("error: --output")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -54,6 +54,7 @@ FORMAT = Format(
             "name a step-….safetensors in the folder of an arm.",
             name=r"^state-.*\.state$",
         ),
+        Refusal("settings or a list, no weights", "ssmdiag inspect {folder}", name=r"\.(?:json|ya?ml|toml)$"),
     ),
     conversions={".tar": "unpack it first."},
 )

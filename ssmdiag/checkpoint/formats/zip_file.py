@@ -4,6 +4,7 @@ unpacked. An archive of no known format is refused.
 
 from __future__ import annotations
 
+import shlex
 import struct
 import zipfile
 import zlib
@@ -156,7 +157,7 @@ def _refuse(source: Source) -> Container:
     raise CheckpointError(
         f"{source.name} is a zip archive without tensors (it holds {shortened(', '.join(member_names(source)[:4]))}).",
         expected="an .npz or a file written by torch.save",
-        advice="unpack it and inspect the checkpoint inside.",
+        advice=f"unpack it: python -m zipfile -e {shlex.quote(source.name)} . – and inspect the checkpoint inside.",
     )
 
 

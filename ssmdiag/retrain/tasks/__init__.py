@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from ssmdiag.errors import ConfigurationError
+from ssmdiag.errors import ConfigurationError, meant
 from ssmdiag.retrain.tasks.interface import TargetLaw, Task, TaskData, TaskSettings
 
 __all__ = ["TargetLaw", "Task", "TaskData", "TaskSettings", "find_task", "known_tasks"]
@@ -27,6 +27,8 @@ def find_task(name: str) -> Task:
     task = next((task for task in known_tasks() if task.name == name), None)
     if task is None:
         raise ConfigurationError(
-            f"--task {name}: no such task.", expected=f"one of {', '.join(task.name for task in known_tasks())}"
+            f"--task {name}: no such task.",
+            expected=f"one of {', '.join(task.name for task in known_tasks())}",
+            instead=meant(name, [task.name for task in known_tasks()]),
         )
     return task

@@ -1,0 +1,175 @@
+"""Natural mistakes: each answer names the thing, and a next command that works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.conftest import run as run
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = "--steps 1 --batch 2 --width 2 --modes 2 --samples 4 --length 16 --no-plots -q"
+MISTAKES = {
+    # what is typed: (what the answer names, the next command it ends in; None: prose)
+    "model.safetensors": ("model.safetensors", "ssmdiag inspect model.safetensors"),
+    "hf": ("hf is no command", "ssmdiag inspect hf"),
+    "inspct model.safetensors": ("did you mean inspect", "ssmdiag inspect model.safetensors"),
+    "horizon": ("no command horizon", "ssmdiag explain horizon"),
+    "SSM404": ("no command SSM404", "ssmdiag explain SSM404"),
+    "inspect": ("needs a PATH", "ssmdiag inspect model.safetensors"),
+    "inspect modle.safetensors": ("modle.safetensors", "ssmdiag inspect model.safetensors"),
+    "inspect empty": ("without a checkpoint", None),
+    "inspect runs": ("runs", "ssmdiag inspect runs/a"),
+    "inspect hf/config.json": ("config.json is settings", "ssmdiag inspect hf"),
+    "inspect state-spaces/mamba-130m-hf": ("state-spaces/mamba-130m-hf", None),
+    "inspect model.zip": ("model.zip is a zip archive", None),
+    "inspect hf/optimizer.pt": ("state of an optimiser", "ssmdiag inspect hf"),
+    "inspect run": ("run", None),
+    "inspect my model.safetensors": ("needs quotes", "ssmdiag inspect 'my model.safetensors'"),
+    "capacity my model.safetensors": ("needs quotes", "ssmdiag capacity 'my model.safetensors'"),
+    "capacity model.safetensors run": ("takes one PATH", "ssmdiag capacity model.safetensors"),
+    "inspect --lenght 64 model.safetensors": ("--length", "ssmdiag inspect --length 64 model.safetensors"),
+    "inspect --select SSM1 model.safetensors": ("check has it", "ssmdiag check --select SSM1 model.safetensors"),
+    "check --fail warning model.safetensors": ("--fail-on", "ssmdiag check --fail-on warning model.safetensors"),
+    "check --fail-on=warn model.safetensors": ("warn", "ssmdiag check --fail-on=warning model.safetensors"),
+    "inspect --format jsn model.safetensors": ("jsn", "ssmdiag inspect --format json model.safetensors"),
+    "inspect -fjsn model.safetensors": ("jsn", "ssmdiag inspect -fjson model.safetensors"),
+    "--json inspect model.safetensors": ("comes after it", "ssmdiag inspect model.safetensors --json"),
+    "inspect --length -5 model.safetensors": ("--length: -5", "ssmdiag inspect --help"),
+    "inspect --context many model.safetensors": ("--context: many", "ssmdiag inspect --help"),
+    "inspect --length": ("needs STEPS", "ssmdiag inspect --help"),
+    "inspect --assume dt_transfrom=exp model.safetensors": (
+        "dt_transfrom", "ssmdiag inspect --assume dt_transform=exp model.safetensors",
+    ),
+    "inspect --device cuda model.safetensors": ("cuda", "ssmdiag inspect --device cpu model.safetensors"),
+    "inspect --device gpux model.safetensors": ("gpux", "ssmdiag inspect --help"),
+    "compare model.safetensors": ("one checkpoint alone", "ssmdiag inspect model.safetensors"),
+    "kernel model.safetensors --layer layer.1": ("layer.1", "ssmdiag kernel model.safetensors --layer layers.1"),
+    "watch model.safetensors": ("is a file", "ssmdiag inspect model.safetensors"),
+    "check --ignore step-out-of-rang model.safetensors": (
+        "step-out-of-rang", "ssmdiag check --ignore step-out-of-range model.safetensors",
+    ),
+    "explain horizn": ("horizn", "ssmdiag explain horizon"),
+    "explain SSM999": ("SSM999", "ssmdiag explain"),
+    "config sho": ("did you mean show", "ssmdiag config show"),
+    f"retrain --task lf-pol {SMALL}": ("lf-pol", f"ssmdiag retrain --task lf-poly {SMALL}"),
+    f"retrain --param expp {SMALL}": ("expp", f"ssmdiag retrain --param exp {SMALL}"),
+    f"retrain --modle s4d {SMALL}": ("--modle", f"ssmdiag retrain --model s4d {SMALL}"),
+    "retrain model.safetensors": ("model.safetensors", None),
+}  # fmt: skip
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as users have them, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("empty", "run", "hf", "runs/a"):
+        Path(name).mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for layer in range(2):
+        state |= {
+            f"layers.{layer}.A_log": torch.rand(4, 2, generator=generator),
+            f"layers.{layer}.dt_proj.bias": torch.rand(4, generator=generator) - 4,
+            f"layers.{layer}.dt_proj.weight": torch.rand(4, 1, generator=generator),
+            f"layers.{layer}.x_proj.weight": torch.rand(5, 4, generator=generator),
+        }
+    names = ("model", "my model", "run/step-10", "run/step-20", "hf/model", "runs/a/model")
+    for name in names:
+        save_file(state, f"{name}.safetensors")
+    Path("hf/config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with zipfile.ZipFile("model.zip", "w") as archive:
+        archive.write("model.safetensors")
+    torch.save({"state": {0: {"exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+               "hf/optimizer.pt")  # fmt: skip
+    return tmp_path
+
+
+def told(answer: tuple[int, str, str]) -> str:
+    return answer[2] + answer[1]
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_is_named_with_a_next_command_that_works(typed: str, desk: Path, run: Run) -> None:
+    names, then = MISTAKES[typed]
+    answer = run(*shlex.split(typed))
+    assert answer[0] == 2
+    assert answer[2].startswith("error: ") or "next: " in answer[2]
+    assert names in told(answer)
+    (advice,) = re.findall(r"^ *next: (.*)$", told(answer), re.MULTILINE)
+    assert "Error" not in told(answer)
+    assert "Value error" not in told(answer)
+    if then is None:
+        assert re.search(r"ssmdiag|ls|python -m zipfile|package\.module", advice)
+    else:
+        assert advice.removesuffix(" reports on one.").endswith(then)
+        code, _, errors = run(*shlex.split(then)[1:])
+        assert code in (0, 1), errors
+
+
+def test_other_spellings_are_the_same_command(desk: Path, run: Run) -> None:
+    plain = run("inspect", "model.safetensors", "--length", "4096", "--format", "json")
+    steady = re.compile(r'"cpu_seconds": [\d.e-]+|"seconds": [\d.e-]+')
+    other = run("inspect", "model.safetensors", "--context", "4k", "--json", "--no-color")
+    assert plain[0] == other[0] == 0
+    assert steady.sub("", plain[1]) == steady.sub("", other[1])
+
+
+def test_a_flag_is_left_alone_where_it_is_a_value_or_after_two_dashes(desk: Path, run: Run) -> None:
+    save = Path("model.safetensors").read_bytes()
+    Path("--json").write_bytes(save)
+    code, out, _ = run("inspect", "--no-plots", "--", "--json")
+    assert code == 0
+    assert out.startswith("--json")
+    Path("--json").unlink()
+    run("inspect", "model.safetensors", "-o", "--json")
+    assert not Path("--json").exists() or b"layers" in Path("--json").read_bytes()
+
+
+@pytest.mark.parametrize("pattern", ["run/*.safetensors", "~/run/step-*.safetensors"])
+def test_what_a_shell_left_unexpanded_is_expanded(
+    pattern: str, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(desk))
+    code, out, _ = run("inspect", pattern, "--json")
+    assert code == 0
+    assert len(json.loads(out)["checkpoints"] if isinstance(json.loads(out), dict) else json.loads(out)) == 2
+
+
+def test_a_name_with_a_star_in_it_is_itself(desk: Path, run: Run) -> None:
+    os.rename("model.safetensors", "m*.safetensors")
+    code, out, _ = run("inspect", "m*.safetensors", "--no-plots")
+    assert code == 0
+    assert out.startswith("m*.safetensors")
+
+
+def test_what_is_written_is_not_a_file_that_a_pattern_matches(desk: Path, run: Run) -> None:
+    Path("report1.json").write_text("{}")
+    run("inspect", "model.safetensors", "-o", "report?.json")
+    assert Path("report1.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("typed", [["help"], ["help", "check"], ["help", "config", "show"]])
+def test_help_is_a_command(typed: list[str], run: Run) -> None:
+    assert run(*typed) == run(*typed[1:], "--help")
+
+
+def test_a_secret_in_an_address_is_not_repeated(desk: Path, run: Run) -> None:
+    address = "https://me:secret@example.org/m.pt?signature=secret"
+    code, out, errors = run("inspect", address, "--lenght", "4")
+    assert code == 2
+    assert "--length 4" in errors
+    more = run("capacity", "model.safetensors", address)
+    assert more[0] == 2
+    assert "example.org" in more[2]
+    assert "secret" not in out + errors + more[2]
