@@ -22,6 +22,7 @@ __all__ = ["Failure", "Settings", "declares", "formats", "render", "render_each"
 
 MACHINERY = frozenset(
     {
+        "answer",
         "capacity_text",
         "check_text",
         "console",

@@ -212,7 +212,7 @@ def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
 
 def _convolutions(diagnosis: Diagnosis, convolutions: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
     """Say how far the convolutions of a model reach, and how many attention layers are beside them."""
-    count = diagnosis.attention_layers
+    count = len(diagnosis.attention_layers)
     beside = f"; {plural(count, 'attention layer')} {'is' if count == 1 else 'are'} not judged." if count else "."
     known = [layer for layer in convolutions if layer.horizon]
     if not known:

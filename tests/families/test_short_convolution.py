@@ -121,7 +121,7 @@ def test_a_hybrid_remembers_what_its_convolutions_reach(write_model: Write) -> N
     path = write_model(lfm2(attention=(1, 3)), {"model_type": "lfm2", "max_position_embeddings": 4096})
     assert said_of(path) == "Remembers K − 1 = 2 steps by its convolutions; 2 attention layers are not judged."
     result = diagnose(path)
-    assert (len(result.layers), result.attention_layers, result.exit_code()) == (2, 2, 0)
+    assert (len(result.layers), len(result.attention_layers), result.exit_code()) == (2, 2, 0)
     assert result.findings == ()
     for layer in result.layers:
         assert (layer.taps, layer.rate, layer.half_life, layer.margin) == (3, None, None, None)
@@ -145,7 +145,7 @@ def test_the_verdict_counts_only_taps_that_are_not_zero(write_model: Write) -> N
 
 def test_a_tower_for_images_is_not_counted(write_model: Write) -> None:
     state = lfm2() | {"vision_tower.layers.0.self_attn.q_proj.weight": torch.randn(4, 4)}
-    assert diagnose(write_model(state)).attention_layers == 1
+    assert len(diagnose(write_model(state)).attention_layers) == 1
 
 
 def test_a_tap_that_is_not_a_number_is_found(write_model: Write) -> None:
