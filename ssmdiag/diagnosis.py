@@ -102,6 +102,8 @@ class Diagnosis(Result):
     """Warning that layers are read through an unreviewed map file, on which the whole report depends."""
     known: tuple[Finding, ...] = ()
     """Findings that a baseline holds and that have not got worse: none of them fails a check."""
+    chosen: str | None = None
+    """Why this checkpoint stands for what was given, where that was the folder of a run."""
     given: str | None = None
     """Its path as the command was given it; None where it was not a command."""
     modified: float | None = None

@@ -31,6 +31,7 @@ MACHINERY = frozenset(
         "interface",
         "kernel_text",
         "pictures",
+        "several",
         "summary",
         "words",
     }

@@ -145,12 +145,14 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis]) -> tuple[str, 
     if diagnosis.attention_layers or (len(diagnosis.layers) > 1 and not (context and reach > context)):
         several = len(diagnosis.layers) > 1
         recurrent = "recurrent " * bool(diagnosis.attention_layers)
-        which = f"its {recurrent}layers remember{' up to' * whole}" if several else f"its {recurrent}layer remembers"
+        which = (
+            f"{recurrent or 'its '}layers remember{' up to' * whole}" if several else "its recurrent layer remembers"
+        )
     if context is None:
         return f"{which} {about} step{_s(reach)}{rest}; its context is unknown: --length gives it", True
     if reach > context:
         return f"{which} {about} step{_s(reach)}{rest}, further than its context of {context:,}", True
-    return f"{which} {about} of the {words.plural(context, 'step')} of its context{rest}", True
+    return f"{which} {about} of its {words.plural(context, 'step')} of context{rest}", True
 
 
 def _convolutions(layers: Sequence[LayerDiagnosis], horizons: Sequence[float]) -> str:

@@ -93,7 +93,9 @@ def document(result: Diagnosis | Failure, run: Mapping[str, Any] | None = None) 
         ],
         **pick(result, "findings known_findings=known"),
         "not_judged": [{"code": code, "reason": reason} for code, reason in result.not_judged.items()],
-        **pick(result, "problems notes unrecognised seconds"),
+        "problems": result.problems,
+        "notes": [*([result.chosen] if result.chosen else []), *result.notes],
+        **pick(result, "unrecognised seconds"),
     })  # fmt: skip
 
 

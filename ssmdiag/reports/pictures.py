@@ -211,6 +211,33 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     return [*wrap(f" {caption}", settings, hanging=0), *_decay_panels(decay.envelope, letters, settings)]
 
 
+def decay_strip(decay: LayerDecay, what: str, settings: Settings) -> list[str]:
+    """Return a layer's kernel in dB against log lag in eight lines, with the law that was found, if any."""
+    law = None if decay.whole.law.value == "undetermined" else decay.whole.law
+    curve = list(decay.curves.get(law, ())) if law else _tail_curve(decay)
+    figure = open_figure(settings, 72, 7)
+    low = 10 * math.floor(min(level for _, level in decay.envelope) / 10) - 5
+    last = max(lag for lag, _ in decay.envelope)
+    dot = "dot" if settings.unicode else "*"
+    for marker, points in ((decay.law[0][0], curve), (dot, decay.envelope)):
+        draw(figure, [(math.log10(1 + lag), level) for lag, level in points if low <= level <= 5], marker)
+    _rule_lags(figure, low, last, 2)
+    named = f", {decay.law[0][0]} {decay.law[0]}" if curve else ""
+    caption = f" {what} in dB below its peak, against lag: • as read{named}"
+    return [*wrap(caption, settings, hanging=0), *drawn(figure, settings)]
+
+
+def _rule_lags(panel: Any, low: float, last: float, most: int) -> None:
+    """Put ticks on the axes of a kernel in dB, at most so many below 0, against log lag."""
+    panel.ruler("y").lim(low, 5)
+    every = 10 * max(1, math.ceil(-low / (10 * most)))
+    levels = list(range(0, int(low), -every))
+    panel.ruler("y").ticks(levels, [str(level) for level in levels])
+    ticks = [10.0**d for d in range(math.ceil(math.log10(last + 1)) + 1) if 10**d <= last + 1]
+    panel.ruler("x").ticks([math.log10(1 + t) for t in ticks], [decade(round(math.log10(t))) for t in ticks])
+    panel.ruler("x").lim(0.0, math.log10(1 + last))
+
+
 def _tail_curve(decay: LayerDecay) -> list[tuple[float, float]]:
     """Return the line of the tail's rate through the envelope, where no law was fitted."""
     tail = decay.tail

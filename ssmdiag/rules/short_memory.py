@@ -43,7 +43,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     if not share < limits["share"]:
         return
     exact = all(layer.time_invariant for layer in layers)
-    nominal = "" if exact else " with their gates at the nominal point"
+    nominal = "" if exact else " with their gates at rest"
     farthest = max(reaches)
     yield Observation(
         f"the longest horizons of all {len(layers)} layers together are {together:,.0f} steps{nominal}, the context "

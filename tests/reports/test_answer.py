@@ -32,7 +32,7 @@ def test_a_memory_beyond_the_context_is_said_with_both_numbers() -> None:
 
 def test_of_several_layers_within_the_context_only_their_own_reach_is_claimed() -> None:
     said = answer(diagnosis(reaching(0, 40.0), reaching(1, 340.0), context_length=2048))
-    assert said.line == "OK  its layers remember up to about 340 of the 2,048 steps of its context"
+    assert said.line == "OK  its layers remember up to about 340 of its 2,048 steps of context"
 
 
 def test_a_context_that_nobody_gave_is_asked_for() -> None:
@@ -54,7 +54,7 @@ def test_selective_layers_are_said_to_be_at_rest() -> None:
 def test_an_attention_model_is_never_said_to_remember_as_its_recurrent_layers_do(reach: float) -> None:
     paths = ("layers.1.self_attn", "layers.3.self_attn")
     said = answer(diagnosis(reaching(0, reach), reaching(2, 20.0), context_length=512, attention_layers=paths))
-    assert said.text.startswith("its recurrent layers remember up to about")
+    assert said.text.startswith("recurrent layers remember up to about")
     assert said.text.endswith("; 2 attention layers not judged")
 
 
@@ -62,7 +62,7 @@ def test_a_sample_of_channels_is_a_lower_bound() -> None:
     sampled = reaching(0, 820.0)
     for other in (replace(sampled, every_horizon=False), replace(sampled, horizon=None)):
         said = answer(diagnosis(sampled, replace(other, name="b.1"), context_length=4096))
-        assert said.text == "its layers remember at least 820 of the 4,096 steps of its context"
+        assert said.text == "its layers remember at least 820 of its 4,096 steps of context"
 
 
 def test_an_endless_memory_has_no_number() -> None:
