@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 INDENT = 16
 """Columns of code and severity; 80 columns leave 64 for the sentence."""
+FEWEST_TO_INDENT = 60
+"""Columns of a screen on which that indent leaves room for sentences."""
 FEWEST_FOR_NAMES = 16
 """Columns of a checkpoint's name, for which others are left out."""
 
@@ -85,7 +87,8 @@ class Several:
             of = f"{found.count:,} of {words.plural(self.count, 'checkpoint')}"
             where = "" if found.alike and found.count > 1 else f" (worst: {found.where})" * (found.count > 1)
             text = f"{of}{where}: {found.worst.text}" if found.count > 1 else f"{found.where}: {found.worst.text}"
-            yield from finding_lines(found.worst, text, self.settings)
+            advice = self.settings.full or found.worst.worst.severity != "note"
+            yield from finding_lines(found.worst, text, self.settings, advice=advice)
 
     def legend(self) -> Iterator[str]:
         """Yield what the column of numbers is."""
@@ -122,9 +125,9 @@ class Several:
 
 def finding_lines(group: Group, text: str, settings: Settings, *, advice: bool = True) -> Iterator[str]:
     """Yield a finding's sentence behind its code and severity, and what to do about it."""
-    worst, indent = group.worst, " " * INDENT
-    first, *others = wrap(f"{indent}{text}.", settings, hanging=0)
+    worst, indent = group.worst, " " * (INDENT if settings.width >= FEWEST_TO_INDENT else 4)
     head = f"{f'{worst.code} {worst.severity}':<{INDENT}}"
+    first, *others = wrap(f"{head.replace(' ', '_')}{text}.", settings, hanging=len(indent))
     yield styled(head, COLOURS[worst.severity], settings) + first[INDENT:]
     yield from others
     if advice and not settings.quiet:
