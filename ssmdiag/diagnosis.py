@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssmdiag.assessment.assess import MOST_CHANNELS, examine_layers
-from ssmdiag.assessment.attention import count_attention
+from ssmdiag.assessment.attention import attention_layers
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
@@ -100,16 +100,18 @@ class Diagnosis(Result):
     """Codes of rules that could not judge the checkpoint → what it lacks for them."""
     guess: str | None = None
     """Warning that layers are read through an unreviewed map file, on which the whole report depends."""
-    attention_layers: int = 0
-    """Attention layers beside convolutions, of which nothing is said; 0 where no layer is a convolution."""
     known: tuple[Finding, ...] = ()
     """Findings that a baseline holds and that have not got worse: none of them fails a check."""
+    chosen: str | None = None
+    """Why this checkpoint stands for what was given, where that was the folder of a run."""
     given: str | None = None
     """Its path as the command was given it; None where it was not a command."""
     modified: float | None = None
     """When its file was last modified before it was read, in seconds since 1970; None where that is not known."""
     source: RemoteSource | None = None
     """None for a checkpoint on this machine."""
+    attention_layers: tuple[str, ...] = ()
+    """Paths of the attention layers beside the recurrent ones. They remember too, and are not judged."""
     ssmdiag_version: str = __version__
     torch_version: str = torch.__version__
 
@@ -246,8 +248,8 @@ def diagnose(
         device=device,
         seconds=time.perf_counter() - start,
         guess=found.guess,
-        attention_layers=count_attention(whole) if any(layer.taps is not None for layer in layers) else 0,
         source=_source(checkpoint),
+        attention_layers=attention_layers(checkpoint, (n for names in whole.names_by_layer.values() for n in names)),
     )
 
 

@@ -98,6 +98,7 @@ def check(
 ) -> None:
     """Look for what is wrong with a checkpoint's memory, and fail a build that has it."""
     from ssmdiag.check.configuration import read_configuration
+    from ssmdiag.compare.run_order import in_run_order
     from ssmdiag.probing.saved import read_probe
     from ssmdiag.reports.check_text import render_each
 
@@ -129,9 +130,10 @@ def check(
         probe=read_probe(probe) if probe else None,
     )
     settings = terminal.settings(color, output, text=places.format == "text", quiet=quiet, fail_on=settings_.fail_on)
-    settings = replace(settings, run=said("check", options, settings_, probe))
+    settings = replace(settings, run=said("check", options, settings_, probe), several=len(many.own) > 1)
     alone = not places.also and settings_.baseline is None
     left = many.left(places.target, settings, places.format, fail_on=settings_.fail_on, alone=alone)
+    left = in_run_order(left) if places.format == "text" else left
     diagnosed = diagnose_paths(left, options, quiet=quiet, jobs=jobs)
     diagnosed = _against_baseline(diagnosed, settings_, write_baseline)
     report(diagnosed, settings, places, tally=many.tally, fail_on=settings_.fail_on, text=render_each)

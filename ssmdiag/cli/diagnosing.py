@@ -128,14 +128,15 @@ def modified(path: Location) -> float | None:
 def diagnose_path(path: Location, options: Options, *, quiet: bool) -> Diagnosis | Failure:
     """Return the diagnosis of one path, or why there is none. Raises AssumptionError: that is the command's fault."""
     from ssmdiag.assessment.assess import MOST_CHANNELS
-    from ssmdiag.checkpoint import read_checkpoint
+    from ssmdiag.compare.run_order import read_newest
     from ssmdiag.diagnosis import diagnose
 
     time = modified(path)
     try:
+        checkpoint, chosen = read_newest(path)
         with Progress(f"{path.name}, layers", quiet=quiet) as progress:
             diagnosis = diagnose(
-                read_checkpoint(path),
+                checkpoint,
                 assume=options.assume,
                 families=load_families(options.map_file),
                 device=options.device,
@@ -146,7 +147,7 @@ def diagnose_path(path: Location, options: Options, *, quiet: bool) -> Diagnosis
                 probe=options.probe,
                 on_layer=progress.update,
             )
-        return replace(diagnosis, given=os.fspath(path), modified=time)
+        return replace(diagnosis, given=os.fspath(path), modified=time, chosen=chosen)
     except AssumptionError:
         raise
     except SsmdiagError as error:
@@ -209,7 +210,7 @@ def report(
             if all_of_it or format != "text" or not failures or shown:
                 terminal.emit(all_of_it, output, **gates)
     for failure in failures:
-        terminal.remark(render([failure], "text", settings))
+        terminal.remark(render([failure], "text", replace(settings, several=False)))
     for form, file in also:
         if form != "jsonl":
             terminal.emit(render(whole, form, besides), file, commands=declares(form, "COMMANDS"))

@@ -51,6 +51,9 @@ def inspect(
     map_file: MapFile = None,
     every_channel: EveryChannel = False,
     all_layers: AllLayers = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every picture, law and capacity; of several checkpoints every report.")
+    ] = False,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
@@ -62,14 +65,18 @@ def inspect(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also module paths and the tensors read.")] = False,
 ) -> None:
     """Report how long each recurrent layer of a checkpoint remembers."""
+    from ssmdiag.compare.run_order import in_run_order
+    from ssmdiag.reports.text import render_read
+
     many = Many(paths, jobs, shard, resume, retry_errors)
     assumptions = parse_assumptions(assume)
     places = claim(output, also, format=format, known=get_args(Format), reads=[*many.reads, map_file])
-    looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose}
+    looks = {"plots": plots, "all_layers": all_layers, "quiet": quiet, "verbose": verbose, "full": full}
     settings = terminal.settings(color, output, text=places.format == "text", **looks)
     options = Options(assumptions, map_file, choose_device(device), length, every_channel)
-    settings = replace(settings, run=said("inspect", options))
+    settings = replace(settings, run=said("inspect", options), several=len(many.own) > 1)
     left = many.left(places.target, settings, places.format, fail_on=None, alone=not places.also)
+    left = in_run_order(left) if places.format == "text" else left
     results = diagnose_paths(left, options, quiet=quiet, jobs=jobs)
-    report(results, settings, places, tally=many.tally)
+    report(results, settings, places, tally=many.tally, text=render_read)
     many.finish(None, quiet=quiet)

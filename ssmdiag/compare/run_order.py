@@ -9,12 +9,12 @@ from enum import Enum
 from glob import glob
 from pathlib import Path
 
-from ssmdiag.checkpoint import read_checkpoint
+from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.checkpoint.directories import holds_checkpoint, inner_checkpoint, runs_in, several_runs
 from ssmdiag.checkpoint.file_names import INDEX, SHARD, WEIGHTS
 from ssmdiag.checkpoint.formats import suffixes
 from ssmdiag.checkpoint.location import Location, entries, locate
-from ssmdiag.errors import CheckpointError, SsmdiagError
+from ssmdiag.errors import CheckpointError, PartialModelError, SsmdiagError
 
 COUNTS_STEPS = re.compile(r"(?:steps?|iter|iterations?|iters|ckpt|checkpoint|updates?)[\W_]*$", re.IGNORECASE)
 COUNTS_EPOCHS = re.compile(r"(?<![A-Za-z])(?:epochs?|ep)[\W_]*$", re.IGNORECASE)
@@ -98,6 +98,33 @@ def last_checkpoints(paths: Sequence[Location]) -> tuple[list[Location], tuple[s
         when = f"{run.unit} {max(run.steps):,}, by {run.source.value}"
         notes.append(f"{last.name} is the last of {len(inside)} checkpoints in {path} ({when})")
     return ends, tuple(notes)
+
+
+def read_newest(path: Location) -> tuple[Checkpoint, str | None]:
+    """Return the checkpoint at a path; of the folder of a run its newest, with a sentence that says so.
+
+    Raises CheckpointError where the path is neither, or nothing says which checkpoint of a run is its last.
+    """
+    try:
+        return read_checkpoint(path), None
+    except PartialModelError:
+        raise
+    except CheckpointError:
+        inside = numbered_in(path) if path.is_dir() else []
+        run = order_checkpoints(inside, [stored_step(entry) for entry in inside]) if len(inside) > 1 else None
+        if run is None or not run.certain:
+            raise
+        newest = inside[run.order[-1]]
+        note = f"newest of {len(inside)}: {newest.name}; `ssmdiag compare {path}` follows the run"
+        return read_checkpoint(newest), note
+
+
+def in_run_order(paths: Sequence[Location]) -> list[Location]:
+    """Return paths in the order of the steps that their names say; as they are where no word there speaks of steps."""
+    found = numbers_in_names(paths) if len(paths) > 1 else None
+    if found is None or not found[2]:
+        return list(paths)
+    return [path for _, path in sorted(zip(found[1], paths, strict=True), key=lambda pair: pair[0])]
 
 
 def stored_step(path: Location) -> int | None:

@@ -22,6 +22,7 @@ __all__ = ["Failure", "Settings", "declares", "formats", "render", "render_each"
 
 MACHINERY = frozenset(
     {
+        "answer",
         "capacity_text",
         "check_text",
         "console",
@@ -30,6 +31,7 @@ MACHINERY = frozenset(
         "interface",
         "kernel_text",
         "pictures",
+        "several",
         "summary",
         "words",
     }

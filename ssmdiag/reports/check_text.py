@@ -1,23 +1,23 @@
-"""Findings on the screen: the verdict of each checkpoint, then what was found, where, and what to do."""
+"""Findings on the screen: the answer, what was found, where, and what to do; last, what the exit code means."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
+from ssmdiag.reports.answer import answer
 from ssmdiag.reports.console import joined, styled, wrap
-from ssmdiag.reports.grouping import Group, count_findings, group_findings
+from ssmdiag.reports.grouping import group_findings
 from ssmdiag.reports.interface import Settings
+from ssmdiag.reports.several import Several, finding_lines
+from ssmdiag.rules.finding import SEVERITIES
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-
-COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-INDENT = 16
-"""Columns of code and severity; 80 columns leave 64 for the sentence."""
 
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
@@ -26,39 +26,86 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 
 
 def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
-    """Yield the findings of each checkpoint, and a line on all of them where there are several."""
-    diagnoses: list[Diagnosis] = []
-    failed, last = 0, ""
-    for result in map(printable_record, results):
+    """Yield the findings of one checkpoint, or of several a table row by row, each finding once, and the count."""
+    coming = map(printable_record, results)
+    some = [one for one in (next(coming, None), None if settings.several else next(coming, None)) if one is not None]
+    if len(some) == 1 and not settings.several:
+        yield from (joined([line], settings) for line in _single(some[0], settings))
+        return
+    if not some:
+        return
+    yield from (joined([line], settings) for line in _several(chain(some, coming), settings))
+
+
+def _single(result: Diagnosis | Failure, settings: Settings) -> Iterator[str]:
+    if isinstance(result, Failure) or (settings.quiet and not result.findings and not result.problems):
+        return
+    said = answer(result)
+    yield from _paragraph(said.line, settings, said.style)
+    yield from _paragraph(f"  {result.guess or ''}", settings, "yellow")
+    yield from _paragraph(result.chosen or "", settings, "dim")
+    for problem in result.problems:
+        yield from _paragraph(f"  not read: {problem}", settings, "red")
+    for group in group_findings(result):
+        yield from finding_lines(group, group.text, settings, advice=group.worst.severity != "note")
+    if not settings.quiet:
+        yield from _paragraph(not_judged(result), settings, "dim")
+    moved = f" ({words.moved(result.source)})" if result.source else ""
+    last = f"{_rules(result)} on {words.checkpoint_name(result.path)}{moved}{_known(result)}"
+    yield from _paragraph(f"{_outcome([result.exit_code(settings.fail_on)], settings)}; {last}", settings)
+
+
+def _several(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
+    table = Several(settings)
+    lacking: dict[str, None] = {}
+    codes, known = [], 0
+    yield table.head()
+    for result in results:
+        row = table.row(result)
         if isinstance(result, Failure):
-            failed += 1
+            codes.append(2)
+            yield row
             continue
-        diagnoses.append(result)
-        yield from (joined([line], settings) for line in _block(result, settings))
-        if not settings.quiet and (lacking := not_judged(result)) != last:  # once, where all of a folder lack the same
-            last = lacking
-            yield from (joined([line], settings) for line in _paragraph(f"  {lacking}", settings, "dim"))
-    if len(diagnoses) + failed > 1:
-        yield joined([_overall(diagnoses, failed)], settings)
+        codes.append(result.exit_code(settings.fail_on))
+        known += result.known_findings
+        lacking[not_judged(result)] = None
+        if not settings.quiet or result.findings or result.problems:
+            yield row
+        for problem in result.problems:
+            yield from _paragraph(f"  not read: {problem}", settings, "red")
+        yield from _paragraph(f"  {result.guess or ''}", settings, "yellow")
+    yield from table.findings()
+    if not settings.quiet:
+        yield from table.legend()
+        for sentence in list(lacking)[:3]:  # nearly always the same, where all are of one run
+            yield from _paragraph(sentence, settings, "dim")
+    baseline = f"; {known:,} more findings in the baseline" if known else ""
+    yield from _paragraph(f"{table.overall()}; {_outcome(codes, settings)}{baseline}", settings)
 
 
-def finding_lines(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
-    """Yield the findings of one checkpoint, folded over layers, each with its advice."""
-    for group in group_findings(diagnosis):
-        yield from _finding(group, settings)
+def _outcome(codes: Sequence[int], settings: Settings) -> str:
+    """Return what the exit code of the command means."""
+    if 2 in codes:
+        return "fails: not everything could be read"
+    threshold = settings.fail_on if settings.fail_on == SEVERITIES[-1] else f"{settings.fail_on} or above"
+    if 1 in codes:
+        which = f" in {codes.count(1):,} of them" if len(codes) > 1 else ""
+        return f"fails: findings at {threshold}{which} (--fail-on)"
+    return f"passes: nothing at {settings.fail_on} or above (--fail-on)"
 
 
-def verdict(diagnosis: Diagnosis) -> str:
-    """Return one line: what was found, and how much was examined."""
+def examined(diagnosis: Diagnosis) -> str:
+    """Return by how many rules how much was examined, and what else a baseline knows of."""
+    return f"{_rules(diagnosis)} on {words.extent(diagnosis.layers)}{_known(diagnosis)}"
+
+
+def _rules(diagnosis: Diagnosis) -> str:
     judged = len(diagnosis.rules) - len(diagnosis.not_judged)
-    rules = f"{judged:,} of " * bool(diagnosis.not_judged) + words.plural(len(diagnosis.rules), "rule")
-    looked = f"{rules} on {words.extent(diagnosis.layers)}"
-    known = f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
-    found = count_findings(diagnosis.findings)
-    guess = " – a guess" if diagnosis.guess else ""
-    if diagnosis.problems:
-        return f"partly read ({words.plural(len(diagnosis.problems), 'problem')}), {found}{guess}"
-    return (f"{found}{known}: {looked}" if diagnosis.findings else f"clean: {looked}{known}") + guess
+    return f"{judged:,} of " * bool(diagnosis.not_judged) + words.plural(len(diagnosis.rules), "rule")
+
+
+def _known(diagnosis: Diagnosis) -> str:
+    return f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
 
 
 def not_judged(diagnosis: Diagnosis) -> str:
@@ -70,35 +117,5 @@ def not_judged(diagnosis: Diagnosis) -> str:
     return f"not judged: {'; '.join(parts)}" if parts else ""
 
 
-def _block(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
-    if settings.quiet and not diagnosis.findings and not diagnosis.problems:
-        return
-    worst = COLOURS[diagnosis.findings[0].severity] if diagnosis.findings else "green"
-    moved = f" ({words.moved(diagnosis.source)})" if diagnosis.source else ""
-    head = f"{diagnosis.path}: {verdict(diagnosis)}{moved}"
-    yield from _paragraph(head, settings, "bold red" if diagnosis.problems else worst, hanging=2)
-    yield from _paragraph(f"  {diagnosis.guess or ''}", settings, "yellow")
-    for problem in diagnosis.problems:
-        yield from _paragraph(f"  not read: {problem}", settings, "red")
-    yield from finding_lines(diagnosis, settings)
-
-
-def _finding(group: Group, settings: Settings) -> Iterator[str]:
-    worst, indent = group.worst, " " * INDENT
-    first, *others = wrap(f"{indent}{group.text}.", settings, hanging=0)
-    head = f"{f'{worst.code} {worst.severity}':<{INDENT}}"
-    yield styled(head, COLOURS[worst.severity], settings) + first[INDENT:]
-    yield from others
-    if not settings.quiet:
-        yield from _paragraph(indent + words.capitalised(worst.advice), settings, "dim", hanging=0)
-
-
-def _overall(diagnoses: Sequence[Diagnosis], failed: int) -> str:
-    findings = [finding for diagnosis in diagnoses for finding in diagnosis.findings]
-    clean = sum(not diagnosis.findings and not diagnosis.problems for diagnosis in diagnoses)
-    text = f"{words.plural(len(diagnoses) + failed, 'checkpoint')}: {clean:,} clean, {count_findings(findings)}"
-    return text + (f", {failed:,} could not be read" if failed else "")
-
-
-def _paragraph(text: str, settings: Settings, style: str, hanging: int | None = None) -> Iterator[str]:
+def _paragraph(text: str, settings: Settings, style: str = "", hanging: int | None = None) -> Iterator[str]:
     return (styled(line, style, settings) for line in wrap(text, settings, hanging))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import textwrap
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -23,6 +23,8 @@ class Column(NamedTuple):
     overflow: Literal["fold", "ellipsis"] = "ellipsis"
     most: int | None = None
     """Widest, in columns of the screen."""
+    spare: int = 0
+    """Where a table is too wide, the column with the highest number is left out first; never one with 0."""
 
 
 def carried(text: str, settings: Settings) -> str:
@@ -43,9 +45,33 @@ def wrap(text: str, settings: Settings, hanging: int | None = None) -> list[str]
     text = carried(text, settings)
     lead = text[: len(text) - len(text.lstrip())]
     after = lead + " " * ((2 if lead else 0) if hanging is None else hanging)
-    return textwrap.wrap(
-        text.strip(), settings.width - 1, initial_indent=lead, subsequent_indent=after, break_on_hyphens=False
-    )
+    room = max(settings.width - 1 - len(after), 1)
+    lines: list[str] = []
+    line = lead
+    for space, word in re.findall(r"(\s*)(\S+)", text.strip()):
+        for number, piece in enumerate(_pieces(word, room)):
+            gap = "" if number or not line.strip() else space
+            if line.strip() and len(line) + len(gap) + len(piece) > settings.width - 1:
+                lines.append(line)
+                line, gap = after, ""
+            line += gap + piece
+    return [*lines, line] if line.strip() else lines
+
+
+def _pieces(word: str, room: int) -> list[str]:
+    """Return a word in pieces that fit, broken after the separators of paths and names, between letters only at need.
+
+    >>> _pieces("backbone.layers.0.mixer", 16), _pieces("model", 3)
+    (['backbone.layers.', '0.mixer'], ['mod', 'el'])
+    """
+    pieces: list[str] = []
+    while len(word) > room:
+        at = max(word.rfind(mark, 0, room) for mark in "./_=,-") + 1 or room
+        while at > 1 and word[at] == ":":  # a line that begins with :: could be a command
+            at -= 1
+        pieces.append(word[:at])
+        word = word[at:]
+    return [*pieces, word]
 
 
 def styled(text: str, style: str, settings: Settings) -> str:
@@ -116,11 +142,27 @@ class Page:
             self.paragraph(caption and f" {caption}")
             self.lines(lines)
 
+    def _fitting(self, columns: Sequence[Column]) -> list[Column]:
+        """Return the columns without those that can be spared, as far as the screen is too narrow for them."""
+        kept = list(columns)
+
+        def wide(column: Column) -> int:
+            lines = [*column.heading.split("\n"), *column.cells]
+            return min(max(len(carried(line, self.settings)) for line in lines), column.most or self.settings.width)
+
+        while sum(map(wide, kept)) + 2 * (len(kept) - 1) > self.settings.width:
+            least = max(kept, key=lambda column: column.spare)
+            if not least.spare:
+                break
+            kept.remove(least)
+        return kept
+
     def table(self, columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
         """Write a table without rules below an empty line; `styles` has one for each row, or none."""
         from rich.table import Table
         from rich.text import Text
 
+        columns = self._fitting(columns)
         table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=False)
         rows = list(zip(*([carried(cell, self.settings) for cell in column.cells] for column in columns), strict=True))
         for position, column in enumerate(columns):

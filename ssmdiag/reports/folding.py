@@ -109,8 +109,10 @@ def label_layers(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def fold(layers: Sequence[LayerDiagnosis], labels: Sequence[str], *, all_layers: bool) -> list[Row]:
-    """Return the rows of the table, in layer order. Only neighbours of one kind are folded."""
+def fold(
+    layers: Sequence[LayerDiagnosis], labels: Sequence[str], *, all_layers: bool, most: int = MOST_ROWS
+) -> list[Row]:
+    """Return the rows of the table, at most so many, in layer order. Only neighbours of one kind are folded."""
     rows = [Row(label, (layer,)) for layer, label in zip(layers, labels, strict=True)]
     if all_layers:
         return rows
@@ -118,7 +120,7 @@ def fold(layers: Sequence[LayerDiagnosis], labels: Sequence[str], *, all_layers:
     for row in rows:
         kinds.setdefault(_kind(row), []).append(row)
     groups = [_merge_alike(group) for group in kinds.values()]
-    while sum(map(len, groups)) > MOST_ROWS and any(len(group) > 1 for group in groups):
+    while sum(map(len, groups)) > most and any(len(group) > 1 for group in groups):
         position, at = min(
             ((g, i) for g, group in enumerate(groups) for i in range(len(group) - 1)),
             key=lambda where: _distance(groups[where[0]][where[1]], groups[where[0]][where[1] + 1]),

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure
-from ssmdiag.reports.check_text import verdict
+from ssmdiag.reports.answer import answer
+from ssmdiag.reports.check_text import examined
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.grouping import group_findings
 from ssmdiag.reports.interface import Settings
@@ -47,7 +48,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
             title = f"{worst.code} {worst.rule}"
             message = f"{group.text}.\nNext: {worst.advice}\nssmdiag explain {worst.code}"
             kinds[KINDS[worst.severity]].append((result.path, title, message))
-        verdicts.append(f"{result.path}: {verdict(result)}")
+        verdicts.append(f"{result.path}: {answer(result).line}; {examined(result)}")
     lines = [_command(kind, *one) for kind, some in kinds.items() for one in _fit(some)]
     # A line of the log must not pass for a command: GitHub looks for :: at its start.
     lines += [f"ssmdiag: {' '.join(line.splitlines())}" for line in verdicts]

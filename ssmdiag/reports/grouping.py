@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssmdiag.reports.folding import join_labels, label_layers
+from ssmdiag.reports.words import plural
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.finding import SEVERITIES, Finding
 
@@ -23,13 +25,16 @@ class Group:
     findings: tuple[Finding, ...]
     where: str
     """`layer 3`, `layers 0-5`, `all 6 layers`; empty where the finding concerns the whole checkpoint."""
+    badness: tuple[float, int]
+    """Sorts groups of one rule over several checkpoints: the worst has the largest."""
     worst_label: str
     """Label of the worst finding's layer where there are several, else empty."""
 
     @property
     def text(self) -> str:
         """The finding as one sentence without a full stop: where, and what was seen."""
-        several = f" (worst: {self.worst_label})" if self.worst_label else ""
+        alike = len({finding.message for finding in self.findings}) == 1
+        several = f" (worst: {self.worst_label})" if self.worst_label and not alike else ""
         return f"{self.where}{several}: {self.worst.message}" if self.where else self.worst.message
 
 
@@ -50,6 +55,7 @@ def group_findings(diagnosis: Diagnosis) -> list[Group]:
         groups.append(
             Group(
                 worst=worst,
+                badness=_badness(worst, sign.get(worst.code, 1.0)),
                 findings=tuple(findings),
                 where=_where(known, len(names), all(name in labels for name in layers)),
                 worst_label=labels.get(worst.layer or "", worst.layer or "") if several else "",
@@ -58,10 +64,10 @@ def group_findings(diagnosis: Diagnosis) -> list[Group]:
     return groups
 
 
-def count_findings(findings: Sequence[Finding]) -> str:
-    """Return `1 error, 2 warnings`, worst first; `no findings` where there are none."""
-    counts = [(severity, sum(f.severity == severity for f in findings)) for severity in reversed(SEVERITIES)]
-    said = [f"{count:,} {severity}{'s' * (count != 1)}" for severity, count in counts if count]
+def count_findings(diagnosis: Diagnosis) -> str:
+    """Return `1 error, 2 warnings`, worst first; what one rule finds in several layers counts once."""
+    found = Counter(severity for severity, _ in {(one.severity, one.code) for one in diagnosis.findings})
+    said = [plural(found[severity], severity) for severity in reversed(SEVERITIES) if found[severity]]
     return ", ".join(said) or "no findings"
 
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure
 from ssmdiag.reports import words
+from ssmdiag.reports.answer import answer
 from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.grouping import count_findings
 from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import document
 from ssmdiag.reports.page.diagnosis import fill, page, settings_of, state_of, versions
 from ssmdiag.reports.page.page import Page, State, in_references
+from ssmdiag.reports.several import Several
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
@@ -37,11 +39,11 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
 
 def _several(results: Sequence[Diagnosis | Failure], settings: Settings) -> Page:
     states: list[State] = ["error" if isinstance(result, Failure) else state_of(result) for result in results]
-    failed = [result for result in results if isinstance(result, Failure)]
     read = [result for result in results if not isinstance(result, Failure)]
-    found = count_findings([finding for result in read for finding in result.findings])
-    lost = f", {len(failed):,} could not be read" if failed else ""
-    verdict = f"{words.plural(len(results), 'checkpoint')}: {states.count('ok'):,} clean, {found}{lost}."
+    table = Several(settings)
+    for result in results:
+        table.row(result)
+    verdict = f"{table.overall()}."
     made = Page(
         f"{words.plural(len(results), 'checkpoint')}: memory", verdict, min(states, key=_WORST.index, default="plain")
     )
@@ -71,8 +73,7 @@ def _several(results: Sequence[Diagnosis | Failure], settings: Settings) -> Page
 def _said(result: Diagnosis | Failure) -> list[str]:
     if isinstance(result, Failure):
         return ["not diagnosed", result.seen]
-    labels = label_layers([layer.name for layer in result.layers])
-    return [count_findings(result.findings), words.answer(result, labels)]
+    return [count_findings(result), answer(result).line]
 
 
 def _section(result: Diagnosis | Failure, number: int) -> Page:
@@ -82,7 +83,7 @@ def _section(result: Diagnosis | Failure, number: int) -> Page:
         _why(made, result)
         return made
     labels = label_layers([layer.name for layer in result.layers])
-    made.answer(words.answer(result, labels), state_of(result))
+    made.answer(answer(result).line, state_of(result))
     data = document(result)
     fill(made, result, data, labels, level=3)
     made.heading("Read", 3)

@@ -25,6 +25,10 @@ class Settings:
     unicode: bool = True
     """False: only ASCII leaves the renderer."""
     plots: bool = True
+    full: bool = False
+    """True: every picture, law and capacity, and one report after another for several checkpoints."""
+    several: bool = False
+    """True: the results are of several checkpoints, so that a table of them can begin with the first."""
     all_layers: bool = False
     """True: layers that repeat are not folded."""
     quiet: bool = False

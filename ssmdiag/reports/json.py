@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.errors import Failure
+from ssmdiag.reports.answer import answer
 from ssmdiag.reports.interface import Settings
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def document(result: Diagnosis | Failure, run: Mapping[str, Any] | None = None) 
         "settings": run,
         "checkpoint": pick(result, "path given modified format bytes=size bytes_read train_step"),
         "source": result.source,
-        **pick(result, "context_length guess"),
+        **pick(answer(result), "status answer=text"),
+        **pick(result, "context_length guess attention_layers"),
         "layers": [layer_document(layer) for layer in result.layers],
         "assumptions": [
             {**pick(one, f"{assumed} slowest_layer=layer slowest_half_life=slowest"), "otherwise": dict(one.others)}
@@ -91,7 +93,9 @@ def document(result: Diagnosis | Failure, run: Mapping[str, Any] | None = None) 
         ],
         **pick(result, "findings known_findings=known"),
         "not_judged": [{"code": code, "reason": reason} for code, reason in result.not_judged.items()],
-        **pick(result, "problems notes unrecognised seconds"),
+        "problems": result.problems,
+        "notes": [*([result.chosen] if result.chosen else []), *result.notes],
+        **pick(result, "unrecognised seconds"),
     })  # fmt: skip
 
 

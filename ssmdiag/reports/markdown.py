@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure
 from ssmdiag.reports import words
-from ssmdiag.reports.check_text import not_judged, verdict
+from ssmdiag.reports.answer import answer
+from ssmdiag.reports.check_text import examined, not_judged
 from ssmdiag.reports.console import carried
 from ssmdiag.reports.folding import fold, label_layers
-from ssmdiag.reports.grouping import Group, count_findings, group_findings
+from ssmdiag.reports.grouping import Group, group_findings
 from ssmdiag.reports.interface import Settings
+from ssmdiag.reports.several import Several
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
@@ -34,7 +36,7 @@ def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> st
     kept: list[str] = []
     room = MOST_BYTES - _bytes(head)
     for result in results:
-        if (section := _fit(result, settings, room)) is None:
+        if (section := _fit(result, settings, room, alone=len(results) == 1)) is None:
             left = words.plural(len(results) - len(kept), "checkpoint")
             kept.append(f"*{left} left out: a step summary holds no more.*\n")
             break
@@ -71,12 +73,12 @@ def escape(text: str) -> str:
     return re.sub("(?i)(?<=www)[.]", "&#46;", marked.replace("://", ":&#47;&#47;"))
 
 
-def _fit(result: Diagnosis | Failure, settings: Settings, room: int) -> str | None:
+def _fit(result: Diagnosis | Failure, settings: Settings, room: int, *, alone: bool) -> str | None:
     """Return a section of at most so many bytes, without its folded parts where they are too much, or None."""
     if isinstance(result, Failure):
         versions = [_failure(result)]
     else:
-        versions = [_section(result, settings, folds=folds) for folds in (True, False)]
+        versions = [_section(result, settings, folds=folds, alone=alone) for folds in (True, False)]
     return next((text for text in map("\n".join, versions) if _bytes(text) < room), None)
 
 
@@ -88,15 +90,12 @@ def _head(results: Sequence[Diagnosis | Failure]) -> str:
     """Return the first line: the verdict of one checkpoint, or the count over several."""
     if len(results) == 1:
         result = results[0]
-        said = "could not be diagnosed" if isinstance(result, Failure) else verdict(result)
-        return f"**{escape(words.capitalised(said))}** – {code(words.checkpoint_name(result.path), cell=False)}\n"
-    diagnoses = [result for result in results if not isinstance(result, Failure)]
-    findings = [finding for diagnosis in diagnoses for finding in diagnosis.findings]
-    clean = sum(not diagnosis.findings and not diagnosis.problems for diagnosis in diagnoses)
-    failed = len(results) - len(diagnoses)
-    found = words.capitalised(count_findings(findings))
-    text = f"{found} in {words.plural(len(results), 'checkpoint')}, {clean:,} of them clean"
-    return f"**{text}{f', {failed:,} could not be read' if failed else ''}**\n"
+        said = "Could not be diagnosed" if isinstance(result, Failure) else answer(result).line
+        return f"**{escape(said)}** – {code(words.checkpoint_name(result.path), cell=False)}\n"
+    table = Several(Settings())
+    for result in results:
+        table.row(result)
+    return f"**{table.overall()}**\n"
 
 
 def _failure(failure: Failure) -> Iterator[str]:
@@ -110,12 +109,12 @@ def _failure(failure: Failure) -> Iterator[str]:
     yield ""
 
 
-def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool) -> Iterator[str]:
+def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool, alone: bool) -> Iterator[str]:
     labels = label_layers([layer.name for layer in diagnosis.layers])
     yield f"### {code(diagnosis.path, cell=False)}\n"
     if diagnosis.guess:
         yield f"**{escape(words.capitalised(diagnosis.guess))}.**\n"
-    yield f"{escape(words.answer(diagnosis, labels))}\n"
+    yield f"{escape('' if alone else f'{answer(diagnosis).line}; ')}{escape(examined(diagnosis))}\n"
     if diagnosis.problems:
         yield "Not read:\n"
         yield from _list(diagnosis.problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
+COLOURS = (12, 2, 1, 6, 5, 3, 4, 10, 9, 14, 13, 11)
+"""Of the signals of a figure, by their numbers in a terminal's palette: neither black, white nor grey."""
 MOST_POINTS = 600
 """Most eigenvalues drawn in one disc; more only blacken it."""
 
@@ -26,9 +29,26 @@ def open_figure(settings: Settings, most: int, height: int) -> Any:
 
     plotext.terminal.limit(False, False)
     plotext.figure.clear()
-    plotext.figure.theme("simple" if settings.colour else "colorless")
     plotext.figure.plot_size(min(settings.width - 1, most), height)
-    return plotext.figure
+    return _dressed(plotext.figure, settings)
+
+
+def open_panels(figure: Any, columns: int, settings: Settings) -> list[Any]:
+    """Return the panels of a figure, side by side."""
+    figure.subplots(1, columns)
+    return [_dressed(figure.subplot(1, column + 1), settings) for column in range(columns)]
+
+
+def _dressed(panel: Any, settings: Settings) -> Any:
+    """Return a figure, or a panel of one, in colours that are seen on a dark and on a light screen.
+
+    A panel does not take the theme of its figure: by default its ground is bright white.
+    """
+    import plotext
+
+    plotext.add_theme("ssmdiag", sequence=COLOURS)
+    panel.theme("ssmdiag" if settings.colour else "colorless")
+    return panel
 
 
 def draw(panel: Any, points: Sequence[tuple[float, float]], marker: str, *, lines: bool = False) -> None:
@@ -49,7 +69,7 @@ def drawn(figure: Any, settings: Settings) -> list[str]:
     """Return the lines of a figure."""
     import plotext
 
-    text = str(figure.build())
+    text = re.sub(r"38;5;(?:0|7|8|15)m", "38;5;12m", str(figure.build()))  # plotext's own colours follow ours
     return (text if settings.colour else plotext.uncolorize(text)).splitlines()
 
 
@@ -191,6 +211,33 @@ def decay_picture(decay: LayerDecay, what: str, settings: Settings) -> list[str]
     return [*wrap(f" {caption}", settings, hanging=0), *_decay_panels(decay.envelope, letters, settings)]
 
 
+def decay_strip(decay: LayerDecay, what: str, settings: Settings) -> list[str]:
+    """Return a layer's kernel in dB against log lag in eight lines, with the law that was found, if any."""
+    law = None if decay.whole.law.value == "undetermined" else decay.whole.law
+    curve = list(decay.curves.get(law, ())) if law else _tail_curve(decay)
+    figure = open_figure(settings, 72, 7)
+    low = 10 * math.floor(min(level for _, level in decay.envelope) / 10) - 5
+    last = max(lag for lag, _ in decay.envelope)
+    dot = "dot" if settings.unicode else "*"
+    for marker, points in ((decay.law[0][0], curve), (dot, decay.envelope)):
+        draw(figure, [(math.log10(1 + lag), level) for lag, level in points if low <= level <= 5], marker)
+    _rule_lags(figure, low, last, 2)
+    named = f", {decay.law[0][0]} {decay.law[0]}" if curve else ""
+    caption = f" {what} in dB below its peak, against lag: • as read{named}"
+    return [*wrap(caption, settings, hanging=0), *drawn(figure, settings)]
+
+
+def _rule_lags(panel: Any, low: float, last: float, most: int) -> None:
+    """Put ticks on the axes of a kernel in dB, at most so many below 0, against log lag."""
+    panel.ruler("y").lim(low, 5)
+    every = 10 * max(1, math.ceil(-low / (10 * most)))
+    levels = list(range(0, int(low), -every))
+    panel.ruler("y").ticks(levels, [str(level) for level in levels])
+    ticks = [10.0**d for d in range(math.ceil(math.log10(last + 1)) + 1) if 10**d <= last + 1]
+    panel.ruler("x").ticks([math.log10(1 + t) for t in ticks], [decade(round(math.log10(t))) for t in ticks])
+    panel.ruler("x").lim(0.0, math.log10(1 + last))
+
+
 def _tail_curve(decay: LayerDecay) -> list[tuple[float, float]]:
     """Return the line of the tail's rate through the envelope, where no law was fitted."""
     tail = decay.tail
@@ -207,18 +254,17 @@ def _decay_panels(
 ) -> list[str]:
     """Return (lag, dB) points against log lag and against lag side by side, with curves drawn by their letters."""
     figure = open_figure(settings, 120, 12)
-    figure.subplots(1, 2)
     low = 10 * math.floor(min(level for _, level in points) / 10) - 5
     last = max(lag for lag, _ in points)
-    for column, scale in ((1, lambda lag: math.log10(1 + lag)), (2, lambda lag: lag)):
-        panel = figure.subplot(1, column)
+    panels = open_panels(figure, 2, settings)
+    for panel, scale in zip(panels, (lambda lag: math.log10(1 + lag), lambda lag: lag), strict=True):
         for marker, curve in (*curves.items(), ("dot" if settings.unicode else "*", points)):
             draw(panel, [(scale(lag), level) for lag, level in curve if low <= level <= 5], marker)
         panel.ruler("y").lim(low, 5)
         every = 10 * max(1, math.ceil(-low / 60))
         levels = list(range(0, int(low), -every))
         panel.ruler("y").ticks(levels, [str(level) for level in levels])
-        if column == 1:
+        if panel is panels[0]:
             ticks = [10.0**d for d in range(math.ceil(math.log10(last + 1)) + 1) if 10**d <= last + 1]
             panel.ruler("x").ticks([scale(t) for t in ticks], [decade(round(math.log10(t))) for t in ticks])
             panel.title("lag, log")

@@ -1,102 +1,158 @@
-"""The screen: answer first, then the table, pictures, assumptions and what is missing."""
+"""The screen: the answer, what the file is, findings, the table of layers, one picture; every picture with `full`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure, message_lines
-from ssmdiag.printable import first_of
+from ssmdiag.printable import first_of, printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.check_text import finding_lines, not_judged
-from ssmdiag.reports.console import Column, Page, joined
-from ssmdiag.reports.folding import Row, fold, label_layers
-from ssmdiag.reports.grouping import count_findings
+from ssmdiag.reports.answer import answer
+from ssmdiag.reports.check_text import not_judged
+from ssmdiag.reports.console import Column, Page, joined, wrap
+from ssmdiag.reports.folding import MOST_ROWS, Row, fold, label_layers
+from ssmdiag.reports.grouping import group_findings
 from ssmdiag.reports.interface import Settings
-from ssmdiag.reports.pictures import decay_picture, disc, time_constant_strip
+from ssmdiag.reports.pictures import decay_picture, decay_strip, disc, time_constant_strip
+from ssmdiag.reports.several import Several, finding_lines
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Alternative, Diagnosis
 
 MOST_SENTENCES = 3
+FEW_ROWS = 4
+"""Rows of the short report."""
+STRIP = "time constants τ in steps: share of a layer's modes per quarter decade"
 SHORT_DTYPES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "complex64": "c64"}
 
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
-    """Return the reports one after another."""
+    """Return the report of one checkpoint, or a table of several."""
     return "".join(render_each(results, settings))
 
 
 def render_each(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
-    """Yield the report of each checkpoint; an empty line goes before all but the first."""
-    for number, result in enumerate(results):
-        text = _failure(result, settings) if isinstance(result, Failure) else report(result, settings)
-        yield f"\n{text}" if number else text
+    """Yield the report of one checkpoint, or of several a table row by row, each finding once, and the count.
+
+    With `full`, one report after another. Failures come last.
+    """
+    failures: list[Failure] = []
+
+    def noting() -> Iterator[Diagnosis | Failure]:
+        for result in results:
+            failures.extend([result] if isinstance(result, Failure) else [])
+            yield result
+
+    pieces = list(render_read(noting(), settings)) if not settings.several else render_read(noting(), settings)
+    shown = False
+    for piece in pieces:
+        yield piece
+        shown = True
+    for failure in failures:
+        yield f"{chr(10) * shown}{_failure(failure, settings)}"
+        shown = True
+
+
+def render_read(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
+    """Yield what `render_each` does, but only the rows of failures: the command tells of them elsewhere."""
+    coming = map(printable_record, results)
+    some = [one for one in (next(coming, None), None if settings.several else next(coming, None)) if one is not None]
+    if (len(some) == 1 and not settings.several) or settings.full:
+        whole = (result for result in chain(some, coming) if not isinstance(result, Failure))
+        for number, result in enumerate(whole):
+            text = report(result, settings)
+            yield f"\n{text}" if number else text
+    elif some:
+        yield from (joined([line], settings) for line in _several(chain(some, coming), settings))
+
+
+def _several(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:
+    table = Several(settings)
+    yield table.head()
+    for result in results:
+        yield table.row(result)
+        if not isinstance(result, Failure):
+            yield from (line for problem in result.problems for line in wrap(f"  not read: {problem}", settings))
+            yield from wrap(f"  {result.guess or ''}", settings)
+    if not settings.quiet:
+        yield from table.findings()
+        yield from table.legend()
+    yield from wrap(f"{table.overall()}    more: --full, or one of them alone", settings)
 
 
 def report(diagnosis: Diagnosis, settings: Settings) -> str:
-    """Return the report of one checkpoint."""
+    """Return the report of one checkpoint: answer, file, findings, layers, one picture; all there is with `full`."""
     labels = label_layers([layer.name for layer in diagnosis.layers])
-    page = Page(settings)
-    broken = any(layer.unstable or layer.nonfinite or layer.marginal for layer in diagnosis.layers)
-    page.paragraph(_header(diagnosis), "bold")
+    page, said, full = Page(settings), answer(diagnosis), settings.full or settings.verbose
+    page.paragraph(said.line, said.style)
     if diagnosis.guess:
         page.paragraph(f"{words.capitalised(diagnosis.guess)}.", "bold yellow")
-    page.paragraph(words.answer(diagnosis, labels), "bold red" if broken or diagnosis.problems else "bold green")
+    page.paragraph(_file(diagnosis, timed=full), "dim")
+    page.paragraph(diagnosis.chosen or "", "dim")
     page.problems(diagnosis.problems)
-    if not settings.quiet and diagnosis.layers:
-        rows = fold(diagnosis.layers, labels, all_layers=settings.all_layers)
-        page.table(_columns(diagnosis, rows, settings), ["red" if _broken(row) else "" for row in rows])
-        if settings.plots:
-            by_name = dict(zip((layer.name for layer in diagnosis.layers), labels, strict=True))
-            _pictures(page, diagnosis, rows, by_name)
-        page.remarks([*_laws(diagnosis, rows, settings), *_remarks(diagnosis, labels, settings)])
     _findings(page, diagnosis)
+    if not settings.quiet and diagnosis.layers:
+        most = MOST_ROWS if full else FEW_ROWS
+        rows = fold(diagnosis.layers, labels, all_layers=settings.all_layers, most=most)
+        page.table(_columns(rows, settings), ["red" if _broken(row) else "" for row in rows])
+        by_name = dict(zip((layer.name for layer in diagnosis.layers), labels, strict=True))
+        if settings.plots and full:
+            _pictures(page, diagnosis, rows, by_name)
+        elif settings.plots:
+            _picture(page, diagnosis, rows, by_name)
+        remarks = [*_laws(diagnosis, rows, settings)] if full else []
+        page.remarks([*remarks, *_remarks(diagnosis, labels, settings)])
+        page.paragraph(not_judged(diagnosis) if full else _more(diagnosis), "dim")
     return page.text()
 
 
-def _header(diagnosis: Diagnosis) -> str:
+def _more(diagnosis: Diagnosis) -> str:
+    """Return what the short report leaves out, and how to see it."""
+    explained = f", ssmdiag explain {diagnosis.findings[0].code}" if diagnosis.findings else ""
+    silent = f"; {len(diagnosis.not_judged)} of {words.plural(len(diagnosis.rules), 'rule')} could not judge"
+    return f"more: --full{explained}{silent * bool(diagnosis.not_judged)}"
+
+
+def _file(diagnosis: Diagnosis, *, timed: bool) -> str:
+    """Return one line on what the file is."""
     families = words.families(layer.title for layer in diagnosis.layers)
+    if diagnosis.attention_layers:
+        families += f" + {words.plural(len(diagnosis.attention_layers), 'attention layer')}"
     step = f"  step {diagnosis.train_step:,}" if diagnosis.train_step is not None else ""
     read = f"reads {words.share_read(diagnosis.bytes_read, diagnosis.size)}"
     moved = f", {words.moved(diagnosis.source)}" if diagnosis.source else ""
-    name = words.checkpoint_name(diagnosis.path)
-    return f"{name}{step}  {families or 'no layer read'}  {read}{moved}  {diagnosis.device} {diagnosis.seconds:.1f} s"
+    name, time = words.checkpoint_name(diagnosis.path), f"  {diagnosis.device} {diagnosis.seconds:.1f} s" * timed
+    return f"{name}{step}  {families or 'no layer read'}  {read}{moved}{time}"
 
 
-def _columns(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> list[Column]:
+def _columns(rows: Sequence[Row], settings: Settings) -> list[Column]:
     several = len({row.first.title for row in rows}) > 1
-    # At 80 columns the family and the law displace other columns; the strip below still shows the time constants.
     memory = any(row.first.decay for row in rows)
-    wide = settings.width >= 100 or not (several or memory)
-    kinds = {layer.time_invariant for layer in diagnosis.layers}
-    decay = wide or not memory or len(kinds) > 1 or any(map(_broken, rows))  # else the remarks name what is nominal
-    said = wide or len(kinds) > 1
+    # At 80 columns the law displaces other columns; the strip below still shows the time constants.
+    wide = settings.width >= 100 or not memory
+    kinds = len({row.first.time_invariant for row in rows}) > 1 or any(map(_broken, rows))
     columns = [
         (True, Column("layer", [row.label for row in rows], "left", overflow="fold")),
-        (several, Column("family", [row.first.title for row in rows], "left")),
-        (True, Column("channels\n× modes", [f"{row.first.channels:,} × {row.first.modes}" for row in rows])),
+        (several, Column("family", [row.first.title for row in rows], "left", spare=2)),
+        (True, Column("channels\n× modes", [f"{row.first.channels:,} × {row.first.modes}" for row in rows], spare=4)),
         (True, Column("half-life\nmedian", [words.steps(row.median_half_life) for row in rows])),
         (True, Column("\nslowest", [words.steps(row.longest("half_life")) for row in rows])),
-        (wide, Column("τ steps\nslowest", [words.steps(row.longest("time_constant")) for row in rows])),
-        (True, Column(f"margin\n{words.margin_symbol(settings)}", [words.margin(row.margin) for row in rows])),
+        (wide, Column("τ steps\nslowest", [words.steps(row.longest("time_constant")) for row in rows], spare=7)),
+        (True, Column(f"margin\n{words.margin_symbol(settings)}", [words.margin(row.margin) for row in rows], spare=3)),
         (memory, Column("horizon\nlongest", [words.steps(row.longest("horizon")) for row in rows])),
-        (memory, Column("law,\nover lags", [row.law for row in rows], "left")),
-        (
-            wide or not memory,
-            Column("stored", [SHORT_DTYPES.get(row.first.dtype, row.first.dtype) for row in rows], "left"),
-        ),
-        (decay, Column("decay", [_decay(row, said) for row in rows], "left")),
-        (settings.verbose, Column("module", [row.first.name for row in rows], "left", wraps=True, overflow="fold")),
+        (memory, Column("law,\nover lags", [row.law for row in rows], "left", spare=5)),
+        (wide, Column("stored", [SHORT_DTYPES.get(row.first.dtype, row.first.dtype) for row in rows], "left", spare=8)),
+        (True, Column("decay", [_decay(row) for row in rows], "left", spare=1 if kinds else 6)),
     ]
     return [column for shown, column in columns if shown]
 
 
-def _decay(row: Row, said: bool) -> str:
-    """Return whether a row's decay is exact or nominal, and what is wrong with its modes; `said`: always both."""
-    what = "exact" if row.first.time_invariant else "nominal"
-    return what + _broken(row) if said else _broken(row).removeprefix(", ") or what
+def _decay(row: Row) -> str:
+    """Return whether a row's decay is exact or holds at rest, and what is wrong with its modes."""
+    return ("exact" if row.first.time_invariant else "at rest") + _broken(row)
 
 
 def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iterable[str]:
@@ -112,7 +168,8 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
         assert row.farthest.decay is not None
         one = "" if len(row.layers) == 1 else ", the slowest of them"
         yield f"layer {row.label}{one}: {row.farthest.decay.sentence}"
-    best = max((row for row in rows if row.farthest.capacity), key=_rebuilt, default=None)
+    # A layer of one mode a channel rebuilds by that mode alone: its capacity says nothing that its half-life does not.
+    best = max((row for row in rows if row.farthest.capacity and row.first.modes > 1), key=_rebuilt, default=None)
     if best is not None and best.farthest.capacity is not None:
         one = "" if len(best.layers) == 1 else ", the slowest of them"
         yield f"layer {best.label}{one}: {best.farthest.capacity.sentence}"
@@ -129,17 +186,11 @@ def _rebuilt(row: Row) -> float:
 
 
 def _findings(page: Page, diagnosis: Diagnosis) -> None:
-    if not diagnosis.rules:
-        return
-    lines, quiet = list(finding_lines(diagnosis, page.settings)), page.settings.quiet
-    if not quiet:
-        page.gap()
-    page.lines(lines, crop=False)
-    if lines or not quiet:
-        more = f"    next: ssmdiag explain {diagnosis.findings[0].code}" if diagnosis.findings else ""
-        page.paragraph(f"{count_findings(diagnosis.findings)} in {words.extent(diagnosis.layers)}{more}")
-    if not quiet:
-        page.paragraph(not_judged(diagnosis), "dim")
+    """Write the findings, folded over layers; what to do about notes is in `full` and in `explain`."""
+    groups, settings = group_findings(diagnosis), page.settings
+    for group in groups:
+        advice = settings.full or settings.verbose or group.worst.severity != "note"
+        page.lines(finding_lines(group, group.text, settings, advice=advice), crop=False)
 
 
 def _broken(row: Row) -> str:
@@ -152,11 +203,25 @@ def _broken(row: Row) -> str:
     return "".join(f", {words.brief(count)} {what}" for what, count in counts.items() if count)
 
 
+def _picture(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+    """Write the one picture of the short report: the kernel where one layer decides, else the time constants."""
+    from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
+
+    only = rows[0].farthest if len(diagnosis.layers) == 1 else None
+    if only and only.decay and only.decay.envelope:
+        what = "kernel" if only.time_invariant else "retention at rest"
+        page.picture(decay_strip(only.decay, what, page.settings))
+    else:
+        strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, page.settings)
+        page.picture(strip, STRIP)
+
+
 def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+    """Write every picture."""
     from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 
     strip = time_constant_strip(rows, diagnosis.context_length, FIRST_DECADE, BINS_PER_DECADE, page.settings)
-    page.picture(strip, "time constants τ in steps: share of a layer's modes per quarter decade")
+    page.picture(strip, STRIP)
     page.picture(disc(rows, page.settings))
     farthest = max(rows, key=lambda row: row.longest("horizon") or 0.0).farthest
     if farthest.decay and farthest.decay.envelope:
@@ -165,8 +230,9 @@ def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Map
 
 
 def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
-    for point in dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant):
-        yield f"nominal: the decay depends on the input; this is its value with {point}. Weights alone say no more."
+    points = dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant)
+    for point in points if settings.full or settings.verbose else ():
+        yield f"at rest: the decay depends on the input; this is its value with {point}. Weights alone say no more."
     yield from _assumptions(diagnosis.alternatives)
     noted: dict[str, list[str]] = {}
     for layer, label in zip(diagnosis.layers, labels, strict=True):

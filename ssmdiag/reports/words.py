@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssmdiag.printable import first_of, printable
+from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
-    from ssmdiag.diagnosis import Diagnosis, RemoteSource
+    from ssmdiag.diagnosis import RemoteSource
     from ssmdiag.reports.interface import Settings
 
 ASCII = str.maketrans({
@@ -174,107 +174,3 @@ def capitalised(text: str) -> str:
 def heading(guess: str | None, width: int) -> str:
     """Return the lines that go above a report whose numbers rest on a guess; none where they do not."""
     return f"{textwrap.fill(f'{capitalised(guess)}.', width - 1, break_on_hyphens=False)}\n" if guess else ""
-
-
-def answer(diagnosis: Diagnosis, labels: Sequence[str]) -> str:
-    """Return the verdict of a checkpoint in one or two sentences: what is broken first, else how far it remembers."""
-    layers = diagnosis.layers
-    convolutions = [layer for layer in layers if layer.taps is not None]
-    read = [layer for layer in layers if layer.half_life is not None]
-    if (not read and len(convolutions) < len(layers)) or not layers:
-        return "No mode could be read: every recurrent layer is broken or not finite."
-    parts = []
-    if grow := [layer for layer in layers if layer.unstable]:
-        worst = min(grow, key=lambda layer: layer.margin or 0.0)
-        count = sum(layer.unstable for layer in grow)
-        parts.append(
-            f"Unstable: {plural(count, 'mode')} in {_where(grow, layers, labels)} grow{'s' * (count == 1)} with every "
-            f"step, {'the fastest ' if count > 1 else ''}by a factor of {factor(worst.spectral_radius)}"
-            + (f" (layer {labels[layers.index(worst)]})." if len(grow) > 1 else ".")
-        )
-    if flat := [layer for layer in layers if layer.marginal]:
-        count = sum(layer.marginal for layer in flat)
-        parts.append(
-            f"{plural(count, 'mode')} in {_where(flat, layers, labels)} never decay{'s' * (count == 1)}: |λ̄| = 1."
-        )
-    if nan := [layer for layer in layers if layer.nonfinite]:
-        count = sum(layer.nonfinite for layer in nan)
-        noun = "mode" if any(layer.taps is None for layer in nan) else "tap"
-        parts.append(
-            f"{plural(count, noun)} in {_where(nan, layers, labels)} {'is' if count == 1 else 'are'} not finite."
-        )
-    if read:
-        parts.append(_memory(diagnosis, read, labels))
-    if convolutions:
-        parts.append(_convolutions(diagnosis, convolutions, labels))
-    return " ".join(parts)
-
-
-def _convolutions(diagnosis: Diagnosis, convolutions: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
-    """Say how far the convolutions of a model reach, and how many attention layers are beside them."""
-    count = diagnosis.attention_layers
-    beside = f"; {plural(count, 'attention layer')} {'is' if count == 1 else 'are'} not judged." if count else "."
-    known = [layer for layer in convolutions if layer.horizon]
-    if not known:
-        reach = max(layer.taps or 0 for layer in convolutions) - 1
-        return f"Its convolutions reach {plural(reach, 'step')} back at most{beside}"
-    farthest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
-    assert farthest.horizon is not None
-    assert farthest.taps is not None
-    last, whole = int(farthest.horizon.max), farthest.taps - 1
-    sum_ = f"K − 1 = {plural(whole, 'step')}" if last == whole else f"{last:,} of K − 1 = {plural(whole, 'step')}"
-    most = farthest.decay.lags[2] if farthest.decay else None
-    share = "" if most is None or most >= last else f", 99 % of the energy within {steps(most)}"
-    where = _of(farthest, diagnosis, labels) if len({layer.taps for layer in convolutions}) > 1 else ""
-    return f"Remembers {sum_} by its convolutions{where}{share}{beside}"
-
-
-def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
-    finite = [layer for layer in read if layer.half_life and math.isfinite(layer.half_life.max)]
-    medians = sorted(layer.half_life.median for layer in read if layer.half_life)
-    median = medians[len(medians) // 2]
-    if not finite:
-        return f"The median mode loses half in {steps(median)} steps."
-    slowest = max(finite, key=lambda layer: layer.half_life.max if layer.half_life else 0.0)
-    assert slowest.half_life is not None
-    halves = (
-        f"the slowest mode{_in(slowest, diagnosis, labels)} loses half in {steps(slowest.half_life.max)} steps, "
-        f"the median mode in {steps(median)}"
-    )
-    nominal = "At the nominal point: " if any(not layer.time_invariant for layer in read) else ""
-    context = diagnosis.context_length
-    known = [layer for layer in read if layer.horizon]
-    if not known or len(finite) < len(read):
-        which = halves.replace("mode", "mode that decays", 1) if len(finite) < len(read) else halves
-        limit = "the context is unknown" if context is None else f"the context is {context:,}"
-        return _sentence(nominal, f"{which}; {limit}.")
-    farthest = max(known, key=lambda layer: layer.horizon.max if layer.horizon else 0.0)
-    assert farthest.horizon is not None
-    reach, where = steps(farthest.horizon.max), _of(farthest, diagnosis, labels)
-    if math.isinf(farthest.horizon.max):
-        verdict = f"remembers for more than 10¹² steps (99 % of the energy{where})"
-    elif context is None:
-        verdict = f"forgets within {reach} steps (99 % of the energy{where}); the context is unknown"
-    elif farthest.horizon.max > context:
-        verdict = f"remembers {reach} steps (99 % of the energy{where}), more than the context of {context:,}"
-    else:
-        verdict = f"forgets within {reach} of the {context:,} steps of context (99 % of the energy{where})"
-    return _sentence(nominal, f"{verdict}; {halves}.")
-
-
-def _of(layer: LayerDiagnosis, diagnosis: Diagnosis, labels: Sequence[str]) -> str:
-    return f", layer {labels[diagnosis.layers.index(layer)]}" if len(diagnosis.layers) > 1 else ""
-
-
-def _in(layer: LayerDiagnosis, diagnosis: Diagnosis, labels: Sequence[str]) -> str:
-    return f" (layer {labels[diagnosis.layers.index(layer)]})" if len(diagnosis.layers) > 1 else ""
-
-
-def _sentence(before: str, text: str) -> str:
-    return before + text if before else capitalised(text)
-
-
-def _where(some: Sequence[LayerDiagnosis], all_: Sequence[LayerDiagnosis], labels: Sequence[str]) -> str:
-    if len(some) == len(all_):
-        return "every layer" if len(all_) > 1 else "its layer"
-    return f"layer{'s' * (len(some) > 1)} {first_of([labels[list(all_).index(layer)] for layer in some], 4)}"

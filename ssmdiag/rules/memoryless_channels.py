@@ -40,9 +40,9 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
     if total < 2 or fast < limits["share"] * total:
         return
     what = "modes" if many_inputs else "channels"
-    nominal = "" if recurrence.time_invariant else f" with {recurrence.operating_point or 'the gates at their bias'}"
+    rest = "" if recurrence.time_invariant else ", gates at rest"
     yield Observation(
-        f"{fast:,} of {total:,} {what} lose more than half of their state in one step{nominal}: they hold no memory",
+        f"{fast:,} of {total:,} {what} lose more than half of their state in one step{rest}: they hold no memory",
         count=fast,
         of=total,
         value=fast / total,

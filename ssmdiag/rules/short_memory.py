@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.assessment.attention import ATTENTION
+from ssmdiag.assessment.attention import QUERY
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context, page
 
@@ -43,7 +43,7 @@ def examine(evidence: CheckpointEvidence, limits: Limits) -> Iterator[Observatio
     if not share < limits["share"]:
         return
     exact = all(layer.time_invariant for layer in layers)
-    nominal = "" if exact else " with their gates at the nominal point"
+    nominal = "" if exact else " with their gates at rest"
     farthest = max(reaches)
     yield Observation(
         f"the longest horizons of all {len(layers)} layers together are {together:,.0f} steps{nominal}, the context "
@@ -75,7 +75,7 @@ def _is_not_all(evidence: CheckpointEvidence) -> bool:
     """Whether the rates are not all that carries memory: attention, gates without bias, or a state fed back."""
     traits = {trait for layer in evidence.recognition.layers for trait in layer.family.traits}
     own = {name for names in evidence.names_by_layer.values() for name in names}
-    beside = any(ATTENTION.search(name) for name in evidence.checkpoint if name not in own)
+    beside = any(QUERY.search(name) for name in evidence.checkpoint if name not in own)
     return beside or not traits.isdisjoint({"attention inside", "feedback", "gates without bias"})
 
 

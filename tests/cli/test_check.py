@@ -42,15 +42,18 @@ def stable_ssm(path: Path, real: float = -0.5, *, growing: int = 0) -> Path:
 def test_a_clean_checkpoint_exits_zero_and_says_what_was_looked_at(run: Run) -> None:
     code, out, err = run("check", EXAMPLE)
     assert (code, err) == (0, "")
-    assert "step-02000.safetensors: clean: " in out
-    assert "rules on 3 layers, 60 modes" in " ".join(out.split())
+    assert out.splitlines()[0] == "OK  remembers about 120 steps, further than its context of 64"
+    assert " rules on step-02000.safetensors" in " ".join(out.split())
+    assert "passes: nothing at error or above (--fail-on)" in out
 
 
 def test_growing_modes_exit_one_and_name_rule_layer_and_remedy(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("check", stable_ssm(tmp_path / "bad.safetensors", growing=3))
     assert code == 1
-    assert "bad.safetensors:2errors" in "".join(out.split())  # a long path is broken between any two letters
-    assert "SSM101 error    both layers (worst: 0): 3 of 128 modes grow with every step" in out
+    assert out.startswith("PROBLEM  assuming parameterization = direct: 6 of 256 modes in every layer grow\n")
+    assert "fails: findings at error (--fail-on); " in out
+    assert out.splitlines()[-1].endswith("bad.safetensors")
+    assert "SSM101 error    both layers: 3 of 128 modes grow with every step" in out
     assert "Go back to a checkpoint before it crossed" in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -60,7 +63,7 @@ def test_what_cannot_be_diagnosed_exits_two_whatever_else_was_found(run: Run, tm
     code, out, err = run("check", bad, tmp_path / "gone.pt")
     assert code == 2
     assert "SSM101" in out
-    assert "2 checkpoints: 0 clean, 2 errors, 1 could not be read" in out
+    assert "2 checkpoints: 1 with problems, 1 not read; fails: not everything could be read" in out
     assert "does not exist" in err
 
 

@@ -228,7 +228,7 @@ def test_check_judges_what_a_probe_observed(run: Run, folder: Path, text: Path, 
     kept.write_text(json.dumps(found | {"layers": []}))
     code, out, _ = run("check", folder, "--probe", kept, "--isolated", "--select", "SSM6")
     assert "SSM601, SSM602, SSM604 (the probe observed no layer)" in " ".join(out.split())
-    assert "clean: 0 of 4 rules" in out
+    assert "; 0 of 4 rules on " in out
     found["recurrence"]["sha256"] = "0" * 64
     kept.write_text(json.dumps(found))
     code, _, errors = run("check", folder, "--probe", kept, "--isolated")

@@ -122,7 +122,7 @@ def test_a_text_is_there_piece_by_piece_and_the_same_as_in_a_file(
     run = watch(command, *paths)
     assert run.code == 2
     sizes = [len(state["stdout"]) for state in run.states]
-    assert 0 == sizes[0] < sizes[1] == sizes[2] < sizes[3]
+    assert 0 == sizes[0] < sizes[1] < sizes[2] < sizes[3]
     assert capsys.readouterr().err.count("does not exist") == 1
     assert watch(command, *paths, "-o", "out").code == 2
     assert steady(Path("out").read_text(encoding="utf-8")) == steady(run.output)

@@ -17,10 +17,9 @@ from ssmdiag.compare.conversion import Outcome, prove_conversion
 from ssmdiag.compare.run import compare_run
 from ssmdiag.errors import UnknownFamilyError
 from ssmdiag.recurrence.modal import Recurrence
-from ssmdiag.reports.folding import label_layers
+from ssmdiag.reports.answer import answer
 from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import render_all
-from ssmdiag.reports.words import answer
 
 Read = Callable[..., list[Recurrence]]
 Write = Callable[..., Path]
@@ -57,8 +56,7 @@ def taps_of(recurrence: Recurrence, lags: int) -> torch.Tensor:
 
 
 def said_of(path: Path) -> str:
-    result = diagnose(path)
-    return answer(result, label_layers([layer.name for layer in result.layers]))
+    return answer(diagnose(path)).line
 
 
 def test_taps_are_the_response_of_the_original_module(read_model: Read) -> None:
@@ -119,9 +117,9 @@ def test_other_layouts_are_the_same_taps(form: str, read_model: Read, write_mode
 
 def test_a_hybrid_remembers_what_its_convolutions_reach(write_model: Write) -> None:
     path = write_model(lfm2(attention=(1, 3)), {"model_type": "lfm2", "max_position_embeddings": 4096})
-    assert said_of(path) == "Remembers K − 1 = 2 steps by its convolutions; 2 attention layers are not judged."
+    assert said_of(path) == "OK  remembers K − 1 = 2 steps by its convolutions; 2 attention layers not judged"
     result = diagnose(path)
-    assert (len(result.layers), result.attention_layers, result.exit_code()) == (2, 2, 0)
+    assert (len(result.layers), len(result.attention_layers), result.exit_code()) == (2, 2, 0)
     assert result.findings == ()
     for layer in result.layers:
         assert (layer.taps, layer.rate, layer.half_life, layer.margin) == (3, None, None, None)
@@ -140,12 +138,12 @@ def test_the_verdict_counts_only_taps_that_are_not_zero(write_model: Write) -> N
     for name in state:
         if name.endswith("conv.conv.weight"):
             state[name][..., 0] = 0
-    assert said_of(write_model(state)) == "Remembers 5 of K − 1 = 6 steps by its convolutions."
+    assert said_of(write_model(state)) == "OK  remembers 5 of K − 1 = 6 steps by its convolutions"
 
 
 def test_a_tower_for_images_is_not_counted(write_model: Write) -> None:
     state = lfm2() | {"vision_tower.layers.0.self_attn.q_proj.weight": torch.randn(4, 4)}
-    assert diagnose(write_model(state)).attention_layers == 1
+    assert len(diagnose(write_model(state)).attention_layers) == 1
 
 
 def test_a_tap_that_is_not_a_number_is_found(write_model: Write) -> None:
@@ -154,7 +152,8 @@ def test_a_tap_that_is_not_a_number_is_found(write_model: Write) -> None:
     result = diagnose(write_model(state))
     assert result.layers[0].nonfinite == 1
     assert "SSM401" in {finding.code for finding in result.findings}
-    assert said_of(Path(result.path)).startswith("1 tap in layer 0 is not finite. Remembers K − 1 = 2 steps")
+    said = "PROBLEM  1 tap in layer 0 is NaN or infinite (SSM401); remembers K − 1 = 2 steps"
+    assert said_of(Path(result.path)).startswith(said)
 
 
 def test_every_tap_is_compared(write_model: Write) -> None:

@@ -191,6 +191,7 @@ DIAGNOSIS = record(
             {"type": "null"}, record(url=TEXT, revision={"type": ["string", "null"]}, bytes=COUNT, requests=COUNT),
         ]
     },
+    status={"enum": ["ok", "warning", "problem", "undetermined"]}, answer=TEXT, attention_layers=LINES,
     context_length={"type": ["integer", "null"]}, guess=NAME, layers={"type": "array", "items": LAYER},
     assumptions={"type": "array", "items": ASSUMPTION}, findings={"type": "array", "items": FINDING},
     known_findings={"type": "array", "items": FINDING},

@@ -73,8 +73,8 @@ def test_plain_text_has_no_escape_sequences_and_coloured_text_has() -> None:
 
 def test_first_lines_are_the_answer() -> None:
     lines = render([CASES["unstable"]], "text", Settings(width=140)).splitlines()
-    assert lines[0].startswith("model.safetensors")
-    assert lines[1].startswith("Unstable: 12 modes in layer 1 grow with every step, the fastest by a factor of 1.02")
+    assert lines[0].startswith("PROBLEM  12 of 81,920 modes in layer 1 grow with every step, the fastest by a factor")
+    assert lines[1].startswith("model.safetensors")
 
 
 def test_quiet_is_the_answer_alone() -> None:

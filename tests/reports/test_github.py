@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ssmdiag.printable import printable
 from ssmdiag.reports import Settings, render
-from tests.reports.example_diagnoses import CASES, diagnosis, finding, layer
+from tests.reports.example_diagnoses import CASES, diagnosis, finding, layer, remembering
 
 COMMAND = re.compile(r"^::(?P<kind>\w+)(?: (?P<properties>[^:]*))?::(?P<message>.*)$")
 
@@ -107,11 +107,13 @@ def test_what_could_not_be_read_is_an_error() -> None:
 def test_what_the_baseline_knows_is_counted_and_not_annotated() -> None:
     text = github(diagnosis(layer(0), layer(1), known=(finding(0), finding(1))))
     assert annotations(text) == []
-    assert "clean: 2 rules on 2 layers, 163,840 modes; 2 more in the baseline" in text
+    assert "; 2 rules on 2 layers, 163,840 modes; 2 more in the baseline" in text
 
 
 def test_a_clean_run_says_so_in_the_log() -> None:
-    assert github(CASES["hybrid"]) == "ssmdiag: runs/model.safetensors: clean: 2 rules on 6 layers, 491,520 modes\n"
+    model = diagnosis(remembering(layer(0, complex_=True)), context_length=512)
+    said = "OK  remembers at least 2,000 steps, further than its context of 512; 2 rules on 1 layer, 81,920 modes"
+    assert github(model) == f"ssmdiag: runs/model.safetensors: {said}\n"
 
 
 def test_ascii_is_ascii() -> None:

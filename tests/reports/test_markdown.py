@@ -87,17 +87,20 @@ def test_any_text_is_what_a_reader_sees_in_a_cell(text: str) -> None:
 
 def test_the_first_line_is_the_verdict_and_headings_are_of_third_rank() -> None:
     text = markdown(CASES["findings"])
-    assert text.startswith("**2 errors, 1 warning: 1 of 2 rules on 4 layers, 327,680 modes** – `model.safetensors`\n")
+    said = "PROBLEM  2 of 4 recurrent layers: a mode grows with every step (SSM101); remembers about 2,000 steps"
+    assert text.startswith(f"**{said}".replace("  ", " "))
+    assert text.splitlines()[0].endswith("** – `model.safetensors`")
+    assert "\n1 of 2 rules on 4 layers, 327,680 modes\n" in text
     assert {token.tag for token in tokens(text) if token.type == "heading_open"} == {"h3"}
 
 
 def test_a_clean_checkpoint_says_how_much_was_looked_at() -> None:
-    assert markdown(CASES["hybrid"]).startswith("**Clean: 2 rules on 6 layers, 491,520 modes**")
+    assert "\n2 rules on 6 layers, 491,520 modes\n" in markdown(CASES["hybrid"])
 
 
 def test_several_checkpoints_are_counted_in_one_line() -> None:
     text = markdown(CASES["findings"], CASES["hybrid"], CASES["failed"])
-    assert text.startswith("**2 errors, 1 warning in 3 checkpoints, 1 of them clean, 1 could not be read**\n")
+    assert text.startswith("**3 checkpoints: 1 undetermined, 1 with problems, 1 not read**\n")
     assert re.findall(r"^### (.*)$", text, re.MULTILINE) == ["`runs/model.safetensors`"] * 2 + ["`runs/gone.pt`"]
 
 
@@ -113,7 +116,8 @@ def test_what_the_baseline_knows_is_folded_away_and_what_is_new_is_marked() -> N
         diagnosis(layer(0), layer(1), findings=(finding(0, baseline="new"),), known=(finding(1, baseline="known"),))
     )
     assert "SSM101 `unstable-mode` (new)" in text
-    assert text.splitlines()[0].startswith("**1 error; 1 more in the baseline: 2 rules on 2 layers")
+    assert text.startswith("**PROBLEM ")
+    assert "\n2 rules on 2 layers, 163,840 modes; 1 more in the baseline\n" in text
     assert text.index("<summary>1 finding in the baseline</summary>") > text.index("(new)")
 
 
@@ -145,7 +149,7 @@ def test_a_thousand_checkpoints_fit_a_step_summary_and_say_what_is_missing() -> 
     model = diagnosis(*(layer(i) for i in range(4)), findings=tuple(many(64 * 4, 1000)))
     text = markdown(*[model] * 1000)
     assert LIMIT / 2 < len(text.encode()) < LIMIT
-    assert text.startswith("**256,000 errors in 1,000 checkpoints")
+    assert text.startswith("**1,000 checkpoints: 1,000 with problems**")
     (left,) = re.findall(r"^\*(\d+) checkpoints left out", text, re.MULTILINE)
     assert int(left) + len(re.findall("^### ", text, re.MULTILINE)) == 1000
 

@@ -46,7 +46,7 @@ def test_a_shared_state_counts_its_modes(tmp_path: Path) -> None:
 def test_a_selective_layer_is_a_note_at_its_bias(tmp_path: Path) -> None:
     (finding, *_) = findings_of(CODE, plant(tmp_path, "mamba2", {"dt_bias": fill(1.0), "A_log": fill(1.0)}))
     assert finding.severity == "note"
-    assert "with the gates at their bias, as at zero input" in finding.message
+    assert "in one step, gates at rest: they" in finding.message
 
 
 def test_a_gate_of_exactly_one_half_is_not_past_it(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_without_a_context_and_an_optimiser_six_rules_cannot_judge(tmp_path: Pat
     assert set(diagnose(model, memory=False).not_judged) == OF_THE_CONTEXT | OF_THE_OPTIMISER
     known = diagnose(model, memory=False, context_length=64)
     assert set(known.not_judged) == OF_THE_OPTIMISER
-    text = render([known], "text", Settings(width=80))
+    text = render([known], "text", Settings(width=80, full=True))
     assert "not judged: SSM501, SSM502 (no optimiser's state is in or beside the file)" in text
 
 

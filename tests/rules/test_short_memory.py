@@ -56,7 +56,7 @@ def test_without_a_context_nothing_is_far(tmp_path: Path) -> None:
 def test_a_selective_model_is_a_note_that_says_at_which_point(tmp_path: Path) -> None:
     (finding,) = findings(plant(tmp_path, "mamba", config={"max_position_embeddings": 1_000_000}))
     assert finding.severity == "note"
-    assert "with their gates at the nominal point" in finding.message
+    assert "with their gates at rest" in finding.message
     assert "distant fact" in finding.advice
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 from ssmdiag.reports import words
+from ssmdiag.reports.answer import answer
 from ssmdiag.reports.check_text import not_judged
 from ssmdiag.reports.drawing.heat import Heat, spread_rows
 from ssmdiag.reports.folding import fold, label_layers
@@ -36,7 +37,7 @@ def page(diagnosis: Diagnosis, *, command: str = "") -> Page:
     """Return the page of one checkpoint."""
     labels = label_layers([layer.name for layer in diagnosis.layers])
     name = words.checkpoint_name(diagnosis.path)
-    made = Page(f"{name}: memory", words.answer(diagnosis, labels), state_of(diagnosis))
+    made = Page(f"{name}: memory", answer(diagnosis).line, state_of(diagnosis))
     data = document(diagnosis)
     fill(made, diagnosis, data, labels)
     made.settings(command, settings_of(data))
@@ -165,7 +166,7 @@ def _findings(made: Page, diagnosis: Diagnosis, level: int) -> None:
     if not diagnosis.rules:
         return
     groups = group_findings(diagnosis)
-    made.heading(f"Findings: {count_findings(diagnosis.findings)}" if groups else "Findings: none", level)
+    made.heading(f"Findings: {count_findings(diagnosis)}" if groups else "Findings: none", level)
     for group in groups:
         name = f"{group.worst.code} {group.worst.rule}, {group.worst.severity}"
         made.finding(

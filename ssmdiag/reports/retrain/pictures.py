@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.reports.pictures import draw, drawn, open_figure, rule
+from ssmdiag.reports.pictures import draw, drawn, open_figure, open_panels, rule
 from ssmdiag.reports.words import decade
 
 if TYPE_CHECKING:
@@ -21,27 +21,25 @@ MOST_POINTS = 60
 def kernel_picture(target: Sequence[float], curves: Mapping[str, Sequence[float]], settings: Settings) -> list[str]:
     """Return learned kernels by their letters and the target kernel: |K| in dB against log lag, K against lag."""
     figure = open_figure(settings, 120, 12)
-    figure.subplots(1, 2)
+    first, second = open_panels(figure, 2, settings)
     peak = max(map(abs, target)) or 1.0
     last = max(len(target) - 1, 1)
     dot = "dot" if settings.unicode else "*"
     loud = sorted({round(math.expm1(math.log1p(last) * k / MOST_POINTS)) for k in range(MOST_POINTS + 1)})
-    panel = figure.subplot(1, 1)
     for marker, values in (*curves.items(), (dot, target)):
         levels = [(math.log10(1 + lag), _decibels(values[lag] / peak)) for lag in loud]
-        draw(panel, [(x, y) for x, y in levels if y >= -DEPTH], marker)
-    panel.title("|K| in dB against lag, log")
-    panel.ruler("y").lim(-DEPTH, 5)
-    panel.ruler("y").ticks(list(range(0, -DEPTH - 1, -20)), [str(level) for level in range(0, -DEPTH - 1, -20)])
+        draw(first, [(x, y) for x, y in levels if y >= -DEPTH], marker)
+    first.title("|K| in dB against lag, log")
+    first.ruler("y").lim(-DEPTH, 5)
+    first.ruler("y").ticks(list(range(0, -DEPTH - 1, -20)), [str(level) for level in range(0, -DEPTH - 1, -20)])
     ticks = [10**d for d in range(math.floor(math.log10(1 + last)) + 1)]
-    panel.ruler("x").lim(0, math.log10(1 + last))
-    panel.ruler("x").ticks([math.log10(1 + tick) for tick in ticks], [decade(round(math.log10(t))) for t in ticks])
-    panel = figure.subplot(1, 2)
+    first.ruler("x").lim(0, math.log10(1 + last))
+    first.ruler("x").ticks([math.log10(1 + tick) for tick in ticks], [decade(round(math.log10(t))) for t in ticks])
     some = sorted({round(last * k / MOST_POINTS) for k in range(MOST_POINTS + 1)})
     for marker, values in (*curves.items(), (dot, target)):
-        draw(panel, [(float(lag), values[lag]) for lag in some if math.isfinite(values[lag])], marker)
-    panel.title("K against lag")
-    rule(panel, 0, last)
+        draw(second, [(float(lag), values[lag]) for lag in some if math.isfinite(values[lag])], marker)
+    second.title("K against lag")
+    rule(second, 0, last)
     return drawn(figure, settings)
 
 

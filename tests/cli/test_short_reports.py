@@ -1,0 +1,136 @@
+"""What fits on one screen: the answer first, few lines, a table of several checkpoints, the folder of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssmdiag.reports import Settings, render
+from tests.families.tiny_transformers import save_tiny
+from tests.reports.example_diagnoses import diagnosis, layer, remembering
+
+Run = Callable[..., tuple[int, str, str]]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DIGITS = EXAMPLES / "s4d-digits"
+HYBRIDS = ["qwen3_next", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kimi_linear", "olmo_hybrid"))]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
+def test_a_healthy_hybrid_fits_on_a_screen_and_names_its_attention(
+    model_type: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, path = save_tiny(model_type, tmp_path)
+    inspected, checked = run("inspect", path)[1].splitlines(), run("check", path)[1].splitlines()
+    for lines in (inspected, checked):
+        assert lines[0].startswith("OK  recurrent layers remember")
+        assert "1 attention layer not judged" in " ".join(lines[:3])
+    assert len(inspected) <= 22
+    assert len(checked) <= 6
+    assert checked[-1].startswith("passes: nothing at error or above (--fail-on); ")
+    (caption,) = (at for at, line in enumerate(inspected) if line.startswith(" time constants"))
+    picture = inspected[caption : next(at for at in range(caption, 22) if not inspected[at].startswith(" "))]
+    assert len(" ".join(picture).strip()) > 0
+    assert sum("context 128" in line for line in picture) == 1
+    assert [line for line in inspected if "┤" in line] == [], "one picture"
+
+
+def test_full_has_every_picture_and_law(run: Run) -> None:
+    short, full = (run("inspect", DIGITS / "step-02000.safetensors", *more)[1] for more in ((), ("--full",)))
+    assert short.splitlines()[0] == full.splitlines()[0]
+    for part in (
+        "eigenvalues: 1 − |λ̄|",
+        "kernel of layer 2",
+        "Undetermined over lags",
+        "rebuild inputs",
+        "not judged: ",
+    ):
+        assert part in full
+        assert part not in short
+    assert "more: --full" in short
+
+
+def test_a_layer_that_decides_alone_shows_its_kernel_in_eight_lines() -> None:
+    only = diagnosis(remembering(layer(0, complex_=True)), context_length=512)
+    lines = render([only], "text", Settings()).splitlines()
+    assert sum("┤" in line for line in lines) == 2
+    (caption,) = (at for at, line in enumerate(lines) if line.startswith(" kernel in dB below its peak"))
+    assert lines[caption].endswith("• as read, e exponential")
+    assert lines[caption + 8].startswith("more: ")
+
+
+@pytest.mark.slow
+def test_layers_of_one_mode_have_no_sentence_on_capacity(run: Run, tmp_path: Path) -> None:
+    _, path = save_tiny("qwen3_next", tmp_path)
+    assert "rebuild inputs" not in run("inspect", path, "--full")[1]
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_several_checkpoints_are_one_table_in_the_order_of_their_steps(command: str, run: Run, tmp_path: Path) -> None:
+    for step in (10, 9, 100):
+        shutil.copy(DIGITS / "step-02000.safetensors", tmp_path / f"step-{step}.safetensors")
+    shutil.copy(DIGITS / "config.json", tmp_path)
+    names = [f"step-{step}.safetensors" for step in (10, 100, 9)]
+    code, out, _ = run(command, *names)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].split() == ["answer", "step", "remembers", "findings", "checkpoint"]
+    assert [line.split()[-1] for line in lines[1:4]] == [f"step-{step}.safetensors" for step in (9, 10, 100)]
+    assert len(re.findall("SSM207 note", out)) == 1, "identical findings once"
+    assert "3 of 3 checkpoints: layers 1-2 (worst: 2): " in out
+    assert "3 checkpoints: 3 OK (3 with notes)" in lines[-2] + lines[-1]
+    assert ("passes: nothing at error or above (--fail-on)" in " ".join(out.split())) is (command == "check")
+
+
+def test_what_cannot_be_read_is_a_row_too(run: Run) -> None:
+    code, out, err = run("inspect", DIGITS / "step-02000.safetensors", "gone.pt")
+    assert code == 2
+    assert re.search(r"^NOT READ +gone\.pt$", out, re.MULTILINE)
+    assert "2 checkpoints: 1 OK (1 with notes), 1 not read" in " ".join(out.split())
+    assert "gone.pt does not exist" in err
+    assert "answer" not in err
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(command: str, run: Run) -> None:
+    code, out, _ = run(command, DIGITS)
+    assert code == 0
+    whole = f"newest of 7: step-02000.safetensors; `ssmdiag compare {DIGITS}` follows the run"
+    assert "".join(whole.split()) in "".join(out.split())
+    data = json.loads(run(command, DIGITS, "-f", "json")[1])
+    assert data["checkpoint"]["train_step"] == 2000
+    assert data["notes"][0].startswith("newest of 7: step-02000.safetensors")
+
+
+def test_a_folder_of_models_without_steps_is_still_refused(run: Run, tmp_path: Path) -> None:
+    for name in ("seed-1", "seed-2"):
+        shutil.copy(DIGITS / "step-02000.safetensors", tmp_path / f"{name}.safetensors")
+    code, out, err = run("inspect", tmp_path)
+    assert (code, out) == (2, "")
+    assert "holds 2 checkpoints" in err
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("width", [40, 140])
+def test_no_number_is_cut_at_any_width(width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = run("inspect", DIGITS / "step-02000.safetensors")[1]
+    assert max(map(len, out.splitlines())) <= width
+    assert "…" not in out
+    for number in ("1.2k", "1.5k", "3.5k", "4.4k"):
+        assert number in out
+    table = run("check", *sorted(DIGITS.glob("step-*.safetensors"))[:2])[1].splitlines()
+    assert max(map(len, table)) <= width
+    assert all("4.5k" in line for line in table[1:3])
