@@ -10,8 +10,9 @@ from ssmdiag.guard import discover
 __all__ = ["Family", "ForwardSetting", "Option", "Spelling", "Steering", "known_families"]
 
 MACHINERY = frozenset({
-    "coverage", "forward", "initial_spectra", "initialisations", "interface", "layer", "layouts", "map_template",
-    "mapfile", "mlx_packed", "packed", "reading_ahead", "recognition", "stacked", "submodules", "unknown_decay",
+    "adapters", "coverage", "forward", "initial_spectra", "initialisations", "interface", "layer", "layouts",
+    "map_template", "mapfile", "mlx_packed", "packed", "reading_ahead", "recognition", "stacked", "submodules",
+    "unknown_decay",
 })  # fmt: skip
 """Modules of this package that are not families."""
 

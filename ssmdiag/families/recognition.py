@@ -12,6 +12,7 @@ from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.checkpoint.names import join, layer_numbers
 from ssmdiag.errors import AssumptionError, UnknownFamilyError, closest
 from ssmdiag.families import known_families
+from ssmdiag.families.adapters import adapter_error
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
 
@@ -82,7 +83,7 @@ class Recognition:
     def require_layers(self, checkpoint: Checkpoint) -> None:
         """Raise UnknownFamilyError if nothing was recognised."""
         if not self.layers:
-            raise unknown_family(checkpoint, self)
+            raise adapter_error(checkpoint) or unknown_family(checkpoint, self)
 
 
 def guess_of(families: Iterable[Family]) -> str | None:

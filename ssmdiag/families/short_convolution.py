@@ -30,6 +30,8 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
 
 _PROJECTIONS = {"in_proj.weight": "3*channel _", "out_proj.weight": "_ channel"}
+_CONV = r"(?:^|\.)conv$"
+"""The name that its block gives the layer; any other module may hold a `conv` too."""
 
 FAMILY = Family(
     name="short_convolution",
@@ -37,15 +39,15 @@ FAMILY = Family(
     paper="arXiv 2511.23404",
     memory="exact",
     spellings=(
-        Spelling("transformers, LFM2 and LFM3", {"conv.weight": "channel 1 tap", **_PROJECTIONS}),
-        Spelling("mlx-lm, LFM2", {"conv.weight": "channel tap 1", **_PROJECTIONS}),
+        Spelling("transformers, LFM2 and LFM3", {"conv.weight": "channel 1 tap", **_PROJECTIONS}, path=_CONV),
+        Spelling("mlx-lm, LFM2", {"conv.weight": "channel tap 1", **_PROJECTIONS}, path=_CONV),
         Spelling("llama.cpp, LFM2", {"conv.weight": "channel tap", **_PROJECTIONS}, path=r"(?:^|\.)shortconv$"),
         Spelling(
             "transformers, Inkling",
             {"conv1d.weight": "channel 1 tap"},
-            path="(?:sconv|post_attention_convolution|post_mlp_convolution)$",
+            path=r"(?:(?:^|[._])sconv|post_attention_convolution|post_mlp_convolution)$",
         ),
-        Spelling("Inkling, as saved", {"weight": "channel 1 tap"}, path="sconv$"),
+        Spelling("Inkling, as saved", {"weight": "channel 1 tap"}, path=r"(?:^|[._])sconv$"),
         Spelling("vortex, Evo 2", {"h": "filter 1 tap", "short_filter_weight": "_ 1 _"}),
     ),
     model_types=(

@@ -186,7 +186,24 @@ def test_convolutions_inside_other_layers_are_not_claimed(write_model: Write) ->
         {f"{path}.conv.weight": torch.randn(6, 1, 4)},
         {f"{path}.conv.conv.weight": torch.randn(6, 1, 4)},
         {f"{path}.h": torch.randn(6, 1, 4)},
+        {f"encoder.posconv{end}": torch.randn(6, 1, 4) for end in (".weight", ".conv1d.weight")},
+        *(gated(f"{path}.glu", rows) for rows in (12, 18)),
     ]
     for number, state in enumerate(states):
-        with pytest.raises(UnknownFamilyError):
+        with pytest.raises(UnknownFamilyError) as refused:
             diagnose(write_model(state, name=f"other{number}"))
+        if number > 4:
+            assert "short_convolution" not in str(refused.value)
+
+
+def gated(path: str, rows: int) -> dict[str, Any]:
+    """Return a convolution between two linear layers, as conformers have it: nothing says that it is causal."""
+    shapes = {"in_proj.weight": (rows, 6), "conv.weight": (6, 1, 7), "out_proj.weight": (6, 6)}
+    return {f"{path}.{name}": torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_no_convolution_of_a_model_without_a_recurrence_is_named_as_what_is_closest(write_model: Write) -> None:
+    state = {f"feature_extractor.conv_layers.{n}.conv.weight": torch.randn(6, 1, 10) for n in range(2)}
+    with pytest.raises(UnknownFamilyError) as refused:
+        diagnose(write_model(state))
+    assert not refused.value.details

@@ -30,6 +30,7 @@ from ssmdiag.reports.drawing.picture import Picture
 from ssmdiag.reports.drawing.plot import MOST_POINTS, Plot
 from ssmdiag.reports.json import document, plain
 from ssmdiag.reports.page import PAGES, kernel, main_picture_of, page_of
+from ssmdiag.reports.page.diagnosis import strip
 from ssmdiag.reports.page.page import Page
 from ssmdiag.reports.probe.json import document as probe_document
 from ssmdiag.reports.retrain.json import document as retrain_document
@@ -403,3 +404,18 @@ def test_a_picture_must_be_made() -> None:
     for part in (bare.body, bare.numbers, lambda: bare.height):
         with pytest.raises(NotImplementedError):
             part()
+
+
+@pytest.mark.parametrize("context", [None, 10, 2048, 10**12])
+def test_time_constants_of_every_decade_have_a_column(context: int | None) -> None:
+    """Also of modes that never decay, which are counted in the last."""
+    bins = len(MODEL.layers[0].histogram)
+    for place in range(bins):
+        counts = [int(k == place) for k in range(bins)]
+        picture = strip(["a", "b"], [counts, counts], context)
+        assert isinstance(picture, Heat)
+        numbers = picture.numbers()
+        assert {len(row) for row in numbers.rows} == {len(numbers.heads)}
+        assert all(sum(value for value in row[1:] if isinstance(value, int)) == 1 for row in numbers.rows)
+        assert len(numbers.heads) > 8
+        assert picture.mark is None or 0 <= picture.mark[0] <= len(picture.columns)

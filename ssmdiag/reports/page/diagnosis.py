@@ -124,7 +124,7 @@ def strip(
     used = [k for k, count in enumerate(total) if count]
     if not used:
         return None
-    first = used[0] // BINS_PER_DECADE * BINS_PER_DECADE
+    first = min(used[0] // BINS_PER_DECADE, len(total) // BINS_PER_DECADE - 2) * BINS_PER_DECADE
     last = max((used[-1] // BINS_PER_DECADE + 1) * BINS_PER_DECADE, first + 2 * BINS_PER_DECADE)
     place = BINS_PER_DECADE * (math.log10(context) - FIRST_DECADE) - first if context else None
     if place is not None:
