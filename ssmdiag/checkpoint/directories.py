@@ -72,13 +72,8 @@ def read_directory(path: Location) -> Checkpoint:
     owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
     for format in owners:
         if format.open_folder:
-            if not isinstance(path, Path):
-                raise CheckpointError(
-                    f"{path} is a folder of {format.name} files, which are read from this machine alone.",
-                    advice="download it, then inspect the copy.",
-                )
             container = format.open_folder(path)
-            size = _size_of(path)
+            size = _size_of(path, container)
             step = step_of(path.absolute()) if container.train_step is None else container.train_step
             return _checkpoint(container, path, path, step, size)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
@@ -117,8 +112,12 @@ def inner_checkpoint(path: Location) -> Location | None:
     return found[0] if len(found) == 1 else None
 
 
-def _size_of(path: Path) -> int:
-    """Return the bytes of all files in a folder and the folders in it, up to a limit."""
+def _size_of(path: Location, container: Container) -> int:
+    """Return the bytes that a container tells of, or those of all files in its folder and in the folders in that."""
+    if isinstance(told := getattr(container, "size", None), int):
+        return told
+    if not isinstance(path, Path):
+        return sum(size_of(file) for file in entries(path, most=MOST_LISTED) if file.is_file())
     files = itertools.islice((Path(place, name) for place, _, names in os.walk(path) for name in names), MOST_LISTED)
     return sum(file.stat().st_size for file in files if file.is_file())
 
