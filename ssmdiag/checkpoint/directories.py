@@ -69,13 +69,6 @@ def read_directory(path: Location) -> Checkpoint:
     indexes = sorted(name for name in present if name.endswith(INDEX))
     if len(indexes) == 1:
         return read_index(path / indexes[0])
-    owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
-    for format in owners:
-        if format.open_folder:
-            container = format.open_folder(path)
-            size = _size_of(path, container)
-            step = step_of(path.absolute()) if container.train_step is None else container.train_step
-            return _checkpoint(container, path, path, step, size)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
     candidates = sorted(name for name in weights if not (path / name).is_dir())
     if candidates and all(map(HF_DISTRIBUTED.fullmatch, candidates)) and (joined := join_ranks(path, candidates)):
@@ -83,6 +76,13 @@ def read_directory(path: Location) -> Checkpoint:
         return _checkpoint(joined, path, path, step_of(path.absolute()), size)
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
+    owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
+    for format in owners:
+        if format.open_folder:
+            container = format.open_folder(path)
+            size = _size_of(path, container)
+            step = step_of(path.absolute()) if container.train_step is None else container.train_step
+            return _checkpoint(container, path, path, step, size)
     if not owners:
         if (inner := inner_checkpoint(path)) and not candidates:
             read = read_directory(inner)
