@@ -69,18 +69,6 @@ def read_directory(path: Location) -> Checkpoint:
     indexes = sorted(name for name in present if name.endswith(INDEX))
     if len(indexes) == 1:
         return read_index(path / indexes[0])
-    owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
-    for format in owners:
-        if format.open_folder:
-            if not isinstance(path, Path):
-                raise CheckpointError(
-                    f"{path} is a folder of {format.name} files, which are read from this machine alone.",
-                    advice="download it, then inspect the copy.",
-                )
-            container = format.open_folder(path)
-            size = _size_of(path)
-            step = step_of(path.absolute()) if container.train_step is None else container.train_step
-            return _checkpoint(container, path, path, step, size)
     weights = (name for name in present if may_hold_weights(name) and not name.startswith("."))
     candidates = sorted(name for name in weights if not (path / name).is_dir())
     if candidates and all(map(HF_DISTRIBUTED.fullmatch, candidates)) and (joined := join_ranks(path, candidates)):
@@ -88,6 +76,13 @@ def read_directory(path: Location) -> Checkpoint:
         return _checkpoint(joined, path, path, step_of(path.absolute()), size)
     if candidates and all(SHARD.search(name) for name in candidates):
         return read_set(path, candidates)
+    owners = [format for format in known_formats() if _any_matches(format.owns_folder, present)]
+    for format in owners:
+        if format.open_folder:
+            container = format.open_folder(path)
+            size = _size_of(path, container)
+            step = step_of(path.absolute()) if container.train_step is None else container.train_step
+            return _checkpoint(container, path, path, step, size)
     if not owners:
         if (inner := inner_checkpoint(path)) and not candidates:
             read = read_directory(inner)
@@ -117,8 +112,12 @@ def inner_checkpoint(path: Location) -> Location | None:
     return found[0] if len(found) == 1 else None
 
 
-def _size_of(path: Path) -> int:
-    """Return the bytes of all files in a folder and the folders in it, up to a limit."""
+def _size_of(path: Location, container: Container) -> int:
+    """Return the bytes that a container tells of, or those of all files in its folder and in the folders in that."""
+    if isinstance(told := getattr(container, "size", None), int):
+        return told
+    if not isinstance(path, Path):
+        return sum(size_of(file) for file in entries(path, most=MOST_LISTED) if file.is_file())
     files = itertools.islice((Path(place, name) for place, _, names in os.walk(path) for name in names), MOST_LISTED)
     return sum(file.stat().st_size for file in files if file.is_file())
 

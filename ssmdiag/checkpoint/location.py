@@ -47,6 +47,11 @@ def entries(folder: Location, pattern: str = "*", most: int | None = None) -> li
     return sorted(itertools.islice(found, most))
 
 
+def is_listed(folder: Location) -> bool:
+    """Whether what is in a folder can be asked: not of a server of files."""
+    return not isinstance(folder, RemotePath) or folder.place.lists
+
+
 def source_of(path: Location) -> Source:
     """Return the bytes of a file. Raises CheckpointError, EOFError, OSError."""
     from ssmdiag.checkpoint.sources import LocalFile

@@ -71,6 +71,8 @@ class Metadata:
     """Everything else that was saved, one pickle each: steps, settings of optimisers."""
     paths: Mapping[str, tuple[Any, ...]]
     """The keys that lead to each name, where nested mappings were saved."""
+    ends: Mapping[str, int]
+    """The files, and where the last byte of each stands that it speaks of."""
 
 
 def read_metadata(source: Source) -> Metadata:
@@ -85,6 +87,7 @@ def read_metadata(source: Source) -> Metadata:
         text = "reading the table of chunks of %s%s, %s bytes …"
         logging.getLogger("ssmdiag.progress").info(text, _folder(source), source.name, f"{source.size:,}")
     try:
+        source.prefetch([(0, source.size)])
         content = io.BytesIO(source.read(0, source.size))
         with without_collection():
             # More instructions than usual are allowed: 140 bytes, those of a chunk, hold 36 and what is counted as 30.
@@ -126,10 +129,12 @@ def _metadata(content: Any) -> Metadata:
                 items[name] = where[name, ()]
         else:
             tensors[name] = _tensor(name, _attributes(entry, "TensorStorageMetadata"), where)
-    _require_apart([chunk.place for tensor in tensors.values() for chunk in tensor.chunks])
+    ends = _ends([chunk.place for tensor in tensors.values() for chunk in tensor.chunks])
+    for place in items.values():
+        ends[place.file] = max(ends.get(place.file, 0), place.start + place.length)
     paths = attributes.get("planner_data")
     known = paths.items() if isinstance(paths, Mapping) else ()
-    return Metadata(tensors, items, {name: path for name, path in known if isinstance(path, tuple)})
+    return Metadata(tensors, items, {name: path for name, path in known if isinstance(path, tuple)}, ends)
 
 
 def _attributes(entry: Any, kind: str) -> Mapping[Any, Any]:
@@ -213,10 +218,11 @@ def _are_sizes(numbers: Any) -> TypeGuard[tuple[int, ...]]:
     return True
 
 
-def _require_apart(places: list[Place]) -> None:
-    """Refuse chunks that share bytes: few bytes could otherwise be made to fill any memory."""
+def _ends(places: list[Place]) -> dict[str, int]:
+    """Return where the last chunk in each file ends. Refuses chunks that share bytes, which could fill any memory."""
     ends: dict[str, int] = {}
     for place in sorted(places, key=lambda place: place.start):
         if place.start < ends.get(place.file, 0):
             raise InvalidMetadataError(f"two chunks share bytes of {shortened(place.file)}")
         ends[place.file] = place.start + place.length
+    return ends

@@ -6,8 +6,8 @@ of the files, only the slices that hold chunks of a wanted tensor. Each slice is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
@@ -22,9 +22,9 @@ from ssmdiag.checkpoint.formats.megatron_parts import parts_by_projection
 from ssmdiag.checkpoint.formats.pickled_settings import settings_of
 from ssmdiag.checkpoint.formats.torch_archive import BROKEN, Storage, TensorRecord, TorchPickles, TorchZip, open_archive
 from ssmdiag.checkpoint.formats.torch_file import SETTINGS_KEYS, STATE_DICT_KEYS, STEP_KEYS
-from ssmdiag.checkpoint.sources import LocalFile
+from ssmdiag.checkpoint.location import Location, entries, is_listed, open_ahead, size_of, source_of
 from ssmdiag.checkpoint.sources.slice import Slice
-from ssmdiag.errors import CheckpointError, PartialModelError, UnsafePickleError
+from ssmdiag.errors import CheckpointError, PartialModelError, RemoteError, UnsafePickleError
 from ssmdiag.printable import first_of
 
 METADATA = ".metadata"
@@ -32,6 +32,8 @@ BESIDE = ("common.pt", "meta.pt")
 """What Megatron-LM and Lightning save without splitting it: settings, step, groups of optimisers."""
 OPTIMIZER_FOLDER = re.compile(r"optimizer(_\d+)?")
 """accelerate's folder of an optimiser, beside that of the weights."""
+USUAL_OPTIMIZER = "optimizer_0"
+"""The one that is looked for where folders cannot be listed."""
 MODEL_FOLDER = r"pytorch_model_fsdp(_\d+)?|weights"
 """Folders that accelerate and NeMo make for the weights, in that of the checkpoint."""
 WRAPPERS = ("state", "app", "checkpoint", "train_state", "training_state")
@@ -52,16 +54,16 @@ _GROUP_SETTING = re.compile(
 class DistributedCheckpoint:
     """One folder of torch.distributed.checkpoint; with `weights` False, one of an optimiser alone."""
 
-    def __init__(self, folder: Path, *, weights: bool = True) -> None:
+    def __init__(self, folder: Location, *, weights: bool = True) -> None:
         self.folder = folder
         self.name = folder.name
-        self.path: Path | None = folder / METADATA
+        self.path: Location | None = folder / METADATA
         self.notes: list[str] = []
         self._sources: dict[str, Source] = {}
         self._same: dict[bytes, Any] = {}
-        self._sizes = _sizes(folder)
-        self._metadata = _read(folder, self._sizes)
-        self.format = f"torch.distributed checkpoint, {sum(n.endswith('.distcp') for n in self._sizes)} files"
+        self._metadata = _read(folder)
+        self.size = size_of(folder / METADATA) + sum(self._metadata.ends.values())
+        self.format = f"torch.distributed checkpoint, {len(self._metadata.ends)} files"
         self._parts = self._weights() if weights else {}
         self._require_files()
         self._saved_beside = {name: archive for name in BESIDE if (archive := _beside(folder / name, self.notes))}
@@ -84,7 +86,8 @@ class DistributedCheckpoint:
         return self._tensor(self._parts[name][0]).dtype
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Do nothing: the folder is on this machine."""
+        parts = (part for name in names for part in self._parts[name])
+        self._fetch(chunk.place for part in parts for chunk in self._tensor(part).chunks)
 
     def load(self, name: str) -> Tensor:
         import torch
@@ -95,10 +98,7 @@ class DistributedCheckpoint:
     def training_states(self, notes: list[str]) -> Iterator[tuple[Mapping[str, Any], Read]]:
         """Yield what was saved besides weights, here and in accelerate's folder of the optimiser, and what reads it."""
         yield self._training_state(), self._bytes
-        beside = [
-            folder for folder in self.folder.absolute().parent.iterdir() if OPTIMIZER_FOLDER.fullmatch(folder.name)
-        ]
-        for folder in sorted(beside) if re.fullmatch(MODEL_FOLDER, self.folder.absolute().name) else ():
+        for folder in self._optimizers_beside():
             try:
                 other = DistributedCheckpoint(folder, weights=False)
             except UnsafePickleError:
@@ -108,16 +108,31 @@ class DistributedCheckpoint:
             else:
                 yield other._training_state(), other._bytes
 
+    def _optimizers_beside(self) -> list[Location]:
+        folder = self.folder.absolute()
+        if not re.fullmatch(MODEL_FOLDER, folder.name):
+            return []
+        if not is_listed(folder):
+            usual = folder.parent / USUAL_OPTIMIZER
+            return [usual] if (usual / METADATA).is_file() else []
+        return [beside for beside in entries(folder.parent) if OPTIMIZER_FOLDER.fullmatch(beside.name)]
+
     def _training_state(self) -> Mapping[str, Any]:
         """Return what was saved besides weights: nested, as the trainer had it, tensors as records without values."""
         state: dict[str, Any] = {name: archive.content for name, archive in self._saved_beside.items()}
         kept = {part for parts in self._parts.values() for part in parts}
-        others = [name for name in (*self._metadata.tensors, *self._metadata.items) if name not in kept]
-        for name in itertools.islice(others, MOST_ITEMS):
-            path = self._path(name)
+        others = (name for name in (*self._metadata.tensors, *self._metadata.items) if name not in kept)
+        paths = {name: self._path(name) for name in itertools.islice(others, MOST_ITEMS)}
+        settings = {
+            name: self._metadata.items[name]
+            for name, path in paths.items()
+            if name in self._metadata.items and _GROUP_SETTING.fullmatch(str(path[-1]).rpartition(".")[2])
+        }
+        self._fetch(place for place in settings.values() if place.length <= LARGEST_ITEM)
+        for name, path in paths.items():
             if name in self._metadata.tensors:
                 _put(state, path, self._record(name))
-            elif _GROUP_SETTING.fullmatch(str(path[-1]).rpartition(".")[2]):
+            elif name in settings:
                 _put(state, path, self._item(name))
         return _as_lists(state)
 
@@ -127,7 +142,7 @@ class DistributedCheckpoint:
 
         try:
             values = self._load(storage.key).contiguous().flatten()
-        except UnsafePickleError:
+        except (UnsafePickleError, RemoteError):
             raise
         except CheckpointError as error:  # an optimiser that cannot be read leaves the weights readable
             raise EOFError(error.seen) from error
@@ -180,17 +195,23 @@ class DistributedCheckpoint:
         return len(alike) == 1 and all(tensor.shape for tensor in tensors)
 
     def _require_files(self) -> None:
+        """Raise PartialModelError where a file is missing or, on this machine, too short.
+
+        Far away the sizes would take a request each: that a file is too short is seen when it is read; that one is
+        missing too, where files cannot be listed.
+        """
         needed: dict[str, int] = {}
         for parts in self._parts.values():
             for part in parts:
                 for chunk in self._tensor(part).chunks:
                     place = chunk.place
                     needed[place.file] = max(needed.get(place.file, 0), place.start + place.length)
-        faults = [f"{file} is missing" for file in sorted(needed) if file not in self._sizes]
+        sizes = self._sizes(needed)
+        faults = [f"{file} is missing" for file in sorted(needed) if file not in sizes]
         faults += [
-            f"{file} has {self._sizes[file]:,} of {end:,} bytes"
+            f"{file} has {sizes[file]:,} of {end:,} bytes"
             for file, end in sorted(needed.items())
-            if file in self._sizes and self._sizes[file] < end
+            if sizes.get(file, end) < end
         ]
         if faults:
             raise PartialModelError(
@@ -199,6 +220,17 @@ class DistributedCheckpoint:
                 expected=f"{len(needed):,} files, each whole",
                 advice="copy or download the folder again.",
             )
+
+    def _sizes(self, needed: Mapping[str, int]) -> Mapping[str, int]:
+        """Return the sizes of those of the needed files that are there, as far as they are known; else as needed."""
+        if not isinstance(self.folder, Path):
+            present = {entry.name for entry in self.folder.iterdir()} if is_listed(self.folder) else needed
+            return {file: end for file, end in needed.items() if file in present}
+        sizes: dict[str, int] = {}
+        for file in needed:
+            with contextlib.suppress(OSError):
+                sizes[file] = size_of(self.folder / file)
+        return sizes
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -240,16 +272,33 @@ class DistributedCheckpoint:
 
     def _content(self, stored: str, place: Place) -> Any:
         try:
-            if place.file not in self._sources:
-                require_file(self.folder / place.file)
-                self._sources[place.file] = LocalFile(self.folder / place.file)
-            part = Slice(self._sources[place.file], place.start, place.length, place.file)
+            source = self._source(place.file)
+            if source.size < place.start + place.length:
+                raise EOFError(f"{place.file} ends before byte {place.start + place.length:,}")
+            part = Slice(source, place.start, place.length, place.file)
+            part.prefetch([(0, part.size)])
             self._archive = open_archive(part)
-        except UnsafePickleError:
+        except (UnsafePickleError, RemoteError):
             raise
         except (CheckpointError, EOFError, OSError) as error:
             raise self._broken(stored, getattr(error, "seen", str(error))) from error
         return self._archive.content
+
+    def _source(self, file: str) -> Source:
+        if file not in self._sources:
+            self._sources[file] = source_of(self.folder / file)
+        return self._sources[file]
+
+    def _fetch(self, places: Iterable[Place]) -> None:
+        """Begin to fetch what is far away: of each file the parts that are wanted, those close together as one."""
+        if isinstance(self.folder, Path):
+            return
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for place in places:
+            wanted.setdefault(place.file, []).append((place.start, place.length))
+        open_ahead([self.folder / file for file in wanted if file not in self._sources])
+        for file, ranges in wanted.items():
+            self._source(file).prefetch(ranges)
 
     def _broken(self, stored: str, why: str) -> CheckpointError:
         return CheckpointError(
@@ -260,18 +309,16 @@ class DistributedCheckpoint:
     def _item(self, name: str) -> Any:
         """Return one item that is no tensor, as plain data; None where it cannot be read."""
         place = self._metadata.items[name]
-        if place.length > LARGEST_ITEM or self._sizes.get(place.file, 0) < place.start + place.length:
+        if place.length > LARGEST_ITEM:
             return None
         try:
-            if place.file not in self._sources:
-                self._sources[place.file] = LocalFile(self.folder / place.file)
-            raw = bytes(self._sources[place.file].read(place.start, place.length))
+            raw = bytes(self._source(place.file).read(place.start, place.length))
         except (EOFError, OSError):
             return None
         if raw not in self._same:  # a learning rate is saved once for each parameter
             try:
                 self._same[raw] = self._content(name, place)
-            except UnsafePickleError:
+            except (UnsafePickleError, RemoteError):
                 raise
             except CheckpointError:
                 self._same[raw] = None
@@ -281,7 +328,7 @@ class DistributedCheckpoint:
         """Return the value of a tensor of one number; None where it cannot be read."""
         try:
             return int(self._load(name).item())
-        except UnsafePickleError:
+        except (UnsafePickleError, RemoteError):
             raise
         except CheckpointError:
             return None
@@ -339,23 +386,12 @@ def _as_lists(tree: Any) -> Any:
     return list(items.values()) if items and all(type(key) is int for key in items) else items
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the size of each file of a folder."""
-    sizes: dict[str, int] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                sizes[entry.name] = entry.stat().st_size
-            except OSError:  # a link to nowhere
-                continue
-    return sizes
-
-
-def _read(folder: Path, present: Mapping[str, int]) -> Metadata:
+def _read(folder: Location) -> Metadata:
+    present = {entry.name for entry in folder.iterdir()} if is_listed(folder) else {METADATA}
     if METADATA in present:
         require_file(folder / METADATA)
         try:
-            return read_metadata(LocalFile(folder / METADATA))
+            return read_metadata(source_of(folder / METADATA))
         except EOFError as error:
             raise CheckpointError(
                 f"{folder / METADATA} cannot be read ({error}).", advice="wait until the folder is written."
@@ -374,19 +410,19 @@ def _read(folder: Path, present: Mapping[str, int]) -> Metadata:
     )
 
 
-def _beside(path: Path, notes: list[str]) -> TorchZip | TorchPickles | None:
+def _beside(path: Location, notes: list[str]) -> TorchZip | TorchPickles | None:
     if not path.is_file():
         return None
     try:
-        return open_archive(LocalFile(path))
-    except UnsafePickleError:
+        return open_archive(source_of(path))
+    except (UnsafePickleError, RemoteError):
         raise
     except (CheckpointError, EOFError, OSError) as error:
         notes.append(f"{path.name} was not read: {getattr(error, 'seen', error)}")
         return None
 
 
-def _open(folder: Path) -> Container:
+def _open(folder: Location) -> Container:
     return DistributedCheckpoint(folder)
 
 

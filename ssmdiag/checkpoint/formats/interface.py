@@ -17,6 +17,8 @@ from ssmdiag.errors import CheckpointError, PartialModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssmdiag.checkpoint.location import Location
 else:
     Tensor = Any
 
@@ -81,8 +83,9 @@ class Format:
     """Whether a file is of this format, by its content; no two formats claim one file."""
     open: Callable[[Source], Container] | None = None
     """Open a file; raises CheckpointError where it is torn or forged."""
-    open_folder: Callable[[Path], Container] | None = None
-    """Open a whole folder that holds a name `owns_folder` matches, for formats of more than one file."""
+    open_folder: Callable[[Location], Container] | None = None
+    """Open a whole folder that holds a name `owns_folder` matches, for formats of more than one file. The container has
+    a `size`, in bytes, where its table of contents tells."""
     suffixes: tuple[str, ...] = ()
     """Suffixes of its files: searched for in folders, and used to open files whose content shows no format."""
     refusals: tuple[Refusal, ...] = ()

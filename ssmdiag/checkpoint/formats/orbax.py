@@ -24,6 +24,7 @@ from ssmdiag.checkpoint.formats.jax_tree import JaxTree
 from ssmdiag.checkpoint.formats.sequential import TornError
 from ssmdiag.checkpoint.formats.table import Entry
 from ssmdiag.checkpoint.formats.zarr_metadata import METADATA, ZarrArray, described
+from ssmdiag.checkpoint.location import Location
 from ssmdiag.checkpoint.names import LONGEST_NAME, MOST_ELEMENTS, MOST_NAMES
 from ssmdiag.checkpoint.settings import flatten
 from ssmdiag.errors import CheckpointError
@@ -214,8 +215,13 @@ def _tensorstore(folder: Path) -> Any:
         ) from error
 
 
-def open_folder(folder: Path) -> OrbaxFolder:
+def open_folder(folder: Location) -> OrbaxFolder:
     """Open a checkpoint, or a step of a CheckpointManager, whose items have folders of their own."""
+    if not isinstance(folder, Path):
+        raise CheckpointError(
+            f"{folder} is an orbax checkpoint; those are read from this machine alone.",
+            advice="download it, then inspect the copy.",
+        )
     if (folder / LEAVES).is_file():
         return OrbaxFolder(folder)
     items = sorted(item.name for item in folder.iterdir() if (item / LEAVES).is_file())

@@ -22,7 +22,7 @@ from ssmdiag.checkpoint.dtypes import DTYPE_BITS
 from ssmdiag.checkpoint.formats.inert_pickle import InertUnpickler, UnsafeName, inert, stand_in
 from ssmdiag.checkpoint.formats.interface import Source, Tensor
 from ssmdiag.checkpoint.formats.sequential import TornError
-from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, extents_of, is_zip, open_zip, read_member
+from ssmdiag.checkpoint.formats.zip_file import MOST_TIMES, extents_of, is_zip, open_zip, read_member, start_of
 from ssmdiag.errors import CheckpointError, UnsafePickleError
 
 _STORAGE_DTYPES = {
@@ -39,6 +39,8 @@ MOST_REPEATED = 2**16
 MOST_PICKLE = 64 << 20
 """Most bytes of a pickle that unpacks to more than its file has."""
 LONGEST_LINE, LONGEST_KEY = 1 << 20, 256
+_BEFORE = 1024
+"""Bytes that hold what stands before a member's content: a header, its name, and zeros up to a multiple of 64."""
 _MAGIC = 0x1950A86A20F9469CFC6C
 _OTHER_PICKLE = "a pickle that torch.save did not write"
 _BIG_ENDIAN = "written on a big-endian machine, which is not supported"
@@ -148,6 +150,7 @@ class TorchZip:
     format = "torch zip"
 
     def __init__(self, source: Source) -> None:
+        self._source = source
         self._zip = open_zip(source)
         members = self._zip.namelist()
         if any(name.endswith("constants.pkl") for name in members):
@@ -170,6 +173,8 @@ class TorchZip:
             raise TornError(f"ends after {member.file_size:,} of {start + length:,} bytes of a storage")
         if member.compress_type != zipfile.ZIP_STORED and not self._unpacking.take(start + length):
             raise TornError("packed so that reading it takes too long; unpack it and zip it without compression")
+        if member.compress_type == zipfile.ZIP_STORED and length < member.file_size:
+            return bytes(self._source.read(start_of(self._zip, member) + start, length))  # zipfile would read up to it
         with self._zip.open(member) as file:
             file.seek(start)
             content = file.read(length)
@@ -179,8 +184,14 @@ class TorchZip:
 
     def pieces(self, record: TensorRecord) -> Iterable[tuple[int, int]]:
         """Return where a tensor's values are in the file, with all that must be read to reach them."""
-        found = self._extents.get(f"{self._prefix}data/{record.storage.key}")
-        return [found] if found else []
+        name = f"{self._prefix}data/{record.storage.key}"
+        if (found := self._extents.get(name)) is None:
+            return []
+        start, length = found
+        first, size = _span(record)
+        if self._zip.getinfo(name).compress_type != zipfile.ZIP_STORED or size + 2 * _BEFORE >= length:
+            return [found]
+        return [(start, _BEFORE), (start + first, min(size + _BEFORE, length - first))]
 
     @cached_property
     def _extents(self) -> dict[str, tuple[int, int]]:
@@ -233,8 +244,8 @@ class TorchPickles:
     def pieces(self, record: TensorRecord) -> Iterable[tuple[int, int]]:
         """Return where a tensor's values are in the file."""
         key, _, view = record.storage.key.partition("@")
-        width = DTYPE_BITS[record.storage.dtype] // 8
-        return [(self._start[key] + int(view or 0) * width, record.storage.numel * width)]
+        first, size = _span(record)
+        return [(self._start[key] + int(view or 0) * DTYPE_BITS[record.storage.dtype] // 8 + first, size)]
 
     def _place(self, file: IO[bytes], keys: Iterable[Any], storages: dict[str, Storage]) -> None:
         """Find where each storage starts: eight bytes of length, then its values."""
@@ -273,6 +284,13 @@ class _Bounded:
 
     def readline(self) -> bytes:
         return self._file.readline(LONGEST_LINE)
+
+
+def _span(record: TensorRecord) -> tuple[int, int]:
+    """Return where a tensor's values are in its storage, as start and length in bytes."""
+    width = DTYPE_BITS[record.dtype] // 8
+    numbers = 1 + sum((size - 1) * step for size, step in zip(record.shape, record.stride, strict=True))
+    return record.offset * width, 0 if 0 in record.shape else numbers * width
 
 
 def _storage_key(key: Any) -> str:

@@ -37,6 +37,9 @@ class Place:
     revision: str | None = None
     """What identifies the version that is read, once something was; None where the place does not say."""
 
+    lists = True
+    """Whether `names` returns all that is in a folder."""
+
     def __init__(self) -> None:
         self.traffic = Traffic()
         self._coming: dict[str, Future[Source]] = {}

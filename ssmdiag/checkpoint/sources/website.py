@@ -14,7 +14,7 @@ from ssmdiag.checkpoint.sources.place import Kind, Place
 from ssmdiag.checkpoint.sources.ranged import RangedFile
 from ssmdiag.errors import RemoteError
 
-LOOKED_FOR = (*(f"{name}{end}" for name in WEIGHTS for end in ("", INDEX)), "config.json")
+LOOKED_FOR = (*(f"{name}{end}" for name in WEIGHTS for end in ("", INDEX)), "config.json", ".metadata")
 """What is asked for in a folder: an address that ends with a slash."""
 ABSENT = (404, 410)
 _HUB_PAGE = re.compile(r"/([\w.-]+/[\w.-]+)(?:/(?:tree|blob)/([^/]+)(/.*)?)?/?")
@@ -23,6 +23,7 @@ _HUB_PAGE = re.compile(r"/([\w.-]+/[\w.-]+)(?:/(?:tree|blob)/([^/]+)(/.*)?)?/?")
 class Website(Place):
     """One server. Keys are paths; an address's query goes with the file that it names, and with no other."""
 
+    lists = False
     not_kept = ("_web", "_found", "_listed", "_lock")
 
     def __init__(self, address: str) -> None:

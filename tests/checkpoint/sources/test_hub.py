@@ -17,18 +17,6 @@ from tests.checkpoint.sources.remote_models import write_folder
 from tests.checkpoint.sources.stand_in import COMMIT, OTHER_COMMIT, StandIn
 
 
-@pytest.fixture
-def hub(world: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in as the hub, an empty cache, and a token."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", world.url)
-    template = f"{world.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    return world
-
-
 def cached(tmp_path: Path, repo: str) -> Path:
     """Write what a download leaves in the cache, but for its links; return the folder of the commit."""
     folder = tmp_path / "cache" / f"models--org--{repo}"
