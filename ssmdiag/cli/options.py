@@ -103,6 +103,7 @@ EveryChannel = Annotated[
     typer.Option("--every-channel", help="All channels, not 64 a layer or fewer; seconds for large models."),
 ]
 AllLayers = Annotated[bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")]
+Full = Annotated[bool, typer.Option("--full", help="Every picture, table and sentence, not the short report.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")]
 Color = Annotated[Colour, typer.Option("--color", help="Colour the report.")]
 Isolated = Annotated[bool, typer.Option("--isolated", help="Read no settings file.")]
