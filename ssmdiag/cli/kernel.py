@@ -113,7 +113,7 @@ def kernel(
     places = claim(output if reported else None, also, format=format, known=FORMATS, reads=[path, map_file])
     if also and not reported:
         raise SsmdiagError("--also: kernels are written, and no report.", expected="--output FILE.svg, .html or .json")
-    checkpoint, found = recognise_layers(path, assume, map_file, device)
+    checkpoint, found, chosen = recognise_layers(path, assume, map_file, device)
     stated = length or context_length_of(checkpoint.settings)
     context = stated or DEFAULT_CONTEXT
     settings = terminal.settings(
@@ -143,7 +143,8 @@ def kernel(
         recurrence, branches = asked.first()
         with guard(recurrence.layer, "its kernel"):
             memory = assess_memory(recurrence, context, every_passing=True)
-        shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
+        count = 1 if layer is not None else len(found.layers)
+        shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), count, chosen)
         places.write(
             {
                 "text": lambda settings: heading(found.guess, settings.width) + report(memory, settings, shown),

@@ -172,18 +172,19 @@ class Page:
             kept.remove(least)
         return kept
 
-    def tables(self, columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
+    def tables(self, columns: Sequence[Column], styles: Sequence[str] = (), *, gap: bool = True) -> None:
         """Write a table; one that is too wide as several below each other, the first column before each."""
         label, *others = columns
         parts: list[list[Column]] = [[]]
         for column in others:
-            if parts[-1] and sum(map(_width, [label, *parts[-1], column])) + len(parts[-1]) + 2 > self.settings.width:
+            wide = sum(map(_width, [label, *parts[-1], column])) + 2 * (len(parts[-1]) + 1)
+            if parts[-1] and wide > self.settings.width:
                 parts.append([])
             parts[-1].append(column)
-        for part in parts:
-            self.table([label, *part], styles)
+        for number, part in enumerate(parts):
+            self.table([label, *part], styles, gap=gap or number > 0)
 
-    def table(self, columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
+    def table(self, columns: Sequence[Column], styles: Sequence[str] = (), *, gap: bool = True) -> None:
         """Write a table without rules below an empty line; `styles` has one for each row, or none."""
         from rich.table import Table
         from rich.text import Text
@@ -203,5 +204,6 @@ class Page:
             )
         for position, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[position] if styles else "")
-        self.gap()
+        if gap:
+            self.gap()
         self._out.print(table)

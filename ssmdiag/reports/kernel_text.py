@@ -49,6 +49,8 @@ class Shown:
     """Names of all recurrences of the layer."""
     layers: int = 1
     """Layers of which it is the first."""
+    chosen: str | None = None
+    """Which checkpoint of its run it is; None where the path is that of a checkpoint."""
 
 
 def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
@@ -59,12 +61,13 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
     context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
     head = f"{words.checkpoint_name(shown.path)}  {where}  {what}, {context}"
-    lines = [line for text in (head, decay.sentence, horizons(memory)) for line in wrap(text, settings)]
+    said = [head, *([shown.chosen] if shown.chosen else []), decay.sentence, horizons(memory)]
+    lines = [line for text in said for line in wrap(text, settings)]
     if not settings.quiet:
         if settings.plots and bool(memory.whole.fitted[0]):
             lines += ["", *decay_picture(decay, "", settings)]
-        said = details(memory, decay, shown)
-        lines += ["", *_indented(said, settings)] if said else []
+        more = details(memory, decay, shown)
+        lines += ["", *_indented(more, settings)] if more else []
     return joined(lines, settings)
 
 
@@ -185,7 +188,7 @@ def document(memory: LayerMemory, shown: Shown) -> dict[str, Any]:
     status = _names([code.name.lower() for code in Status], memory.horizon.status)
     return plain({
         "schema_version": SCHEMA_VERSION,
-        "checkpoint": {"path": shown.path},
+        "checkpoint": {"path": shown.path, "chosen": shown.chosen},
         "layer": memory.layer,
         **pick(shown, "branches channel"),
         "family": memory.family,

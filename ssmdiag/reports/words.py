@@ -137,11 +137,11 @@ def _with_digits(value: float, digits: int) -> str:
 def in_steps(value: float | None) -> str:
     """Return a number of steps with its unit.
 
-    >>> in_steps(1.0), in_steps(0.4), in_steps(1234.0)
-    ('1 step', '0.4 steps', '1.2k steps')
+    >>> in_steps(1.0), in_steps(0.4), in_steps(6.0), in_steps(1234.0)
+    ('1 step', '0.4 steps', '6 steps', '1.2k steps')
     """
-    said = steps(value)
-    return "1 step" if said == "1.0" else f"{said} steps"
+    said = steps(value).removesuffix(".0")
+    return f"{said} step{'s' * (said != '1')}"
 
 
 def share_read(read: int, size: int) -> str:
