@@ -10,11 +10,13 @@ from ssmdiag.cli import terminal
 from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     FORMATS,
+    AllLayers,
     Also,
     Assume,
     Color,
     ComputeDevice,
     EveryChannel,
+    Full,
     Length,
     MapFile,
     OnePath,
@@ -86,6 +88,8 @@ def capacity(
     also: Also = None,
     assume: Assume = None,
     map_file: MapFile = None,
+    full: Full = False,
+    all_layers: AllLayers = False,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
@@ -111,7 +115,7 @@ def capacity(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     places = claim(output, also, format=format, known=FORMATS, reads=[path, map_file])
-    checkpoint, found = recognise_layers(path, assume, map_file, device)
+    checkpoint, found, chosen = recognise_layers(path, assume, map_file, device)
     known = length or context_length_of(checkpoint.settings)
     context = known or DEFAULT_CONTEXT
     layers: list[CapacityReport] = []
@@ -146,15 +150,18 @@ def capacity(
         raise typer.BadParameter(
             f"the state is not int8 but {layers[0].own.state_dtype}: --state-dtype int8", param_hint="'--int8-scale'"
         )
-    settings = terminal.settings(color, output, text=places.format == "text", plots=plots, quiet=quiet)
+    looks = {"plots": plots, "full": full, "all_layers": all_layers, "quiet": quiet}
+    settings = terminal.settings(color, output, text=places.format == "text", **looks)
+    name = str(checkpoint.path)
     places.write(
         {
             "text": lambda settings: (
-                heading(found.guess, settings.width) + report(str(path), layers, context, known is not None, settings)
+                heading(found.guess, settings.width)
+                + report(name, layers, context, known is not None, settings, chosen)
             ),
-            "json": lambda settings: render(document(str(path), layers, context) | {"guess": found.guess}),
+            "json": lambda settings: render(document(name, layers, context, chosen) | {"guess": found.guess}),
             "html": lambda settings: page(
-                *printable_record((layers, str(path))), context, found.guess, command=settings.command
+                *printable_record((layers, name)), context, found.guess, command=settings.command
             ).document(),
             "svg": lambda settings: alone(main_picture(printable_record(layers))),
         },

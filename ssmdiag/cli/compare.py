@@ -18,6 +18,7 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
+    Full,
     Length,
     MapFile,
     Output,
@@ -109,6 +110,7 @@ def compare(
     ] = "ends",
     assume: Assume = None,
     map_file: MapFile = None,
+    full: Full = False,
     all_layers: AllLayers = False,
     plots: Plots = True,
     color: Color = "auto",
@@ -193,8 +195,7 @@ def compare(
             found = _Compared(history, run.report, json.run_document, history.exit_code(fail_on))
         except DifferentModelsError as error:
             found = side_by_side(error.seen, (*notes, error.seen))
-    settings = terminal.settings(
-        color, output, text=places.format == "text", plots=plots, all_layers=all_layers, quiet=quiet
-    )
+    looks = {"plots": plots, "full": full, "all_layers": all_layers, "quiet": quiet}
+    settings = terminal.settings(color, output, text=places.format == "text", **looks)
     places.write(found.reports(guess_of(families)), settings)
     raise typer.Exit(found.code)

@@ -17,6 +17,7 @@ from ssmdiag.cli.options import (
     Color,
     ComputeDevice,
     EveryChannel,
+    Full,
     Length,
     Lines,
     MapFile,
@@ -51,9 +52,7 @@ def inspect(
     map_file: MapFile = None,
     every_channel: EveryChannel = False,
     all_layers: AllLayers = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Every picture, law and capacity; of several checkpoints every report.")
-    ] = False,
+    full: Full = False,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",

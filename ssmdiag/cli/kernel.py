@@ -17,6 +17,7 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
+    Full,
     Length,
     MapFile,
     OnePath,
@@ -91,6 +92,7 @@ def kernel(
     also: Also = None,
     assume: Assume = None,
     map_file: MapFile = None,
+    full: Full = False,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
@@ -98,7 +100,7 @@ def kernel(
 ) -> None:
     """Extract the memory kernels K_t, or show one layer's with the law it decays by.
 
-    A selective layer has no kernel; the retention at its nominal point, the mean of |λ̄|^t over modes, is shown instead.
+    A selective layer has no kernel; its retention with gates at rest, the mean of |λ̄|^t over modes, is shown instead.
     """
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.diagnosis import context_length_of
@@ -113,12 +115,11 @@ def kernel(
     places = claim(output if reported else None, also, format=format, known=FORMATS, reads=[path, map_file])
     if also and not reported:
         raise SsmdiagError("--also: kernels are written, and no report.", expected="--output FILE.svg, .html or .json")
-    checkpoint, found = recognise_layers(path, assume, map_file, device)
+    checkpoint, found, chosen = recognise_layers(path, assume, map_file, device)
     stated = length or context_length_of(checkpoint.settings)
     context = stated or DEFAULT_CONTEXT
-    settings = terminal.settings(
-        color, output if reported else None, text=places.format == "text", plots=plots, quiet=quiet
-    )
+    looks = {"plots": plots, "full": full, "quiet": quiet}
+    settings = terminal.settings(color, output if reported else None, text=places.format == "text", **looks)
     asked = _Chosen(found.layers, layer, channel)
     if output is not None and not reported:
         from ssmdiag.kernel.file import write_kernels
@@ -143,7 +144,8 @@ def kernel(
         recurrence, branches = asked.first()
         with guard(recurrence.layer, "its kernel"):
             memory = assess_memory(recurrence, context, every_passing=True)
-        shown = Shown(str(path), channel, stated, tuple(branches), 1 if layer is not None else len(found.layers))
+        count = 1 if layer is not None else len(found.layers)
+        shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), count, chosen)
         places.write(
             {
                 "text": lambda settings: heading(found.guess, settings.width) + report(memory, settings, shown),

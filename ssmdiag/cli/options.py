@@ -69,7 +69,9 @@ Paths = Annotated[
 ]
 OnePath = Annotated[
     Location,
-    typer.Argument(metavar="PATH", parser=parse_location, help="A checkpoint.", show_default=False),
+    typer.Argument(
+        metavar="PATH", parser=parse_location, help="A checkpoint; of a run's folder its newest.", show_default=False
+    ),
 ]
 Length = Annotated[
     int | None,
@@ -103,6 +105,7 @@ EveryChannel = Annotated[
     typer.Option("--every-channel", help="All channels, not 64 a layer or fewer; seconds for large models."),
 ]
 AllLayers = Annotated[bool, typer.Option("--all", help="One row per layer: do not fold layers that repeat.")]
+Full = Annotated[bool, typer.Option("--full", help="Every picture, table and sentence, not the short report.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures.")]
 Color = Annotated[Colour, typer.Option("--color", help="Colour the report.")]
 Isolated = Annotated[bool, typer.Option("--isolated", help="Read no settings file.")]
@@ -153,15 +156,18 @@ def load_families(map_file: Path | None) -> list[Family]:
 
 def recognise_layers(
     path: Location, assume: list[str] | None, map_file: Path | None, device: Device
-) -> tuple[Checkpoint, Recognition]:
-    """Return a checkpoint and its layers. Raises SsmdiagError where it has none that is known."""
-    from ssmdiag.checkpoint import read_checkpoint
+) -> tuple[Checkpoint, Recognition, str | None]:
+    """Return a checkpoint, its layers, and which it is of its run where the path is a run's folder.
+
+    Raises SsmdiagError where it has no layer that is known.
+    """
+    from ssmdiag.compare.run_order import read_newest
     from ssmdiag.families.recognition import recognise
 
-    checkpoint, assumed, families = read_checkpoint(path), parse_assumptions(assume), load_families(map_file)
+    (checkpoint, chosen), assumed, families = read_newest(path), parse_assumptions(assume), load_families(map_file)
     found = recognise(checkpoint, assume=assumed, families=families, device=choose_device(device))
     found.require_layers(checkpoint)
-    return checkpoint, found
+    return checkpoint, found, chosen
 
 
 def parse_assumptions(pairs: list[str] | None) -> dict[str, str]:

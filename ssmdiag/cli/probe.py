@@ -16,6 +16,7 @@ from ssmdiag.cli.options import (
     Assume,
     Color,
     ComputeDevice,
+    Full,
     Output,
     Plots,
     Quiet,
@@ -115,6 +116,7 @@ def probe(
     format: ReportFormat = None,
     output: Output = None,
     also: Also = None,
+    full: Full = False,
     plots: Plots = True,
     color: Color = "auto",
     device: ComputeDevice = "auto",
@@ -154,7 +156,7 @@ def probe(
     if not ranks.first:
         return
     (shown, memory), *others = found
-    settings = terminal.settings(color, output, text=places.format == "text", plots=plots, quiet=quiet)
+    settings = terminal.settings(color, output, text=places.format == "text", plots=plots, full=full, quiet=quiet)
     places.write(
         {
             "text": lambda settings: report(memory, shown, settings, others),

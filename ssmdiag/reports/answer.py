@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 AT_REST = "with its gates at rest (inputs can change this)"
 """What is said of a number that holds for a selective layer's gates at their operating point alone."""
-Status = Literal["ok", "warning", "problem", "undetermined"]
+Status = Literal["ok", "warning", "problem", "undetermined", "same", "same at rest", "differs"]
 STYLES: dict[Status, str] = {
     "ok": "bold green",
     "warning": "bold yellow",
     "problem": "bold red",
     "undetermined": "bold magenta",
+    "same": "bold green",
+    "same at rest": "bold magenta",
+    "differs": "bold yellow",
 }
 
 
@@ -34,7 +37,8 @@ class Answer:
 
     status: Status
     """`problem`: an error was found, a mode grows or is not a number, or part could not be read. `warning`: the worst
-    finding is a warning. `undetermined`: how far the layers remember rests on what nobody has said. Else `ok`."""
+    finding is a warning. `undetermined`: how far the layers remember rests on what nobody has said. Else `ok`.
+    `same`, `same at rest`, `differs`: of two models."""
     text: str
     """A sentence in lower case without a full stop."""
 

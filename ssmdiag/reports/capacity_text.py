@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import joined, wrap
+from ssmdiag.reports.answer import AT_REST, Answer
+from ssmdiag.reports.console import Column, Page, few
 from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, pick, plain
 from ssmdiag.reports.pictures import heat_map
@@ -18,35 +19,76 @@ if TYPE_CHECKING:
     from ssmdiag.capacity.capacity import CapacitySummary
     from ssmdiag.capacity.report import CapacityReport
     from ssmdiag.recurrence.quantiles import Quantiles
+    from ssmdiag.reports.answer import Status
     from ssmdiag.reports.interface import Settings
 
 
-def report(path: str, layers: Sequence[CapacityReport], context: int, stated: bool, settings: Settings) -> str:
-    """Return the report of one checkpoint."""
-    path, layers = printable_record((path, layers))
+FEW_ROWS = 3
+"""Layers of the table and the picture of a short report."""
+MOST_REMARKS = 2
+USUAL = "white input of zero mean"
+"""How what is assumed of rounding begins where no option says otherwise: a short report leaves it out."""
+
+
+def report(
+    path: str,
+    layers: Sequence[CapacityReport],
+    context: int,
+    stated: bool,
+    settings: Settings,
+    chosen: str | None = None,
+) -> str:
+    """Return the report of one checkpoint; `chosen` says which it is of its run."""
+    path, layers, chosen = printable_record((path, tuple(layers), chosen))
     labels = label_layers([layer.name for layer in layers])
     families = ", ".join(dict.fromkeys(layer.family for layer in layers))
     where = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
-    head = f"{words.checkpoint_name(path)}  {families}  {words.plural(len(layers), 'layer')}  {where}"
-    lines = [*wrap(head, settings), *wrap(answer(layers, labels), settings)]
-    if not settings.quiet:
-        lines += ["", *_table(layers, labels), ""]
-        if settings.plots:
-            lines += [*_heat(layers, labels, settings), ""]
-        for layer, label in zip(layers, labels, strict=True):
-            lines += _against_initial(layer, label) if layer is best(layers) else []
-            lines += _other_steps(layer, label, settings)
-        lines += [line for remark in remarks(layers, labels) for line in wrap(f"  {remark}", settings, hanging=1)]
-    while not lines[-1]:
-        lines.pop()
-    return joined(lines, settings)
+    page = Page(settings)
+    said = answer(layers, labels)
+    page.paragraph(said.line, said.style)
+    if settings.quiet:
+        return page.text()
+    shown = range(len(layers)) if settings.full or settings.all_layers else _spread(layers)
+    some, names = [layers[k] for k in shown], [labels[k] for k in shown]
+    count = words.plural(len(layers), "layer")
+    count += f", {len(some)} of them shown (--full)" * (len(some) < len(layers))
+    page.paragraph(f"{words.checkpoint_name(path)}  {families}  {count}  {where}")
+    if chosen:
+        page.paragraph(chosen)
+    page.tables(_columns(some, names, settings))
+    if settings.plots and (rows := {n: one.own.curve for one, n in zip(some, names, strict=True) if one.own.curve}):
+        full = "memory function: how well the input so many steps ago can be rebuilt, mean over channels"
+        page.picture(
+            heat_map(rows, settings),
+            full if settings.full else "share of a white input that can be rebuilt so many steps later",
+        )
+    for layer, label in zip(layers, labels, strict=True):
+        if settings.full and layer is best(layers):
+            _against_initial(page, layer, label)
+        _other_steps(page, layer, label)
+    notes = remarks(layers, labels)
+    assumed = [note for note in notes if note.startswith("assumed: ")]
+    if not settings.full:
+        notes = notes[len(assumed) :]
+        usual = all(one.own.assumes.startswith(USUAL) and one.own.state_dtype != "int8" for one in layers)
+        assumed = [] if usual else assumed
+    page.remarks(notes if settings.full else [*assumed, *few(notes, MOST_REMARKS)])
+    return page.text()
 
 
-def document(path: str, layers: Sequence[CapacityReport], context: int) -> dict[str, Any]:
+def _spread(layers: Sequence[CapacityReport]) -> list[int]:
+    """Return which layers a short report shows, in layer order: evenly from the shortest length to the longest."""
+    order = sorted(range(len(layers)), key=lambda k: _reach(layers[k].own))
+    most = min(FEW_ROWS, len(order))
+    return sorted({order[round(k * (len(order) - 1) / max(most - 1, 1))] for k in range(most)})
+
+
+def document(path: str, layers: Sequence[CapacityReport], context: int, chosen: str | None = None) -> dict[str, Any]:
     """Return the same as plain data."""
     return plain({
         "schema_version": SCHEMA_VERSION,
-        "checkpoint": {"path": path},
+        **pick(answer(layers, label_layers([layer.name for layer in layers])), "status answer=text"),
+        "checkpoint": {"path": path, "chosen": chosen},
         "context_length": context,
         "layers": [
             {
@@ -62,29 +104,54 @@ def document(path: str, layers: Sequence[CapacityReport], context: int) -> dict[
     })  # fmt: skip
 
 
-def answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> str:
-    """Return how far back inputs can be rebuilt, and how many modes a rounded state leaves."""
-    known = [layer for layer in layers if layer.own.length_half]
-    nominal = "At the nominal point: " if any(not layer.time_invariant for layer in layers) else ""
+def answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
+    """Return how far back inputs can be rebuilt, and how much of its state a rounded model keeps."""
+    several = [layer for layer in layers if not has_one_mode(layer)]
+    rest = "" if all(layer.time_invariant for layer in layers) else f" {AT_REST}"
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
     if not effective:
-        return "No layer's capacity is known: its modes are NaN, growing, or beyond float64."
+        return Answer("undetermined", "no layer's capacity is known: its modes are NaN, growing, or beyond float64")
+    unknown = sum(layer.own.unknown for layer in layers)
+    broken = f"no answer for {words.plural(unknown, 'channel')}: NaN, growing, or a failed self-test; " * bool(unknown)
+    status: Status = "problem" if unknown else "ok"
+    if not several:
+        return Answer(
+            status,
+            f"{broken}each channel has one mode{rest}, a running average of its input, from which no single input can "
+            "be rebuilt: its half-life says all, `ssmdiag inspect`",
+        )
+    known = [layer for layer in several if layer.own.length_half]
+    if not known:
+        return Answer(status, f"{broken}no channel rebuilds half of even its present input{rest}; {_kept(several)}")
+    farthest = best(known)
+    assert farthest.own.length_half is not None
+    length = farthest.own.length_half
+    where = f"layer {labels[list(layers).index(farthest)]}" if len(layers) > 1 else "its layer"
+    able, of = farthest.own.channels - farthest.own.without_half - farthest.own.unknown, farthest.own.channels
+    who = f"{able:,} of {of:,} channels of {where} rebuild" if able < of else f"{where} rebuilds"
+    if words.steps(length.max) == words.steps(length.median):
+        reach = f"the input {words.in_steps(length.median)} back" if length.median else "the present input, none older"
+    else:
+        median = f"{words.in_steps(length.median)} back" if length.median else "the present one alone"
+        reach = f"the input, {median} in the median, {words.in_steps(length.max)} back at best"
+    return Answer(status, f"{broken}{who} half or more of {reach}{rest}; {_kept(several)}")
+
+
+def _kept(layers: Sequence[CapacityReport]) -> str:
+    """Return how many of the numbers of a state survive the format that the state is rounded to, and bf16."""
+    state = layers[0].own.state_dtype
+    formats = [state, *(["bf16"] if state != "bf16" else [])]
+    kept = [(name, [own.median for one in layers if (own := one.own.surviving.get(name))]) for name in formats]
+    left = [f"{name} {'keeps ' * (k == 0)}{_middle(values):.3g}" for k, (name, values) in enumerate(kept) if values]
     modes = [layer.own.modes.median for layer in layers if layer.own.modes]
     least = "at least " if any(layer.own.is_bound for layer in layers) else ""
-    rounded = f"modes survive rounding the state to {layers[0].own.state_dtype}"
-    where = "in the median layer " if len(layers) > 1 else ""
-    spent = f"{where}{least}{_middle(effective):.3g} of {_middle(modes):.0f} {rounded}"
-    if not known:
-        text = f"no channel rebuilds even its present input to one half; {spent}."
-    else:
-        farthest = best(layers)
-        assert farthest.own.length_half is not None
-        label, length = labels[list(layers).index(farthest)], farthest.own.length_half
-        text = (
-            f"inputs can be rebuilt to one half or better {words.steps(length.max)} steps back at most "
-            f"(layer {label}), {words.steps(length.median)} in its median channel; {spent}."
-        )
-    return nominal + text if nominal else words.capitalised(text)
+    where = " (median layer)" * (len(layers) > 1)
+    return f"of a channel's {_middle(modes):.0f} modes {', '.join(left).replace('keeps ', f'keeps {least}')}{where}"
+
+
+def has_one_mode(layer: CapacityReport) -> bool:
+    """Whether a channel of the layer holds one number, which rebuilds no input: capacity says nothing of it."""
+    return layer.own.modes is not None and layer.own.modes.max <= 1
 
 
 def best(layers: Sequence[CapacityReport]) -> CapacityReport:
@@ -96,48 +163,51 @@ def _reach(own: CapacitySummary) -> tuple[float, float]:
     return (own.length_half.median, own.length_half.max) if own.length_half else (-1.0, -1.0)
 
 
-def _table(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
+def _columns(layers: Sequence[CapacityReport], labels: Sequence[str], settings: Settings) -> list[Column]:
     """Return medians over channels; the longest channel beside."""
-    rows = [
-        ["", "channels", "length", "", "at", "held", "held", "accu-", "capacity", "modes", "states"],
-        ["layer", "× modes", "median", "max", "0.1", "50 %", "90 %", "racy", "in context", "left", "used"],
+    cells = [_cells(layer.own) for layer in layers]
+    length, tenth, half, most, accuracy, left = (list(column) for column in zip(*cells, strict=True))
+    longest = [words.steps(layer.own.length_half.max if layer.own.length_half else None) for layer in layers]
+    used = ["–" if layer.states_used is None else f"{layer.states_used:.0f}" for layer in layers]
+    bf16 = [_digits(_median(layer.own.surviving.get("bf16"))) for layer in layers]
+    columns = [
+        (True, Column("\nlayer", labels, "left")),
+        (True, Column("channels\n× modes", [f"{layer.channels:,} × {layer.modes}" for layer in layers])),
+        (True, Column("length\nmedian", length)),
+        (True, Column("\nmax", longest)),
+        (settings.full, Column("at\n0.1", tenth)),
+        (settings.full, Column("held\n50 %", half)),
+        (True, Column("held\n90 %", most)),
+        (settings.full, Column("accu-\nracy", accuracy)),
+        (True, Column("capacity\nin context", [_digits(_median(layer.own.capacity)) for layer in layers])),
+        (True, Column("modes\nleft", left)),
+        (layers[0].own.state_dtype != "bf16", Column("\nin bf16", bf16)),
+        (settings.full, Column("states\nused", used)),
     ]
-    for layer, label in zip(layers, labels, strict=True):
-        length, *others, left = _cells(layer.own)
-        longest = words.steps(layer.own.length_half.max if layer.own.length_half else None)
-        capacity = _digits(_median(layer.own.capacity))
-        used = "–" if layer.states_used is None else f"{layer.states_used:.0f}"
-        rows.append([label, f"{layer.channels:,} × {layer.modes}", length, longest, *others, capacity, left, used])
-    known = [k for k in range(len(rows[0])) if any(row[k] not in ("–", "") for row in rows[2:])]
-    return _aligned([[row[k] for k in known] for row in rows])
+    return [column for is_shown, column in columns if is_shown and any(cell != "–" for cell in column.cells)]
 
 
-def _heat(layers: Sequence[CapacityReport], labels: Sequence[str], settings: Settings) -> list[str]:
-    rows = {label: layer.own.curve for layer, label in zip(layers, labels, strict=True) if layer.own.curve}
-    if not rows:
-        return []
-    caption = " memory function: how well the input so many steps ago can be rebuilt, mean over channels"
-    return [*wrap(caption, settings, hanging=1), *heat_map(rows, settings)]
-
-
-def _against_initial(layer: CapacityReport, label: str) -> list[str]:
+def _against_initial(page: Page, layer: CapacityReport, label: str) -> None:
     """Say what training made of the memory: the layer beside its family's initialisations."""
-    if not layer.initial:
-        return []
-    rows = [[name, *_cells(own)] for name, own in {"this file": layer.own, **layer.initial}.items()]
-    caption = f" layer {label} beside its family's initialisations, medians over channels (or over Δ)"
-    return [caption, *_aligned([["", *_COMPARED], *rows], "   "), ""]
+    if layer.initial:
+        page.gap()
+        page.paragraph(f" layer {label} beside its family's initialisations, medians over channels (or over Δ)")
+        page.tables(_compared("", {"this file": layer.own, **layer.initial}), gap=False)
 
 
-def _other_steps(layer: CapacityReport, label: str, settings: Settings) -> list[str]:
-    lines = []
+def _other_steps(page: Page, layer: CapacityReport, label: str) -> None:
     if layer.steps:
-        rows = [[f"{factor:g}", *_cells(own)] for factor, own in layer.steps.items()]
-        lines += [f" layer {label} with its step Δ scaled: more length costs accuracy"]
-        lines += [*_aligned([["Δ ×", *_COMPARED], *rows], "   "), ""]
+        page.gap()
+        page.paragraph(f" layer {label} with its step Δ scaled: more length costs accuracy")
+        page.tables(_compared("Δ ×", {f"{factor:g}": own for factor, own in layer.steps.items()}), gap=False)
     if layer.wanted:
-        lines += [*wrap(f" layer {label}: {layer.wanted.sentence}", settings, hanging=1), ""]
-    return lines
+        page.remarks([f"layer {label}: {layer.wanted.sentence}"])
+
+
+def _compared(heading: str, rows: Mapping[str, CapacitySummary]) -> list[Column]:
+    cells = zip(*(_cells(own) for own in rows.values()), strict=True)
+    named = zip(_COMPARED, cells, strict=True)
+    return [Column(heading, [f"  {name}" for name in rows], "left"), *(Column(name, list(one)) for name, one in named)]
 
 
 _COMPARED = ("length", "at 0.1", "held 50 %", "90 %", "accuracy", "modes left")
@@ -158,6 +228,8 @@ def _cells(own: CapacitySummary) -> list[str]:
 def remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str]:
     """Return what was assumed, and what was left out."""
     said = [f"assumed: {sentence}" for sentence in dict.fromkeys(layer.own.assumes for layer in layers)]
+    if (one := sum(map(has_one_mode, layers))) and one < len(layers):
+        said.append(f"{words.plural(one, 'layer')} of one mode a channel: a running average, which rebuilds no input")
     if bounds := [(own.swallowed or 0.0, k) for k, own in enumerate(layer.own for layer in layers) if own.is_bound]:
         share, most = max(bounds)
         where = f"{100 * share:.0f} % of the numbers of layer {labels[most]}{_others(len(bounds) - 1)}"
@@ -196,10 +268,3 @@ def _digits(value: float | None) -> str:
 
 def _middle(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _aligned(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
-    """Return rows as lines: the first column begins at the left, the others end at the right."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(row, wide, strict=True)] for row in rows]
-    return [indent + "  ".join([row[0].ljust(wide[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

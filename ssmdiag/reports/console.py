@@ -84,6 +84,21 @@ def styled(text: str, style: str, settings: Settings) -> str:
     return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
 
 
+def _width(column: Column) -> int:
+    """Return how wide a column is drawn, in columns of the screen."""
+    from rich.cells import cell_len
+
+    wide = max(map(cell_len, [*column.heading.split("\n"), *column.cells]))
+    return min(wide, column.most or wide)
+
+
+def few(remarks: Sequence[str], most: int) -> list[str]:
+    """Return the first of many remarks, and how many more there are."""
+    if len(remarks) <= most:
+        return list(remarks)
+    return [*remarks[: most - 1], f"{words.plural(len(remarks) - most + 1, 'more remark')}: --full"]
+
+
 class Page:
     """A report on the screen, written from top to bottom."""
 
@@ -157,7 +172,19 @@ class Page:
             kept.remove(least)
         return kept
 
-    def table(self, columns: Sequence[Column], styles: Sequence[str] = ()) -> None:
+    def tables(self, columns: Sequence[Column], styles: Sequence[str] = (), *, gap: bool = True) -> None:
+        """Write a table; one that is too wide as several below each other, the first column before each."""
+        label, *others = columns
+        parts: list[list[Column]] = [[]]
+        for column in others:
+            wide = sum(map(_width, [label, *parts[-1], column])) + 2 * (len(parts[-1]) + 1)
+            if parts[-1] and wide > self.settings.width:
+                parts.append([])
+            parts[-1].append(column)
+        for number, part in enumerate(parts):
+            self.table([label, *part], styles, gap=gap or number > 0)
+
+    def table(self, columns: Sequence[Column], styles: Sequence[str] = (), *, gap: bool = True) -> None:
         """Write a table without rules below an empty line; `styles` has one for each row, or none."""
         from rich.table import Table
         from rich.text import Text
@@ -177,5 +204,6 @@ class Page:
             )
         for position, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[position] if styles else "")
-        self.gap()
+        if gap:
+            self.gap()
         self._out.print(table)

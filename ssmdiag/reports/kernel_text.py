@@ -16,9 +16,10 @@ from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.kernel.status import Status
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import joined, wrap
+from ssmdiag.reports.answer import AT_REST, Answer
+from ssmdiag.reports.console import joined, styled, wrap
 from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, pick, plain, tail_document
-from ssmdiag.reports.pictures import decay_picture
+from ssmdiag.reports.pictures import decay_picture, decay_strip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,23 +50,78 @@ class Shown:
     """Names of all recurrences of the layer."""
     layers: int = 1
     """Layers of which it is the first."""
+    chosen: str | None = None
+    """Which checkpoint of its run it is; None where the path is that of a checkpoint."""
 
 
 def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     """Return the report of one layer."""
     memory, shown = printable_record((memory, shown))
     decay = summarise_memory(memory)[1]
-    what = "kernel" if memory.is_kernel else "retention at the nominal point"
+    what = "kernel" if memory.is_kernel else "retention with its gates at rest"
     where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
     context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
+    said = answer(memory, decay)
+    lines = [styled(line, said.style, settings) for line in wrap(said.line, settings)]
+    if settings.quiet:
+        return joined(lines, settings)
     head = f"{words.checkpoint_name(shown.path)}  {where}  {what}, {context}"
-    lines = [line for text in (head, decay.sentence, horizons(memory)) for line in wrap(text, settings)]
-    if not settings.quiet:
-        if settings.plots and bool(memory.whole.fitted[0]):
-            lines += ["", *decay_picture(decay, "", settings)]
-        said = details(memory, decay, shown)
-        lines += ["", *_indented(said, settings)] if said else []
+    reach = horizons(memory) if settings.full else _unknown(memory)
+    for text in (head, shown.chosen, decay.sentence, reach):
+        lines += wrap(text, settings) if text else []
+    if settings.plots and bool(memory.whole.fitted[0]):
+        short = memory.layer if shown.channel is None else f"channel {shown.channel}"
+        picture = decay_picture(decay, "", settings) if settings.full else decay_strip(decay, f"{short}, rms", settings)
+        lines += ["", *picture]
+    more = details(memory, decay, shown) if settings.full else _elsewhere(memory, shown)
+    lines += ["", *_indented(more, settings)] if more else []
     return joined(lines, settings)
+
+
+def answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
+    """Return the law that the layer decays by, if one was found, and how far it reaches."""
+    status = memory.horizon.status
+    rest = "" if memory.is_kernel else f" {AT_REST}"
+    broken = [
+        f"{words.plural(count, 'channel')}: {code.sentence}"
+        for code in (Status.NOT_FINITE, Status.GROWS)
+        if (count := int((status == code).sum()))
+    ]
+    known = memory.horizon.lags[status == Status.KNOWN].sort().values
+    law, window = decay.law
+    found = decay.whole.law not in (Law.UNDETERMINED, Law.FINITE) or decay.tail is not None
+    lags = f" over lags {window[0]:,} to {window[1]:,}" if window else ""
+    said = [*broken, *([f"{_NAMED.get(law, f'decays: {law}')}{lags}{rest}"] if found else [])]
+    rest = "" if found else rest
+    if memory.taps is not None:
+        last = int(known.max()) if known.numel() else memory.taps - 1
+        said.append(
+            f"a convolution of {words.plural(memory.taps, 'tap')}: nothing older than {words.plural(last, 'step')} "
+            "reaches its output"
+        )
+    elif known.numel():
+        median, longest = float(known[known.numel() // 2]), float(known[-1])
+        reach = f"99 % of its energy has passed after {words.in_steps(median)}{rest}"
+        if words.steps(median) != words.steps(longest):
+            reach += f" in the median channel, {words.steps(longest)} at most"
+        said.append(reach)
+    if not found and memory.taps is None:
+        said.append("no one law is told" if known.numel() else f"neither law nor horizon is known{rest}")
+    told = "ok" if known.numel() else "undetermined"
+    return Answer("problem" if broken else "ok" if told == "ok" else "undetermined", "; ".join(said))
+
+
+_NAMED = {
+    "exponential": "decays exponentially",
+    "polynomial": "decays polynomially",
+    "truncated": "decays polynomially, with an exponential cut-off,",
+    "flat": "does not decay",
+    "flat tail": "its tail does not decay",
+    "exp. tail": "its tail decays exponentially",
+    "exp. tails": "its tail decays as a sum of exponentials",
+    "exp. band": "its tail decays as a band of exponentials",
+}
+"""What a layer does, by the law that the table of `inspect` has."""
 
 
 def details(memory: LayerMemory, decay: LayerDecay, shown: Shown) -> list[str]:
@@ -88,11 +144,13 @@ def horizons(memory: LayerMemory) -> str:
             f"99 % of a channel's energy has passed after {words.steps(median)} steps (median), "
             f"{words.steps(longest)} at most."
         )
-    for code in Status:
-        count = int((status == code).sum())
-        if code is not Status.KNOWN and count:
-            parts.append(f"{words.plural(count, 'channel')}: {code.sentence}.")
-    return " ".join(parts)
+    return " ".join([*parts, _unknown(memory)]).rstrip()
+
+
+def _unknown(memory: LayerMemory) -> str:
+    """Return a sentence for each reason why channels have no horizon."""
+    counts = {code: int((memory.horizon.status == code).sum()) for code in Status if code is not Status.KNOWN}
+    return " ".join(f"{words.plural(count, 'channel')}: {code.sentence}." for code, count in counts.items() if count)
 
 
 def with_error(value: float, error: float) -> str:
@@ -142,6 +200,12 @@ def _remarks(memory: LayerMemory, shown: Shown) -> list[str]:
         said.append(f"channels by themselves: {counts}")
         tails = ", ".join(f"{count:,} {law.value}" for law, count in memory.remaining.tails.counts().items() if count)
         said.append(f"their tails by the modes: {tails}")
+    return [*said, *_elsewhere(memory, shown)]
+
+
+def _elsewhere(memory: LayerMemory, shown: Shown) -> list[str]:
+    """Return what else of the checkpoint can be shown."""
+    said = []
     if others := [name for name in shown.branches if name != memory.layer]:
         said.append(f"also in this layer: {', '.join(others)}; --layer {json.dumps(others[0])} shows it")
     if shown.layers > 1:
@@ -185,7 +249,8 @@ def document(memory: LayerMemory, shown: Shown) -> dict[str, Any]:
     status = _names([code.name.lower() for code in Status], memory.horizon.status)
     return plain({
         "schema_version": SCHEMA_VERSION,
-        "checkpoint": {"path": shown.path},
+        **pick(answer(memory, found), "status answer=text"),
+        "checkpoint": {"path": shown.path, "chosen": shown.chosen},
         "layer": memory.layer,
         **pick(shown, "branches channel"),
         "family": memory.family,

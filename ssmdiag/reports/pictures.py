@@ -280,9 +280,11 @@ def run_picture(
     limits: Mapping[str, float],
     settings: Settings,
     say: Callable[[float], str] = steps,
+    *,
+    height: int = 14,
 ) -> list[str]:
     """Return (train step, value) curves on a log axis by their letters, with limits near them as dotted lines."""
-    figure = open_figure(settings, 100, 14)
+    figure = open_figure(settings, 100, height)
     logs = [math.log10(tau) for curve in curves.values() for _, tau in curve]
     low, high = min(logs), max(logs)
     # A limit is drawn where it is at most as far off as the curves are tall, and a factor of two at least.
@@ -298,12 +300,15 @@ def run_picture(
         points = [(step, math.log10(tau)) for step, tau in curve]
         draw(figure, points, "braille" if settings.unicode else "-", lines=True)
         draw(figure, points, letter)
-    ticks = {level: f"{name} {say(10**level)}" for name, level in near.items()}
-    count = 4
-    for k in range(count + 1):
-        level = low + (high - low) * k / count
-        if all(abs(level - other) > (high - low) / 8 for other in near.values()):
-            ticks[level] = say(10**level)
+    ticks: dict[float, str] = {}
+    count = 4 if height > 10 else 2
+    row = (high - low + 2 * pad) / (height - 4)
+    for level, text in [
+        *((level, f"{name} {say(10**level)}") for name, level in near.items()),
+        *((level, say(10**level)) for level in (low + (high - low) * k / count for k in range(count + 1))),
+    ]:
+        if all(abs(level - other) >= row for other in ticks):
+            ticks[level] = text
     figure.ruler("y").lim(low - pad, high + pad)
     figure.ruler("y").ticks(sorted(ticks), [ticks[level] for level in sorted(ticks)])
     rule(figure, first, last)

@@ -115,6 +115,35 @@ def moved(source: RemoteSource) -> str:
     return f"{size} moved in {plural(source.requests, 'request')}{of}"
 
 
+def apart(first: float, last: float) -> tuple[str, str]:
+    """Return two values of 1 − |λ̄| with two digits, or as many as it takes to tell them apart.
+
+    >>> apart(0.018, 0.013), apart(1.0e-3, 1.0085e-3), apart(0.5, 0.5)
+    (('0.018', '0.013'), ('1.00e-3', '1.01e-3'), ('0.5', '0.5'))
+    """
+    said = margin(first), margin(last)
+    for digits in range(3, 16):
+        if said[0] != said[1] or first == last:
+            break
+        said = _with_digits(first, digits), _with_digits(last, digits)
+    return said
+
+
+def _with_digits(value: float, digits: int) -> str:
+    plain = f"{value:#.{digits}g}" if abs(value) >= 0.0095 else f"{value:.{digits - 1}e}".replace("e-0", "e-")
+    return plain.replace("-", "−", 1) if value < 0 else plain
+
+
+def in_steps(value: float | None) -> str:
+    """Return a number of steps with its unit.
+
+    >>> in_steps(1.0), in_steps(0.4), in_steps(6.0), in_steps(1234.0)
+    ('1 step', '0.4 steps', '6 steps', '1.2k steps')
+    """
+    said = steps(value).removesuffix(".0")
+    return f"{said} step{'s' * (said != '1')}"
+
+
 def share_read(read: int, size: int) -> str:
     """Return how much of a file was read, and of how much, in one unit.
 
@@ -149,6 +178,17 @@ def families(titles: Iterable[str]) -> str:
 def margin_symbol(settings: Settings) -> str:
     """Return the heading of a column of margins."""
     return "1−|λ̄|" if settings.unicode else "1-|l|"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most so many characters, cut between words.
+
+    >>> shortened("layer a 0, b 1, c 2", 12)
+    'layer a 0, …'
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 1].rpartition(' ')[0]} …"
 
 
 def plural(count: int, noun: str) -> str:

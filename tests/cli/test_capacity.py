@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,59 @@ def test_a_layers_int8_scale_is_that_of_all_its_channels(run: Run, write_model: 
         for layer in (some, every)
     ]
     assert ends[0] == pytest.approx(ends[1], rel=1e-9)
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_first_line_says_how_far_back_inputs_are_rebuilt_and_json_says_the_same(run: Run) -> None:
+    path = EXAMPLES / "s4d-digits" / "step-02000.safetensors"
+    code, output, _ = run("capacity", path)
+    assert code == 0
+    said = " ".join(output.split())
+    assert said.startswith(
+        "OK 15 of 32 channels of layer 0 rebuild half or more of the input, 42 steps back in the median, "
+    )
+    assert "59 steps back at best; of a channel's 40 modes float32 keeps 40, bf16 40 (median layer)" in said
+    assert len(output.splitlines()) <= 20
+    data = json.loads(run("capacity", path, "--format", "json")[1])
+    assert said.startswith(f"{data['status'].upper()} {data['answer']} ")
+    full = run("capacity", path, "--full")[1]
+    assert "beside its family's initialisations" in full
+    assert "assumed: white input" in full
+
+
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(run: Run) -> None:
+    code, output, _ = run("capacity", EXAMPLES / "lru-digits", "--no-plots")
+    assert code == 0
+    assert "newest of 7: step-02000.safetensors; `ssmdiag compare" in " ".join(output.split())
+    data = json.loads(run("capacity", EXAMPLES / "lru-digits", "--format", "json")[1])
+    assert data["checkpoint"]["path"].endswith("lru-digits/step-02000.safetensors")
+    assert data["checkpoint"]["chosen"].startswith("newest of 7: ")
+
+
+def test_no_digit_is_cut_off_on_a_narrow_screen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    output = run("capacity", EXAMPLES / "s4d-digits" / "step-02000.safetensors", "--full", "--no-plots")[1]
+    assert "…" not in output
+    assert max(map(len, output.splitlines())) <= 40
+    assert {"0.769", "0.626", "0.642", "18.4", "S4D-LegS"} <= set(output.split())
+
+
+def test_layers_of_one_mode_have_no_capacity_said_of_them(run: Run, write_model: Callable[..., Path]) -> None:
+    """A channel of one real mode is a running average: Σ MF = 1, spread over the time it lasts."""
+    state = {"layers.0.mamba.A_log": torch.zeros(4, 1), "layers.0.mamba.dt_proj.bias": torch.full((4,), -4.0)}
+    state |= {"layers.0.mamba.dt_proj.weight": torch.ones(4, 2), "layers.0.mamba.x_proj.weight": torch.ones(4, 4)}
+    code, output, _ = run("capacity", write_model(state), "--no-plots")
+    assert code == 0
+    said = " ".join(output.split())
+    assert said.startswith("OK each channel has one mode with its gates at rest (inputs can change this), a running")
+    assert "keeps" not in said
+
+
+def test_of_many_layers_a_few_are_shown(run: Run, write_model: Callable[..., Path]) -> None:
+    state = {name: tensor for k in range(7) for name, tensor in kernel(f"layers.{k}").items()}
+    path = write_model(state)
+    short, full = (run("capacity", path, "--no-plots", *flags)[1] for flags in ([], ["--full"]))
+    assert [len(re.findall(r"^\d +\d", text, re.MULTILINE)) for text in (short, full)] == [3, 7]
+    assert "7 layers, 3 of them shown (--full)" in " ".join(short.split())

@@ -41,15 +41,15 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_a_drifting_run_is_answered_in_the_second_line_with_pace_and_projection(run: Run, tmp_path: Path) -> None:
+def test_a_drifting_run_is_answered_in_the_first_line_with_pace_and_projection(run: Run, tmp_path: Path) -> None:
     code, out, err = run(*write_run(tmp_path, STEPS, drifting), "--memory", "none")
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].startswith("8 checkpoints, steps 0 to 7,000  Mamba-1, 3 layers  cpu")
-    assert out.splitlines()[1].startswith("Converging to the boundary: layer 1's margin fell")
+    assert out.splitlines()[0].startswith("PROBLEM  layer 1 converges to the boundary: margin fell")
+    assert "8 checkpoints, steps 0 to 7,000  Mamba-1, 3 layers  cpu" in out
     assert "halving every 69" in one_line(out)
     assert "in float32 its decay rounds to 1 at about step 1" in one_line(out)
-    assert "Other layers: 0, 2 steady." in one_line(out)
-    assert "a layer 1 converging" in one_line(out)
+    assert "other layers" not in out
+    assert "layer a 1" in out
 
 
 @pytest.mark.one_in(2)
@@ -86,8 +86,8 @@ def test_without_plots_and_quiet_less_is_said(run: Run) -> None:
     assert "┤" in whole
     assert "┤" not in plain
     assert "layer" in plain
-    assert len(quiet.splitlines()) <= 3
-    assert quiet.splitlines()[1].startswith("Settled: layer 2's margin fell 27 %")
+    assert len(quiet.splitlines()) <= 2
+    assert quiet.startswith("OK  no layer drifts any more; layer 2 moved most: margin fell 27 %")
 
 
 @pytest.mark.slow
@@ -143,8 +143,10 @@ def test_two_checkpoints_of_one_model_show_a_change_and_claim_no_trend(run: Run)
     ends = (LRU / "step-00000.safetensors", LRU / "step-02000.safetensors")
     code, out, _ = run(*ends, "--memory", "none", "--no-plots")
     assert code == 0
-    assert out.splitlines()[1].startswith("Changed most: layer 2's margin fell 27 % (0.018 → 0.013). Whether that is")
-    assert "5 or more can" in one_line(out)
+    assert one_line(out).startswith(
+        "UNDETERMINED 2 checkpoints cannot tell a trend, 5 or more can; changed most: layer 2,"
+    )
+    assert "margin fell 27 % (0.018 → 0.013)" in one_line(out)
     assert "95 %" not in out
 
 
@@ -152,9 +154,11 @@ def test_two_checkpoints_of_one_model_show_a_change_and_claim_no_trend(run: Run)
 def test_two_models_say_what_one_has_and_the_other_lacks(run: Run) -> None:
     code, out, _ = run(S4D / "step-02000.safetensors", LRU / "step-02000.safetensors")
     assert code == 0
-    assert "b lacks time constants of 100 to 10k steps: 64 % of a's modes (layers 0-2), none of its own." in one_line(
-        out
+    said = (
+        "DIFFERS b lacks time constants of 100 to 10k steps: 64 % of a's modes (layers 0-2), none of its own; a lacks"
     )
+    assert one_line(out).startswith(said)
+    assert "layers of a remember 4.4k steps, of b 120 steps" in one_line(out)
     data = json.loads(run(S4D / "step-02000.safetensors", LRU / "step-02000.safetensors", "-f", "json")[1])
     assert data["comparison"] == "models"
     assert [gap["lacking"] for gap in data["gaps"]] == ["b", "a"]
@@ -167,7 +171,7 @@ def test_a_proof_exits_zero_and_says_what_was_proven_and_what_was_not(run: Run, 
     save_file({f"module.{name}": tensor for name, tensor in load_file(S4D / "step-02000.safetensors").items()}, copy)
     code, out, err = run(S4D / "step-02000.safetensors", copy, "--strict", "--length", 64)
     assert (code, err) == (0, "")
-    assert out.splitlines()[1].startswith("Proven: the same memory in all 3 layers;")
+    assert out.startswith("SAME  proven: the same memory in all 3 layers;")
     assert "every mode agree to the last bit" in one_line(out)
     assert "kernels of 3 layers at 17 lags from 0 to 64" in one_line(out)
     assert "not compared: all tensors outside the recurrence" in one_line(out)
@@ -180,7 +184,7 @@ def test_a_failed_proof_exits_one_with_layer_mode_and_values(run: Run, tmp_path:
     save_file(state, tmp_path / "wrong.safetensors")
     code, out, _ = run(S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--strict")
     assert code == 1
-    assert "Not the same memory in 1 of 3 layers. Layer 1, channel 7, mode 3: rate" in one_line(out)
+    assert "DIFFERS not the same memory in 1 of 3 layers; layer 1, channel 7, mode 3: rate" in one_line(out)
     assert "9.5 % apart, 0.1 % allowed" in one_line(out)
     arguments = [S4D / "step-02000.safetensors", tmp_path / "wrong.safetensors", "--tolerance", 0.9]
     assert run(*arguments)[0] == 0
@@ -197,7 +201,7 @@ def test_a_partly_read_run_is_reported_and_exits_two(run: Run, tmp_path: Path) -
     code, out, _ = run(*paths, "--memory", "none", "--fail-on", "converging")
     assert code == 2
     assert "not read: step-4000.safetensors is empty" in out
-    assert out.splitlines()[1].startswith("Converging")
+    assert out.startswith("PROBLEM  only partly read (1 problem); layer 1 converges")
 
 
 @pytest.mark.parametrize(
@@ -225,13 +229,13 @@ def test_a_directory_or_a_pattern_stands_for_the_run(run: Run, tmp_path: Path) -
     save_file({"x": torch.zeros(2)}, tmp_path / "optimizer.safetensors")
     for argument in (tmp_path, tmp_path / "step-*.safetensors"):
         code, out, _ = run(argument, "-q", "--memory", "none")
-        assert (code, out.split(",")[0]) == (0, "3 checkpoints")
+        assert (code, out[:40]) == (0, "UNDETERMINED  3 checkpoints cannot tell ")
     nested = tmp_path / "trainer"
     for path in list(tmp_path.glob("step-*")):
         directory = nested / f"checkpoint-{path.stem.removeprefix('step-')}"
         directory.mkdir(parents=True)
         path.rename(directory / "model.safetensors")
-    assert run(nested, "-q", "--memory", "none")[1].startswith("3 checkpoints, steps 0 to 2,000")
+    assert "\n3 checkpoints, steps 0 to 2,000" in run(nested, "--memory", "none")[1]
 
 
 def test_a_sharded_model_is_one_checkpoint_and_no_run(run: Run, tmp_path: Path) -> None:
@@ -257,9 +261,11 @@ def test_colour_comes_only_when_asked(run: Run) -> None:
 def test_all_shows_one_row_for_each_layer(run: Run, tmp_path: Path) -> None:
     layers = tuple(map(str, range(20)))
     paths = write_run(tmp_path, STEPS[:5], steady, layers=layers)
-    folded, whole = (run(*paths, "--memory", "none", "--no-plots", *flags)[1] for flags in ([], ["--all"]))
-    assert sum(line.startswith("19 ") for line in whole.splitlines()) == 2
-    assert len(folded.splitlines()) < len(whole.splitlines()) - 20
+    folded, whole, full = (
+        run(*paths, "--memory", "none", "--no-plots", *flags)[1] for flags in ([], ["--all"], ["--all", "--full"])
+    )
+    assert [sum(line.startswith("19 ") for line in text.splitlines()) for text in (folded, whole, full)] == [0, 1, 2]
+    assert len(folded.splitlines()) < len(whole.splitlines()) - 10
 
 
 def steered(directory: Path, **changes: torch.Tensor) -> Path:
@@ -289,7 +295,7 @@ def test_projections_that_were_zeroed_are_named_in_the_first_lines_and_in_json(r
     code, out, _ = run(a, b, "--strict")
     assert code == 1
     said = one_line(out)
-    assert "Not the same memory in 1 of 2 layers. Layer 1: its decays agree at the nominal point" in said
+    assert "DIFFERS not the same memory in 1 of 2 layers; layer 1: its decays agree with its gates at rest" in said
     assert "dt_proj.weight (step) differs:" in said
     layers = json.loads(run(a, b, "--strict", "-f", "json")[1], parse_constant=refuse)["layers"]
     assert [layer["outcome"] for layer in layers] == ["same", "differs"]
@@ -305,9 +311,10 @@ def test_what_is_packed_is_not_proven_unless_it_is_stored_alike(run: Run, tmp_pa
     assert run(a, same, "--strict")[0] == 0
     code, out, _ = run(a, b, "--strict")
     assert code == 1
-    assert out.splitlines()[1].startswith("Not proven: the same memory at the nominal point in 1 of 2 layers")
-    assert "Layer 1: dt_proj.weight is uint8: packed, quantised or adapted, it was not compared" in one_line(out)
-    assert "Proven" not in out
+    assert one_line(out).startswith(
+        "SAME AT REST not proven: 1 of 2 layers has the same memory with gates at rest, but not"
+    )
+    assert "layer 1: dt_proj.weight is uint8: packed, quantised or adapted, it was not compared" in one_line(out)
 
 
 def test_an_adapter_beside_a_projection_leaves_the_proof_open(run: Run, tmp_path: Path) -> None:
@@ -319,7 +326,7 @@ def test_an_adapter_beside_a_projection_leaves_the_proof_open(run: Run, tmp_path
     assert run(a, b, "--strict")[0] == 0
     code, out, _ = run(base, a, "--strict")
     assert code == 1
-    assert "Layer 1: dt_proj.weight has dt_proj.lora_A.default.weight beside it" in one_line(out)
+    assert "layer 1: dt_proj.weight has dt_proj.lora_A.default.weight beside it" in one_line(out)
 
 
 def test_a_run_whose_projections_alone_changed_is_not_said_to_stand_still(run: Run, tmp_path: Path) -> None:
@@ -339,8 +346,8 @@ def test_different_models_are_a_table_and_no_run(run: Run, tmp_path: Path) -> No
     models = [S4D / "step-02000.safetensors", LRU / "step-02000.safetensors", steered(tmp_path / "mamba")]
     code, out, _ = run(*models, "--length", 256)
     assert code == 0
-    assert "3 models, not one run." in out
-    assert [line[:1] for line in out.splitlines()[:3]] == ["a", "b", "c"]
+    assert "of 3 models the layers of" in one_line(out)
+    assert [line[:2] for line in out.splitlines() if line[:2] in ("a ", "b ", "c ")] == ["a ", "b ", "c "]
     assert "margin" not in out
     data = json.loads(run(*models, "--length", 256, "-f", "json")[1], parse_constant=refuse)
     assert data["comparison"] == "table"
@@ -356,19 +363,19 @@ def test_models_of_other_sizes_or_depth_are_no_run(run: Run, tmp_path: Path) -> 
     paths = write_run(tmp_path, STEPS[:2], steady)
     (tmp_path / "deeper").mkdir()
     deeper = write_run(tmp_path / "deeper", [2000], steady, layers=("0", "1", "2", "3"))
-    assert "3 models, not one run." in run(*paths, *deeper, "--length", 64)[1]
+    assert "of 3 models the layers of" in one_line(run(*paths, *deeper, "--length", 64)[1])
 
 
 @pytest.mark.slow
 def test_of_two_runs_the_last_checkpoints_are_compared(run: Run) -> None:
     code, out, _ = run(S4D, LRU)
     assert code == 0
-    assert out.splitlines()[0].startswith("a  s4d-digits/step-02000.safetensors")
+    assert "\na  s4d-digits/step-02000.safetensors" in out
     assert "step-02000.safetensors is the last of 7 checkpoints in" in one_line(out)
     data = json.loads(run(S4D, LRU, "-f", "json")[1])
     assert (data["comparison"], len(data["notes"])) == ("models", 2)
     assert data["b"]["checkpoint"]["path"].endswith("lru-digits/step-02000.safetensors")
-    assert "Not the same memory" in run(S4D, LRU, "--strict")[1]
+    assert "DIFFERS  not the same memory" in run(S4D, LRU, "--strict")[1]
 
 
 def test_runs_whose_last_checkpoint_nothing_tells_are_refused(run: Run, tmp_path: Path) -> None:
@@ -379,3 +386,17 @@ def test_runs_whose_last_checkpoint_nothing_tells_are_refused(run: Run, tmp_path
     code, _, err = run(tmp_path / "one", tmp_path / "two")
     assert code == 2
     assert "nothing says which of the 2 checkpoints" in err
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_short_report_answers_first_and_fits_a_screen(run: Run, tmp_path: Path, columns: int) -> None:
+    paths = write_run(tmp_path, STEPS, steady, layers=tuple(map(str, range(12))))
+    _, out, _ = run(*paths, columns=columns)
+    assert out.startswith("OK  no layer's slowest mode moved")
+    assert "(inputs can change this)" in one_line(out)
+    assert "…" not in out.partition("slowest τ in steps over")[0], "no digit is cut off"
+    assert len(out.splitlines()) <= (22 if columns == 80 else 40)
+    _, whole, _ = run(*paths, "--full", columns=columns)
+    assert len(whole.splitlines()) > len(out.splitlines())
+    assert "modes" in whole
+    assert "order: the train step of each file" in one_line(whole)

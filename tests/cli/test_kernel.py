@@ -21,6 +21,7 @@ from ssmdiag.cli.options import MAX_LENGTH
 from ssmdiag.kernel.powers import MAX_LAG
 
 Run = Callable[..., tuple[int, str, str]]
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
@@ -64,10 +65,11 @@ def s4d(tmp_path: Path) -> Path:
 def test_the_law_of_a_single_pole_is_its_half_life(run: Run, s4d: Path) -> None:
     code, out, err = run("kernel", s4d, "--layer", 0, "--channel", 0, "--length", 2000)
     assert (code, err) == (0, "")
-    assert out.splitlines()[0] == "s4d.safetensors  s4_layers.0, channel 0  kernel, 2,000 lags"
+    assert out.startswith("OK  decays exponentially over lags 0 to ")
+    assert "\ns4d.safetensors  s4_layers.0, channel 0  kernel, 2,000 lags\n" in out
     assert "Forgets exponentially, half gone every 50 steps" in out
     # E(τ)/E(0) = 2^(−2τ/50) ≤ 0.01 first at τ = 167.
-    assert "99 % of its energy has passed after 167 steps" in out
+    assert "99 % of its energy has passed after 167 steps" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -116,7 +118,7 @@ def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: P
     save_file(state, tmp_path / "m.safetensors")
     code, out, err = run("kernel", tmp_path / "m.safetensors", "--length", 1000)
     assert code == 0, err
-    assert "retention at the nominal point" in out.replace("\n", " ")
+    assert "retention with its gates at rest" in out.replace("\n", " ")
     assert "half gone every 14.3 steps" in out.replace("\n", " ")
 
 
@@ -234,7 +236,9 @@ def test_the_largest_length_is_the_largest_lag(run: Run, s4d: Path) -> None:
 
 
 def test_the_report_gives_every_residual_and_parameters_with_their_errors(run: Run, s4d: Path) -> None:
-    said = " ".join(run("kernel", s4d, "--layer", 0, "--channel", 0, "--length", 2000, "--no-plots")[1].split())
+    said = " ".join(
+        run("kernel", "--full", s4d, "--layer", 0, "--channel", 0, "--length", 2000, "--no-plots")[1].split()
+    )
     assert re.search(r"rms residuals: flat \S+ dB, exponential <0.001 dB, polynomial \S+ dB, truncated \S+ dB", said)
     assert re.search(r"exponential: rate 0\.013863 ± \S+ per step \(standard errors\)", said)
     assert "rms residuals" not in run("kernel", s4d, "--length", 2000, "--quiet")[1]
@@ -319,7 +323,7 @@ def test_a_layer_with_two_directions_goes_by_its_number_and_by_each_branch(run: 
     path = "params.encoder.layers_0.seq"
     for name, branch in (("0", "forward"), ("0 (backward)", "backward"), ("params.encoder (backward)", "backward")):
         out = run("kernel", s5, "--layer", name, "--length", 100, "--no-plots")[1]
-        assert out.startswith(f"s5.safetensors  {path} ({branch})")
+        assert f"\ns5.safetensors  {path} ({branch})" in out
     said = " ".join(run("kernel", s5, "--length", 100, "--no-plots")[1].split())
     assert f'also in this layer: {path} (backward); --layer "{path} (backward)" shows it' in said
     data = json.loads(run("kernel", s5, "--length", 100, "-f", "json")[1])
@@ -335,3 +339,21 @@ def test_a_layer_with_two_directions_goes_by_its_number_and_by_each_branch(run: 
 def test_a_report_of_one_layer_says_that_there_are_others(run: Run, s4d: Path) -> None:
     assert "the first of 2 layers; --layer shows another" in run("kernel", s4d, "--length", 50)[1]
     assert "the first of" not in run("kernel", s4d, "--length", 50, "--layer", 1)[1]
+
+
+def test_the_first_line_says_law_or_horizon_and_json_says_the_same(run: Run) -> None:
+    path = EXAMPLES / "s4d-digits"
+    code, out, _ = run("kernel", path)
+    assert code == 0
+    said = " ".join(out.split())
+    assert said.startswith(
+        "OK 99 % of its energy has passed after 331 steps in the median channel, 3.5k at most; no one"
+    )
+    assert "newest of 7: step-02000.safetensors; `ssmdiag compare" in said
+    assert len(out.splitlines()) <= 22
+    data = json.loads(run("kernel", path, "-f", "json")[1])
+    assert said.startswith(f"{data['status'].upper()} {data['answer']} ")
+    assert data["checkpoint"]["chosen"].startswith("newest of 7: ")
+    full = run("kernel", path, "--full")[1]
+    assert "rms residuals" in full
+    assert "rms residuals" not in out

@@ -364,7 +364,8 @@ def test_a_name_without_a_suffix_and_a_given_format_agree_with_any(run: Run, fol
 def test_copies_are_written_besides_and_the_page_says_what_was_typed_without_secrets(run: Run, folder: Path) -> None:
     code, out, _ = run("capacity", FILE, "--also", "html=r.html", "--also", "svg=r.svg", "--also", "json=r.json")
     assert code == 0
-    assert out.startswith("model")
+    assert out.startswith("OK  layer 1 rebuilds")
+    assert "\nmodel.safetensors  " in out
     assert Path("r.svg").read_text().startswith("<svg ")
     page = Path("r.html").read_text()
     assert "ssmdiag capacity model/model.safetensors --also html=r.html" in page

@@ -93,12 +93,14 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_directory_and_a_text_are_a_report(run: Run, folder: Path, text: Path) -> None:
-    code, out, _ = run("probe", folder, "--text", text, "--length", 32, "--cuts", 1, "--no-plots")
+    code, out, _ = run("probe", folder, "--text", text, "--length", 32, "--cuts", 1, "--no-plots", "--full")
     assert code == 0
-    assert "The answers " in out.splitlines()[0], "the headline is what the model uses of its past"
+    assert "the answers " in out.splitlines()[0], "the headline is what the model uses of its past"
     assert "tiny  Mamba-2, 2 layers  4 texts of 32 steps (text.txt)  cpu float32" in out.replace("\n", " ")
-    rows = [line[0] for line in out.splitlines() if line[:2] in ("0 ", "1 ")]
-    assert rows == ["0", "1", "0", "1"], "half-lives, then errors of a rounded state"
+    rows = "".join(line[0] for line in out.splitlines() if line[:2] in ("0 ", "1 "))
+    assert rows == rows[:2] * (len(rows) // 2) == "01" * (len(rows) // 2), "a row for each layer in every table"
+    assert "with its state rounded at every step" in out.replace("\n", " ").replace("   ", " ")
+    assert len(rows) >= 4, "half-lives, then errors of a rounded state"
 
 
 def test_the_document_has_what_the_contract_names(run: Run, folder: Path, text: Path) -> None:
@@ -136,7 +138,7 @@ def test_a_module_and_its_data_are_functions(run: Run, functions: str) -> None:
 def test_a_report_of_a_module_without_layers_is_its_use(run: Run, functions: str) -> None:
     code, out, _ = run("probe", "--model", f"{functions}:model", "--data", f"{functions}:tensor", *SMALL)
     assert code == 0
-    assert out.startswith("The answers ")
+    assert out.startswith("OK  the answers ")
     assert "layer" not in out.splitlines()[0]
 
 
@@ -147,7 +149,8 @@ def test_a_probe_that_measured_nothing_has_not_succeeded(
     given = ("--model", f"{functions}:{model}", "--data", f"{functions}:tensor", *SMALL, *options)
     found, out, _ = run("probe", *given)
     assert found == code
-    assert out.startswith("The answers " if code == 0 else ("Last has no layer" if model == "last" else "Model has no"))
+    nothing = f"UNDETERMINED  {model.capitalize()} has no layer"
+    assert out.startswith("OK  the answers " if code == 0 else nothing)
 
 
 def test_the_use_of_the_past_that_was_not_asked_for_is_not_missing(run: Run, folder: Path, text: Path) -> None:

@@ -133,13 +133,13 @@ def test_a_setting_that_differs_is_said_in_the_report_and_in_json(tmp_path: Path
     a = write(tmp_path / "a", state, LIMITED)
     proof = prove_conversion(a, write(tmp_path / "b", state, LIMITED | {"time_step_limit": [0.0, math.inf]}))
     text = " ".join(conversion_report(proof, Settings(width=80)).split())
-    assert "Not the same memory in the layer" in text
+    assert "not the same memory in the layer" in text
     assert "time_step_limit is [0.01, 0.1] in a, [0, inf] in b: Δ is kept within it while a prompt is read" in text
     stated = json.loads(render(conversion_document(proof)))["layers"][0]["settings"]
     assert [(one["name"], one["a"], one["b"]) for one in stated] == [("time_step_limit", [0.01, 0.1], [0.0, "inf"])]
     open_proof = prove_conversion(a, write(tmp_path / "b", state, {}))
     text = " ".join(conversion_report(open_proof, Settings(width=80)).split())
-    assert "Not proven" in text
+    assert "not proven" in text
     assert "no setting of b says" in text
 
 

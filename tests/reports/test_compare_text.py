@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reports import Settings
 from ssmdiag.reports.compare.json import run_document
 from ssmdiag.reports.compare.run import report
+from ssmdiag.reports.compare.words import answer
+from ssmdiag.reports.folding import label_layers
 
 GOLDEN = Path(__file__).parent / "golden_compare"
 STEPS = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]
@@ -136,17 +139,21 @@ CASES: dict[str, RunComparison] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_text_is_its_golden_file(case: str, request: pytest.FixtureRequest) -> None:
-    text = report(CASES[case], Settings(width=80))
-    path = GOLDEN / f"{case}.text"
+FULL = ("converging", "slowing")
+"""Cases of which the whole report has a golden file too."""
+
+
+@pytest.mark.parametrize("name", [*CASES, *(f"{case}-full" for case in FULL)])
+def test_the_text_is_its_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+    text = report(CASES[name.removesuffix("-full")], Settings(width=80, full=name.endswith("-full")))
+    path = GOLDEN / f"{name}.text"
     if request.config.getoption("--update-golden"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+    assert {path.stem for path in GOLDEN.iterdir()} == {*CASES, *(f"{case}-full" for case in FULL)}
 
 
 @pytest.mark.one_in(11)
@@ -166,4 +173,60 @@ def test_every_layer_stands_in_the_document(case: str) -> None:
 
 
 def test_a_screen_holds_a_run_of_sixty_four_layers() -> None:
-    assert len(report(CASES["sixty-four-layers"], Settings()).splitlines()) <= 60
+    assert len(report(CASES["sixty-four-layers"], Settings()).splitlines()) <= 25
+
+
+STATUSES = {
+    "converging": "problem",
+    "broken-and-crossed": "problem",
+    "sixty-four-layers": "problem",
+    "slowing": "problem",
+    "three-checkpoints": "undetermined",
+    "unchanged": "ok",
+    "steered": "undetermined",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_line_is_the_answer_that_json_has(case: str) -> None:
+    data, labels = run_document(CASES[case]), [layer.name for layer in CASES[case].layers]
+    said = answer(CASES[case], label_layers(labels))
+    assert data["status"] == said.status == STATUSES[case]
+    assert data["answer"] == said.text
+    whole = " ".join(report(CASES[case], Settings(quiet=True)).split())
+    assert whole.startswith(" ".join(said.line.split()))
+
+
+def test_a_layer_that_nears_the_boundary_but_no_limit_is_a_warning() -> None:
+    """Its pace is known and no limit comes within ten runs: it converges, and nothing is about to break."""
+    run = run_of({name(0): falling(name(0), 2e-5, 0.5)})
+    assert (answer(run, ["0"]).status, run.exit_code("converging"), run.exit_code("crossing")) == ("warning", 1, 0)
+
+
+def test_a_layer_that_recedes_or_stands_still_is_no_fault() -> None:
+    run = run_of({name(0): falling(name(0), -1e-4), name(1): still(name(1))})
+    said = answer(run, ["0", "1"])
+    assert (said.status, said.text[:56]) == ("ok", "no layer nears the boundary; layer 0 recedes from it: ma")
+
+
+def test_a_mode_that_never_decays_by_design_is_ok_one_that_stopped_decaying_is_not() -> None:
+    def marginal(family: str, since: int) -> Callable[[int], LayerPoint]:
+        return lambda step: replace(point(name(0), step, 4e-3), family=family, marginal=3 * (step >= since), margin=0.0)
+
+    def status(family: str, since: int) -> str:
+        return answer(run_of({name(0): marginal(family, since)}), ["0"]).status
+
+    assert [status("retention", 0), status("mamba", 0), status("mamba", 3000)] == ["ok", "warning", "problem"]
+
+
+def test_a_change_is_shown_in_digits_that_differ() -> None:
+    run = run_of({name(0): lambda step: point(name(0), step, 1e-3 * (1 + 0.0085 * (step > 3000)))}, [*STEPS[:3], 4000])
+    text = " ".join(report(run, Settings()).split())
+    assert "margin rose 0.85 % (1.00e-3 → 1.01e-3)" in text
+
+
+def test_ticks_of_a_low_picture_do_not_run_into_each_other() -> None:
+    picture = report(CASES["sixty-four-layers"], Settings()).partition("┌")[2]
+    gutters = [line.split("┤")[0].strip() for line in picture.splitlines() if "┤" in line]
+    assert gutters
+    assert all(re.fullmatch(r"((bf16|fp16|context) )?[\d.]+[kM]?", gutter) for gutter in gutters), gutters

@@ -26,6 +26,7 @@ from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import ConfigurationError, Failure
 from ssmdiag.printable import harmless
 from ssmdiag.reports import Settings, declares, formats, render, render_each
+from ssmdiag.reports.answer import STYLES
 from ssmdiag.reports.compare import conversion, models, run
 from ssmdiag.reports.compare import json as documents
 from ssmdiag.reports.json import render as as_json
@@ -279,6 +280,9 @@ def test_a_comparison_has_a_document_that_is_read_back_exactly(case: str) -> Non
     whole = json.loads(harmless(document(spoilt(result))), parse_constant=pytest.fail)
     assert whole["schema_version"] == 1
     assert {"ssmdiag_version", "device", "notes"} <= whole.keys()
+    if "comparison" in whole:
+        assert whole["status"] in STYLES
+        assert whole["answer"]
     assert any(EVIL in text for text in strings(whole))
     plain = json.loads(document(result))
     assert sorted(_keys(plain)) == sorted(key.removesuffix(EVIL) for key in _keys(whole))

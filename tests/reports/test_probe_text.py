@@ -125,12 +125,15 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [80, 140])
-@pytest.mark.parametrize("case", CASES)
-def test_the_text_equals_its_golden_file(case: str, width: int, request: pytest.FixtureRequest) -> None:
+NAMES = [f"{case}-{width}" for case in CASES for width in (80, 140)] + ["selective-80-full", "hybrid-140-full"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_equals_its_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+    case, width = name.removesuffix("-full").rsplit("-", 1)
     memory, others = CASES[case]
-    got = report(memory, SHOWN, Settings(width=width), others)
-    path = GOLDEN / f"{case}-{width}.text"
+    got = report(memory, SHOWN, Settings(width=int(width), full=name.endswith("-full")), others)
+    path = GOLDEN / f"{name}.text"
     if request.config.getoption("--update-golden"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(got, encoding="utf-8")
@@ -138,7 +141,7 @@ def test_the_text_equals_its_golden_file(case: str, width: int, request: pytest.
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == {f"{case}-{width}" for case in CASES for width in (80, 140)}
+    assert {path.stem for path in GOLDEN.iterdir()} == set(NAMES)
 
 
 @pytest.mark.one_in(7)
@@ -156,7 +159,7 @@ def test_no_line_is_wider_than_asked(case: str, width: int, options: dict[str, b
 @pytest.mark.parametrize("width", [80, 99, 100, 140])
 @pytest.mark.parametrize("case", ["selective", "hybrid"])
 def test_no_column_is_lost(case: str, width: int) -> None:
-    heads = " ".join(report(CASES[case][0], SHOWN, Settings(width=width)).split())
+    heads = " ".join(report(CASES[case][0], SHOWN, Settings(width=width, full=True)).split())
     for heading in ("at rest", "observed", "95 %", "99 %", "beyond", "hold", "reset", "law,", "over lags", "none said"):
         assert heading in heads
 
@@ -164,19 +167,40 @@ def test_no_column_is_lost(case: str, width: int) -> None:
 def test_small_errors_of_a_rounded_state_are_whole_at_80_columns() -> None:
     small = {name: StateError(2.2e-6 * 5**k, 1.9e-5 * 5**k) for k, name in enumerate(FORMATS)}
     layers = [replace(one, observed=replace(one.observed, rounded_state=small)) for one in SELECTIVE.layers]  # type: ignore[type-var]
-    got = report(replace(SELECTIVE, layers=tuple(layers)), SHOWN, Settings(width=80, plots=False))
+    got = report(replace(SELECTIVE, layers=tuple(layers)), SHOWN, Settings(width=80, plots=False, full=True))
     assert "…" not in got
     assert "<0.001 / 0.002" in got
 
 
 def test_of_channels_that_were_chosen_no_layer_is_first_for_sure() -> None:
-    some = " ".join(report(SELECTIVE, SHOWN, Settings(width=80)).split())
-    assert "Of the channels looked at, those of layer 2 retain longest: half of a state" in some
+    some = " ".join(report(SELECTIVE, SHOWN, Settings(width=80, full=True)).split())
+    assert "of the channels looked at, those of layer 2 retain longest: half of a state" in some
     whole = replace(SELECTIVE, layers=tuple(replace(one, channels=64) for one in SELECTIVE.layers))
-    every = " ".join(report(whole, SHOWN, Settings(width=80)).split())
-    assert "Layer 2 retains longest: half of a state" in every
+    every = " ".join(report(whole, SHOWN, Settings(width=80, full=True)).split())
+    assert "layer 2 retains longest: half of a state" in every
     assert "can change with more --channels" in some
     assert "--channels" not in every
+
+
+STATUSES = {"selective": "ok", "hybrid": "problem", "no-layer": "ok", "two-texts": "ok"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_line_is_the_answer_that_json_has(case: str) -> None:
+    memory, others = CASES[case]
+    data = document(memory, SHOWN, others)
+    assert data["status"] == STATUSES[case]
+    text = report(memory, SHOWN, Settings(width=80), others)
+    assert " ".join(text.split()).startswith(" ".join(f"{data['status'].upper()} {data['answer']}".split()))
+    assert len(text.splitlines()) <= (35 if others else 26 if data["status"] == "problem" else 22)
+
+
+def test_answers_that_use_no_past_are_a_warning_and_what_noise_hides_is_undetermined() -> None:
+    def status(**changes: object) -> str:
+        cutting = replace(USE.by_cutting, **changes)  # type: ignore[arg-type]
+        return document(replace(SELECTIVE, use=replace(USE, by_cutting=cutting)), SHOWN)["status"]
+
+    assert [status(none=True), status(untold=("half",))] == ["warning", "undetermined"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ssmdiag.compare.conversion import Outcome
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
+from ssmdiag.reports.answer import Answer
 from ssmdiag.reports.console import Column, Page
 from ssmdiag.reports.folding import join_labels, label_layers
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from ssmdiag.compare.steering import SteeringDifference
     from ssmdiag.reports.interface import Settings
 
-MOST_ROWS = 12
-_NOMINAL = "nominal point"
+MOST_ROWS, FEW_ROWS = 12, 6
+"""Rows of the table, with `--full` and without."""
+_NOMINAL = "gates at rest"
 
 
 def conversion_report(proof: ConversionProof, settings: Settings) -> str:
@@ -32,43 +34,47 @@ def conversion_report(proof: ConversionProof, settings: Settings) -> str:
         folders = [printable(Path(path).absolute().parent.name) for path in (proof.a, proof.b)]
         names = [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
     layers = words.plural(len(proof.layers), "layer")
-    page.paragraph(f"a {names[0]}  b {names[1]}  {layers}  {proof.device} {proof.seconds:.1f} s", "bold")
-    page.paragraph(proof_answer(proof, labels), "bold green" if proof.proven else "bold red")
+    said = proof_answer(proof, labels)
+    page.paragraph(said.line, said.style)
     page.problems(proof.problems)
     if not settings.quiet:
+        page.paragraph(f"a {names[0]}  b {names[1]}  {layers}  {proof.device} {proof.seconds:.1f} s")
         _write_table(page, proof, labels)
         page.remarks(proof_remarks(proof, labels))
     return page.text()
 
 
-def proof_answer(proof: ConversionProof, labels: Sequence[str]) -> str:
+def proof_answer(proof: ConversionProof, labels: Sequence[str]) -> Answer:
     """Return whether the conversion is proven, and where it differs most."""
     wrong = [i for i, layer in enumerate(proof.layers) if not (layer.proven or layer.outcome is Outcome.NOMINAL)]
     if wrong:
         worst = max(wrong, key=lambda i: _size(proof.layers[i]))
-        return (
-            f"Not the same memory in {_count(len(wrong), proof)}. Layer {labels[worst]}{_detail(proof.layers[worst])}."
-        )
+        where = f"layer {labels[worst]}{_detail(proof.layers[worst])}"
+        return Answer("differs", f"not the same memory in {_count(len(wrong), proof)}; {where}")
+    if proof.problems:
+        return Answer("undetermined", "not proven: part of a checkpoint could not be read")
     nominal = [i for i, layer in enumerate(proof.layers) if layer.outcome is Outcome.NOMINAL]
     if nominal:
         layer = proof.layers[nominal[0]]
         why = [*(layer.steering.unseen if layer.steering else ()), *(one.sentence for one in layer.settings)][0]
-        return (
-            f"Not proven: the same memory at the nominal point in {_count(len(nominal), proof)}, but not all that "
-            f"steers it by the input could be compared. Layer {labels[nominal[0]]}: {why}."
+        return Answer(
+            "same at rest",
+            f"not proven: {_count(len(nominal), proof)} ha{'s' if len(nominal) == 1 else 've'} the same memory with "
+            f"gates at rest, but not all that steers it by the input could be compared; layer {labels[nominal[0]]}: "
+            f"{why}",
         )
     if not proof.proven:
-        return "Not proven: part of a checkpoint could not be read."
+        return Answer("undetermined", "not proven: part of a checkpoint could not be read")
     spectra = max((layer.spectrum.value for layer in proof.layers if layer.spectrum), default=None)
     kernels = max((layer.kernel.value for layer in proof.layers if layer.kernel), default=None)
     allowed = min(layer.tolerance for layer in proof.layers)
     parts = [f"rates and frequencies of every mode agree {_within(spectra)}"] if spectra is not None else []
     parts += [f"kernels {_within(kernels)}{' of their peak' if kernels else ''}"] if kernels is not None else []
     moved = sum(layer.outcome is Outcome.REORDERED for layer in proof.layers)
-    order = f" In {words.plural(moved, 'layer')} modes or channels are in another order." if moved else ""
+    order = f"; in {words.plural(moved, 'layer')} modes or channels are in another order" if moved else ""
     every = f"all {len(proof.layers)} layers" if len(proof.layers) > 1 else "its layer"
     agreed = f"{', '.join(parts)} ({_small(allowed)} allowed){_steered(proof)}"
-    return f"Proven: the same memory in {every}; {agreed}.{order}"
+    return Answer("same", f"proven: the same memory in {every}; {agreed}{order}")
 
 
 def _steered(proof: ConversionProof) -> str:
@@ -125,14 +131,14 @@ def _steered_otherwise(differing: Sequence[SteeringDifference], path: str) -> st
         what = f"{_number(weights[0])} in a, {_number(weights[1])} in b at [{at}]"
     also = f"; so do{'es' * (len(others) == 1)} {', '.join(others[:3])}{' …' * (len(others) > 3)}" if others else ""
     return (
-        f": its decays agree at the nominal point, what steers them by the input does not; {worst} "
+        f": its decays agree with its gates at rest, what steers them by the input does not; {worst} "
         f"({differing[0].role}) differs: {what}; {_small(differing[0].tolerance)} allowed{also}"
     )
 
 
 def _write_table(page: Page, proof: ConversionProof, labels: Sequence[str]) -> None:
     order = sorted(range(len(labels)), key=lambda i: (proof.layers[i].proven, -_size(proof.layers[i])))
-    shown = sorted(order if page.settings.all_layers else order[:MOST_ROWS])
+    shown = sorted(order if page.settings.all_layers else order[: MOST_ROWS if page.settings.full else FEW_ROWS])
     layers = [proof.layers[i] for i in shown]
     steering = [layer.steering.compared if layer.steering else () for layer in layers]
     steered = any(layer.steering and layer.steering.compared for layer in proof.layers)
@@ -151,7 +157,7 @@ def _write_table(page: Page, proof: ConversionProof, labels: Sequence[str]) -> N
     if left := len(order) - len(shown):
         more = ["…", f"{left} that differ less", *[""] * (len(used) - 2)]
         used = [column._replace(cells=[*column.cells, cell]) for column, cell in zip(used, more, strict=True)]
-    page.table(used, ["" if layer.proven else "red" for layer in layers] + [""] * bool(left))
+    page.tables(used, ["" if layer.proven else "red" for layer in layers] + [""] * bool(left))
 
 
 def _stored(layer: LayerProof) -> str:

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.assessment.spectrum import FIRST_DECADE
 from ssmdiag.compare.conversion import Outcome
+from ssmdiag.reports.compare.conversion import proof_answer
+from ssmdiag.reports.compare.models import pair_answer, table_answer
+from ssmdiag.reports.compare.words import answer
+from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.json import decay_document, document, head, pick, plain
 
 if TYPE_CHECKING:
@@ -16,6 +20,11 @@ if TYPE_CHECKING:
     from ssmdiag.compare.run import RunComparison
     from ssmdiag.compare.steering import SteeringDifference
     from ssmdiag.compare.trend import Trend
+    from ssmdiag.reports.answer import Answer
+
+
+def _answer(said: Answer) -> dict[str, Any]:
+    return pick(said, "status answer=text")
 
 
 def run_document(run: RunComparison) -> dict[str, Any]:
@@ -24,6 +33,7 @@ def run_document(run: RunComparison) -> dict[str, Any]:
         **head(run),
         "comparison": "run",
         "verdict": run.verdict,
+        **_answer(answer(run, label_layers([layer.name for layer in run.layers]))),
         "order": run.order.name.lower(),
         **pick(run, "unit context_length checkpoints"),
         "layers": [_layer(layer) for layer in run.layers],
@@ -74,6 +84,7 @@ def models_document(pair: ModelComparison) -> dict[str, Any]:
     return {
         **head(pair.a),
         "comparison": "models",
+        **_answer(pair_answer(pair)),
         "context_length": pair.a.context_length,
         "gaps": pair.gaps,
         "first_decade": FIRST_DECADE,
@@ -90,6 +101,7 @@ def table_document(table: ModelTable) -> dict[str, Any]:
     return {
         **head(table.models[0]),
         "comparison": "table",
+        **_answer(table_answer(table)),
         "context_length": table.models[0].context_length,
         "first_decade": FIRST_DECADE,
         "models": [document(model) | {"share_per_decade": shares} for model, shares in models],
@@ -102,6 +114,7 @@ def conversion_document(proof: ConversionProof) -> dict[str, Any]:
     return {
         **head(proof),
         "comparison": "conversion",
+        **_answer(proof_answer(proof, label_layers([layer.a or layer.b or "" for layer in proof.layers]))),
         **pick(proof, "proven a b lags"),
         "layers": [_proof(layer) for layer in proof.layers],
         **pick(proof, "problems notes seconds"),

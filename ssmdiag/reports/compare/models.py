@@ -12,7 +12,8 @@ from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 from ssmdiag.compare.models import ModelComparison
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import Column, Page
+from ssmdiag.reports.answer import AT_REST, Answer
+from ssmdiag.reports.console import Column, Page, few
 from ssmdiag.reports.folding import Row, join_labels, label_layers
 from ssmdiag.reports.pictures import time_constant_strip
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.compare.models import Gap, ModelTable
     from ssmdiag.diagnosis import Diagnosis
+    from ssmdiag.reports.answer import Status
     from ssmdiag.reports.interface import Settings
 
 
@@ -27,43 +29,56 @@ def models_report(pair: ModelComparison, settings: Settings) -> str:
     """Return the report of two models side by side."""
     pair = printable_record(pair)
     page = Page(settings)
-    page.paragraph(f"a  {_header(pair.a)}", "bold")
-    page.paragraph(f"b  {_header(pair.b)}", "bold")
-    page.paragraph(pair_answer(pair), "bold green" if not pair.problems else "bold red")
+    said = pair_answer(pair)
+    page.paragraph(said.line, said.style)
     page.problems(pair.problems)
     if not settings.quiet:
-        page.table(_columns(pair, settings))
+        page.paragraph(f"a  {_header(pair.a)}")
+        page.paragraph(f"b  {_header(pair.b)}")
+        page.tables(_columns(pair, settings))
         _draw(page, [Row("a", pair.a.layers), Row("b", pair.b.layers)], pair.a.context_length)
-        page.remarks(remarks(pair))
+        page.remarks(remarks(pair) if settings.full else few([*pair.notes, *_nominal((pair.a, pair.b))], MOST_REMARKS))
     return page.text()
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+FEW_ROWS = 4
+"""Rows of relative depth in a short report."""
+MOST_REMARKS = 4
+NAME_WIDTH = 36
+"""Most of a model's name in a table."""
+ALIKE = 1.25
+"""Factor up to which two models remember equally far."""
 
 
 def table_report(table: ModelTable, settings: Settings) -> str:
     """Return the report of three models or more, one row each."""
     table = printable_record(table)
     page = Page(settings)
-    names = letters(len(table.models))
-    width = max(map(len, names))
-    for name, side in zip(names, table.models, strict=True):
-        page.paragraph(f"{name:<{width}}  {_header(side)}", "bold")
-    page.paragraph(table_answer(table, names), "bold green" if not table.problems else "bold red")
+    said = table_answer(table)
+    page.paragraph(said.line, said.style)
     page.problems(table.problems)
     if not settings.quiet:
-        rows = [Row(name, side.layers) for name, side in zip(names, table.models, strict=True)]
-        page.table([
-            Column("\nmodel", names, "left"),
-            Column("\nlayers", [str(len(row.layers)) for row in rows]),
-            Column("half in\nmedian", [words.steps(row.median_half_life) for row in rows]),
-            Column("steps\nslowest", [words.steps(row.longest("half_life")) for row in rows]),
+        rows = [Row(name, side.layers) for name, side in zip(letters(len(table.models)), table.models, strict=True)]
+        files = [f"{row.label}  {_ending(side_name(side))}" for row, side in zip(rows, table.models, strict=True)]
+        page.tables([
+            Column("\nmodel", files, "left"),
+            Column("\nlayers", [_layers(side) for side in table.models], "left"),
+            Column("half-life\nmedian", [words.steps(row.median_half_life) for row in rows]),
+            Column("\nslowest", [words.steps(row.longest("half_life")) for row in rows]),
             Column("\nhorizon", [words.steps(row.longest("horizon")) for row in rows]),
-            Column("\nlaw", [row.law for row in rows], "left"),
+            *[Column("\nlaw", [row.law for row in rows], "left")] * (settings.full or settings.width >= WIDE),
         ])  # fmt: skip
-        _draw(page, rows, table.models[0].context_length)
+        if settings.full or len(rows) <= MOST_STRIPS:
+            _draw(page, rows, table.models[0].context_length)
         page.remarks(remarks(table))
     return page.text()
+
+
+WIDE = 100
+"""Columns from which on tables of models have laws."""
+MOST_STRIPS = 6
+"""Rows of the picture in a short report."""
 
 
 def letters(count: int) -> list[str]:
@@ -71,18 +86,60 @@ def letters(count: int) -> list[str]:
     return [LETTERS[i] if i < len(LETTERS) else str(i + 1) for i in range(count)]
 
 
-def table_answer(table: ModelTable, names: Sequence[str]) -> str:
-    """Return which models remember longest and shortest."""
-    reach = [Row("", side.layers).longest("horizon") for side in table.models]
-    known = sorted((value, name) for value, name in zip(reach, names, strict=True) if value is not None)
-    count = words.plural(len(table.models), "model")
-    if len(known) < 2:
-        return f"{count}, which are not checkpoints of one run."
-    (low, first), (high, last) = known[0], known[-1]
-    return (
-        f"{count}, not one run. 99 % of the energy has passed after {words.steps(high)} steps in {last}, the latest, "
-        f"and after {words.steps(low)} in {first}, the earliest."
+def table_answer(table: ModelTable) -> Answer:
+    """Return which models remember longest and shortest, and which are broken."""
+    names = letters(len(table.models))
+    known = sorted(
+        (reach, name) for name, side in zip(names, table.models, strict=True) if (reach := _reach(side)) is not None
     )
+    broken = [name for name, side in zip(names, table.models, strict=True) if _broken(side)]
+    said = [f"{words.plural(len(table.models), 'model')}, which are not checkpoints of one run"]
+    if len(known) > 1:
+        (low, first), (high, last) = known[0], known[-1]
+        said = [
+            f"of {words.plural(len(table.models), 'model')} the layers of {last} remember longest, "
+            f"{_at_least(table.models[names.index(last)])}{words.in_steps(high)}, and those of {first} shortest, "
+            f"{_at_least(table.models[names.index(first)])}{words.in_steps(low)}{_rest(table.models)}"
+        ]
+    if broken:
+        said.insert(0, f"modes grow or are not finite in {join_labels(broken)}")
+    if table.problems:
+        said.insert(0, f"only partly read ({words.plural(len(table.problems), 'problem')})")
+    wrong = broken or table.problems
+    return Answer("problem" if wrong else "ok" if len(known) == len(names) else "undetermined", "; ".join(said))
+
+
+def _reach(side: Diagnosis) -> float | None:
+    return Row("", side.layers).longest("horizon")
+
+
+def _at_least(side: Diagnosis) -> str:
+    """Return what goes before a horizon that is a bound: of a sample of channels, or not known of every layer."""
+    whole = all(layer.horizon and (layer.every_horizon or not layer.time_invariant) for layer in side.layers)
+    return "" if whole else "at least " * any(layer.horizon for layer in side.layers)
+
+
+def _ending(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+
+
+def _broken(side: Diagnosis) -> bool:
+    return any(layer.unstable or layer.nonfinite for layer in side.layers)
+
+
+def _rest(sides: Sequence[Diagnosis]) -> str:
+    """Return what is said of how far models remember where one of them is selective."""
+    return "" if all(layer.time_invariant for side in sides for layer in side.layers) else f" {AT_REST}"
+
+
+def _layers(side: Diagnosis) -> str:
+    counts = Counter(layer.title for layer in side.layers)
+    return " + ".join(f"{count} {title}" for title, count in counts.items())
+
+
+def side_name(side: Diagnosis) -> str:
+    """Return a model's file with its folder: files of models are often of one name."""
+    return f"{printable(Path(side.path).absolute().parent.name)}/{words.checkpoint_name(side.path)}"
 
 
 def _header(side: Diagnosis) -> str:
@@ -91,16 +148,23 @@ def _header(side: Diagnosis) -> str:
     return f"{side_name(side)}  {families}, {modes:,} modes"
 
 
-def side_name(side: Diagnosis) -> str:
-    """Return a model's file with its folder: files of models are often of one name."""
-    return f"{printable(Path(side.path).absolute().parent.name)}/{words.checkpoint_name(side.path)}"
-
-
-def pair_answer(pair: ModelComparison) -> str:
+def pair_answer(pair: ModelComparison) -> Answer:
     """Return what memory one of two models has that the other lacks."""
-    sentences = [_said(gap, pair) for gap in pair.gaps[:3]] or ["Neither lacks time constants that the other has."]
-    a, b = (words.steps(Row("", side.layers).longest("horizon")) for side in (pair.a, pair.b))
-    return " ".join([*sentences, f"99 % of the energy has passed after {a} steps in a, {b} in b."])
+    a, b = _reach(pair.a), _reach(pair.b)
+    reach = [f"{_at_least(side)}{words.in_steps(_reach(side))}" for side in (pair.a, pair.b)]
+    far = f"layers of a remember {reach[0]}, of b {reach[1]}{_rest((pair.a, pair.b))}"
+    said = [_said(gap, pair) for gap in pair.gaps[:2]]
+    alike = a is not None and b is not None and max(a, b) <= ALIKE * min(a, b)
+    status: Status = "differs" if pair.gaps or (a is not None and b is not None and not alike) else "undetermined"
+    if not pair.gaps and alike:
+        status, said = "ok", ["neither lacks time constants that the other has"]
+    if broken := [name for name, side in (("a", pair.a), ("b", pair.b)) if _broken(side)]:
+        status = "problem"
+        said.insert(0, f"modes grow or are not finite in {join_labels(broken)}")
+    if pair.problems:
+        status = "problem"
+        said.insert(0, f"only partly read ({words.plural(len(pair.problems), 'problem')})")
+    return Answer(status, "; ".join([*said, far]))
 
 
 def _said(gap: Gap, pair: ModelComparison) -> str:
@@ -112,12 +176,12 @@ def _said(gap: Gap, pair: ModelComparison) -> str:
     own = "none" if gap.share_lacking == 0 else f"{100 * gap.share_lacking:.1g} %"
     return (
         f"{gap.lacking} lacks time constants {span} steps: {100 * gap.share:.0f} % of {other}'s modes "
-        f"(layer{'s' * (len(gap.layers) > 1)} {where}), {own} of its own."
+        f"(layer{'s' * (len(gap.layers) > 1)} {where}), {own} of its own"
     )
 
 
 def _columns(pair: ModelComparison, settings: Settings) -> list[Column]:
-    rows = pair.by_depth()
+    rows = pair.by_depth() if settings.full else pair.by_depth(FEW_ROWS)
     columns = [Column("\ndepth", [f"{100 * row.start:.0f}–{100 * row.stop:.0f} %" for row in rows], "left")]
     for name, side in (("a", pair.a), ("b", pair.b)):
         labels = dict(zip((x.name for x in side.layers), label_layers([x.name for x in side.layers]), strict=True))
@@ -125,11 +189,11 @@ def _columns(pair: ModelComparison, settings: Settings) -> list[Column]:
         joint = [Row(join_labels([labels[x.name] for x in layers], 2) or "–", layers) for layers in beside]
         columns += [
             Column(f"{name}:\nlayer", [row.label for row in joint], "left"),
-            Column("half in\nmedian", [words.steps(row.median_half_life) for row in joint]),
-            Column("steps\nslowest", [words.steps(row.longest("half_life")) for row in joint]),
+            Column("half-life\nmedian", [words.steps(row.median_half_life) for row in joint]),
+            Column("\nslowest", [words.steps(row.longest("half_life")) for row in joint]),
             Column("\nhorizon", [words.steps(row.longest("horizon")) for row in joint]),
         ]
-        if settings.width >= 100:
+        if settings.full or settings.width >= WIDE:
             columns.append(Column("\nlaw", [row.law for row in joint], "left"))
     return columns
 
@@ -162,7 +226,7 @@ def _of_pair(pair: ModelComparison) -> list[str]:
 def _nominal(sides: Sequence[Diagnosis]) -> list[str]:
     if all(layer.time_invariant for side in sides for layer in side.layers):
         return []
-    return ["nominal: where the decay depends on the input, it is read with the gates at rest"]
+    return [f"where the decay depends on the input, it is read {AT_REST}"]
 
 
 def _context(side: Diagnosis) -> list[str]:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ssmdiag.compare.run_order import OrderSource
 from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
+from ssmdiag.reports.answer import AT_REST
 from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
-from ssmdiag.reports.console import Column, Page
+from ssmdiag.reports.console import Column, Page, few
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
 
@@ -18,14 +20,19 @@ if TYPE_CHECKING:
     from ssmdiag.compare.layer_history import LayerHistory
     from ssmdiag.compare.layer_point import LayerPoint
     from ssmdiag.compare.run import RunComparison
+    from ssmdiag.reports.answer import Answer
     from ssmdiag.reports.interface import Settings
 
-MOST_ROWS = 12
-"""Rows of the table; of more layers the least urgent are folded by verdict."""
+MOST_ROWS, FEW_ROWS = 12, 5
+"""Rows of the table, with `--full` and without; of more layers the least urgent are folded by verdict."""
+MOST_REMARKS = 2
+"""Sentences on layers and notes of a short report."""
 LABEL_WIDTH = 14
 WIDE = 150
 """Columns from which both tables are one."""
 MOST_CURVES, CALM_CURVES = 5, 3
+LOW = 7
+"""Lines of the picture in a short report; its caption is one more."""
 LETTERS = "abcdefgh"
 _STYLES = {Verdict.BROKEN: "red", Verdict.CROSSED: "red", Verdict.CONVERGING: "yellow"}
 
@@ -35,16 +42,21 @@ def report(run: RunComparison, settings: Settings) -> str:
     run = printable_record(run)
     labels = label_layers([layer.name for layer in run.layers])
     page = Page(settings)
-    page.paragraph(_header(run), "bold")
-    page.paragraph(answer(run, labels), f"bold {_STYLES.get(run.verdict, 'green')}")
+    said = answer(run, labels)
+    page.paragraph(said.line, said.style)
     page.problems(run.problems)
     if not settings.quiet:
+        page.paragraph(_header(run))
         rows = _rows(run, labels, settings)
         for columns in _tables(run, rows, settings):
-            page.table(columns, [_STYLES.get(row.verdict, "") for row in rows])
+            page.tables(columns, [_STYLES.get(row.verdict, "") for row in rows])
         if settings.plots:
             _draw(page, run, labels)
-        page.remarks([*layer_sentences(run, labels), *remarks(run)])
+        if settings.full:
+            page.remarks([*layer_sentences(run, labels), *remarks(run)])
+        else:
+            telling = [*layer_sentences(run, labels, full=False), *run.notes]
+            page.remarks([*few(telling, MOST_REMARKS), *_short_remarks(run, said)])
     return page.text()
 
 
@@ -72,11 +84,13 @@ class _RunRow:
 
 
 def _rows(run: RunComparison, labels: Sequence[str], settings: Settings) -> list[_RunRow]:
-    """Return the rows of the table in layer order; beyond twelve, the calmest layers are one row per verdict."""
+    """Return the rows of the table in layer order; of too many, the calmest layers are one row per verdict."""
     pairs = list(zip(labels, run.layers, strict=True))
-    if settings.all_layers or len(pairs) <= MOST_ROWS:
+    most = MOST_ROWS if settings.full else FEW_ROWS
+    if settings.all_layers or len(pairs) <= most:
         return [_RunRow([label], [layer]) for label, layer in pairs]
-    alone = sorted(range(len(pairs)), key=lambda i: urgency(pairs[i][1]))[: MOST_ROWS - len(Verdict) + 1]
+    kinds = len({layer.verdict for layer in run.layers})
+    alone = sorted(range(len(pairs)), key=lambda i: urgency(pairs[i][1]))[: max(most - kinds, 1)]
     alone = [i for i in alone if pairs[i][1].verdict not in (Verdict.STEADY, Verdict.SETTLED)]
     groups: dict[Verdict, list[int]] = {}
     for i in range(len(pairs)):
@@ -89,22 +103,26 @@ def _rows(run: RunComparison, labels: Sequence[str], settings: Settings) -> list
 def _tables(run: RunComparison, rows: Sequence[_RunRow], settings: Settings) -> list[list[Column]]:
     """Return the trend and the memory of every row, side by side where there is room."""
     label = Column("layer", [row.label for row in rows], "left", wraps=True, overflow="fold", most=LABEL_WIDTH)
+    first = Column(f"margin {words.margin_symbol(settings)}\nfirst", [_margin(row, "first") for row in rows])
+    last = Column("\nlast", [_margin(row, "last") for row in rows])
+    slowest = Column("slowest τ\nin steps", [_ends(row, _slowest, same=False) for row in rows])
+    verdict = Column("\nverdict", [row.verdict.value + " (slow 5 %)" * row.shown.by_tail for row in rows], "left")
+    known = any(layer.last.horizon for row in rows for layer in row.layers)
+    horizon = [Column("horizon\nlongest", [_ends(row, _horizon, same=False) for row in rows])] * known
+    if not settings.full:
+        return [[label, verdict, first, last, slowest, *horizon]]
     interval = Column("95 % of\nthe trend", [_interval(row) for row in rows])
     trend = [
-        Column(f"margin {words.margin_symbol(settings)}\nfirst", [_margin(row, "first") for row in rows]),
-        Column("\nlast", [_margin(row, "last") for row in rows]),
+        verdict,
+        first,
+        last,
         Column("slowest τ\ngrows by", [_factor(row) for row in rows]),
         *[interval] * (len(run.checkpoints) >= FEWEST),
-        Column("modes\nmoved", [_moved(row) for row in rows]),
-        Column("\nverdict", [row.verdict.value + " (slow 5 %)" * row.shown.by_tail for row in rows], "left"),
     ]
-    horizon = Column("horizon\nlongest", [_ends(row, _horizon, same=False) for row in rows])
     law = Column("decay law\nof the layer", [_ends(row, _law) for row in rows], "left")
-    memory = [
-        Column("slowest τ\nin steps", [_ends(row, _slowest, same=False) for row in rows]),
-        *[horizon, law] * any(layer.last.horizon for row in rows for layer in row.layers),
-        Column("modes that round\nto 1 in bf16", [_ends(row, _rounded) for row in rows]),
-    ]
+    rounded = Column("modes that round\nto 1 in bf16", [_ends(row, _rounded) for row in rows])
+    moved = Column("modes\nmoved", [_moved(row) for row in rows])
+    memory = [slowest, *horizon, *[law] * known, moved, rounded]
     return [[label, *trend, *memory]] if settings.width >= WIDE else [[label, *trend], [label, *memory]]
 
 
@@ -169,21 +187,37 @@ def _share(share: float) -> str:
 def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     curves: dict[str, list[tuple[float, float]]] = {}
-    captions = []
+    captions: list[str] = []
+    full = page.settings.full
     for layer in sorted(run.layers, key=urgency):
         points = [(p.step, p.slowest) for p in layer.points if p.slowest and math.isfinite(p.slowest)]
         most = CALM_CURVES if layer.verdict is Verdict.STEADY else MOST_CURVES
         if len(points) > 1 and len(curves) < most:
             letter = LETTERS[len(curves)]
             curves[letter] = [(float(step), float(tau)) for step, tau in points]
-            captions.append(f"{letter} layer {named[layer.name]} {layer.verdict.value}")
+            what = f"{letter} layer {named[layer.name]} {layer.verdict.value}"
+            captions.append(what if full else f"{letter} {named[layer.name]}")
     if not curves:
         return
     limits = {"bf16": 511.5, "fp16": 4095.5} | ({"context": float(run.context_length)} if run.context_length else {})
     left = len(run.layers) - len(curves)
     caption = f"slowest time constant in time steps over train {run.unit}s: " + ", ".join(captions)
     caption += f" ({words.plural(left, 'other layer')} not drawn)" if left else ""
-    page.picture(run_picture(curves, limits, page.settings), caption)
+    if not full:
+        caption = f"slowest τ in steps over train {run.unit}s; layer {', '.join(captions)}"
+        caption = words.shortened(caption, page.settings.width - 2)
+    page.picture(run_picture(curves, limits, page.settings, height=14 if full else LOW), caption)
+
+
+def _short_remarks(run: RunComparison, said: Answer) -> list[str]:
+    """Return what a reader of the short report has to know, and the answer does not say."""
+    nominal = dict.fromkeys(layer.last.title for layer in run.layers if not layer.last.time_invariant)
+    applying = {
+        f"{', '.join(nominal)}: read {AT_REST}": nominal and AT_REST not in said.text,
+        "slow 5 %: the rate that one mode in twenty stays below": any(layer.by_tail for layer in run.layers),
+        f"order: {run.order.value}": run.order is OrderSource.GIVEN,
+    }
+    return [remark for remark, applies in applying.items() if applies]
 
 
 def remarks(run: RunComparison) -> list[str]:
@@ -198,6 +232,6 @@ def remarks(run: RunComparison) -> list[str]:
             layer.by_tail for layer in run.layers
         ),
         reach_note(run): any(limit.projection for layer in run.layers for limit in layer.limits),
-        f"nominal: the decay of {', '.join(nominal)} depends on the input; read with its gates at rest": nominal,
+        f"the decay of {', '.join(nominal)} depends on the input; read {AT_REST}": nominal,
     }
     return [*(remark for remark, applies in applying.items() if applies), *run.notes]

@@ -8,64 +8,118 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.compare.projection import REACH, Unnamed
 from ssmdiag.compare.trend import FEWEST, Verdict
+from ssmdiag.reports.answer import AT_REST, Answer
 from ssmdiag.reports.folding import join_labels
-from ssmdiag.reports.words import capitalised, margin, plural, steps
+from ssmdiag.reports.words import apart, margin, plural, steps
 
 if TYPE_CHECKING:
     from ssmdiag.compare.layer_history import LayerHistory, Limit
     from ssmdiag.compare.projection import Crossing
     from ssmdiag.compare.run import RunComparison
     from ssmdiag.compare.significance import Slope
+    from ssmdiag.reports.answer import Status
 
 MOST_SENTENCES = 6
+"""Layers that `--full` has a sentence on."""
+FEW_SENTENCES = 1
+"""Those besides the one in the answer that a short report has."""
 _REST = {
     Verdict.BROKEN: "not finite",
-    Verdict.CROSSED: "on or past the boundary",
+    Verdict.CROSSED: "at or past the boundary",
     Verdict.CONVERGING: "converging",
     Verdict.RECEDING: "receding",
     Verdict.SETTLED: "settled",
     Verdict.STEADY: "steady",
     Verdict.UNDETERMINED: "undetermined",
 }
-_HEADS = {
-    Verdict.CROSSED: "At the boundary",
-    Verdict.CONVERGING: "Converging to the boundary",
-    Verdict.RECEDING: "Receding from the boundary",
-}
-"""What an answer begins with, where it is not the word in `_REST`."""
 
 
-def answer(run: RunComparison, labels: Sequence[str]) -> str:
-    """Return the verdict on the run: what its worst layer does, and briefly what the others do."""
+def answer(run: RunComparison, labels: Sequence[str]) -> Answer:
+    """Return the answer on a run: what its worst layer does, which others do not stand still, what was not read."""
+    if not run.layers:
+        return Answer("problem", "no layer could be compared")
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
-    worst = min((layer for layer in run.layers if layer.verdict is run.verdict), key=urgency)
-    if len(run.checkpoints) < FEWEST and run.verdict is Verdict.UNDETERMINED:
-        count = len(run.checkpoints)
-        where = f"layer {named[worst.name]}'s" if len(run.layers) > 1 else "the"
-        return (
-            f"Changed most: {where} {_change(worst)}. Whether that is a trend, {count} checkpoints cannot tell; "
-            f"{FEWEST} or more can."
-        )
-    head = f"{_HEADS.get(run.verdict) or capitalised(_REST[run.verdict])}: {_said(worst, run, named)}."
+    worst = worst_of(run)
+    status, text = _worst(worst, run, named)
+    if run.problems:
+        status, text = "problem", f"only partly read ({plural(len(run.problems), 'problem')}); {text}"
+    calm = (Verdict.STEADY, Verdict.SETTLED)
     rest = {v: [named[o.name] for o in run.layers if o.verdict is v and o is not worst] for v in Verdict}
-    if run.verdict is Verdict.STEADY:
-        rest[Verdict.STEADY] = []
-    others = [f"{join_labels(where, 4)} {_REST[v]}" for v, where in rest.items() if where]
-    return head + (f" Other layers: {'; '.join(others)}." if others else "")
+    others = [f"{join_labels(where, 4)} {_REST[v]}" for v, where in rest.items() if where and v not in calm]
+    text += f"; other layers: {', '.join(others)}" if others else ""
+    if status == "ok" and AT_REST not in text and not all(layer.last.time_invariant for layer in run.layers):
+        text += f"; read {AT_REST}"
+    return Answer(status, text)
 
 
-def layer_sentences(run: RunComparison, labels: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence on every layer that moves or cannot be judged, the most urgent first; on six at most."""
+def worst_of(run: RunComparison) -> LayerHistory:
+    """Return the layer that the answer is about."""
+    return min((layer for layer in run.layers if layer.verdict is run.verdict), key=urgency)
+
+
+def layer_sentences(run: RunComparison, labels: Sequence[str], *, full: bool = True) -> Iterator[str]:
+    """Yield a sentence on every layer that moves or cannot be judged, the most urgent first.
+
+    On six at most; unless `full`, on one besides the layer that the answer is about, and then how many more there are.
+    """
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     quiet = [Verdict.STEADY, Verdict.SETTLED]
     if len(run.checkpoints) < FEWEST:
         quiet.append(Verdict.UNDETERMINED)
     telling = sorted((layer for layer in run.layers if layer.verdict not in quiet), key=urgency)
-    for layer in telling[:MOST_SENTENCES]:
-        yield f"layer {named[layer.name]}: {said_of(layer, run)}"
-    if len(telling) > MOST_SENTENCES:
-        left = [named[layer.name] for layer in telling[MOST_SENTENCES:]]
-        yield f"layers {join_labels(left)}: in the table (--all) and in --format json"
+    if not full:
+        telling = [layer for layer in telling if layer is not worst_of(run)]
+    most = MOST_SENTENCES if full else FEW_SENTENCES
+    for layer in telling[:most]:
+        yield f"layer {named[layer.name]}: {said_of(layer, run, brief=not full)}"
+    if left := [named[layer.name] for layer in telling[most:]]:
+        where = "--full" if not full else "in the table (--all) and in --format json"
+        yield f"layer{'s' * (len(left) > 1)} {join_labels(left)}: {where}"
+
+
+def _worst(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) -> tuple[Status, str]:
+    """Return the status of a run by its most urgent layer, and what that layer does."""
+    where = f"layer {named[layer.name]}" if len(run.layers) > 1 else "its layer"
+    count, over = len(run.checkpoints), f"over {plural(len(run.checkpoints), 'checkpoint')}"
+    said = said_of(layer, run, brief=True)
+    if layer.verdict is Verdict.BROKEN:
+        return "problem", f"{where}: {said}"
+    if layer.verdict is Verdict.CROSSED:
+        status: Status = "problem" if layer.last.unstable or layer.fails("crossing") else "warning"
+        if status == "warning" and _by_design(layer):
+            status = "ok"
+        return status, f"{where} is at the boundary: {said}" if status != "problem" else f"{where}: {said}"
+    if layer.verdict is Verdict.CONVERGING:
+        return "problem" if layer.fails("crossing") else "warning", f"{where} converges to the boundary: {said}"
+    if layer.verdict is Verdict.UNDETERMINED:
+        if count < FEWEST:
+            few = f"{count} checkpoints cannot tell a trend, {FEWEST} or more can"
+            return "undetermined", f"{few}; changed most: {where}, {_change(layer)}"
+        return "undetermined", f"{over} no trend of {where} can be told from noise: {said}"
+    if layer.verdict is Verdict.RECEDING:
+        return "ok", f"no layer nears the boundary; {where} recedes from it: {said}"
+    if layer.verdict is Verdict.SETTLED:
+        return "ok", f"no layer drifts any more; {where} moved most: {said}"
+    return _still(run, named)
+
+
+def _by_design(layer: LayerHistory) -> bool:
+    """Whether the family's decay is fixed, so that a mode that does not decay is no fault of the training."""
+    from ssmdiag.families import known_families
+
+    return any("fixed decay" in family.traits for family in known_families() if family.name == layer.last.family)
+
+
+def _still(run: RunComparison, named: Mapping[str, str]) -> tuple[Status, str]:
+    """Return the status of a run in which no layer moved, and how little it did."""
+    largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
+    over = f"over {plural(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
+    if largest == 0:
+        text = _unmoved(run, named, over)
+        unseen = not all(layer.last.time_invariant for layer in run.layers) and run.steering_changed != {}
+        alike = all(layer.first.rate == layer.last.rate for layer in run.layers)
+        return "undetermined" if unseen and alike else "ok", text
+    return "ok", f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
 
 
 def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
@@ -76,7 +130,7 @@ def _unmoved(run: RunComparison, named: Mapping[str, str], over: str) -> str:
         return f"no layer's decay changed at all {over}"
     if run.steering_changed == {}:
         return f"no layer's decay changed at all {over}, nor what steers it by the input"
-    still = f"no layer's decay changed at the nominal point {over}"
+    still = f"no layer's decay changed {over} {AT_REST}"
     if not run.steering_changed:
         return f"{still}; not all that steers it by the input could be compared"
     tensors = list(dict.fromkeys(name for names in run.steering_changed.values() for name in names))
@@ -113,20 +167,7 @@ def said_of(layer: LayerHistory, run: RunComparison, *, brief: bool = False) -> 
         return f"{_change(layer)}, and kept within {late} in the second half of the run"
     if layer.verdict is Verdict.STEADY:
         return "its decay did not change at all" if trend.spread == 0 else _change(layer)
-    return f"{_change(layer)}; {_doubt(layer, run)}"
-
-
-def _said(layer: LayerHistory, run: RunComparison, named: dict[str, str]) -> str:
-    if layer.verdict is Verdict.STEADY:
-        largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
-        over = f"over {plural(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
-        if largest == 0:
-            return _unmoved(run, named, over)
-        return f"no layer's slowest mode moved by more than {_percent(math.expm1(largest))} {over}"
-    if layer.verdict in (Verdict.BROKEN, Verdict.CROSSED):
-        return f"in layer {named[layer.name]}, {said_of(layer, run)}"
-    whose = f"layer {named[layer.name]}'s" if len(run.layers) > 1 else "its"
-    return f"{whose} {said_of(layer, run, brief=True)}"
+    return f"{_change(layer)}; {_doubt(layer, run, brief=brief)}"
 
 
 def _change(layer: LayerHistory) -> str:
@@ -143,7 +184,8 @@ def _change(layer: LayerHistory) -> str:
         moved = f"{'fell' if last < first else 'rose'} {steps(max(first / last, last / first))}-fold"
     else:
         moved = f"{'fell' if last < first else 'rose'} {_percent(last / first - 1)}"
-    return f"{what} {moved} ({margin(first)} → {margin(last)})"
+    before, after = apart(first, last)
+    return f"{what} {moved} ({before} → {after})"
 
 
 def _percent(share: float) -> str:
@@ -217,7 +259,7 @@ def _pace(slope: Slope, unit: str, *, down: bool) -> str:
     sign = -1 if down else 1
     times = sorted(math.log(2) / (sign * s) if sign * s > 0 else math.inf for s in (slope.low, slope.value, slope.high))
     fast, middle, slow = (step(time) if math.isfinite(time) else "never" for time in times)
-    return f"{middle} {unit}s ({fast} to {slow})"
+    return f"{middle} {unit}{'s' * (middle != '1')} ({fast} to {slow})"
 
 
 def step(value: float | None) -> str:
@@ -233,8 +275,8 @@ def step(value: float | None) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _doubt(layer: LayerHistory, run: RunComparison) -> str:
-    """Return why the layer has no verdict."""
+def _doubt(layer: LayerHistory, run: RunComparison, *, brief: bool) -> str:
+    """Return why the layer has no verdict; in brief, without the null model that was not rejected."""
     trend = layer.trend
     assert trend is not None
     if trend.points < FEWEST:
@@ -242,6 +284,8 @@ def _doubt(layer: LayerHistory, run: RunComparison) -> str:
     if trend.p <= 0.05:
         return f"among {len(run.layers)} layers chance alone gives one like this (p = {trend.p:.2g} by itself)"
     chance = _percent(trend.p)
+    if brief:
+        return f"chance alone moves a layer as far in up to {chance} of runs"
     reasons = {
         trend.p_rank: f"noise without a trend is as well ordered in {chance} of runs",
         trend.p_walk: f"a random walk without a drift goes as far in {chance} of runs",

@@ -25,11 +25,11 @@ def page(compared: ModelComparison | ModelTable, *, command: str = "") -> Page:
     sides = _sides(compared)
     names = letters(len(sides))
     two = isinstance(compared, ModelComparison)
-    verdict = pair_answer(compared) if isinstance(compared, ModelComparison) else table_answer(compared, names)
+    verdict = pair_answer(compared) if isinstance(compared, ModelComparison) else table_answer(compared)
     data = plain(models_document(compared) if isinstance(compared, ModelComparison) else table_document(compared))
     documents = [data["a"], data["b"]] if two else data["models"]
     made = Page(
-        f"{words.plural(len(sides), 'model')} compared: memory", verdict, "error" if compared.problems else "plain"
+        f"{words.plural(len(sides), 'model')} compared: memory", verdict.line, "error" if compared.problems else "plain"
     )
     if compared.problems:
         made.heading("Not read")

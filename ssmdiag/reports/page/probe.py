@@ -34,7 +34,7 @@ def page(
     unseen = any(layer.observed is None for layer in memory.layers)
     made = Page(
         f"{words.checkpoint_name(shown.model)}: observed memory",
-        answer(memory, labels),
+        answer(memory, labels).line,
         "warning" if unseen else "plain",
     )
     _layers(made, data["layers"], labels, "Layers")
@@ -46,7 +46,7 @@ def page(
     for (texts, other), told in zip(compared, data["compared"], strict=True):
         others = label_layers([layer.name for layer in other.layers])
         made.heading(f"On {', '.join(texts.texts)}")
-        made.answer(answer(other, others), "plain")
+        made.answer(answer(other, others).line, "plain")
         _layers(made, told["layers"], others, "")
         made.gallery(_pictures(other, others))
         _use(made, told["use"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.json import SCHEMA_VERSION, pick, plain
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def document(memory: ProbedMemory, shown: Shown, compared: Sequence[tuple[Shown,
 
 def _observed(memory: ProbedMemory, shown: Shown) -> dict[str, Any]:
     """Return what depends on the texts."""
+    from ssmdiag.reports.probe.text import answer
+
     return {
+        **pick(answer(memory, label_layers([layer.name for layer in memory.layers])), "status answer=text"),
         "text": list(shown.texts),
         **pick(memory, "length texts tokens left_out"),
         "layers": [_layer(layer) for layer in memory.layers],

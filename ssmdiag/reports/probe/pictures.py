@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 Curve = Sequence[tuple[float, float]]
 
 
-def retention_picture(nominal: Curve, observed: Curve, settings: Settings) -> list[str]:
+def retention_picture(nominal: Curve, observed: Curve, settings: Settings, *, height: int = 10) -> list[str]:
     """Return two curves of (lag, share left) against log lag, from nothing to all."""
     rest, dot = ("·", "dot") if settings.unicode else (".", "*")
-    return _shares([(nominal, rest), (observed, dot)], settings)
+    return _shares([(nominal, rest), (observed, dot)], settings, height)
 
 
-def use_picture(lost: Curve, settings: Settings) -> list[str]:
+def use_picture(lost: Curve, settings: Settings, *, height: int = 10) -> list[str]:
     """Return how much of the past's effect is kept with so many steps of it, from (steps, share that is lost)."""
-    return _shares([([(steps, 1 - share) for steps, share in lost], "dot" if settings.unicode else "*")], settings)
+    kept = [(steps, 1 - share) for steps, share in lost]
+    return _shares([(kept, "dot" if settings.unicode else "*")], settings, height)
 
 
-def _shares(curves: Sequence[tuple[Curve, str]], settings: Settings) -> list[str]:
+def _shares(curves: Sequence[tuple[Curve, str]], settings: Settings, height: int) -> list[str]:
     """Return curves of shares against log lag by their markers."""
     last = max((lag for curve, _ in curves for lag, _ in curve), default=0.0)
     if not last:
         return []
-    figure = open_figure(settings, 100, 10)
+    figure = open_figure(settings, 100, height)
     for curve, marker in curves:
         draw(figure, [(math.log10(1 + lag), min(max(left, 0.0), 1.0)) for lag, left in curve], marker)
     figure.ruler("y").lim(0, 1)

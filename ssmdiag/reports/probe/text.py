@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.console import Column, Page
+from ssmdiag.reports.answer import Answer
+from ssmdiag.reports.console import Column, Page, few
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import heat_map
 from ssmdiag.reports.probe.pictures import retention_picture, use_picture
@@ -17,9 +18,14 @@ from ssmdiag.reports.probe.pictures import retention_picture, use_picture
 if TYPE_CHECKING:
     from ssmdiag.probing.probe import ProbedLayer, ProbedMemory
     from ssmdiag.probing.retention import HalfLives
+    from ssmdiag.reports.answer import Status
     from ssmdiag.reports.interface import Settings
     from ssmdiag.reports.probe.json import Shown
 
+FEW_ROWS, MOST_REMARKS = 5, 4
+"""Rows of the table and remarks of a short report."""
+HIGH, LOW = 10, 7
+"""Lines of a picture, with `--full` and without."""
 WIDE = 100
 """Columns from which on the table has every column."""
 USE_CAPTION = "share of the past's effect on the answers kept with so many steps of it"
@@ -35,25 +41,60 @@ def report(memory: ProbedMemory, shown: Shown, settings: Settings, compared: Seq
     memory, shown, compared = printable_record((memory, shown, tuple(compared)))
     labels = label_layers([layer.name for layer in memory.layers])
     page = Page(settings)
-    page.paragraph(answer(memory, labels), "bold")
-    page.paragraph(_heading(memory, shown))
-    if not settings.quiet and memory.layers:
-        page.table(_columns(memory.layers, labels, settings))
-        if settings.plots:
-            _pictures(page, memory.layers, labels)
-    if not settings.quiet and settings.plots and memory.use:
-        page.picture(use_picture(memory.use.by_cutting.lost, settings), USE_CAPTION)
-    if not settings.quiet and any(layer.observed and layer.observed.rounded_state for layer in memory.layers):
-        page.gap()
-        page.paragraph(ROUNDED_CAPTION)
-        page.table(_rounded(memory.layers, labels))
-    page.remarks([*use_remarks(memory), *remarks(memory, labels, settings.width >= WIDE)])
+    said = answer(memory, labels)
+    page.paragraph(said.line, said.style)
+    if not settings.quiet:
+        page.paragraph(_heading(memory, shown))
+        _body(page, memory, labels)
+        if settings.full:
+            page.remarks([*use_remarks(memory), *remarks(memory, labels, settings.width >= WIDE)])
+        else:
+            page.remarks(_short_remarks(memory, labels))
     for texts, other in compared:
         page.gap()
-        page.paragraph(f"On {', '.join(texts.texts)}: {_uncapitalised(answer(other, labels))}", "bold")
+        page.paragraph(f"On {', '.join(texts.texts)}: {answer(other, labels).text}", "bold")
         if not settings.quiet and other.layers:
-            page.table(_columns(other.layers, labels, settings))
+            page.tables(_columns(*_shown(other.layers, labels, settings), settings))
     return page.text()
+
+
+def _body(page: Page, memory: ProbedMemory, labels: Sequence[str]) -> None:
+    """Write tables and pictures: of a short report one each, of the layers that retain longest."""
+    settings = page.settings
+    if memory.layers:
+        page.tables(_columns(*_shown(memory.layers, labels, settings), settings))
+    if settings.plots and (settings.full or not memory.use):
+        _pictures(page, memory.layers, labels)
+    if settings.plots and memory.use:
+        picture = use_picture(memory.use.by_cutting.lost, settings, height=HIGH if settings.full else LOW)
+        page.picture(picture, USE_CAPTION)
+    if settings.full and any(layer.observed and layer.observed.rounded_state for layer in memory.layers):
+        page.gap()
+        page.paragraph(ROUNDED_CAPTION)
+        page.tables(_rounded(memory.layers, labels))
+
+
+def _shown(
+    layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Settings
+) -> tuple[Sequence[ProbedLayer], Sequence[str]]:
+    """Return the layers of the table and their labels: of a short report those that retain longest."""
+    if settings.full or settings.all_layers or len(layers) <= FEW_ROWS:
+        return layers, labels
+    longest = sorted(sorted(range(len(layers)), key=lambda k: -_p95(layers[k]))[:FEW_ROWS])
+    return [layers[k] for k in longest], [labels[k] for k in longest]
+
+
+def _short_remarks(memory: ProbedMemory, labels: Sequence[str]) -> list[str]:
+    """Return what a reader of the short report has to know."""
+    said = [
+        f"not observed: layer {label}: {layer.error}"
+        for layer, label in zip(memory.layers, labels, strict=True)
+        if layer.error
+    ]
+    said += list(use_remarks(memory))[-1:] if memory.use is None else []
+    if len(memory.layers) > FEW_ROWS:
+        said.append(f"the {FEW_ROWS} of {len(memory.layers):,} layers that retain longest: --full")
+    return few([*said, *(f"left out: {sentence}" for sentence in memory.left_out)], MOST_REMARKS)
 
 
 def _heading(memory: ProbedMemory, shown: Shown) -> str:
@@ -63,28 +104,35 @@ def _heading(memory: ProbedMemory, shown: Shown) -> str:
     return f"{words.checkpoint_name(shown.model)}  {families}  {texts}{source}  {memory.device} {memory.dtype}"
 
 
-def answer(memory: ProbedMemory, labels: Sequence[str]) -> str:
-    """Return what the model uses of its past and what its layers retain of it, in a sentence each."""
-    return " ".join(part for part in (memory.use.sentence if memory.use else "", _retained(memory, labels)) if part)
+def answer(memory: ProbedMemory, labels: Sequence[str]) -> Answer:
+    """Return what the model uses of its past, and what its layers retain of it."""
+    use, errors = memory.use, sum(layer.error is not None for layer in memory.layers)
+    parts = [_uncapitalised(use.sentence).rstrip(".")] if use else []
+    told = use is not None and "half" not in use.by_cutting.untold
+    status: Status = ("warning" if use.by_cutting.none else "ok") if use and told else "undetermined"
+    if errors:
+        status = "problem"
+        parts.insert(0, f"{errors:,} of {words.plural(len(memory.layers), 'layer')} could not be observed")
+    return Answer(status, "; ".join(part for part in (*parts, _retained(memory, labels)) if part))
 
 
 def _retained(memory: ProbedMemory, labels: Sequence[str]) -> str:
     seen = [(layer, label) for layer, label in zip(memory.layers, labels, strict=True) if layer.observed]
     if not seen:
         if memory.layers:
-            return "No layer could be observed."
-        return "" if memory.use else f"{memory.model} has no layer whose memory ssmdiag can observe."
+            return "no layer could be observed"
+        return "" if memory.use else f"{memory.model} has no layer whose memory ssmdiag can observe"
     layer, label = max(seen, key=lambda one: _p95(one[0]))
     assert layer.observed is not None
     lives = layer.observed.half_life
-    where = f"Layer {label} retains longest: half" if len(memory.layers) > 1 else "Half"
+    where = f"layer {label} retains longest: half" if len(memory.layers) > 1 else "half"
     if len(memory.layers) > 1 and _is_sampled(layer):  # which is first may be by their choice
-        where = f"Of the channels looked at, those of layer {label} retain longest: half"
-    text = f"{where} of a state is gone after {_said(lives, 'median')} steps in the median, "
+        where = f"of the channels looked at, those of layer {label} retain longest: half"
+    text = f"{where} of a state is gone after {_said(lives, 'median')} in the median, "
     text += f"one in twenty lasts for {_said(lives, 'p95')}{' or more' * ('p95' not in lives.at_least)}"
     if layer.nominal:
         text += f"; with the gates at rest, {words.steps(layer.nominal.median)} and {words.steps(layer.nominal.p95)}"
-    return f"{text}."
+    return text
 
 
 def _is_sampled(layer: ProbedLayer) -> bool:
@@ -92,7 +140,7 @@ def _is_sampled(layer: ProbedLayer) -> bool:
 
 
 def _said(lives: HalfLives, name: str) -> str:
-    return f"{'at least ' * (name in lives.at_least)}{words.steps(getattr(lives, name))}"
+    return f"{'at least ' * (name in lives.at_least)}{words.in_steps(getattr(lives, name))}"
 
 
 def _p95(layer: ProbedLayer) -> float:
@@ -153,10 +201,10 @@ def _columns(layers: Sequence[ProbedLayer], labels: Sequence[str], settings: Set
         ),
         (True, Column("observed\nmedian", lives("median"))),
         (True, Column("\n95 %", lives("p95"))),
-        (True, Column("\n99 %", lives("p99"))),
+        (settings.full, Column("\n99 %", lives("p99"))),
         (True, Column("beyond\nthe text", share("censored"))),
-        (True, Column("tokens\nhold", share("hold"))),
-        (True, Column("\nreset", share("reset"))),
+        (settings.full, Column("tokens\nhold", share("hold"))),
+        (settings.full, Column("\nreset", share("reset"))),
         (True, Column("law,\nover lags", [_law(layer) for layer in layers], "left", wraps=True, overflow="fold")),
     ]
     return [column for is_shown, column in columns if is_shown]
@@ -220,8 +268,10 @@ def _pictures(page: Page, layers: Sequence[ProbedLayer], labels: Sequence[str]) 
     dot, rest = ("•", "·") if page.settings.unicode else ("*", ".")
     caption = f"layer {label}: share of a state left after so many steps: observed {dot}, at rest {rest}"
     curves = {"observed": longest.observed.retention, "nominal": longest.nominal_retention}
-    page.picture(retention_picture(curves["nominal"], curves["observed"], page.settings), caption)
-    if len(rows) > 1:
+    full = page.settings.full
+    height = HIGH if full else LOW
+    page.picture(retention_picture(curves["nominal"], curves["observed"], page.settings, height=height), caption)
+    if len(rows) > 1 and full:
         page.picture(heat_map(rows, page.settings), "the same of every layer, observed")
 
 
