@@ -127,7 +127,7 @@ def test_the_report_of_a_growing_channel_is_drawn(write_model) -> None:  # type:
     }  # fmt: skip
     state["layer.kernel.A_real"][1, 0] = -1e-4
     found = diagnose(write_model(state), assume={"real_transform": "none"})
-    text = render([found], "text", Settings(width=100))
+    text = render([found], "text", Settings(width=100, full=True))
     assert "A growing mode reaches the output" in text
     assert "Forgets exponentially" not in text
     assert found.layers[0].horizon is not None
