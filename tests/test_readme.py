@@ -14,6 +14,7 @@ import typer
 from ssmdiag import known_families
 from ssmdiag.check.configuration import read_configuration
 from ssmdiag.cli.app import COMMANDS, make_app
+from ssmdiag.cli.glossary import find_term
 from ssmdiag.families.mapfile import read_map
 from tests.cli.conftest import run as run
 
@@ -133,6 +134,12 @@ def test_every_family_stands_in_the_readme(request: pytest.FixtureRequest) -> No
         README.write_text(text, encoding="utf-8")
     (match,) = TABLE.finditer(text)
     assert match[0] == match["head"] + expected
+
+
+def test_the_words_of_the_numbers_are_those_that_explain_knows() -> None:
+    words = re.findall(r"^(?:- |  )\*\*([^*]+)\*\*", TEXT, re.MULTILINE)
+    assert len(words) == 8
+    assert [term.name for word in words if (term := find_term(word))] == words
 
 
 def test_links_lead_somewhere() -> None:
