@@ -5,6 +5,7 @@ that trains on Python's sources, on a few made up here.
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -199,3 +200,14 @@ def test_the_model_on_bytes_is_trained_saved_and_read_by_transformers(on_bytes: 
     tokens = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), live(tokens).logits)
+
+
+def test_the_shipped_mamba_on_bytes_is_the_recurrence_of_what_the_script_makes(on_bytes: ModuleType) -> None:
+    recurrences = extract_recurrences(EXAMPLES / "mamba-bytes")
+    config = json.loads((EXAMPLES / "mamba-bytes" / "config.json").read_text(encoding="utf-8"))
+    assert config == on_bytes.Mamba(128).config
+    assert [tuple(recurrence.log_eigenvalues.shape) for recurrence in recurrences] == [(256, 16)] * 3
+    A_log = load_file(EXAMPLES / "mamba-bytes" / "model.safetensors")["backbone.layers.2.mixer.A_log"]
+    step = load_file(EXAMPLES / "mamba-bytes" / "model.safetensors")["backbone.layers.2.mixer.dt_proj.bias"]
+    rate = torch.nn.functional.softplus(step.double())[:, None] * A_log.double().exp()
+    torch.testing.assert_close(recurrences[2].rate, rate)

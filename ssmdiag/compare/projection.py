@@ -10,6 +10,14 @@ than its steps allow. No step is named where the run slows down,
 
 because a line through a flattening curve meets every limit, and no interval about it is valid. Then a bound is given:
 at the slower pace of the late half and of the last quarter, the limit is not reached before this step.
+
+In the simulations of `trend`, a step was named in 97 % of the constant drifts that were found, and its interval held in
+95 %; under cosine and linear schedules, decays over 40 % of the run or more, and saturation within half of it, one was
+named in 4 %. Of constant drifts 3 % were taken for slowing ones, and then the bound is later than the crossing. What
+has hardly begun to slow cannot be told from a few weights: a decay of the learning rate in the last fifth of a run
+passes for none in most, and one that slows smoothly under 20 checkpoints stays undetermined, as steps that keep their
+direction would look the same. Where the files hold the optimiser's state, the trend is drawn over the integral of the
+learning rate, and no step is named once that falls; else projections say that they assume it stays.
 """
 
 from __future__ import annotations

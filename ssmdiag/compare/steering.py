@@ -3,7 +3,9 @@
 A selective layer's nominal decay is read at the bias of its gates: projections that were zeroed, shuffled or never
 merged do not change it. Each family names its tensors by role (`Family.steering`), so that they can be compared
 between spellings that fuse, split or transpose them. Packed ones are compared byte by byte, MLX's also by
-value as far as their rounding shows, others not at all.
+value as far as their rounding shows, others not at all. Where tensors cannot be compared, only the nominal point is
+known to be the same: "Not proven". Channels of Mamba-1 that moved as a whole are followed into their order; heads of
+other families are not, which is "Not proven" as well.
 
 One tensor of each side is in memory at a time, in its stored type; rows are widened to float64 block by block.
 """

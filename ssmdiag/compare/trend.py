@@ -10,7 +10,13 @@ steps mislead a test for random walks too. A trend is therefore accepted only if
 
 and, of the smallest of many rates, which falls by itself where all of them wander, a fourth (`mode_drift`): the
 modes that were slowest at first must have fallen. The p-value is the largest of these, and the interval of the slope
-is the hull of Sen's (1968) and of both drifts'. tests/trend_worlds.py measures how often each is wrong.
+is the hull of Sen's (1968) and of both drifts'.
+
+In simulated runs of 7 to 60 checkpoints without a drift (tests/compare/trend_worlds.py), 8 % at most were called
+converging or receding: 6 % of walks with normal, wild and dying steps, 8 % with gradients that turn within 1.2
+checkpoints and with averages of .995 and .999, 3 % of layers of 512 modes that wander. Drifts of 5 to 20 % a
+checkpoint, in noise of up to 0.4 of that, were found in 90 % at 7 checkpoints and in 97 % from 12 on; in noise of half
+the drift, 7 checkpoints show every other one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,11 @@
 
 Complex eigenvalues in one tensor (a complex dtype, or a last axis 2 of re, im) take the map `none`
 or `direct`: λ = −w, λ = w. Tensors of one declaration share the text before the last `*`.
+
+The error for an unknown model prints a map only where names and values leave one reading: a projection, a regulariser
+or a step is never taken for a decay, and where `exp` and `softplus` would both do, the candidates are listed, each with
+what keeps it from being read. A `discrete` domain that the values prove wrong, as every f(w) is 1 or more, is refused;
+so is a guess by which no mode decays. A map without `reviewed` is the user's own.
 """
 
 from __future__ import annotations
@@ -154,7 +159,10 @@ def _declaration(table: Mapping[str, Any], where: str) -> tuple[str | None, Decl
         missing.append("step (1.0 if time has no step)")
     missing += [f"{key}_axes" for key in ("input", "output") if key in table and f"{key}_axes" not in table]
     if missing:
-        raise MapFileError(f"{where}: missing {', '.join(missing)}.", advice="add it; README, `--map`, explains each.")
+        raise MapFileError(
+            f"{where}: missing {', '.join(missing)}.",
+            advice="add it; `python -m pydoc ssmdiag.families.mapfile` explains each.",
+        )
     misplaced = [key for key in ("step", "discretisation") if key in table and table["domain"] != "continuous"]
     misplaced += [
         f"{key}_{rest}" for key in TENSOR_KEYS[1:] for rest in ("axes", "map")

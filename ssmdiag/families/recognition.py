@@ -312,7 +312,7 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
     sample = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *offer.text.split("\n")]
     return UnknownFamilyError(
         f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors).",
-        advice='`ssmdiag families` lists what is known; README, "Adding a family".',
+        advice='`ssmdiag families` lists what is known; README, "What it reads".',
         details=details,
         sample=sample if offer.text else (),
     )

@@ -2,8 +2,9 @@
 
     E(τ) = Σ_{τ≤t<L} K_t²
 
-Taps are (copy, channel, lag) float64; energies sum over copies. Squares add up from the far end on, so that a small
-tail keeps its digits.
+A convolution has no eigenvalues and no half-life: K taps remember K − 1 steps. `horizon` is the last tap that is not
+zero, the law is the one that the taps follow, else `finite`. Taps are (copy, channel, lag) float64; energies sum over
+copies. Squares add up from the far end on, so that a small tail keeps its digits.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Formula. tr((G + N)⁻¹ G) with G_ij = 1/(1 − λ̄_i λ̄_j*) and N_ii = (ε²/3) G_ii/(1 − |λ̄_i|²), the noise in the state
 when every step rounds it to relative precision ε: how many of N modes a readout can distinguish (P2, arXiv 2510.00563;
-README, capacity). Compared with the family's initialisations.
+`ssmdiag explain capacity`). Compared with the family's initialisations.
 
 Why it hurts. N modes cost N states of memory and of compute. Modes with nearly equal decays hold nearly the same
 numbers: a readout that distinguishes them amplifies the state's rounding.

@@ -1,6 +1,7 @@
 """A run as far as it has come: what `compare` says of its layers, from numbers kept of every checkpoint.
 
-Checkpoints may be deleted once they are read, as trainers do that keep the last few.
+Checkpoints may be deleted once they are read, as trainers do that keep the last few. A test that is repeated after
+every checkpoint, as by `watch --fail-on converging`, lets chance in more often than one at the end of the run.
 """
 
 from __future__ import annotations

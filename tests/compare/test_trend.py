@@ -1,6 +1,6 @@
 """Trends in a few checkpoints: against scipy, by brute force, and by how often chance is called a trend.
 
-The rates asserted here are the ones the README and `ssmdiag.compare.trend` state.
+The rates asserted here are the ones `ssmdiag.compare.trend` states.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How often `compare` is fooled and how often it finds what is there, in simulated runs: the rates the README states.
+"""How often `compare` is fooled and how often it finds what is there, in simulated runs: the rates
+`ssmdiag.compare.trend` and `projection` state.
 
 The slow test prints them all (`pytest -m slow -s tests/compare/test_trend_worlds.py`).
 """
