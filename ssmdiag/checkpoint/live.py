@@ -51,7 +51,7 @@ class LiveModule:
     def load(self, name: str) -> Tensor:
         values = _evaluate(self.places[name])
         # Values already read must not change with training.
-        return self._value(name, values) if self._value else values.clone()
+        return self._value(name, values) if self._value else with_values(name, values).clone()
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Do nothing: all of it is in memory."""
@@ -86,9 +86,14 @@ def as_checkpoint(container: LiveModule, module: nn.Module, config: Any = None) 
 
 def copied(name: str, values: Tensor) -> Tensor:
     """Return a copy, which does not change with training. Raises CheckpointError for a tensor without values."""
+    return whole_values(name, with_values(name, values).detach()).clone()
+
+
+def with_values(name: str, values: Tensor) -> Tensor:
+    """Return the tensor itself. Raises CheckpointError where it is on the meta device."""
     if values.device.type == "meta":
         raise CheckpointError(f"{name} is on the meta device: it has a shape and no values.", advice=LOAD_FIRST)
-    return whole_values(name, values.detach()).clone()
+    return values
 
 
 def require_values(name: str, tensors: Iterable[Any]) -> None:

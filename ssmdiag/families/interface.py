@@ -47,9 +47,10 @@ class Spelling:
     """One way in which a family's tensors are named on disk.
 
     `tensors` maps a name local to the module to its axes: `"channel mode"` binds two axis names that
-    must agree between siblings, `head*mode` is their product, a number must match exactly, `_` is any
-    size, `complex: …` a complex dtype, `float64: …` that dtype. The first tensor is the telltale: where
-    it is found without the others, the report says which one is missing.
+    must agree between siblings, `head*mode` is their product, `mode+2*head` a sum (where it comes to
+    something else, it is another family), a number must match exactly, `_` is any size, `complex: …` a
+    complex dtype, `float64: …` that dtype. The first tensor is the telltale: where it is found without
+    the others, the report says which one is missing.
     """
 
     name: str

@@ -327,12 +327,13 @@ def _values_of(stored: StoredTensor) -> Tensor:
 def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, int] | None, str | None]:
     """Return the axis sizes of a spelling in these tensors, and a sentence if tensors disagree.
 
-    The axes are None where the number of axes, fixed sizes, dtypes or a required tensor's own proportions (4 × hidden,
-    hidden) rule the spelling out.
+    The axes are None where the number of axes, fixed sizes, dtypes, a required tensor's own proportions (4 × hidden,
+    hidden) or a sum of axes rule the spelling out.
     """
     axes: dict[str, int] = {}
     source: dict[str, str] = {}
     products: list[tuple[str, int, StoredTensor]] = []
+    sums: list[tuple[str, int]] = []
     folded: list[tuple[str, int]] = []
     defect = None
     for local, pattern in {**spelling.tensors, **spelling.optional}.items():
@@ -355,6 +356,8 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
             if token.isdigit():
                 if int(token) != size and local in spelling.tensors:
                     return None, None
+            elif "+" in token:
+                sums.append((token, size))
             elif "*" in token:
                 products.append((token, size, tensor))
             elif token != "_" and axes.setdefault(token, size) != size:
@@ -368,8 +371,10 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
             axes[unknown[0]] = size // known
         elif size != known if not unknown else known and size % known:
             defect = defect or _disagree(tensor, f"its siblings make {token.replace('*', ' × ')} = {known}")
+    if any(size != total for token, size in sums if (total := _total(token, axes)) is not None):
+        return None, None
     for token, size in folded:
-        if "*" not in token:
+        if token.isidentifier():
             axes.setdefault(token, size)
     return axes, defect
 
@@ -377,13 +382,15 @@ def bind_axes(spelling: Spelling, stored: Mapping[str, StoredTensor]) -> tuple[d
 def _has_proportions(tokens: list[str], shape: tuple[int, ...]) -> bool:
     """Whether sizes agree with each other where a tensor's pattern relates them."""
     own = {token: size for token, size in zip(tokens, shape, strict=True) if token.isidentifier() and token != "_"}
-    for token, size in zip(tokens, shape, strict=True):
-        factors = token.split("*")
-        if all(factor.isdigit() or factor in own for factor in factors):
-            wanted = math.prod(int(factor) if factor.isdigit() else own[factor] for factor in factors)
-            if wanted != size:
-                return False
-    return True
+    totals = ((_total(token, own), size) for token, size in zip(tokens, shape, strict=True))
+    return all(total in (None, size) for total, size in totals)
+
+
+def _total(token: str, axes: Mapping[str, int]) -> int | None:
+    """Return what a sum of products of axes comes to; None where one of the axes is not known."""
+    terms = [[int(f) if f.isdigit() else axes.get(f) for f in term.split("*")] for term in token.split("+")]
+    known = [math.prod(factor for factor in term if factor is not None) for term in terms if None not in term]
+    return sum(known) if len(known) == len(terms) else None
 
 
 def _disagree(tensor: StoredTensor, but: str) -> str:

@@ -204,11 +204,17 @@ class _Index:
         there, lacking = (sum(1 / len(self.users[local]) for local in locals_) for locals_ in (present, missing))
         for local, pattern in spelling.tensors.items():
             if local in present:
-                stored = self.checkpoint[join(path, local)]
-                axes, _ = bind_axes(spelling, {local: stored})
+                one = self.checkpoint[join(path, local)]
+                axes, _ = bind_axes(spelling, {local: one})
                 if axes is None:
                     lacking += 1
-                    reason = reason or f"{stored.name} is {stored.dtype} {stored.shape}, expected ({pattern})"
+                    reason = reason or f"{one.name} is {one.dtype} {one.shape}, expected ({pattern})"
+        if not reason:
+            stored = {local: self.checkpoint[join(path, local)] for local in spelling.tensors}
+            if bind_axes(spelling, stored)[0] is None:
+                shapes = " and ".join(f"{tensor.name} {tensor.shape}" for tensor in stored.values())
+                patterns = ", ".join(f"({pattern})" for pattern in spelling.tensors.values())
+                reason = f"{shapes} do not fit together, expected {patterns}"
         return NearMiss(family, spelling, path, tuple(present), missing, reason, there / (there + lacking))
 
     def _ruled_out(self, family: Family, spelling: Spelling, path: str) -> bool:

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ssmdiag
+from ssmdiag.checkpoint.live import LiveModule, as_checkpoint
 from ssmdiag.compare.models import tabulate_models
 from ssmdiag.errors import CheckpointError, LayerError, PartialModelError, UnknownFamilyError
+from ssmdiag.families.recognition import recognise, unknown_family
 from tests.families.tiny_transformers import tiny_model
 from tests.reparam.bag import Bag
 
@@ -160,6 +162,17 @@ def test_a_model_on_the_meta_device_is_refused_with_what_to_do() -> None:
         with pytest.raises(CheckpointError, match="all of its 8 tensors are on the meta device") as error:
             ssmdiag.diagnose(source)
         assert "load_state_dict(…, assign=True)" in str(error.value)
+
+
+def test_a_map_is_offered_without_the_values_of_the_meta_device() -> None:
+    """A container that a probe or a swap made, of a model in which nothing is recognised."""
+    model = nn.ModuleList([nn.ParameterDict({"log_decay": torch.zeros(4), "poles": torch.zeros(4)}) for _ in range(2)])
+    checkpoint = as_checkpoint(LiveModule(model.to("meta")), model)
+    error = unknown_family(checkpoint, recognise(checkpoint))
+    assert "log_decay" in str(error)
+    assert "is on the meta device" in str(error)
+    with pytest.raises(CheckpointError, match=r"0\.poles is on the meta device"):
+        checkpoint["0.poles"].load()
 
 
 def test_one_layer_on_the_meta_device_costs_that_layer_alone() -> None:

@@ -157,7 +157,7 @@ STEERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
         },
         "fla": {"a_proj.weight": (4, 4), "r_proj.weight": (8, 4), "r_bias": (4, 2), **_QKV, "k_norm.weight": (4,)},
     },
-    "s7": {"lrnnx": {"x_proj.weight": (24, 4), "in_proj.weight": (4, 4)}},
+    "s7": {"lrnnx": {"x_proj.weight": (44, 4), "in_proj.weight": (4, 4)}},
     "rodimus": {
         "fla": {
             "g_gate_proj.weight": (4, 4),

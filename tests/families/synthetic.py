@@ -51,7 +51,7 @@ def state_dict(
     state = {}
     for local, pattern in {**spelling.tensors, **(spelling.optional if optional else {})}.items():
         kind, _, dims = pattern.rpartition(":")
-        shape = [math.prod(_size(factor, sizes) for factor in token.split("*")) for token in dims.split()]
+        shape = [_total(token, sizes) for token in dims.split()]
         values = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) - 0.5
         if local == "ssm_a":  # −exp(A_log)
             values = -values.abs()
@@ -63,6 +63,10 @@ def state_dict(
             tensor = values.to(torch.float64 if kind == "float64" else torch.float32)
         state[f"{path}.{local}" if path else local] = tensor
     return state
+
+
+def _total(token: str, sizes: Mapping[str, int]) -> int:
+    return sum(math.prod(_size(factor, sizes) for factor in term.split("*")) for term in token.split("+"))
 
 
 def _size(factor: str, sizes: Mapping[str, int]) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
+import ssmdiag
+from ssmdiag.errors import UnknownFamilyError
 from ssmdiag.recurrence.modal import Recurrence
 
 Read = Callable[..., list[Recurrence]]
@@ -23,3 +26,13 @@ def test_eigenvalues_are_one_less_the_reciprocal_of_the_square_and_a_half(read_m
     # 1 − λ̄ of 1e-12 keeps its digits.
     np.testing.assert_allclose(recurrence.rate[-1, 0].item(), 1e-12, rtol=1e-9)
     assert not recurrence.time_invariant
+
+
+@pytest.mark.parametrize("rows", [8, 151, 153])
+def test_a_projection_without_the_rows_of_every_part_is_another_model(rows: int) -> None:
+    """2 N + 2 N H + H rows, N = 8 and H = 8: 152."""
+    whole = {"net.base_params": torch.rand(8), "net.x_proj.weight": torch.rand(152, 8)}
+    assert [layer.family for layer in ssmdiag.diagnose(whole).layers] == ["s7"]
+    with pytest.raises(UnknownFamilyError) as caught:
+        ssmdiag.diagnose({**whole, "net.x_proj.weight": torch.rand(rows, 8)})
+    assert f"net.base_params (8,) and net.x_proj.weight ({rows}, 8) do not fit together" in str(caught.value)
