@@ -128,7 +128,7 @@ def test_clean_checkpoints_pass_and_leave_a_summary_and_a_log(runner: Runner) ->
     assert [artifact["location"]["uri"] for artifact in log["runs"][0]["artifacts"]] == [
         f"runs/step-0{number}.safetensors" for number in (1000, 1500, 2000)
     ]
-    assert runner.summary.startswith("**No findings in 3 checkpoints, 3 of them clean**")
+    assert runner.summary.startswith("**3 checkpoints: 3 OK**")
     assert runner.summary.count("### `runs/step-") == 3
 
 

@@ -45,7 +45,7 @@ FAMILY = Family(
         Spelling(
             "transformers, Inkling",
             {"conv1d.weight": "channel 1 tap"},
-            path=r"(?:(?:^|[._])sconv|post_attention_convolution|post_mlp_convolution)$",
+            path=r"(?:^|[._])(?:sconv|post_attention_convolution|post_mlp_convolution)$",
         ),
         Spelling("Inkling, as saved", {"weight": "channel 1 tap"}, path=r"(?:^|[._])sconv$"),
         Spelling("vortex, Evo 2", {"h": "filter 1 tap", "short_filter_weight": "_ 1 _"}),

@@ -22,7 +22,7 @@ def path_for(spelling: Spelling, number: int = 3) -> str:
         return plain
     literal = re.sub(r"\\d[+*]?|\[0-9\][+*]?", str(number), spelling.path)
     literal = (
-        re.sub(r"\(\?:\^\|\\\.\)|\(\?:\$\|\\\.\)|\(\?:\\\.\|\$\)|[\^$]", "", literal)
+        re.sub(r"\(\?:\^\|\[\._\]\)|\(\?:\^\|\\\.\)|\(\?:\$\|\\\.\)|\(\?:\\\.\|\$\)|[\^$]", "", literal)
         .replace("\\.", ".")
         .replace("\\b", "")
     )
