@@ -207,5 +207,5 @@ def _modes(count: int, some: Sequence[LayerDiagnosis], layers: Sequence[LayerDia
     if len(layers) == 1:
         return modes
     if len(some) == len(layers):
-        return f"{modes} in all {words.plural(len(layers), 'layer')}"
+        return f"{modes} in {'both' if len(layers) == 2 else f'all {len(layers)}'} layers"
     return f"{modes} in layer{'s' * (len(some) > 1)} {first_of([labels[list(layers).index(one)] for one in some], 4)}"
