@@ -66,6 +66,8 @@ class LayerMemory:
     """Decay of the channels' summed energy: a layer of exponentials can decay like a power."""
     remaining: Remaining
     """The law of the energy that remains, from their modes."""
+    time_invariant: bool = True
+    """False: the decay depends on the input, and is read with the gates at rest."""
     taps: int | None = None
     """Lags of a convolution's kernel; None for a recurrence. Its horizon is its last tap that is not 0."""
 
@@ -273,6 +275,7 @@ def assess_memories(
             channels=law.select(slice(0, len(own.status) - 1)),
             whole=law.select(slice(len(own.status) - 1, None)),
             remaining=remaining,
+            time_invariant=recurrence.time_invariant,
             taps=None if recurrence.taps is None else recurrence.taps.shape[2],
         )
         for recurrence, (own, reach, remaining), law in zip(recurrences, measured, laws, strict=True)

@@ -394,9 +394,12 @@ def _describe(capacity: LayerCapacity) -> str:
         f"{least}{survive.median:.3g} of {modes:.0f} modes survive rounding the state to {capacity.state_dtype} under "
         "white input"
     )
-    held = map(Quantiles.of, (capacity.held_half, capacity.held_nine_tenths))
-    near, most = (f"{lags.median:,.0f}" if lags else "–" for lags in held)
-    spent = f"half of the capacity lies within {near} lags, nine tenths within {most}; {spent}"
+    if not modes:
+        return "Its capacity is not known: every mode is on the stability boundary or has no finite memory function."
+    near, most = map(Quantiles.of, (capacity.held_half, capacity.held_nine_tenths))
+    if near and most:
+        lags = f"{near.median:,.0f} lags, nine tenths within {most.median:,.0f}"
+        spent = f"half of the capacity lies within {lags}; {spent}"
     if half is None or accuracy is None:
         return f"No channel rebuilds even its present input to one half; {spent}."
     able, channels = int((~capacity.length_half.isnan()).sum()), len(capacity.sound)

@@ -79,7 +79,7 @@ TERMS = (
     ),
     Term(
         "nominal",
-        "with its gates at rest; inputs can change it",
+        "with the gates at rest; inputs can change it",
         "In Mamba and its relatives the decay depends on the input. The weights alone say what it is while the "
         "gates are at rest, at their bias: the nominal point. On real text a channel may hold longer or forget "
         "sooner. `ssmdiag probe` measures that on a live model. Models whose decay is in the weights (S4, LRU, "

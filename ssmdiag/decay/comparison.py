@@ -144,7 +144,8 @@ class DecayComparison:
             return f"Does not decay {where} ({off})."
         if decay.law is Law.EXPONENTIAL:
             assert decay.rate is not None
-            return f"Forgets exponentially, half gone every {math.log(2) / decay.rate:,.3g} steps, {where} ({off})."
+            every = f"{math.log(2) / decay.rate:,.3g} steps"
+            return f"Forgets exponentially, half gone every {'step' if every == '1 steps' else every}, {where} ({off})."
         assert decay.offset is not None
         power = f"(1 + t/{decay.offset:.3g})^−{decay.exponent:.2f}"
         off += ", t₀ at its bound" if decay.offset_at_bound else ""

@@ -33,7 +33,7 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
     if curve is not None:
         said.append(describe_curve(curve))
         if slowest is not None and not rules:
-            said.append(f"The slowest modes forget half in {_steps(math.log(2), slowest)} steps.")
+            said.append(f"The slowest modes forget half in {_counted(_steps(math.log(2), slowest))}.")
     if tail is not None and (rules or (undetermined and curve is None)):
         fitted = decay.law is Law.EXPONENTIAL and decay.window is not None and tail.first <= decay.window[0]
         agree = fitted and abs((decay.rate or 0.0) - tail.rate) <= SAME_RATE * tail.rate
@@ -43,7 +43,7 @@ def describe(whole: DecayComparison, remaining: Remaining) -> str:
         reason = remaining.whole.reason(0)
         if reason not in SILENT:
             why = f"{reason.value[:1].upper()}{reason.value[1:]}"
-            said.append(f"{why}; the slowest forget half in {_steps(math.log(2), slowest)} steps.")
+            said.append(f"{why}; the slowest forget half in {_counted(_steps(math.log(2), slowest))}.")
     if decay.law is Law.FINITE and not decay.window:
         return ""  # few taps: where they end says all
     lags = describe_lags(remaining.passing.lags[0].tolist(), float(remaining.passing.heaviness[0]))
@@ -63,7 +63,7 @@ def describe_tail(tail: Tail) -> str:
         *some, last = (_steps(math.log(2), rate) for rate in reversed(tail.rates))
         halves = f"{', '.join(some)} and {last}"
         return f"By its modes it is a sum of {len(tail.rates)} exponentials{where}, half every {halves} steps{which}."
-    return f"By its modes it is exponential{where}, half every {_steps(math.log(2), tail.rate)} steps{which}."
+    return f"By its modes it is exponential{where}, half every {_every(_steps(math.log(2), tail.rate))}{which}."
 
 
 def describe_curve(curve: EnergyCurve) -> str:
@@ -74,11 +74,11 @@ def describe_curve(curve: EnergyCurve) -> str:
         what = f"the last {share(curve.energy_share)} of its energy"
     first, *others = (_steps(math.log(2), rate) for rate in curve.rates)
     if not others:
-        return f"{where} {what} is exponential to {curve.within_db:.1f} dB, half gone every {first} steps."
+        return f"{where} {what} is exponential to {curve.within_db:.1f} dB, half gone every {_every(first)}."
     parts = [share(part) for part in curve.shares]
     more = ", ".join(f"{part} every {steps}" for part, steps in zip(parts[1:], others, strict=True))
     many = f"{len(curve.rates)} exponentials to {curve.within_db:.1f} dB"
-    return f"{where} {what} is that of {many}: {parts[0]} half gone every {first} steps, {more}."
+    return f"{where} {what} is that of {many}: {parts[0]} half gone every {_every(first)}, {more}."
 
 
 def describe_lags(lags: list[float], heaviness: float) -> str:
@@ -117,3 +117,21 @@ def _steps(nats: float, rate: float) -> str:
     """Return nats / rate in steps, to three digits."""
     steps = nats / rate if rate > 0 else math.inf
     return f"{steps:,.0f}" if 1000 <= steps < 1e6 else f"{steps:,.3g}"
+
+
+def _counted(steps: str) -> str:
+    """Return a number of steps with its unit.
+
+    >>> _counted("1"), _counted("0.5")
+    ('1 step', '0.5 steps')
+    """
+    return f"{steps} step{'s' * (steps != '1')}"
+
+
+def _every(steps: str) -> str:
+    """Return what goes after `every`.
+
+    >>> _every("1"), _every("5.2")
+    ('step', '5.2 steps')
+    """
+    return "step" if steps == "1" else f"{steps} steps"

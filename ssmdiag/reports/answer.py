@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
     from ssmdiag.diagnosis import Diagnosis
 
-AT_REST = "with its gates at rest (inputs can change this)"
+AT_REST = "with the gates at rest (inputs can change this)"
 """What is said of a number that holds for a selective layer's gates at their operating point alone."""
 Status = Literal["ok", "warning", "problem", "undetermined", "same", "same at rest", "differs"]
 STYLES: dict[Status, str] = {
@@ -140,6 +140,8 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis]) -> tuple[str, 
     reach = max(horizons)
     if math.isinf(reach):
         beyond = f", further than its context of {context:,}" if context else ""
+        if any(layer.half_life and math.isinf(layer.half_life.max) for layer in read):
+            return f"its slowest modes never decay{rest}: what they hold lasts until it is overwritten{beyond}", True
         return f"remembers for more than 10¹² steps{rest}{beyond}", True
     # A lower bound where a layer's horizon is unknown, or only some of its channels were examined.
     whole = len(horizons) == len(diagnosis.layers) and all(_examined(layer) for layer in read)
@@ -205,5 +207,5 @@ def _modes(count: int, some: Sequence[LayerDiagnosis], layers: Sequence[LayerDia
     if len(layers) == 1:
         return modes
     if len(some) == len(layers):
-        return f"{modes} in every layer"
+        return f"{modes} in {'both' if len(layers) == 2 else f'all {len(layers)}'} layers"
     return f"{modes} in layer{'s' * (len(some) > 1)} {first_of([labels[list(layers).index(one)] for one in some], 4)}"

@@ -194,11 +194,13 @@ class Page:
         rows = list(zip(*([carried(cell, self.settings) for cell in column.cells] for column in columns), strict=True))
         for position, column in enumerate(columns):
             wide = max(map(len, [column.heading, *(row[position] for row in rows)]))
+            # rich crops without a mark what must not wrap, unless an ellipsis marks it.
+            marked = column.overflow == "ellipsis" and self.settings.unicode
             table.add_column(
                 carried(column.heading, self.settings),
                 justify=column.justify,
-                no_wrap=not column.wraps,
-                overflow="crop" if column.overflow == "ellipsis" and not self.settings.unicode else column.overflow,
+                no_wrap=marked and not column.wraps,
+                overflow="ellipsis" if marked else "fold",
                 min_width=column.most and min(wide, column.most),
                 max_width=column.most,
             )

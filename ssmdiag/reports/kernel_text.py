@@ -58,7 +58,7 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     """Return the report of one layer."""
     memory, shown = printable_record((memory, shown))
     decay = summarise_memory(memory)[1]
-    what = "kernel" if memory.is_kernel else "retention with its gates at rest"
+    what = "kernel" if memory.is_kernel else "retention" + " with the gates at rest" * (not memory.time_invariant)
     where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
     context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
     said = answer(memory, decay)
@@ -81,7 +81,7 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
 def answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
     """Return the law that the layer decays by, if one was found, and how far it reaches."""
     status = memory.horizon.status
-    rest = "" if memory.is_kernel else f" {AT_REST}"
+    rest = "" if memory.time_invariant else f" {AT_REST}"
     broken = [
         f"{words.plural(count, 'channel')}: {code.sentence}"
         for code in (Status.NOT_FINITE, Status.GROWS)

@@ -139,7 +139,7 @@ def _words_on_model(model: Diagnosis) -> str:
 
 
 def _at_rest(model: Diagnosis) -> str:
-    return "" if all(layer.time_invariant for layer in model.layers) else " with its gates at rest"
+    return "" if all(layer.time_invariant for layer in model.layers) else " with the gates at rest"
 
 
 def _broken(model: Diagnosis) -> list[str]:
@@ -257,7 +257,7 @@ def _rows_of_capacity(report: CapacityReport) -> list[Row]:
 
 
 def _words_on_capacity(report: CapacityReport) -> str:
-    own, rest = report.own, "" if report.time_invariant else " with its gates at rest"
+    own, rest = report.own, "" if report.time_invariant else " with the gates at rest"
     of = f"of {report.name} ({report.family})"
     if own.unknown == own.channels:
         return f"{of}: not known"

@@ -157,7 +157,7 @@ def test_layers_of_one_mode_have_no_capacity_said_of_them(run: Run, write_model:
     code, output, _ = run("capacity", write_model(state), "--no-plots")
     assert code == 0
     said = " ".join(output.split())
-    assert said.startswith("OK each channel has one mode with its gates at rest (inputs can change this), a running")
+    assert said.startswith("OK each channel has one mode with the gates at rest (inputs can change this), a running")
     assert "keeps" not in said
 
 

@@ -50,7 +50,7 @@ def test_a_clean_checkpoint_exits_zero_and_says_what_was_looked_at(run: Run) -> 
 def test_growing_modes_exit_one_and_name_rule_layer_and_remedy(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("check", stable_ssm(tmp_path / "bad.safetensors", growing=3))
     assert code == 1
-    assert out.startswith("PROBLEM  assuming parameterization = direct: 6 of 256 modes in every layer grow\n")
+    assert out.startswith("PROBLEM  assuming parameterization = direct: 6 of 256 modes in both layers grow")
     assert "fails: findings at error (--fail-on); " in out
     assert out.splitlines()[-1].endswith("bad.safetensors")
     assert "SSM101 error    both layers: 3 of 128 modes grow with every step" in out

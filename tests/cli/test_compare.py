@@ -295,7 +295,7 @@ def test_projections_that_were_zeroed_are_named_in_the_first_lines_and_in_json(r
     code, out, _ = run(a, b, "--strict")
     assert code == 1
     said = one_line(out)
-    assert "DIFFERS not the same memory in 1 of 2 layers; layer 1: its decays agree with its gates at rest" in said
+    assert "DIFFERS not the same memory in 1 of 2 layers; layer 1: its decays agree with the gates at rest" in said
     assert "dt_proj.weight (step) differs:" in said
     layers = json.loads(run(a, b, "--strict", "-f", "json")[1], parse_constant=refuse)["layers"]
     assert [layer["outcome"] for layer in layers] == ["same", "differs"]

@@ -118,7 +118,7 @@ def test_a_selective_layer_gives_its_retention_and_says_so(run: Run, tmp_path: P
     save_file(state, tmp_path / "m.safetensors")
     code, out, err = run("kernel", tmp_path / "m.safetensors", "--length", 1000)
     assert code == 0, err
-    assert "retention with its gates at rest" in out.replace("\n", " ")
+    assert "retention with the gates at rest" in out.replace("\n", " ")
     assert "half gone every 14.3 steps" in out.replace("\n", " ")
 
 

@@ -136,3 +136,9 @@ def test_a_curve_is_a_sentence() -> None:
     memory = assess_memory(modal(-rate + 0j, np.sqrt(rate)), CONTEXT)
     said = summarise_memory(memory)[1].sentence
     assert ("exponentials to" in said) == said.startswith("Undetermined")
+
+
+def test_one_step_is_said_in_the_singular() -> None:
+    from ssmdiag.decay.sentence import _counted, _every
+
+    assert [_every("1"), _every("5.2"), _counted("1"), _counted("0.5")] == ["step", "5.2 steps", "1 step", "0.5 steps"]

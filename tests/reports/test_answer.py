@@ -15,6 +15,7 @@ from ssmdiag.diagnosis import Diagnosis, diagnose
 from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reports import Settings, render
 from ssmdiag.reports.answer import AT_REST, answer
+from ssmdiag.reports.console import Column, Page
 from tests.families.tiny_transformers import save_tiny
 from tests.reports.example_diagnoses import CASES, diagnosis, finding, layer, remembering
 
@@ -145,3 +146,11 @@ def test_a_block_of_gguf_can_hold_both_and_a_linear_attention_is_not_counted() -
     both = ["blk.0.ssm_a", "blk.0.attn_q.weight"]
     linear = ["blk.1.ssm_a", "blk.1.attn_q.weight", "blk.1.ssm_conv1d_q.weight"]
     assert attention_layers([*both, *linear], [*both, *linear]) == ("blk.0",)
+
+
+def test_a_name_too_long_for_its_column_is_folded_not_cut() -> None:
+    name = "backbone.layers.0.mixer.with.a.long.name"
+    for unicode in (True, False):
+        page = Page(Settings(width=30, unicode=unicode))
+        page.table([Column("layer", [name], "left", overflow="fold"), Column("half-life", ["123"])])
+        assert "".join(line.split(" ")[0] for line in page.text().splitlines()[2:]) == name

@@ -134,10 +134,10 @@ def test_a_representation_of_a_diagnosis_is_its_answer(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("diagnosis", "4 layers, slowest half-life 1,000 steps with its gates at rest, 2 errors, 1 warning"),
-        ("broken", "3 layers, slowest half-life 1,000 steps with its gates at rest, 12 modes growing, no findings"),
-        ("on the boundary", "1 layer, slowest half-life ∞ steps with its gates at rest, no findings"),
-        ("nothing finite", "1 layer, slowest half-life unknown with its gates at rest, 81,920 modes not finite"),
+        ("diagnosis", "4 layers, slowest half-life 1,000 steps with the gates at rest, 2 errors, 1 warning"),
+        ("broken", "3 layers, slowest half-life 1,000 steps with the gates at rest, 12 modes growing, no findings"),
+        ("on the boundary", "1 layer, slowest half-life ∞ steps with the gates at rest, no findings"),
+        ("nothing finite", "1 layer, slowest half-life unknown with the gates at rest, 81,920 modes not finite"),
     ],
 )
 def test_a_representation_without_an_answer_has_the_longest_memory_and_what_is_wrong(

@@ -132,6 +132,10 @@ class Hub(Place):
             )
         if code == "RevisionNotFound":
             return RemoteError(f"{model} has no revision {self._asked}.", expected="a branch, a tag or a commit of it")
+        if "/" not in self._repo and answer.status in (401, 403, 404):
+            return RemoteError(
+                f"{model} names no model of the hub (status {answer.status}).", expected="hf://org/model"
+            )
         if code == "EntryNotFound":
             return RemoteError(f"{shown} does not exist.", advice=f"see what is there: {page}/tree/main")
         if answer.status in (401, 403, 404) or code == "RepoNotFound":

@@ -82,9 +82,10 @@ def _steered(proof: ConversionProof) -> str:
     compared = [one for layer in proof.layers if layer.steering for one in layer.steering.compared]
     if not compared:
         return ""
-    worst = max(compared, key=lambda one: one.value)
+    worst, count = max(compared, key=lambda one: one.value), len({one.a for one in compared})
     allowed = f" ({_small(worst.tolerance)} allowed)" if worst.value else ""
-    return f", and {words.plural(len(compared), 'tensor')} that steer it by the input {_within(worst.value)}{allowed}"
+    steer = f"{words.plural(count, 'tensor')} that steer{'s' * (count == 1)} it by the input"
+    return f", and {steer} {_within(worst.value)}{allowed}"
 
 
 def _count(layers: int, proof: ConversionProof) -> str:
@@ -124,14 +125,15 @@ def _detail(layer: LayerProof) -> str:
 
 def _steered_otherwise(differing: Sequence[SteeringDifference], path: str) -> str:
     """Return which steering tensors of a layer differ, to follow its label; its nominal decays agree."""
-    worst, *others = (one.a.removeprefix(f"{path}.") for one in differing)
+    # One tensor can have several roles, as where query, key and value are rows of one matrix.
+    worst, *others = dict.fromkeys(one.a.removeprefix(f"{path}.") for one in differing)
     what = differing[0].note
     if weights := differing[0].weights:
         at = ", ".join(str(index) for index in differing[0].at)
         what = f"{_number(weights[0])} in a, {_number(weights[1])} in b at [{at}]"
     also = f"; so do{'es' * (len(others) == 1)} {', '.join(others[:3])}{' …' * (len(others) > 3)}" if others else ""
     return (
-        f": its decays agree with its gates at rest, what steers them by the input does not; {worst} "
+        f": its decays agree with the gates at rest, what steers them by the input does not; {worst} "
         f"({differing[0].role}) differs: {what}; {_small(differing[0].tolerance)} allowed{also}"
     )
 

@@ -57,5 +57,5 @@ _PASSED = {"50 %": "half", "90 %": "nine_tenths", "99 %": "ninety_nine"}
 def main_picture(memory: LayerMemory) -> Picture | None:
     """Return the envelope with the laws that were compared; None where no law could be fitted."""
     decay = summarise_memory(memory)[1]
-    what = "Kernel" if memory.is_kernel else "Retention with gates at rest"
+    what = "Kernel" if memory.is_kernel else "Retention" + " with gates at rest" * (not memory.time_invariant)
     return decay_plot(decay, f"{what} of {memory.layer}") if decay.envelope else None

@@ -70,6 +70,7 @@ REFUSED = {
     "hf://org/one/model.safetensor": ("does not exist", "did you mean model.safetensors"),
     "hf://datasets/org/one": ("names no model of the hub", "hf://org/model"),
     "hf://": ("names no model of the hub", "hf://org/model"),
+    "hf://org": ("names no model of the hub (status 404)", "hf://org/model"),
 }
 
 
