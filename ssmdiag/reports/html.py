@@ -83,7 +83,7 @@ def _section(result: Diagnosis | Failure, number: int) -> Page:
         _why(made, result)
         return made
     labels = label_layers([layer.name for layer in result.layers])
-    made.answer(answer(result).line, state_of(result))
+    made.answer(answer(result))
     data = document(result)
     fill(made, result, data, labels, level=3)
     made.heading("Read", 3)

@@ -277,7 +277,9 @@ def test_a_page_is_for_those_who_do_not_see_it_too(case: str) -> None:
     root = read(page)
     assert next(root.all("html")).attributes == {"lang": "en"}
     assert [node.said for node in root.all("h1")] == [PAGED[case].page().title]
-    assert next(root.all("p")).attributes["class"].startswith("verdict"), "the verdict is first"
+    verdict = next(root.all("p"))
+    assert verdict.attributes["class"].startswith("verdict"), "the verdict is first"
+    assert not re.search(r"\b[A-Z]{4,}  ", verdict.said), "its word stands once, before the sentence"
     for table in root.all("table"):
         assert next(table.all("caption")).said
         for head in table.all("th"):

@@ -38,7 +38,7 @@ def page(
     labels = label_layers([layer.name for layer in layers])
     data = document(path, layers, context)
     name = words.checkpoint_name(path) if path else f"layer {layers[0].name}"
-    made = Page(f"{name}: memory capacity", answer(layers, labels).line)
+    made = Page(f"{name}: memory capacity", answer(layers, labels))
     if guess:
         made.warn(guess)
     made.heading("Layers")

@@ -20,7 +20,7 @@ def page(proof: ConversionProof, *, command: str = "") -> Page:
     """Return the page of a conversion."""
     labels = label_layers([layer.a or layer.b or "" for layer in proof.layers])
     data = plain(conversion_document(proof))
-    made = Page("A conversion: memory", proof_answer(proof, labels).line, "ok" if proof.proven else "error")
+    made = Page("A conversion: memory", proof_answer(proof, labels))
     if proof.problems:
         made.heading("Not read")
         made.remarks(proof.problems)

@@ -37,7 +37,7 @@ def page(diagnosis: Diagnosis, *, command: str = "") -> Page:
     """Return the page of one checkpoint."""
     labels = label_layers([layer.name for layer in diagnosis.layers])
     name = words.checkpoint_name(diagnosis.path)
-    made = Page(f"{name}: memory", answer(diagnosis).line, state_of(diagnosis))
+    made = Page(f"{name}: memory", answer(diagnosis))
     data = document(diagnosis)
     fill(made, diagnosis, data, labels)
     made.settings(command, settings_of(data))

@@ -28,9 +28,7 @@ def page(compared: ModelComparison | ModelTable, *, command: str = "") -> Page:
     verdict = pair_answer(compared) if isinstance(compared, ModelComparison) else table_answer(compared)
     data = plain(models_document(compared) if isinstance(compared, ModelComparison) else table_document(compared))
     documents = [data["a"], data["b"]] if two else data["models"]
-    made = Page(
-        f"{words.plural(len(sides), 'model')} compared: memory", verdict.line, "error" if compared.problems else "plain"
-    )
+    made = Page(f"{words.plural(len(sides), 'model')} compared: memory", verdict)
     if compared.problems:
         made.heading("Not read")
         made.remarks(compared.problems)

@@ -8,12 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ssmdiag.reports import words
+from ssmdiag.reports.answer import Answer, Status
 from ssmdiag.reports.drawing.picture import Picture, escape
 from ssmdiag.reports.page.style import STYLE
 
 State = Literal["ok", "note", "warning", "error", "plain"]
 SAID = {"ok": "OK", "note": "Note", "warning": "Warning", "error": "Problem", "plain": ""}
 """The state in a word: no colour alone says it."""
+STATES: Mapping[Status, State] = {
+    "ok": "ok", "warning": "warning", "problem": "error", "undetermined": "note",
+    "same": "ok", "same at rest": "note", "differs": "error",
+}  # fmt: skip
+"""How an answer is coloured; its word is its own status."""
 NAME, SENTENCE = 30, 48
 """Letters from which on the name of a row, and what stands in a cell, may have several lines."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -32,7 +38,7 @@ class Page:
     """A page that is written from top to bottom."""
 
     title: str
-    verdict: str
+    verdict: str | Answer
     state: State = "plain"
     pictures: list[Picture] = field(default_factory=list)
     """Those that it shows, the main one first."""
@@ -47,7 +53,7 @@ class Page:
     def heading(self, text: str, level: int = 2) -> None:
         self.parts.append(f"<h{level}>{escape(text)}</h{level}>\n")
 
-    def answer(self, text: str, state: State) -> None:
+    def answer(self, text: str | Answer, state: State = "plain") -> None:
         """Add the verdict of one of several."""
         self.parts.append(_verdict(text, state))
 
@@ -173,8 +179,13 @@ def _shortened(value: Any) -> Any:
     return digits(value, 5) if isinstance(value, float) else value
 
 
-def _verdict(text: str, state: State) -> str:
-    word = f"<b>{SAID[state]}.</b> " if SAID[state] else ""
+def _verdict(text: str | Answer, state: State) -> str:
+    word = SAID[state]
+    if isinstance(text, Answer):
+        word = SAID["ok"] if text.status == "ok" else words.capitalised(text.status)
+        state = STATES[text.status]
+        text = words.capitalised(text.text)
+    word = f"<b>{word}.</b> " if word else ""
     return f'<p class="verdict {state}">{word}{escape(text)}</p>\n'
 
 

@@ -31,11 +31,9 @@ def page(
     shown = shown or Shown(memory.model, ())
     labels = label_layers([layer.name for layer in memory.layers])
     data = document(memory, shown, compared)
-    unseen = any(layer.observed is None for layer in memory.layers)
     made = Page(
         f"{words.checkpoint_name(shown.model)}: observed memory",
-        answer(memory, labels).line,
-        "warning" if unseen else "plain",
+        answer(memory, labels),
     )
     _layers(made, data["layers"], labels, "Layers")
     made.remarks([*use_remarks(memory), *remarks(memory, labels, True)])
@@ -46,7 +44,7 @@ def page(
     for (texts, other), told in zip(compared, data["compared"], strict=True):
         others = label_layers([layer.name for layer in other.layers])
         made.heading(f"On {', '.join(texts.texts)}")
-        made.answer(answer(other, others).line, "plain")
+        made.answer(answer(other, others))
         _layers(made, told["layers"], others, "")
         made.gallery(_pictures(other, others))
         _use(made, told["use"])

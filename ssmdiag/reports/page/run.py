@@ -32,8 +32,7 @@ def page(run: RunComparison, *, command: str = "") -> Page:
     """Return the page of a run."""
     labels = label_layers([layer.name for layer in run.layers])
     data = run_document(run)
-    state: State = "error" if run.problems else STATES.get(run.verdict, "ok")
-    made = Page(f"{words.plural(len(run.checkpoints), 'checkpoint')} of a run: memory", answer(run, labels).line, state)
+    made = Page(f"{words.plural(len(run.checkpoints), 'checkpoint')} of a run: memory", answer(run, labels))
     if run.problems:
         made.heading("Not read")
         made.remarks(run.problems)
