@@ -134,6 +134,8 @@ def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
     """Combine the trends of slowest mode and slow twentieth; a fact about the last checkpoint outranks both."""
     if last.nonfinite:
         return Verdict.BROKEN
+    if last.marginal and not last.unstable and _has_fixed_decay(last.family):
+        return Verdict.STEADY  # no fault of the training, which cannot move it
     if last.unstable or last.marginal:
         return Verdict.CROSSED
     if slowest is Verdict.RECEDING:
@@ -142,6 +144,12 @@ def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
         if verdict in (slowest, tail):
             return verdict
     return tail if (slowest, tail) == (Verdict.STEADY, Verdict.SETTLED) else slowest
+
+
+def _has_fixed_decay(name: str) -> bool:
+    from ssmdiag.families import known_families
+
+    return any("fixed decay" in family.traits for family in known_families() if family.name == name)
 
 
 def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:

@@ -111,6 +111,8 @@ def answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
     if not effective:
         return Answer("undetermined", "no layer's capacity is known: its modes are NaN, growing, or beyond float64")
+    if not any(map(_decays, layers)):
+        return Answer("undetermined", "no layer's capacity is known: none of its modes decays")
     unknown = sum(layer.own.unknown for layer in layers)
     broken = f"no answer for {words.plural(unknown, 'channel')}: NaN, growing, or a failed self-test; " * bool(unknown)
     status: Status = "problem" if unknown else "ok"
@@ -147,6 +149,11 @@ def _kept(layers: Sequence[CapacityReport]) -> str:
     least = "at least " if any(layer.own.is_bound for layer in layers) else ""
     where = " (median layer)" * (len(layers) > 1)
     return f"of a channel's {_middle(modes):.0f} modes {', '.join(left).replace('keeps ', f'keeps {least}')}{where}"
+
+
+def _decays(layer: CapacityReport) -> bool:
+    """Whether any mode of the layer was left to reckon with."""
+    return layer.own.modes is None or layer.own.modes.max > 0
 
 
 def has_one_mode(layer: CapacityReport) -> bool:
@@ -246,9 +253,11 @@ def remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str
     said += [
         f"left out: {words.plural(count, 'mode')}, {reason.replace('_', ' ')}" for reason, count in (+excluded).items()
     ]
-    if without := sum(layer.own.without_half for layer in layers):
-        total = sum(layer.own.channels for layer in layers)
-        said.append(f"{without:,} of {total:,} channels rebuild not even their present input to one half")
+    judged = [layer.own for layer in layers if _decays(layer)]
+    if without := sum(own.without_half for own in judged):
+        total = sum(own.channels for own in judged)
+        some = "rebuilds not even its" if without == 1 else "rebuild not even their"
+        said.append(f"{without:,} of {total:,} channels {some} present input to one half")
     if unknown := sum(layer.own.unknown for layer in layers):
         said.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
     return said

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -167,3 +168,14 @@ def test_of_many_layers_a_few_are_shown(run: Run, write_model: Callable[..., Pat
     short, full = (run("capacity", path, "--no-plots", *flags)[1] for flags in ([], ["--full"]))
     assert [len(re.findall(r"^\d +\d", text, re.MULTILINE)) for text in (short, full)] == [3, 7]
     assert "7 layers, 3 of them shown (--full)" in " ".join(short.split())
+
+
+def test_a_layer_that_never_decays_has_a_capacity_that_is_not_known(tmp_path: Path, run: Run) -> None:
+    state = {f"model.layers.0.attn.{name}_proj.weight": torch.ones(8, 8) for name in "qkvo"}
+    state |= {"model.layers.0.attn.b_proj.weight": torch.ones(2, 8), "model.layers.0.attn.o_norm.weight": torch.ones(4)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "delta_net", "num_heads": 2}))
+    code, out, _ = run("capacity", tmp_path)
+    assert code == 0
+    assert out.startswith("UNDETERMINED  no layer's capacity is known: none of its modes decays\n")
+    assert "not even" not in out

@@ -15,7 +15,7 @@ from ssmdiag.compare.layer_history import judge_layers
 from ssmdiag.compare.layer_point import ROUNDS_TO_ONE, LayerPoint
 from ssmdiag.compare.run import RunCheckpoint, RunComparison
 from ssmdiag.compare.run_order import OrderSource
-from ssmdiag.compare.trend import LEAST_CHANGE
+from ssmdiag.compare.trend import LEAST_CHANGE, Verdict
 from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reports import Settings
 from ssmdiag.reports.compare.json import run_document
@@ -211,12 +211,15 @@ def test_a_layer_that_recedes_or_stands_still_is_no_fault() -> None:
 
 def test_a_mode_that_never_decays_by_design_is_ok_one_that_stopped_decaying_is_not() -> None:
     def marginal(family: str, since: int) -> Callable[[int], LayerPoint]:
-        return lambda step: replace(point(name(0), step, 4e-3), family=family, marginal=3 * (step >= since), margin=0.0)
+        known = {"family": family, "time_invariant": family == "retention", "margin": 0.0}
+        return lambda step: replace(point(name(0), step, 4e-3), marginal=3 * (step >= since), **known)
 
     def status(family: str, since: int) -> str:
         return answer(run_of({name(0): marginal(family, since)}), ["0"]).status
 
     assert [status("retention", 0), status("mamba", 0), status("mamba", 3000)] == ["ok", "warning", "problem"]
+    (layer,) = run_of({name(0): marginal("retention", 0)}).layers
+    assert layer.verdict is Verdict.STEADY
 
 
 def test_a_change_is_shown_in_digits_that_differ() -> None:

@@ -86,8 +86,6 @@ def _worst(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) ->
         return "problem", f"{where}: {said}"
     if layer.verdict is Verdict.CROSSED:
         status: Status = "problem" if layer.last.unstable or layer.fails("crossing") else "warning"
-        if status == "warning" and _by_design(layer):
-            status = "ok"
         return status, f"{where} is at the boundary: {said}" if status != "problem" else f"{where}: {said}"
     if layer.verdict is Verdict.CONVERGING:
         return "problem" if layer.fails("crossing") else "warning", f"{where} converges to the boundary: {said}"
@@ -101,13 +99,6 @@ def _worst(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) ->
     if layer.verdict is Verdict.SETTLED:
         return "ok", f"no layer drifts any more; {where} moved most: {said}"
     return _still(run, named)
-
-
-def _by_design(layer: LayerHistory) -> bool:
-    """Whether the family's decay is fixed, so that a mode that does not decay is no fault of the training."""
-    from ssmdiag.families import known_families
-
-    return any("fixed decay" in family.traits for family in known_families() if family.name == layer.last.family)
 
 
 def _still(run: RunComparison, named: Mapping[str, str]) -> tuple[Status, str]:
