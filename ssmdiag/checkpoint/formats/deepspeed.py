@@ -34,6 +34,8 @@ MODEL = {
 """Files of the model's part: one, or from stage 3 on one of each rank."""
 LATEST, LONGEST_TAG = "latest", 255
 GROUPS = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}
+STAGES = {"optimizer_states": 1, "gradients": 2, "weights": 3}
+"""Names of deepspeed.runtime.zero.config.ZeroStageEnum."""
 EXPERTS = ("ds_autoep_layers", "autoep_layers", "ds_zero_partition_groups")
 """Entries of checkpoints whose experts are shared out among other ranks than the rest."""
 CLOSE = 2.0**-6
@@ -288,6 +290,8 @@ def _stage_of(state: Any) -> tuple[int, int]:
     stage, counts = state.get("zero_stage"), state.get("partition_count")
     if isinstance(stage, StandIn) and len(stage.arguments) == 1:  # ZeroStageEnum
         (stage,) = stage.arguments
+    elif isinstance(stage, type) and issubclass(stage, StandIn):  # the same by its name, of Python 3.11.0 to 3.11.3
+        stage = STAGES.get(stage.attribute)
     counts = counts if isinstance(counts, list) else [counts]
     if type(stage) is not int or stage not in GROUPS or len(set(map(str, counts))) != 1 or type(counts[0]) is not int:
         raise _UnfitError(

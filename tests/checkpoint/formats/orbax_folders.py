@@ -19,7 +19,8 @@ lindermanlab/S5 names them after three steps of optax 0.2.8, and an item `meta` 
 def unpack(folder: Path) -> Path:
     """Return the step's folder."""
     with tarfile.open(WRITTEN) as file:
-        file.extractall(folder, filter="data")
+        file.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 has it
+        file.extractall(folder)
     return folder / "1000"
 
 

@@ -24,7 +24,9 @@ def stage_enum() -> Iterator[Any]:
     """Yield a class that pickles as DeepSpeed's ZeroStageEnum does."""
     name = "deepspeed.runtime.zero.config"
     module = types.ModuleType(name)
-    kind = enum.Enum("ZeroStageEnum", {"off": 0, "one": 1, "two": 2, "three": 3}, type=int, module=name)
+    kind = enum.Enum(
+        "ZeroStageEnum", {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3}, type=int, module=name
+    )
     module.ZeroStageEnum = kind  # type: ignore[attr-defined]
     kept = {key: sys.modules.get(key) for key in (name, *_parents(name))}
     sys.modules.update(dict.fromkeys((name, *_parents(name)), module))
