@@ -63,15 +63,19 @@ class Recognition:
     @property
     def incomplete(self) -> tuple[NearMiss, ...]:
         """Modules that look like the complete layers of this file, one near miss each, best first."""
-        complete: dict[str, set[frozenset[str]]] = defaultdict(set)
+        complete: dict[str, list[Layer]] = defaultdict(list)
         for layer in self.layers:
-            complete[layer.spelling.name].add(frozenset(layer.names))
+            complete[layer.spelling.name].append(layer)
+        misses = [miss for miss in self.near_misses if miss.reason and complete[miss.spelling.name]]
+        parts = _parts(self.layers, [miss.path for miss in misses if miss.spelling.telltale not in miss.present])
         found: dict[str, NearMiss] = {}
-        for miss in self.near_misses:
-            alike = complete.get(miss.spelling.name, ())
-            # Without its telltale a module is a layer only if it has all other tensors of the complete layers.
-            is_layer = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
-            if miss.reason and alike and is_layer:
+        for miss in misses:
+            if miss.spelling.telltale in miss.present or any(
+                {*miss.present, *miss.missing} == set(layer.names)
+                # A part of its own makes it another module, unless it stands where a layer should.
+                and (parts[miss.path] <= parts[layer.path] or _place(miss.path) == _place(layer.path))
+                for layer in complete[miss.spelling.name]
+            ):
                 found.setdefault(miss.path, miss)
         return tuple(found.values())
 
@@ -84,6 +88,22 @@ class Recognition:
         """Raise UnknownFamilyError if nothing was recognised."""
         if not self.layers:
             raise adapter_error(checkpoint) or unknown_family(checkpoint, self)
+
+
+def _parts(layers: Sequence[Layer], others: Collection[str]) -> dict[str, set[str]]:
+    """Return what the modules at these paths, and these layers, are made of: the first element of each local name."""
+    parts: dict[str, set[str]] = {path: set() for path in (*others, *(layer.path for layer in layers if others))}
+    for name in layers[0].checkpoint if parts else ():
+        elements = name.split(".")
+        for depth in range(len(elements)):
+            if (path := ".".join(elements[:depth])) in parts:
+                parts[path].add(elements[depth])
+    return parts
+
+
+def _place(path: str) -> str:
+    """Return a path whose numbers are left out: where in its block a module stands."""
+    return re.sub(r"\d+", "", path)
 
 
 def guess_of(families: Iterable[Family]) -> str | None:
