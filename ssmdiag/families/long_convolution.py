@@ -77,7 +77,11 @@ FAMILY = Family(
     memory="exact",
     spellings=(
         Spelling("HazyResearch/safari", {"kernel.kernel": "_ channel lag", "D": "_ channel"}),
-        Spelling("HazyResearch/safari, standalone", {"kernel": "copy channel lag", "D": "copy channel"}),
+        Spelling(
+            "HazyResearch/safari, standalone",
+            # Its projection tells it from other kernels with a D, such as a stencil with its constants of diffusion.
+            {"kernel": "copy channel lag", "D": "copy channel", "output_linear.0.weight": "2*channel copy*channel"},
+        ),
     ),
     read=read,
     options=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,10 @@ class _Index:
                     self.users[local].add(family.name)
         locals_ = frozenset(self.users)
         depths = {local.count(".") for local in locals_}
+        self.ordered: list[str] = []
+        """All names, sorted: those of a module follow each other. Empty where no spelling asks for them."""
+        if any(spelling.strangers for family in families for spelling in family.spellings):
+            self.ordered = sorted(checkpoint)
         self.paths: dict[str, list[str]] = defaultdict(list)
         for name in checkpoint:
             elements = name.split(".")
@@ -243,11 +248,24 @@ class _Index:
         return (
             bool(elsewhere)
             or any(join(path, local) in self.checkpoint for local in spelling.absent)
+            or (spelling.strangers is not None and self._has_strangers(spelling, path))
             or any(
                 not any(str(value).lower() in values for value in self.checkpoint.settings_named(leaf))
                 for leaf, values in spelling.settings.items()
             )
         )
+
+    def _has_strangers(self, spelling: Spelling, path: str) -> bool:
+        """Whether a module has other tensors that rule a spelling out; what a quantised weight comes with does not."""
+        pattern, prefix = re.compile(spelling.strangers or ""), join(path, "x")[:-1]
+        own = (*spelling.tensors, *spelling.optional)
+        for name in self.ordered[bisect_left(self.ordered, prefix) :]:
+            if not name.startswith(prefix):
+                return False
+            local = name[len(prefix) :]
+            if pattern.search(local) and not any(local.startswith(known) for known in own):
+                return True
+        return False
 
 
 def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
