@@ -344,7 +344,8 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
         shown.setdefault(miss.family.name, miss)
     best = max((miss.evidence for miss in shown.values()), default=0.0)
     for miss in list(shown.values())[:3]:
-        if miss.evidence >= best / 2 and (miss.spelling.telltale in miss.present or miss.evidence > 0.4):
+        told = miss.spelling.telltale in miss.present and len(miss.spelling.telltale) > 1  # a P or an h may be anything
+        if miss.evidence >= best / 2 and (told or miss.evidence > 0.4):
             present = f"{', '.join(miss.present[:4])} at {miss.path or 'the top'}"
             details.append(f"closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
     from ssmdiag.families.map_template import starting_map
