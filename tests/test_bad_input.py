@@ -349,8 +349,17 @@ def test_an_unknown_file_says_the_same_every_time(write_model: Write) -> None:
     assert len(texts) == 1
 
 
-def test_a_file_with_nothing_recurrent_has_no_closest_family(write_model: Write) -> None:
-    shapes = {"attn.c_attn.weight": (8, 24), "attn.c_proj.weight": (8, 8), "ln_1.weight": (8,), "mlp.c_fc.bias": (32,)}
+NOTHING: dict[str, dict[str, tuple[int, ...]]] = {
+    "attention": {"attn.c_attn.weight": (8, 24), "attn.c_proj.weight": (8, 8), "ln_1.weight": (8,), "fc.bias": (32,)},
+    "flax": {"Conv_0.kernel": (3, 8, 8), "Conv_0.bias": (8,), "Dense_0.kernel": (8, 8), "Dense_0.bias": (8,)},
+    "a Kalman filter": {"F": (8, 8), "H": (2, 8), "Q": (8, 8), "P": (8, 8)},
+}
+
+
+@pytest.mark.parametrize("shapes", NOTHING.values(), ids=NOTHING)
+def test_a_file_with_nothing_recurrent_has_no_closest_family(
+    shapes: dict[str, tuple[int, ...]], write_model: Write
+) -> None:
     state = {f"h.{i}.{name}": random(*shape) for i in range(3) for name, shape in shapes.items()}
     with pytest.raises(UnknownFamilyError) as caught:
         diagnose(write_model(state), memory=False)

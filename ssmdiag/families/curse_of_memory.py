@@ -91,11 +91,13 @@ FAMILY = Family(
             "radarFudan/Curse-of-memory, one unit per mode",
             {"W.weight": "float64: state"},
             absent=("P.weight", "W.bias"),
+            strangers=".",
         ),
         Spelling(
             "radarFudan/Curse-of-memory, units coupled by P",
             {"P.weight": "float64: state state", "W.weight": "float64: state"},
             {"g.linear1.weight": "_ state"},
+            strangers="^[^gf]",
         ),
     ),
     repositories=("radarFudan/Curse-of-memory",),

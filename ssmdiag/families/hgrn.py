@@ -23,8 +23,9 @@ from ssmdiag.families.submodules import softplus
 from ssmdiag.recurrence.clock import Clock
 
 _GATE = {"f_proj.weight": "channel _", "i_proj.weight": "_ _"}
-# Convolutional and classical LSTMs use these names too, with a bias.
+# LSTMs of every kind use these names too, with a bias or without, but have no norm behind the output gate.
 _BIASED = ("f_proj.bias", "i_proj.bias")
+_NORM = "g_norm.weight"
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
@@ -87,8 +88,20 @@ FAMILY = Family(
     memory="nominal",
     traits=frozenset({"gates without bias", "matrix memory"}),
     spellings=(
-        Spelling("fla, HGRN2", {**_GATE, "q_proj.weight": "_ _"}, absent=_BIASED),
-        Spelling("fla, HGRN", {**_GATE}, absent=(*_BIASED, "q_proj.weight")),
+        Spelling("fla, HGRN2", {**_GATE, "q_proj.weight": "_ _", _NORM: "_"}, absent=_BIASED),
+        Spelling("fla, HGRN", {**_GATE, _NORM: "_"}, absent=(*_BIASED, "q_proj.weight")),
+        Spelling(
+            "fla, HGRN2, its norm without a weight",
+            {**_GATE, "q_proj.weight": "_ _"},
+            absent=(*_BIASED, _NORM),
+            settings={"model_type": ("hgrn2",)},
+        ),
+        Spelling(
+            "fla, HGRN, its norm without a weight",
+            _GATE,
+            absent=(*_BIASED, _NORM, "q_proj.weight"),
+            settings={"model_type": ("hgrn",)},
+        ),
     ),
     repositories=("fla-org/flash-linear-attention",),
     read=read,

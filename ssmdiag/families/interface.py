@@ -59,6 +59,8 @@ class Spelling:
     optional: Mapping[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     """Local names whose presence rules this family out."""
+    strangers: str | None = None
+    """Regular expression of local names, beside those above, that such a module never has."""
     path: str | None = None
     """Regular expression the module path must contain, where names alone are ambiguous."""
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -24,7 +24,8 @@ MOVING_AVERAGE = 7
 
 
 def read(layer: Layer) -> Iterator[Recurrence]:
-    kernel, copies = _smoothed(layer, layer[layer.spelling.telltale]), layer.shape("D")[0]
+    stored = layer["kernel.kernel" if "kernel.kernel" in layer else "kernel"]
+    kernel, copies = _smoothed(layer, stored), layer.shape("D")[0]
     taps = kernel.sign() * (kernel.abs() - _threshold(layer)).clamp(min=0)
     if taps.shape[0] not in (copies, 2 * copies):
         raise LayerError(
@@ -77,7 +78,12 @@ FAMILY = Family(
     memory="exact",
     spellings=(
         Spelling("HazyResearch/safari", {"kernel.kernel": "_ channel lag", "D": "_ channel"}),
-        Spelling("HazyResearch/safari, standalone", {"kernel": "copy channel lag", "D": "copy channel"}),
+        Spelling(
+            "HazyResearch/safari, standalone",
+            # Its projection tells it from other kernels with a D, such as a stencil with its constants of diffusion.
+            # All of flax's layers have a `kernel`, so it is not the telltale.
+            {"output_linear.0.weight": "2*channel copy*channel", "D": "copy channel", "kernel": "copy channel lag"},
+        ),
     ),
     read=read,
     options=(

@@ -168,6 +168,11 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
     bias = weight.kind == "bias"
     steers = [other for other in near if STEERS.search(other.name) and other.is_projection]
     own = [other for other in near if other.name == weight.name and other.is_projection]
+    if _is_full_matrix(weight, near):
+        raise UnclearError(
+            "the full matrix of a linear system by the B and C beside it; its decays are its eigenvalues: save those, "
+            "and read them with a map"
+        )
     step, step_reading = _step(weight, near)
     if (steers or (own and not bias)) and not bias and not (step_reading and step_reading.selective):
         raise UnclearError(
@@ -187,6 +192,16 @@ def _recurrence(weight: _Weight, near: list[_Weight]) -> _Recurrence:
         reading = read_decay(weight.name, values, bias=bias, step=step is not None, turns=frequency is not None)
     selective = bias or bool(step_reading and step_reading.selective)
     return _Recurrence(weight, reading, pairs, selective, step, step_reading, frequency)
+
+
+def _is_full_matrix(weight: _Weight, near: Iterable[_Weight]) -> bool:
+    """Whether it is the A of (A, B, C): square, with a row of B and a column of C for each state."""
+    if not (MATRIX.search(weight.name) and len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]):
+        return False
+    beside = {other.name.upper(): other.shape for other in near if len(other.shape) <= 2 and not other.kind}
+    entry, exit = beside.get("B", ()), beside.get("C", ())
+    # Where all three are square, A may as well be a table of channels and modes.
+    return entry[:1] == exit[-1:] == weight.shape[:1] and not entry == exit == weight.shape
 
 
 def _step(weight: _Weight, near: Iterable[_Weight]) -> tuple[_Weight | None, StepReading | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,15 +64,19 @@ class Recognition:
     @property
     def incomplete(self) -> tuple[NearMiss, ...]:
         """Modules that look like the complete layers of this file, one near miss each, best first."""
-        complete: dict[str, set[frozenset[str]]] = defaultdict(set)
+        complete: dict[str, list[Layer]] = defaultdict(list)
         for layer in self.layers:
-            complete[layer.spelling.name].add(frozenset(layer.names))
+            complete[layer.spelling.name].append(layer)
+        misses = [miss for miss in self.near_misses if miss.reason and complete[miss.spelling.name]]
+        parts = _parts(self.layers, [miss.path for miss in misses if miss.spelling.telltale not in miss.present])
         found: dict[str, NearMiss] = {}
-        for miss in self.near_misses:
-            alike = complete.get(miss.spelling.name, ())
-            # Without its telltale a module is a layer only if it has all other tensors of the complete layers.
-            is_layer = miss.spelling.telltale in miss.present or {*miss.present, *miss.missing} in alike
-            if miss.reason and alike and is_layer:
+        for miss in misses:
+            if miss.spelling.telltale in miss.present or any(
+                {*miss.present, *miss.missing} == set(layer.names)
+                # A part of its own makes it another module, unless it stands where a layer should.
+                and (parts[miss.path] <= parts[layer.path] or _place(miss.path) == _place(layer.path))
+                for layer in complete[miss.spelling.name]
+            ):
                 found.setdefault(miss.path, miss)
         return tuple(found.values())
 
@@ -84,6 +89,22 @@ class Recognition:
         """Raise UnknownFamilyError if nothing was recognised."""
         if not self.layers:
             raise adapter_error(checkpoint) or unknown_family(checkpoint, self)
+
+
+def _parts(layers: Sequence[Layer], others: Collection[str]) -> dict[str, set[str]]:
+    """Return what the modules at these paths, and these layers, are made of: the first element of each local name."""
+    parts: dict[str, set[str]] = {path: set() for path in (*others, *(layer.path for layer in layers if others))}
+    for name in layers[0].checkpoint if parts else ():
+        elements = name.split(".")
+        for depth in range(len(elements)):
+            if (path := ".".join(elements[:depth])) in parts:
+                parts[path].add(elements[depth])
+    return parts
+
+
+def _place(path: str) -> str:
+    """Return a path whose numbers are left out: where in its block a module stands."""
+    return re.sub(r"\d+", "", path)
 
 
 def guess_of(families: Iterable[Family]) -> str | None:
@@ -158,6 +179,10 @@ class _Index:
                     self.users[local].add(family.name)
         locals_ = frozenset(self.users)
         depths = {local.count(".") for local in locals_}
+        self.ordered: list[str] = []
+        """All names, sorted: those of a module follow each other. Empty where no spelling asks for them."""
+        if any(spelling.strangers for family in families for spelling in family.spellings):
+            self.ordered = sorted(checkpoint)
         self.paths: dict[str, list[str]] = defaultdict(list)
         for name in checkpoint:
             elements = name.split(".")
@@ -223,11 +248,24 @@ class _Index:
         return (
             bool(elsewhere)
             or any(join(path, local) in self.checkpoint for local in spelling.absent)
+            or (spelling.strangers is not None and self._has_strangers(spelling, path))
             or any(
                 not any(str(value).lower() in values for value in self.checkpoint.settings_named(leaf))
                 for leaf, values in spelling.settings.items()
             )
         )
+
+    def _has_strangers(self, spelling: Spelling, path: str) -> bool:
+        """Whether a module has other tensors that rule a spelling out; what a quantised weight comes with does not."""
+        pattern, prefix = re.compile(spelling.strangers or ""), join(path, "x")[:-1]
+        own = (*spelling.tensors, *spelling.optional)
+        for name in self.ordered[bisect_left(self.ordered, prefix) :]:
+            if not name.startswith(prefix):
+                return False
+            local = name[len(prefix) :]
+            if pattern.search(local) and not any(local.startswith(known) for known in own):
+                return True
+        return False
 
 
 def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
@@ -306,7 +344,8 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
         shown.setdefault(miss.family.name, miss)
     best = max((miss.evidence for miss in shown.values()), default=0.0)
     for miss in list(shown.values())[:3]:
-        if miss.evidence >= best / 2 and (miss.spelling.telltale in miss.present or miss.evidence > 0.4):
+        told = miss.spelling.telltale in miss.present and len(miss.spelling.telltale) > 1  # a P or an h may be anything
+        if miss.evidence >= best / 2 and (told or miss.evidence > 0.4):
             present = f"{', '.join(miss.present[:4])} at {miss.path or 'the top'}"
             details.append(f"closest: {miss.family.name} ({miss.spelling.name}) – {present}; {miss.reason}")
     from ssmdiag.families.map_template import starting_map

@@ -7,6 +7,7 @@
 |---|---|---|---|
 | b_g | `g_gate_proj.bias` | key channel | the rate, read at the bias |
 | b_τ | `tau_gate_proj.bias` | key channel | the temperature, a factor from 0 to 1 on the rate |
+| – | `i_gate_proj.1.bias`, `residual_weight` | channel | gate and residual of the value; only their shapes are used |
 
 The gates read the layer's input behind `up_proj` and a short convolution with a bias, so their bias is not zero input.
 Source: fla-org/flash-linear-attention bc3b101, fla/layers/rodimus.py:150-178.
@@ -57,7 +58,17 @@ FAMILY = Family(
     paper="arXiv 2410.06577",
     memory="nominal",
     traits=frozenset({"layers alike", "matrix memory"}),
-    spellings=(Spelling("fla", {"g_gate_proj.bias": "channel", "tau_gate_proj.bias": "channel"}),),
+    spellings=(
+        Spelling(
+            "fla",
+            {
+                "tau_gate_proj.bias": "key",
+                "g_gate_proj.bias": "key",
+                "i_gate_proj.1.bias": "channel",
+                "residual_weight": "channel",
+            },
+        ),
+    ),
     repositories=("fla-org/flash-linear-attention",),
     read=read,
     clock=clock,

@@ -32,6 +32,8 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 _PROJECTIONS = {"in_proj.weight": "3*channel _", "out_proj.weight": "_ channel"}
 _CONV = r"(?:^|\.)conv$"
 """The name that its block gives the layer; any other module may hold a `conv` too."""
+_INKLING = r"k_sconv|v_sconv|attn_sconv|mlp_sconv|k_proj\.sconv|v_proj\.sconv"
+"""The names of Inkling's; a convolution that a block calls `sconv` may have a bias, and look ahead."""
 
 FAMILY = Family(
     name="short_convolution",
@@ -45,9 +47,10 @@ FAMILY = Family(
         Spelling(
             "transformers, Inkling",
             {"conv1d.weight": "channel 1 tap"},
-            path=r"(?:^|[._])(?:sconv|post_attention_convolution|post_mlp_convolution)$",
+            absent=("conv1d.bias",),
+            path=rf"(?:^|\.)(?:{_INKLING}|post_attention_convolution|post_mlp_convolution)$",
         ),
-        Spelling("Inkling, as saved", {"weight": "channel 1 tap"}, path=r"(?:^|[._])sconv$"),
+        Spelling("Inkling, as saved", {"weight": "channel 1 tap"}, absent=("bias",), path=rf"(?:^|\.)(?:{_INKLING})$"),
         Spelling("vortex, Evo 2", {"h": "filter 1 tap", "short_filter_weight": "_ 1 _"}),
     ),
     model_types=(

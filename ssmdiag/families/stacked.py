@@ -27,6 +27,8 @@ def spellings(gates: int, module: str) -> Iterator[Spelling]:
             f"torch.nn.{name}",
             {f"weight_hh{end}": f"{rows} hidden", f"weight_ih{end}": f"{rows} input"},
             {f"bias_ih{end}": rows, f"bias_hh{end}": rows},
+            # A cell with further weights of its own computes something else; what stands below it may be anything.
+            strangers=None if end else r"^[^.]+$",
         )
 
 

@@ -31,7 +31,9 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     yield layer.recurrence(ell, input_matrix=as_complex(0 * residues.real + 1), output_matrix=residues[None])
 
 
-_BESIDE = {"D": "channel", "short_filter_weight": "_ 1 _", "short_filter_bias": "_"}
+_BESIDE = {"D": "channel", "short_filter_weight": "3*channel 1 _"}
+"""Every layer has them, and no other sum of poles and residues."""
+_BIAS = {"short_filter_bias": "3*channel"}
 
 FAMILY = Family(
     name="stripedhyena",
@@ -39,8 +41,8 @@ FAMILY = Family(
     paper="github.com/togethercomputer/stripedhyena",
     memory="exact",
     spellings=(
-        Spelling("StripedHyena, Evo", {"poles": "filter mode 1 2", "residues": "filter mode 1 2"}, _BESIDE),
-        Spelling("vortex, Evo 2", {"log_poles": "filter mode 1", "residues": "filter mode"}, _BESIDE),
+        Spelling("StripedHyena, Evo", {"poles": "filter mode 1 2", "residues": "filter mode 1 2", **_BESIDE}, _BIAS),
+        Spelling("vortex, Evo 2", {"log_poles": "filter mode 1", "residues": "filter mode", **_BESIDE}, _BIAS),
     ),
     repositories=(
         "togethercomputer/stripedhyena",

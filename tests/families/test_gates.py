@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ssmdiag.errors import LayerError
+from ssmdiag import extract_recurrences
+from ssmdiag.errors import LayerError, UnknownFamilyError
 from ssmdiag.recurrence.modal import Recurrence
 from tests.tolerances import RELATIVE
 
 Read = Callable[..., list[Recurrence]]
+Write = Callable[..., Path]
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -114,7 +117,8 @@ class TestHGRN:
     def model(self, *extra: str) -> dict[str, torch.Tensor]:
         names = ("f_proj", "i_proj", *extra)
         state = {f"model.layers.{i}.attn.{name}.weight": random(6, 6) for i in range(3) for name in names}
-        return {"model.lower_bounds": 2 * random(3, 6), **state}
+        norms = {f"model.layers.{i}.attn.g_norm.weight": random(6) for i in range(3)}
+        return {"model.lower_bounds": 2 * random(3, 6), **norms, **state}
 
     @pytest.mark.parametrize("extra", [(), ("q_proj",)])
     def test_decay_at_zero_input_lies_half_way_above_the_layers_lower_bound(
@@ -130,6 +134,21 @@ class TestHGRN:
             expected = np.log(bound + (1 - bound) / 2)
             np.testing.assert_allclose(decay(recurrence)[:, 0], expected, rtol=RELATIVE["float64"])
             assert recurrence.operating_point == "zero input, where the gate is 1/2"
+
+    @pytest.mark.parametrize("extra", [(), ("q_proj",)])
+    def test_a_norm_without_a_weight_is_known_by_the_configuration(
+        self, extra: tuple[str, ...], write_model: Write
+    ) -> None:
+        state = {name: value for name, value in self.model(*extra).items() if not name.endswith("g_norm.weight")}
+        kind = {"model_type": "hgrn2" if extra else "hgrn"}
+        found = extract_recurrences(write_model(state, kind, name="known"))
+        full = extract_recurrences(write_model(self.model(*extra), kind, name="full"))
+        assert [recurrence.family for recurrence in found] == ["hgrn"] * 3
+        for one, other in zip(found, full, strict=True):
+            assert one.log_eigenvalues.shape == other.log_eigenvalues.shape
+        # An LSTM written as projections without a bias has the same names, and no norm.
+        with pytest.raises(UnknownFamilyError):
+            extract_recurrences(write_model(state, name="unknown"))
 
     def test_later_layers_remember_longer(self, read_model: Read) -> None:
         first, second, third = (r.rate for r in read_model(self.model()))

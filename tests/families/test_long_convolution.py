@@ -32,6 +32,7 @@ def standalone() -> dict[str, torch.Tensor]:
     return {
         f"{path}.kernel": torch.from_numpy(0.2 * rng.normal(size=(COPIES, CHANNELS, 2 * LENGTH))),
         f"{path}.D": torch.from_numpy(rng.normal(size=(COPIES, CHANNELS))),
+        f"{path}.output_linear.0.weight": torch.from_numpy(rng.normal(size=(2 * CHANNELS, COPIES * CHANNELS))),
     }
 
 

@@ -146,6 +146,23 @@ def test_a_tower_for_images_is_not_counted(write_model: Write) -> None:
     assert len(diagnose(write_model(state)).attention_layers) == 1
 
 
+def test_a_towers_convolution_over_an_image_is_no_incomplete_layer(write_model: Write) -> None:
+    """LFM3-VL: its vision tower's convolutions have the projections of the language model's, and two axes."""
+    tower = {
+        f"vision_tower.layers.0.conv.{name}.weight": torch.randn(shape)
+        for name, shape in {"in_proj": (12, 4), "spatial_conv": (4, 1, 3, 3), "out_proj": (4, 4)}.items()
+    }
+    result = diagnose(write_model(lfm2() | tower))
+    assert (result.problems, result.findings) == ((), ())
+
+
+def test_a_layer_whose_taps_have_another_name_is_incomplete(write_model: Write) -> None:
+    state = lfm2()
+    state["model.layers.1.conv.taps.weight"] = state.pop("model.layers.1.conv.conv.weight")
+    (problem,) = diagnose(write_model(state)).problems
+    assert problem.startswith("model.layers.1.conv: looks like Short convolution, but model.layers.1.conv.conv.weight")
+
+
 def test_a_tap_that_is_not_a_number_is_found(write_model: Write) -> None:
     state = lfm2()
     state["model.layers.0.conv.conv.weight"][2, 0, 1] = torch.nan

@@ -254,6 +254,14 @@ UNCLEAR: dict[str, tuple[State, str]] = {
         "no linear recurrence",
     ),
     "a dense matrix": ({"A": uniform(-1, 1, 6, 6), "log_dt": DT.log()}, "of both signs"),
+    "a linear system": (
+        {"A": uniform(0, 1, 6, 6), "B": uniform(-1, 1, 6, 2), "C": uniform(-1, 1, 3, 6)},
+        "full matrix",
+    ),
+    "a linear system of complex numbers, one input and output": (
+        {"A": 0.4 * uniform(-1, 1, 6, 6) + 0.4j, "B": uniform(-1, 1, 6), "C": uniform(-1, 1, 1, 6)},
+        "its decays are its eigenvalues",
+    ),
     "no finite value": ({"log_rate": torch.full((6,), math.nan)}, "no finite value"),
 }
 

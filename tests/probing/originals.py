@@ -163,8 +163,9 @@ class Rodimus(Original):
 
     def __init__(self) -> None:
         convolution = nn.Conv1d(8, 8, 4, padding=3, groups=8)
-        gates = {name: dense(8, 4, bias=True) for name in ("g_gate_proj", "tau_gate_proj")}
-        super().__init__(up_proj=dense(WIDTH, 8), short_conv=convolution, **gates)
+        gates: dict[str, nn.Module] = {name: dense(8, 4, bias=True) for name in ("g_gate_proj", "tau_gate_proj")}
+        gates["i_gate_proj"] = nn.Sequential(dense(8, 2), dense(2, 8, bias=True))
+        super().__init__(up_proj=dense(WIDTH, 8), short_conv=convolution, residual_weight=(8,), **gates)
         self.use_short_conv = True
 
     def decay(self, past: Tensor, **given: Any) -> Tensor:
@@ -184,7 +185,7 @@ class HGRN(Original):
     """The second layer of three has a convolution behind its gate."""
 
     def __init__(self, layer_idx: int = 0) -> None:
-        super().__init__(f_proj=dense(WIDTH, WIDTH), i_proj=dense(WIDTH, WIDTH))
+        super().__init__(f_proj=dense(WIDTH, WIDTH), i_proj=dense(WIDTH, WIDTH), g_norm=nn.RMSNorm(WIDTH))
         self.layer_idx = layer_idx
         if layer_idx == 1:
             self.f_conv1d = ShortConvolution(WIDTH, WIDTH, 4, padding=3, groups=WIDTH, bias=False)
