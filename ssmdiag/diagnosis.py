@@ -26,6 +26,7 @@ from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import recognise
 from ssmdiag.output.result import Result
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import Assumption, Recurrence
 from ssmdiag.rules.finding import SEVERITIES, Finding
 from ssmdiag.rules.selection import Selection, select_rules
@@ -239,7 +240,10 @@ def diagnose(
         context_length=context,
         layers=tuple(layers),
         alternatives=tuple(_alternative(entry) for entry in assumed.values()),
-        problems=(*problems, *(f"{m.path}: looks like {m.family.title}, but {m.reason}." for m in found.incomplete)),
+        problems=(
+            *problems,
+            *(f"{module_name(m.path)}: looks like {m.family.title}, but {m.reason}." for m in found.incomplete),
+        ),
         notes=(*checkpoint.notes, *(f"{f.title}: {f.caveat}" for f in used.values() if f.caveat)),
         unrecognised=found.unrecognised,
         findings=tuple(sorted(findings, key=lambda finding: (-finding.rank, finding.code))),

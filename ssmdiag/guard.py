@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ssmdiag.errors import LayerError, SsmdiagError
+from ssmdiag.printable import module_name
 
 T = TypeVar("T")
 LONGEST_TEXT = 200
@@ -43,7 +44,7 @@ def strange_layer(layer: str, what: str, error: Exception) -> LayerError:
     lines = str(error).strip().splitlines()
     text = f": {lines[0][:LONGEST_TEXT].rstrip('.')}" if lines else ""
     return LayerError(
-        f"{layer or 'the layer at the top of the file'}: {what} failed with {type(error).__name__.lstrip('_')}{text}.",
+        f"{module_name(layer)}: {what} failed with {type(error).__name__.lstrip('_')}{text}.",
         advice="compare its tensors with those of a sound layer; where they are as they should be, this is a fault of "
         "ssmdiag, and SSMDIAG_DEBUG=1 shows where.",
     )

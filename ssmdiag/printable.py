@@ -132,6 +132,15 @@ def _code(character: str) -> str:
     return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2))
 
 
+def module_name(path: str) -> str:
+    """Return what a sentence calls a module. The path of a layer with no model around it is empty, but for a branch.
+
+    >>> [module_name(path) for path in ("layers.0.mixer", "", "(backward)")]
+    ['layers.0.mixer', 'the model itself', 'the model itself (backward)']
+    """
+    return path if path and not path.startswith("(") else f"the model itself {path}".rstrip()
+
+
 def first_of(names: Sequence[str], most: int = 3) -> str:
     """Return the first names for a message, with an ellipsis where there are more.
 

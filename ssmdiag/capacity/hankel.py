@@ -26,6 +26,7 @@ from ssmdiag.kernel.powers import UNDERFLOW
 from ssmdiag.kernel.response import modal_terms, on_parts
 from ssmdiag.kernel.status import Status, channel_status
 from ssmdiag.kernel.tangential import narrowed, tangential_factor
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import Recurrence
 
 
@@ -72,7 +73,8 @@ def hankel_singular_values(recurrence: Recurrence) -> HankelSpectrum:
     """
     if not recurrence.time_invariant:
         raise ValueError(
-            f"{recurrence.layer} is selective: it has no Hankel operator; `memory_function` knows its modes"
+            f"{module_name(recurrence.layer)} is selective: it has no Hankel operator; "
+            "`memory_function` knows its modes"
         )
     recurrence = realise(recurrence)
     status = channel_status(recurrence)

@@ -41,6 +41,7 @@ from ssmdiag.kernel.gramian import gramian_factor
 from ssmdiag.kernel.orthonormal import around_one, orthonormal_factor
 from ssmdiag.kernel.powers import lags_of, powers
 from ssmdiag.kernel.response import square_of
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 PANEL = 64
@@ -104,7 +105,9 @@ def noisy_states(recurrence: Recurrence, chunk: slice, rounding: Rounding | None
     """Return some channels of a realised recurrence, ready to be rounded."""
     rounding = rounding or Rounding()
     if recurrence.layout == "finite":
-        raise ValueError(f"{recurrence.layer} is a convolution: its state is its input, `assess_capacity` counts it")
+        raise ValueError(
+            f"{module_name(recurrence.layer)} is a convolution: its state is its input, `assess_capacity` counts it"
+        )
     if recurrence.dense is None:
         return _modal(recurrence, chunk, rounding)
     dense, usable = dense_channels(recurrence, chunk)

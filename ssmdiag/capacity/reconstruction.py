@@ -26,6 +26,7 @@ from ssmdiag.errors import SsmdiagError
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.powers import is_real, lags_of
 from ssmdiag.kernel.response import square_of
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
@@ -72,8 +73,9 @@ def memory_function(
     at = lags_of(lags, recurrence.log_eigenvalues.device)
     if recurrence.channels * len(at) * 8 > memory_limit:
         raise MemorySizeError(
-            f"{recurrence.layer}: the memory function of {recurrence.channels:,} channels × {len(at):,} lags takes "
-            f"{recurrence.channels * len(at) * 8 / 2**30:,.1f} GiB, {memory_limit / 2**30:,.1f} are allowed.",
+            f"{module_name(recurrence.layer)}: the memory function of {recurrence.channels:,} channels × "
+            f"{len(at):,} lags takes {recurrence.channels * len(at) * 8 / 2**30:,.1f} GiB, "
+            f"{memory_limit / 2**30:,.1f} are allowed.",
             advice="ask for fewer lags (spaced evenly on a log axis they say as much), or for fewer channels.",
         )
     if recurrence.taps is not None:

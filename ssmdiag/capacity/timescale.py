@@ -18,6 +18,7 @@ from ssmdiag.capacity.noise import complete, noisy_memory_function, precision_of
 from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.cores import one_thread
 from ssmdiag.kernel.dense import realise
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.discretisation import as_complex, bilinear
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
@@ -43,7 +44,7 @@ def scaled(recurrence: Recurrence, factor: float | Tensor) -> Recurrence:
     if not bool((f > 0).all()):
         raise ValueError(f"a step is scaled by a positive factor, got {factor}")
     if recurrence.layout == "finite":
-        raise ValueError(f"{recurrence.layer} is a convolution: it has no step to scale")
+        raise ValueError(f"{module_name(recurrence.layer)} is a convolution: it has no step to scale")
     recurrence = realise(recurrence)
     step = None if recurrence.step is None else recurrence.step * f
     if recurrence.dense is not None:

@@ -19,6 +19,7 @@ from ssmdiag.compare.learning_rate import Schedule, schedule_of, steps_at_last_r
 from ssmdiag.compare.mode_drift import p_of_modes
 from ssmdiag.compare.projection import Crossing, Unnamed, bound, measure_pace, project
 from ssmdiag.compare.trend import FEWEST, Trend, Verdict, fit_trend, judge
+from ssmdiag.printable import module_name
 
 _UNNAMED: dict[Schedule | None, Unnamed] = {Schedule.FALLS: Unnamed.RATE_FALLS, Schedule.ENDED: Unnamed.RATE_ENDED}
 """Why no step is named, by what the learning rate does at the end."""
@@ -287,4 +288,6 @@ def _remarks(points: Sequence[LayerPoint], used: Sequence[LayerPoint], steps: Se
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more layers" if len(names) > 3 else "")
+    more = len(names) - 3
+    said = ", ".join(map(module_name, names[:3]))
+    return said + (f" and {more} more layer{'s' * (more > 1)}" if more > 0 else "")

@@ -248,7 +248,7 @@ def _compare(
 
 
 def _compare_packed(a: _Found, b: _Found, role: str) -> SteeringDifference | str:
-    parts = [{t.name.removeprefix(side.layer.path): t for t in (side.stored, *side.packed)} for side in (a, b)]
+    parts = [{side.local(t): t for t in (side.stored, *side.packed)} for side in (a, b)]
     if parts[0].keys() == parts[1].keys() and all(same_bytes(t, parts[1][name]) for name, t in parts[0].items()):
         return SteeringDifference(role, a.stored.name, b.stored.name, 0.0, 0.0, (), None)
     side = b if a.plain else a
@@ -287,17 +287,19 @@ def _lone(one: _Found | str | None, other: _Found | str | None) -> Iterator[str]
 
 def _compare_modules(a: Layer, b: Layer, tolerance: float | None) -> SteeringComparison:
     """Return how all tensors of two modules differ, where no family says which of them steer the decay."""
-    sides = [{name.removeprefix(x.path): x.checkpoint[name] for name in x.checkpoint.below(x.path)} for x in (a, b)]
+    sides = [
+        {name.removeprefix(f"{x.path}."): x.checkpoint[name] for name in x.checkpoint.below(x.path)} for x in (a, b)
+    ]
     compared: list[SteeringDifference] = []
     unseen: list[str] = []
     for local in sides[0].keys() & sides[1].keys():
         first, second = sides[0][local], sides[1][local]
         if same_bytes(first, second):
-            compared.append(SteeringDifference(local.lstrip("."), first.name, second.name, 0.0, 0.0, (), None))
+            compared.append(SteeringDifference(local, first.name, second.name, 0.0, 0.0, (), None))
         elif _is_real(first.dtype) and _is_real(second.dtype):
             allowed = rounding(first.dtype, second.dtype) if tolerance is None else tolerance
             pair = [stored.load().to(layer.device) for stored, layer in ((first, a), (second, b))]
-            compared.append(compare_weights(pair[0], pair[1], local.lstrip("."), (first, second), allowed))
+            compared.append(compare_weights(pair[0], pair[1], local, (first, second), allowed))
         else:
             unseen.append(f"{local.lstrip('.')} is {first.dtype} and {second.dtype}: it was not compared")
     if sides[0].keys() != sides[1].keys() or any(not d.within for d in compared):

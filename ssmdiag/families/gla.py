@@ -33,7 +33,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
         layer.note(f"config.json gives gate_logit_normalizer = {configured}, which fla's model ignores: read with 16")
     temperature = float(layer.option("gate_logit_normalizer", usual="8" if slots else "16", known=known))
     if temperature <= 0:
-        raise LayerError(f"{layer.path}: gate_logit_normalizer is {temperature:g}.", expected="a positive number")
+        raise LayerError(f"{layer.title}: gate_logit_normalizer is {temperature:g}.", expected="a positive number")
     if slots:
         import torch
 

@@ -56,7 +56,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 def _distance_to_one(layer: Layer, bounds: Tensor) -> Tensor:
     """Return 1 − γ of this layer, summed from the small end so that it keeps its digits."""
     if layer.number is None or layer.number >= len(bounds):
-        raise LayerError(f"{layer.path}: no row of lower_bounds ({len(bounds)} layers) belongs to it.")
+        raise LayerError(f"{layer.title}: no row of lower_bounds ({len(bounds)} layers) belongs to it.")
     shares = bounds.softmax(0)
     return shares[0] + shares[layer.number + 1 :].sum(0)
 

@@ -36,7 +36,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
 
     if str(layer.setting("bidirectional", default=False)).lower() == "true":
         raise LayerError(
-            f"{layer.path}: Hyena filters of two directions are not read.", expected="bidirectional: false"
+            f"{layer.title}: Hyena filters of two directions are not read.", expected="bidirectional: false"
         )
     features, times = layer["pos_emb.z"][0], layer["pos_emb.t"][0, :, 0]
     weights, frequency = _network(layer)
@@ -76,12 +76,12 @@ def _network(layer: Layer) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     channels, last = layer.axis("channel"), len(weights[-1][0])
     if last != channels or sum(f"{name}.weight" in layer for name in names) > len(weights):
         raise LayerError(
-            f"{layer.path}: a layer of its filter is missing: the last one before has {last} outputs, of {channels}.",
+            f"{layer.title}: a layer of its filter is missing: the last one before has {last} outputs, of {channels}.",
             expected="implicit_filter.0, .2, .4 … up to one of as many outputs as channels",
         )
     sines = [name for name in (f"implicit_filter.{2 * depth + 1}.freq" for depth in range(DEEPEST)) if name in layer]
     if len(weights) > 1 and not sines:
-        raise LayerError(f"{layer.path}: the frequency of its sines is not stored.", expected="implicit_filter.1.freq")
+        raise LayerError(f"{layer.title}: the frequency of its sines is not stored.", expected="implicit_filter.1.freq")
     return weights, layer[sines[0]] if sines else weights[0][0].new_ones(1)
 
 

@@ -94,7 +94,7 @@ def _bound(layer: Layer) -> float | None:
     usual = "-5" if layer.spelling.name.startswith(_BOUNDED) else "none"
     text = layer.option("kda_lower_bound", usual=usual, known=_configured_bound(layer))
     if text != "none" and float(text) >= 0:
-        raise LayerError(f"{layer.path}: its lower bound is given as {text}.", expected="a negative log-decay")
+        raise LayerError(f"{layer.title}: its lower bound is given as {text}.", expected="a negative log-decay")
     return None if text == "none" else float(text)
 
 

@@ -13,6 +13,7 @@ from ssmdiag.checkpoint.dtypes import is_number
 from ssmdiag.checkpoint.names import join, layer_numbers, parametrized
 from ssmdiag.errors import CheckpointError, LayerError, MapError
 from ssmdiag.guard import guard
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.discretisation import as_complex
 from ssmdiag.recurrence.maps import find_map
 from ssmdiag.recurrence.modal import Assumption, Recurrence, RecurrentWeight
@@ -53,6 +54,11 @@ class Layer:
     _record: _Record = field(default_factory=_Record)
 
     @property
+    def title(self) -> str:
+        """What a sentence calls it."""
+        return module_name(self.path)
+
+    @property
     def number(self) -> int | None:
         """The layer's index in its model, from the first number of its path."""
         return next(iter(layer_numbers(self.path)), None)
@@ -73,7 +79,7 @@ class Layer:
         with guard(self.path, f"reading it as {self.family.title}"):
             found = list(self.family.read(bench))
         if not found:
-            raise LayerError(f"{self.path}: {self.family.name} found no recurrence in it.")
+            raise LayerError(f"{self.title}: {self.family.name} found no recurrence in it.")
         return found
 
     def __contains__(self, local: str) -> bool:
@@ -128,7 +134,7 @@ class Layer:
         """Return the size of an axis. Raises LayerError where packed tensors' shapes do not give it."""
         if name not in self.axes:
             raise LayerError(
-                f"{self.path}: its tensors are packed or quantised; their shapes do not say how many {name}s it has.",
+                f"{self.title}: its tensors are packed or quantised; their shapes do not say how many {name}s it has.",
                 advice="inspect the unquantised checkpoint.",
             )
         return self.axes[name]
@@ -201,7 +207,7 @@ class Layer:
         try:
             return find_map(str(stated)).name
         except MapError as error:
-            raise LayerError(f"{self.path}: rate_map {stated!r} in its settings: {error.seen}") from error
+            raise LayerError(f"{self.title}: rate_map {stated!r} in its settings: {error.seen}") from error
 
     def option(
         self,
@@ -287,7 +293,7 @@ class Layer:
         except ValueError as error:
             shapes = ", ".join(f"{local} {self.shape(local)}" for local in self.spelling.tensors)
             raise LayerError(
-                f"{name}: {error}.", advice=f"the shapes of its tensors do not belong together: {shapes}."
+                f"{module_name(name)}: {error}.", advice=f"the shapes of its tensors do not belong together: {shapes}."
             ) from error
 
     def _load(self, stored: StoredTensor) -> Tensor:

@@ -29,7 +29,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     heads, layers = layer.setting("num_attention_heads"), layer.setting("num_hidden_layers")
     if not heads or not layers or layer.number is None:
         raise LayerError(
-            f"{layer.path}: its slopes are not in the file, and config.json does not give them.",
+            f"{layer.title}: its slopes are not in the file, and config.json does not give them.",
             expected="num_attention_heads and num_hidden_layers",
         )
     depth = 1 - layer.number / max(layers - 1, 1) + 1e-5

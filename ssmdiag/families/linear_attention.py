@@ -26,7 +26,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     heads = layer.axes.get("head") or layer.setting("num_heads")
     if not isinstance(heads, int) or heads < 1:
         raise LayerError(
-            f"{layer.path}: neither v_proj.weight nor config.json says how many heads it has.", expected="num_heads"
+            f"{layer.title}: neither v_proj.weight nor config.json says how many heads it has.", expected="num_heads"
         )
     yield layer.recurrence(-torch.zeros(heads, 1, dtype=torch.float64, device=layer.device))  # a rate of 0, not −0
 

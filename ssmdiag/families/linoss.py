@@ -57,7 +57,7 @@ def _require_paper_rule(layer: Layer) -> None:
     """Raise LayerError where the settings name one of D-LinOSS's three other rules; they share all tensor names."""
     rule = str(layer.setting("layer_name", default="")).lower()
     if rule in ("dampedimex2", "dampedim", "dampedex"):
-        raise LayerError(f"{layer.path}: D-LinOSS layers of kind {rule} are not read.", expected="DampedIMEX1")
+        raise LayerError(f"{layer.title}: D-LinOSS layers of kind {rule} are not read.", expected="DampedIMEX1")
     if "dt" in layer and rule != "dampedimex1":
         layer.note("read as DampedIMEX1, the paper's rule; tensors do not distinguish D-LinOSS's four rules")
 

@@ -29,7 +29,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     taps = kernel.sign() * (kernel.abs() - _threshold(layer)).clamp(min=0)
     if taps.shape[0] not in (copies, 2 * copies):
         raise LayerError(
-            f"{layer.path}: {taps.shape[0]} copies of its kernel beside {copies} of D.",
+            f"{layer.title}: {taps.shape[0]} copies of its kernel beside {copies} of D.",
             expected="as many, or twice as many",
         )
     if taps.shape[0] == 2 * copies:
@@ -50,7 +50,7 @@ def _smoothed(layer: Layer, kernel: Tensor) -> Tensor:
     if str(layer.setting("use_ma_smoothing", default=False)).lower() != "true":
         return kernel
     if str(layer.setting("smooth_freq", default=False)).lower() == "true":
-        raise LayerError(f"{layer.path}: its kernel is smoothed over frequencies (smooth_freq), which is not read.")
+        raise LayerError(f"{layer.title}: its kernel is smoothed over frequencies (smooth_freq), which is not read.")
     width = int(layer.setting("ma_window_len", default=MOVING_AVERAGE))
     padded = kernel.new_zeros(*kernel.shape[:2], kernel.shape[2] + width - 1)
     padded[..., width // 2 : width // 2 + kernel.shape[2]] = kernel
@@ -61,7 +61,7 @@ def _threshold(layer: Layer) -> float:
     """Return λ, and note where nothing says it: what is below it is gone."""
     value = layer.option("lam", usual="0.003" if "kernel.kernel" in layer else "0.1")
     if float(value) < 0:
-        raise LayerError(f"{layer.path}: lam is {value}.", expected="a number from 0 up")
+        raise LayerError(f"{layer.title}: lam is {value}.", expected="a number from 0 up")
     (assumption,) = (one for one in layer.assumptions if one.option == "lam")
     if assumption.source == "usual":
         layer.note(

@@ -53,7 +53,7 @@ def _of_sbi(layer: Layer) -> Iterator[Recurrence]:
     modes = layer.axis("mode")
     both = layer.option("bidirectional", inferred="false" if modes % 2 else None) == "true"
     if both and modes % 2:
-        raise LayerError(f"{layer.path}: {modes} modes are no two directions.", advice="--assume bidirectional=false")
+        raise LayerError(f"{layer.title}: {modes} modes are no two directions.", advice="--assume bidirectional=false")
     halves = (
         (("forward", slice(0, modes // 2)), ("backward", slice(modes // 2, modes))) if both else (("", slice(modes)),)
     )

@@ -36,7 +36,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     halves = _directions(layer, outputs)
     if outputs % rows or layer.shape(name["delta"])[1] not in (1, modes):
         raise LayerError(
-            f"{layer.path}: {outputs} rows of {name['gamma']} on {rows} rows of {name['alpha']}.",
+            f"{layer.title}: {outputs} rows of {name['gamma']} on {rows} rows of {name['alpha']}.",
             expected="as many, or a multiple",
         )
     for half in range(halves):
@@ -68,7 +68,7 @@ def _directions(layer: Layer, rows: int) -> int:
             return 1
         single = skip.shape[0] * skip.shape[1]
     if rows not in (single, 2 * single):
-        raise LayerError(f"{layer.path}: {rows} rows of outputs for {single}.", expected="as many or twice as many")
+        raise LayerError(f"{layer.title}: {rows} rows of outputs for {single}.", expected="as many or twice as many")
     return rows // single
 
 

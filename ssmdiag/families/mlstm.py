@@ -36,7 +36,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     uncapped = "gate_soft_cap" in named and layer.setting("gate_soft_cap") is None
     cap = layer.option("gate_soft_cap", known="none" if uncapped else None)
     if cap != "none" and float(cap) <= 0:
-        raise LayerError(f"{layer.path}: gate_soft_cap is {cap}.", expected="a positive number, or none")
+        raise LayerError(f"{layer.title}: gate_soft_cap is {cap}.", expected="a positive number, or none")
     capped = bias if cap == "none" else float(cap) * (bias / float(cap)).tanh()
     rate = layer.weight(name, "-logsigmoid", part=capped)
     yield layer.recurrence(-rate[:, None], operating_point="the gates at their bias, as at zero input")

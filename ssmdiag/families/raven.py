@@ -36,7 +36,7 @@ def read(layer: Layer) -> Iterator[Recurrence]:
     if "A_log" not in layer:
         temperature = float(layer.option("gate_logit_normalizer"))
         if temperature <= 0:
-            raise LayerError(f"{layer.path}: gate_logit_normalizer is {temperature:g}.", expected="a positive number")
+            raise LayerError(f"{layer.title}: gate_logit_normalizer is {temperature:g}.", expected="a positive number")
         layer.note("the gate has no bias: at zero input it is 1/2, whatever the weights")
         decay = torch.full((rows, 1), -math.log(2) / temperature, dtype=torch.float64, device=layer.device)
         yield layer.recurrence(decay, operating_point=_POINT)

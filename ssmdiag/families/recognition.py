@@ -16,6 +16,7 @@ from ssmdiag.families import known_families
 from ssmdiag.families.adapters import adapter_error
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
+from ssmdiag.printable import module_name
 
 LOOKS_RECURRENT = re.compile(
     r"(?:^|[._])(?:A_log|log_A|log_a|A_real|A_diag|Lambda|lambda_|nu_log|theta_log|params_log|time_decay|dt_bias|"
@@ -287,9 +288,10 @@ def _settle(claims: list[Layer]) -> tuple[list[Layer], list[str]]:
     for group in contested.values():
         disputes.setdefault(tuple(sorted({layer.family.name for layer in group})), []).append(group[0].path)
     for names, paths in disputes.items():
-        more = f" and {len(paths) - 1} more modules" if len(paths) > 1 else ""
+        more = len(paths) - 1
+        others = f" and {more} more module{'s' * (more > 1)}" if more else ""
         problems.append(
-            f"{paths[0]}{more}: claimed by {' and '.join(names)}; choose one with "
+            f"{module_name(paths[0])}{others}: claimed by {' and '.join(names)}; choose one with "
             + " or ".join(f"--assume family={name}" for name in names)
         )
     settled = {id(layer): layer for layer in owner.values() if id(layer) not in contested}

@@ -35,7 +35,7 @@ def _of_heads(layer: Layer) -> Tensor:
     heads, rows = layer.setting("num_heads"), layer.shape("q_proj.weight")[0]
     if not isinstance(heads, int) or heads < 1 or rows % heads:
         raise LayerError(
-            f"{layer.path}: its decays follow from the number of heads; config.json says num_heads = {heads}.",
+            f"{layer.title}: its decays follow from the number of heads; config.json says num_heads = {heads}.",
             expected=f"a divisor of the {rows} rows of q_proj.weight",
         )
     layer.note(f"γ is not in the file; computed from the {heads} heads in config.json")

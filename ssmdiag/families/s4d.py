@@ -82,7 +82,7 @@ def tile(layer: Layer, values: Tensor, channels: int) -> Tensor:
     """Return (channel, …) from (ssm, …): channel h uses copy h mod S."""
     copies = values.shape[0]
     if channels % copies:
-        raise LayerError(f"{layer.path}: {channels} channels cannot share {copies} copies of A and B.")
+        raise LayerError(f"{layer.title}: {channels} channels cannot share {copies} copies of A and B.")
     return values.repeat(channels // copies, *(1,) * (values.ndim - 1))
 
 

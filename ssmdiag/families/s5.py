@@ -77,7 +77,7 @@ def directions(layer: Layer, C: Tensor, modes: int) -> list[tuple[str, Tensor]]:
     if C.shape[1] == 2 * modes:
         return list(zip(BRANCHES, (C[:, :modes], C[:, modes:]), strict=True))
     raise LayerError(
-        f"{layer.path}: C reads {C.shape[1]} states, the recurrence has {modes}.",
+        f"{layer.title}: C reads {C.shape[1]} states, the recurrence has {modes}.",
         expected=f"{modes} columns, or {2 * modes} for two directions",
     )
 

@@ -23,6 +23,7 @@ from ssmdiag.kernel.dense import krylov, on_real_state, realise, states_at
 from ssmdiag.kernel.finite import taps_at
 from ssmdiag.kernel.powers import lags_of, modal_weights, powers
 from ssmdiag.kernel.status import channel_status
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import Recurrence
 
 MEMORY_LIMIT = 2 * 2**30
@@ -200,8 +201,8 @@ class _Part:
         count = size * self.width * self.rows * self.columns
         if count * self.dtype.itemsize > memory_limit:
             raise KernelSizeError(
-                f"{self.recurrence.layer}: the kernel of {size:,} × {self.width:,} × {self.length:,} lags takes "
-                f"{count * self.dtype.itemsize / 2**30:,.1f} GiB, {memory_limit / 2**30:,.1f} are allowed.",
+                f"{module_name(self.recurrence.layer)}: the kernel of {size:,} × {self.width:,} × {self.length:,} lags "
+                f"takes {count * self.dtype.itemsize / 2**30:,.1f} GiB, {memory_limit / 2**30:,.1f} are allowed.",
                 advice="ask for fewer lags or channels, or take it in parts (iter_kernel) or at some lags "
                 "(sample_kernel).",
             )

@@ -26,6 +26,7 @@ from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.clock import Clock
 
 HOLDERS = frozenset({"_fp32_params", "base_layer"})
@@ -52,7 +53,7 @@ class ObservedLayer:
     @property
     def title(self) -> str:
         """Its name in a sentence."""
-        return self.name or "the model itself"
+        return module_name(self.name)
 
 
 class WithoutClock(NamedTuple):
@@ -260,7 +261,7 @@ def _require_finite(one: ObservedLayer, clock: Clock) -> None:
 
 def _require_firings(model: nn.Module, observed: Observed) -> None:
     """Raise SsmdiagError where a layer never ran."""
-    silent = [name or "the model itself" for name, count in observed.firings.items() if not count]
+    silent = [module_name(name) for name, count in observed.firings.items() if not count]
     if not silent:
         return
     more = f" and {len(silent) - MOST_NAMED} more" if len(silent) > MOST_NAMED else ""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssmdiag.assessment.memory import lag_edges
 from ssmdiag.errors import LayerError
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.clock import Clock
 
 CHANNELS = 64
@@ -102,6 +103,7 @@ class RetentionMeter:
         self, name: str, *, channels: int = CHANNELS, positions: int = POSITIONS, at_rest: Tensor | None = None
     ) -> None:
         self.name = name
+        self.title = module_name(name)
         self._at_rest = at_rest
         self._channels, self._positions = channels, positions
         self._length: int | None = None
@@ -124,7 +126,7 @@ class RetentionMeter:
             self._begin(step, rate)
         elif step.shape[1] != self._length:
             raise LayerError(
-                f"{self.name}: a text of {step.shape[1]:,} steps follows texts of {self._length:,}.",
+                f"{self.title}: a text of {step.shape[1]:,} steps follows texts of {self._length:,}.",
                 expected="texts of one length: every lag is read at the same positions",
             )
         self._count_shares(step, rate.amin(1))
@@ -139,7 +141,7 @@ class RetentionMeter:
     def merge(self, other: RetentionMeter) -> None:
         """Add what another meter saw of other texts of the same length."""
         if other._length != self._length:
-            raise LayerError(f"{self.name}: texts of {other._length} steps on one rank, of {self._length} on another.")
+            raise LayerError(f"{self.title}: texts of {other._length} steps on one rank, of {self._length} on another.")
         if self._length is None:
             return
         device = self._sums.device
@@ -163,7 +165,7 @@ class RetentionMeter:
     def result(self) -> Retention:
         """Return what was measured. Raises LayerError where nothing was added."""
         if self._length is None:
-            raise LayerError(f"{self.name}: it has not seen a text.")
+            raise LayerError(f"{self.title}: it has not seen a text.")
         used = self._counts > 0
         values, censored = torch.cat(self._kept).flatten(), torch.cat(self._censored_kept).flatten()
         return Retention(
@@ -183,21 +185,22 @@ class RetentionMeter:
     def _require_sound(self, step: Tensor, rate: Tensor) -> None:
         if step.ndim != 3 or rate.ndim != 2 or rate.shape[0] != step.shape[2] or not step.numel():
             raise LayerError(
-                f"{self.name}: its clock has a step of shape {tuple(step.shape)} and rates of {tuple(rate.shape)}.",
+                f"{self.title}: its clock has a step of shape {tuple(step.shape)} and rates of {tuple(rate.shape)}.",
                 expected="(batch, time, channel) and (channel, mode)",
             )
         if bool(rate.isnan().any()):
-            raise LayerError(f"{self.name}: {int(rate.isnan().sum()):,} of {rate.numel():,} rates are NaN.")
+            raise LayerError(f"{self.title}: {int(rate.isnan().sum()):,} of {rate.numel():,} rates are NaN.")
         lowest = float(step.amin())  # one pass finds both: the least of numbers with NaN is NaN
         if math.isnan(lowest):
             first = int(step.isnan().any(2).any(0).nonzero()[0])
             raise LayerError(
-                f"{self.name}: its step is NaN from token {first:,} on.",
+                f"{self.title}: its step is NaN from token {first:,} on.",
                 advice="look for the first layer that this is said of: those after it only inherit it.",
             )
         if lowest < 0:
             raise LayerError(
-                f"{self.name}: its step is negative, {lowest:.3g}: the state grows there.", expected="0 or more"
+                f"{self.title}: its step is negative, {lowest:.3g}: the state grows there.",
+                expected="0 or more",
             )
 
     def _begin(self, step: Tensor, rate: Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.checkpoint.budget import MOST_BASELINE, parse_json, read_text
 from ssmdiag.errors import ProbeFileError
+from ssmdiag.printable import module_name
 
 if TYPE_CHECKING:
     from ssmdiag.families.layer import Layer
@@ -82,7 +83,7 @@ class SavedProbe:
         for layer in self.layers:
             ends = [path for path in paths if path.endswith(f".{layer.name}") or layer.name.endswith(f".{path}")]
             if len(ends) != 1:
-                raise ProbeFileError(f"{self.path}: the checkpoint has no layer {layer.name}.")
+                raise ProbeFileError(f"{self.path}: the checkpoint has no layer {module_name(layer.name)}.")
             named[layer.name] = ends[0]
         return replace(self, layers=tuple(replace(layer, name=named[layer.name]) for layer in self.layers))
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ssmdiag.cores import Result, share_out
+from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import DenseRealisation, Recurrence
 
 
 def select_channel(recurrence: Recurrence, channel: int) -> Recurrence:
     """Return one channel of a recurrence. Raises IndexError where it has no such channel."""
     if not 0 <= channel < recurrence.channels:
-        raise IndexError(f"{recurrence.layer} has channels 0 to {recurrence.channels - 1}, not {channel}")
+        raise IndexError(f"{module_name(recurrence.layer)} has channels 0 to {recurrence.channels - 1}, not {channel}")
     return select_channels(recurrence, torch.tensor([channel], device=recurrence.log_eigenvalues.device))
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ssmdiag.printable import module_name
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -149,7 +151,7 @@ class Recurrence:
     def matrices(self) -> tuple[Tensor, Tensor]:
         """B̄ and C. Raises ValueError where one is absent."""
         if self.input_matrix is None or self.output_matrix is None:
-            raise ValueError(f"{self.layer} has no input or output matrix; `retention` gives its profile")
+            raise ValueError(f"{module_name(self.layer)} has no input or output matrix; `retention` gives its profile")
         return self.input_matrix, self.output_matrix
 
     @property

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from ssmdiag.errors import Failure
+from ssmdiag.printable import module_name
 from ssmdiag.reports.interface import Settings
 from ssmdiag.rules import known_rules
 from ssmdiag.rules.finding import SEVERITIES, Finding
@@ -71,7 +72,9 @@ def _cases(diagnosis: Diagnosis, prefix: str, settings: Settings) -> Iterator[El
     grid = [(code, layer) for code in diagnosis.rules for layer in (layers if code in layerwise else (None,))]
     for code, layer in dict.fromkeys([*grid, *found]):
         name = f"{code} {names.get(code, '')}".strip()
-        case = _case(name, f"{prefix}{layer or WHOLE}", found.get((code, layer), ()), settings)
+        case = _case(
+            name, f"{prefix}{WHOLE if layer is None else module_name(layer)}", found.get((code, layer), ()), settings
+        )
         if (reason := diagnosis.not_judged.get(code)) and not len(case):
             ElementTree.SubElement(case, "skipped", message=f"not judged: {reason}")
         yield case
@@ -110,7 +113,7 @@ def _counted(path: str, cases: Sequence[ElementTree.Element]) -> ElementTree.Ele
 
 
 def _words(finding: Finding) -> str:
-    where = ": ".join(part for part in (finding.layer, finding.tensor) if part)
+    where = ": ".join(part for part in (finding.where, finding.tensor) if part)
     state = f" [{finding.baseline}]" if finding.baseline else ""
     lines = [f"{finding.severity}{state}: {where}{': ' if where else ''}{finding.message}"]
     return "\n".join([*lines, f"next: {finding.advice}", f"ssmdiag explain {finding.code}"])

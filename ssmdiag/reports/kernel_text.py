@@ -14,7 +14,7 @@ from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.tail import TAIL_STATUSES
 from ssmdiag.decay.verdict import LAWS, STATUSES, Law
 from ssmdiag.kernel.status import Status
-from ssmdiag.printable import printable_record
+from ssmdiag.printable import module_name, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import AT_REST, Answer
 from ssmdiag.reports.console import joined, styled, wrap
@@ -59,7 +59,7 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     memory, shown = printable_record((memory, shown))
     decay = summarise_memory(memory)[1]
     what = "kernel" if memory.is_kernel else "retention" + " with the gates at rest" * (not memory.time_invariant)
-    where = memory.layer + (f", channel {shown.channel}" if shown.channel is not None else "")
+    where = module_name(memory.layer) + (f", channel {shown.channel}" if shown.channel is not None else "")
     context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
     said = answer(memory, decay)
     lines = [styled(line, said.style, settings) for line in wrap(said.line, settings)]
@@ -70,7 +70,7 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     for text in (head, shown.chosen, decay.sentence, reach):
         lines += wrap(text, settings) if text else []
     if settings.plots and bool(memory.whole.fitted[0]):
-        short = memory.layer if shown.channel is None else f"channel {shown.channel}"
+        short = module_name(memory.layer) if shown.channel is None else f"channel {shown.channel}"
         picture = decay_picture(decay, "", settings) if settings.full else decay_strip(decay, f"{short}, rms", settings)
         lines += ["", *picture]
     more = details(memory, decay, shown) if settings.full else _elsewhere(memory, shown)

@@ -131,11 +131,11 @@ def _section(diagnosis: Diagnosis, settings: Settings, *, folds: bool, alone: bo
         return
     for group in groups:
         if len(group.findings) > 1:
-            rows = [[code(f.layer or ""), code(f.tensor or ""), escape(f.message)] for f in group.findings]
+            rows = [[code(f.where), code(f.tensor or ""), escape(f.message)] for f in group.findings]
             summary = f"{group.worst.code}, {len(rows):,} findings"
             yield from _details(summary, _table(["layer", "tensor", "what was seen"], rows))
     if diagnosis.known:
-        rows = [[f.code, f.severity, code(f.layer or ""), escape(f.message)] for f in diagnosis.known]
+        rows = [[f.code, f.severity, code(f.where), escape(f.message)] for f in diagnosis.known]
         summary = f"{words.plural(len(rows), 'finding')} in the baseline"
         yield from _details(summary, _table(["rule", "severity", "layer", "what was seen"], rows))
     yield from _details("layers", _layers(diagnosis, labels, settings))

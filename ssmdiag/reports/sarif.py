@@ -120,7 +120,7 @@ def _results(diagnosis: Diagnosis, artifact: int, index: dict[str, int]) -> Iter
             if name
         ]
         physical = _physical(diagnosis.path, artifact)
-        subject = f"{finding.layer}: " if finding.layer else ""
+        subject = f"{finding.where}: " if finding.where else ""
         yield {
             "ruleId": finding.code,
             "ruleIndex": index[finding.code],

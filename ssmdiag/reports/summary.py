@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssmdiag.capacity.report import report_alone
-from ssmdiag.printable import printable
+from ssmdiag.printable import module_name, printable
 from ssmdiag.reports import capacity_text, words
 from ssmdiag.reports.compare.json import conversion_document, run_document
 from ssmdiag.reports.csv import rows_of
@@ -258,7 +258,7 @@ def _rows_of_capacity(report: CapacityReport) -> list[Row]:
 
 def _words_on_capacity(report: CapacityReport) -> str:
     own, rest = report.own, "" if report.time_invariant else " with the gates at rest"
-    of = f"of {report.name} ({report.family})"
+    of = f"of {module_name(report.name)} ({report.family})"
     if own.unknown == own.channels:
         return f"{of}: not known"
     if own.length_half is None:

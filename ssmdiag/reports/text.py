@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssmdiag.errors import Failure, message_lines
-from ssmdiag.printable import first_of, printable_record
+from ssmdiag.printable import first_of, module_name, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import answer
 from ssmdiag.reports.check_text import not_judged
@@ -247,7 +247,7 @@ def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) ->
         yield f"{tensors} that look recurrent and were not used: {first_of(diagnosis.unrecognised)}"
     if settings.verbose:
         for layer in diagnosis.layers:
-            yield f"{layer.name}: {layer.spelling}; read {', '.join(layer.tensors)}"
+            yield f"{module_name(layer.name)}: {layer.spelling}; read {', '.join(layer.tensors)}"
 
 
 def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:

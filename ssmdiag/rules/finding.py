@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ssmdiag.printable import module_name
+
 Key = tuple[str, str, str]
 """What identifies a finding: rule, tensor (or layer, where it has no tensor) and family."""
 
@@ -37,6 +39,11 @@ class Finding:
     """How many there are of what `count` counts."""
     baseline: str | None = None
     """Compared with a baseline: `new`, `worse` or `known`; None without a baseline."""
+
+    @property
+    def where(self) -> str:
+        """Its layer as a sentence calls it; empty where it concerns the whole checkpoint."""
+        return "" if self.layer is None else module_name(self.layer)
 
     @property
     def key(self) -> Key:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from ssmdiag.printable import printable
+from ssmdiag.printable import module_name, printable
 from ssmdiag.watching.outlook import arrival
 from ssmdiag.watching.reading import LayerReading
 
@@ -77,7 +77,7 @@ class Alarm:
         found = []
         for level in sorted(new, reverse=True):
             worst, sentence = min(new[level], key=lambda pair: pair[0].margin)
-            others = [printable(layer.name) for layer, _ in new[level] if layer is not worst]
+            others = [printable(module_name(layer.name)) for layer, _ in new[level] if layer is not worst]
             if others:
                 more = f" and {len(others) - 3} more" if len(others) > 3 else ""
                 sentence += f" The same: {', '.join(others[:3])}{more}."
@@ -85,7 +85,7 @@ class Alarm:
         return found
 
     def _judge(self, layer: LayerReading, track: _Track) -> tuple[Level, str]:
-        name, margin = printable(layer.name) or "the model", layer.margin
+        name, margin = printable(module_name(layer.name)), layer.margin
         if layer.nonfinite:
             return Level.BROKEN, f"{layer.nonfinite:,} of {layer.modes:,} modes of {name} are NaN or infinite."
         if layer.linearised:

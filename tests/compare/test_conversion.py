@@ -367,6 +367,23 @@ def test_of_a_selective_layer_that_a_map_declares_only_equal_modules_are_proven(
     assert outcome(net__0__gate__more=torch.zeros(3)) is Outcome.NOMINAL
 
 
+def test_a_selective_layer_saved_by_itself_is_the_same_memory_as_within_its_model(tmp_path: Path) -> None:
+    declared = tmp_path / "map.toml"
+    declared.write_text(
+        '[[layer]]\nname = "mine"\nweight = "gate"\naxes = "channel"\nmap = "sigmoid"\n'
+        'domain = "discrete"\nselective = true\n'
+    )
+    state = {"gate": torch.ones(3), "weight": torch.rand(3, 5)}
+    alone, within = (
+        save(tmp_path / f"{number}.safetensors", {f"{prefix}{name}": value for name, value in state.items()})
+        for number, prefix in enumerate(("", "net.0."))
+    )
+    (proof,) = prove_conversion(within, alone, families=read_map(declared)).layers
+    assert proof.outcome is Outcome.SAME
+    assert proof.steering is not None
+    assert {one.b for one in proof.steering.compared} == set(state)
+
+
 def test_weights_are_compared_within_what_rounding_to_their_types_explains() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(64, 32, generator=generator) * torch.logspace(-8, 1, 64)[:, None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.capacity.capacity import LayerCapacity
 from ssmdiag.capacity.report import CapacityReport, report_alone
+from ssmdiag.printable import module_name
 from ssmdiag.reports import words
 from ssmdiag.reports.capacity_text import answer, best, document, remarks
 from ssmdiag.reports.drawing.plot import Mark
@@ -37,7 +38,7 @@ def page(
     context = context or layers[0].own.context
     labels = label_layers([layer.name for layer in layers])
     data = document(path, layers, context)
-    name = words.checkpoint_name(path) if path else f"layer {layers[0].name}"
+    name = words.checkpoint_name(path) if path else module_name(layers[0].name)
     made = Page(f"{name}: memory capacity", answer(layers, labels))
     if guess:
         made.warn(guess)

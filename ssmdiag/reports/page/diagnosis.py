@@ -177,12 +177,12 @@ def _findings(made: Page, diagnosis: Diagnosis, level: int) -> None:
         )
     for group in groups:
         if len(group.findings) > 1:
-            each = [[f.layer or "", f.tensor or "", f.value, f.message] for f in group.findings[:MOST_FINDINGS]]
+            each = [[f.where, f.tensor or "", f.value, f.message] for f in group.findings[:MOST_FINDINGS]]
             left = len(group.findings) - len(each)
             caption = f"{group.worst.code}, every finding" + (f"; {left:,} more are left out" if left > 0 else "")
             _folded(made, caption, ["layer", "tensor", "value", "what was seen"], each)
     if diagnosis.known:
-        each = [[f.code, f.severity, f.layer or "", f.message] for f in diagnosis.known[:MOST_FINDINGS]]
+        each = [[f.code, f.severity, f.where, f.message] for f in diagnosis.known[:MOST_FINDINGS]]
         caption = f"{words.plural(len(diagnosis.known), 'finding')} in the baseline"
         _folded(made, caption, ["rule", "severity", "layer", "what was seen"], each)
     made.paragraph(words.capitalised(not_judged(diagnosis)))

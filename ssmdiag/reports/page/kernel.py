@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.memory import summarise_memory
+from ssmdiag.printable import module_name
 from ssmdiag.reports import words
 from ssmdiag.reports.kernel_text import Shown, details, document, horizons
 from ssmdiag.reports.page.page import Page, digits, steps
@@ -20,7 +21,7 @@ def page(memory: LayerMemory, shown: Shown, guess: str | None = None, *, command
     """Return the page of one layer's kernel, or retention."""
     decay = summarise_memory(memory)[1]
     data = document(memory, shown)
-    made = Page(f"{words.checkpoint_name(shown.path)}, {memory.layer}: {data['profile']}", decay.sentence)
+    made = Page(f"{words.checkpoint_name(shown.path)}, {module_name(memory.layer)}: {data['profile']}", decay.sentence)
     if guess:
         made.warn(guess)
     made.paragraph(horizons(memory))
@@ -42,7 +43,7 @@ def page(memory: LayerMemory, shown: Shown, guess: str | None = None, *, command
         command,
         {
             "checkpoint": shown.path,
-            "layer": memory.layer,
+            "layer": module_name(memory.layer),
             "channel": shown.channel,
             "lags": memory.context,
             "ssmdiag": __version__,
@@ -58,4 +59,4 @@ def main_picture(memory: LayerMemory) -> Picture | None:
     """Return the envelope with the laws that were compared; None where no law could be fitted."""
     decay = summarise_memory(memory)[1]
     what = "Kernel" if memory.is_kernel else "Retention" + " with gates at rest" * (not memory.time_invariant)
-    return decay_plot(decay, f"{what} of {memory.layer}") if decay.envelope else None
+    return decay_plot(decay, f"{what} of {module_name(memory.layer)}") if decay.envelope else None
