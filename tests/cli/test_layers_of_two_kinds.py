@@ -111,3 +111,45 @@ def test_a_horizon_counts_the_channels_that_never_forget(
     assert reach in data["answer"]
     assert data["status"] == "ok"
     assert said(run("kernel", *arguments, "--full", "--no-plots")[1]).count(reach) == 2
+
+
+def test_every_report_of_a_hybrid_names_its_attention_layers_in_the_same_words(run: Run, tmp_path: Path) -> None:
+    _, path = save_tiny("falcon_h1", tmp_path)
+    for command in ("inspect", "check", "kernel", "capacity"):
+        out = said(run(command, path)[1])
+        data = json.loads(run(command, path, "--json")[1])
+        data = data.get("checkpoints", [data])[0]
+        assert data["answer"].endswith("; 2 attention layers not judged"), command
+        assert out.startswith(f"{data['status'].upper()} {data['answer']} "), command
+        assert data["attention_layers"] == ["model.layers.0.self_attn", "model.layers.1.self_attn"], command
+    for command in ("kernel", "capacity"):
+        page = tmp_path / f"{command}.html"
+        run(command, path, "-o", page)
+        assert "; 2 attention layers not judged</p>" in page.read_text(), command
+        assert "attention" not in run(command, path, "--layer", "1")[1].partition("\n\n")[0], "asked for one layer"
+
+
+def test_capacity_says_of_which_families_its_layers_are(run: Run, two_families: Path) -> None:
+    out = said(run("capacity", two_families)[1])
+    assert " Mamba-1, 1 layer + Mamba-2, 2 layers" in out
+
+
+def test_a_capacity_that_is_not_known_has_no_numbers_and_no_picture(run: Run, delta_net: Path) -> None:
+    code, out, _ = run("capacity", delta_net)
+    assert code == 0
+    assert out.startswith("UNDETERMINED  no layer's capacity is known: none of its modes decays\n")
+    table = out.partition("layer   × modes")[2].partition("\n\n")[0]
+    assert [line.split() for line in table.splitlines() if line] == [["0", "2", "×", "1"], ["1", "2", "×", "1"]]
+    assert "rebuilt" not in out
+
+
+def test_inspect_says_that_a_decay_fixed_at_one_never_decays(run: Run, delta_net: Path) -> None:
+    lines = run("inspect", delta_net)[1].splitlines()
+    assert said(" ".join(lines[:2])) == (
+        "OK its slowest modes never decay: what they hold lasts until it is overwritten, further than its context of 64"
+    )
+    assert [line for line in lines if "rebuild" in line] == []
+    data = json.loads(run("inspect", delta_net, "--json")[1])
+    assert data["status"] == "ok"
+    full = run("inspect", delta_net, "--full")[1]
+    assert "rebuild" not in full, "nothing is claimed of its capacity"
