@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssmdiag.assessment.assess import MOST_CHANNELS, examine_layers
-from ssmdiag.assessment.attention import attention_layers
 from ssmdiag.assessment.evidence import CheckpointEvidence
 from ssmdiag.assessment.spectrum import LayerDiagnosis
 from ssmdiag.checkpoint import Checkpoint, read_checkpoint
@@ -253,7 +252,7 @@ def diagnose(
         seconds=time.perf_counter() - start,
         guess=found.guess,
         source=_source(checkpoint),
-        attention_layers=attention_layers(checkpoint, (n for names in whole.names_by_layer.values() for n in names)),
+        attention_layers=whole.attention_layers,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ssmdiag.assessment.attention import attention_layers
 from ssmdiag.assessment.training_signs import TrainingSigns, names_of_signs, read_training_signs
 from ssmdiag.errors import CheckpointError
 
@@ -71,6 +72,11 @@ class CheckpointEvidence:
             elif name in used:
                 found[""].append(name)
         return {path: tuple(names) for path, names in found.items()}
+
+    @cached_property
+    def attention_layers(self) -> tuple[str, ...]:
+        """Paths of the attention layers beside the recurrent ones. They remember too, and are not judged."""
+        return attention_layers(self.checkpoint, (n for names in self.names_by_layer.values() for n in names))
 
     def names_examined(self) -> Iterator[str]:
         """Yield the tensors that rules load: small ones of the layers' modules, and signs of training."""

@@ -99,6 +99,7 @@ def capacity(
 
     Length: the farthest input a linear readout rebuilds to one half. Effective modes: what survives a rounded state.
     """
+    from ssmdiag.assessment.evidence import CheckpointEvidence
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT
     from ssmdiag.capacity.report import CapacityReport, report_capacity
     from ssmdiag.capacity.rounding import Rounding
@@ -153,15 +154,18 @@ def capacity(
     looks = {"plots": plots, "full": full, "all_layers": all_layers, "quiet": quiet}
     settings = terminal.settings(color, output, text=places.format == "text", **looks)
     name = str(checkpoint.path)
+    attention = CheckpointEvidence(checkpoint, found, context).attention_layers if layer is None else ()
     places.write(
         {
             "text": lambda settings: (
                 heading(found.guess, settings.width)
-                + report(name, layers, context, known is not None, settings, chosen)
+                + report(name, layers, context, known is not None, settings, chosen, attention)
             ),
-            "json": lambda settings: render(document(name, layers, context, chosen) | {"guess": found.guess}),
+            "json": lambda settings: render(
+                document(name, layers, context, chosen, attention) | {"guess": found.guess}
+            ),
             "html": lambda settings: page(
-                *printable_record((layers, name)), context, found.guess, command=settings.command
+                *printable_record((layers, name)), context, found.guess, attention, command=settings.command
             ).document(),
             "svg": lambda settings: alone(main_picture(printable_record(layers))),
         },

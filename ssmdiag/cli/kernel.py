@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,8 +102,10 @@ def kernel(
 
     A selective layer has no kernel; its retention with gates at rest, the mean of |λ̄|^t over modes, is shown instead.
     """
+    from ssmdiag.assessment.evidence import CheckpointEvidence
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT, assess_memory
     from ssmdiag.diagnosis import context_length_of
+    from ssmdiag.reports.folding import label_layers
     from ssmdiag.reports.kernel_text import Shown, document, file_report, render, report
     from ssmdiag.reports.page.kernel import main_picture, page
     from ssmdiag.reports.svg import alone
@@ -144,8 +146,14 @@ def kernel(
         recurrence, branches = asked.first()
         with guard(recurrence.layer, "its kernel"):
             memory = assess_memory(recurrence, context, every_passing=True)
-        count = 1 if layer is not None else len(found.layers)
-        shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), count, chosen)
+        shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), chosen=chosen)
+        if layer is None:
+            shown = replace(
+                shown,
+                layers=tuple(one.family.title for one in found.layers),
+                label=label_layers([one.path for one in found.layers])[0],
+                attention_layers=CheckpointEvidence(checkpoint, found, context).attention_layers,
+            )
         places.write(
             {
                 "text": lambda settings: heading(found.guess, settings.width) + report(memory, settings, shown),

@@ -19,6 +19,7 @@ from ssmdiag.compare.learning_rate import Schedule, schedule_of, steps_at_last_r
 from ssmdiag.compare.mode_drift import p_of_modes
 from ssmdiag.compare.projection import Crossing, Unnamed, bound, measure_pace, project
 from ssmdiag.compare.trend import FEWEST, Trend, Verdict, fit_trend, judge
+from ssmdiag.families import has_fixed_decay
 from ssmdiag.printable import module_name
 
 _UNNAMED: dict[Schedule | None, Unnamed] = {Schedule.FALLS: Unnamed.RATE_FALLS, Schedule.ENDED: Unnamed.RATE_ENDED}
@@ -135,7 +136,7 @@ def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
     """Combine the trends of slowest mode and slow twentieth; a fact about the last checkpoint outranks both."""
     if last.nonfinite:
         return Verdict.BROKEN
-    if last.marginal and not last.unstable and _has_fixed_decay(last.family):
+    if last.marginal and not last.unstable and has_fixed_decay(last.family):
         return Verdict.STEADY  # no fault of the training, which cannot move it
     if last.unstable or last.marginal:
         return Verdict.CROSSED
@@ -145,12 +146,6 @@ def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:
         if verdict in (slowest, tail):
             return verdict
     return tail if (slowest, tail) == (Verdict.STEADY, Verdict.SETTLED) else slowest
-
-
-def _has_fixed_decay(name: str) -> bool:
-    from ssmdiag.families import known_families
-
-    return any("fixed decay" in family.traits for family in known_families() if family.name == name)
 
 
 def _trend(points: Sequence[LayerPoint], quantile: str) -> Trend | None:

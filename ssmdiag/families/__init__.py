@@ -7,7 +7,7 @@ from functools import cache
 from ssmdiag.families.interface import Family, ForwardSetting, Option, Spelling, Steering
 from ssmdiag.guard import discover
 
-__all__ = ["Family", "ForwardSetting", "Option", "Spelling", "Steering", "known_families"]
+__all__ = ["Family", "ForwardSetting", "Option", "Spelling", "Steering", "has_fixed_decay", "known_families"]
 
 MACHINERY = frozenset({
     "adapters", "coverage", "forward", "initial_spectra", "initialisations", "interface", "layer", "layouts",
@@ -25,3 +25,8 @@ def known_families() -> tuple[Family, ...]:
     a name in use.
     """
     return tuple(sorted(discover(__name__, __path__, MACHINERY, "FAMILY", Family), key=lambda family: family.name))
+
+
+def has_fixed_decay(name: str) -> bool:
+    """Whether the decay of the family with this name is chosen by design, so that no training moves it."""
+    return any("fixed decay" in family.traits for family in known_families() if family.name == name)

@@ -68,8 +68,7 @@ def answer(diagnosis: Diagnosis) -> Answer:
     caveat = _caveat(diagnosis)
     if status == "ok" and (caveat or not known):
         status = "undetermined"
-    if diagnosis.attention_layers:
-        said.append(f"{_attention(diagnosis.attention_layers)} not judged")
+    said += attention(diagnosis.attention_layers)
     return Answer(status, f"{caveat}{'; '.join(said)}")
 
 
@@ -174,9 +173,10 @@ def _examined(layer: LayerDiagnosis) -> bool:
     return layer.every_horizon or not layer.time_invariant or layer.taps is not None
 
 
-def _attention(paths: Sequence[str]) -> str:
+def attention(paths: Sequence[str]) -> list[str]:
+    """Return what every answer about a whole model says of its attention layers; nothing where there are none."""
     shared = "shared " if all("shared" in path for path in paths) else ""
-    return words.plural(len(paths), f"{shared}attention layer")
+    return [f"{words.plural(len(paths), f'{shared}attention layer')} not judged"] if paths else []
 
 
 def _steps(value: float) -> str:

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssmdiag.families import known_families
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.answer import AT_REST, Answer
-from ssmdiag.reports.console import Column, Page, few
+from ssmdiag.reports.answer import AT_REST, Answer, attention
+from ssmdiag.reports.console import Column, Page, few, most_lines
 from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.json import SCHEMA_VERSION, capacity_document, pick, plain
 from ssmdiag.reports.pictures import heat_map
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 
 FEW_ROWS = 3
-"""Layers of the table and the picture of a short report."""
+"""Layers of the table and the picture of a short report; fewer where it has too many lines."""
+SPARED = 2
+"""Lines by which it is shorter than other short reports."""
 MOST_REMARKS = 2
 USUAL = "white input of zero mean"
 """How what is assumed of rounding begins where no option says otherwise: a short report leaves it out."""
@@ -37,26 +40,45 @@ def report(
     stated: bool,
     settings: Settings,
     chosen: str | None = None,
+    attention_layers: Sequence[str] = (),
 ) -> str:
     """Return the report of one checkpoint; `chosen` says which it is of its run."""
     path, layers, chosen = printable_record((path, tuple(layers), chosen))
-    labels = label_layers([layer.name for layer in layers])
-    families = ", ".join(dict.fromkeys(layer.family for layer in layers))
-    where = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
-    page = Page(settings)
-    said = answer(layers, labels)
+    said = answer(layers, label_layers([layer.name for layer in layers]), attention_layers)
+    context_line = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
+    text = ""
+    for most in range(FEW_ROWS, 0, -1):
+        text = _page(path, layers, said, context_line, settings, chosen, most).text()
+        if settings.full or settings.all_layers or len(text.splitlines()) <= most_lines(settings) - SPARED:
+            break
+    return text
+
+
+def _page(
+    path: str,
+    layers: Sequence[CapacityReport],
+    said: Answer,
+    where: str,
+    settings: Settings,
+    chosen: str | None,
+    most: int,
+) -> Page:
+    """Return the report with so many layers in its table and picture."""
+    page, labels = Page(settings), label_layers([layer.name for layer in layers])
     page.paragraph(said.line, said.style)
     if settings.quiet:
-        return page.text()
-    shown = range(len(layers)) if settings.full or settings.all_layers else _spread(layers)
+        return page
+    shown = range(len(layers)) if settings.full or settings.all_layers else _spread(layers, most)
     some, names = [layers[k] for k in shown], [labels[k] for k in shown]
-    count = words.plural(len(layers), "layer")
-    count += f", {len(some)} of them shown (--full)" * (len(some) < len(layers))
-    page.paragraph(f"{words.checkpoint_name(path)}  {families}  {count}  {where}")
+    titles = {family.name: family.title for family in known_families()}
+    what = words.families(titles.get(layer.family, layer.family) for layer in layers)
+    what += f", {len(some)} of them shown (--full)" * (len(some) < len(layers))
+    page.paragraph(f"{words.checkpoint_name(path)}  {what}  {where}")
     if chosen:
         page.paragraph(chosen)
     page.tables(_columns(some, names, settings))
-    if settings.plots and (rows := {n: one.own.curve for one, n in zip(some, names, strict=True) if one.own.curve}):
+    rows = {name: one.own.curve for one, name in zip(some, names, strict=True) if one.own.curve and _decays(one)}
+    if settings.plots and rows:
         full = "memory function: how well the input so many steps ago can be rebuilt, mean over channels"
         page.picture(
             heat_map(rows, settings),
@@ -73,23 +95,31 @@ def report(
         usual = all(one.own.assumes.startswith(USUAL) and one.own.state_dtype != "int8" for one in layers)
         assumed = [] if usual else assumed
     page.remarks(notes if settings.full else [*assumed, *few(notes, MOST_REMARKS)])
-    return page.text()
+    return page
 
 
-def _spread(layers: Sequence[CapacityReport]) -> list[int]:
-    """Return which layers a short report shows, in layer order: evenly from the shortest length to the longest."""
-    order = sorted(range(len(layers)), key=lambda k: _reach(layers[k].own))
-    most = min(FEW_ROWS, len(order))
+def _spread(layers: Sequence[CapacityReport], most: int) -> list[int]:
+    """Return which layers a short report shows, in layer order: evenly from the longest length to the shortest."""
+    order = sorted(range(len(layers)), key=lambda k: _reach(layers[k].own), reverse=True)
+    most = min(most, len(order))
     return sorted({order[round(k * (len(order) - 1) / max(most - 1, 1))] for k in range(most)})
 
 
-def document(path: str, layers: Sequence[CapacityReport], context: int, chosen: str | None = None) -> dict[str, Any]:
+def document(
+    path: str,
+    layers: Sequence[CapacityReport],
+    context: int,
+    chosen: str | None = None,
+    attention_layers: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return the same as plain data."""
+    labels = label_layers([layer.name for layer in layers])
     return plain({
         "schema_version": SCHEMA_VERSION,
-        **pick(answer(layers, label_layers([layer.name for layer in layers])), "status answer=text"),
+        **pick(answer(layers, labels, attention_layers), "status answer=text"),
         "checkpoint": {"path": path, "chosen": chosen},
         "context_length": context,
+        "attention_layers": attention_layers,
         "layers": [
             {
                 **pick(layer, "name family time_invariant channels modes"),
@@ -104,8 +134,13 @@ def document(path: str, layers: Sequence[CapacityReport], context: int, chosen: 
     })  # fmt: skip
 
 
-def answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
-    """Return how far back inputs can be rebuilt, and how much of its state a rounded model keeps."""
+def answer(layers: Sequence[CapacityReport], labels: Sequence[str], attention_layers: Sequence[str] = ()) -> Answer:
+    """Return how far back inputs can be rebuilt, how much of its state a rounded model keeps; what is not judged."""
+    told = _answer(layers, labels)
+    return Answer(told.status, "; ".join([told.text, *attention(attention_layers)]))
+
+
+def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
     several = [layer for layer in layers if not has_one_mode(layer)]
     rest = "" if all(layer.time_invariant for layer in layers) else f" {AT_REST}"
     effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
@@ -172,11 +207,11 @@ def _reach(own: CapacitySummary) -> tuple[float, float]:
 
 def _columns(layers: Sequence[CapacityReport], labels: Sequence[str], settings: Settings) -> list[Column]:
     """Return medians over channels; the longest channel beside."""
-    cells = [_cells(layer.own) for layer in layers]
+    cells = [_cells(layer.own) if _decays(layer) else ["–"] * len(_COMPARED) for layer in layers]
     length, tenth, half, most, accuracy, left = (list(column) for column in zip(*cells, strict=True))
     longest = [words.steps(layer.own.length_half.max if layer.own.length_half else None) for layer in layers]
     used = ["–" if layer.states_used is None else f"{layer.states_used:.0f}" for layer in layers]
-    bf16 = [_digits(_median(layer.own.surviving.get("bf16"))) for layer in layers]
+    bf16 = [_digits(_median(layer.own.surviving.get("bf16"))) if _decays(layer) else "–" for layer in layers]
     columns = [
         (True, Column("\nlayer", labels, "left")),
         (True, Column("channels\n× modes", [f"{layer.channels:,} × {layer.modes}" for layer in layers])),
@@ -186,7 +221,13 @@ def _columns(layers: Sequence[CapacityReport], labels: Sequence[str], settings: 
         (settings.full, Column("held\n50 %", half)),
         (True, Column("held\n90 %", most)),
         (settings.full, Column("accu-\nracy", accuracy)),
-        (True, Column("capacity\nin context", [_digits(_median(layer.own.capacity)) for layer in layers])),
+        (
+            True,
+            Column(
+                "capacity\nin context",
+                [_digits(_median(layer.own.capacity)) if _decays(layer) else "–" for layer in layers],
+            ),
+        ),
         (True, Column("modes\nleft", left)),
         (layers[0].own.state_dtype != "bf16", Column("\nin bf16", bf16)),
         (settings.full, Column("states\nused", used)),

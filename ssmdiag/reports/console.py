@@ -27,6 +27,15 @@ class Column(NamedTuple):
     """Where a table is too wide, the column with the highest number is left out first; never one with 0."""
 
 
+MOST_LINES = 22
+"""Lines of a short report at 80 columns: it is read without scrolling."""
+
+
+def most_lines(settings: Settings) -> int:
+    """Return how many lines a short report may have; more where the screen is so narrow that it has to wrap more."""
+    return MOST_LINES * 80 // min(settings.width, 80)
+
+
 def carried(text: str, settings: Settings) -> str:
     """Return the text in characters that the output carries."""
     return text if settings.unicode else words.in_ascii(text)

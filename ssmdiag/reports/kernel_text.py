@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,12 @@ from ssmdiag.decay.comparison import AT_BOUND
 from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.tail import TAIL_STATUSES
 from ssmdiag.decay.verdict import LAWS, STATUSES, Law
+from ssmdiag.families import has_fixed_decay
 from ssmdiag.kernel.status import Status
 from ssmdiag.printable import module_name, printable_record
 from ssmdiag.reports import words
-from ssmdiag.reports.answer import AT_REST, Answer
-from ssmdiag.reports.console import joined, styled, wrap
+from ssmdiag.reports.answer import AT_REST, Answer, attention
+from ssmdiag.reports.console import joined, most_lines, styled, wrap
 from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, pick, plain, tail_document
 from ssmdiag.reports.pictures import decay_picture, decay_strip
 
@@ -48,8 +50,12 @@ class Shown:
     """None where no context is known."""
     branches: tuple[str, ...] = ()
     """Names of all recurrences of the layer."""
-    layers: int = 1
-    """Layers of which it is the first."""
+    layers: tuple[str, ...] = ()
+    """Families of the layers of which it is the first; empty where it was asked for."""
+    label: str = ""
+    """What tells it from these layers, such as its number."""
+    attention_layers: tuple[str, ...] = ()
+    """Paths of the attention layers of the model; empty where the layer was asked for."""
     chosen: str | None = None
     """Which checkpoint of its run it is; None where the path is that of a checkpoint."""
 
@@ -61,25 +67,47 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     what = "kernel" if memory.is_kernel else "retention" + " with the gates at rest" * (not memory.time_invariant)
     where = module_name(memory.layer) + (f", channel {shown.channel}" if shown.channel is not None else "")
     context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
-    said = answer(memory, decay)
+    said = answer(memory, decay, shown)
     lines = [styled(line, said.style, settings) for line in wrap(said.line, settings)]
     if settings.quiet:
         return joined(lines, settings)
     head = f"{words.checkpoint_name(shown.path)}  {where}  {what}, {context}"
-    reach = horizons(memory) if settings.full else _unknown(memory)
-    for text in (head, shown.chosen, decay.sentence, reach):
+    for text in (head, shown.chosen):
         lines += wrap(text, settings) if text else []
+    below: list[str] = []
     if settings.plots and bool(memory.whole.fitted[0]):
-        short = module_name(memory.layer) if shown.channel is None else f"channel {shown.channel}"
+        layer = f"layer {shown.label}" if shown.label else module_name(memory.layer)
+        short = layer if shown.channel is None else f"channel {shown.channel}"
         picture = decay_picture(decay, "", settings) if settings.full else decay_strip(decay, f"{short}, rms", settings)
-        lines += ["", *picture]
+        below += ["", *picture]
     more = details(memory, decay, shown) if settings.full else _elsewhere(memory, shown)
-    lines += ["", *_indented(more, settings)] if more else []
-    return joined(lines, settings)
+    below += ["", *_indented(more, settings)] if more else []
+    sentences = [
+        *re.split(r"(?<=\.) (?=[A-Z\d])", decay.sentence),
+        horizons(memory) if settings.full else _unknown(memory),
+    ]
+    return joined([*lines, *_fitting(sentences, len(lines) + len(below), settings), *below], settings)
 
 
-def answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
-    """Return the law that the layer decays by, if one was found, and how far it reaches."""
+def _fitting(sentences: Sequence[str], others: int, settings: Settings) -> list[str]:
+    """Return a paragraph's lines; of a short report without the last sentences where it else has too many."""
+    for count in range(len(sentences), 0, -1):
+        paragraph = wrap(" ".join(sentences[:count]).strip(), settings)
+        if settings.full or len(paragraph) + others <= most_lines(settings):
+            break
+    return paragraph
+
+
+def answer(memory: LayerMemory, decay: LayerDecay, shown: Shown) -> Answer:
+    """Return the law that the layer decays by, if one was found, and how far it reaches; and which layer it is."""
+    told = _answer(memory, decay)
+    which = ""
+    if len(shown.layers) > 1:
+        which = f"layer {shown.label}, the first of {words.plural(len(shown.layers), 'recurrent layer')}: "
+    return Answer(told.status, "; ".join([which + told.text, *attention(shown.attention_layers)]))
+
+
+def _answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
     status = memory.horizon.status
     rest = "" if memory.time_invariant else f" {AT_REST}"
     broken = [
@@ -87,28 +115,53 @@ def answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
         for code in (Status.NOT_FINITE, Status.GROWS)
         if (count := int((status == code).sum()))
     ]
-    known = memory.horizon.lags[status == Status.KNOWN].sort().values
     law, window = decay.law
     found = decay.whole.law not in (Law.UNDETERMINED, Law.FINITE) or decay.tail is not None
-    lags = f" over lags {window[0]:,} to {window[1]:,}" if window else ""
-    said = [*broken, *([f"{_NAMED.get(law, f'decays: {law}')}{lags}{rest}"] if found else [])]
-    rest = "" if found else rest
+    reach, (endless, beyond) = _passed(memory, "" if found else rest), _lasting(memory)
+    known = bool(reach)
     if memory.taps is not None:
-        last = int(known.max()) if known.numel() else memory.taps - 1
-        said.append(
-            f"a convolution of {words.plural(memory.taps, 'tap')}: nothing older than {words.plural(last, 'step')} "
-            "reaches its output"
-        )
-    elif known.numel():
-        median, longest = float(known[known.numel() // 2]), float(known[-1])
-        reach = f"99 % of its energy has passed after {words.in_steps(median)}{rest}"
-        if words.steps(median) != words.steps(longest):
-            reach += f" in the median channel, {words.steps(longest)} at most"
-        said.append(reach)
-    if not found and memory.taps is None:
-        said.append("no one law is told" if known.numel() else f"neither law nor horizon is known{rest}")
-    told = "ok" if known.numel() else "undetermined"
-    return Answer("problem" if broken else "ok" if told == "ok" else "undetermined", "; ".join(said))
+        taps, last = words.plural(memory.taps, "tap"), int((_known(memory) or [memory.taps - 1])[-1])
+        said = [f"a convolution of {taps}: nothing older than {words.plural(last, 'step')} reaches its output"]
+    elif law == "flat" and endless and not beyond and not _known(memory):
+        design = ", by design" * has_fixed_decay(memory.family)
+        said = [f"never decays{design}{rest}, and holds what is written until it is overwritten"]
+    else:
+        lags = f" over lags {window[0]:,} to {window[1]:,}" if window else ""
+        said = [f"{_NAMED.get(law, f'decays: {law}')}{lags}{rest}"] if found else []
+        said += [reach] if reach else []
+        said += [] if found else ["no one law is told" if reach else f"neither law nor horizon is known{rest}"]
+    return Answer("problem" if broken else "ok" if known else "undetermined", "; ".join([*broken, *said]))
+
+
+def _known(memory: LayerMemory) -> list[float]:
+    """Return the horizons that are known, in steps, the longest last."""
+    lags: list[float] = memory.horizon.lags[memory.horizon.status == Status.KNOWN].sort().values.tolist()
+    return lags
+
+
+def _lasting(memory: LayerMemory) -> tuple[int, int]:
+    """Return how many channels' energy never runs out, and how many's lasts for more than 2⁴⁰ steps."""
+    status = memory.horizon.status
+    return int((status == Status.BOUNDARY).sum()), int((status == Status.BEYOND).sum())
+
+
+def _passed(memory: LayerMemory, rest: str = "") -> str:
+    """Return when 99 % of the energy has passed, in the median channel and at most; empty where nothing is known."""
+    known, (endless, beyond) = _known(memory), _lasting(memory)
+    if not (count := len(known) + endless + beyond):
+        return ""
+    longer = [f"never in {endless:,} of {count:,}"] if endless else []
+    longer += [f"after more than 10¹² steps in {beyond:,} of {count:,}"] if beyond else []
+    if not known and len(longer) == 1:
+        return f"its energy never runs out{rest}" if endless else f"99 % of its energy takes more than 10¹² steps{rest}"
+    if count // 2 >= len(known):
+        most = [f"after {words.in_steps(known[-1])}{' at most' * (len(known) > 1)} in {len(known):,} of {count:,}"]
+        return f"99 % of the energy has passed {' and '.join([*(most if known else []), *longer])} channels{rest}"
+    median, longest = known[count // 2], words.steps(known[-1])
+    reach = f"99 % of its energy has passed after {words.in_steps(median)}{rest}"
+    if not longer and words.steps(median) == longest:
+        return reach
+    return f"{reach} in the median channel, {' and '.join(longer) or f'{longest} at most'}"
 
 
 _NAMED = {
@@ -130,21 +183,9 @@ def details(memory: LayerMemory, decay: LayerDecay, shown: Shown) -> list[str]:
 
 
 def horizons(memory: LayerMemory) -> str:
-    """Return one sentence on the horizon, or on why there is none."""
-    lags, status = memory.horizon.lags, memory.horizon.status
-    known = lags[status == Status.KNOWN].sort().values
-    parts = []
-    if memory.taps is not None:
-        pass  # its sentence has said where it ends
-    elif known.numel() == 1:
-        parts.append(f"99 % of its energy has passed after {words.steps(float(known[0]))} steps.")
-    elif known.numel():
-        median, longest = float(known[known.numel() // 2]), float(known[-1])
-        parts.append(
-            f"99 % of a channel's energy has passed after {words.steps(median)} steps (median), "
-            f"{words.steps(longest)} at most."
-        )
-    return " ".join([*parts, _unknown(memory)]).rstrip()
+    """Return sentences on the horizon, and on why channels have none; a convolution's own says where it ends."""
+    passed = "" if memory.taps is not None else _passed(memory)
+    return " ".join([f"{words.capitalised(passed)}." * bool(passed), _unknown(memory)]).strip()
 
 
 def _unknown(memory: LayerMemory) -> str:
@@ -208,8 +249,9 @@ def _elsewhere(memory: LayerMemory, shown: Shown) -> list[str]:
     said = []
     if others := [name for name in shown.branches if name != memory.layer]:
         said.append(f"also in this layer: {', '.join(others)}; --layer {json.dumps(others[0])} shows it")
-    if shown.layers > 1:
-        said.append(f"the first of {shown.layers:,} layers; --layer shows another")
+    if len(shown.layers) > 1:
+        families = f" ({words.families(shown.layers)})" if len(set(shown.layers)) > 1 else ""
+        said.append(f"the first of {len(shown.layers):,} layers{families}; --layer shows another")
     return said
 
 
@@ -249,10 +291,11 @@ def document(memory: LayerMemory, shown: Shown) -> dict[str, Any]:
     status = _names([code.name.lower() for code in Status], memory.horizon.status)
     return plain({
         "schema_version": SCHEMA_VERSION,
-        **pick(answer(memory, found), "status answer=text"),
+        **pick(answer(memory, found, shown), "status answer=text"),
         "checkpoint": {"path": shown.path, "chosen": shown.chosen},
         "layer": memory.layer,
-        **pick(shown, "branches channel"),
+        **pick(shown, "branches channel attention_layers"),
+        "layers": len(shown.layers) or 1,
         "family": memory.family,
         "profile": "kernel" if memory.is_kernel else "retention",
         "context_length": memory.context,

@@ -30,6 +30,7 @@ def page(
     path: str = "",
     context: int = 0,
     guess: str | None = None,
+    attention_layers: Sequence[str] = (),
     *,
     command: str = "",
 ) -> Page:
@@ -37,9 +38,9 @@ def page(
     layers = _reports(found)
     context = context or layers[0].own.context
     labels = label_layers([layer.name for layer in layers])
-    data = document(path, layers, context)
+    data = document(path, layers, context, attention_layers=attention_layers)
     name = words.checkpoint_name(path) if path else module_name(layers[0].name)
-    made = Page(f"{name}: memory capacity", answer(layers, labels))
+    made = Page(f"{name}: memory capacity", answer(layers, labels, attention_layers))
     if guess:
         made.warn(guess)
     made.heading("Layers")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ssmdiag.assessment.memory import summarise_memory
 from ssmdiag.printable import module_name
 from ssmdiag.reports import words
-from ssmdiag.reports.kernel_text import Shown, details, document, horizons
+from ssmdiag.reports.kernel_text import Shown, answer, details, document, horizons
 from ssmdiag.reports.page.page import Page, digits, steps
 from ssmdiag.reports.page.pictures import decay_plot
 from ssmdiag.version import __version__
@@ -21,9 +21,11 @@ def page(memory: LayerMemory, shown: Shown, guess: str | None = None, *, command
     """Return the page of one layer's kernel, or retention."""
     decay = summarise_memory(memory)[1]
     data = document(memory, shown)
-    made = Page(f"{words.checkpoint_name(shown.path)}, {module_name(memory.layer)}: {data['profile']}", decay.sentence)
+    title = f"{words.checkpoint_name(shown.path)}, {module_name(memory.layer)}: {data['profile']}"
+    made = Page(title, answer(memory, decay, shown))
     if guess:
         made.warn(guess)
+    made.paragraph(decay.sentence)
     made.paragraph(horizons(memory))
     whole = data["decay"]["layer"]
     made.heading("Law")
