@@ -20,6 +20,7 @@ from ssmdiag.cli.options import (
     Color,
     ComputeDevice,
     EveryChannel,
+    Full,
     Isolated,
     Length,
     Lines,
@@ -86,6 +87,7 @@ def check(
     assume: Assume = None,
     map_file: MapFile = None,
     every_channel: EveryChannel = False,
+    full: Full = False,
     color: Color = "auto",
     device: ComputeDevice = "auto",
     jobs: Jobs = None,
@@ -129,7 +131,8 @@ def check(
         tails=any(declares(form, "TAILS") for form in places.formats),
         probe=read_probe(probe) if probe else None,
     )
-    settings = terminal.settings(color, output, text=places.format == "text", quiet=quiet, fail_on=settings_.fail_on)
+    looks = {"quiet": quiet, "full": full}
+    settings = terminal.settings(color, output, text=places.format == "text", fail_on=settings_.fail_on, **looks)
     settings = replace(settings, run=said("check", options, settings_, probe), several=len(many.own) > 1)
     alone = not places.also and settings_.baseline is None
     left = many.left(places.target, settings, places.format, fail_on=settings_.fail_on, alone=alone)

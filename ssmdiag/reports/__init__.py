@@ -29,6 +29,7 @@ MACHINERY = frozenset(
         "folding",
         "grouping",
         "interface",
+        "finding_lines",
         "kernel_text",
         "pictures",
         "several",

@@ -63,7 +63,7 @@ def answer(diagnosis: Diagnosis) -> Answer:
         status = "problem" if groups[0].worst.severity == "error" else ("problem" if wrong else "warning")
         if not any(groups[0].worst.code in text for text in wrong):
             wrong.append(_leading(groups[0], diagnosis))
-    memory, known = _memory(diagnosis, read)
+    memory, known = _memory(diagnosis, read, brief=bool(wrong))
     said = [*wrong, *([] if wrong and not known else [memory])]
     caveat = _caveat(diagnosis)
     if status == "ok" and (caveat or not known):
@@ -121,15 +121,16 @@ def _leading(group: Group, diagnosis: Diagnosis) -> str:
     return f"{where}: {summary} ({code})" if where else f"{summary} ({code})"
 
 
-def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis]) -> tuple[str, bool]:
-    """Return how far the layers remember, and whether that is known."""
+def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], *, brief: bool) -> tuple[str, bool]:
+    """Return how far the layers remember, and whether that is known; `brief` where it is not the first to be said."""
     if not read:
         return "no mode could be read", False
     context = diagnosis.context_length
     horizons = [layer.horizon.max for layer in read if layer.horizon]
     if all(layer.taps is not None for layer in read):
         return _convolutions(read, horizons), True
-    rest = "" if all(layer.time_invariant for layer in read) else f" {AT_REST}"
+    at_rest = AT_REST.partition(" (")[0] if brief else AT_REST
+    rest = "" if all(layer.time_invariant for layer in read) else f" {at_rest}"
     if not horizons:
         slowest = max(layer.half_life.max for layer in read if layer.half_life)
         halves = "a mode never decays"

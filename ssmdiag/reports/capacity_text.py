@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 3
 """Layers of the table and the picture of a short report; fewer where it has too many lines."""
-SPARED = 2
-"""Lines by which it is shorter than other short reports."""
+MOST_LINES = 20
+"""Lines of a short report at 80 columns."""
 MOST_REMARKS = 2
 USUAL = "white input of zero mean"
 """How what is assumed of rounding begins where no option says otherwise: a short report leaves it out."""
@@ -49,7 +49,7 @@ def report(
     text = ""
     for most in range(FEW_ROWS, 0, -1):
         text = _page(path, layers, said, context_line, settings, chosen, most).text()
-        if settings.full or settings.all_layers or len(text.splitlines()) <= most_lines(settings) - SPARED:
+        if settings.full or settings.all_layers or len(text.splitlines()) <= most_lines(settings, MOST_LINES):
             break
     return text
 

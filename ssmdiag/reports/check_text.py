@@ -10,14 +10,18 @@ from ssmdiag.errors import Failure
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import answer
-from ssmdiag.reports.console import joined, styled, wrap
-from ssmdiag.reports.grouping import group_findings
+from ssmdiag.reports.console import joined, most_lines, styled, wrap
+from ssmdiag.reports.finding_lines import finding_lines, named_lines
+from ssmdiag.reports.grouping import Group, group_findings
 from ssmdiag.reports.interface import Settings
-from ssmdiag.reports.several import Several, finding_lines
+from ssmdiag.reports.several import Several
 from ssmdiag.rules.finding import SEVERITIES
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
+
+FEW_LINES = 6
+"""Lines of a short report at 80 columns, unless what fails the build needs more."""
 
 
 def render_all(results: Sequence[Diagnosis | Failure], settings: Settings) -> str:
@@ -41,18 +45,32 @@ def _single(result: Diagnosis | Failure, settings: Settings) -> Iterator[str]:
     if isinstance(result, Failure) or (settings.quiet and not result.findings and not result.problems):
         return
     said = answer(result)
-    yield from _paragraph(said.line, settings, said.style)
-    yield from _paragraph(f"  {result.guess or ''}", settings, "yellow")
-    yield from _paragraph(result.chosen or "", settings, "dim")
+    above = [*_paragraph(said.line, settings, said.style), *_paragraph(f"  {result.guess or ''}", settings, "yellow")]
+    above += _paragraph(result.chosen or "", settings, "dim")
     for problem in result.problems:
-        yield from _paragraph(f"  not read: {problem}", settings, "red")
-    for group in group_findings(result):
-        yield from finding_lines(group, group.text, settings, advice=group.worst.severity != "note")
-    if not settings.quiet:
-        yield from _paragraph(not_judged(result), settings, "dim")
+        above += _paragraph(f"  not read: {problem}", settings, "red")
+    below = [] if settings.quiet else list(_paragraph(not_judged(result), settings, "dim"))
     moved = f" ({words.moved(result.source)})" if result.source else ""
     last = f"{_rules(result)} on {words.checkpoint_name(result.path)}{moved}{_known(result)}"
-    yield from _paragraph(f"{_outcome([result.exit_code(settings.fail_on)], settings)}; {last}", settings)
+    below += _paragraph(f"{_outcome([result.exit_code(settings.fail_on)], settings)}; {last}", settings)
+    yield from above
+    yield from _findings(group_findings(result), most_lines(settings, FEW_LINES) - len(above) - len(below), settings)
+    yield from below
+
+
+def _findings(groups: Sequence[Group], room: int, settings: Settings) -> list[str]:
+    """Return findings as lines: what fails the build whole, with its advice; of others less where there is no room."""
+    fails = {group.worst.code for group in groups if group.worst.rank >= SEVERITIES.index(settings.fail_on)}
+    lines: list[str] = []
+    for advised, named in ((("error", "warning"), ()), (("error",), ()), (("error",), ("note",))):
+        lines, left = [], [one for one in groups if one.worst.severity in named and one.worst.code not in fails]
+        for group in (one for one in groups if one not in left):
+            advice = settings.full or group.worst.severity in advised or group.worst.code in fails
+            lines += finding_lines(group, group.text, settings, advice=advice)
+        lines += named_lines(left, settings, also=bool(lines))
+        if settings.full or len(lines) <= room:
+            break
+    return lines
 
 
 def _several(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iterator[str]:

@@ -31,9 +31,9 @@ MOST_LINES = 22
 """Lines of a short report at 80 columns: it is read without scrolling."""
 
 
-def most_lines(settings: Settings) -> int:
+def most_lines(settings: Settings, wide: int = MOST_LINES) -> int:
     """Return how many lines a short report may have; more where the screen is so narrow that it has to wrap more."""
-    return MOST_LINES * 80 // min(settings.width, 80)
+    return wide * 80 // min(settings.width, 80)
 
 
 def carried(text: str, settings: Settings) -> str:
@@ -101,11 +101,12 @@ def _width(column: Column) -> int:
     return min(wide, column.most or wide)
 
 
-def few(remarks: Sequence[str], most: int) -> list[str]:
+def few(remarks: Sequence[str], most: int, noun: str = "remark") -> list[str]:
     """Return the first of many remarks, and how many more there are."""
     if len(remarks) <= most:
         return list(remarks)
-    return [*remarks[: most - 1], f"{words.plural(len(remarks) - most + 1, 'more remark')}: --full"]
+    more = len(remarks) - most + 1
+    return [*remarks[: most - 1], f"{words.plural(more, f'more {noun}' if most > 1 else noun)}: --full"]
 
 
 class Page:

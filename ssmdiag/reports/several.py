@@ -11,6 +11,7 @@ from ssmdiag.errors import Failure
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import Status, answer
 from ssmdiag.reports.console import carried, styled, wrap
+from ssmdiag.reports.finding_lines import finding_lines
 from ssmdiag.reports.grouping import Group, group_findings
 from ssmdiag.rules.finding import SEVERITIES
 
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
     from ssmdiag.reports.interface import Settings
 
-COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-INDENT = 16
-"""Columns of code and severity; 80 columns leave 64 for the sentence."""
-FEWEST_TO_INDENT = 60
-"""Columns of a screen on which that indent leaves room for sentences."""
 FEWEST_FOR_NAMES = 16
 """Columns of a checkpoint's name, for which others are left out."""
 
@@ -121,15 +117,3 @@ class Several:
         padded[0] = styled(padded[0], style, self.settings)
         short = name if len(name) <= self._room else f"…{name[len(name) - self._room + 1 :]}"
         return carried("  ".join([*padded, short]), self.settings)
-
-
-def finding_lines(group: Group, text: str, settings: Settings, *, advice: bool = True) -> Iterator[str]:
-    """Yield a finding's sentence behind its code and severity, and what to do about it."""
-    worst, indent = group.worst, " " * (INDENT if settings.width >= FEWEST_TO_INDENT else 4)
-    head = f"{f'{worst.code} {worst.severity}':<{INDENT}}"
-    first, *others = wrap(f"{head.replace(' ', '_')}{text}.", settings, hanging=len(indent))
-    yield styled(head, COLOURS[worst.severity], settings) + first[INDENT:]
-    yield from others
-    if advice and not settings.quiet:
-        said = wrap(indent + words.capitalised(worst.advice), settings, hanging=0)
-        yield from (styled(line, "dim", settings) for line in said)

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ssmdiag.errors import Failure, message_lines
 from ssmdiag.printable import first_of, module_name, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import answer
 from ssmdiag.reports.check_text import not_judged
-from ssmdiag.reports.console import Column, Page, joined, wrap
-from ssmdiag.reports.folding import MOST_ROWS, Row, fold, label_layers
+from ssmdiag.reports.console import Column, Page, few, joined, most_lines, wrap
+from ssmdiag.reports.finding_lines import finding_lines, named_lines
+from ssmdiag.reports.folding import MOST_ROWS, Row, fold, join_labels, label_layers
 from ssmdiag.reports.grouping import group_findings
 from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.pictures import decay_picture, decay_strip, disc, time_constant_strip
-from ssmdiag.reports.several import Several, finding_lines
+from ssmdiag.reports.several import Several
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Alternative, Diagnosis
 
 MOST_SENTENCES = 3
-FEW_ROWS = 4
-"""Rows of the short report."""
 STRIP = "time constants τ in steps: share of a layer's modes per quarter decade"
 SHORT_DTYPES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "complex64": "c64"}
 
@@ -83,8 +82,45 @@ def _several(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iter
     yield from wrap(f"{table.overall()}    more: --full, or one of them alone", settings)
 
 
+class _Shown(NamedTuple):
+    """How much of what it could show a report shows."""
+
+    rows: int = MOST_ROWS
+    """Rows of the table, and of the picture of time constants."""
+    findings: int | None = None
+    """Errors and warnings; the others, and where it is given all notes, are named in one line."""
+    advice: bool = True
+    """Whether what to do about a warning is among them; else `explain` has it."""
+    remarks: int = 100
+    """Remarks below the picture, and problems of reading."""
+    picture: bool = True
+
+
+SHORT = (
+    *(_Shown(rows=rows) for rows in (4, 3, 2)),
+    *(_Shown(rows=rows, findings=4) for rows in (4, 3, 2)),
+    _Shown(rows=2, findings=3, remarks=1),
+    _Shown(rows=1, findings=3, remarks=1, advice=False),
+    _Shown(rows=1, findings=2, remarks=1, advice=False),
+    _Shown(rows=1, findings=1, remarks=1, advice=False),
+    _Shown(rows=1, findings=1, remarks=1, advice=False, picture=False),
+)
+"""A short report shows the first of these that fits on a screen."""
+
+
 def report(diagnosis: Diagnosis, settings: Settings) -> str:
     """Return the report of one checkpoint: answer, file, findings, layers, one picture; all there is with `full`."""
+    if settings.full or settings.verbose:
+        return _report(diagnosis, settings, _Shown())
+    text = ""
+    for shown in SHORT:
+        text = _report(diagnosis, settings, shown)
+        if len(text.splitlines()) <= most_lines(settings) or settings.all_layers:
+            break
+    return text
+
+
+def _report(diagnosis: Diagnosis, settings: Settings, shown: _Shown) -> str:
     labels = label_layers([layer.name for layer in diagnosis.layers])
     page, said, full = Page(settings), answer(diagnosis), settings.full or settings.verbose
     page.paragraph(said.line, said.style)
@@ -92,19 +128,18 @@ def report(diagnosis: Diagnosis, settings: Settings) -> str:
         page.paragraph(f"{words.capitalised(diagnosis.guess)}.", "bold yellow")
     page.paragraph(_file(diagnosis, timed=full), "dim")
     page.paragraph(diagnosis.chosen or "", "dim")
-    page.problems(diagnosis.problems)
-    _findings(page, diagnosis)
+    page.problems(few(diagnosis.problems, shown.remarks, "problem"))
+    _findings(page, diagnosis, shown)
     if not settings.quiet and diagnosis.layers:
-        most = MOST_ROWS if full else FEW_ROWS
-        rows = fold(diagnosis.layers, labels, all_layers=settings.all_layers, most=most)
+        rows = fold(diagnosis.layers, labels, all_layers=settings.all_layers, most=shown.rows)
         page.table(_columns(rows, settings), ["red" if _broken(row) else "" for row in rows])
         by_name = dict(zip((layer.name for layer in diagnosis.layers), labels, strict=True))
         if settings.plots and full:
             _pictures(page, diagnosis, rows, by_name)
-        elif settings.plots:
+        elif settings.plots and shown.picture:
             _picture(page, diagnosis, rows, by_name)
         remarks = [*_laws(diagnosis, rows, settings)] if full else []
-        page.remarks([*remarks, *_remarks(diagnosis, labels, settings)])
+        page.remarks(few([*remarks, *_remarks(diagnosis, labels, settings)], shown.remarks))
         page.paragraph(not_judged(diagnosis) if full else _more(diagnosis), "dim")
     return page.text()
 
@@ -185,12 +220,16 @@ def _rebuilt(row: Row) -> float:
     return capacity.length_half.median if capacity and capacity.length_half else -1.0
 
 
-def _findings(page: Page, diagnosis: Diagnosis) -> None:
+def _findings(page: Page, diagnosis: Diagnosis, shown: _Shown) -> None:
     """Write the findings, folded over layers; what to do about notes is in `full` and in `explain`."""
     groups, settings = group_findings(diagnosis), page.settings
-    for group in groups:
-        advice = settings.full or settings.verbose or group.worst.severity != "note"
+    whole = groups
+    if shown.findings is not None:
+        whole = [group for group in groups if group.worst.severity != "note"][: shown.findings]
+    for group in whole:
+        advice = settings.full or settings.verbose or (group.worst.severity != "note" and shown.advice)
         page.lines(finding_lines(group, group.text, settings, advice=advice), crop=False)
+    page.lines(named_lines(groups[len(whole) :], settings, also=bool(whole)), crop=False)
 
 
 def _broken(row: Row) -> str:
@@ -230,17 +269,12 @@ def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Map
 
 
 def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
-    points = dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant)
-    for point in points if settings.full or settings.verbose else ():
-        yield f"at rest: the decay depends on the input; this is its value with {point}. Weights alone say no more."
+    if settings.full or settings.verbose:
+        rest = "at rest: the decay depends on the input; this is its value with {}. Weights alone say no more."
+        at_rest = [() if layer.time_invariant else (rest.format(layer.operating_point),) for layer in diagnosis.layers]
+        yield from _of_layers(at_rest, labels)
     yield from _assumptions(diagnosis.alternatives)
-    noted: dict[str, list[str]] = {}
-    for layer, label in zip(diagnosis.layers, labels, strict=True):
-        for note in layer.notes:
-            noted.setdefault(note, []).append(label)
-    for note, where in noted.items():
-        everywhere = len(where) == len(diagnosis.layers)
-        yield note if everywhere else f"layer{'s' * (len(where) > 1)} {first_of(where, 4)}: {note}"
+    yield from _of_layers([layer.notes for layer in diagnosis.layers], labels)
     yield from diagnosis.notes
     if diagnosis.unrecognised:
         tensors = words.plural(len(diagnosis.unrecognised), "tensor")
@@ -248,6 +282,17 @@ def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) ->
     if settings.verbose:
         for layer in diagnosis.layers:
             yield f"{module_name(layer.name)}: {layer.spelling}; read {', '.join(layer.tensors)}"
+
+
+def _of_layers(notes: Sequence[Sequence[str]], labels: Sequence[str]) -> Iterator[str]:
+    """Yield each of the layers' notes once, with the layers it is of unless it is of all."""
+    noted: dict[str, list[str]] = {}
+    for some, label in zip(notes, labels, strict=True):
+        for note in some:
+            noted.setdefault(note, []).append(label)
+    for note, where in noted.items():
+        everywhere = len(where) == len(labels)
+        yield note if everywhere else f"layer{'s' * (len(where) > 1)} {join_labels(where)}: {note}"
 
 
 def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:

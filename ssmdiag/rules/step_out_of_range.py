@@ -14,8 +14,9 @@ overwrites the bias afterwards: wrappers that initialise every Linear, `reset_pa
 that is used outside its model class. In a loaded file, compare the tensor with its source.
 
 Example. transformers issue 43717 (https://github.com/huggingface/transformers/issues/43717): dt_bias is all ones if the
-mixer is used alone. athms/mad-lab issue 3 (https://github.com/athms/mad-lab/issues/3): a wrapper initialised dt_proj a
-second time. The Mamba inside typeseg 0.2.7 kept Δ between 0.63 and 0.77.
+mixer is used alone. Models fresh from transformers 5.24 begin there too, unlike their makers' own: Bamba, Falcon-H1 and
+Granite hybrids at 1, Jamba at 0. athms/mad-lab issue 3 (https://github.com/athms/mad-lab/issues/3): a wrapper
+initialised dt_proj a second time. The Mamba inside typeseg 0.2.7 kept Δ between 0.63 and 0.77.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 if TYPE_CHECKING:
     from torch import Tensor
 
+FRESH = "nothing looks trained yet: set Δ before training; some models of transformers start like this."
+"""Advice where the file shows that training is still to come."""
 FEWEST = 4
 """Fewer steps than this are not judged."""
 
@@ -56,6 +59,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         value=spread,
         threshold=limits["spread"],
         tensor=weight.name,
+        advice=FRESH if evidence.whole.training.trained is False else None,
     )
 
 

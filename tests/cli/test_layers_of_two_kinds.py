@@ -153,3 +153,10 @@ def test_inspect_says_that_a_decay_fixed_at_one_never_decays(run: Run, delta_net
     assert data["status"] == "ok"
     full = run("inspect", delta_net, "--full")[1]
     assert "rebuild" not in full, "nothing is claimed of its capacity"
+
+
+def test_the_gates_at_rest_are_said_of_the_layers_that_have_them(run: Run, two_families: Path) -> None:
+    full = said(run("inspect", two_families, "--full", "--no-plots")[1])
+    rest = "at rest: the decay depends on the input; this is its value with"
+    assert f"layer 0: {rest} the gates at their bias." in full
+    assert f"layers 1-2: {rest} the gates at their bias, as at zero input." in full

@@ -6,13 +6,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ssmdiag.reports import Settings, render
+from ssmdiag.diagnosis import Diagnosis
+from ssmdiag.reports import Settings, check_text, render
+from ssmdiag.rules import known_rules
 from tests.families.tiny_transformers import save_tiny
-from tests.reports.example_diagnoses import diagnosis, layer, remembering
+from tests.reports.example_diagnoses import diagnosis, finding, layer, remembering
 
 Run = Callable[..., tuple[int, str, str]]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -134,3 +138,58 @@ def test_no_number_is_cut_at_any_width(width: int, run: Run, monkeypatch: pytest
     table = run("check", *sorted(DIGITS.glob("step-*.safetensors"))[:2])[1].splitlines()
     assert max(map(len, table)) <= width
     assert all("4.5k" in line for line in table[1:3])
+
+
+def many_findings(*severities: str) -> Diagnosis:
+    """Six unlike layers, in each of which as many rules as there are severities have found something."""
+    long = "a sentence that says in some words what was seen, with a number such as 0.001 and with its usual range"
+    codes = [rule.code for rule in known_rules()][: len(severities)]
+    found = [
+        replace(
+            finding(number, code=code, severity=severity), message=f"{long} {number}", advice=f"{long}, to be mended."
+        )
+        for code, severity in zip(codes, severities, strict=True)
+        for number in range(6)
+    ]
+    layers = [remembering(layer(number, half_life=10.0 * 2**number)) for number in range(6)]
+    notes = (f"S4: {long}.", f"Mamba: {long}.")
+    return diagnosis(*layers, context_length=512, findings=tuple(found), notes=notes, attention_layers=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "severities",
+    [("note",) * 5, ("warning",), ("warning",) * 3, ("error", "warning", "note", "note"), ("error",) * 9],
+    ids=lambda severities: "-".join(severities),
+)
+def test_a_report_of_many_findings_fits_on_a_screen_and_names_those_it_leaves_out(severities: tuple[str, ...]) -> None:
+    result = many_findings(*severities)
+    short, full = (render([result], "text", Settings(full=full)) for full in (False, True))
+    lines = short.splitlines()
+    assert len(lines) <= 22
+    assert lines[0] == full.splitlines()[0]
+    for code in {one.code for one in result.findings}:
+        assert code in short, "each is at least named"
+        assert re.search(rf"^{code} \w+ +all 6 layers", full, re.MULTILINE)
+    assert any("context 512" in line for line in lines), "the picture stays as long as there is any room"
+    assert "2 attention layers not judged" in " ".join(lines[:5]).replace("\n", " ")
+
+
+def test_check_tells_what_fails_the_build_whole_and_folds_the_rest() -> None:
+    result = many_findings("error", "warning", "note", "note")
+    error, warning, *notes = dict.fromkeys(one.code for one in result.findings)
+
+    def told(**settings: Any) -> list[str]:
+        return check_text.render_all([result], Settings(**settings)).splitlines()
+
+    text = "\n".join(told())
+    assert re.search(rf"^{error} error .*(\n +.*)+to be mended\.$", text, re.MULTILINE), "with what to do"
+    assert re.search(rf"^{warning} warning ", text, re.MULTILINE)
+    assert text.count("mended") == 1
+    assert [line for line in told() if line.startswith("also 2 notes: ")] == [
+        f"also 2 notes: {', '.join(f'{code} unstable-mode' for code in notes)}; --full"
+    ]
+    assert all(re.search(rf"^{code} note ", "\n".join(told(fail_on="note")), re.MULTILINE) for code in notes)
+    assert "\n".join(told(full=True)).count("mended") == 4
+    assert "\n".join(told(fail_on="note")).count("mended") == 4
+    few = check_text.render_all([many_findings("note", "note")], Settings()).splitlines()
+    assert len(few) <= 6

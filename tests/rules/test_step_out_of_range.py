@@ -95,3 +95,13 @@ def test_too_few_heads_tell_nothing(tmp_path: Path) -> None:
             tmp_path, "mamba2", {"dt_bias": lambda w: w[:3] * 0, "A_log": lambda w: w[:3], "mixer.D": lambda w: w[:3]}
         ),
     )
+
+
+def test_a_model_that_is_not_trained_yet_is_told_to_set_its_step_first(tmp_path: Path) -> None:
+    def moved(values: Tensor) -> Tensor:
+        return values + 0.1 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
+
+    fresh = plant(tmp_path / "fresh", "mamba", {"dt_proj.bias": fill(0.0)})
+    assert findings_of(CODE, fresh)[0].advice.startswith("nothing looks trained yet: set Δ before training")
+    trained = plant(tmp_path / "trained", "mamba", {"dt_proj.bias": fill(0.0), "norm.weight": moved})
+    assert findings_of(CODE, trained)[0].advice.startswith("was the initialisation of Δ applied?")
