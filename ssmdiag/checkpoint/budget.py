@@ -94,7 +94,7 @@ def _neighbours(path: Location) -> str:
         present = [entry.name for entry in itertools.islice(beside, MOST_COMPARED)]
     except OSError:
         if _ON_THE_HUB.fullmatch(str(path)):
-            return f"ssmdiag inspect hf://{path}, if it is a model on the Hugging Face hub."
+            return f"`ssmdiag inspect hf://{path}`, if it is a model on the Hugging Face hub."
         return f"there is no directory {path.parent}."
     close = difflib.get_close_matches(path.name, present, n=3)
     return (

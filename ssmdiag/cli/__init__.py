@@ -29,7 +29,7 @@ def main() -> NoReturn:
     # torch's threads spin while they wait: on a busy CI machine small operations then take twenty times as long.
     # Read when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ssmdiag.cli import process, terminal
+    from ssmdiag.cli import messages, process, terminal
     from ssmdiag.cli.app import make_app, spelled_out
     from ssmdiag.errors import SsmdiagError
 
@@ -41,7 +41,7 @@ def main() -> NoReturn:
         arguments = spelled_out(sys.argv[1:])
         make_app(arguments)(arguments, prog_name="ssmdiag")
     except SsmdiagError as error:
-        process.say(f"error: {error}")
+        process.say(messages.wrapped(f"error: {error}"))
     except (BrokenPipeError, SystemExit) as stop:
         if process.ended_by_its_reader(stop):
             process.drop_output()

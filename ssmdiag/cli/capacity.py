@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ssmdiag.cli import terminal
+from ssmdiag.cli import messages, terminal
 from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     FORMATS,
@@ -171,6 +171,6 @@ def capacity(
         },
         settings,
     )
-    terminal.remark_problems("not read", checkpoint.problems)
-    terminal.remark_problems("left out", [problem.sentence for problem in problems])
+    messages.remark_problems("not read", checkpoint.problems)
+    messages.remark_problems("left out", [problem.sentence for problem in problems])
     raise typer.Exit(2 if checkpoint.problems or problems else 0)

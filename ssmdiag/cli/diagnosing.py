@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssmdiag.cli import process, terminal
+from ssmdiag.cli import messages, process, terminal
 from ssmdiag.cli.options import load_families
 from ssmdiag.cli.path_list import cores
 from ssmdiag.cli.progress import Progress
@@ -210,7 +210,7 @@ def report(
             if all_of_it or format != "text" or not failures or shown:
                 terminal.emit(all_of_it, output, **gates)
     for failure in failures:
-        terminal.remark(render([failure], "text", replace(settings, several=False)))
+        terminal.remark(messages.wrapped(render([failure], "text", replace(settings, several=False))))
     for form, file in also:
         if form != "jsonl":
             terminal.emit(render(whole, form, besides), file, commands=declares(form, "COMMANDS"))

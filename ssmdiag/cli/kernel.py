@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssmdiag.cli import terminal
+from ssmdiag.cli import messages, terminal
 from ssmdiag.cli.options import (
     FORMATS,
     Also,
@@ -166,8 +166,8 @@ def kernel(
             settings,
         )
         problems = []
-    terminal.remark_problems("not written", [problem.sentence for problem in problems])
-    terminal.remark_problems("not read", checkpoint.problems)
+    messages.remark_problems("not written", [problem.sentence for problem in problems])
+    messages.remark_problems("not read", checkpoint.problems)
     raise typer.Exit(2 if checkpoint.problems or problems else 0)
 
 

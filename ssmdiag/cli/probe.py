@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ssmdiag.cli import terminal
+from ssmdiag.cli import messages, terminal
 from ssmdiag.cli.counts import a_count
 from ssmdiag.cli.options import (
     FORMATS,
@@ -166,7 +166,7 @@ def probe(
         },
         settings,
     )
-    terminal.remark_problems("note", source.notes)
+    messages.remark_problems("note", source.notes)
     raise typer.Exit(2 if any(_lacks(memory, cuts) for _, memory in found) else 0)
 
 

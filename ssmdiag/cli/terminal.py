@@ -23,13 +23,14 @@ WIDEST = 10_000
 """Columns at most; lines are built in memory."""
 
 
-def width() -> int:
-    """Return COLUMNS, else the terminal's width, else 80; never under 40."""
+def width(stream: TextIO | None = None) -> int:
+    """Return COLUMNS, else the width of the terminal that a stream is, stdout by default, else 80; never under 40."""
+    stream = stream or sys.stdout
     columns = os.environ.get("COLUMNS", "")
     if usable_size(columns):
         wide = int(columns)
     else:
-        wide = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 80
+        wide = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 80
     return min(max(wide or 80, 40), WIDEST)
 
 
@@ -84,12 +85,6 @@ def emit(text: str, output: Target | None, *, colours: bool = False, commands: b
 def remark(text: str) -> None:
     """Write a line, or lines, to stderr, through the one escape."""
     _say(sys.stderr, harmless(text).rstrip("\n") + "\n")
-
-
-def remark_problems(what: str, sentences: Iterable[str]) -> None:
-    """Write a line to stderr for each thing that is missing from a report."""
-    for sentence in sentences:
-        remark(f"{what}: {sentence}")
 
 
 class Lines:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ssmdiag.cli import terminal
+from ssmdiag.cli import messages, terminal
 from ssmdiag.cli.compare import FailOn
 from ssmdiag.cli.diagnosing import Options, diagnose_path
 from ssmdiag.cli.options import (
@@ -193,4 +193,4 @@ class _Watching:
     def _remark(self, sentence: str) -> None:
         if not self.quiet and sentence not in self.remarked:
             self.remarked.add(sentence)
-            terminal.remark(printable(sentence))
+            terminal.remark(messages.wrapped(printable(sentence)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
+import termios
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ssmdiag.cli import messages
 from tests.cli.conftest import run as run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -104,8 +107,9 @@ def test_a_mistake_is_named_with_a_next_command_that_works(typed: str, desk: Pat
     answer = run(*shlex.split(typed))
     assert answer[0] == 2
     assert answer[2].startswith("error: ") or "next: " in answer[2]
-    assert names in told(answer)
-    (advice,) = re.findall(r"^ *next: (.*)$", told(answer), re.MULTILINE)
+    assert names in " ".join(told(answer).split())
+    (advice,) = re.findall(r"^ *next: (.*(?:\n {4}.*)*)$", told(answer), re.MULTILINE)
+    advice = " ".join(advice.split())
     assert "Error" not in told(answer)
     assert "Value error" not in told(answer)
     if then is None:
@@ -114,6 +118,33 @@ def test_a_mistake_is_named_with_a_next_command_that_works(typed: str, desk: Pat
         assert advice.removesuffix(" reports on one.").endswith(then)
         code, _, errors = run(*shlex.split(then)[1:])
         assert code in (0, 1), errors
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_errors_fit_the_screen_and_break_no_name(columns: int, desk: Path, run: Run) -> None:
+    gate = "a_block_with_a_long_name.of_the_mixer.log_of_the_decay_of_the_gate"
+    save_file({gate: torch.zeros(4), "nu_log": torch.zeros(8), "theta_log": torch.zeros(8)}, "unknown.safetensors")
+    typed = ("inspect unknown.safetensors", "inspect empty", "kernel model.safetensors --layer l", "inspect modle.pt")
+    for mistake in (*typed, "inspect my model.safetensors", "inspect --assume dt_transfrom=exp model.safetensors"):
+        os.environ.pop("COLUMNS")  # nothing gives a width: each line of the message is one
+        whole = run(*shlex.split(mistake))[2].partition("\n\n")
+        os.environ["COLUMNS"] = str(columns)
+        folded = run(*shlex.split(mistake))[2].partition("\n\n")
+        assert " ".join(folded[0].split()) == " ".join(whole[0].split()), "no word is broken or lost"
+        assert folded[2] == whole[2], "a text to copy is as it was"
+        for line in folded[0].splitlines():
+            assert len(line) < columns or "ssmdiag " in line or len(line.split()) == 1
+
+
+def test_a_terminal_of_fifty_columns_is_written_to_in_fifty(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (25, 50))
+    with os.fdopen(end, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        assert messages.width_of_messages() == 50
+        assert messages.wrapped("error: " + 15 * "word ").splitlines()[1] == " ".join(7 * ["word"])
+    os.close(terminal)
 
 
 def test_other_spellings_are_the_same_command(desk: Path, run: Run) -> None:

@@ -157,7 +157,7 @@ def _refuse(source: Source) -> Container:
     raise CheckpointError(
         f"{source.name} is a zip archive without tensors (it holds {shortened(', '.join(member_names(source)[:4]))}).",
         expected="an .npz or a file written by torch.save",
-        advice=f"unpack it: python -m zipfile -e {shlex.quote(source.name)} . – and inspect the checkpoint inside.",
+        advice=f"unpack it with `python -m zipfile -e {shlex.quote(source.name)} .`, then inspect what is inside.",
     )
 
 
