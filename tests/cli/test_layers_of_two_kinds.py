@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,8 +116,10 @@ def test_a_horizon_counts_the_channels_that_never_forget(
 
 def test_every_report_of_a_hybrid_names_its_attention_layers_in_the_same_words(run: Run, tmp_path: Path) -> None:
     _, path = save_tiny("falcon_h1", tmp_path)
-    for command in ("inspect", "check", "kernel", "capacity"):
-        out = said(run(command, path)[1])
+    for command, most in (("inspect", 22), ("check", 9), ("kernel", 22), ("capacity", 20)):
+        lines = run(command, path)[1]
+        assert len(lines.splitlines()) <= most, command
+        out = said(lines)
         data = json.loads(run(command, path, "--json")[1])
         data = data.get("checkpoints", [data])[0]
         assert data["answer"].endswith("; 2 attention layers not judged"), command
@@ -160,3 +163,37 @@ def test_the_gates_at_rest_are_said_of_the_layers_that_have_them(run: Run, two_f
     rest = "at rest: the decay depends on the input; this is its value with"
     assert f"layer 0: {rest} the gates at their bias." in full
     assert f"layers 1-2: {rest} the gates at their bias, as at zero input." in full
+
+
+@pytest.fixture
+def two_stacks(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Two layers of Mamba-1 in an encoder and two in a decoder, numbered alike; of one of them all Δ are the same."""
+
+    def write(name: str, layer: str) -> Path:
+        state = {}
+        for k, stack in enumerate(("encoder", "decoder")):
+            for number in (0, 1):
+                generator = torch.Generator().manual_seed(2 * k + number)
+                for local, value in ARCHITECTURES["mamba"].layer(generator, number, 2).items():
+                    state[f"{stack}.layers.{number}.mixer.{local}"] = value.contiguous()
+        if layer:
+            state[f"{layer}.mixer.dt_proj.bias"].fill_(1.0)
+        save_file(state, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_layers_numbered_alike_in_two_stacks_are_told_apart(run: Run, two_stacks: Callable[[str, str], Path]) -> None:
+    whole = two_stacks("whole.safetensors", "")
+    for layer in ("encoder.layers.0", "decoder.layers.0"):
+        path = two_stacks("other.safetensors", layer)
+        out = said(run("check", path)[1])
+        (where,) = re.findall(r"SSM404 warning layer (\S+): ", out)
+        assert layer == where
+        code, out, _ = run("compare", whole, path, "--strict")
+        assert code == 1
+        assert out.startswith("DIFFERS")
+        rows = re.findall(r"^(\S+) +256 × 16 ", out, re.MULTILINE)
+        assert sorted(rows) == [f"{stack}.layers.{number}" for stack in ("decoder", "encoder") for number in (0, 1)]
+        assert where in rows
