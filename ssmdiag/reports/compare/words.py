@@ -25,7 +25,7 @@ MOST_SENTENCES = 6
 """Layers that `--full` has a sentence on."""
 FEW_SENTENCES = 1
 """Those besides the one in the answer that a short report has."""
-_REST = {
+SAID = {
     Verdict.BROKEN: "not finite",
     Verdict.CROSSED: "at or past the boundary",
     Verdict.CONVERGING: "converging",
@@ -50,9 +50,9 @@ def answer(run: RunComparison, labels: Sequence[str]) -> Answer:
     telling = {v: where for v, where in rest.items() if where and v not in calm}
     count = sum(map(len, telling.values()))
     if 0 < count <= MOST_NAMED:
-        text += f"; other layers: {', '.join(f'{join_labels(where)} {_REST[v]}' for v, where in telling.items())}"
+        text += f"; other layers: {', '.join(f'{join_labels(where)} {SAID[v]}' for v, where in telling.items())}"
     elif count:
-        said = ", ".join(f"{len(where):,} {_REST[v]}" for v, where in telling.items())
+        said = ", ".join(f"{len(where):,} {SAID[v]}" for v, where in telling.items())
         text += f"; of the {len(run.layers) - 1:,} other layers {said}"
     if status == "ok" and AT_REST not in text and not all(layer.last.time_invariant for layer in run.layers):
         text += f"; read {AT_REST}"
