@@ -151,7 +151,7 @@ def side_name(side: Diagnosis) -> str:
 def _header(side: Diagnosis) -> str:
     families = words.families(layer.title for layer in side.layers)
     modes = sum(layer.channels * layer.modes for layer in side.layers)
-    return f"{side_name(side)}  {families}, {modes:,} modes"
+    return f"{side_name(side)}  {families}, {words.plural(modes, 'mode')}"
 
 
 def pair_answer(pair: ModelComparison) -> Answer:
