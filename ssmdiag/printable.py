@@ -141,6 +141,16 @@ def module_name(path: str) -> str:
     return path if path and not path.startswith("(") else f"the model itself {path}".rstrip()
 
 
+def plural(count: int | str, noun: str) -> str:
+    """Return a count and what it counts; a count that is written already stays so.
+
+    >>> plural(1, "layer"), plural(2000, "layer"), plural("1", "step"), plural("0.5", "step")
+    ('1 layer', '2,000 layers', '1 step', '0.5 steps')
+    """
+    said = count if isinstance(count, str) else f"{count:,}"
+    return f"{said} {noun}{'s' * (said != '1')}"
+
+
 def first_of(names: Sequence[str], most: int = 3) -> str:
     """Return the first names for a message, with an ellipsis where there are more.
 

@@ -32,6 +32,7 @@ from ssmdiag.families.initial_spectra import initial_spectra
 from ssmdiag.kernel.dense import realise
 from ssmdiag.kernel.response import square_of
 from ssmdiag.output.result import Result
+from ssmdiag.printable import plural
 from ssmdiag.recurrence.channels import each_layer, sample_channels
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.recurrence.quantiles import Quantiles
@@ -391,20 +392,22 @@ def _describe(capacity: LayerCapacity) -> str:
     swallowed = _mean(capacity.swallowed)
     least = "at least " if swallowed is not None and swallowed >= BOUND_FROM else ""
     spent = (
-        f"{least}{survive.median:.3g} of {modes:.0f} modes survive rounding the state to {capacity.state_dtype} under "
-        "white input"
+        f"{least}{survive.median:.3g} of {plural(f'{modes:.0f}', 'mode')} survive rounding the state to "
+        f"{capacity.state_dtype} "
+        "under white input"
     )
     if not modes:
         return "Its capacity is not known: every mode is on the stability boundary or has no finite memory function."
     near, most = map(Quantiles.of, (capacity.held_half, capacity.held_nine_tenths))
     if near and most:
-        lags = f"{near.median:,.0f} lags, nine tenths within {most.median:,.0f}"
+        lags = f"{plural(f'{near.median:,.0f}', 'lag')}, nine tenths within {most.median:,.0f}"
         spent = f"half of the capacity lies within {lags}; {spent}"
     if half is None or accuracy is None:
         return f"No channel rebuilds even its present input to one half; {spent}."
     able, channels = int((~capacity.length_half.isnan()).sum()), len(capacity.sound)
     shipped = f"; {rounded.max:,.0f} at most in {capacity.state_dtype}" if rounded else ""
     return (
-        f"{able:,} of {channels:,} channels rebuild inputs to one half or better, {half.median:,.0f} steps back "
+        f"{able:,} of {plural(channels, 'channel')} rebuild{'s' * (channels == 1)} inputs to one half or better, "
+        f"{plural(f'{half.median:,.0f}', 'step')} back "
         f"({half.max:,.0f} at most{shipped}) and to {accuracy.median:.2f} on average; {spent}."
     )

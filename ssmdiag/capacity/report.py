@@ -20,6 +20,7 @@ from ssmdiag.capacity.noise import complete
 from ssmdiag.capacity.rounding import Rounding
 from ssmdiag.capacity.timescale import recommend_step, trade_off
 from ssmdiag.output.result import Result
+from ssmdiag.printable import plural
 from ssmdiag.recurrence.channels import sample_channels
 
 if TYPE_CHECKING:
@@ -129,15 +130,16 @@ def _advise(recurrence: Recurrence, wanted: int, state_dtype: str | None, roundi
     found = recommend_step(recurrence, wanted, state_dtype=state_dtype, rounding=rounding)
     able = found.reachable
     count, total = int(able.sum()), len(able)
+    back = f"{plural(wanted, 'step')} back to one half"
     if not count:
         best = found.memory[~found.memory.isnan()]
         most = f" (the best reaches {float(best.max()):.2f})" if best.numel() else ""
-        sentence = f"no step Δ makes any of {total:,} channels rebuild inputs {wanted:,} steps back to one half{most}."
+        sentence = f"no step Δ makes any of {plural(total, 'channel')} rebuild inputs {back}{most}."
         return StepAdvice(wanted, count, total, None, None, sentence)
     low, high = float(found.lowest[able].median()), float(found.highest[able].median())
     sentence = (
-        f"to rebuild inputs {wanted:,} steps back to one half, multiply Δ by {low:.3g} … {high:.3g} (median over "
-        f"the {count:,} of {total:,} channels that can)."
+        f"to rebuild inputs {back}, multiply Δ by {low:.3g} … {high:.3g} (median over "
+        f"the {count:,} of {plural(total, 'channel')} that can)."
     )
     return StepAdvice(wanted, count, total, low, high, sentence)
 

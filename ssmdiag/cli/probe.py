@@ -40,7 +40,11 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 def probe(
     path: Annotated[
         Path | None,
-        typer.Argument(parser=only_here, metavar="[DIR]", help="A directory that transformers' save_pretrained wrote."),
+        typer.Argument(
+            parser=only_here,
+            metavar="[DIR]",
+            help="A directory that transformers' save_pretrained wrote, or a run's of them: its newest.",
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None, typer.Option("--text", metavar="FILE", help="What the model reads; several are one sample.")

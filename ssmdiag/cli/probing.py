@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmdiag.errors import ConfigurationError
+from ssmdiag.compare.run_order import read_newest
+from ssmdiag.errors import CheckpointError, ConfigurationError
 from ssmdiag.printable import printable
 from ssmdiag.probing.batches import as_shown
 from ssmdiag.probing.models import import_transformers, open_model, vocabulary_of
@@ -112,17 +113,18 @@ class Asked:
     def source(self) -> Source:
         """Return the live model on its device. Raises SsmdiagError."""
         if self.path is not None:
+            path, chosen = _of_a_run(self.path)
             model = open_model(
-                self.path,
+                path,
                 device=self.device,
                 dtype=None if self.dtype == "auto" else self.dtype,
                 device_map=self.device_map,
             )
             # It says of each kernel that it has only the slow form of it, in the middle of a progress bar.
             import_transformers().utils.logging.set_verbosity_error()
-            tokenizer = directory_tokenizer(self.path)
-            notes = () if tokenizer else (f"{self.path}: no tokenizer in it: texts are read as bytes",)
-            return Source(model, str(self.path), tokenizer, vocabulary_of(model), notes)
+            tokenizer = directory_tokenizer(path)
+            bare = () if tokenizer else (f"{path}: no tokenizer in it: texts are read as bytes",)
+            return Source(model, str(path), tokenizer, vocabulary_of(model), (*chosen, *bare))
         assert self.model is not None
         model = build_model(self.model, self.seed).to(self.device)
         return Source(model, self.model, vocabulary=vocabulary_of(model))
@@ -166,6 +168,20 @@ class Asked:
                 advice="give more --texts, a smaller --length, or fewer ranks.",
             )
         return self.ranks.share(texts)
+
+
+def _of_a_run(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return a model's directory as it is; of a run's folder its newest checkpoint, with a sentence that says so."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path, ()
+    try:
+        checkpoint, chosen = read_newest(path)
+    except CheckpointError:
+        return path, ()  # what opens the model says what is missing
+    if chosen is None:
+        return path, ()
+    newest = Path(str(checkpoint.path))
+    return newest if newest.is_dir() else newest.parent, (chosen,)
 
 
 def _batches(name: str, made: Any, most: int, together: int | None) -> list[Any]:

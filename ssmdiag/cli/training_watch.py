@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ssmdiag.cli import terminal
-from ssmdiag.printable import harmless, printable
+from ssmdiag.printable import harmless, plural, printable
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -102,7 +102,8 @@ class Clock:
 
     def price(self, progress: Progress) -> str:
         """Return how long the whole takes, in a sentence."""
-        arms = f"{self.arms:,} arms of {progress.steps:,} steps" if self.arms > 1 else f"{progress.steps:,} steps"
+        steps = plural(progress.steps, "step")
+        arms = f"{self.arms:,} arms of {steps}" if self.arms > 1 else steps
         return (
             f"{arms} at {1000 * self.step_seconds:,.3g} ms a step: about {duration(self.total)} in all, "
             f"{duration(self.left)} left; --steps or fewer arms shorten it"

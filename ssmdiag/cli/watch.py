@@ -82,7 +82,7 @@ def watch(
 ) -> None:
     """Follow a run: a line for each of its checkpoints, as soon as it is whole.
 
-    Step, the layer with the smallest margin, its longest half-life and law, findings; `!` where something is wrong.
+    OK, WARNING or PROBLEM and what it is, then the layer with the smallest margin, its longest half-life and its law.
     """
     from ssmdiag.watching.folder import RunFolder, follow
     from ssmdiag.watching.run_so_far import RunSoFar
@@ -184,7 +184,7 @@ class _Watching:
         if self.jsonl:
             self.lines.write(json_line(diagnosis, *when, histories))
             return
-        line = text_line(diagnosis, *when, histories)
+        line = text_line(diagnosis, *when, histories, terminal.width())
         if self.target is not None:  # a file of text is replaced, as every report in text is
             self.written += [line]
             line = "".join(self.written)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ssmdiag.decay.gauss_newton import LawFit
 from ssmdiag.decay.grid import SHORTEST_OFFSET
 from ssmdiag.decay.verdict import FITTED_LAWS, LAWS, NEPER_DB, STATUSES, DecayStatus, Law
+from ssmdiag.printable import plural
 
 SAME_CUT = 0.1
 """A fitted cut-off this near the slowest modes' rate is attributed to them."""
@@ -144,17 +145,17 @@ class DecayComparison:
             return f"Does not decay {where} ({off})."
         if decay.law is Law.EXPONENTIAL:
             assert decay.rate is not None
-            every = f"{math.log(2) / decay.rate:,.3g} steps"
-            return f"Forgets exponentially, half gone every {'step' if every == '1 steps' else every}, {where} ({off})."
+            every = plural(f"{math.log(2) / decay.rate:,.3g}", "step").removeprefix("1 ")
+            return f"Forgets exponentially, half gone every {every}, {where} ({off})."
         assert decay.offset is not None
         power = f"(1 + t/{decay.offset:.3g})^−{decay.exponent:.2f}"
         off += ", t₀ at its bound" if decay.offset_at_bound else ""
         if decay.law is Law.POLYNOMIAL:
             return f"Forgets like a power of the lag, {power}, {where} ({off})."
         assert decay.rate is not None
-        cut = f"cut off at {1 / decay.rate:,.3g} steps"
+        cut = f"cut off at {plural(f'{1 / decay.rate:,.3g}', 'step')}"
         if slowest and abs(slowest - decay.rate) > SAME_CUT * slowest:
-            cut = f"cut off by its slowest modes, of {1 / slowest:,.3g} steps"
+            cut = f"cut off by its slowest modes, of {plural(f'{1 / slowest:,.3g}', 'step')}"
         return f"Forgets like a power of the lag, {power}, {cut}, {where} ({off})."
 
 

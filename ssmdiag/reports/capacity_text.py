@@ -165,7 +165,7 @@ def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
     length = farthest.own.length_half
     where = f"layer {labels[list(layers).index(farthest)]}" if len(layers) > 1 else "its layer"
     able, of = farthest.own.channels - farthest.own.without_half - farthest.own.unknown, farthest.own.channels
-    who = f"{able:,} of {of:,} channels of {where} rebuild" if able < of else f"{where} rebuilds"
+    who = f"{able:,} of {of:,} channels of {where} rebuild{'s' * (able == 1)}" if able < of else f"{where} rebuilds"
     if words.steps(length.max) == words.steps(length.median):
         reach = f"the input {words.in_steps(length.median)} back" if length.median else "the present input, none older"
     else:
@@ -183,7 +183,8 @@ def _kept(layers: Sequence[CapacityReport]) -> str:
     modes = [layer.own.modes.median for layer in layers if layer.own.modes]
     least = "at least " if any(layer.own.is_bound for layer in layers) else ""
     where = " (median layer)" * (len(layers) > 1)
-    return f"of a channel's {_middle(modes):.0f} modes {', '.join(left).replace('keeps ', f'keeps {least}')}{where}"
+    held = words.plural(f"{_middle(modes):.0f}", "mode")
+    return f"of a channel's {held} {', '.join(left).replace('keeps ', f'keeps {least}')}{where}"
 
 
 def _decays(layer: CapacityReport) -> bool:
@@ -287,7 +288,7 @@ def remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str
         )
     if sampled := [layer for layer in layers if layer.own.channels < layer.channels]:
         count = sampled[0].own.channels
-        said.append(f"figures are of {count} channels a layer, the slowest among them: --every-channel")
+        said.append(f"figures are of {words.plural(count, 'channel')} a layer, the slowest among them: --every-channel")
     excluded: Counter[str] = Counter()
     for layer in layers:
         excluded.update(layer.own.excluded)
@@ -298,7 +299,7 @@ def remarks(layers: Sequence[CapacityReport], labels: Sequence[str]) -> list[str
     if without := sum(own.without_half for own in judged):
         total = sum(own.channels for own in judged)
         some = "rebuilds not even its" if without == 1 else "rebuild not even their"
-        said.append(f"{without:,} of {total:,} channels {some} present input to one half")
+        said.append(f"{without:,} of {words.plural(total, 'channel')} {some} present input to one half")
     if unknown := sum(layer.own.unknown for layer in layers):
         said.append(f"{words.plural(unknown, 'channel')} without an answer: NaN, growing, or a failed self-test")
     return said

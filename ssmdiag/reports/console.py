@@ -148,6 +148,26 @@ class Page:
         for line in lines:
             self._out.print(Text.from_ansi(line), no_wrap=True, overflow="crop" if crop else "ignore", crop=crop)
 
+    @property
+    def height(self) -> int:
+        """Lines written so far."""
+        return self._file.getvalue().count("\n")
+
+    def left(self, always: Sequence[str], more: Sequence[str]) -> int:
+        """Return how many lines of a screen are left above the remarks that `short_remarks` writes at least."""
+        least = sum(len(wrap(f"  {one}", self.settings)) for one in always) + bool(more)
+        return most_lines(self.settings) - self.height - least - bool(least)
+
+    def short_remarks(self, always: Sequence[str], more: Sequence[str]) -> None:
+        """Write remarks below an empty line: of `more` those that fit on the screen, then how many are left out."""
+        room = self.left(always, more)
+        shown = list(more)
+        while shown and sum(len(wrap(f"  {one}", self.settings)) for one in shown) > room + (len(shown) == len(more)):
+            shown.pop()
+        left = len(more) - len(shown)
+        said = words.plural(left, "more remark" if shown or always else "remark")
+        self.remarks([*shown, *[f"{said}: --full"] * bool(left), *always])
+
     def remarks(self, remarks: Iterable[str], *, gap: bool = True) -> None:
         """Write indented paragraphs below an empty line; nothing where there are none."""
         for number, remark in enumerate(remarks):
@@ -155,10 +175,13 @@ class Page:
                 self.gap()
             self.paragraph(f"  {remark}")
 
-    def problems(self, problems: Iterable[str]) -> None:
-        """Write what could not be read."""
-        for problem in problems:
+    def problems(self, problems: Sequence[str], most: int | None = None) -> None:
+        """Write what could not be read; of more than `most`, the first and how many others there are."""
+        shown = problems if most is None or len(problems) <= most else problems[: most - 1]
+        for problem in shown:
             self.paragraph(f"  not read: {problem}", "red")
+        if left := len(problems) - len(shown):
+            self.paragraph(f"  not read: {left:,} more, which --full lists", "red")
 
     def picture(self, lines: Sequence[str], caption: str = "") -> None:
         """Write a picture and its caption below an empty line; nothing where there is no picture."""

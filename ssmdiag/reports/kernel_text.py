@@ -66,7 +66,8 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     decay = summarise_memory(memory)[1]
     what = "kernel" if memory.is_kernel else "retention" + " with the gates at rest" * (not memory.time_invariant)
     where = module_name(memory.layer) + (f", channel {shown.channel}" if shown.channel is not None else "")
-    context = f"{memory.context:,} lags" + ("" if shown.stated_context else " (no context is given: --length sets it)")
+    given = "" if shown.stated_context else " (no context is given: --length sets it)"
+    context = f"{words.plural(memory.context, 'lag')}{given}"
     said = answer(memory, decay, shown)
     lines = [styled(line, said.style, settings) for line in wrap(said.line, settings)]
     if settings.quiet:

@@ -211,7 +211,8 @@ def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iter
     sampled = [sum(r.farthest.decay.counts.values()) for r in known if r.farthest.decay]
     if any(count < row.first.channels for count, row in zip(sampled, known, strict=True)):
         what = "laws are" if all(row.first.every_horizon for row in known) else "horizons and laws are"
-        yield f"{what} those of {max(sampled)} channels a layer, the slowest among them: --every-channel"
+        most = words.plural(max(sampled), "channel")
+        yield f"{what} those of {most} a layer, the slowest among them: --every-channel"
 
 
 def _rebuilt(row: Row) -> float:
@@ -308,7 +309,8 @@ def _assumptions(alternatives: Sequence[Alternative]) -> Iterable[str]:
         readings = ", ".join(f"{value} {longest}" for value, longest in others)
         yield (
             f"assumed: {assumed.option} = {assumed.value} ({assumed.meaning}); nothing in the file says. "
-            f"Slowest half-life {as_read} steps; otherwise {readings}. Set it with --assume {assumed.option}=…"
+            f"Slowest half-life {words.plural(as_read, 'step')}; otherwise {readings}. "
+            f"Set it with --assume {assumed.option}=…"
         )
     if silent:
         yield f"assumed, with no effect on the slowest half-life: {', '.join(silent)}"

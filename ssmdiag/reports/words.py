@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssmdiag.printable import plural as plural
 from ssmdiag.printable import printable
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ def in_steps(value: float | None) -> str:
     >>> in_steps(1.0), in_steps(0.4), in_steps(6.0), in_steps(1234.0)
     ('1 step', '0.4 steps', '6 steps', '1.2k steps')
     """
-    said = steps(value).removesuffix(".0")
-    return f"{said} step{'s' * (said != '1')}"
+    return plural(steps(value).removesuffix(".0"), "step")
 
 
 def share_read(read: int, size: int) -> str:
@@ -189,11 +189,6 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - 1].rpartition(' ')[0]} …"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return `1 layer`, `2,000 layers`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def extent(layers: Sequence[LayerDiagnosis]) -> str:

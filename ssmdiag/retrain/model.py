@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssmdiag.errors import ConfigurationError, meant
+from ssmdiag.printable import plural
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.convolution import gate, linear
 from ssmdiag.retrain.recurrences import LRU, RECURRENCES, S4D, MapsOfArms
@@ -50,7 +51,8 @@ class ModelSettings:
     @property
     def title(self) -> str:
         layer = RECURRENCES[self.recurrence]
-        return f"{layer.title}, {self.depth} layer{'s' * (self.depth != 1)}, width {self.width}, {self.modes} modes"
+        size = f"width {self.width}, {plural(self.modes, 'mode')}"
+        return f"{layer.title}, {plural(self.depth, 'layer')}, {size}"
 
 
 class Ensemble:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssmdiag.checkpoint import Checkpoint
 from ssmdiag.errors import ConfigurationError, SsmdiagError
+from ssmdiag.printable import plural
 from ssmdiag.reparam import folded_state_dict, parameter_groups, read_module
 from ssmdiag.retrain.arms import Arm
 from ssmdiag.retrain.batches import Batch, Inputs, SampledBatches, describe, each, pick
@@ -238,7 +239,8 @@ class ModuleTrainee:
 def _trained_by(optimiser: torch.optim.Optimizer) -> str:
     """Return which tensors train with which settings: a module's own freezing, or changed tags, show here."""
     groups = [
-        f"{len(group['params'])} tensors of {group['name']} at lr {group['lr']:g}, decay {group['weight_decay']:g}"
+        f"{plural(len(group['params']), 'tensor')} of {group['name']} at lr {group['lr']:g}, "
+        f"decay {group['weight_decay']:g}"
         for group in optimiser.param_groups
     ]
     return f"{type(optimiser).__name__} on {'; '.join(groups)}"

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.printable import plural
 from ssmdiag.recurrence.maps import find_map
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
@@ -74,7 +75,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
 
 
 def _count(count: int, total: int) -> str:
-    return f"{count:,} of {total:,} modes"
+    return f"{count:,} of {plural(total, 'mode')}"
 
 
 def _how_exactly(exactly: int, never: int) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import MOST_BYTES, MOST_OWN_BYTES, PLAIN, LayerEvidence
 from ssmdiag.errors import CheckpointError
+from ssmdiag.printable import plural
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 
@@ -37,8 +38,9 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
             yield Observation(f"{local} cannot be read: {error.seen}", count=1, tensor=name, advice=error.advice)
             continue
         if broken := int((~values.isfinite()).sum()):
+            which = f"{broken:,} of {plural(values.numel(), 'value')}"
             yield Observation(
-                f"{local}: {broken:,} of {values.numel():,} values {'is' if broken == 1 else 'are'} NaN or infinite",
+                f"{local}: {which} {'is' if broken == 1 else 'are'} NaN or infinite",
                 count=broken,
                 of=values.numel(),
                 value=float(broken),

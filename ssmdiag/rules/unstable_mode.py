@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.printable import plural
 from ssmdiag.rules.interface import Limits, Observation, Rule, page
 
 NOT_CONVERTED = (
@@ -32,7 +33,7 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         grow = "grows" if numbers.unstable == 1 else "grow"
         fastest = "" if numbers.unstable == 1 else "the fastest "
         yield Observation(
-            f"{numbers.unstable:,} of {total:,} modes {grow} with every step, {fastest}by {_factor(evidence)}",
+            f"{numbers.unstable:,} of {plural(total, 'mode')} {grow} with every step, {fastest}by {_factor(evidence)}",
             count=numbers.unstable,
             of=total,
             value=numbers.spectral_radius,

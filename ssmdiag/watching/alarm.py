@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from ssmdiag.printable import module_name, printable
+from ssmdiag.printable import module_name, plural, printable
 from ssmdiag.watching.outlook import arrival
 from ssmdiag.watching.reading import LayerReading
 
@@ -87,13 +87,14 @@ class Alarm:
     def _judge(self, layer: LayerReading, track: _Track) -> tuple[Level, str]:
         name, margin = printable(module_name(layer.name)), layer.margin
         if layer.nonfinite:
-            return Level.BROKEN, f"{layer.nonfinite:,} of {layer.modes:,} modes of {name} are NaN or infinite."
+            count = f"{layer.nonfinite:,} of {plural(layer.modes, 'mode')}"
+            return Level.BROKEN, f"{count} of {name} {'is' if layer.nonfinite == 1 else 'are'} NaN or infinite."
         if layer.linearised:
             return Level.FINE, ""
         if margin < (-self.limit if track.starts_there else 0.0):
             return Level.GROWS, f"a mode of {name} grows with every step, by a factor of 1 + {-margin:.2g}."
         if not margin > self.limit and not track.starts_there:
-            half = "never" if math.isinf(layer.half_life) else f"in {layer.half_life:.2g} steps"
+            half = "never" if math.isinf(layer.half_life) else f"in {plural(f'{layer.half_life:.2g}', 'step')}"
             return Level.NEAR, (
                 f"{name} is {margin:.2g} from the stability boundary (limit {self.limit:.2g}); "
                 f"its slowest mode loses half {half}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_a_directory_and_a_text_are_a_report(run: Run, folder: Path, text: Path)
     assert rows == rows[:2] * (len(rows) // 2) == "01" * (len(rows) // 2), "a row for each layer in every table"
     assert "with its state rounded at every step" in out.replace("\n", " ").replace("   ", " ")
     assert len(rows) >= 4, "half-lives, then errors of a rounded state"
+
+
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(
+    run: Run, folder: Path, text: Path, tmp_path: Path
+) -> None:
+    for step in (9, 10):
+        shutil.copytree(folder, tmp_path / "run" / f"checkpoint-{step}")
+    code, out, err = run("probe", tmp_path / "run", "--text", text, "--length", 32, "--cuts", 1, "--no-plots")
+    assert code == 0
+    assert "\ncheckpoint-10  Mamba-2, 2 layers" in out
+    assert f"note: newest of 2: checkpoint-10; `ssmdiag compare {tmp_path / 'run'}` follows the run" in err
+    (tmp_path / "none").mkdir()
+    code, out, err = run("probe", tmp_path / "none", "--text", text, *SMALL)
+    assert (code, out) == (2, "")
+    assert "none" in err
 
 
 def test_the_document_has_what_the_contract_names(run: Run, folder: Path, text: Path) -> None:

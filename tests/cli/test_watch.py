@@ -61,9 +61,9 @@ def test_what_is_there_is_a_line_each_in_order(watch: Run, directory: Path) -> N
     code, out, err = watch(directory)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "  step         0  margin 5.0e-4  layer 1  half-life 1.4k   –",
-        "  step       500  margin 5.0e-4  layer 1  half-life 1.4k   –",
-        "  step     2,000  margin 4.6e-4  layer 1  half-life 1.5k   –",
+        "OK       step         0  margin 5.0e-4  layer 1  half-life 1.4k   –",
+        "OK       step       500  margin 5.0e-4  layer 1  half-life 1.4k   –",
+        "OK       step     2,000  margin 4.6e-4  layer 1  half-life 1.5k   –",
     ]
 
 
@@ -76,7 +76,7 @@ def test_lines_have_law_and_findings_as_the_readme_shows(
     assert (code, err) == (0, "")
     readme = Path(__file__).parents[2] / "README.md"
     assert textwrap.indent(out, "    ") in readme.read_text(encoding="utf-8")
-    assert out == "  step     2,000  margin 0.013   layer 2  half-life 53     exp. tails\n"
+    assert out == "OK       step     2,000  margin 0.013   layer 2  half-life 53     exp. tails\n"
 
 
 def test_lines_of_json_say_the_same_and_are_added_to_a_file(watch: Run, directory: Path, tmp_path: Path) -> None:
@@ -89,6 +89,7 @@ def test_lines_of_json_say_the_same_and_are_added_to_a_file(watch: Run, director
     assert (last["schema_version"], last["unit"], last["slowest_layer"]) == (1, "step", "s4_layers.1")
     assert last["margin"] == min(layer["margin"] for layer in last["layers"])
     assert last["half_life"] == max(layer["half_life"] for layer in last["layers"])
+    assert last["status"] == "ok"
     assert {layer["verdict"] for layer in last["layers"]} == {"undetermined"}
     assert {layer["verdict"] for layer in documents[0]["layers"]} == {None}
 
@@ -114,7 +115,9 @@ def test_fail_on_ends_with_one_as_compare_does(
     assert code == expected == run("compare", tmp_path, "--memory", "none", "--fail-on", fail_on)[0]
     lines = out.splitlines()
     assert len(lines) == len(STEPS)
-    assert lines[-1].endswith("converging: 1") == (world is drifting)
+    assert ("layer 1 converging" in lines[-1]) == (world is drifting)
+    assert lines[-1].startswith("OK  ") == (world is steady)
+    assert max(map(len, lines)) < 80
 
 
 def test_it_fails_at_the_first_checkpoint_that_shows_it_and_deleted_ones_count(
@@ -138,7 +141,7 @@ def test_it_fails_at_the_first_checkpoint_that_shows_it_and_deleted_ones_count(
     code, out, err = run("watch", there, "--fail-on", "converging", "--idle", "5")
     assert code == 1
     assert 5 <= len(out.splitlines()) < len(STEPS)
-    assert "converging: 1" in out.splitlines()[-1]
+    assert "  layer 1 converging  " in out.splitlines()[-1]
     assert err == f"{there} holds no numbered checkpoint yet: waiting.\n"
 
 
@@ -155,7 +158,7 @@ def test_a_torn_file_is_a_remark_and_read_when_it_is_whole(run: Run, clock: Time
     clock.at(start + 90, grow)
     code, out, err = run("watch", tmp_path, "--idle", "3")
     assert code == 0
-    assert out.startswith("  step     2,000  margin 4.6e-4")
+    assert out.startswith("OK       step     2,000  margin 4.6e-4")
     assert len(out.splitlines()) == 1
     assert "step-02000.safetensors cannot be read yet, and is tried again: " in err
     assert err.count("is torn: 20,000 bytes") == 1
@@ -178,9 +181,9 @@ def test_a_model_that_is_not_finite_is_marked(watch: Run, tmp_path: Path) -> Non
     write_run(tmp_path, STEPS[:3] + STEPS[-1:], broken)
     code, out, _ = watch(tmp_path, "--fail-on", "crossing")
     assert code == 1
-    assert [line[0] for line in out.splitlines()[-2:]][-1] == "!"
-    assert "96 modes not finite" in out.splitlines()[-1]
-    assert "not finite: 1" in out.splitlines()[-1]
+    assert [line.split()[0] for line in out.splitlines()] == [*3 * ["WARNING"], "PROBLEM"]
+    assert "  96 modes not finite in layer 1  " in out.splitlines()[-1]
+    assert max(map(len, out.splitlines())) < 80
 
 
 def test_names_cannot_act_on_a_terminal(watch: Run, tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_each_line_is_out_at_once(number: int, expected: int, tmp_path: Path) ->
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline().startswith("  step       100  margin")
+        assert process.stdout.readline().startswith("OK       step       100  margin")
         process.send_signal(number)
         assert process.wait(60) == expected
         assert (process.stdout.read(), process.stderr.read()) == ("", "")

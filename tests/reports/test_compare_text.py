@@ -152,6 +152,36 @@ def test_the_text_is_its_golden_file(name: str, request: pytest.FixtureRequest) 
     assert text == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("layers", [1, 2, 5, 6, 24])
+@pytest.mark.parametrize("count", [2, 5, 30, 100])
+def test_a_short_report_fits_on_a_screen_whatever_happens(layers: int, count: int) -> None:
+    kinds = (lambda i: falling(name(i), 1e-3), lambda i: still(name(i)), lambda i: flattening(name(i)))
+    steps = [100 * number for number in range(count)]
+    problems = tuple(f"step-{step}.safetensors: {name(3)}: its tensors are packed or quantised." for step in steps)
+    for run in (
+        run_of({name(i): kinds[i % 3](i) for i in range(layers)}, steps),
+        run_of({name(i): falling(name(i), 1e-3 * (i + 1)) for i in range(layers)}, steps, problems=problems),
+    ):
+        text = report(run, Settings(width=80))
+        assert len(text.splitlines()) <= 22
+        assert len(report(run, Settings(width=80, full=True)).splitlines()) > 22
+        if run.problems:
+            assert text.count("not read: ") <= 2 + (count == 1)
+            assert count == 2 or f"{count - 1} more, which --full lists" in text
+
+
+def test_few_other_layers_are_named_in_the_answer_and_many_are_counted() -> None:
+    for layers, said in ((4, "other layers: 1-3 converging"), (24, "of the 23 other layers 23 converging")):
+        run = run_of({name(i): falling(name(i), 1e-3 * (i + 1)) for i in range(layers)})
+        assert said in answer(run, label_layers([layer.name for layer in run.layers])).text
+
+
+def test_one_mode_is_one_and_an_interval_without_width_is_not_said() -> None:
+    one = run_of({"0": lambda step: replace(falling("0", 1e-3)(step), nonfinite=int(step == STEPS[-1]))})
+    assert "1 mode is NaN or infinite, from" in answer(one, ["0"]).text
+    assert not re.search(r"(\S+) steps? \(\1 to \1\)", report(one, Settings(full=True)))
+
+
 def test_every_golden_file_belongs_to_a_case() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == {*CASES, *(f"{case}-full" for case in FULL)}
 

@@ -13,7 +13,7 @@ from ssmdiag.compare.models import ModelComparison
 from ssmdiag.printable import printable, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import AT_REST, Answer
-from ssmdiag.reports.console import Column, Page, few
+from ssmdiag.reports.console import Column, Page
 from ssmdiag.reports.folding import Row, join_labels, label_layers
 from ssmdiag.reports.pictures import time_constant_strip
 
@@ -31,20 +31,24 @@ def models_report(pair: ModelComparison, settings: Settings) -> str:
     page = Page(settings)
     said = pair_answer(pair)
     page.paragraph(said.line, said.style)
-    page.problems(pair.problems)
+    page.problems(pair.problems, None if settings.full else MOST_PROBLEMS)
     if not settings.quiet:
         page.paragraph(f"a  {_header(pair.a)}")
         page.paragraph(f"b  {_header(pair.b)}")
         page.tables(_columns(pair, settings))
         _draw(page, [Row("a", pair.a.layers), Row("b", pair.b.layers)], pair.a.context_length)
-        page.remarks(remarks(pair) if settings.full else few([*pair.notes, *_nominal((pair.a, pair.b))], MOST_REMARKS))
+        if settings.full:
+            page.remarks(remarks(pair))
+        else:
+            page.short_remarks([] if AT_REST in said.text else _nominal((pair.a, pair.b)), pair.notes)
     return page.text()
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FEW_ROWS = 4
 """Rows of relative depth in a short report."""
-MOST_REMARKS = 4
+MOST_PROBLEMS = 2
+"""Of what could not be read in a short report."""
 NAME_WIDTH = 36
 """Most of a model's name in a table."""
 ALIKE = 1.25
@@ -57,7 +61,7 @@ def table_report(table: ModelTable, settings: Settings) -> str:
     page = Page(settings)
     said = table_answer(table)
     page.paragraph(said.line, said.style)
-    page.problems(table.problems)
+    page.problems(table.problems, None if settings.full else MOST_PROBLEMS)
     if not settings.quiet:
         rows = [Row(name, side.layers) for name, side in zip(letters(len(table.models)), table.models, strict=True)]
         files = [f"{row.label}  {_ending(side_name(side))}" for row, side in zip(rows, table.models, strict=True)]
@@ -69,16 +73,18 @@ def table_report(table: ModelTable, settings: Settings) -> str:
             Column("\nhorizon", [words.steps(row.longest("horizon")) for row in rows]),
             *[Column("\nlaw", [row.law for row in rows], "left")] * (settings.full or settings.width >= WIDE),
         ])  # fmt: skip
-        if settings.full or len(rows) <= MOST_STRIPS:
+        always = [*([] if AT_REST in said.text else _nominal(table.models)), *_context(table.models[0])]
+        if settings.full or len(rows) + 3 <= page.left(always, table.notes):
             _draw(page, rows, table.models[0].context_length)
-        page.remarks(remarks(table))
+        if settings.full:
+            page.remarks(remarks(table))
+        else:
+            page.short_remarks(always, table.notes)
     return page.text()
 
 
 WIDE = 100
 """Columns from which on tables of models have laws."""
-MOST_STRIPS = 6
-"""Rows of the picture in a short report."""
 
 
 def letters(count: int) -> list[str]:
@@ -145,13 +151,16 @@ def side_name(side: Diagnosis) -> str:
 def _header(side: Diagnosis) -> str:
     families = words.families(layer.title for layer in side.layers)
     modes = sum(layer.channels * layer.modes for layer in side.layers)
-    return f"{side_name(side)}  {families}, {modes:,} modes"
+    return f"{side_name(side)}  {families}, {words.plural(modes, 'mode')}"
 
 
 def pair_answer(pair: ModelComparison) -> Answer:
     """Return what memory one of two models has that the other lacks."""
     a, b = _reach(pair.a), _reach(pair.b)
-    reach = [f"{_at_least(side)}{words.in_steps(_reach(side))}" for side in (pair.a, pair.b)]
+    reach = [
+        "an unknown number of steps" if far is None else f"{_at_least(side)}{words.in_steps(far)}"
+        for side, far in ((pair.a, a), (pair.b, b))
+    ]
     far = f"layers of a remember {reach[0]}, of b {reach[1]}{_rest((pair.a, pair.b))}"
     said = [_said(gap, pair) for gap in pair.gaps[:2]]
     alike = a is not None and b is not None and max(a, b) <= ALIKE * min(a, b)

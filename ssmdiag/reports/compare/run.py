@@ -12,7 +12,7 @@ from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import AT_REST
 from ssmdiag.reports.compare.words import answer, layer_sentences, reach_note, urgency
-from ssmdiag.reports.console import Column, Page, few
+from ssmdiag.reports.console import Column, Page
 from ssmdiag.reports.folding import join_labels, label_layers
 from ssmdiag.reports.pictures import run_picture
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 MOST_ROWS, FEW_ROWS = 12, 5
 """Rows of the table, with `--full` and without; of more layers the least urgent are folded by verdict."""
-MOST_REMARKS = 2
-"""Sentences on layers and notes of a short report."""
+MOST_PROBLEMS = 2
+"""Of what could not be read in a short report."""
 LABEL_WIDTH = 14
 WIDE = 150
 """Columns from which both tables are one."""
 MOST_CURVES, CALM_CURVES = 5, 3
-LOW = 7
-"""Lines of the picture in a short report; its caption is one more."""
+HIGH, LOW, LOWEST = 14, 7, 5
+"""Lines of the picture with `--full`, and of a short report's, as few as fit; its caption is one more."""
 LETTERS = "abcdefgh"
 _STYLES = {Verdict.BROKEN: "red", Verdict.CROSSED: "red", Verdict.CONVERGING: "yellow"}
 
@@ -44,19 +44,20 @@ def report(run: RunComparison, settings: Settings) -> str:
     page = Page(settings)
     said = answer(run, labels)
     page.paragraph(said.line, said.style)
-    page.problems(run.problems)
+    page.problems(run.problems, None if settings.full else MOST_PROBLEMS)
     if not settings.quiet:
         page.paragraph(_header(run))
-        rows = _rows(run, labels, settings)
+        rows = _rows(run, labels, settings, MOST_ROWS if settings.full else FEW_ROWS - max(page.height - 4, 0))
         for columns in _tables(run, rows, settings):
             page.tables(columns, [_STYLES.get(row.verdict, "") for row in rows])
-        if settings.plots:
-            _draw(page, run, labels)
+        always, more = _short_remarks(run, said, rows), [*layer_sentences(run, labels, full=False), *run.notes]
+        height = HIGH if settings.full else min(LOW, page.left(always, more) - 2)
+        if settings.plots and height >= LOWEST:
+            _draw(page, run, labels, height)
         if settings.full:
             page.remarks([*layer_sentences(run, labels), *remarks(run)])
         else:
-            telling = [*layer_sentences(run, labels, full=False), *run.notes]
-            page.remarks([*few(telling, MOST_REMARKS), *_short_remarks(run, said)])
+            page.short_remarks(always, more)
     return page.text()
 
 
@@ -83,10 +84,9 @@ class _RunRow:
         return self.shown.verdict
 
 
-def _rows(run: RunComparison, labels: Sequence[str], settings: Settings) -> list[_RunRow]:
+def _rows(run: RunComparison, labels: Sequence[str], settings: Settings, most: int) -> list[_RunRow]:
     """Return the rows of the table in layer order; of too many, the calmest layers are one row per verdict."""
     pairs = list(zip(labels, run.layers, strict=True))
-    most = MOST_ROWS if settings.full else FEW_ROWS
     if settings.all_layers or len(pairs) <= most:
         return [_RunRow([label], [layer]) for label, layer in pairs]
     kinds = len({layer.verdict for layer in run.layers})
@@ -184,7 +184,7 @@ def _share(share: float) -> str:
     return f"{100 * share:.0f} %" if 100 * share >= 9.95 or share == 0 else f"{100 * share:.2g} %"
 
 
-def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
+def _draw(page: Page, run: RunComparison, labels: Sequence[str], height: int) -> None:
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     curves: dict[str, list[tuple[float, float]]] = {}
     captions: list[str] = []
@@ -206,15 +206,15 @@ def _draw(page: Page, run: RunComparison, labels: Sequence[str]) -> None:
     if not full:
         caption = f"slowest τ in steps over train {run.unit}s; layer {', '.join(captions)}"
         caption = words.shortened(caption, page.settings.width - 2)
-    page.picture(run_picture(curves, limits, page.settings, height=14 if full else LOW), caption)
+    page.picture(run_picture(curves, limits, page.settings, height=height), caption)
 
 
-def _short_remarks(run: RunComparison, said: Answer) -> list[str]:
+def _short_remarks(run: RunComparison, said: Answer, rows: Sequence[_RunRow]) -> list[str]:
     """Return what a reader of the short report has to know, and the answer does not say."""
     nominal = dict.fromkeys(layer.last.title for layer in run.layers if not layer.last.time_invariant)
     applying = {
         f"{', '.join(nominal)}: read {AT_REST}": nominal and AT_REST not in said.text,
-        "slow 5 %: the rate that one mode in twenty stays below": any(layer.by_tail for layer in run.layers),
+        "slow 5 %: the rate that one mode in twenty stays below": any(row.shown.by_tail for row in rows),
         f"order: {run.order.value}": run.order is OrderSource.GIVEN,
     }
     return [remark for remark, applies in applying.items() if applies]

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from ssmdiag.compare.significance import Slope
     from ssmdiag.reports.answer import Status
 
+MOST_NAMED = 6
+"""Other layers that the answer names; more are counted."""
 MOST_SENTENCES = 6
 """Layers that `--full` has a sentence on."""
 FEW_SENTENCES = 1
 """Those besides the one in the answer that a short report has."""
-_REST = {
+SAID = {
     Verdict.BROKEN: "not finite",
     Verdict.CROSSED: "at or past the boundary",
     Verdict.CONVERGING: "converging",
@@ -45,8 +47,13 @@ def answer(run: RunComparison, labels: Sequence[str]) -> Answer:
         status, text = "problem", f"only partly read ({plural(len(run.problems), 'problem')}); {text}"
     calm = (Verdict.STEADY, Verdict.SETTLED)
     rest = {v: [named[o.name] for o in run.layers if o.verdict is v and o is not worst] for v in Verdict}
-    others = [f"{join_labels(where, 4)} {_REST[v]}" for v, where in rest.items() if where and v not in calm]
-    text += f"; other layers: {', '.join(others)}" if others else ""
+    telling = {v: where for v, where in rest.items() if where and v not in calm}
+    count = sum(map(len, telling.values()))
+    if 0 < count <= MOST_NAMED:
+        text += f"; other layers: {', '.join(f'{join_labels(where)} {SAID[v]}' for v, where in telling.items())}"
+    elif count:
+        said = ", ".join(f"{len(where):,} {SAID[v]}" for v, where in telling.items())
+        text += f"; of the {len(run.layers) - 1:,} other layers {said}"
     if status == "ok" and AT_REST not in text and not all(layer.last.time_invariant for layer in run.layers):
         text += f"; read {AT_REST}"
     return Answer(status, text)
@@ -91,7 +98,7 @@ def _worst(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) ->
         return "problem" if layer.fails("crossing") else "warning", f"{where} converges to the boundary: {said}"
     if layer.verdict is Verdict.UNDETERMINED:
         if count < FEWEST:
-            few = f"{count} checkpoints cannot tell a trend, {FEWEST} or more can"
+            few = f"{plural(count, 'checkpoint')} cannot tell a trend, {FEWEST} or more can"
             return "undetermined", f"{few}; changed most: {where}, {_change(layer)}"
         return "undetermined", f"{over} no trend of {where} can be told from noise: {said}"
     if layer.verdict is Verdict.RECEDING:
@@ -143,7 +150,8 @@ def said_of(layer: LayerHistory, run: RunComparison, *, brief: bool = False) -> 
     trend, unit = layer.trend, run.unit
     if layer.verdict is Verdict.BROKEN:
         at = next(p.step for p in layer.points if p.nonfinite)
-        return f"{layer.last.nonfinite:,} modes are NaN or infinite, from {unit} {at:,} on"
+        broken = layer.last.nonfinite
+        return f"{plural(broken, 'mode')} {'is' if broken == 1 else 'are'} NaN or infinite, from {unit} {at:,} on"
     if layer.verdict is Verdict.CROSSED:
         return _crossed(layer, unit)
     if trend is None:
@@ -187,7 +195,9 @@ def _percent(share: float) -> str:
 def _crossed(layer: LayerHistory, unit: str) -> str:
     last = layer.last
     worst = f"1 − |λ̄| = {margin(last.margin)}"
-    count = f"{last.unstable:,} modes grow" if last.unstable else f"{last.marginal:,} modes do not decay"
+    modes = last.unstable or last.marginal
+    do = ("grows", "does not decay") if modes == 1 else ("grow", "do not decay")
+    count = f"{plural(modes, 'mode')} {do[0] if last.unstable else do[1]}"
     since = next(p for p in layer.points if p.unstable or p.marginal)
     when = "in every checkpoint" if since is layer.points[0] else f"since {unit} {since.step:,}"
     return f"{count} ({worst}) {when}"
@@ -241,8 +251,9 @@ def _reached(limit: Limit) -> str:
 
 def _when(crossing: Crossing) -> str:
     """Return `12,000 (8,000 to 19,000)`; ends of the interval past the reach are marked."""
+    at, earliest = step(crossing.at), step(crossing.earliest)
     latest = step(crossing.latest) if crossing.latest is not None else f"beyond {step(crossing.reach)}"
-    return f"{step(crossing.at)} ({step(crossing.earliest)} to {latest})"
+    return at if at == earliest == latest else f"{at} ({earliest} to {latest})"
 
 
 def _pace(slope: Slope, unit: str, *, down: bool) -> str:
@@ -250,7 +261,8 @@ def _pace(slope: Slope, unit: str, *, down: bool) -> str:
     sign = -1 if down else 1
     times = sorted(math.log(2) / (sign * s) if sign * s > 0 else math.inf for s in (slope.low, slope.value, slope.high))
     fast, middle, slow = (step(time) if math.isfinite(time) else "never" for time in times)
-    return f"{middle} {unit}{'s' * (middle != '1')} ({fast} to {slow})"
+    said = f"{middle} {unit}{'s' * (middle != '1')}"
+    return said if fast == middle == slow else f"{said} ({fast} to {slow})"
 
 
 def step(value: float | None) -> str:
@@ -271,7 +283,7 @@ def _doubt(layer: LayerHistory, run: RunComparison, *, brief: bool) -> str:
     trend = layer.trend
     assert trend is not None
     if trend.points < FEWEST:
-        return f"{trend.points} checkpoints are too few to tell a trend"
+        return f"{plural(trend.points, 'checkpoint')} {'is' if trend.points == 1 else 'are'} too few to tell a trend"
     if trend.p <= 0.05:
         return f"among {len(run.layers)} layers chance alone gives one like this (p = {trend.p:.2g} by itself)"
     chance = _percent(trend.p)

@@ -200,7 +200,7 @@ def _remarks(diagnosis: Diagnosis, labels: Sequence[str]) -> Iterator[str]:
     for one in diagnosis.alternatives:
         assumed = one.assumption
         others = ", ".join(f"{value}: {words.steps(longest)}" for value, longest in one.others if longest is not None)
-        effect = f" Slowest half-life {words.steps(one.slowest)} steps; otherwise {others}." if others else ""
+        effect = f" Slowest half-life {words.in_steps(one.slowest)}; otherwise {others}." if others else ""
         yield f"Assumed: {assumed.option} = {assumed.value} ({assumed.meaning}); nothing in the file says.{effect}"
     noted: dict[str, list[str]] = {}
     for layer, label in zip(diagnosis.layers, labels, strict=True):

@@ -300,9 +300,9 @@ def remarks(memory: ProbedMemory, labels: Sequence[str], wide: bool) -> Iterator
         yield f"layers of {'; '.join(parts)}"
     sampled = [layer for layer in memory.layers if _is_sampled(layer)]
     if sampled and sampled[0].observed:
-        count = sampled[0].observed.channels_sampled
+        channels = words.plural(sampled[0].observed.channels_sampled, "channel")
         yield (
-            f"half-lives and retention are of {count} channels a layer, spread evenly over the rates of their weights: "
+            f"half-lives and retention are of {channels} a layer, spread evenly over the rates of their weights: "
             "the longest half-lives, and which layer is first in them, can change with more --channels"
         )
     by_reason: dict[str, list[str]] = {}

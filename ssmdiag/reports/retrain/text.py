@@ -48,7 +48,7 @@ def report(result: RetrainResult, settings: Settings) -> str:
     page = Page(settings)
     budget = result.budget
     page.paragraph(
-        f"{result.task}  {result.model}  {budget.steps:,} steps × {budget.batch}  "
+        f"{result.task}  {result.model}  {words.plural(budget.steps, 'step')} × {budget.batch}  "
         f"{words.plural(len(result.arms), 'run')}  {result.device} {result.seconds:,.0f} s",
         "bold",
     )
