@@ -18,7 +18,7 @@ import shlex
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -47,6 +47,9 @@ LARGEST_STEP = 10**15
 """Largest optimiser step that a run could reach."""
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """A name such as state-spaces/mamba-130m."""
+_HUB_BEFORE = re.compile(r"^(?:(?:www\.)?(?:hf\.co|huggingface\.co)/|(?:hf|huggingface):/?)")
+"""What is written before such a name, and is neither an address nor a path."""
+_NUMBERED = re.compile(r"(.*?)(\d{1,18})(?:\.\w+)?")
 MOST_COMPARED = 1000
 """Most names of a directory that a missing file's name is compared with."""
 _MOST_DOTS = 10_000_000
@@ -93,10 +96,11 @@ def _neighbours(path: Location) -> str:
         beside: Iterator[Path | RemotePath] = iter(path.parent.iterdir())
         present = [entry.name for entry in itertools.islice(beside, MOST_COMPARED)]
     except OSError:
-        if _ON_THE_HUB.fullmatch(str(path)):
-            return f"`ssmdiag inspect hf://{path}`, if it is a model on the Hugging Face hub."
+        name = _HUB_BEFORE.sub("", str(path))
+        if _ON_THE_HUB.fullmatch(name):
+            return f"`ssmdiag inspect hf://{name}`, if it is a model on the Hugging Face hub."
         return f"there is no directory {path.parent}."
-    close = difflib.get_close_matches(path.name, present, n=3)
+    close = _near(path.name, present)
     return (
         f"did you mean {', '.join(close)}? ssmdiag inspect {shlex.quote(str(path.parent / close[0]))}"
         if close
@@ -104,6 +108,19 @@ def _neighbours(path: Location) -> str:
         if isinstance(path, Path)
         else "check the address."
     )
+
+
+def _near(name: str, present: Sequence[str]) -> list[str]:
+    """Return the most similar names; of those that differ in a number alone, the nearest ones.
+
+    >>> _near("step-90", ["step-100", "step-500", "step-9000"])
+    ['step-100', 'step-500', 'step-9000']
+    """
+    if wanted := _NUMBERED.fullmatch(name):
+        read = [found for each in present if (found := _NUMBERED.fullmatch(each)) and found[1] == wanted[1]]
+        if read:
+            return [found[0] for found in sorted(read, key=lambda found: abs(int(found[2]) - int(wanted[2])))[:3]]
+    return difflib.get_close_matches(name, present, n=3)
 
 
 def open_regular(path: Path) -> IO[bytes]:

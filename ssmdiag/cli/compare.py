@@ -129,7 +129,16 @@ def compare(
     from ssmdiag.families.recognition import guess_of
     from ssmdiag.reports.compare import conversion, json, models, run
 
+    given = paths
     paths, notes = last_checkpoints(expand_run(paths))
+    if len(given) > 1 and len(set(paths)) == 1:
+        raise SsmdiagError(
+            f"{given[0]} is given twice."
+            if len(set(given)) == 1
+            else f"{' and '.join(map(str, given[:2]))} are one and the same checkpoint.",
+            expected="two or more different ones",
+            advice=f"{shlex.join(['ssmdiag', 'inspect', str(paths[0])])} reports on one.",
+        )
     if len(paths) < 2:
         raise SsmdiagError(
             "one checkpoint alone has nothing to be compared with.",

@@ -26,6 +26,20 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf", ".npz")
 MOST_LISTED = 200
 ALSO_CALLED = {"gpu": "cuda", "md": "markdown", "txt": "text"}
 """Values by other names."""
+OTHER_VERBS = {
+    "inspect": "analyse analyze cat describe diagnose dump info load open print read report run scan show stats "
+    "summarise summarize summary view",
+    "check": "audit doctor lint test validate verify",
+    "compare": "delta diff trend",
+    "watch": "follow monitor tail",
+    "kernel": "draw plot",
+    "retrain": "fit train",
+    "families": "architectures list ls models supported",
+    "explain": "glossary terms what why words",
+    "rules": "checks codes",
+    "config": "configuration settings",
+}
+"""What a command is called in other tools."""
 
 
 def explained(error: Any, command: Any, arguments: Sequence[str], parent: Any) -> Exception:
@@ -70,7 +84,10 @@ def unknown_command(group: Any, context: Any, arguments: Sequence[str]) -> Ssmdi
     name, *rest = arguments
     path = context.command_path
     known = group.list_commands(context)
-    if not os.path.lexists(name) and (found := closest(name, known)):
+    if name.lower().lstrip("-") == "version" and context.parent is None:
+        return SsmdiagError(f"{path} has no command {name}; an option prints it.", advice=f"{path} --version")
+    other = next((verb for verb, names in OTHER_VERBS.items() if name.lower() in names.split() and verb in known), None)
+    if not os.path.lexists(name) and (found := other or closest(name, known)):
         return SsmdiagError(
             f"{path} has no command {name}; did you mean {found}?", advice=shlex.join([*path.split(), found, *rest])
         )
@@ -175,7 +192,7 @@ def _missing(param: Any, command: Any, arguments: Sequence[str], parent: Any) ->
 def _too_many(extra: str, command: Any, arguments: Sequence[str], parent: Any) -> SsmdiagError:
     """Return the error for arguments that no parameter takes: parts of a name with spaces, or more than one path."""
     path = _path_of(command, parent)
-    words = extra.split(" ")
+    words = [extra] if extra in arguments else extra.split(" ")
     kept = list(arguments)
     for word in words:
         if word in kept:
@@ -189,6 +206,12 @@ def _too_many(extra: str, command: Any, arguments: Sequence[str], parent: Any) -
     takes = [str(each.metavar or each.name).strip("[]").upper() for each in command.params if each.nargs == 1
              and each.param_type_name == "argument"]  # fmt: skip
     seen = f"{path} takes {f'one {takes[0]}' if takes else 'no argument'}; {' '.join(map(_shown, words))} is too much."
+    if "--text" in _options_of(command) and "--text" not in arguments:
+        there = len(words) == 1 and os.path.isfile(words[0])
+        seen = seen if there else f"{seen} A text is read from a file."
+        return SsmdiagError(
+            seen, advice=_first_that_parses([(command, [*kept, "--text", words[0] if there else "FILE"])], parent)
+        )
     return SsmdiagError(seen, advice=_first_that_parses([(command, kept)], parent) or f"{path} --help")
 
 

@@ -231,7 +231,7 @@ def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
         raise SsmdiagError(
             f"--layer {wanted}: there is no such layer.",
             expected=f"one of {some}, or a full path",
-            instead=meant(wanted, [*labels, *paths]),
+            instead=(wanted, labels[-1]) if wanted == "-1" else meant(wanted, [*labels, *paths]) or (wanted, labels[0]),
         )
     if len({layer.path for layer in chosen}) > 1 and not name.isdecimal():
         several = ", ".join(layer.path for layer in chosen[:6]) + ", …" * (len(chosen) > 6)

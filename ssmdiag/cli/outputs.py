@@ -92,12 +92,14 @@ def choose_format(output: Path | None, format: str | None, known: Sequence[str],
             raise OutputError(
                 f"--output {output}: {suffix} is {stands_for[0]}, and --format says {format}.",
                 expected=f"a file that ends in {_endings([format]) or '.txt'}, or no --format",
+                instead=_renamed(output, [format]),
             )
         return format
     if not stands_for or stands_for[0] not in known:
         raise OutputError(
             f"--output {output}: this command writes no {suffix}.",
             expected=f"a file that ends in {_endings(known)} or .txt, or --format",
+            instead=_renamed(output, ["html", "svg", *known]),
         )
     return stands_for[0]
 
@@ -143,6 +145,12 @@ def parse_also(pairs: Sequence[str] | None, known: Sequence[str]) -> list[tuple[
             )
         parsed.append((format, Path(file)))
     return parsed
+
+
+def _renamed(output: Path, formats: Sequence[str]) -> tuple[str, str]:
+    """Return the name of a report, and the same with the suffix of the first of some formats that has one."""
+    suffix = next((suffix for format in formats for suffix, held in SUFFIXES.items() if held[0] == format), ".txt")
+    return str(output), str(output.with_suffix(suffix))
 
 
 def _endings(formats: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ Imports torch: for `cli.probe` when it runs, not when it is loaded.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -76,10 +77,19 @@ class Asked:
         """Raise ConfigurationError where there is no model or nothing to show it, or two of either."""
         if (self.path is None) == (self.model is None):
             seen = "there is no model" if self.path is None else f"{self.path} and --model {self.model} are two models"
-            raise ConfigurationError(f"{seen}.", expected="a directory, or --model package.module:function")
+            raise ConfigurationError(
+                f"{seen}.",
+                expected="a directory, or --model package.module:function",
+                advice="ssmdiag probe DIR --text FILE",
+            )
         if bool(self.text) == (self.data is not None):
             seen = "there is nothing to show the model" if not self.text else "--text and --data are two inputs"
-            raise ConfigurationError(f"{seen}.", expected="--text FILE, or --data package.module:function")
+            model = f"--model {self.model}" if self.path is None else shlex.quote(str(self.path))
+            raise ConfigurationError(
+                f"{seen}.",
+                expected="--text FILE, or --data package.module:function",
+                advice=f"ssmdiag probe {model} --text FILE",
+            )
         if self.data is not None and self.compare:
             raise ConfigurationError("--compare is another text.", expected="--text FILE to compare it with")
         if self.model is not None and (self.device_map or self.dtype != "auto"):

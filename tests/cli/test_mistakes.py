@@ -67,6 +67,33 @@ MISTAKES = {
     f"retrain --param expp {SMALL}": ("expp", f"ssmdiag retrain --param exp {SMALL}"),
     f"retrain --modle s4d {SMALL}": ("--modle", f"ssmdiag retrain --model s4d {SMALL}"),
     "retrain model.safetensors": ("model.safetensors", None),
+    "version": ("no command version", "ssmdiag --version"),
+    "diff run/step-10.safetensors run/step-20.safetensors": (
+        "did you mean compare", "ssmdiag compare run/step-10.safetensors run/step-20.safetensors",
+    ),
+    "diagnose model.safetensors": ("did you mean inspect", "ssmdiag inspect model.safetensors"),
+    "lint model.safetensors --fail-on warning": (
+        "did you mean check", "ssmdiag check model.safetensors --fail-on warning",
+    ),
+    "plot model.safetensors --layer 0": ("did you mean kernel", "ssmdiag kernel model.safetensors --layer 0"),
+    "models": ("did you mean families", "ssmdiag families"),
+    "inspect model.safetensors -o out.pdf": ("no .pdf", "ssmdiag inspect model.safetensors -o out.html"),
+    "check model.safetensors --output=out.png": ("no .png", "ssmdiag check model.safetensors --output=out.html"),
+    "inspect model.safetensors -o out.json -f html": (
+        ".json is json", "ssmdiag inspect model.safetensors -o out.html -f html",
+    ),
+    "kernel model.safetensors --layer 9": ("no such layer", "ssmdiag kernel model.safetensors --layer 0"),
+    "kernel model.safetensors --layer -1": ("no such layer", "ssmdiag kernel model.safetensors --layer 1"),
+    "compare model.safetensors model.safetensors": (
+        "model.safetensors is given twice", "ssmdiag inspect model.safetensors",
+    ),
+    "compare run run/step-20.safetensors": ("the same checkpoint", "ssmdiag inspect run/step-20.safetensors"),
+    "probe": ("there is no model", None),
+    "probe hf": ("nothing to show", None),
+    "probe hf some words": ("some words is too much", None),
+    "inspect run/step-11.safetensors": ("did you mean step-10", "ssmdiag inspect run/step-10.safetensors"),
+    "inspect hf:state-spaces/mamba-130m": ("hf:state-spaces", None),
+    "inspect huggingface.co/state-spaces/mamba-130m": ("huggingface.co", None),
 }  # fmt: skip
 
 
@@ -145,6 +172,24 @@ def test_a_terminal_of_fifty_columns_is_written_to_in_fifty(desk: Path, monkeypa
         assert messages.width_of_messages() == 50
         assert messages.wrapped("error: " + 15 * "word ").splitlines()[1] == " ".join(7 * ["word"])
     os.close(terminal)
+
+
+def test_a_text_after_a_probed_model_is_given_to_text(desk: Path, run: Run) -> None:
+    Path("book.txt").write_text("a text")
+    assert "next: ssmdiag probe hf --text book.txt" in run("probe", "hf", "book.txt")[2]
+    assert "next: ssmdiag probe hf --text FILE" in run("probe", "hf", "some words")[2]
+
+
+@pytest.mark.parametrize("before", ["hf:", "huggingface.co/", "hf.co/", "hf:/"])
+def test_a_model_on_the_hub_is_known_however_it_is_written(before: str, desk: Path, run: Run) -> None:
+    assert "ssmdiag inspect hf://org/model" in run("inspect", f"{before}org/model")[2]
+
+
+def test_the_nearest_of_numbered_checkpoints_is_suggested(desk: Path, run: Run) -> None:
+    for step in (100, 200, 500, 1000):
+        Path(f"trainer/checkpoint-{step}").mkdir(parents=True)
+    assert "did you mean checkpoint-100, checkpoint-200" in run("inspect", "trainer/checkpoint-99")[2]
+    assert "did you mean checkpoint-1000" in run("inspect", "trainer/checkpoint-990")[2]
 
 
 def test_other_spellings_are_the_same_command(desk: Path, run: Run) -> None:
