@@ -9,8 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -92,20 +90,6 @@ def unknown_command(group: Any, context: Any, arguments: Sequence[str]) -> Ssmdi
         elif find_term(name) or re.fullmatch(r"(?i)SSM\d{1,3}|\d{3}", name):
             advice = shlex.join([path, "explain", name])
     return SsmdiagError(seen, expected=f"one of {', '.join(known)}", advice=advice)
-
-
-def unquoted(paths: Any) -> SsmdiagError | None:
-    """Return the error for a path with a space in it that a shell took for two."""
-    given = [os.fspath(path) for path in paths or () if isinstance(path, Path)]
-    for first, second in pairwise(given):
-        whole = f"{first} {second}"
-        if not os.path.lexists(first) and os.path.lexists(whole):
-            return SsmdiagError(
-                f"{first} does not exist; {whole} does, and a name with a space needs quotes.",
-                advice=f"put it in quotes: {shlex.quote(whole)}",
-                instead=(f"{first}\0{second}", whole),
-            )
-    return None
 
 
 def choices_of(param: Any) -> list[str]:
