@@ -113,7 +113,7 @@ def test_a_nan_in_one_layer_leaves_the_others_diagnosed(write_model: Write) -> N
     state["backbone.layers.1.mixer.A_log"][2, 3] = math.nan
     result = diagnose(write_model(state))
     assert [layer.nonfinite for layer in result.layers] == [0, 1]
-    assert "backbone.layers.1.mixer.A_log: 1 of 32 values are NaN or infinite" in result.layers[1].notes
+    assert "backbone.layers.1.mixer.A_log: 1 of 32 values is NaN or infinite" in result.layers[1].notes
     assert result.layers[1].half_life is not None
     assert result.exit_code() == 0
 
@@ -125,7 +125,7 @@ def test_infinite_weights_are_named_and_never_pass_for_a_fast_mode(write_model: 
     layer = diagnose(write_model(state)).layers[1]
     # Δ = ∞ is a broken mode, Δ = 0 one that never decays; neither is healthy.
     assert (layer.nonfinite, layer.marginal) == ((4, 0) if value > 0 else (0, 4))
-    assert "dt_proj.bias: 1 of 8 values are NaN or infinite" in " ".join(layer.notes)
+    assert "dt_proj.bias: 1 of 8 values is NaN or infinite" in " ".join(layer.notes)
 
 
 def test_siblings_of_different_shapes_are_a_problem_of_their_layer_alone(write_model: Write) -> None:

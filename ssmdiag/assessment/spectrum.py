@@ -143,9 +143,9 @@ def _defects(recurrence: Recurrence) -> tuple[str, ...]:
     parts += [("the input matrix B", recurrence.input_matrix), ("the output matrix C", recurrence.output_matrix)]
     parts += [("the convolution", recurrence.taps)]
     broken = [(name, values) for name, values in parts if values is not None and not values.isfinite().all()]
+    counted = [(name, int((~values.isfinite()).sum()), values.numel()) for name, values in dict(broken).items()]
     return tuple(
-        f"{name}: {int((~values.isfinite()).sum()):,} of {values.numel():,} values are NaN or infinite"
-        for name, values in dict(broken).items()
+        f"{name}: {bad:,} of {of:,} values {'is' if bad == 1 else 'are'} NaN or infinite" for name, bad, of in counted
     )
 
 

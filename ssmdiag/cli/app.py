@@ -65,6 +65,8 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     (['--help'], ['check', '--help'], ['check', 'help'])
     """
     asks = bool(arguments) and arguments[0] == "help"
+    if list(arguments) == ["help", "help"]:
+        return ["--help"]
     return [*arguments[1:], "--help"] if asks and arguments[-1] not in ("-h", "--help") else list(arguments)[asks:]
 
 

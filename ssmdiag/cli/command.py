@@ -14,7 +14,8 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from ssmdiag.cli.help_pages import EXAMPLES, EXITS, FLAGS, OTHER, groups_of
-from ssmdiag.cli.mistakes import UsageError, choices_of, explained, unquoted, with_next_command
+from ssmdiag.cli.mistakes import UsageError, choices_of, explained, with_next_command
+from ssmdiag.cli.path_list import unquoted
 from ssmdiag.errors import SsmdiagError
 
 ARGUMENTS = "ssmdiag.arguments"

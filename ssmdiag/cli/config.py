@@ -20,14 +20,14 @@ def config() -> None:
     """Settings of `ssmdiag check`."""
 
 
-@app.command("show", cls=Command)
+@app.command("show", cls=Command, short_help="The settings in effect, as an ssmdiag.toml.")
 def show(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="This file, not the nearest ssmdiag.toml.")
     ] = None,
     isolated: Isolated = False,
 ) -> None:
-    """Print the settings in effect as a ssmdiag.toml, each with where it comes from."""
+    """Print the settings in effect as an ssmdiag.toml, each with where it comes from."""
     from ssmdiag.check.configuration import read_configuration
     from ssmdiag.check.configuration_text import as_toml
     from ssmdiag.output.writer import keep_streams_off

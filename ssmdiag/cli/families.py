@@ -35,25 +35,35 @@ def families(
     if format == "json":
         terminal.emit(render([_document(family) for family in known], ascii=False), None)
     else:
-        terminal.emit("\n".join(map(_detail, known)) if name else _list(known), None)
+        terminal.emit("\n".join(map(_detail, known)) if name else _list(known, terminal.width()), None)
 
 
-def _list(known: tuple[Family, ...]) -> str:
+def _list(known: tuple[Family, ...], width: int) -> str:
     from ssmdiag.families.coverage import NOT_READ
 
     wide = max(len(family.name) for family in known)
     title = max(len(family.title) for family in known)
+    rows = []
+    for each in known:
+        head = f"  {each.name:<{wide}}  {each.title:<{title}}  {each.memory:<7}  "
+        if len(head) + len(each.paper) < width:
+            rows.append(head + each.paper)
+        else:  # an address: below, where it is whole
+            rows += [head, f"{'':<{wide + 4}}{each.paper}"]
     lines = [
         f"{len(known)} families; `ssmdiag families NAME` shows what one covers, its tensors and its",
         "settings, and finds it by a model type or a GGUF architecture too.",
         "",
-        *(f"  {each.name:<{wide}}  {each.title:<{title}}  {each.memory:<7}  {each.paper}" for each in known),
+        *rows,
         "",
-        "exact: the decay is in the weights. nominal: it depends on the input and is read",
-        "with the gates at their bias; a live model's can be observed on real input.",
     ]
     blind = [family.name for family in known if family.memory == "nominal" and family.clock is None]
-    lines += [f"Not that of {', '.join(blind)}."] if blind else []
+    but = f", except of {', '.join(blind)}" if blind else ""
+    meaning = (
+        "exact: the decay is in the weights. nominal: it depends on the input, and is read with the gates at their "
+        f"bias; `probe` observes it on real input{but}."
+    )
+    lines += textwrap.wrap(meaning, min(width, 100) - 1)
     lines.append(f"Not read: {', '.join(NOT_READ)}.")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 

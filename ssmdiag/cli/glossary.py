@@ -27,7 +27,7 @@ TERMS = (
         "half-life is the number of steps after which one half is left: log 2 / −log |λ̄|. The slowest mode of a "
         "layer sets how far back it can reach at all; the median says what most of it does.",
         "`half-life 153`: after 153 tokens one half is left, after 306 a quarter, after 1,530 a thousandth.",
-        ("half life", "halflife"),
+        ("half life", "halflife", "half-lives"),
     ),
     Term(
         "time constant",
@@ -75,7 +75,21 @@ TERMS = (
         "named lag on one rate, a few, or a band of them decide. Undetermined: the data do not tell; nothing is "
         "guessed.",
         "`exp. band 162–4,096`: from lag 162 to 4,096 the modes of one band of rates decide how it fades.",
-        ("decay law", "decay", "exponential", "polynomial", "tail", "undetermined"),
+        (
+            "decay law",
+            "decay",
+            "exponential",
+            "polynomial",
+            "truncated",
+            "flat",
+            "tail",
+            "tails",
+            "band",
+            "exp. tail",
+            "exp. tails",
+            "exp. band",
+            "undetermined",
+        ),
     ),
     Term(
         "nominal",
@@ -95,7 +109,7 @@ TERMS = (
         "lags it is at most N. The length is the farthest lag that is rebuilt to one half. Rounding the state "
         "(bfloat16, int8) takes some of it away; effective modes are those that are left.",
         "`length 97`: the input of 97 steps ago is rebuilt to one half; what lies further back blurs together.",
-        ("memory capacity", "effective modes", "length", "reconstruction"),
+        ("memory capacity", "effective modes", "modes left", "held", "length", "reconstruction"),
     ),
     Term(
         "mode",
@@ -114,6 +128,35 @@ TERMS = (
         "32,768. Laws are fitted over the lags within it.",
         "`remembers 820 steps, context 512`: nothing within the context is out of reach.",
         ("context length", "sequence length", "window"),
+    ),
+    Term(
+        "step",
+        "Δ, the stretch of time that one input stands for",
+        "A layer is written in continuous time, with rates A; the step Δ turns them into what is lost at one input: "
+        "λ̄ = exp(Δ·A). A large Δ forgets fast and lets much of the input in, a small one holds. Mamba and its "
+        "relatives compute Δ from the input, and at rest it is softplus of its bias; models start from Δ between "
+        "0.001 and 0.1.",
+        "`softplus(0) = 0.69`: with A = −1 a mode keeps exp(−0.69), one half, and forgets within a few inputs.",
+        ("Δ", "delta", "dt", "step size", "timestep", "discretisation", "discretization"),
+    ),
+    Term(
+        "trend",
+        "which way a layer moves over the checkpoints of a run",
+        "`ssmdiag compare RUN` follows the margin of each layer. converging: it shrinks towards the boundary, by "
+        "more than chance explains. receding: it grows. settled: it moved, and has levelled off. steady: it did not "
+        "move. crossed: a mode is at the boundary or past it. undetermined: these checkpoints cannot tell a trend "
+        "from chance; five are the fewest that can.",
+        "`converging`, margin 3.0e-3 → 1.0e-3: the slowest mode holds three times as long as at first.",
+        ("verdict", "trends", "converging", "receding", "settled", "steady", "crossed", "crossing", "not finite"),
+    ),
+    Term(
+        "use",
+        "how many past steps the answers of a live model need",
+        "`ssmdiag probe` runs the model on texts, cuts the past off after some steps, and measures how the "
+        "answers change. A layer can hold more than the answers use. The share kept with so many steps is 1 where a "
+        "longer past changes nothing.",
+        "`the answers keep 99 % of the past's effect with 6 steps of it`: what came before hardly acts on them.",
+        ("past's effect", "observed", "beyond the text", "cutting"),
     ),
 )
 

@@ -113,7 +113,11 @@ def kernel(
 
     reported = output is None or suffix_of(output) in REPORTED
     if output is not None and output.suffix not in WRITTEN and not reported:
-        raise SsmdiagError(f"--output {output}: unknown ending.", expected=f"one of {', '.join((*WRITTEN, *NAMED))}")
+        raise SsmdiagError(
+            f"--output {output}: unknown ending.",
+            expected=f"one of {', '.join((*WRITTEN, *NAMED))}",
+            instead=(str(output), str(output.with_suffix(WRITTEN[-1]))),
+        )
     places = claim(output if reported else None, also, format=format, known=FORMATS, reads=[path, map_file])
     if also and not reported:
         raise SsmdiagError("--also: kernels are written, and no report.", expected="--output FILE.svg, .html or .json")
@@ -224,4 +228,5 @@ class _Chosen:
         try:
             return select_channel(recurrence, self.channel)
         except IndexError as error:
-            raise SsmdiagError(f"--channel {self.channel}: {error}.") from error
+            last = recurrence.channels - 1
+            raise SsmdiagError(f"--channel {self.channel}: {error}.", instead=(str(self.channel), str(last))) from error

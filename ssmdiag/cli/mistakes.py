@@ -9,13 +9,12 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from ssmdiag.cli.help_pages import FLAGS
+from ssmdiag.cli.other_names import OF_A_PATH, OTHER_OPTIONS, OTHER_VERBS, called_elsewhere, value_meant
 from ssmdiag.errors import SsmdiagError, alike, closest
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -24,22 +23,6 @@ ASKS_FOR_HELP = frozenset({"-h", "--help"})
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf", ".npz")
 """Endings of files that an example may name."""
 MOST_LISTED = 200
-ALSO_CALLED = {"gpu": "cuda", "md": "markdown", "txt": "text"}
-"""Values by other names."""
-OTHER_VERBS = {
-    "inspect": "analyse analyze cat describe diagnose dump info load open print read report run scan show stats "
-    "summarise summarize summary view",
-    "check": "audit doctor lint test validate verify",
-    "compare": "delta diff trend",
-    "watch": "follow monitor tail",
-    "kernel": "draw plot",
-    "retrain": "fit train",
-    "families": "architectures list ls models supported",
-    "explain": "glossary terms what why words",
-    "rules": "checks codes",
-    "config": "configuration settings",
-}
-"""What a command is called in other tools."""
 
 
 def explained(error: Any, command: Any, arguments: Sequence[str], parent: Any) -> Exception:
@@ -47,6 +30,8 @@ def explained(error: Any, command: Any, arguments: Sequence[str], parent: Any) -
     kind = type(error).__name__
     if kind == "NoArgsIsHelpError":
         return error if isinstance(error, Exception) else RuntimeError(kind)
+    if dashed := _one_dash(command, arguments, parent):
+        return dashed
     if kind == "NoSuchOption":
         return _unknown_option(error.option_name, command, arguments, parent, error.ctx.find_root().obj)
     name = _path_of(command, parent)
@@ -84,9 +69,14 @@ def unknown_command(group: Any, context: Any, arguments: Sequence[str]) -> Ssmdi
     name, *rest = arguments
     path = context.command_path
     known = group.list_commands(context)
+    if name.split(" ")[0] in known and not os.path.lexists(name):
+        return SsmdiagError(
+            f"{path} has no command {name}; the quotes make one word of it.",
+            advice=shlex.join([*path.split(), *name.split(), *rest]),
+        )
     if name.lower().lstrip("-") == "version" and context.parent is None:
         return SsmdiagError(f"{path} has no command {name}; an option prints it.", advice=f"{path} --version")
-    other = next((verb for verb, names in OTHER_VERBS.items() if name.lower() in names.split() and verb in known), None)
+    other = called_elsewhere(name, OTHER_VERBS, known)
     if not os.path.lexists(name) and (found := other or closest(name, known)):
         return SsmdiagError(
             f"{path} has no command {name}; did you mean {found}?", advice=shlex.join([*path.split(), found, *rest])
@@ -100,20 +90,6 @@ def unknown_command(group: Any, context: Any, arguments: Sequence[str]) -> Ssmdi
         elif find_term(name) or re.fullmatch(r"(?i)SSM\d{1,3}|\d{3}", name):
             advice = shlex.join([path, "explain", name])
     return SsmdiagError(seen, expected=f"one of {', '.join(known)}", advice=advice)
-
-
-def unquoted(paths: Any) -> SsmdiagError | None:
-    """Return the error for a path with a space in it that a shell took for two."""
-    given = [os.fspath(path) for path in paths or () if isinstance(path, Path)]
-    for first, second in pairwise(given):
-        whole = f"{first} {second}"
-        if not os.path.lexists(first) and os.path.lexists(whole):
-            return SsmdiagError(
-                f"{first} does not exist; {whole} does, and a name with a space needs quotes.",
-                advice=f"put it in quotes: {shlex.quote(whole)}",
-                instead=(f"{first}\0{second}", whole),
-            )
-    return None
 
 
 def choices_of(param: Any) -> list[str]:
@@ -132,7 +108,20 @@ def _unknown_option(
     commands, command_named = app["commands"], app["command_named"]
     path = _path_of(command, parent)
     own = _options_of(command)
-    if near := alike(option, own):
+    name = option.strip("-").replace("_", "-").lower()
+    for param in command.params:
+        if param.param_type_name == "option" and (value := value_meant(name, choices_of(param), alone=True)):
+            right = f"{max(param.opts, key=len)} {value}"
+            tried = [(command, each) for each in _replaced(arguments, option, right.replace(" ", "\0"))]
+            if line := _first_that_parses(tried, parent):
+                return SsmdiagError(f"{path} has no option {option}; did you mean {right}?", advice=line)
+    reads = any(param.param_type_name == "argument" for param in command.params)
+    if parent is not None and name in OF_A_PATH and reads:
+        bare = [each.removeprefix(f"{option}=") for each in arguments if each != option]
+        if line := _first_that_parses([(command, bare)], parent):
+            return SsmdiagError(f"{path} has no option {option}: what is read is named without one.", advice=line)
+    other = called_elsewhere(name, OTHER_OPTIONS, own)
+    if near := [other] if other else alike(option, own):
         lines = [_first_that_parses(((command, each) for each in _replaced(arguments, option, found)), parent)
                  for found in near]  # fmt: skip
         works = {found: line for found, line in zip(near, lines, strict=True) if line}
@@ -155,6 +144,21 @@ def _unknown_option(
     return SsmdiagError(f"{path} has no option {option}.", advice=f"{path} --help")
 
 
+def _one_dash(command: Any, arguments: Sequence[str], parent: Any) -> SsmdiagError | None:
+    """Return the error for a long option after one dash: `-length 4k`."""
+    own = _options_of(command)
+    for argument in arguments:
+        wrong = argument.partition("=")[0]
+        if re.fullmatch(r"-[a-z][a-z-]+", wrong) and f"-{wrong}" in own:
+            tried = [(command, each) for each in _replaced(arguments, wrong, f"-{wrong}")]
+            path = _path_of(command, parent)
+            return SsmdiagError(
+                f"{path} has no option {wrong}; did you mean -{wrong}?",
+                advice=_first_that_parses(tried, parent) or f"{path} --help",
+            )
+    return None
+
+
 def _bad_value(error: Any, command: Any, arguments: Sequence[str], parent: Any) -> SsmdiagError:
     """Return the error for a value that an option cannot have."""
     path, param = _path_of(command, parent), error.param
@@ -163,7 +167,7 @@ def _bad_value(error: Any, command: Any, arguments: Sequence[str], parent: Any) 
     values = [value for each in param.opts for value in _values_of(arguments, each)]
     if choices:
         wrong = next((value for value in values if value not in choices), values[-1] if values else "")
-        found = closest(ALSO_CALLED.get(wrong, wrong), choices)
+        found = value_meant(wrong, choices)
         tried = [(command, each) for each in _replaced(arguments, wrong, found)] if found else []
         return SsmdiagError(
             f"{option} {wrong}: no such value{f'; did you mean {found}?' if found else '.'}",
@@ -212,7 +216,10 @@ def _too_many(extra: str, command: Any, arguments: Sequence[str], parent: Any) -
         return SsmdiagError(
             seen, advice=_first_that_parses([(command, [*kept, "--text", words[0] if there else "FILE"])], parent)
         )
-    return SsmdiagError(seen, advice=_first_that_parses([(command, kept)], parent) or f"{path} --help")
+    if "--layer" in _options_of(command) and len(words) == 1 and words[0].isdecimal() and "--layer" not in arguments:
+        kept += ["--layer", *words]
+    advice = shlex.join(["ssmdiag", "explain", *words]) if path == "ssmdiag rules" else None
+    return SsmdiagError(seen, advice=advice or _first_that_parses([(command, kept)], parent) or f"{path} --help")
 
 
 def _first_that_parses(tried: Iterable[tuple[Any, Sequence[str]]], parent: Any) -> str | None:
@@ -264,7 +271,7 @@ def _replaced(arguments: Sequence[str], wrong: str, right: str) -> Iterator[list
         if len(two) == 2 and tuple(arguments[place : place + 2]) == two:
             yield [*arguments[:place], right, *rest[1:]]
         elif argument == wrong:
-            yield [*arguments[:place], right, *rest]
+            yield [*arguments[:place], *right.split("\0"), *rest]
         elif argument.startswith(f"{wrong}="):
             yield [*arguments[:place], f"{right}={argument.partition('=')[2]}", *rest]
         elif argument.startswith("-") and argument.endswith(wrong) and len(argument) > len(wrong):

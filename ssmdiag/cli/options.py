@@ -231,7 +231,7 @@ def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
         raise SsmdiagError(
             f"--layer {wanted}: there is no such layer.",
             expected=f"one of {some}, or a full path",
-            instead=(wanted, labels[-1]) if wanted == "-1" else meant(wanted, [*labels, *paths]) or (wanted, labels[0]),
+            instead=_meant_layer(wanted, labels, paths),
         )
     if len({layer.path for layer in chosen}) > 1 and not name.isdecimal():
         several = ", ".join(layer.path for layer in chosen[:6]) + ", …" * (len(chosen) > 6)
@@ -239,6 +239,14 @@ def choose_layers(layers: Sequence[Layer], wanted: str) -> list[Layer]:
             f"--layer {wanted}: {len(chosen)} layers have a path that begins with it.", expected=f"one of {several}"
         )
     return chosen
+
+
+def _meant_layer(wanted: str, labels: Sequence[str], paths: Sequence[str]) -> tuple[str, str]:
+    """Return a layer that there is for a name of none: a part of its path, -1 for the last, what is like it."""
+    inside = next((label for label, path in zip(labels, paths, strict=True) if f".{wanted}." in f".{path}."), None)
+    if inside or wanted == "-1":
+        return wanted, inside or labels[-1]
+    return meant(wanted, [*labels, *paths]) or (wanted, labels[0])
 
 
 def _split(wanted: str) -> tuple[str, str]:

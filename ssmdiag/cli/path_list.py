@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -128,3 +130,17 @@ def _lines(name: str) -> list[str]:
         raise SsmdiagError(f"{name}: {seen}, so it is no list of paths.", expected="a path on each line", advice=advice)
     lines = [line.removesuffix(b"\r") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def unquoted(paths: Any) -> SsmdiagError | None:
+    """Return the error for a path with a space in it that a shell took for two."""
+    given = [os.fspath(path) for path in paths or () if isinstance(path, Path)]
+    for first, second in pairwise(given):
+        whole = f"{first} {second}"
+        if not os.path.lexists(first) and os.path.lexists(whole):
+            return SsmdiagError(
+                f"{first} does not exist; {whole} does, and a name with a space needs quotes.",
+                advice=f"put it in quotes: {shlex.quote(whole)}",
+                instead=(f"{first}\0{second}", whole),
+            )
+    return None

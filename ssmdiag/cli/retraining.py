@@ -5,6 +5,7 @@ Imports torch: for `cli.retrain` when it runs, not when it is loaded.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,6 +159,7 @@ def _batches(asked: Asked, budget: Budget, source: ModelSource) -> tuple[str, Sa
         raise ConfigurationError(
             f"{source.name}: there is no text to train it on.",
             expected="--text FILE, or --data package.module:function",
+            advice=f"ssmdiag retrain {shlex.quote(str(asked.path))} --text FILE",
         )
     assert asked.path is not None
     tokenizer = directory_tokenizer(asked.path)

@@ -131,7 +131,8 @@ def _list(known: tuple[Rule, ...], width: int) -> str:
 
 def _page(rule: Rule, width: int) -> str:
     parts = [("", rule.formula), ("Why it hurts", rule.why), ("What to do", rule.fix), ("Example", rule.example)]
-    lines = [f"{rule.code} {rule.name} ({rule.severity}): {rule.summary}"]
+    title = f"{rule.code} {rule.name} ({rule.severity}): {rule.summary}"
+    lines = textwrap.wrap(title, width - 1, break_on_hyphens=False)
     for heading, text in parts:
         body = f"{heading}. {text}" if heading else text
         lines += ["", *textwrap.wrap(body, width - 1, break_on_hyphens=False, break_long_words=False)]

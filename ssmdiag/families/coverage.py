@@ -34,8 +34,9 @@ def find_families(name: str, known: tuple[Family, ...]) -> tuple[Family, ...]:
     close = [others[match] for match in difflib.get_close_matches(wanted, others, n=3)]
     raise AssumptionError(
         f"no family, model type or architecture is called {name}.",
-        expected=", ".join(family.name for family in known),
-        advice=f"did you mean {', '.join(close)}?" if close else None,
+        expected=f"one of the {len(known)} that `ssmdiag families` lists",
+        advice=None if close else "ssmdiag families",
+        instead=(name, close[0]) if close else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,9 +77,22 @@ def require_pretrained(folder: Path) -> tuple[Path, ...]:
     """Return the files of a folder's tokenizer. Raises CheckpointError where its settings cannot be read."""
     if not folder.is_dir():
         seen = f"{folder} is a file." if folder.exists() else f"{folder} does not exist."
-        raise CheckpointError(seen, expected="a folder that save_pretrained wrote")
+        model = (folder.parent / "config.json").is_file()
+        raise CheckpointError(
+            seen,
+            expected="a folder that save_pretrained wrote",
+            instead=(str(folder), str(folder.parent)) if model else None,
+        )
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json in it.", expected="what save_pretrained wrote")
+        models = [entry.parent for entry in folder.glob("*/config.json")]
+        last = max(
+            models, key=lambda entry: (int((re.findall(r"\d{1,18}", entry.name) or [-1])[-1]), entry.name), default=None
+        )
+        raise CheckpointError(
+            f"{folder}: no config.json in it.",
+            expected="what save_pretrained wrote",
+            instead=(str(folder), str(last)) if last else None,
+        )
     config = folder / "config.json"
     try:
         parse_json(read_text(config, MOST_CONFIG))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -102,10 +103,16 @@ def select_rules(
 
 
 def codes_of(keys: Iterable[str]) -> set[str]:
-    """Return the codes of rules given by code, prefix or name. Raises ConfigurationError for an unknown rule."""
+    """Return the codes of rules given by code, prefix or name, several with commas between them.
+
+    Raises ConfigurationError for an unknown rule.
+    """
     found: set[str] = set()
-    for key in keys:
-        codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(key.upper())}
+    for key in (
+        part for given in keys for part in [each.strip() for each in given.split(",") if each.strip()] or [given]
+    ):
+        code = f"SSM{key}" if re.fullmatch(r"[1-9][0-9]{0,2}", key) else key.upper()
+        codes = {rule.code for rule in known_rules() if key == rule.name or rule.code.startswith(code)}
         if not codes or not key:
             raise ConfigurationError(
                 f"{key!r} is not a rule.", expected="a code such as SSM101, the start of one such as SSM1, or a name",

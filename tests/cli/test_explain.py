@@ -71,3 +71,22 @@ def test_the_readings_are_what_the_formulas_give() -> None:
     assert round(exp(-1), 2) == 0.37
     assert round(-log(2) / log(1 - 5.7e-4)) in (1215, 1216)  # margin: half-life
     assert round(-log(2) / log(0.99)) == 69  # mode
+
+
+@pytest.mark.parametrize(
+    "typed", [["explain", *(rule.code for rule in known_rules())], ["families"], ["rules"], ["explain"]]
+)
+@pytest.mark.parametrize("width", [80, 140])
+def test_no_line_is_wider_than_the_screen(
+    typed: list[str], width: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run(*typed)
+    assert code == 0
+    wide = [line for line in out.splitlines() if len(line) >= width and "://" not in line]
+    assert not wide
+
+
+@pytest.mark.parametrize("word", ["exp. band", "truncated", "half-lives", "Δ", "converging", "effective modes"])
+def test_what_a_table_says_is_a_word_that_is_explained(word: str) -> None:
+    assert find_term(word)

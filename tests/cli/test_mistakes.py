@@ -67,6 +67,32 @@ MISTAKES = {
     f"retrain --param expp {SMALL}": ("expp", f"ssmdiag retrain --param exp {SMALL}"),
     f"retrain --modle s4d {SMALL}": ("--modle", f"ssmdiag retrain --model s4d {SMALL}"),
     "retrain model.safetensors": ("model.safetensors", None),
+    "'inspect model.safetensors'": ("the quotes", "ssmdiag inspect model.safetensors"),
+    "check model.safetensors --severity warning": ("--fail-on", "ssmdiag check model.safetensors --fail-on warning"),
+    "check model.safetensors --disable SSM404": ("--ignore", "ssmdiag check model.safetensors --ignore SSM404"),
+    "check model.safetensors --rule=SSM404": ("--select", "ssmdiag check model.safetensors --select=SSM404"),
+    "check model.safetensors --strict": ("--fail-on warning", "ssmdiag check model.safetensors --fail-on warning"),
+    "check model.safetensors --sarif": ("--format sarif", "ssmdiag check model.safetensors --format sarif"),
+    "inspect model.safetensors --seq_len 4096": ("--length", "ssmdiag inspect model.safetensors --length 4096"),
+    "inspect model.safetensors --output-format csv": ("--format", "ssmdiag inspect model.safetensors --format csv"),
+    "inspect model.safetensors --html": ("--format html", "ssmdiag inspect model.safetensors --format html"),
+    "inspect model.safetensors --layers 1": ("--layers", "ssmdiag inspect --help"),
+    "inspect --path model.safetensors": ("without one", "ssmdiag inspect model.safetensors"),
+    "inspect --model=model.safetensors": ("without one", "ssmdiag inspect model.safetensors"),
+    "inspect model.safetensors -length 4k": ("--length", "ssmdiag inspect model.safetensors --length 4k"),
+    "inspect model.safetensors -format csv": ("--format", "ssmdiag inspect model.safetensors --format csv"),
+    "inspect -help": ("did you mean --help", "ssmdiag inspect --help"),
+    "capacity model.safetensors --state-dtype bfloat16": (
+        "did you mean bf16", "ssmdiag capacity model.safetensors --state-dtype bf16",
+    ),
+    "kernel model.safetensors 1": ("1 is too much", "ssmdiag kernel model.safetensors --layer 1"),
+    "kernel model.safetensors --layer 1 --channel 500": (
+        "channels 0 to 3", "ssmdiag kernel model.safetensors --layer 1 --channel 3",
+    ),
+    "kernel model.safetensors -o k.npy": (".npz", "ssmdiag kernel model.safetensors -o k.npz"),
+    "rules SSM404": ("SSM404 is too much", "ssmdiag explain SSM404"),
+    "families mmaba": ("called mmaba", "ssmdiag families mamba"),
+    "families gpt2": ("called gpt2", "ssmdiag families"),
     "version": ("no command version", "ssmdiag --version"),
     "diff run/step-10.safetensors run/step-20.safetensors": (
         "did you mean compare", "ssmdiag compare run/step-10.safetensors run/step-20.safetensors",
@@ -174,6 +200,13 @@ def test_a_terminal_of_fifty_columns_is_written_to_in_fifty(desk: Path, monkeypa
     os.close(terminal)
 
 
+def test_a_file_that_is_probed_names_the_model_beside_it(desk: Path, run: Run) -> None:
+    Path("book.txt").write_text("a text")
+    beside = run("probe", "hf/model.safetensors", "--text", "book.txt")[2]
+    assert "is a file" in beside
+    assert "next: ssmdiag probe hf --text book.txt" in beside
+
+
 def test_a_text_after_a_probed_model_is_given_to_text(desk: Path, run: Run) -> None:
     Path("book.txt").write_text("a text")
     assert "next: ssmdiag probe hf --text book.txt" in run("probe", "hf", "book.txt")[2]
@@ -190,6 +223,18 @@ def test_the_nearest_of_numbered_checkpoints_is_suggested(desk: Path, run: Run) 
         Path(f"trainer/checkpoint-{step}").mkdir(parents=True)
     assert "did you mean checkpoint-100, checkpoint-200" in run("inspect", "trainer/checkpoint-99")[2]
     assert "did you mean checkpoint-1000" in run("inspect", "trainer/checkpoint-990")[2]
+
+
+def test_rules_are_given_with_commas_or_as_numbers_too(desk: Path, run: Run) -> None:
+    for count, selected in ((2, "ssm404,205"), (1, "404,")):
+        _, out, _ = run("check", "model.safetensors", "--select", selected)
+        assert f"; {count} rule" in out
+    assert run("check", "model.safetensors", "--ignore", "SSM404, 205")[0] in (0, 1)
+    assert "'nothing' is not a rule" in run("check", "model.safetensors", "--ignore", "SSM404,nothing")[2]
+
+
+def test_help_has_its_own_help(run: Run) -> None:
+    assert run("help", "help") == run("--help")
 
 
 def test_other_spellings_are_the_same_command(desk: Path, run: Run) -> None:

@@ -13,7 +13,7 @@ FORMAT = Format(
             magic=(b"version https://git-lfs",),
         ),
         Refusal(
-            "a web page, not the file it should be, which ssmdiag does not read",
+            "a web page, not the file it should be",
             "download it again, with access rights.",
             magic=(b"<!DOCTYPE", b"<html"),
         ),

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.compare.run_order import OrderSource
 from ssmdiag.compare.trend import FEWEST, LEAST_CHANGE, Verdict
 from ssmdiag.printable import printable_record
 from ssmdiag.reports import words
@@ -201,12 +200,17 @@ def _draw(page: Page, run: RunComparison, labels: Sequence[str], height: int) ->
         return
     limits = {"bf16": 511.5, "fp16": 4095.5} | ({"context": float(run.context_length)} if run.context_length else {})
     left = len(run.layers) - len(curves)
-    caption = f"slowest time constant in time steps over train {run.unit}s: " + ", ".join(captions)
+    caption = f"slowest time constant in time steps over {_axis(run)}: " + ", ".join(captions)
     caption += f" ({words.plural(left, 'other layer')} not drawn)" if left else ""
     if not full:
-        caption = f"slowest τ in steps over train {run.unit}s; layer {', '.join(captions)}"
+        caption = f"slowest τ in steps over {_axis(run)}; layer {', '.join(captions)}"
         caption = words.shortened(caption, page.settings.width - 2)
     page.picture(run_picture(curves, limits, page.settings, height=height), caption)
+
+
+def _axis(run: RunComparison) -> str:
+    """Return what a run's pictures are drawn over."""
+    return f"train {run.unit}s" if run.unit == "step" else f"{run.unit}s"
 
 
 def _short_remarks(run: RunComparison, said: Answer, rows: Sequence[_RunRow]) -> list[str]:
@@ -215,7 +219,6 @@ def _short_remarks(run: RunComparison, said: Answer, rows: Sequence[_RunRow]) ->
     applying = {
         f"{', '.join(nominal)}: read {AT_REST}": nominal and AT_REST not in said.text,
         "slow 5 %: the rate that one mode in twenty stays below": any(row.shown.by_tail for row in rows),
-        f"order: {run.order.value}": run.order is OrderSource.GIVEN,
     }
     return [remark for remark, applies in applying.items() if applies]
 

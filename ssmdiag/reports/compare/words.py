@@ -111,7 +111,8 @@ def _worst(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) ->
 def _still(run: RunComparison, named: Mapping[str, str]) -> tuple[Status, str]:
     """Return the status of a run in which no layer moved, and how little it did."""
     largest = max(abs(x.slowest.change) if x.slowest else 0.0 for x in run.layers)
-    over = f"over {plural(run.checkpoints[-1].step - run.checkpoints[0].step, run.unit)}"
+    spanned = run.checkpoints[-1].step - run.checkpoints[0].step
+    over = f"over {plural(len(run.checkpoints) if run.unit == 'checkpoint' else spanned, run.unit)}"
     if largest == 0:
         text = _unmoved(run, named, over)
         unseen = not all(layer.last.time_invariant for layer in run.layers) and run.steering_changed != {}
