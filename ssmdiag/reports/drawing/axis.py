@@ -108,4 +108,4 @@ def _short(value: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return steps(value) if value >= 10_000 else f"{value:.6g}".replace("-", "−")
+    return steps(value) if value >= 10_000 else f"{value:,.6g}".replace("-", "−")

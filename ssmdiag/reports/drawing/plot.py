@@ -8,15 +8,15 @@ from typing import Literal
 
 from ssmdiag.reports.drawing.axis import Axis
 from ssmdiag.reports.drawing.colours import CURVES
-from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, line, path, text
+from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, centred, line, path, shortened, text, width_of
 
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 10, 42
 ROOM = 210
 """Units of the axes from top to bottom."""
 MOST_POINTS = 200
 """Points of a curve: more only make the page larger."""
-LETTER = 6.6
-"""Units a letter is wide, on average."""
+BESIDE = 46
+"""Units of the key that a curve takes besides its name."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Plot(Picture):
         parts = []
         for value, said in x.ticks():
             at = self._across(x, value)
-            parts += [line(at, TOP, at, TOP + ROOM, "grid"), text(at, TOP + ROOM + 16, said, "quiet", anchor="middle")]
+            parts += [line(at, TOP, at, TOP + ROOM, "grid"), centred(at, TOP + ROOM + 16, said, "quiet")]
         for value, said in y.ticks():
             at = self._down(y, value)
             parts += [line(LEFT, at, WIDE - RIGHT, at, "grid"), text(LEFT - 6, at + 4, said, "quiet", anchor="end")]
@@ -118,7 +118,7 @@ class Plot(Picture):
         lines: list[list[int]] = []
         room = 0.0
         for number, curve in enumerate(self.curves):
-            need = 46 + LETTER * min(len(curve.name), 60)
+            need = BESIDE + width_of(_short(curve))
             if need > room:
                 lines.append([])
                 room = WIDE - LEFT
@@ -132,14 +132,19 @@ class Plot(Picture):
             at, y = float(LEFT), TOP + ROOM + BOTTOM + 10 + 18 * row
             for number in numbers:
                 curve = self.curves[number]
-                name = curve.name if len(curve.name) <= 60 else f"{curve.name[:59]}…"
+                name = _short(curve)
                 if curve.kind == "dots":
                     parts.append(f'<circle class="d{number % CURVES}" cx="{at + 12:.0f}" cy="{y - 4}" r="3"/>')
                 else:
                     parts.append(line(at, y - 4, at + 26, y - 4, f"curve c{number % CURVES}"))
                 parts.append(text(at + 32, y, name))
-                at += 46 + LETTER * len(name)
+                at += BESIDE + width_of(name)
         return parts
+
+
+def _short(curve: Curve) -> str:
+    """Return the name of a curve as the key has it."""
+    return shortened(curve.name, WIDE - LEFT - BESIDE)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> Sequence[tuple[float, float]]:
