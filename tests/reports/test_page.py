@@ -30,7 +30,7 @@ from ssmdiag.reports.drawing import colours
 from ssmdiag.reports.drawing.axis import Axis
 from ssmdiag.reports.drawing.heat import LEVELS, Heat
 from ssmdiag.reports.drawing.picture import WIDE, Picture, width_of
-from ssmdiag.reports.drawing.plot import MOST_POINTS, Plot
+from ssmdiag.reports.drawing.plot import MOST_POINTS, Curve, Plot
 from ssmdiag.reports.folding import fold, label_layers
 from ssmdiag.reports.json import document, plain
 from ssmdiag.reports.page import PAGES, capacity, kernel, main_picture_of, page_of
@@ -495,6 +495,17 @@ def test_ticks_stay_apart_and_within_a_picture() -> None:
     assert len(ends) > 4
     assert all(a + half < b - other for (a, half), (b, other) in itertools.pairwise(ends))
     assert all(at - half >= 0 and at + half <= WIDE for at, half in ends)
+
+
+@pytest.mark.parametrize("values", [[1e-4, 2e-3], [1.00001, 1.00002], [1e-12, 2e-12], [123_456.0, 123_457.0]])
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_ticks_of_small_differences_leave_room_for_the_name_of_their_axis(values: list[float], scale: Any) -> None:
+    curve = Curve("a", [(float(k), value) for k, value in enumerate(values)])
+    plot = Plot(title="A", about="B.", x=Axis("step"), y=Axis("nats", scale), curves=[curve])
+    root = ElementTree.fromstring(plot.svg(alone=True))
+    ticks = [e for e in root.iter() if e.get("text-anchor") == "end"]
+    assert len(ticks) > 1
+    assert all(float(e.get("x", "")) - width_of(e.text or "") >= 18 for e in ticks)
 
 
 def test_modes_that_never_decay_are_not_drawn_as_long_time_constants() -> None:
