@@ -321,6 +321,11 @@ def test_main_pictures_are_files_of_their_own() -> None:
         picture = main_picture_of(case.result)
         if picture is not None:
             root = ElementTree.fromstring(picture.svg(alone=True))
+            style = root.findtext("{http://www.w3.org/2000/svg}style") or ""
+            selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]*\{", "", style))
+            assert all(re.match(r"\.picture|svg\.picture", one) for one in selectors), (
+                "others in a document keep theirs"
+            )
             assert root.tag == "{http://www.w3.org/2000/svg}svg"
             assert next(root.iter("{http://www.w3.org/2000/svg}title")).text == picture.title
     assert main_picture_of(test_contract.PROOF) is None

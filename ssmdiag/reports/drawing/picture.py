@@ -59,7 +59,8 @@ class Picture:
         names = f'<title id="{mark}t">{escape(self.title)}</title><desc id="{mark}d">{escape(self.about)}</desc>'
         if not alone:
             return f'{head} aria-labelledby="{mark}t" aria-describedby="{mark}d">{names}{body}</svg>'
-        ground = f'<style>{variables("svg")}{STYLE}</style><rect class="ground" width="{WIDE}" height="{self.height}"/>'
+        style = variables("svg.picture") + STYLE
+        ground = f'<style>{style}</style><rect class="ground" width="{WIDE}" height="{self.height}"/>'
         sizes = f'width="{2 * WIDE}" height="{2 * self.height}"'
         return f'{head} {sizes} aria-labelledby="{mark}t" aria-describedby="{mark}d">{names}{ground}{body}</svg>\n'
 

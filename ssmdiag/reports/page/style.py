@@ -46,6 +46,7 @@ align-items:start}
 .ssmdiag{max-width:none;padding:0;font-size:10pt}
 .ssmdiag .scroll{overflow:visible}
 .ssmdiag table{font-size:7.5pt} .ssmdiag th,.ssmdiag td{padding:.15em .35em;white-space:normal}
+.ssmdiag .words{min-width:9em;overflow-wrap:anywhere} .ssmdiag h2,.ssmdiag h3{break-after:avoid}
 .ssmdiag details:not([open]),.ssmdiag summary{display:none} .ssmdiag tr{break-inside:avoid}
 }
 """
