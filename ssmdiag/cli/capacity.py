@@ -165,7 +165,13 @@ def capacity(
                 document(name, layers, context, chosen, attention) | {"guess": found.guess}
             ),
             "html": lambda settings: page(
-                *printable_record((layers, name)), context, found.guess, attention, command=settings.command
+                *printable_record((layers, name)),
+                context,
+                found.guess,
+                attention,
+                stated=known is not None,
+                chosen=printable_record(chosen),
+                command=settings.command,
             ).document(),
             "svg": lambda settings: alone(main_picture(printable_record(layers))),
         },

@@ -29,6 +29,7 @@ FEW_ROWS = 3
 MOST_LINES = 20
 """Lines of a short report at 80 columns."""
 MOST_REMARKS = 2
+NONE_GIVEN = " (none is given: --length sets it)"
 USUAL = "white input of zero mean"
 """How what is assumed of rounding begins where no option says otherwise: a short report leaves it out."""
 
@@ -45,7 +46,7 @@ def report(
     """Return the report of one checkpoint; `chosen` says which it is of its run."""
     path, layers, chosen = printable_record((path, tuple(layers), chosen))
     said = answer(layers, label_layers([layer.name for layer in layers]), attention_layers)
-    context_line = f"context {context:,}" + ("" if stated else " (none is given: --length sets it)")
+    context_line = f"context {context:,}{NONE_GIVEN * (not stated)}"
     text = ""
     for most in range(FEW_ROWS, 0, -1):
         text = _page(path, layers, said, context_line, settings, chosen, most).text()

@@ -82,10 +82,12 @@ def time_constant_strip(
     if not any(total):
         return []
     used = [position for position, count in enumerate(total) if count]
-    start = used[0] // bins_per_decade
+    there = len(total) // bins_per_decade
+    start = min(used[0] // bins_per_decade, there - 2)
     stop = max(used[-1] // bins_per_decade + 1, start + 2)
     if context:
-        stop = max(stop, min(math.ceil(math.log10(context)) - first_decade, len(total) // bins_per_decade))
+        start = min(start, math.floor(math.log10(context)) - first_decade)
+        stop = max(stop, min(math.ceil(math.log10(context)) - first_decade, there))
     gutter = max([len(row.label) for row in rows] + [5]) + 3
     decades = stop - start
     cell = next((w for w in (3, 2) if gutter + decades * bins_per_decade * w + 5 <= settings.width), 1)

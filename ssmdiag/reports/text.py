@@ -138,8 +138,8 @@ def _report(diagnosis: Diagnosis, settings: Settings, shown: _Shown) -> str:
             _pictures(page, diagnosis, rows, by_name)
         elif settings.plots and shown.picture:
             _picture(page, diagnosis, rows, by_name)
-        remarks = [*_laws(diagnosis, rows, settings)] if full else []
-        page.remarks(few([*remarks, *_remarks(diagnosis, labels, settings)], shown.remarks))
+        more = [*laws(diagnosis, rows, settings)] if full else []
+        page.remarks(few([*more, *remarks(diagnosis, labels, settings)], shown.remarks))
         page.paragraph(not_judged(diagnosis) if full else _more(diagnosis), "dim")
     return page.text()
 
@@ -190,7 +190,7 @@ def _decay(row: Row) -> str:
     return ("exact" if row.first.time_invariant else "at rest") + _broken(row)
 
 
-def _laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iterable[str]:
+def laws(diagnosis: Diagnosis, rows: Sequence[Row], settings: Settings) -> Iterable[str]:
     """Say how each row's farthest layer forgets, and over which lags; of many rows, the farthest three."""
     from ssmdiag.assessment.memory import DEFAULT_CONTEXT
 
@@ -269,7 +269,8 @@ def _pictures(page: Page, diagnosis: Diagnosis, rows: Sequence[Row], labels: Map
         page.picture(decay_picture(farthest.decay, f"{what} of layer {labels[farthest.name]}: ", page.settings))
 
 
-def _remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
+def remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> Iterable[str]:
+    """Say what the numbers rest on: gates at rest, assumptions, what layers are known for, what was not used."""
     if settings.full or settings.verbose:
         rest = "at rest: the decay depends on the input; this is its value with {}. Weights alone say no more."
         at_rest = [() if layer.time_invariant else (rest.format(layer.operating_point),) for layer in diagnosis.layers]

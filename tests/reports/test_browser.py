@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,35 @@ from tests.browser import REQUIRED, Browser, browsing, find_browser
 from tests.reports.example_diagnoses import diagnosis, layer, remembering
 from tests.reports.test_page import PAGED, Case
 
-PAGED = PAGED | {
-    "deep": Case(
-        diagnosis(*(remembering(layer(i, half_life=2 * 1.2**i)) for i in range(64)), context_length=4096), None
-    ),  # type: ignore[arg-type]
-    "long names": Case(diagnosis(*(remembering(layer(10**60 + i)) for i in range(3)), context_length=512), None),  # type: ignore[arg-type]
-}
+PAGED = (
+    PAGED
+    | {
+        "deep": Case(
+            diagnosis(*(remembering(layer(i, half_life=2 * 1.2**i)) for i in range(64)), context_length=4096), None
+        ),  # type: ignore[arg-type]
+        "never decays": Case(
+            diagnosis(replace(layer(0), histogram=(*layer(0).histogram[:-1], 4)), context_length=2048), None
+        ),  # type: ignore[arg-type]
+        "wide names": Case(diagnosis(*(replace(layer(0), name=one * 60) for one in "xWi表"), context_length=512), None),  # type: ignore[arg-type]
+        "long names": Case(diagnosis(*(remembering(layer(10**60 + i)) for i in range(3)), context_length=512), None),  # type: ignore[arg-type]
+    }
+)
 WIDER = (
     "[...document.querySelectorAll('body *')]"
     ".filter(e => !e.closest('.scroll') && e.getBoundingClientRect().right > innerWidth + 1)"
     ".map(e => e.outerHTML.slice(0, 80))"
 )
 """What sticks out to the right, but for what scrolls in a box of its own."""
+
+COLLIDING = """[...document.querySelectorAll('svg')].flatMap(picture => {
+  const said = [...picture.querySelectorAll('text')].map(e => [e.textContent, e.getBoundingClientRect()])
+  const ground = picture.getBoundingClientRect()
+  const out = said.filter(([, a]) => a.left < ground.left - 1 || a.right > ground.right + 1).map(([word]) => word)
+  const over = ([, a], [, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4
+  return [...out, ...said.flatMap((a, k) => said.slice(k + 1).filter(b => over(a, b)).map(b => a[0] + ' / ' + b[0]))]
+})"""
+"""Words of pictures that leave them, or lie on each other."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +74,7 @@ def test_a_page_is_quiet_and_fits(case: str, browser: Browser, tmp_path: Path) -
             browser.open(file, width=width, dark=dark)
             assert browser.value("document.documentElement.scrollWidth") <= width
             assert browser.value(WIDER) == []
+            assert browser.value(COLLIDING) == []
             ground = browser.value("getComputedStyle(document.body).backgroundColor")
             assert ground == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
             assert browser.value("document.compatMode") == "CSS1Compat"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -21,19 +22,23 @@ from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import OutputError
 from ssmdiag.output.result import Result
 from ssmdiag.reports import Settings, kernel_text, render
+from ssmdiag.reports.capacity_text import NONE_GIVEN
 from ssmdiag.reports.capacity_text import document as capacity_document
 from ssmdiag.reports.compare.json import conversion_document, models_document, run_document, table_document
+from ssmdiag.reports.compare.words import status_of, step
 from ssmdiag.reports.drawing import colours
 from ssmdiag.reports.drawing.axis import Axis
 from ssmdiag.reports.drawing.heat import LEVELS, Heat
-from ssmdiag.reports.drawing.picture import Picture
-from ssmdiag.reports.drawing.plot import MOST_POINTS, Plot
+from ssmdiag.reports.drawing.picture import WIDE, Picture, width_of
+from ssmdiag.reports.drawing.plot import MOST_POINTS, Curve, Plot
+from ssmdiag.reports.folding import fold, label_layers
 from ssmdiag.reports.json import document, plain
-from ssmdiag.reports.page import PAGES, kernel, main_picture_of, page_of
+from ssmdiag.reports.page import PAGES, capacity, kernel, main_picture_of, page_of
 from ssmdiag.reports.page.diagnosis import strip
 from ssmdiag.reports.page.page import Page
 from ssmdiag.reports.probe.json import document as probe_document
 from ssmdiag.reports.retrain.json import document as retrain_document
+from ssmdiag.reports.text import laws, remarks
 from tests.cli.test_hostile_names import assert_harmless
 from tests.reports import test_compare_text, test_contract, test_probe_text, test_retrain_text
 from tests.reports.example_diagnoses import CASES, diagnosis, layer, remembering
@@ -316,6 +321,11 @@ def test_main_pictures_are_files_of_their_own() -> None:
         picture = main_picture_of(case.result)
         if picture is not None:
             root = ElementTree.fromstring(picture.svg(alone=True))
+            style = root.findtext("{http://www.w3.org/2000/svg}style") or ""
+            selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]*\{", "", style))
+            assert all(re.match(r"\.picture|svg\.picture", one) for one in selectors), (
+                "others in a document keep theirs"
+            )
             assert root.tag == "{http://www.w3.org/2000/svg}svg"
             assert next(root.iter("{http://www.w3.org/2000/svg}title")).text == picture.title
     assert main_picture_of(test_contract.PROOF) is None
@@ -408,7 +418,113 @@ def test_a_picture_must_be_made() -> None:
             part()
 
 
-@pytest.mark.parametrize("context", [None, 10, 2048, 10**12])
+def test_a_kernel_begins_with_its_answer_and_says_that_no_context_is_given() -> None:
+    memory = assess_memory(recurrence([0.001, 0.01, 0.1]), 64, every_passing=True)
+    said = kernel_text.document(memory, kernel_text.Shown("a.pt"))
+    page = read(kernel.page(memory, kernel_text.Shown("a.pt")).document())
+    assert next(page.all("p")).said == f"OK. {said['answer'][:1].upper()}{said['answer'][1:]}"
+    assert "none is given" in page.said
+    newest = kernel_text.Shown("a.pt", stated_context=64, chosen="newest of 3: a.pt")
+    told = read(kernel.page(memory, newest).document()).said
+    assert "none is given" not in told
+    assert "newest of 3: a.pt" in told
+
+
+def test_a_capacity_says_that_no_context_is_given() -> None:
+    assert NONE_GIVEN not in page_of(CAPACITY).document()
+    made = capacity.page([CAPACITY], "a.pt", 512, stated=False, chosen="newest of 3: a.pt")
+    unstated = read(made.document()).said
+    assert unstated.count("none is given") == 2
+    assert "newest of 3: a.pt" in unstated
+
+
+def test_a_row_of_a_run_is_coloured_as_the_answer_is() -> None:
+    colours = {"problem": "error", "warning": "warning"}
+    for case in ("run", "run that crossed"):
+        result = PAGED[case].result
+        labels = [layer.name for layer in result.layers]
+        named = dict(zip(labels, labels, strict=True))
+        wanted = [colours.get(status_of(layer, result, named)[0], "") for layer in result.layers]
+        rows = [
+            row
+            for row in read(PAGED[case].page().document()).all("tr", outside="figure")
+            if row.said.startswith(tuple("0123456789"))
+        ]
+        assert [row.attributes.get("class", "") for row in rows[: len(wanted)]] == wanted
+
+
+def test_projected_steps_are_read_as_in_sentences() -> None:
+    run = read(PAGED["run"].page().document())
+    assert not [cell.said for cell in run.all("td") if re.fullmatch(r"\d{4,}|.*e\+\d+", cell.said)]
+    ahead = [one.projection for each in PAGED["run"].result.layers for one in each.limits if one.projection]
+    assert ahead
+    assert all(step(one.at) in run.said for one in ahead if one.at is not None)
+
+
+def test_a_page_has_every_sentence_of_the_full_report() -> None:
+    for case in ("findings", "assumed", "partly-read", "unstable"):
+        one = CASES[case]
+        assert isinstance(one, Diagnosis)
+        said = read(page_of(one).document()).said
+        settings = Settings(full=True)
+        labels = label_layers([each.name for each in one.layers])
+        rows = fold(one.layers, labels, all_layers=False)
+        wanted = [*laws(one, rows, settings), *remarks(one, labels, settings)]
+        assert wanted
+        assert all(sentence in said for sentence in wanted)
+
+
+def test_options_are_not_broken_over_lines() -> None:
+    page = page_of(diagnosis(remembering(layer(0)))).document()
+    assert '<span class="whole">--length</span>' in page
+    assert not re.search(r"(?<!whole\">)--length", page)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "W" * 40, "表示層" * 20, "i" * 60, "backbone.layers.0.mixer"])
+def test_names_stay_within_a_picture(name: str) -> None:
+    heat = strip([name], [MODEL.layers[0].histogram], 512)
+    assert isinstance(heat, Heat)
+    root = ElementTree.fromstring(heat.svg(alone=True))
+    said = next(e for e in root.iter() if e.get("text-anchor") == "end")
+    assert width_of(said.text or "") <= float(said.get("x", "")) + 1
+    assert (said.text or "").startswith("…") == (width_of(name) > 150)
+
+
+def test_ticks_stay_apart_and_within_a_picture() -> None:
+    """Of all decades of time constants beside names as wide as they come."""
+    heat = strip(["W" * 40], [[1] * len(MODEL.layers[0].histogram)], 10**6)
+    assert isinstance(heat, Heat)
+    root = ElementTree.fromstring(heat.svg(alone=True))
+    ticks = [e for e in root.iter() if e.get("class") == "quiet" and e.get("text-anchor") == "middle"]
+    ends = [(float(e.get("x", "")), width_of(e.text or "") / 2) for e in ticks]
+    assert len(ends) > 4
+    assert all(a + half < b - other for (a, half), (b, other) in itertools.pairwise(ends))
+    assert all(at - half >= 0 and at + half <= WIDE for at, half in ends)
+
+
+@pytest.mark.parametrize("values", [[1e-4, 2e-3], [1.00001, 1.00002], [1e-12, 2e-12], [123_456.0, 123_457.0]])
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_ticks_of_small_differences_leave_room_for_the_name_of_their_axis(values: list[float], scale: Any) -> None:
+    curve = Curve("a", [(float(k), value) for k, value in enumerate(values)])
+    plot = Plot(title="A", about="B.", x=Axis("step"), y=Axis("nats", scale), curves=[curve])
+    root = ElementTree.fromstring(plot.svg(alone=True))
+    ticks = [e for e in root.iter() if e.get("text-anchor") == "end"]
+    assert len(ticks) > 1
+    assert all(float(e.get("x", "")) - width_of(e.text or "") >= 18 for e in ticks)
+
+
+def test_modes_that_never_decay_are_not_drawn_as_long_time_constants() -> None:
+    bins = len(MODEL.layers[0].histogram)
+    counts = [0] * (bins - 1) + [4]
+    heat = strip(["0"], [counts], 2048)
+    assert isinstance(heat, Heat)
+    assert heat.ticks[-1] == (len(heat.columns), "∞")
+    assert "those that never decay" in heat.about
+    assert heat.mark is not None
+    assert heat.mark[0] == pytest.approx(4 * (math.log10(2048) - 3))
+
+
+@pytest.mark.parametrize("context", [None, 1, 10, 2048, 10**12])
 def test_time_constants_of_every_decade_have_a_column(context: int | None) -> None:
     """Also of modes that never decay, which are counted in the last."""
     bins = len(MODEL.layers[0].histogram)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
+from ssmdiag.assessment.spectrum import BINS_PER_DECADE, FIRST_DECADE
 from ssmdiag.reports import Settings
-from ssmdiag.reports.folding import fold, label_layers
-from ssmdiag.reports.pictures import decay_picture, disc, run_picture
+from ssmdiag.reports.folding import Row, fold, label_layers
+from ssmdiag.reports.pictures import decay_picture, disc, run_picture, time_constant_strip
 from ssmdiag.reports.retrain.pictures import kernel_picture
 from tests.reports.example_diagnoses import layer, remembering
 
@@ -32,3 +34,12 @@ def test_a_picture_has_no_ground_of_its_own_and_no_black_or_white(picture: str) 
     text = "\n".join(PICTURES[picture])
     assert "\x1b[" in text
     assert NOT_ON_EVERY_SCREEN.findall(text) == []
+
+
+def test_a_context_below_every_time_constant_has_its_own_place() -> None:
+    bins = len(layer(0).histogram)
+    slow = replace(layer(0), histogram=(0,) * (bins - 1) + (4,))
+    ruler, bar, mark = time_constant_strip([Row("0", [slow])], 2048, FIRST_DECADE, BINS_PER_DECADE, Settings())
+    assert ruler.split() == ["layer", "1k", "10k", "100k", "1M", "10M", "100M"]
+    assert ruler.index("1k") < mark.index("▲") < ruler.index("10k")
+    assert ruler.index("10M") < bar.index("█") < ruler.index("100M")

@@ -42,7 +42,7 @@ def answer(run: RunComparison, labels: Sequence[str]) -> Answer:
         return Answer("problem", "no layer could be compared")
     named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     worst = worst_of(run)
-    status, text = _worst(worst, run, named)
+    status, text = status_of(worst, run, named)
     if run.problems:
         status, text = "problem", f"only partly read ({plural(len(run.problems), 'problem')}); {text}"
     calm = (Verdict.STEADY, Verdict.SETTLED)
@@ -84,7 +84,7 @@ def layer_sentences(run: RunComparison, labels: Sequence[str], *, full: bool = T
         yield f"layer{'s' * (len(left) > 1)} {join_labels(left)}: {where}"
 
 
-def _worst(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) -> tuple[Status, str]:
+def status_of(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) -> tuple[Status, str]:
     """Return the status of a run by its most urgent layer, and what that layer does."""
     where = f"layer {named[layer.name]}" if len(run.layers) > 1 else "its layer"
     count, over = len(run.checkpoints), f"over {plural(len(run.checkpoints), 'checkpoint')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -101,11 +102,13 @@ def _round_values(low: float, high: float) -> list[float]:
 def _short(value: float) -> str:
     """Return a tick of a logarithmic axis: steps where it is large, a power where it is small.
 
-    >>> [_short(value) for value in (0.0, 1e-5, 0.001, 1.0, 1000.0, 20_000.0)]
-    ['0', '1e-5', '0.001', '1', '1k', '20k']
+    >>> [_short(value) for value in (0.0, 1e-5, 2.5e-4, 0.001, 1.0, 1000.0, 20_000.0)]
+    ['0', '1e-5', '2.5e-4', '0.001', '1', '1k', '20k']
     """
-    return f"{value:.3g}".replace("e-0", "e-") if value < 1000 else steps(value).replace(".0", "")
+    if 0 < value < 0.001:
+        return re.sub(r"\.?0*e-0?", "e-", f"{value:.2e}")
+    return f"{value:.3g}" if value < 1000 else steps(value).replace(".0", "")
 
 
 def _plain(value: float) -> str:
-    return steps(value) if value >= 10_000 else f"{value:.6g}".replace("-", "−")
+    return steps(value) if value >= 10_000 else f"{value:,.6g}".replace("-", "−")

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, line, text
+from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, centred, line, shortened, text, width_of
 
 ROW = 15
 TOP, BOTTOM, RIGHT = 8, 58, 12
-MOST_LETTERS = 22
-LETTER = 6.8
-"""Units a letter is wide, or a little less."""
+WIDEST = 150.0
+"""Units that the names of rows take, most."""
 LEVELS = 16
 """Shades: the table has the numbers."""
 MOST_ROWS = 96
@@ -45,7 +44,7 @@ class Heat(Picture):
 
     @cached_property
     def _left(self) -> float:
-        return 14 + LETTER * min(max((len(label) for label in self.labels), default=0), MOST_LETTERS)
+        return 14 + min(max(map(width_of, self.labels), default=0.0), WIDEST)
 
     def _across(self, column: float) -> float:
         return self._left + (WIDE - RIGHT - self._left) * column / max(len(self.columns), 1)
@@ -62,17 +61,20 @@ class Heat(Picture):
             for level, cells in sorted(shades.items())
         ]
         for row, label in enumerate(self.labels):
-            said = label if len(label) <= MOST_LETTERS else f"…{label[1 - MOST_LETTERS :]}"
+            said = shortened(label, WIDEST, from_left=True)
             parts.append(text(self._left - 6, TOP + ROW * row + 12, said, anchor="end"))
+        free = 0.0
         for column, said in self.ticks:
             at = self._across(column)
-            parts += [line(at, below, at, below + 4, "grid"), text(at, below + 17, said, "quiet", anchor="middle")]
-        wide = WIDE - RIGHT - self._left
-        parts.append(f'<rect class="frame" x="{self._left:.1f}" y="{TOP}" width="{wide:.1f}" height="{below - TOP}"/>')
+            parts.append(line(at, below, at, below + 4, "grid"))
+            if at - width_of(said) / 2 >= free:
+                parts.append(centred(at, below + 17, said, "quiet"))
+                free = at + width_of(said) / 2 + 4
+        size = f'width="{WIDE - RIGHT - self._left:.1f}" height="{below - TOP}"'
+        parts.append(f'<rect class="frame" x="{self._left:.1f}" y="{TOP}" {size}/>')
         if self.mark:
             at = self._across(self.mark[0])
-            anchor = "end" if at > WIDE - 110 else "start" if at < 110 else "middle"
-            parts += [line(at, TOP, at, below + 22, "limit"), text(at, below + 34, self.mark[1], anchor=anchor)]
+            parts += [line(at, TOP, at, below + 22, "limit"), centred(at, below + 34, self.mark[1])]
         low = below + 34 + 16 * (self.mark is not None)
         return "".join([*parts, text(self._under(self.across), low, self.across, "quiet"), *self._scale(low + 18)])
 
@@ -82,7 +84,7 @@ class Heat(Picture):
 
     def _under(self, said: str) -> float:
         """Return where words below begin: with the cells, farther left where long labels leave them no room."""
-        return max(4.0, min(self._left, WIDE - RIGHT - LETTER * len(said)))
+        return max(4.0, min(self._left, WIDE - RIGHT - width_of(said)))
 
     def _level(self, value: float | None) -> int:
         if value is None or not math.isfinite(value) or value <= 0 or self.most <= 0:
@@ -92,7 +94,7 @@ class Heat(Picture):
     def _scale(self, y: float) -> list[str]:
         """Return the key: shades from nothing to the most."""
         start = self._under(self.shade + " " * 20)
-        at = start + 8 + LETTER * len(self.shade)
+        at = start + 8 + width_of(self.shade)
         swatches = [
             f'<rect class="heat" fill-opacity="{level / LEVELS:.3g}" x="{at + 20 + 3 * level:.0f}" y="{y - 10:.0f}"'
             ' width="6" height="11"/>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as escape_html
@@ -58,7 +59,8 @@ class Picture:
         names = f'<title id="{mark}t">{escape(self.title)}</title><desc id="{mark}d">{escape(self.about)}</desc>'
         if not alone:
             return f'{head} aria-labelledby="{mark}t" aria-describedby="{mark}d">{names}{body}</svg>'
-        ground = f'<style>{variables("svg")}{STYLE}</style><rect class="ground" width="{WIDE}" height="{self.height}"/>'
+        style = variables("svg.picture") + STYLE
+        ground = f'<style>{style}</style><rect class="ground" width="{WIDE}" height="{self.height}"/>'
         sizes = f'width="{2 * WIDE}" height="{2 * self.height}"'
         return f'{head} {sizes} aria-labelledby="{mark}t" aria-describedby="{mark}d">{names}{ground}{body}</svg>\n'
 
@@ -79,6 +81,35 @@ def text(x: float, y: float, said: str, kind: str = "", *, anchor: str = "start"
     return f'<text x="{_digits(x)}" y="{_digits(y)}"{classes}{at}>{escape(said)}</text>'
 
 
+def centred(x: float, y: float, said: str, kind: str = "") -> str:
+    """Return words around a place, moved where they would leave the picture."""
+    half = width_of(said) / 2
+    return text(min(max(x, half + 2), WIDE - half - 2), y, said, kind, anchor="middle")
+
+
+def width_of(said: str) -> float:
+    """Return how many units words take in the widest of the usual fonts.
+
+    >>> width_of("10k") < width_of("MWM") < width_of("表示層")
+    True
+    """
+    return sum(map(_width, printable(said)))
+
+
+def shortened(said: str, room: float, *, from_left: bool = False) -> str:
+    """Return words that fit into so many units: a mark stands for what is cut.
+
+    >>> shortened("backbone.layers.0.mixer", 100.0, from_left=True)
+    '…ers.0.mixer'
+    """
+    said = printable(said)
+    if width_of(said) <= room:
+        return said
+    while said and width_of(f"…{said}") > room:
+        said = said[1:] if from_left else said[:-1]
+    return f"…{said}" if from_left else f"{said}…"
+
+
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     """Return a straight line."""
     return f'<path class="{kind}" d="M{_digits(x1)} {_digits(y1)}L{_digits(x2)} {_digits(y2)}"/>'
@@ -87,6 +118,18 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 def path(points: Sequence[tuple[float, float]]) -> str:
     """Return a line through places, as the `d` of a path."""
     return "M" + "L".join(f"{_digits(x)} {_digits(y)}" for x, y in points)
+
+
+def _width(letter: str) -> float:
+    if unicodedata.combining(letter):
+        return 0.0
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 14.0
+    if letter in "mwMW@%…—":
+        return 13.0
+    if letter in "fijlrtI .,:;'|!()[]-/":
+        return 5.3
+    return 9.8 if letter.isupper() else 8.3
 
 
 def _digits(value: float) -> str:

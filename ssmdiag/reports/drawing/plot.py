@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from ssmdiag.reports.drawing.axis import Axis
 from ssmdiag.reports.drawing.colours import CURVES
-from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, line, path, text
+from ssmdiag.reports.drawing.picture import WIDE, Numbers, Picture, centred, line, path, shortened, text, width_of
 
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 10, 42
 ROOM = 210
 """Units of the axes from top to bottom."""
 MOST_POINTS = 200
 """Points of a curve: more only make the page larger."""
-LETTER = 6.6
-"""Units a letter is wide, on average."""
+BESIDE_TICKS = 26
+"""Units left of the ticks: the name of the axis, and room."""
+BESIDE = 46
+"""Units of the key that a curve takes besides its name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Plot(Picture):
 
     def body(self) -> str:
         x, y = self._axes()
-        frame = f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDE - LEFT - RIGHT}" height="{ROOM}"/>'
+        size = f'width="{WIDE - self._left - RIGHT:.1f}" height="{ROOM}"'
+        frame = f'<rect class="frame" x="{self._left:.1f}" y="{TOP}" {size}/>'
         parts = [*self._ticks(x, y), frame]
         for mark in self.marks:
             parts += self._mark(mark, x, y)
@@ -82,8 +86,13 @@ class Plot(Picture):
         marked = {axis: [mark.value for mark in self.marks if mark.axis == axis] for axis in "xy"}
         return self.x.over([*(a for a, _ in seen), *marked["x"]]), self.y.over([*(b for _, b in seen), *marked["y"]])
 
+    @cached_property
+    def _left(self) -> float:
+        """Units left of the axes: the ticks have their room beside the name of the axis."""
+        return max(LEFT, BESIDE_TICKS + max((width_of(said) for _, said in self._axes()[1].ticks()), default=0.0))
+
     def _across(self, axis: Axis, value: float) -> float:
-        return LEFT + (WIDE - LEFT - RIGHT) * axis.place(value)
+        return self._left + (WIDE - self._left - RIGHT) * axis.place(value)
 
     def _down(self, axis: Axis, value: float) -> float:
         return TOP + ROOM * (1 - axis.place(value))
@@ -92,11 +101,14 @@ class Plot(Picture):
         parts = []
         for value, said in x.ticks():
             at = self._across(x, value)
-            parts += [line(at, TOP, at, TOP + ROOM, "grid"), text(at, TOP + ROOM + 16, said, "quiet", anchor="middle")]
+            parts += [line(at, TOP, at, TOP + ROOM, "grid"), centred(at, TOP + ROOM + 16, said, "quiet")]
         for value, said in y.ticks():
             at = self._down(y, value)
-            parts += [line(LEFT, at, WIDE - RIGHT, at, "grid"), text(LEFT - 6, at + 4, said, "quiet", anchor="end")]
-        parts.append(text((LEFT + WIDE - RIGHT) / 2, TOP + ROOM + 34, self.x.label, anchor="middle"))
+            parts += [
+                line(self._left, at, WIDE - RIGHT, at, "grid"),
+                text(self._left - 6, at + 4, said, "quiet", anchor="end"),
+            ]
+        parts.append(text((self._left + WIDE - RIGHT) / 2, TOP + ROOM + 34, self.x.label, anchor="middle"))
         middle = TOP + ROOM / 2
         turned = text(0, 0, self.y.label, anchor="middle")
         return [*parts, f'<g transform="translate(13 {middle:.0f})rotate(-90)">{turned}</g>']
@@ -107,7 +119,10 @@ class Plot(Picture):
             return []
         if mark.axis == "y":
             at = self._down(y, mark.value)
-            return [line(LEFT, at, WIDE - RIGHT, at, "limit"), text(WIDE - RIGHT - 4, at - 4, mark.name, anchor="end")]
+            return [
+                line(self._left, at, WIDE - RIGHT, at, "limit"),
+                text(WIDE - RIGHT - 4, at - 4, mark.name, anchor="end"),
+            ]
         at = self._across(x, mark.value)
         anchor = "end" if axis.place(mark.value) > 0.5 else "start"
         words = text(at + (-5 if anchor == "end" else 5), TOP + 14, mark.name, anchor=anchor)
@@ -118,10 +133,10 @@ class Plot(Picture):
         lines: list[list[int]] = []
         room = 0.0
         for number, curve in enumerate(self.curves):
-            need = 46 + LETTER * min(len(curve.name), 60)
+            need = BESIDE + width_of(self._short(curve))
             if need > room:
                 lines.append([])
-                room = WIDE - LEFT
+                room = WIDE - self._left
             lines[-1].append(number)
             room -= need
         return lines
@@ -129,17 +144,21 @@ class Plot(Picture):
     def _legend(self) -> list[str]:
         parts = []
         for row, numbers in enumerate(self._key()):
-            at, y = float(LEFT), TOP + ROOM + BOTTOM + 10 + 18 * row
+            at, y = self._left, TOP + ROOM + BOTTOM + 10 + 18 * row
             for number in numbers:
                 curve = self.curves[number]
-                name = curve.name if len(curve.name) <= 60 else f"{curve.name[:59]}…"
+                name = self._short(curve)
                 if curve.kind == "dots":
                     parts.append(f'<circle class="d{number % CURVES}" cx="{at + 12:.0f}" cy="{y - 4}" r="3"/>')
                 else:
                     parts.append(line(at, y - 4, at + 26, y - 4, f"curve c{number % CURVES}"))
                 parts.append(text(at + 32, y, name))
-                at += 46 + LETTER * len(name)
+                at += BESIDE + width_of(name)
         return parts
+
+    def _short(self, curve: Curve) -> str:
+        """Return the name of a curve as the key has it."""
+        return shortened(curve.name, WIDE - self._left - BESIDE)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> Sequence[tuple[float, float]]:

@@ -9,7 +9,7 @@ from ssmdiag.capacity.capacity import LayerCapacity
 from ssmdiag.capacity.report import CapacityReport, report_alone
 from ssmdiag.printable import module_name
 from ssmdiag.reports import words
-from ssmdiag.reports.capacity_text import answer, best, document, remarks
+from ssmdiag.reports.capacity_text import NONE_GIVEN, answer, best, document, remarks
 from ssmdiag.reports.drawing.plot import Mark
 from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.page.page import Page, at, digits, steps
@@ -32,9 +32,14 @@ def page(
     guess: str | None = None,
     attention_layers: Sequence[str] = (),
     *,
+    stated: bool = True,
+    chosen: str | None = None,
     command: str = "",
 ) -> Page:
-    """Return the page of the layers of one checkpoint, or of one layer."""
+    """Return the page of the layers of one checkpoint, or of one layer.
+
+    `stated` says whether a context is known; `chosen`, which checkpoint of its run it is.
+    """
     layers = _reports(found)
     context = context or layers[0].own.context
     labels = label_layers([layer.name for layer in layers])
@@ -43,6 +48,7 @@ def page(
     made = Page(f"{name}: memory capacity", answer(layers, labels, attention_layers))
     if guess:
         made.warn(guess)
+    made.paragraph(chosen or "")
     made.heading("Layers")
     heads = [
         "layer",
@@ -63,7 +69,7 @@ def page(
         rows.append(
             [label, layer["family"], layer["channels"], layer["modes"], length, longest, *others, used, layer["name"]]
         )
-    caption = f"Medians over channels; lengths in steps, over a context of {context:,}"
+    caption = f"Medians over channels; lengths in steps, over a context of {context:,}{NONE_GIVEN * (not stated)}"
     made.table(caption, heads, rows)
     made.remarks(remarks(layers, labels))
     made.heading("Pictures")
@@ -81,7 +87,7 @@ def page(
     dtype = layers[0].own.state_dtype
     settings = {
         "checkpoint": path or None,
-        "context length": context,
+        "context length": context if stated else f"{context:,}{NONE_GIVEN}",
         "format of the state": dtype,
         "ssmdiag": __version__,
     }

@@ -13,9 +13,11 @@ from ssmdiag.reports.check_text import not_judged
 from ssmdiag.reports.drawing.heat import Heat, spread_rows
 from ssmdiag.reports.folding import fold, label_layers
 from ssmdiag.reports.grouping import count_findings, group_findings
+from ssmdiag.reports.interface import Settings
 from ssmdiag.reports.json import document
 from ssmdiag.reports.page.page import Page, State, at, digits, margin, steps
 from ssmdiag.reports.page.pictures import decay_plot
+from ssmdiag.reports.text import laws, remarks
 
 if TYPE_CHECKING:
     from ssmdiag.assessment.spectrum import LayerDiagnosis
@@ -63,6 +65,7 @@ def fill(made: Page, diagnosis: Diagnosis, data: Mapping[str, Any], labels: Sequ
     """Add everything below the verdict; `data` is the diagnosis as JSON has it."""
     if diagnosis.guess:
         made.warn(diagnosis.guess)
+    made.paragraph(diagnosis.chosen or "")
     if diagnosis.problems:
         made.heading("Not read", level)
         made.remarks(diagnosis.problems)
@@ -72,7 +75,9 @@ def fill(made: Page, diagnosis: Diagnosis, data: Mapping[str, Any], labels: Sequ
         caption = "Steps are time steps (tokens); margin 1−|λ̄| is the distance from the stability boundary"
         states = ["error" * bool(layer.unstable or layer.nonfinite) for layer in diagnosis.layers]
         made.table(caption, COLUMNS, map(layer_row, data["layers"], labels, diagnosis.layers), states)
-        made.remarks(_remarks(diagnosis, labels))
+        rows = fold(diagnosis.layers, labels, all_layers=False)
+        full = Settings(full=True)
+        made.remarks([*laws(diagnosis, rows, full), *remarks(diagnosis, labels, full)])
         made.heading("Pictures", level)
         made.gallery([time_constants(diagnosis, labels), *_kernels(diagnosis, labels)])
 
@@ -124,25 +129,34 @@ def strip(
     used = [k for k, count in enumerate(total) if count]
     if not used:
         return None
-    first = min(used[0] // BINS_PER_DECADE, len(total) // BINS_PER_DECADE - 2) * BINS_PER_DECADE
-    last = max((used[-1] // BINS_PER_DECADE + 1) * BINS_PER_DECADE, first + 2 * BINS_PER_DECADE)
-    place = BINS_PER_DECADE * (math.log10(context) - FIRST_DECADE) - first if context else None
-    if place is not None:
-        last = max(last, min(math.ceil(place / BINS_PER_DECADE) * BINS_PER_DECADE + first, len(total)))
-    edges = range(0, last - first + 1, BINS_PER_DECADE)
-    ticks = [(float(edge), words.decade(FIRST_DECADE + (first + edge) // BINS_PER_DECADE)) for edge in edges]
+    place = BINS_PER_DECADE * (math.log10(context) - FIRST_DECADE) if context else float(used[0])
+    decades = len(total) // BINS_PER_DECADE
+    start = min(used[0] // BINS_PER_DECADE, int(place // BINS_PER_DECADE), decades - 2)
+    stop = max(used[-1] // BINS_PER_DECADE + 1, start + 2, min(math.ceil(place / BINS_PER_DECADE), decades))
+    first, last = start * BINS_PER_DECADE, stop * BINS_PER_DECADE
+    said = [words.decade(FIRST_DECADE + decade) for decade in range(start, stop + 1)]
+    if not used[0]:
+        some += f" The first column has all below {_begins(1):.2g} steps."
+    if used[-1] == len(total) - 1:
+        said[-1] = "∞"
+        some += f" The last has all from {words.steps(_begins(used[-1]))} steps on, and those that never decay."
     return Heat(
         title="Time constants τ",
         about=f"Modes of a {what} per quarter decade of their time constant, in steps.{some}",
         labels=labels,
         values=[row[first:last] for row in counts],
-        columns=[10 ** (FIRST_DECADE + k / BINS_PER_DECADE) for k in range(first, last)],
-        ticks=ticks,
+        columns=list(map(_begins, range(first, last))),
+        ticks=[(float(BINS_PER_DECADE * k), tick) for k, tick in enumerate(said)],
         across="time constant in steps; a column begins at its number",
         shade=shade,
         most=max(max(row) for row in counts),
-        mark=(place, f"context {context:,}") if place is not None and 0 <= place <= last - first else None,
+        mark=(place - first, f"context {context:,}") if context and place <= last else None,
     )
+
+
+def _begins(column: int) -> float:
+    """Return the time constant from which on a column has modes."""
+    return float(10 ** (FIRST_DECADE + column / BINS_PER_DECADE))
 
 
 def layer_row(data: Mapping[str, Any], label: str, layer: LayerDiagnosis) -> list[Any]:
@@ -192,28 +206,6 @@ def _folded(made: Page, caption: str, heads: Sequence[str], rows: Iterable[Seque
     inner = Page("", "")
     inner.table(caption, heads, rows)
     made.fold(caption, inner)
-
-
-def _remarks(diagnosis: Diagnosis, labels: Sequence[str]) -> Iterator[str]:
-    for point in dict.fromkeys(layer.operating_point for layer in diagnosis.layers if not layer.time_invariant):
-        yield f"Nominal: the decay depends on the input; this is its value with {point}. Weights alone say no more."
-    for one in diagnosis.alternatives:
-        assumed = one.assumption
-        others = ", ".join(f"{value}: {words.steps(longest)}" for value, longest in one.others if longest is not None)
-        effect = f" Slowest half-life {words.in_steps(one.slowest)}; otherwise {others}." if others else ""
-        yield f"Assumed: {assumed.option} = {assumed.value} ({assumed.meaning}); nothing in the file says.{effect}"
-    noted: dict[str, list[str]] = {}
-    for layer, label in zip(diagnosis.layers, labels, strict=True):
-        for note in layer.notes:
-            noted.setdefault(note, []).append(label)
-    yield from (
-        f"layer{'s' * (len(where) > 1)} {', '.join(where[:6])}{' …' * (len(where) > 6)}: {note}"
-        for note, where in noted.items()
-    )
-    yield from diagnosis.notes
-    if diagnosis.unrecognised:
-        some = ", ".join(diagnosis.unrecognised[:20]) + " …" * (len(diagnosis.unrecognised) > 20)
-        yield f"{words.plural(len(diagnosis.unrecognised), 'tensor')} that look recurrent and were not used: {some}"
 
 
 def _kernels(diagnosis: Diagnosis, labels: Sequence[str]) -> Iterator[Picture]:

@@ -25,6 +25,7 @@ def page(memory: LayerMemory, shown: Shown, guess: str | None = None, *, command
     made = Page(title, answer(memory, decay, shown))
     if guess:
         made.warn(guess)
+    made.paragraph(shown.chosen or "")
     made.paragraph(decay.sentence)
     made.paragraph(horizons(memory))
     whole = data["decay"]["layer"]
@@ -47,6 +48,7 @@ def page(memory: LayerMemory, shown: Shown, guess: str | None = None, *, command
             "checkpoint": shown.path,
             "layer": module_name(memory.layer),
             "channel": shown.channel,
+            "context length": shown.stated_context or "none is given: --length sets it",
             "lags": memory.context,
             "ssmdiag": __version__,
         },

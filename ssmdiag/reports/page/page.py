@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -60,16 +61,16 @@ class Page:
     def finding(self, name: str, text: str, advice: str, state: State) -> None:
         """Add what was found: its name, what was seen and what to do, one below the other as on a phone."""
         self.parts.append(
-            f'<div class="finding {state}"><b>{escape(name)}</b><br>{escape(text)}<br>{escape(advice)}</div>\n'
+            f'<div class="finding {state}"><b>{escape(name)}</b><br>{_prose(text)}<br>{_prose(advice)}</div>\n'
         )
 
     def paragraph(self, text: str) -> None:
         if text:
-            self.parts.append(f"<p>{escape(text)}</p>\n")
+            self.parts.append(f"<p>{_prose(text)}</p>\n")
 
     def remarks(self, lines: Iterable[str], heading: str = "") -> None:
         """Add a list of sentences; nothing where there is none."""
-        items = "".join(f"<li>{escape(line)}</li>" for line in lines if line)
+        items = "".join(f"<li>{_prose(line)}</li>" for line in lines if line)
         if items:
             if heading:
                 self.heading(heading)
@@ -120,6 +121,11 @@ class Page:
         )
 
 
+def _prose(text: str) -> str:
+    """Return a sentence in which options and 1−|λ̄| are never broken over two lines."""
+    return re.sub(r"--[a-z][a-z-]*|1−\|λ̄\|", r'<span class="whole">\g<0></span>', escape(text))
+
+
 def in_references(html: str) -> str:
     """Return a page in ASCII, other characters as references, for an output that cannot carry them.
 
@@ -146,9 +152,15 @@ def percent(value: float | str | None, digits: int = 3) -> Cell:
 
 
 def digits(value: float | str | None, count: int = 3) -> Cell:
-    """Return a number with so many digits."""
+    """Return a number with so many digits, written out below a thousand million.
+
+    >>> digits(13_541.2, 4).said, digits(0.01234).said, digits(2.5e12).said
+    ('13,540', '0.0123', '2.5e+12')
+    """
     number = _number(value)
-    return Cell("–" if number is None else f"{number:.{count}g}", value)
+    if number is not None and 10**count <= abs(number) < 1e9:
+        return Cell(f"{float(f'{number:.{count}g}'):,.0f}", value)
+    return Cell("–" if number is None else f"{number:,.{count}g}", value)
 
 
 def at(record: Any, *keys: str) -> Any:
@@ -186,14 +198,15 @@ def _verdict(text: str | Answer, state: State) -> str:
         state = STATES[text.status]
         text = words.capitalised(text.text)
     word = f"<b>{word}.</b> " if word else ""
-    return f'<p class="verdict {state}">{word}{escape(text)}</p>\n'
+    return f'<p class="verdict {state}">{word}{_prose(text)}</p>\n'
 
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], states: Sequence[str] = ()) -> str:
     used = [k for k in range(len(heads)) if not k or any(_is_known(row[k]) for row in rows)]
     left = {k for k in used if any(isinstance(row[k], str) and row[k] for row in rows)}
     kinds = {k: ' class="word"' if k in left else "" for k in used}
-    head = "".join(f'<th scope="col"{kinds[k]}>{escape(heads[k])}</th>' for k in used)
+    named = [escape(head).replace(" %", "&#160;%") for head in heads]
+    head = "".join(f'<th scope="col"{kinds[k]}>{named[k]}</th>' for k in used)
     lines = []
     for number, row in enumerate(rows):
         state = f' class="{states[number]}"' if number < len(states) and states[number] else ""
@@ -203,7 +216,7 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], st
         lines.append(f'<tr{state}><th scope="row"{kind}>{_content(first)}</th>{cells}</tr>\n')
     return (
         f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
-        f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody>"
+        f"<caption><span>{_prose(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody>"
         "</table></div>\n"
     )
 

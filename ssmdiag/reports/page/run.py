@@ -6,26 +6,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssmdiag.compare.trend import Verdict
 from ssmdiag.reports import words
 from ssmdiag.reports.compare.json import run_document
 from ssmdiag.reports.compare.run import remarks
-from ssmdiag.reports.compare.words import answer, said_of, urgency
+from ssmdiag.reports.compare.words import answer, said_of, status_of, step, urgency
 from ssmdiag.reports.drawing.axis import Axis
 from ssmdiag.reports.drawing.plot import MOST_POINTS, Curve, Mark, Plot, thinned
 from ssmdiag.reports.folding import label_layers
 from ssmdiag.reports.page.diagnosis import versions
-from ssmdiag.reports.page.page import Page, State, at, digits, margin, percent, steps
+from ssmdiag.reports.page.page import STATES, Cell, Page, at, digits, margin, percent, steps
 
 if TYPE_CHECKING:
+    from ssmdiag.compare.layer_history import LayerHistory
     from ssmdiag.compare.run import RunComparison
     from ssmdiag.reports.drawing.picture import Picture
 
 MOST_CURVES = 6
 MOST_CHECKPOINTS = 500
-STATES: Mapping[Verdict, State] = {
-    Verdict.BROKEN: "error", Verdict.CROSSED: "error", Verdict.CONVERGING: "warning", Verdict.UNDETERMINED: "note",
-}  # fmt: skip
 
 
 def page(run: RunComparison, *, command: str = "") -> Page:
@@ -37,6 +34,7 @@ def page(run: RunComparison, *, command: str = "") -> Page:
         made.heading("Not read")
         made.remarks(run.problems)
     made.heading("What moves")
+    named = dict(zip((layer.name for layer in run.layers), labels, strict=True))
     order = sorted(range(len(labels)), key=lambda k: urgency(run.layers[k]))
     made.remarks(f"Layer {labels[k]}: {said_of(run.layers[k], run)}." for k in order)
     made.heading("Layers")
@@ -49,7 +47,7 @@ def page(run: RunComparison, *, command: str = "") -> Page:
         _row(layer, label, run.layers[k]) for k, (layer, label) in enumerate(zip(data["layers"], labels, strict=True))
     ]
     made.table("First and last checkpoint of every layer; τ and horizon in time steps, margin 1−|λ̄|", heads, rows,
-               [_colour(layer.verdict) for layer in run.layers])  # fmt: skip
+               [_colour(layer, run, named) for layer in run.layers])  # fmt: skip
     made.remarks(remarks(run))
     made.heading("Pictures")
     made.gallery(_pictures(run, labels))
@@ -138,10 +136,16 @@ def _limits(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[list[Any
             ahead = limit["projection"]
             if ahead is None and limit["passed_at_step"] is None:
                 continue
-            said = [digits(at(ahead, name), 4) for name in ("step", "earliest", "latest", "not_before")]
+            said = [_step(at(ahead, name)) for name in ("step", "earliest", "latest", "not_before")]
             yield [label, limit["name"], digits(limit["rate"]), limit["passed_at_step"], *said]
 
 
-def _colour(verdict: Verdict) -> str:
-    state = STATES.get(verdict, "")
+def _step(value: float | str | None) -> Cell:
+    """Return a projected step as sentences have it."""
+    return Cell("–" if value is None else step(float(value)), value)
+
+
+def _colour(layer: LayerHistory, run: RunComparison, named: Mapping[str, str]) -> str:
+    """Return how bad a layer is, as the answer would say of it."""
+    state = STATES[status_of(layer, run, named)[0]]
     return state if state in ("error", "warning") else ""

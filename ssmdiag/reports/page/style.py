@@ -26,7 +26,9 @@ min-width:min(100%,30em)}
 .ssmdiag caption span{display:inline-block;position:sticky;left:0;max-width:min(1000px,calc(100vw - 40px))}
 .ssmdiag th,.ssmdiag td{padding:.25em .6em;border-bottom:1px solid var(--edge);text-align:right;vertical-align:top;
 white-space:nowrap;overflow-wrap:normal;background:var(--ground);color:var(--ink)}
-.ssmdiag thead th{color:var(--quiet);font-weight:600;white-space:normal;vertical-align:bottom;max-width:9em}
+.ssmdiag thead th{color:var(--quiet);font-weight:600;white-space:normal;vertical-align:bottom;min-width:5em;
+max-width:9em}
+.ssmdiag .whole{white-space:nowrap}
 .ssmdiag tbody th{font-weight:600}
 .ssmdiag th:first-child{text-align:left;position:sticky;left:0}
 .ssmdiag .word,.ssmdiag .words{text-align:left} .ssmdiag .words{white-space:normal;min-width:18em;max-width:34em}
@@ -44,6 +46,7 @@ align-items:start}
 .ssmdiag{max-width:none;padding:0;font-size:10pt}
 .ssmdiag .scroll{overflow:visible}
 .ssmdiag table{font-size:7.5pt} .ssmdiag th,.ssmdiag td{padding:.15em .35em;white-space:normal}
+.ssmdiag .words{min-width:9em;overflow-wrap:anywhere} .ssmdiag h2,.ssmdiag h3{break-after:avoid}
 .ssmdiag details:not([open]),.ssmdiag summary{display:none} .ssmdiag tr{break-inside:avoid}
 }
 """
