@@ -68,13 +68,13 @@ class Layer:
 
         Raises LayerError where its tensors do not fit together or cannot be read as numbers.
         """
-        if self.defect:
-            raise LayerError(self.defect)
         if empty := next((name for local, name in self.names.items() if 0 in self.shape(local)), None):
             raise LayerError(
                 f"{empty} is empty: its shape is {self.checkpoint[empty].shape}.",
                 advice="where training was sharded (ZeRO-3), gather the weights before they are saved.",
             )
+        if self.defect:
+            raise LayerError(self.defect)
         bench = replace(self, assume={**self.assume, **assume}, _record=_Record())
         with guard(self.path, f"reading it as {self.family.title}"):
             found = list(self.family.read(bench))

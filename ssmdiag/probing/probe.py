@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ssmdiag.checkpoint.live import require_values
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.families.recognition import recognise
 from ssmdiag.guard import guard
@@ -163,9 +164,10 @@ def probe(
     Raises
     ------
     SsmdiagError
-        If there is no batch that is long enough, a batch is padded, the model fails, a layer never ran, or memory
-        runs out.
+        If there is no batch that is long enough, a batch is padded, the model fails or has no values, a layer never
+        ran, or memory runs out.
     """
+    require_values(type(model).__name__, model.parameters())
     meters: dict[str, RetentionMeter] = {}
     errors: dict[str, str] = {}
     rounded: dict[str, dict[str, StateError]] = {}

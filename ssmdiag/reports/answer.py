@@ -139,6 +139,8 @@ def _memory(diagnosis: Diagnosis, read: Sequence[LayerDiagnosis], *, brief: bool
         return f"how far it remembers is not known; {halves}{rest}", False
     reach = max(horizons)
     if math.isinf(reach):
+        if any(map(_grows, read)) and not any(layer.marginal for layer in read):
+            return f"how far it remembers is not known: modes grow{rest}", False
         beyond = f", further than its context of {context:,}" if context else ""
         if any(layer.half_life and math.isinf(layer.half_life.max) for layer in read):
             return f"its slowest modes never decay{rest}: what they hold lasts until it is overwritten{beyond}", True
@@ -167,6 +169,11 @@ def _convolutions(layers: Sequence[LayerDiagnosis], horizons: Sequence[float]) -
     last = int(max(horizons, default=most))
     steps = f"K − 1 = {words.plural(most, 'step')}"
     return f"remembers {steps if last == most else f'{last:,} of {steps}'} by its convolutions"
+
+
+def _grows(layer: LayerDiagnosis) -> bool:
+    """Whether modes grow: also those of a linearised layer, which is not unstable for it; rounding is no growth."""
+    return layer.unstable > 0 or (layer.spectral_radius or 0.0) > 1 + 1e-6
 
 
 def _examined(layer: LayerDiagnosis) -> bool:

@@ -195,6 +195,17 @@ def test_a_failed_proof_exits_one_with_layer_mode_and_values(run: Run, tmp_path:
     assert data["proven"] is False
 
 
+def test_a_mode_that_is_nan_on_both_sides_is_said_to_equal_nothing(run: Run, tmp_path: Path) -> None:
+    state = load_file(S4D / "step-02000.safetensors")
+    state[next(name for name in state if name.endswith("1.kernel.log_A_real"))][7, 3] = math.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    code, out, _ = run(tmp_path / "nan.safetensors", tmp_path / "nan.safetensors", "--strict")
+    assert code == 1
+    assert "layer 1, channel 7, mode 3: NaN in a and in b, which equals nothing" in one_line(out)
+    _, out, _ = run(S4D / "step-02000.safetensors", tmp_path / "nan.safetensors", "--strict")
+    assert "channel 7, mode 3: NaN in b, which equals nothing" in one_line(out)
+
+
 def test_a_partly_read_run_is_reported_and_exits_two(run: Run, tmp_path: Path) -> None:
     paths = write_run(tmp_path, STEPS, drifting)
     paths[4].write_bytes(b"")

@@ -93,6 +93,12 @@ def test_axes_of_nothing_are_named(name: str) -> None:
                     layer.read()
 
 
+def test_a_part_that_is_empty_is_named_as_such_and_not_as_one_that_does_not_belong() -> None:
+    """As a shard of ZeRO-3 that was never gathered, beside a part that was."""
+    said = problem("mamba:state-spaces", {"A_log": lambda w: w[:0], "dt_proj.bias": lambda w: w[:0]})
+    assert "A_log is empty: its shape is (0, 4)." in said
+
+
 def test_packed_gates_without_a_shape_are_named() -> None:
     said = problem("min_gru:minGRU", {"to_hidden_and_gate.weight": lambda values: values.to(torch.int32)})
     assert "do not say how many channels" in said

@@ -140,6 +140,15 @@ def test_the_gates_of_an_lstm_or_gru_are_observed_and_its_use_is_measured(core: 
     assert found.use_reason is None
 
 
+@pytest.mark.parametrize("core", [nn.LSTM, nn.Linear])
+def test_a_model_without_values_is_told_to_load_them(core: Any) -> None:
+    with torch.device("meta"):
+        model = core(4, 4)
+    with pytest.raises(SsmdiagError, match="no values") as refused:
+        probed(model, [torch.zeros(2, 8, 4)])
+    assert "load its weights first" in (refused.value.advice or "")
+
+
 def test_batches_are_cut_to_the_length_and_those_too_short_are_named() -> None:
     model = tiny_model("mamba2")
     long, short = tokens(2, 50), tokens(1, 31)

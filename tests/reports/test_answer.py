@@ -86,6 +86,22 @@ def test_a_mode_that_grows_is_a_problem_also_where_no_rule_was_asked() -> None:
     assert said.line == "PROBLEM  1 of 81,920 modes in layer 1 grows with every step, by a factor of 1.02"
 
 
+def test_what_grows_is_not_said_to_be_kept() -> None:
+    endless = reaching(0, math.inf)
+    assert endless.half_life is not None
+    endless = replace(endless, half_life=replace(endless.half_life, max=math.inf))
+    kept = "its slowest modes never decay: what they hold lasts until it is overwritten"
+    assert answer(diagnosis(endless)).line == f"OK  {kept}"
+    grows = replace(endless, unstable=1, spectral_radius=1.02, marginal=0)
+    assert answer(diagnosis(grows, rules=())).line.endswith("grows with every step, by a factor of 1.02")
+    assert answer(diagnosis(replace(grows, marginal=1), rules=())).line.endswith(f"1.02; {kept}")
+    # Linearised at zero: it is no fault that modes leave it, and no memory either.
+    leaves = replace(grows, unstable=0)
+    assert answer(diagnosis(leaves)).line == "UNDETERMINED  how far it remembers is not known: modes grow"
+    rounded = replace(endless, spectral_radius=1 + 1e-9)
+    assert answer(diagnosis(rounded)).line == f"OK  {kept}"
+
+
 @pytest.mark.parametrize("case", ["guess", "assumed", "hybrid"])
 def test_what_rests_on_a_guess_is_not_ok(case: str) -> None:
     plain = CASES[case]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +103,8 @@ def _detail(layer: LayerProof) -> str:
         return f": {'; '.join(layer.notes)}"
     if layer.spectrum and layer.spectrum.value > layer.tolerance:
         mode = layer.spectrum
+        if broken := [side for side, value in (("a", mode.a), ("b", mode.b)) if cmath.isnan(value)]:
+            return f", channel {mode.channel}, mode {mode.at}: NaN in {' and in '.join(broken)}, which equals nothing"
         rates, turns = (-mode.a.real, -mode.b.real), (mode.a.imag, mode.b.imag)
         what = f"rate {_number(rates[0])} in a, {_number(rates[1])} in b"
         if abs(rates[0] - rates[1]) < 0.99 * mode.value * max(map(abs, rates)):
