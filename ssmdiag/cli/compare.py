@@ -131,7 +131,9 @@ def compare(
 
     given = paths
     paths, notes = last_checkpoints(expand_run(paths))
-    if len(given) > 1 and len(set(paths)) == 1:
+    places = claim(output, also, format=format, known=FORMATS, reads=[*paths, map_file])
+    strict = strict or tolerance is not None
+    if len(given) > 1 and len(set(paths)) == 1 and not strict:
         raise SsmdiagError(
             f"{given[0]} is given twice."
             if len(set(given)) == 1
@@ -145,8 +147,6 @@ def compare(
             expected="two or more, or a directory of numbered checkpoints",
             advice=f"{shlex.join(['ssmdiag', 'inspect', *map(str, paths)])} reports on one.",
         )
-    places = claim(output, also, format=format, known=FORMATS, reads=[*paths, map_file])
-    strict = strict or tolerance is not None
     if strict and len(paths) != 2:
         raise SsmdiagError(f"--strict compares two checkpoints, {len(paths)} were given.")
     families, assumed, place = load_families(map_file), parse_assumptions(assume), choose_device(device)

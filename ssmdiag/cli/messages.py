@@ -1,12 +1,11 @@
 """Messages on a terminal: wrapped at its width, with everything that is to be copied in one piece.
 
-A log is searched line by line, and whoever shows it wraps it: where stderr is no terminal and nothing gives a width,
-every line of a message stays one line.
+A log is searched line by line, and whoever shows it wraps it: where stderr is no terminal, each line of a message stays
+one line.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -15,6 +14,7 @@ from ssmdiag.cli import terminal
 
 _PIECE = re.compile(r"(?<!\S)[(\[]?(?:`[^`]*`|'[^']*'|\"[^\"]*\")\S*|(?<=[?:] )ssmdiag .*|\S+")
 """A word, or what is to be copied: what stands in quotes, a command that ends the line."""
+_TITLES = ("error:", "note:", "warning:")
 _COMMAND = re.compile(r"\s*(?:next: )?ssmdiag\s")
 
 
@@ -36,13 +36,13 @@ def remark_problems(what: str, sentences: Iterable[str]) -> None:
 def width_of_messages() -> int | None:
     """Return COLUMNS, else the width of the terminal that stderr is; None where it is none. Never under 40."""
     stream = terminal.drawing()
-    return terminal.width(stream) if os.environ.get("COLUMNS") or stream.isatty() else None
+    return terminal.width(stream) if stream.isatty() else None
 
 
 def fold(line: str, width: int) -> Iterator[str]:
     """Yield a line in lines that fit, broken between words alone; of a command, the line itself.
 
-    A name is longer than the line rather than broken: it must be possible to copy it whole.
+    A name is longer than the line rather than broken: it must be possible to copy it whole. No line is "error:" alone.
 
     >>> print(*fold("  closest: lru – nu_log at the top; net.layers.0.seq.theta_log missing", 34), sep=chr(10))
       closest: lru – nu_log at the
@@ -60,7 +60,7 @@ def fold(line: str, width: int) -> Iterator[str]:
     now = lead
     for piece in _PIECE.findall(line):
         gap = " " * bool(now.strip())
-        if gap and len(now) + len(gap) + len(piece) >= width:
+        if gap and now not in _TITLES and len(now) + len(gap) + len(piece) >= width:
             yield now
             now, gap = after, ""
         now += gap + piece

@@ -299,7 +299,7 @@ def test_only_one_module_writes_to_the_streams() -> None:
     """What is printed elsewhere would go round the escape."""
     root = Path(__file__).parents[2] / "ssmdiag"
     direct = re.compile(r"\bprint\(|std(?:out|err)\.write|Console\(stderr|print_exc|click\.echo|typer\.echo")
-    allowed = {"__init__.py": 1, "printable.py": 2, "cli/app.py": 1}  # examples; a version
+    allowed = {"__init__.py": 1, "printable.py": 2, "cli/app.py": 1, "cli/messages.py": 1}  # examples; a version
     found = {}
     for path in sorted(root.rglob("*.py")):
         lines = [line for line in path.read_text().splitlines() if direct.search(line) and "out.print(" not in line]

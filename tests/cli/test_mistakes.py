@@ -174,15 +174,17 @@ def test_a_mistake_is_named_with_a_next_command_that_works(typed: str, desk: Pat
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_errors_fit_the_screen_and_break_no_name(columns: int, desk: Path, run: Run) -> None:
+def test_errors_fit_the_screen_and_break_no_name(
+    columns: int, desk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = "a_block_with_a_long_name.of_the_mixer.log_of_the_decay_of_the_gate"
     save_file({gate: torch.zeros(4), "nu_log": torch.zeros(8), "theta_log": torch.zeros(8)}, "unknown.safetensors")
     typed = ("inspect unknown.safetensors", "inspect empty", "kernel model.safetensors --layer l", "inspect modle.pt")
     for mistake in (*typed, "inspect my model.safetensors", "inspect --assume dt_transfrom=exp model.safetensors"):
-        os.environ.pop("COLUMNS")  # nothing gives a width: each line of the message is one
-        whole = run(*shlex.split(mistake))[2].partition("\n\n")
-        os.environ["COLUMNS"] = str(columns)
-        folded = run(*shlex.split(mistake))[2].partition("\n\n")
+        whole = run(*shlex.split(mistake))[2].partition("\n\n")  # no terminal: each line of the message is one
+        with monkeypatch.context() as terminal:
+            terminal.setattr(messages, "width_of_messages", lambda: columns)
+            folded = run(*shlex.split(mistake))[2].partition("\n\n")
         assert " ".join(folded[0].split()) == " ".join(whole[0].split()), "no word is broken or lost"
         assert folded[2] == whole[2], "a text to copy is as it was"
         for line in folded[0].splitlines():
@@ -197,6 +199,7 @@ def test_a_terminal_of_fifty_columns_is_written_to_in_fifty(desk: Path, monkeypa
         monkeypatch.setattr("sys.stderr", stream)
         assert messages.width_of_messages() == 50
         assert messages.wrapped("error: " + 15 * "word ").splitlines()[1] == " ".join(7 * ["word"])
+        assert messages.wrapped("error: /" + 60 * "a" + ": is not there.").splitlines()[0].startswith("error: /")
     os.close(terminal)
 
 

@@ -111,4 +111,4 @@ def test_together_of_one_is_what_models_that_are_given_do(run: Run) -> None:
 def test_batches_of_the_users_own_are_reported_with_their_size(run: Run) -> None:
     code, output, _ = run("retrain", *MODEL, "--data", f"{GIVEN}:loaders", "--param", "own", *SMALL)
     assert code == 0
-    assert "1 steps × 8 " in output
+    assert "1 step × 8 " in output

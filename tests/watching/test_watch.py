@@ -140,7 +140,7 @@ def test_a_layer_that_is_not_finite_is_warned_of_and_the_others_are_read(value: 
     assert math.isnan(reading.margin)
     assert reading.worst.name == "layers.1.mixer"
     assert reading.layers[0].margin > 0
-    assert said == ["step 10: 1 of 12 modes of layers.1.mixer are NaN or infinite."] == list(reading.warnings)
+    assert said == ["step 10: 1 of 12 modes of layers.1.mixer is NaN or infinite."] == list(reading.warnings)
 
 
 def test_a_reading_is_taken_at_the_first_call_and_where_a_multiple_has_come() -> None:
