@@ -8,7 +8,16 @@ from ssmdiag.recurrence.modal import Recurrence
 
 
 def stepped_kernel(recurrence: Recurrence, lags: int) -> torch.Tensor:
-    """Return K_t, (copy, channel, lag) float64: the response of κ Re(C h), h ← λ̄ h + B̄ x, to an impulse."""
+    """Return K_t, (copy, channel, lag) float64: the response of κ Re(C h), h ← λ̄ h + B̄ x, to an impulse.
+
+    Of a convolution, the response of its taps on a window of the last inputs that moves on by one.
+    """
+    if recurrence.taps is not None:
+        window, rows = torch.zeros_like(recurrence.taps[0]), []
+        for lag in range(lags):
+            window = torch.cat([torch.full_like(window[:, :1], float(lag == 0)), window[:, :-1]], 1)
+            rows.append((recurrence.taps * window).sum(2))
+        return torch.stack(rows, -1)
     if recurrence.dense is not None:
         dense = recurrence.dense()
         state, output = dense.input_matrix, dense.output_matrix

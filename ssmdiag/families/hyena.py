@@ -82,7 +82,35 @@ def _network(layer: Layer) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     sines = [name for name in (f"implicit_filter.{2 * depth + 1}.freq" for depth in range(DEEPEST)) if name in layer]
     if len(weights) > 1 and not sines:
         raise LayerError(f"{layer.title}: the frequency of its sines is not stored.", expected="implicit_filter.1.freq")
-    return weights, layer[sines[0]] if sines else weights[0][0].new_ones(1)
+    frequency = layer[sines[0]] if sines else weights[0][0].new_ones(1, 1)
+    _require_chain(layer, weights, layer.axis("feature"))
+    hidden = {len(weight) for weight, _ in weights[:-1]}
+    if hidden and (frequency.ndim != 2 or len(frequency) != 1 or not hidden <= {frequency.shape[1]}):
+        raise LayerError(
+            f"{layer.names[sines[0]]} has shape {tuple(frequency.shape)}, and the layers between which its sines stand "
+            f"have {' and '.join(map(str, sorted(hidden)))} outputs.",
+            expected="1 × as many",
+        )
+    return weights, frequency
+
+
+def _require_chain(layer: Layer, weights: list[tuple[Tensor, Tensor]], width: int) -> None:
+    """Raise LayerError for a linear layer that does not fit the one before it, or a bias that does not fit its own."""
+    for depth, (weight, bias) in enumerate(weights):
+        name = f"implicit_filter.{2 * depth}"
+        shape = tuple(weight.shape)
+        if shape[1:] != (width,):
+            raise LayerError(
+                f"{layer.names[f'{name}.weight']} has shape {shape}: the tensors do not belong together.",
+                expected=f"outputs × {width}, {'the features' if depth == 0 else 'the outputs of the layer before'}",
+            )
+        if bias.shape != shape[:1]:
+            raise LayerError(
+                f"{layer.names[f'{name}.bias']} has shape {tuple(bias.shape)}, but its weight {shape}: the tensors do "
+                "not belong together.",
+                expected=f"({shape[0]},)",
+            )
+        width = shape[0]
 
 
 def _window(layer: Layer) -> float | None:

@@ -81,7 +81,8 @@ class ModeEnergies:
         for chunk in self.chunks:
             form = self.held.get(chunk.start)
             if form is None and self.source.layout == "many inputs":
-                form = PairForms.of_matrices(self.source, self.lags)
+                some = bool(self.usable[chunk].any())
+                form = (PairForms.of_matrices if some else PairForms.of_nothing)(self.source, self.lags)
             elif form is None:
                 form = PairForms.of_channels(self.source, chunk, self.usable[chunk], self.lags)
             if len(self.chunks) * WORKING_SET <= HELD:

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ssmdiag.kernel.powers import powers
+from ssmdiag.kernel.powers import UNDERFLOW, powers
 from ssmdiag.kernel.quadratic_form import QuadraticForm, real_form
 from ssmdiag.kernel.response import EPSILON, LEAST, modal_terms
 from ssmdiag.recurrence.modal import Recurrence
@@ -57,6 +57,12 @@ class PairForms:
         form = QuadraticForm(source)
         sizes = form.sizes.mT * form.sizes
         return cls(form.ell, (form.hermitian * sizes)[None], (form.symmetric * sizes)[None], form.unit[None], lags)
+
+    @classmethod
+    def of_nothing(cls, source: Recurrence, lags: Tensor) -> PairForms:
+        """Return the forms of a layer of many inputs whose kernel is zero or not known: without energy."""
+        ell = torch.full_like(source.rate, -UNDERFLOW)
+        return cls(ell, ell.new_zeros(1, source.modes, source.modes), None, ell.new_ones(1), lags)
 
     @cached_property
     def number(self) -> Tensor:

@@ -142,21 +142,22 @@ def answer(layers: Sequence[CapacityReport], labels: Sequence[str], attention_la
 
 
 def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
-    several = [layer for layer in layers if not has_one_mode(layer)]
     rest = "" if all(layer.time_invariant for layer in layers) else f" {AT_REST}"
-    effective = [layer.own.effective_modes.median for layer in layers if layer.own.effective_modes]
-    if not effective:
+    judged = [layer for layer in layers if layer.own.modes]
+    if not judged:
         return Answer("undetermined", "no layer's capacity is known: its modes are NaN, growing, or beyond float64")
-    if not any(map(_decays, layers)):
-        return Answer("undetermined", "no layer's capacity is known: none of its modes decays")
     unknown = sum(layer.own.unknown for layer in layers)
     broken = f"no answer for {words.plural(unknown, 'channel')}: NaN, growing, or a failed self-test; " * bool(unknown)
+    if not any(map(_decays, judged)):
+        none = "none of the other modes" if unknown else "none of its modes"
+        return Answer("undetermined", f"{broken}no layer's capacity is known: {none} decays")
+    several = [layer for layer in judged if _decays(layer) and not has_one_mode(layer)]
     status: Status = "problem" if unknown else "ok"
     if not several:
         return Answer(
             status,
-            f"{broken}each channel has one mode{rest}, a running average of its input, from which no single input can "
-            "be rebuilt: its half-life says all, `ssmdiag inspect`",
+            f"{broken}each {'other ' * bool(unknown)}channel has one mode{rest}, a running average of its input, from "
+            "which no single input can be rebuilt: its half-life says all, `ssmdiag inspect`",
         )
     known = [layer for layer in several if layer.own.length_half]
     if not known:
@@ -195,7 +196,7 @@ def _decays(layer: CapacityReport) -> bool:
 
 def has_one_mode(layer: CapacityReport) -> bool:
     """Whether a channel of the layer holds one number, which rebuilds no input: capacity says nothing of it."""
-    return layer.own.modes is not None and layer.own.modes.max <= 1
+    return layer.own.modes is not None and 0 < layer.own.modes.max <= 1
 
 
 def best(layers: Sequence[CapacityReport]) -> CapacityReport:

@@ -278,6 +278,22 @@ def test_many_inputs_on_one_state_have_a_tail_too() -> None:
     assert tail.energy_share == pytest.approx(energy[tail.first : CONTEXT].sum() / energy[:CONTEXT].sum(), rel=1e-4)
 
 
+@pytest.mark.parametrize("dead", ["input_matrix", "output_matrix"])
+def test_many_inputs_of_which_none_reaches_an_output_have_no_tail_and_say_why(dead: str) -> None:
+    """As S5 and LRU whose C begins at zero: the layer is examined all the same."""
+    ell = torch.tensor([[-0.002, -0.1 + 1j, -0.2 + 2j]], dtype=torch.complex128)
+    matrices = {"input_matrix": torch.ones(3, 4).to(ell), "output_matrix": torch.ones(5, 3).to(ell)}
+    matrices[dead] = 0 * matrices[dead]
+    for kernel_factor in (1.0, 2.0):
+        layer = Recurrence("l", "s5", "x", ell, time_invariant=True, kernel_factor=kernel_factor, **matrices)
+        memory = assess_memory(layer, CONTEXT)
+        assert memory.remaining.whole.row(0) is None
+        assert memory.remaining.whole.reason(0) is TailStatus.NO_KERNEL
+        decay = summarise_memory(memory)[1]
+        assert (decay.lags, decay.heaviness, decay.energy_curve) == ((None, None, None), None, None)
+        assert decay.sentence == "The kernel is zero at every lag."
+
+
 def test_a_tail_is_a_sentence() -> None:
     tail = Tail(TailLaw.EXPONENTIAL, 23, 2896, math.log(2) / 347, 0.1011)
     assert describe_tail(tail) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +180,28 @@ def test_a_layer_that_never_decays_has_a_capacity_that_is_not_known(tmp_path: Pa
     assert code == 0
     assert out.startswith("UNDETERMINED  no layer's capacity is known: none of its modes decays\n")
     assert "not even" not in out
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status", "answer"),
+    [
+        (0.5, -0.5, "PROBLEM", "or a failed self-test; each other channel has one mode, a running average"),
+        (
+            0.0,
+            -0.5,
+            "UNDETERMINED",
+            "or a failed self-test; no layer's capacity is known: none of the other modes decays",
+        ),
+        (math.nan, -0.5, "UNDETERMINED", "no layer's capacity is known: its modes are NaN, growing, or beyond float64"),
+        (0.0, 0.5, "OK", "each channel has one mode, a running average of its input"),
+    ],
+)
+def test_a_layer_of_which_nothing_is_known_is_no_layer_of_several_modes(
+    first: float, second: float, status: str, answer: str, run: Run, write_model: Callable[..., Path]
+) -> None:
+    """Nor is one whose modes never decay a layer of one mode, which is a running average."""
+    state = {f"layers.{k}.attn.slope_rate": torch.full((2, 1, 1), rate) for k, rate in enumerate((first, second))}
+    _, out, _ = run("capacity", write_model(state), "--no-plots")
+    assert out.startswith(f"{status}  ")
+    assert answer in " ".join(out.split())
+    assert ("1 layer of one mode" in " ".join(out.split())) == (status in ("PROBLEM", "OK"))

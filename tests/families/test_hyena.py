@@ -119,6 +119,29 @@ def test_a_filter_with_a_layer_missing_is_refused(name: str, read_model: Read) -
         read_model(state(w))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("implicit_filter.2.weight", lambda w: np.stack([w, w], -1), "outputs × 8, the outputs of the layer before"),
+        ("implicit_filter.2.weight", lambda w: w[:, :5], "outputs × 8, the outputs of the layer before"),
+        ("implicit_filter.4.bias", lambda w: w[:3], "(8,)"),
+        ("implicit_filter.4.bias", lambda w: w[:1], "(8,)"),
+        ("implicit_filter.1.freq", lambda w: w[..., None], "1 × as many"),
+        ("implicit_filter.1.freq", lambda w: w[:, :4], "1 × as many"),
+    ],
+)
+def test_tensors_of_a_filter_that_do_not_fit_each_other_are_named(
+    name: str, change: Callable[[np.ndarray], np.ndarray], expected: str, read_model: Read
+) -> None:
+    """One that would be broadcast is no better: it gives other taps."""
+    w = weights()
+    w[name] = change(w[name])
+    with pytest.raises(LayerError) as caught:
+        read_model(state(w))
+    assert f"{PATH}.{name} has shape {w[name].shape}" in caught.value.seen
+    assert caught.value.expected == expected
+
+
 def test_two_directions_are_refused(read_model: Read) -> None:
     with pytest.raises(LayerError, match="two directions"):
         read_model(state(weights()), {"bidirectional": True})
