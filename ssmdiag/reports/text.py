@@ -275,6 +275,9 @@ def remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> 
         rest = "at rest: the decay depends on the input; this is its value with {}. Weights alone say no more."
         at_rest = [() if layer.time_invariant else (rest.format(layer.operating_point),) for layer in diagnosis.layers]
         yield from _of_layers(at_rest, labels)
+        for label, layer in zip(labels, diagnosis.layers, strict=True):
+            if "…" in label:
+                yield f"layer {label} is {layer.name}"
     yield from _assumptions(diagnosis.alternatives)
     yield from _of_layers([layer.notes for layer in diagnosis.layers], labels)
     yield from diagnosis.notes
