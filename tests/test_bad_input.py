@@ -339,6 +339,20 @@ def test_an_unknown_file_names_the_closest_family_and_what_it_lacks(case: str, w
     assert offered != ("no map can be offered: what could be a decay is not clear." in str(caught.value))
 
 
+@pytest.mark.parametrize("query", ["attn.c_attn.weight", "self_attn.q_proj.weight", "attention.self.query.weight"])
+def test_a_transformer_is_told_that_it_looks_like_one(query: str, write_model: Write) -> None:
+    names = [f"layers.{layer}.{name}" for layer in range(3) for name in (query, "mlp.weight", "norm.weight")]
+    with pytest.raises(UnknownFamilyError, match="it looks like a transformer: by name 3 modules are attention"):
+        diagnose(write_model({name: random(8, 8) for name in names}), memory=False)
+
+
+def test_what_could_be_recurrent_beside_attention_is_no_transformer(write_model: Write) -> None:
+    state = NEAR_MISSES["lru with nu renamed"][0] | {"layers.1.self_attn.q_proj.weight": random(8, 8)}
+    with pytest.raises(UnknownFamilyError) as caught:
+        diagnose(write_model(state), memory=False)
+    assert "transformer" not in str(caught.value)
+
+
 def test_an_unknown_file_says_the_same_every_time(write_model: Write) -> None:
     model = write_model(NEAR_MISSES["lru with nu renamed"][0])
     texts = set()

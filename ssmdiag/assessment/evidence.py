@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ssmdiag.assessment.attention import attention_layers
 from ssmdiag.assessment.training_signs import TrainingSigns, names_of_signs, read_training_signs
+from ssmdiag.checkpoint.attention import attention_layers
 from ssmdiag.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -126,10 +126,16 @@ def judge_layers(
     judged = []
     for history in histories:
         slow, many = (next(verdicts) if trend else unknown for trend in (history.slowest, history.tail))
-        verdict = _verdict(history.last, slow, many)
+        verdict = Verdict.STEADY if _holds_nothing(history) else _verdict(history.last, slow, many)
         history = replace(history, slowest_verdict=slow, tail_verdict=many, verdict=verdict)
         judged.append(replace(history, limits=_limits(history, context)))
     return tuple(judged), [f"{_listed(names)}: {remark}" for remark, names in remarks.items()]
+
+
+def _holds_nothing(history: LayerHistory) -> bool:
+    """Whether every mode is 0 from one step to the next at every checkpoint: a rate of ∞ has no trend to wait for."""
+    rates = [point.rate.min if point.rate else None for point in history.points if point.step in history.used]
+    return len(rates) > 1 and set(rates) == {math.inf} and not history.last.nonfinite
 
 
 def _verdict(last: LayerPoint, slowest: Verdict, tail: Verdict) -> Verdict:

@@ -42,6 +42,7 @@ from ssmdiag.families.reading_ahead import read_ahead
 from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.guard import guard
 from ssmdiag.output.result import Result
+from ssmdiag.printable import plural
 from ssmdiag.recurrence.modal import Recurrence
 from ssmdiag.version import __version__
 
@@ -265,7 +266,7 @@ def _open(paths: Sequence[str | Location]) -> tuple[list[tuple[Location, int | N
 
 def _require_two(paths: Sequence[object], usable: Sequence[object], problems: Sequence[str]) -> None:
     if len(usable) < 2:
-        seen = f"{len(usable)} of {len(paths)} checkpoints could be read:"
+        seen = f"{len(usable)} of {plural(len(paths), 'checkpoint')} could be read:"
         raise CheckpointError(
             seen if problems else "one checkpoint alone has nothing to be compared with.",
             expected="two or more",

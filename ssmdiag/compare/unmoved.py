@@ -8,6 +8,7 @@ from ssmdiag.checkpoint import Checkpoint, read_checkpoint
 from ssmdiag.checkpoint.location import Location
 from ssmdiag.compare.layer_history import LayerHistory
 from ssmdiag.compare.steering import compare_steering
+from ssmdiag.compare.trend import Verdict
 from ssmdiag.errors import SsmdiagError
 from ssmdiag.families.recognition import Recognition
 from ssmdiag.guard import guard
@@ -20,7 +21,11 @@ def find_steering_changed(
 
     `find` recognises the layers of a checkpoint, as for the rest of the run.
     """
-    moved = any(layer.slowest is None or layer.slowest.change or layer.last.moved for layer in layers)
+    # A layer that never decays, or holds nothing, is steady without a trend.
+    moved = any(
+        layer.verdict is not Verdict.STEADY if layer.slowest is None else layer.slowest.change or layer.last.moved
+        for layer in layers
+    )
     if moved or all(layer.last.time_invariant for layer in layers):
         return None
     changed: dict[str, tuple[str, ...]] = {}

@@ -47,6 +47,10 @@ def _slopes(heads: int) -> list[float]:
 
 def steering(layer: Layer) -> Iterator[Steering]:
     yield Steering("query, key and value", "qkv_proj.weight")
+    # transformers keeps powers of λ beside the slopes, and uses them in place of λ for all tokens of a prompt but one.
+    yield Steering("decay of what is read", "query_decay")
+    yield Steering("decay of what is written", "key_decay")
+    yield Steering("decay within a block", "diagonal_decay")
 
 
 FAMILY = Family(

@@ -10,13 +10,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssmdiag.checkpoint import Checkpoint
+from ssmdiag.checkpoint.attention import attention_layers
 from ssmdiag.checkpoint.names import join, layer_numbers
 from ssmdiag.errors import AssumptionError, UnknownFamilyError, closest
 from ssmdiag.families import known_families
 from ssmdiag.families.adapters import adapter_error
 from ssmdiag.families.interface import Family, Option, Spelling
 from ssmdiag.families.layer import Layer, bind_axes
-from ssmdiag.printable import module_name
+from ssmdiag.printable import module_name, plural
 
 LOOKS_RECURRENT = re.compile(
     r"(?:^|[._])(?:A_log|log_A|log_a|A_real|A_diag|Lambda|lambda_|nu_log|theta_log|params_log|time_decay|dt_bias|"
@@ -356,6 +357,13 @@ def unknown_family(checkpoint: Checkpoint, recognition: Recognition) -> UnknownF
     if offer.unclear:
         details.append("no map can be offered: what could be a decay is not clear.")
         details += [f"  {line}" for line in offer.unclear]
+    attention = attention_layers(checkpoint, ())
+    if attention and not (details or offer.text):
+        details.append(
+            f"it looks like a transformer: by name {plural(len(attention), 'module')} "
+            f"{'is' if len(attention) == 1 else 'are'} attention, which has no decay to read, and no tensor looks "
+            "like a decay."
+        )
     sample = ["", "Or save this as map.toml, correct it, and use --map map.toml:", "", *offer.text.split("\n")]
     return UnknownFamilyError(
         f"no recurrent layer recognised in {checkpoint.path.name} ({len(checkpoint):,} tensors).",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ALIKE = math.log(1.25)
 """Layers whose median and longest half-lives agree within 25 % are one row."""
+LONGEST = 48
+"""Characters of a label; names of 900 exist."""
 MOST_ROWS = 8
 """Rows that fit on one screen with the pictures below them."""
 
@@ -71,7 +73,7 @@ def _reach(layer: LayerDiagnosis) -> tuple[float, float]:
 
 
 def label_layers(names: Sequence[str]) -> list[str]:
-    """Return the part of each path that distinguishes the layers, numbers bare.
+    """Return the part of each path that distinguishes the layers, numbers bare, the middle of long names left out.
 
     >>> label_layers(["backbone.layers.0.mixer", "backbone.layers.11.mixer"])
     ['0', '11']
@@ -106,7 +108,18 @@ def label_layers(names: Sequence[str]) -> list[str]:
             text = text[len(next(iter(stems))) :]
         branch = match.group(2) if match else None
         labels.append(f"{text} ({branch})" if branch else text)
-    return labels
+    short = [shortened(label) for label in labels]
+    return short if len(set(short)) == len(set(labels)) else labels
+
+
+def shortened(name: str, most: int = LONGEST) -> str:
+    """Return a name without the middle of one that is longer.
+
+    >>> shortened("layers.0.mixer"), shortened("abcdefgh", 5)
+    ('layers.0.mixer', 'ab…gh')
+    """
+    half = most // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def fold(

@@ -20,6 +20,7 @@ from ssmdiag.printable import module_name, printable_record
 from ssmdiag.reports import words
 from ssmdiag.reports.answer import AT_REST, Answer, attention
 from ssmdiag.reports.console import joined, most_lines, styled, wrap
+from ssmdiag.reports.folding import shortened
 from ssmdiag.reports.json import LAGS, SCHEMA_VERSION, decay_document, pick, plain, tail_document
 from ssmdiag.reports.pictures import decay_picture, decay_strip
 
@@ -69,7 +70,9 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
     memory, shown = printable_record((memory, shown))
     decay = summarise_memory(memory)[1]
     what = "kernel" if memory.is_kernel else "retention" + " with the gates at rest" * (not memory.time_invariant)
-    where = module_name(memory.layer) + (f", channel {shown.channel}" if shown.channel is not None else "")
+    name = module_name(memory.layer)
+    named = name if settings.full else shortened(name)
+    where = named + (f", channel {shown.channel}" if shown.channel is not None else "")
     given = "" if shown.stated_context else " (no context is given: --length sets it)"
     context = f"{words.plural(memory.context, 'lag')}{given}"
     said = answer(memory, decay, shown)
@@ -81,7 +84,7 @@ def report(memory: LayerMemory, settings: Settings, shown: Shown) -> str:
         lines += wrap(text, settings) if text else []
     below: list[str] = []
     if settings.plots and bool(memory.whole.fitted[0]):
-        layer = f"layer {shown.label}" if shown.label else module_name(memory.layer)
+        layer = f"layer {shown.label}" if shown.label else named
         short = layer if shown.channel is None else f"channel {shown.channel}"
         picture = decay_picture(decay, "", settings) if settings.full else decay_strip(decay, f"{short}, rms", settings)
         below += ["", *picture]

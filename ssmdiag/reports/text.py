@@ -279,6 +279,9 @@ def remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> 
         rest = "at rest: the decay depends on the input; this is its value with {}. Weights alone say no more."
         at_rest = [() if layer.time_invariant else (rest.format(layer.operating_point),) for layer in diagnosis.layers]
         yield from _of_layers(at_rest, labels)
+        for label, layer in zip(labels, diagnosis.layers, strict=True):
+            if "…" in label:
+                yield f"layer {label} is {layer.name}"
     yield from _assumptions(diagnosis.alternatives)
     told = set()
     if not (settings.full or settings.verbose):  # a finding says the same, and the table counts the modes

@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.printable import plural
 from ssmdiag.recurrence.maps import find_map
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
@@ -73,7 +74,7 @@ def _step_limits(evidence: LayerEvidence, beyond: float) -> Iterator[Observation
     outside = (step < low * (1 - beyond)) | (step > high * (1 + beyond))
     if count := int(outside.sum()):
         bounds = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
-        heads = f"{count:,} of {step.numel():,} heads have"
+        heads = f"{count:,} of {plural(step.numel(), 'head')} {'has' if count == 1 else 'have'}"
         farthest = float(step[outside].min() if bool((step[outside] < low).any()) else step[outside].max())
         yield Observation(
             f"{heads} a Δ at its bias that transformers clamps to {bounds} in prefill (farthest: {farthest:.3g}): "
@@ -112,7 +113,7 @@ def _highest_eigenvalue(evidence: LayerEvidence) -> Iterator[Observation]:
 def _observation(evidence: LayerEvidence, name: str, count: int, total: int, where: str) -> Observation:
     verb, whose = ("lies", "its") if count == 1 else ("lie", "their")
     return Observation(
-        f"{count:,} of {total:,} values of {evidence.local(name)} {verb} {where}: {whose} gradient is 0",
+        f"{count:,} of {plural(total, 'value')} of {evidence.local(name)} {verb} {where}: {whose} gradient is 0",
         count=count,
         of=total,
         value=count / total,

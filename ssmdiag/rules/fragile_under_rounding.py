@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
+from ssmdiag.printable import plural
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _observation(name: str, worst: _Change, changes: list[_Change], limits: Limi
         else f"change their time constants by more than a factor of {limits['factor']:g}"
         + (f", {worst.crossing:,} of them past the stability boundary" if worst.crossing else "")
     )
-    values = f"{count:,} of {total:,} values of {name}"
+    values = f"{count:,} of {plural(total, 'value')} of {name}"
     if stored:
         message = f"{name} is stored as {weight.dtype}, whose rounding can make {count:,} of {total:,} {effect}"
     else:

@@ -21,8 +21,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ssmdiag.assessment.attention import QUERY
 from ssmdiag.assessment.evidence import CheckpointEvidence
+from ssmdiag.checkpoint.attention import QUERY
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, lacks_context, page
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from ssmdiag.assessment.evidence import CheckpointEvidence, LayerEvidence
 from ssmdiag.checkpoint.names import join
+from ssmdiag.printable import plural
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 SKIP = re.compile(r"D|Ds|D_b|D\.\d+|ssm_k_D|ssm_d|omega|residual_weight")
@@ -38,7 +39,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         finite = size[size.isfinite()]
         if huge := int((finite > limits["largest"]).sum()):
             yield Observation(
-                f"{huge:,} of {size.numel():,} values of {local} are beyond {limits['largest']:g}, the largest is "
+                f"{huge:,} of {plural(size.numel(), 'value')} of {local} {'is' if huge == 1 else 'are'} beyond "
+                f"{limits['largest']:g}, the largest is "
                 f"{float(finite.max()):.2g}: uninitialised memory looks like this",
                 count=huge,
                 of=size.numel(),

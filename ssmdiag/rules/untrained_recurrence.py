@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from ssmdiag.assessment.evidence import LayerEvidence
 from ssmdiag.families.initialisations import frozen_on_purpose
+from ssmdiag.printable import plural
 from ssmdiag.rules.interface import Limits, Observation, Rule, Threshold, page
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def examine(evidence: LayerEvidence, limits: Limits) -> Iterator[Observation]:
         local = evidence.local(weight.name)
         if still < limits["share"] * rows or not evidence.whole.training.trained:
             continue
-        what = f"{still:,} of {rows:,} channels of {local} are" if still < rows else f"{local} is"
+        some = f"{still:,} of {plural(rows, 'channel')} of {local} {'is' if still == 1 else 'are'}"
+        what = some if still < rows else f"{local} is"
         yield Observation(
             f"{what} still {name}, to the last bit, though {evidence.whole.training.evidence}",
             count=still,

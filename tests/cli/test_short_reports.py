@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.reports import Settings, check_text, render
@@ -193,3 +194,19 @@ def test_check_tells_what_fails_the_build_whole_and_folds_the_rest() -> None:
     assert "\n".join(told(fail_on="note")).count("mended") == 4
     few = check_text.render_all([many_findings("note", "note")], Settings()).splitlines()
     assert len(few) <= 6
+
+
+def test_a_name_of_900_characters_is_a_line_and_whole_in_full(run: Run, tmp_path: Path) -> None:
+    name = f"{'encoder' * 60}.{'block' * 96}"
+    layers = {
+        f"{name}.{key.removeprefix('lru_layers.0.')}" if key.startswith("lru_layers.0.") else key: tensor
+        for key, tensor in load_file(EXAMPLES / "lru-digits" / "step-02000.safetensors").items()
+    }
+    save_file(layers, tmp_path / "long.safetensors")
+    for command in ("inspect", "kernel", "capacity"):
+        lines = run(command, "long.safetensors")[1].splitlines()
+        assert len(lines) <= 22
+        assert any(name[:24] in line for line in lines)
+    full = "".join(run("inspect", "--full", "long.safetensors")[1].split())
+    assert f"is{name}" in full
+    assert run("kernel", "--layer", name, "long.safetensors")[0] == 0

@@ -111,8 +111,6 @@ def test_whatever_moves_the_memory_of_a_model_is_caught_and_named(model_type: st
     before = model_states(model)
     moving = 0
     for name in [name for name in state if name.startswith(f"{block}.")]:
-        if name.endswith(("slope_rate", "query_decay", "key_decay", "diagonal_decay")):
-            continue  # buffers, computed from the settings
         for change in CHANGES.values():
             changed = change(state[name])
             if torch.equal(changed, state[name]):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ssmdiag.assessment.attention import attention_layers
 from ssmdiag.assessment.spectrum import LayerDiagnosis
+from ssmdiag.checkpoint.attention import attention_layers
 from ssmdiag.diagnosis import Diagnosis, diagnose
 from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reports import Settings, render

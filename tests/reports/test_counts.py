@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from ssmdiag import compare_run, diagnose
+from ssmdiag.errors import SsmdiagError
 from ssmdiag.printable import plural
 from ssmdiag.reports import Settings, formats, render
 from ssmdiag.reports.compare.run import report
+from ssmdiag.reports.retrain import markdown, text
+from ssmdiag.retrain.arms import Arm, Budget
 from ssmdiag.watching.alarm import Alarm
 from tests.reports.example_diagnoses import diagnosis, layer, remembering
 from tests.reports.test_compare_text import falling, run_of, still
+from tests.reports.test_retrain_text import result_of, run
+from tests.rules.healthy import initial_state, save
 from tests.watching.test_warnings import layer as reading
 
 VERBS = "is|has|was|grows|does|decays|forgets|converges|recedes|keeps|moves|nears|holds"
 """After `layer 1`, and after a count of one."""
-ONE_OF_SEVERAL = re.compile(rf"(?<![\d.,–-])\b1 (?!(?:{VERBS})\b)[a-z]+s\b")
+ONE_OF_SEVERAL = re.compile(
+    rf"(?<![\d.,–-])\b1 (?:(?!(?:{VERBS})\b)[a-z]{{2,}}s\b|of [\d,]+ [a-z]+ (?:of \S+ )?(?:are|have|lie)\b)"
+)
 
 
 def wrong(text: str) -> list[str]:
@@ -29,6 +39,7 @@ def wrong(text: str) -> list[str]:
 def test_one_of_several_is_seen() -> None:
     assert wrong("half gone every 1 steps") == ["1 steps"]
     assert wrong("1 modes are NaN") == ["1 modes"]
+    assert wrong("1 of 32 values of D are 0") == ["1 of 32 values of D are"]
     assert not wrong("1 step, 11 steps, 0.1 steps, 1 is the most, 2 of 3 layers")
 
 
@@ -74,3 +85,32 @@ def test_a_count_that_is_written_already_keeps_its_digits() -> None:
         "1.0 steps",
         "1k steps",
     ]
+
+
+def test_a_comparison_of_arms_counts_as_one_speaks() -> None:
+    for steps, runs in ((1, 1), (2, 3)):
+        compared = result_of([run(Arm("relu", seed=k), 0.5) for k in range(runs)], budget=Budget(steps=steps, batch=1))
+        assert not wrong(markdown.render(compared))
+        assert not wrong(text.report(compared, Settings(full=True)))
+
+
+@pytest.mark.parametrize("values", [1, 4])
+def test_findings_count_as_one_speaks(tmp_path: Path, values: int) -> None:
+    """One value that is clamped, that rounding moves, that was never written: of one, and of several."""
+    fresh = initial_state("linoss")
+    layer = {name.removeprefix("blocks.0.ssm."): tensor for name, tensor in fresh.items() if "blocks.0.ssm." in name}
+    layer["A_diag"], layer["steps"] = torch.tensor([-0.1, 1e-6, 1.0, 1.0][:values]), layer["steps"][:values]
+    layer["B"], layer["C"], layer["D"] = layer["B"][:values, :values], layer["C"][:values, :values], layer["D"][:values]
+    layer["D"][0] = 1e17
+    path = save(tmp_path / "clamped", {f"blocks.0.ssm.{name}": tensor.clone() for name, tensor in layer.items()}, {})
+    said = [finding.message for finding in diagnose(path, memory=False).findings]
+    for begins in ("D is beyond", "A_diag lies where"):
+        assert any(message.startswith(f"1 of {plural(values, 'value')} of {begins}") for message in said)
+    assert not wrong("\n".join(said))
+
+
+def test_one_checkpoint_that_cannot_be_read_is_one(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no header")
+    with pytest.raises(SsmdiagError) as refused:
+        compare_run([tmp_path / "model.safetensors"])
+    assert "0 of 1 checkpoint could be read" in str(refused.value)

@@ -18,9 +18,11 @@ import pytest
 from ssmdiag.assessment.memory import assess_memory
 from ssmdiag.capacity.capacity import assess_capacity
 from ssmdiag.capacity.report import CapacityReport, report_capacity
+from ssmdiag.compare.trend import Verdict
 from ssmdiag.diagnosis import Diagnosis
 from ssmdiag.errors import OutputError
 from ssmdiag.output.result import Result
+from ssmdiag.recurrence.quantiles import Quantiles
 from ssmdiag.reports import Settings, kernel_text, render
 from ssmdiag.reports.capacity_text import NONE_GIVEN
 from ssmdiag.reports.capacity_text import document as capacity_document
@@ -537,3 +539,21 @@ def test_time_constants_of_every_decade_have_a_column(context: int | None) -> No
         assert all(sum(value for value in row[1:] if isinstance(value, int)) == 1 for row in numbers.rows)
         assert len(numbers.heads) > 8
         assert picture.mark is None or 0 <= picture.mark[0] <= len(picture.columns)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log", "log1p"])
+def test_an_axis_with_nothing_to_draw_has_ends_and_ticks(scale: Any) -> None:
+    assert Axis("steps", scale).over([]).ticks()
+
+
+def test_a_layer_that_holds_nothing_has_a_page_and_stands_still() -> None:
+    """Weights on the state that are all 0: every rate is ∞, every time constant 0, and nothing fits on a log axis."""
+
+    def empty(step: int) -> test_compare_text.LayerPoint:
+        return replace(test_compare_text.still("0")(step), rate=Quantiles(*[math.inf] * 5), margin=1.0)
+
+    for steps in ([0, 1], test_compare_text.STEPS):
+        run = test_compare_text.run_of({"0": empty}, steps)
+        assert run.layers[0].verdict is Verdict.STEADY
+        assert "Slowest time constant over" not in page_of(run).document()
+        assert main_picture_of(run) is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.rules.healthy import save
 from tests.rules.planting import fill, findings_of, plant
 
 CODE = "SSM203"
@@ -56,3 +58,29 @@ def test_a_gate_of_exactly_one_half_is_not_past_it(tmp_path: Path) -> None:
 
 def test_half_of_rwkv_4_is_fast_by_design(tmp_path: Path) -> None:
     assert not findings_of(CODE, plant(tmp_path, "rwkv4", {"time_decay": lambda w: w + 2}))
+
+
+@pytest.mark.parametrize(
+    ("taps", "says"),
+    [
+        (
+            lambda w: w.zero_(),
+            "8 of 8 channels have a convolution that is 0 at every tap: nothing reaches",
+        ),
+        (lambda w: w[:6, :, :2].zero_(), "6 of 8 channels have a convolution that is 0 at every tap past the first"),
+        (lambda w: w[:5, :, :2].zero_(), ""),
+        (lambda w: w[:, :, 0].zero_(), ""),
+        (lambda w: w[:, :, 0].fill_(torch.nan), ""),
+    ],
+)
+def test_a_convolution_that_is_zero_where_the_past_comes_in_holds_none(
+    taps: Callable[[Tensor], object], says: str, tmp_path: Path
+) -> None:
+    """As where a converter left out the weight of a layer of LFM2; its last weight meets the present input."""
+    weight = torch.rand(8, 1, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    taps(weight)
+    projections = {"in_proj.weight": torch.ones(24, 8), "out_proj.weight": torch.ones(8, 8)}
+    state = {f"model.layers.0.conv.{name}": w for name, w in {"conv.weight": weight, **projections}.items()}
+    found = findings_of(CODE, save(tmp_path / "m", state, {"model_type": "lfm2"}))
+    assert [finding.severity for finding in found] == ["warning"] * bool(says)
+    assert all(finding.message.startswith(says) for finding in found)

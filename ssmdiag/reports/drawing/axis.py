@@ -27,8 +27,9 @@ class Axis:
     def over(self, values: Iterable[float]) -> Axis:
         """Return the axis with both ends, wide enough for these values; they must be on it."""
         known = sorted(values)
-        low = self.low if self.low is not None else (known[0] if known else 0.0)
-        high = self.high if self.high is not None else (known[-1] if known else 1.0)
+        none = (1.0, 10.0) if self.scale == "log" else (0.0, 1.0)  # with nothing to draw, an axis still has ends
+        low = self.low if self.low is not None else (known[0] if known else none[0])
+        high = self.high if self.high is not None else (known[-1] if known else none[1])
         if self.scale == "linear" and self.low is None and self.high is None:
             pad = 0.05 * (high - low)
             low, high = low - pad, high + pad

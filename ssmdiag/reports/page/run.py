@@ -94,7 +94,7 @@ def _pictures(run: RunComparison, labels: Sequence[str]) -> Iterator[Picture]:
         )
     slowest = [_curve(run, k, labels, "slowest") for k in order[:MOST_CURVES]]
     slowest = [curve for curve in slowest if curve.points]
-    if slowest:
+    if any(value > 0 for curve in slowest for _, value in curve.points):
         limits = [Mark("y", float(run.context_length), f"context {run.context_length:,}")] if run.context_length else []
         yield Plot(
             title=f"Slowest time constant over {run.unit}s",

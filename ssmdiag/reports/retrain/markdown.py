@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ssmdiag.printable import printable_record
+from ssmdiag.printable import plural, printable_record
 from ssmdiag.reports.markdown import escape
 from ssmdiag.reports.retrain.laws import law_columns, law_remark
 from ssmdiag.reports.retrain.words import (
@@ -72,8 +72,8 @@ def _page(result: RetrainResult, columns: Sequence[Column]) -> str:
         _row(["---"] * len(heading)),
         *(_row(row) for row in rows),
         "",
-        f"{result.budget.steps:,} steps of {result.budget.batch} sequences, {len(result.arms):,} runs, "
-        f"{result.device}, {result.seconds:,.0f} s.",
+        f"{plural(result.budget.steps, 'step')} of {plural(result.budget.batch, 'sequence')}, "
+        f"{plural(len(result.arms), 'run')}, {result.device}, {result.seconds:,.0f} s.",
         *(f"- {escape(note)}" for note in (*_remarks(result), *result.notes)),
     ]
     return "\n".join(lines) + "\n"
