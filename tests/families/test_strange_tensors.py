@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmdiag import Family, Spelling, diagnose, find_map, known_families, recognise
-from ssmdiag.errors import LayerError
+from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.recurrence.discretisation import bilinear_matrix, matrix_eigenvalues
 from ssmdiag.recurrence.maps import MAPS
 from ssmdiag.recurrence.modal import Recurrence
@@ -97,6 +97,21 @@ def test_a_part_that_is_empty_is_named_as_such_and_not_as_one_that_does_not_belo
     """As a shard of ZeRO-3 that was never gathered, beside a part that was."""
     said = problem("mamba:state-spaces", {"A_log": lambda w: w[:0], "dt_proj.bias": lambda w: w[:0]})
     assert "A_log is empty: its shape is (0, 4)." in said
+
+
+@pytest.mark.one_in(40)
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_weight_that_is_zero_needs_no_guard(name: str) -> None:
+    """As an output matrix that training begins from zero."""
+    family, spelling = SPELLINGS[name]
+    state = state_dict(spelling)
+    for zero in state:
+        changed = state | {zero: torch.zeros_like(state[zero])}
+        try:
+            said = " ".join(diagnose(hold(changed, config(family, spelling))).problems)
+        except SsmdiagError as error:
+            said = str(error)
+        assert " failed with " not in said, zero
 
 
 def test_packed_gates_without_a_shape_are_named() -> None:
