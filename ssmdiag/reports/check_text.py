@@ -19,7 +19,8 @@ from ssmdiag.rules.finding import SEVERITIES
 
 if TYPE_CHECKING:
     from ssmdiag.diagnosis import Diagnosis
-
+OPTION = " (--fail-on)"
+"""Which option a verdict hangs on; left out where the line would not fit."""
 FEW_LINES = 6
 """Lines of a short report at 80 columns, unless what fails the build needs more."""
 
@@ -49,10 +50,11 @@ def _single(result: Diagnosis | Failure, settings: Settings) -> Iterator[str]:
     above += _paragraph(result.chosen or "", settings, "dim")
     for problem in result.problems:
         above += _paragraph(f"  not read: {problem}", settings, "red")
-    below = [] if settings.quiet else list(_paragraph(not_judged(result), settings, "dim"))
+    below = [] if settings.quiet else list(_paragraph(not_judged(result, said.text), settings, "dim"))
     moved = f" ({words.moved(result.source)})" if result.source else ""
     last = f"{_rules(result)} on {words.checkpoint_name(result.path)}{moved}{_known(result)}"
-    below += _paragraph(f"{_outcome([result.exit_code(settings.fail_on)], settings)}; {last}", settings)
+    outcome = f"{_outcome([result.exit_code(settings.fail_on)], settings)}; {last}"
+    below += _paragraph(outcome if len(outcome) < settings.width else outcome.replace(OPTION, "", 1), settings)
     yield from above
     yield from _findings(group_findings(result), most_lines(settings, FEW_LINES) - len(above) - len(below), settings)
     yield from below
@@ -108,8 +110,8 @@ def _outcome(codes: Sequence[int], settings: Settings) -> str:
     threshold = settings.fail_on if settings.fail_on == SEVERITIES[-1] else f"{settings.fail_on} or above"
     if 1 in codes:
         which = f" in {codes.count(1):,} of them" if len(codes) > 1 else ""
-        return f"fails: findings at {threshold}{which} (--fail-on)"
-    return f"passes: nothing at {settings.fail_on} or above (--fail-on)"
+        return f"fails: findings at {threshold}{which}{OPTION}"
+    return f"passes: nothing at {settings.fail_on} or above{OPTION}"
 
 
 def examined(diagnosis: Diagnosis) -> str:
@@ -126,11 +128,12 @@ def _known(diagnosis: Diagnosis) -> str:
     return f"; {diagnosis.known_findings:,} more in the baseline" if diagnosis.known_findings else ""
 
 
-def not_judged(diagnosis: Diagnosis) -> str:
-    """Return which rules could not judge, and why; empty where all could."""
+def not_judged(diagnosis: Diagnosis, said: str = "") -> str:
+    """Return which rules could not judge, and why; empty where all could. What to do is left out where it is `said`."""
     reasons: dict[str, list[str]] = {}
     for code, reason in diagnosis.not_judged.items():
-        reasons.setdefault(reason, []).append(code)
+        why, _, option = reason.partition(": --length")
+        reasons.setdefault(why if option and "--length" in said else reason, []).append(code)
     parts = [f"{', '.join(codes)} ({reason})" for reason, codes in reasons.items()]
     return f"not judged: {'; '.join(parts)}" if parts else ""
 
