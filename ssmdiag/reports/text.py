@@ -82,6 +82,10 @@ def _several(results: Iterable[Diagnosis | Failure], settings: Settings) -> Iter
     yield from wrap(f"{table.overall()}    more: --full, or one of them alone", settings)
 
 
+NOT_FINITE = "NaN or infinite"
+"""How a layer's note on values that are no numbers ends."""
+
+
 class _Shown(NamedTuple):
     """How much of what it could show a report shows."""
 
@@ -276,11 +280,15 @@ def remarks(diagnosis: Diagnosis, labels: Sequence[str], settings: Settings) -> 
         at_rest = [() if layer.time_invariant else (rest.format(layer.operating_point),) for layer in diagnosis.layers]
         yield from _of_layers(at_rest, labels)
     yield from _assumptions(diagnosis.alternatives)
-    yield from _of_layers([layer.notes for layer in diagnosis.layers], labels)
+    told = set()
+    if not (settings.full or settings.verbose):  # a finding says the same, and the table counts the modes
+        told = {finding.layer for finding in diagnosis.findings if finding.code == "SSM401"}
+    notes = [[x for x in one.notes if one.name not in told or not x.endswith(NOT_FINITE)] for one in diagnosis.layers]
+    yield from _of_layers(notes, labels)
     yield from diagnosis.notes
-    if diagnosis.unrecognised:
-        tensors = words.plural(len(diagnosis.unrecognised), "tensor")
-        yield f"{tensors} that look recurrent and were not used: {first_of(diagnosis.unrecognised)}"
+    if unused := diagnosis.unrecognised:
+        which = "that looks recurrent and was" if len(unused) == 1 else "that look recurrent and were"
+        yield f"{words.plural(len(unused), 'tensor')} {which} not used: {first_of(unused)}"
     if settings.verbose:
         for layer in diagnosis.layers:
             yield f"{module_name(layer.name)}: {layer.spelling}; read {', '.join(layer.tensors)}"
