@@ -27,6 +27,7 @@ from ssmdiag.cli.options import (
     check_length,
     read_layers,
     recognise_layers,
+    soundness_of,
 )
 from ssmdiag.cli.outputs import claim
 from ssmdiag.errors import LayerError
@@ -105,11 +106,11 @@ def capacity(
     from ssmdiag.capacity.rounding import Rounding
     from ssmdiag.diagnosis import context_length_of
     from ssmdiag.families.reading_ahead import read_ahead
+    from ssmdiag.reports import words
     from ssmdiag.reports.capacity_text import document, report
     from ssmdiag.reports.json import render
     from ssmdiag.reports.page.capacity import main_picture, page
     from ssmdiag.reports.svg import alone
-    from ssmdiag.reports.words import heading
 
     try:
         rounding = Rounding(input_mean=input_mean, input_scale=input_scale, int8_scale=int8_scale or "state")
@@ -147,6 +148,10 @@ def capacity(
                 problems.append(error)
     if not layers:
         raise problems[0]
+    only = None if layer is None else [one.name for one in layers]
+    soundness = soundness_of(checkpoint, found, assume, map_file, device, only)
+    left_out = [problem.sentence for problem in problems if problem.sentence not in soundness.problems]
+    wrong = (*soundness.wrong, *([f"no capacity of {words.plural(len(left_out), 'layer')}"] if left_out else []))
     if int8_scale and all(own.own.state_dtype != "int8" for own in layers):
         raise typer.BadParameter(
             f"the state is not int8 but {layers[0].own.state_dtype}: --state-dtype int8", param_hint="'--int8-scale'"
@@ -158,11 +163,11 @@ def capacity(
     places.write(
         {
             "text": lambda settings: (
-                heading(found.guess, settings.width)
-                + report(name, layers, context, known is not None, settings, chosen, attention)
+                words.heading(found.guess, settings.width)
+                + report(name, layers, context, known is not None, settings, chosen, attention, wrong)
             ),
             "json": lambda settings: render(
-                document(name, layers, context, chosen, attention) | {"guess": found.guess}
+                document(name, layers, context, chosen, attention, wrong) | {"guess": found.guess}
             ),
             "html": lambda settings: page(
                 *printable_record((layers, name)),
@@ -171,12 +176,13 @@ def capacity(
                 attention,
                 stated=known is not None,
                 chosen=printable_record(chosen),
+                wrong=printable_record(wrong),
                 command=settings.command,
             ).document(),
             "svg": lambda settings: alone(main_picture(printable_record(layers))),
         },
         settings,
     )
-    messages.remark_problems("not read", checkpoint.problems)
-    messages.remark_problems("left out", [problem.sentence for problem in problems])
-    raise typer.Exit(2 if checkpoint.problems or problems else 0)
+    messages.remark_problems("not read", soundness.problems)
+    messages.remark_problems("left out", left_out)
+    raise typer.Exit(2 if soundness.problems or problems else 0)

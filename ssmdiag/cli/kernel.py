@@ -26,6 +26,7 @@ from ssmdiag.cli.options import (
     ReportFormat,
     read_layers,
     recognise_layers,
+    soundness_of,
 )
 from ssmdiag.cli.outputs import claim, suffix_of
 from ssmdiag.cli.progress import Progress
@@ -145,17 +146,20 @@ def kernel(
             raise KernelSizeError(error.seen, advice=TOO_LARGE) from error
         text = file_report(written, settings, output=str(output), stated_context=stated)
         terminal.emit(heading(found.guess, settings.width) + text, None, colours=settings.colour)
-        problems = [*asked.problems, *written.problems]
+        problems, unread = [*asked.problems, *written.problems], tuple(checkpoint.problems)
     else:
         recurrence, branches = asked.first()
         with guard(recurrence.layer, "its kernel"):
             memory = assess_memory(recurrence, context, every_passing=True)
-        shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), chosen=chosen)
+        only = None if layer is None else [recurrence.layer]
+        soundness = soundness_of(checkpoint, found, assume, map_file, device, only)
+        shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), chosen=chosen, wrong=soundness.wrong)
         if layer is None:
             shown = replace(
                 shown,
                 layers=tuple(one.family.title for one in found.layers),
-                label=label_layers([one.path for one in found.layers])[0],
+                label=label_layers([one.path for one in found.layers])[len(asked.problems)],
+                skipped=len(asked.problems),
                 attention_layers=CheckpointEvidence(checkpoint, found, context).attention_layers,
             )
         places.write(
@@ -169,10 +173,10 @@ def kernel(
             },
             settings,
         )
-        problems = []
+        problems, unread = [], soundness.problems
     messages.remark_problems("not written", [problem.sentence for problem in problems])
-    messages.remark_problems("not read", checkpoint.problems)
-    raise typer.Exit(2 if checkpoint.problems or problems else 0)
+    messages.remark_problems("not read", unread)
+    raise typer.Exit(2 if unread or problems else 0)
 
 
 @dataclass
@@ -186,8 +190,21 @@ class _Chosen:
     """Layers that could not be read, of several."""
 
     def first(self) -> tuple[Recurrence, list[str]]:
-        """Return the recurrence to show, and the names of all recurrences of its layer."""
-        found = read_layers(self.layers[:1] if self.layer is None else self.layers, self.layer)
+        """Return the recurrence to show, and the names of all recurrences of its layer.
+
+        Where none was asked for, it is of the first layer that can be read. Raises LayerError where none can.
+        """
+        if self.layer is not None:
+            found = read_layers(self.layers, self.layer)
+        else:
+            for layer in self.layers:
+                try:
+                    found = layer.read()
+                    break
+                except LayerError as error:
+                    self.problems.append(error)
+            else:
+                raise self.problems[0]
         return self.narrow(found[0]), [recurrence.layer for recurrence in found]
 
     def all(self, progress: Progress) -> Generator[Recurrence]:

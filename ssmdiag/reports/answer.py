@@ -72,6 +72,15 @@ def answer(diagnosis: Diagnosis) -> Answer:
     return Answer(status, f"{caveat}{'; '.join(said)}")
 
 
+def wrong(diagnosis: Diagnosis) -> list[str]:
+    """Return what is wrong with a checkpoint itself, for the first line of a report that asks for something else."""
+    said = [*_unread(diagnosis), *_broken(diagnosis)]
+    for group in group_findings(diagnosis):
+        if group.worst.severity == "error" and not any(group.worst.code in text for text in said):
+            said.append(_leading(group, diagnosis))
+    return said
+
+
 def _caveat(diagnosis: Diagnosis) -> str:
     """Return what the whole answer rests on, to go before it: an unreviewed map, a setting that nothing decides."""
     if diagnosis.guess:

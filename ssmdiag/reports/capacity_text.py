@@ -42,10 +42,11 @@ def report(
     settings: Settings,
     chosen: str | None = None,
     attention_layers: Sequence[str] = (),
+    wrong: Sequence[str] = (),
 ) -> str:
-    """Return the report of one checkpoint; `chosen` says which it is of its run."""
-    path, layers, chosen = printable_record((path, tuple(layers), chosen))
-    said = answer(layers, label_layers([layer.name for layer in layers]), attention_layers)
+    """Return the report of one checkpoint; `chosen` says which it is of its run, `wrong` what is wrong with it."""
+    path, layers, chosen, wrong = printable_record((path, tuple(layers), chosen, tuple(wrong)))
+    said = answer(layers, label_layers([layer.name for layer in layers]), attention_layers, wrong)
     context_line = f"context {context:,}{NONE_GIVEN * (not stated)}"
     text = ""
     for most in range(FEW_ROWS, 0, -1):
@@ -112,12 +113,13 @@ def document(
     context: int,
     chosen: str | None = None,
     attention_layers: Sequence[str] = (),
+    wrong: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the same as plain data."""
     labels = label_layers([layer.name for layer in layers])
     return plain({
         "schema_version": SCHEMA_VERSION,
-        **pick(answer(layers, labels, attention_layers), "status answer=text"),
+        **pick(answer(layers, labels, attention_layers, wrong), "status answer=text"),
         "checkpoint": {"path": path, "chosen": chosen},
         "context_length": context,
         "attention_layers": attention_layers,
@@ -135,19 +137,28 @@ def document(
     })  # fmt: skip
 
 
-def answer(layers: Sequence[CapacityReport], labels: Sequence[str], attention_layers: Sequence[str] = ()) -> Answer:
-    """Return how far back inputs can be rebuilt, how much of its state a rounded model keeps; what is not judged."""
-    told = _answer(layers, labels)
-    return Answer(told.status, "; ".join([told.text, *attention(attention_layers)]))
+def answer(
+    layers: Sequence[CapacityReport],
+    labels: Sequence[str],
+    attention_layers: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+) -> Answer:
+    """Return what is wrong; how far back inputs can be rebuilt, how much of its state a rounded model keeps."""
+    told = _answer(layers, labels, is_told=bool(wrong))
+    return Answer("problem" if wrong else told.status, "; ".join([*wrong, told.text, *attention(attention_layers)]))
 
 
-def _answer(layers: Sequence[CapacityReport], labels: Sequence[str]) -> Answer:
+def _answer(layers: Sequence[CapacityReport], labels: Sequence[str], *, is_told: bool) -> Answer:
+    """Return the same of the layers that were read; `is_told` where what is wrong with them is said before it."""
     rest = "" if all(layer.time_invariant for layer in layers) else f" {AT_REST}"
     judged = [layer for layer in layers if layer.own.modes]
     if not judged:
-        return Answer("undetermined", "no layer's capacity is known: its modes are NaN, growing, or beyond float64")
+        why = "" if is_told else ": its modes are NaN, growing, or beyond float64"
+        return Answer("undetermined", f"no layer's capacity is known{why}")
     unknown = sum(layer.own.unknown for layer in layers)
-    broken = f"no answer for {words.plural(unknown, 'channel')}: NaN, growing, or a failed self-test; " * bool(unknown)
+    broken = ""
+    if unknown and not is_told:
+        broken = f"no answer for {words.plural(unknown, 'channel')}: NaN, growing, or a failed self-test; "
     if not any(map(_decays, judged)):
         none = "none of the other modes" if unknown else "none of its modes"
         return Answer("undetermined", f"{broken}no layer's capacity is known: {none} decays")

@@ -51,7 +51,11 @@ class Shown:
     branches: tuple[str, ...] = ()
     """Names of all recurrences of the layer."""
     layers: tuple[str, ...] = ()
-    """Families of the layers of which it is the first; empty where it was asked for."""
+    """Families of the layers of which it is the first that can be read; empty where it was asked for."""
+    skipped: int = 0
+    """How many layers before it could not be read."""
+    wrong: tuple[str, ...] = ()
+    """What is wrong with the checkpoint, as parts of the answer."""
     label: str = ""
     """What tells it from these layers, such as its number."""
     attention_layers: tuple[str, ...] = ()
@@ -101,14 +105,20 @@ def _fitting(sentences: Sequence[str], others: int, settings: Settings) -> list[
 
 def answer(memory: LayerMemory, decay: LayerDecay, shown: Shown) -> Answer:
     """Return the law that the layer decays by, if one was found, and how far it reaches; and which layer it is."""
-    told = _answer(memory, decay)
+    told = _answer(memory, decay, is_told=any(code in text for text in shown.wrong for code in ("SSM101", "SSM401")))
     which = ""
     if len(shown.layers) > 1:
-        which = f"layer {shown.label}, the first of {words.plural(len(shown.layers), 'recurrent layer')}: "
-    return Answer(told.status, "; ".join([which + told.text, *attention(shown.attention_layers)]))
+        which = f"layer {shown.label}, {_first(shown)} {words.plural(len(shown.layers), 'recurrent layer')}: "
+    said = [*shown.wrong, which + told.text, *attention(shown.attention_layers)]
+    return Answer("problem" if shown.wrong else told.status, "; ".join(said))
 
 
-def _answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
+def _first(shown: Shown) -> str:
+    return "the first readable of" if shown.skipped else "the first of"
+
+
+def _answer(memory: LayerMemory, decay: LayerDecay, *, is_told: bool) -> Answer:
+    """Return what is known of the layer; `is_told` where what is wrong with the checkpoint is said before it."""
     status = memory.horizon.status
     rest = "" if memory.time_invariant else f" {AT_REST}"
     broken = [
@@ -116,6 +126,7 @@ def _answer(memory: LayerMemory, decay: LayerDecay) -> Answer:
         for code in (Status.NOT_FINITE, Status.GROWS)
         if (count := int((status == code).sum()))
     ]
+    broken = [] if is_told else broken
     law, window = decay.law
     found = decay.whole.law not in (Law.UNDETERMINED, Law.FINITE) or decay.tail is not None
     reach, (endless, beyond) = _passed(memory, "" if found else rest), _lasting(memory)
@@ -252,7 +263,7 @@ def _elsewhere(memory: LayerMemory, shown: Shown) -> list[str]:
         said.append(f"also in this layer: {', '.join(others)}; --layer {json.dumps(others[0])} shows it")
     if len(shown.layers) > 1:
         families = f" ({words.families(shown.layers)})" if len(set(shown.layers)) > 1 else ""
-        said.append(f"the first of {len(shown.layers):,} layers{families}; --layer shows another")
+        said.append(f"{_first(shown)} {len(shown.layers):,} layers{families}; --layer shows another")
     return said
 
 

@@ -36,7 +36,7 @@ def test_a_layer_that_cannot_be_read_is_named_and_the_others_are_told(
     code, output, errors = run("capacity", write_model(broken, name="broken"), "--format", "json")
     assert code == 2
     assert [layer["name"] for layer in json.loads(output)["layers"]] == ["layers.0", "layers.2"]
-    assert "left out: " in errors
+    assert "not read: " in errors
     assert "layers.1" in errors
 
 

@@ -60,7 +60,7 @@ def test_capacity_shows_the_others(model: Path, run: Run) -> None:
     code, out, err = run("capacity", model, "--format", "json")
     assert code == 2
     assert [layer["name"] for layer in json.loads(out)["layers"]] == [PATHS[0], PATHS[2]]
-    assert f"left out: {SAID}" in err
+    assert f"not read: {SAID}" in err
 
 
 def test_kernel_writes_the_others(model: Path, run: Run, tmp_path: Path) -> None:
@@ -105,3 +105,57 @@ def test_the_traceback_is_shown_to_who_asks_for_it(
     assert code == 2
     assert "ZeroDivisionError: float division by zero" in " ".join((out + err).split())
     assert ("Traceback (most recent call last)" in err) == asked
+
+
+ONE_NAN = "1 of 16 modes in layer 1 is NaN or infinite (SSM401)"
+
+
+@pytest.mark.parametrize("command", ["inspect", "check", "capacity", "kernel"])
+def test_one_nan_in_any_layer_is_a_problem_to_every_command(command: str, run: Run, write_model: Write) -> None:
+    tensors = state()
+    tensors[f"{PATHS[1]}.kernel.log_A_real"][0, 0] = torch.nan
+    path = write_model(tensors)
+    out = " ".join(run(command, path, *QUICK.get(command, ()))[1].split())
+    assert out.startswith(f"PROBLEM {ONE_NAN}; ")
+    if command in ("capacity", "kernel"):
+        asked = run(command, path, "--layer", 0, "--length", 50)[1]
+        assert not asked.startswith("PROBLEM")
+
+
+def test_inspect_tells_a_nan_once_on_one_screen(run: Run, write_model: Write) -> None:
+    tensors = state()
+    tensors[f"{PATHS[1]}.kernel.log_A_real"][0, 0] = torch.nan
+    path = write_model(tensors)
+    out = run("inspect", path)[1]
+    assert len(out.splitlines()) <= 22
+    assert " ".join(out.split()).count("1 of 16 values is NaN or infinite") == 1
+    assert " ".join(run("inspect", path, "--full")[1].split()).count("1 of 16 values is NaN or infinite") > 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "check", "capacity", "kernel"])
+def test_modes_that_are_all_nan_are_a_problem_to_every_command(command: str, run: Run, write_model: Write) -> None:
+    tensors = {name: values * torch.nan if name.endswith("log_A_real") else values for name, values in state().items()}
+    code, out, err = run(command, write_model(tensors), *QUICK.get(command, ()))
+    assert (code, err) == (int(command == "check"), "")
+    assert " ".join(out.split()).startswith("PROBLEM 48 of 48 modes in all 3 layers are NaN or infinite (SSM401)")
+
+
+@pytest.mark.parametrize("command", ["capacity", "kernel"])
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_layer_that_is_left_out_is_named_in_the_answer(command: str, gone: int, run: Run, write_model: Write) -> None:
+    tensors = state()
+    tensors[f"{PATHS[gone]}.kernel.log_A_real"] = tensors[f"{PATHS[gone]}.kernel.log_A_real"][:, :1]
+    missing = state()
+    del missing[f"{PATHS[gone]}.kernel.log_A_real"]
+    for state_ in (tensors, missing):
+        code, out, err = run(command, write_model(state_, name=f"m{len(state_)}"), "--length", 50, "--format", "json")
+        data = json.loads(out)
+        assert (code, data["status"]) == (2, "problem")
+        assert data["answer"].startswith(f"layer {gone} could not be read; ")
+        assert "not read: " in err
+        assert f"{PATHS[gone]}." in err
+        if command == "kernel":
+            assert data["layer"] == PATHS[1 - gone if gone == 0 else 0]
+
+
+QUICK = {"capacity": ("--length", 50), "kernel": ("--length", 50)}

@@ -34,18 +34,20 @@ def page(
     *,
     stated: bool = True,
     chosen: str | None = None,
+    wrong: Sequence[str] = (),
     command: str = "",
 ) -> Page:
     """Return the page of the layers of one checkpoint, or of one layer.
 
-    `stated` says whether a context is known; `chosen`, which checkpoint of its run it is.
+    `stated` says whether a context is known; `chosen`, which checkpoint of its run it is; `wrong`, what is wrong with
+    the checkpoint.
     """
     layers = _reports(found)
     context = context or layers[0].own.context
     labels = label_layers([layer.name for layer in layers])
     data = document(path, layers, context, attention_layers=attention_layers)
     name = words.checkpoint_name(path) if path else module_name(layers[0].name)
-    made = Page(f"{name}: memory capacity", answer(layers, labels, attention_layers))
+    made = Page(f"{name}: memory capacity", answer(layers, labels, attention_layers, wrong))
     if guess:
         made.warn(guess)
     made.paragraph(chosen or "")
