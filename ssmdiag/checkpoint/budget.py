@@ -91,7 +91,10 @@ def _leads_round(path: Path) -> bool:
 
 
 def _neighbours(path: Location) -> str:
-    """Suggest files of the same directory with similar names."""
+    """Suggest files of the same directory with similar names, or the name as a shell reads it without its quotes."""
+    given = str(path)
+    if isinstance(path, Path) and (bare := os.path.expanduser(os.path.expandvars(given.strip()))) != given:
+        return f"without the quotes it is {bare}: ssmdiag inspect {shlex.quote(bare)}"
     try:
         beside: Iterator[Path | RemotePath] = iter(path.parent.iterdir())
         present = [entry.name for entry in itertools.islice(beside, MOST_COMPARED)]

@@ -140,7 +140,7 @@ def _unknown_option(
     if others:
         seen = f"{path} has no option {option}; {' and '.join(others[:2])} {'has' if len(others) == 1 else 'have'} it."
         tried = [(command_named(other), list(arguments)) for other in others]
-        return SsmdiagError(seen, advice=_first_that_parses(tried, None) or f"ssmdiag {others[0]} --help")
+        return SsmdiagError(seen, advice=_first_that_parses(tried, None) or f"{path} --help")
     return SsmdiagError(f"{path} has no option {option}.", advice=f"{path} --help")
 
 

@@ -44,12 +44,14 @@ def usable_size(value: str) -> bool:
 
 
 def colour(choice: Colour, stream: TextIO | None = None) -> bool:
-    """Return whether to colour, by the option, NO_COLOR, FORCE_COLOR, TERM and the stream."""
+    """Return whether to colour, by the option, NO_COLOR, FORCE_COLOR, CLICOLOR, TERM and the stream."""
     if choice != "auto":
         return choice == "always"
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    return bool(os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE")) or (stream or sys.stdout).isatty()
+    if os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE"):
+        return True
+    return os.environ.get("CLICOLOR") != "0" and (stream or sys.stdout).isatty()
 
 
 def unicode() -> bool:

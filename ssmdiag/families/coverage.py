@@ -13,6 +13,9 @@ NOT_READ = ("sLSTM", "LMU", "SRU", "CfC and LTC", "GateLoop", "TTT")
 """Recurrences known by name that no family reads."""
 
 
+ASKS_FOR_ALL = ("all", "list", "ls")
+
+
 def find_families(name: str, known: tuple[Family, ...]) -> tuple[Family, ...]:
     """Return the families that a name stands for, whatever its case, hyphens and underscores.
 
@@ -31,7 +34,7 @@ def find_families(name: str, known: tuple[Family, ...]) -> tuple[Family, ...]:
     others: dict[str, str] = {}
     for other in (name for family in known for name in (family.name, *_names(family))):
         others.setdefault(_plain(other), other)
-    close = [others[match] for match in difflib.get_close_matches(wanted, others, n=3)]
+    close = [others[match] for match in difflib.get_close_matches(wanted, others, n=3) if wanted not in ASKS_FOR_ALL]
     raise AssumptionError(
         f"no family, model type or architecture is called {name}.",
         expected=f"one of the {len(known)} that `ssmdiag families` lists",

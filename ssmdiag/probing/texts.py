@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ def read_start(path: Path, tokens: int, tokenizer: Any) -> bytes:
             size = os.fstat(file.fileno()).st_size
             return file.read(min(size, tokens * (BYTES_PER_TOKEN if tokenizer else 1)))
     except OSError as error:
-        raise SsmdiagError(f"{path}: cannot be read ({error.strerror or error}).", expected="a regular file") from error
+        raise SsmdiagError(
+            f"{path}: cannot be read ({error.strerror or error}).",
+            expected="a regular file",
+            advice=f"list what is there: ls {shlex.quote(str(path.parent))}",
+        ) from error
 
 
 def tokenize(content: bytes, tokenizer: Any, *, special: bool = True) -> Tensor:

@@ -127,12 +127,14 @@ class Use:
             steps = getattr(cutting, name)
             if steps is not None:
                 low, high = cutting.intervals[name]
-                bounds = f"{_steps(low, cutting.tested)} to {_steps(high, cutting.tested)}"
+                ends = [_steps(low, cutting.tested), _steps(high, cutting.tested)]
+                bounds = "" if ends[0] == ends[1] else f"95 % interval {ends[0]} to {ends[1]}"
                 inside = high is not None and name == "all_but_a_hundredth"
-                most = "" if inside else f", the most tested being {cutting.tested:,}"
+                most = "" if inside else f"the most tested being {cutting.tested:,}"
+                beside = ", ".join(filter(None, [bounds, most]))
                 return (
-                    f"The answers keep {share} of the past's effect with {steps:,} step{'s' * (steps != 1)} of it "
-                    f"(95 %: {bounds}{most})."
+                    f"The answers keep {share} of the past's effect with {steps:,} step{'s' * (steps != 1)} of it"
+                    f"{f' ({beside})' * bool(beside)}."
                 )
         return f"The answers need more than {cutting.tested:,} steps of the past, all tested, for half of its effect."
 

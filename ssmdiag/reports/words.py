@@ -94,17 +94,17 @@ def decade(exponent: int) -> str:
 
 
 def margin(value: float | None) -> str:
-    """Return 1 − |λ̄| with two digits.
+    """Return 1 − |λ̄| with two digits, under 0.01 with an exponent.
 
-    >>> margin(0.3345), margin(8.3e-4), margin(-0.02), margin(0.0)
-    ('0.33', '8.3e-4', '−0.02', '0')
+    >>> margin(0.3345), margin(8.3e-4), margin(-0.02), margin(0.0), margin(0.0099), margin(0.00996)
+    ('0.33', '8.3e-4', '−0.02', '0', '9.9e-3', '0.01')
     """
     if value is None:
         return "–"
     if value == 0:
         return "0"
     size = abs(value)
-    text = f"{size:.2g}" if size >= 0.0095 else f"{size:.1e}".replace("e-0", "e-")
+    text = f"{size:.2g}" if size >= 0.00995 else f"{size:.1e}".replace("e-0", "e-")
     return ("−" if value < 0 else "") + text
 
 

@@ -171,8 +171,13 @@ def test_families_says_which_can_be_observed_on_a_live_model(run) -> None:
 
 
 def test_colour_follows_the_option_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TERM"):
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
+    with monkeypatch.context() as terminal_:
+        terminal_.setattr(sys.__stdout__, "isatty", lambda: True)
+        assert terminal.colour("auto", sys.__stdout__)
+        terminal_.setenv("CLICOLOR", "0")
+        assert not terminal.colour("auto", sys.__stdout__)
     assert terminal.colour("auto", sys.__stdout__) is sys.__stdout__.isatty()
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert terminal.colour("auto")

@@ -36,6 +36,10 @@ MISTAKES = {
     "inspect state-spaces/mamba-130m-hf": ("state-spaces/mamba-130m-hf", None),
     "inspect model.zip": ("model.zip is a zip archive", None),
     "inspect hf/optimizer.pt": ("state of an optimiser", "ssmdiag inspect hf"),
+    "inspect '$DESK/model.safetensors'": ("without the quotes", "ssmdiag inspect ./model.safetensors"),
+    "inspect ' model.safetensors'": ("without the quotes", "ssmdiag inspect model.safetensors"),
+    "explain --all": ("explain has no option --all", "ssmdiag explain --help"),
+    "families list": ("is called list", "ssmdiag families"),
     "inspect my model.safetensors": ("needs quotes", "ssmdiag inspect 'my model.safetensors'"),
     "capacity my model.safetensors": ("needs quotes", "ssmdiag capacity 'my model.safetensors'"),
     "capacity model.safetensors run": ("takes one PATH", "ssmdiag capacity model.safetensors"),
@@ -127,6 +131,7 @@ MISTAKES = {
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as users have them, and the current one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DESK", ".")
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("empty", "run", "hf", "runs/a"):
         Path(name).mkdir(parents=True)

@@ -71,6 +71,7 @@ def test_pipes_directories_and_strange_names_are_refused_on_one_line(tmp_path: P
             read_texts([path], vocabulary=256, length=4)
         assert "\x1b" not in str(caught.value)
         assert str(caught.value).splitlines()[1].startswith("  expected")
+        assert str(caught.value).splitlines()[2].startswith("  next: list what is there: ls ")
 
 
 def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_a_delay_line_keeps_nothing_until_all_of_its_steps_are_there() -> None:
     use = measure_use(filtered(taps), noise(4, 256))
     assert figures(use) == (100, 100, 100)
     assert use.by_cutting.intervals == dict.fromkeys(use.by_cutting.intervals, (100, 100))
+    assert "95 %" not in use.sentence  # an interval without width
     peak = max(use.by_replacement, key=lambda point: point[1])[0]
     assert 91 <= peak <= 108
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssmdiag.capacity.capacity import LayerCapacity
 from ssmdiag.capacity.report import CapacityReport, report_alone
+from ssmdiag.families import known_families
 from ssmdiag.printable import module_name
 from ssmdiag.reports import words
 from ssmdiag.reports.capacity_text import NONE_GIVEN, answer, best, document, remarks
@@ -63,13 +64,24 @@ def page(
         "states used",
         "module",
     ]
+    titles = {family.name: family.title for family in known_families()}
     rows = []
     for layer, label in zip(data["layers"], labels, strict=True):
         length, *others = _cells(layer["capacity"])
         longest = steps(at(layer, "capacity", "over_channels", "length_half", "max"))
         used = digits(layer["states_used"])
         rows.append(
-            [label, layer["family"], layer["channels"], layer["modes"], length, longest, *others, used, layer["name"]]
+            [
+                label,
+                titles.get(layer["family"], layer["family"]),
+                layer["channels"],
+                layer["modes"],
+                length,
+                longest,
+                *others,
+                used,
+                layer["name"],
+            ]
         )
     caption = f"Medians over channels; lengths in steps, over a context of {context:,}{NONE_GIVEN * (not stated)}"
     made.table(caption, heads, rows)
