@@ -23,7 +23,7 @@ from ssmdiag.errors import LayerError
 from ssmdiag.families.interface import Family
 from ssmdiag.families.layer import Layer
 from ssmdiag.families.reading_ahead import read_ahead
-from ssmdiag.families.recognition import recognise
+from ssmdiag.families.recognition import Recognition, recognise
 from ssmdiag.output.result import Result
 from ssmdiag.printable import module_name
 from ssmdiag.recurrence.modal import Assumption, Recurrence
@@ -199,6 +199,36 @@ def diagnose(
     checkpoint = read_checkpoint(checkpoint)
     found = recognise(checkpoint, assume=assume, families=families, device=device)
     found.require_layers(checkpoint)
+    diagnosis = diagnose_layers(
+        checkpoint,
+        found,
+        device=device,
+        context_length=context_length,
+        memory=memory,
+        most_channels=most_channels,
+        tails=tails,
+        rules=rules,
+        probe=probe,
+        on_layer=on_layer,
+    )
+    return replace(diagnosis, seconds=time.perf_counter() - start)
+
+
+def diagnose_layers(
+    checkpoint: Checkpoint,
+    found: Recognition,
+    *,
+    device: str = "cpu",
+    context_length: int | None = None,
+    memory: bool = True,
+    most_channels: int | None = MOST_CHANNELS,
+    tails: bool = True,
+    rules: Selection | None = None,
+    probe: SavedProbe | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Return the diagnosis of the layers that were recognised in a checkpoint, or of some of them; as `diagnose`."""
+    start = time.perf_counter()
     context = context_length or context_length_of(checkpoint.settings)
     selection = (select_rules() if rules is None else rules).with_probe(probe)
     whole = CheckpointEvidence(checkpoint, found, context, probe=probe and probe.of(found.layers))

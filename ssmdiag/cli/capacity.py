@@ -25,11 +25,13 @@ from ssmdiag.cli.options import (
     Quiet,
     ReportFormat,
     check_length,
+    choose_device,
+    choose_layers,
     read_layers,
     recognise_layers,
-    soundness_of,
 )
 from ssmdiag.cli.outputs import claim
+from ssmdiag.cli.soundness import judge_soundness
 from ssmdiag.errors import LayerError
 from ssmdiag.guard import guard
 from ssmdiag.printable import printable_record
@@ -148,8 +150,8 @@ def capacity(
                 problems.append(error)
     if not layers:
         raise problems[0]
-    only = None if layer is None else [one.name for one in layers]
-    soundness = soundness_of(checkpoint, found, assume, map_file, device, only)
+    only = None if layer is None else choose_layers(found.layers, layer)
+    soundness = judge_soundness(checkpoint, found, device=choose_device(device), only=only)
     left_out = [problem.sentence for problem in problems if problem.sentence not in soundness.problems]
     wrong = (*soundness.wrong, *([f"no capacity of {words.plural(len(left_out), 'layer')}"] if left_out else []))
     if int8_scale and all(own.own.state_dtype != "int8" for own in layers):

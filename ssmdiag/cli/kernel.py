@@ -24,12 +24,14 @@ from ssmdiag.cli.options import (
     Plots,
     Quiet,
     ReportFormat,
+    choose_device,
+    choose_layers,
     read_layers,
     recognise_layers,
-    soundness_of,
 )
 from ssmdiag.cli.outputs import claim, suffix_of
 from ssmdiag.cli.progress import Progress
+from ssmdiag.cli.soundness import judge_soundness
 from ssmdiag.errors import LayerError, SsmdiagError
 from ssmdiag.guard import guard
 from ssmdiag.printable import printable_record
@@ -151,8 +153,8 @@ def kernel(
         recurrence, branches = asked.first()
         with guard(recurrence.layer, "its kernel"):
             memory = assess_memory(recurrence, context, every_passing=True)
-        only = None if layer is None else [recurrence.layer]
-        soundness = soundness_of(checkpoint, found, assume, map_file, device, only)
+        only = None if layer is None else choose_layers(found.layers, layer)
+        soundness = judge_soundness(checkpoint, found, device=choose_device(device), only=only)
         shown = Shown(str(checkpoint.path), channel, stated, tuple(branches), chosen=chosen, wrong=soundness.wrong)
         if layer is None:
             shown = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -16,7 +16,6 @@ from ssmdiag.errors import AssumptionError, SsmdiagError, meant
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
     from ssmdiag.checkpoint.location import Location
-    from ssmdiag.cli.soundness import Soundness
     from ssmdiag.families import Family
     from ssmdiag.families.layer import Layer
     from ssmdiag.families.recognition import Recognition
@@ -169,27 +168,6 @@ def recognise_layers(
     found = recognise(checkpoint, assume=assumed, families=families, device=choose_device(device))
     found.require_layers(checkpoint)
     return checkpoint, found, chosen
-
-
-def soundness_of(
-    checkpoint: Checkpoint,
-    found: Recognition,
-    assume: list[str] | None,
-    map_file: Path | None,
-    device: Device,
-    only: Collection[str] | None = None,
-) -> Soundness:
-    """Return what is wrong with a checkpoint that was recognised with these options."""
-    from ssmdiag.cli.soundness import judge_soundness
-
-    return judge_soundness(
-        checkpoint,
-        found,
-        assume=parse_assumptions(assume),
-        families=load_families(map_file),
-        device=choose_device(device),
-        only=only,
-    )
 
 
 def parse_assumptions(pairs: list[str] | None) -> dict[str, str]:

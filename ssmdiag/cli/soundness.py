@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ssmdiag.printable import first_of
+from ssmdiag.printable import first_of, printable_record
 
 if TYPE_CHECKING:
     from ssmdiag.checkpoint import Checkpoint
-    from ssmdiag.families.interface import Family
+    from ssmdiag.families.layer import Layer
     from ssmdiag.families.recognition import Recognition
 
 RULES = ("SSM101", "SSM401")
@@ -28,36 +28,29 @@ class Soundness:
 
 
 def judge_soundness(
-    checkpoint: Checkpoint,
-    found: Recognition,
-    *,
-    assume: dict[str, str],
-    families: list[Family],
-    device: str,
-    only: Collection[str] | None = None,
+    checkpoint: Checkpoint, found: Recognition, *, device: str, only: Sequence[Layer] | None = None
 ) -> Soundness:
-    """Return what is wrong with a checkpoint; of the recurrences of these names alone where a layer was asked for."""
-    from ssmdiag.diagnosis import diagnose
+    """Return what is wrong with a checkpoint; with `only` some layers, what is wrong with them: no other is read."""
+    from ssmdiag.diagnosis import diagnose_layers
     from ssmdiag.reports.answer import wrong
     from ssmdiag.rules.selection import select_rules
 
-    rules = select_rules(select=RULES)
-    whole = diagnose(checkpoint, assume=assume, families=families, device=device, memory=False, rules=rules)
-    if only is not None:
-        layers = tuple(layer for layer in whole.layers if layer.name in only)
-        findings = tuple(finding for finding in whole.findings if finding.layer in only)
-        return Soundness(tuple(wrong(replace(whole, layers=layers, findings=findings, problems=()))), ())
-    said = wrong(replace(whole, problems=()))
+    asked = found if only is None else replace(found, layers=tuple(only), near_misses=())
+    whole = diagnose_layers(checkpoint, asked, device=device, memory=False, rules=select_rules(select=RULES))
+    others = () if only is None else (*checkpoint.problems, *found.problems)
+    problems = tuple(problem for problem in whole.problems if problem not in others)
     read = {layer.name.partition(" (")[0] for layer in whole.layers}
-    return Soundness((*_unread(found, read, whole.problems), *said), whole.problems)
+    missing = [layer.path for layer in asked.layers if layer.path not in read]
+    missing += [miss.path for miss in asked.incomplete]
+    said = (*_unread(found, missing, problems), *wrong(replace(whole, problems=())))
+    return printable_record(Soundness(said, problems))
 
 
-def _unread(found: Recognition, read: Collection[str], problems: Collection[str]) -> list[str]:
+def _unread(found: Recognition, missing: Sequence[str], problems: Collection[str]) -> list[str]:
     """Return which layers are missing from a report; where none is, that something else could not be read."""
     from ssmdiag.reports import words
     from ssmdiag.reports.folding import label_layers
 
-    missing = [*(layer.path for layer in found.layers if layer.path not in read), *(m.path for m in found.incomplete)]
     paths = [*(layer.path for layer in found.layers), *(miss.path for miss in found.incomplete)]
     labels = dict(zip(paths, label_layers(paths), strict=True))
     if missing:

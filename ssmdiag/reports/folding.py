@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -162,16 +163,15 @@ def _range(labels: list[str]) -> str:
     branch = re.search(r" \(.*\)$", labels[0])
     suffix = branch.group(0) if branch else ""
     bare = [label.removesuffix(suffix) for label in labels]
-    numbers: list[int] = []
+    spans: list[tuple[int, int]] = []
     for label in bare:
-        if not (match := re.fullmatch(r"(\d+)(?:[-…](\d+))?", label)):
+        if not (match := re.fullmatch(r"(\d{1,18})(?:[-…](\d{1,18}))?", label)):
             return f"{bare[0].split('…')[0]}…{bare[-1].split('…')[-1]}{suffix}"
-        first, last = int(match[1]), int(match[2] or match[1])
-        numbers += [first, last] if "…" in label else range(first, last + 1)
-    numbers = sorted(set(numbers))
-    if numbers == list(range(numbers[0], numbers[-1] + 1)) and not any("…" in label for label in bare):
-        return f"{numbers[0]}-{numbers[-1]}{suffix}"
-    return f"{numbers[0]}…{numbers[-1]}{suffix}"
+        spans.append((int(match[1]), int(match[2] or match[1])))
+    spans.sort()
+    gapless = all(before[1] + 1 >= after[0] for before, after in pairwise(spans))
+    between = "-" if gapless and not any("…" in label for label in bare) else "…"
+    return f"{spans[0][0]}{between}{max(last for _, last in spans)}{suffix}"
 
 
 def join_labels(labels: Sequence[str], most: int = 6) -> str:

@@ -382,7 +382,7 @@ def test_of_two_runs_the_last_checkpoints_are_compared(run: Run) -> None:
     code, out, _ = run(S4D, LRU)
     assert code == 0
     assert "\na  s4d-digits/step-02000.safetensors" in out
-    assert "step-02000.safetensors is the last of 7 checkpoints in" in one_line(out)
+    assert "step-02000.safetensors is the last of 7 checkpoints in" in one_line(run(S4D, LRU, "--full")[1])
     data = json.loads(run(S4D, LRU, "-f", "json")[1])
     assert (data["comparison"], len(data["notes"])) == ("models", 2)
     assert data["b"]["checkpoint"]["path"].endswith("lru-digits/step-02000.safetensors")

@@ -112,7 +112,7 @@ CASES: dict[str, list[str]] = {
     "kernel": ["kernel", "1"],
     "kernel of a layer": ["kernel", "1", "--layer", "nothing\x1b\n::x::"],
     "compare a run": ["compare", "1", "2", "3"],
-    "compare two": ["compare", "1", "\x1b"],
+    "compare two": ["compare", "1", "\x1b", "--full"],
     "compare strictly": ["compare", "--strict", "1", "2"],
     "compare what cannot be read": ["compare", "torn", "lost"],
     "a page": ["inspect", "\x1b", "1", "torn", "-f", "html"],
