@@ -155,7 +155,7 @@ def test_ascii_is_ascii_plain_is_plain_and_coloured_is_coloured(case: str) -> No
 def test_quiet_is_the_answer_alone() -> None:
     lines = text.report(CASES["three-maps"], Settings(quiet=True, width=300)).splitlines()
     assert len(lines) == 2
-    assert lines[1].startswith("best ends lowest, at 0.0015; all others at 0.0025 or above.")
+    assert lines[0].startswith("best ends lowest, at 0.0015; all others at 0.0025 or above.")
 
 
 def test_a_map_past_the_boundary_and_the_noise_borne_are_in_the_answer() -> None:
@@ -167,7 +167,7 @@ def test_a_map_past_the_boundary_and_the_noise_borne_are_in_the_answer() -> None
 
 def test_of_a_sweep_each_setting_is_shown_at_its_best_rate_and_its_window_told() -> None:
     got = text.report(CASES["sweep"], Settings(width=140, plots=False))
-    assert got.splitlines()[1].startswith("No clear difference")
+    assert got.splitlines()[0].startswith("No clear difference")
     grid = next(line for line in got.splitlines() if line.startswith("c direct"))
     assert grid.split().count("×") == 2
     assert "memory and curves are those of the first seed" in got
@@ -200,7 +200,7 @@ def test_json_has_kernels_and_noise() -> None:
 
 
 def said_of(*runs: ArmResult) -> str:
-    return text.report(result_of(runs), Settings(quiet=True, width=1000)).splitlines()[1]
+    return text.report(result_of(runs), Settings(quiet=True, width=1000)).splitlines()[0]
 
 
 def test_an_opponent_that_diverged_is_in_the_answer() -> None:

@@ -47,13 +47,13 @@ def report(result: RetrainResult, settings: Settings) -> str:
     result = printable_record(result)
     page = Page(settings)
     budget = result.budget
+    finished = any(run.final_loss is not None for run in result.arms) and result.interrupted_at is None
+    page.paragraph(answer(result), "bold green" if finished else "bold red")
     page.paragraph(
         f"{result.task}  {result.model}  {words.plural(budget.steps, 'step')} × {budget.batch}  "
         f"{words.plural(len(result.arms), 'run')}  {result.device} {result.seconds:,.0f} s",
         "bold",
     )
-    finished = any(run.final_loss is not None for run in result.arms) and result.interrupted_at is None
-    page.paragraph(answer(result), "bold green" if finished else "bold red")
     if result.interrupted_at is not None:
         (lead, rows), *columns = losses_so_far(result)
         _write_rows(page, lead, rows, columns)
